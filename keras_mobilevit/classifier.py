@@ -1,0 +1,225 @@
+"""MobileViT image classifiers with the interface of `keras.applications`."""
+
+import os
+
+import keras
+from keras import layers
+
+from keras_mobilevit.backbone import feature_maps
+from keras_mobilevit.configs import CLASSIFIER_DROPOUT, VARIANTS, ModelConfig
+from keras_mobilevit.layers import conv_bn_act, dense
+from keras_mobilevit.weights import load_weights
+
+MIN_SIZE = 32  # one pixel of the last feature map
+DEFAULT_SIZE = 256  # what the paper trains and evaluates at
+
+_DOCSTRING = """{title}: {parameters} M parameters, {top1} % ImageNet-1k top-1 in the paper.
+
+Source: [MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision
+Transformer](https://arxiv.org/abs/2110.02178), Table 4.
+
+Args:
+    include_top: whether to end in the global average pooling, dropout and the
+        fully connected layer.
+    weights: `None` for random initialization, `"imagenet"`, or the path of a weights
+        file: `.keras`, `.weights.h5`, or `.safetensors` with the names of `timm` or
+        `transformers`.
+    input_tensor: a Keras tensor to use as the image input of the model.
+    input_shape: `(height, width, channels)`, channels last. Height and width are at
+        least 32, need not be equal nor a multiple of anything, and may be `None`.
+        By default `(256, 256, 3)` with the top and `(None, None, 3)` without.
+    pooling: without the top, what follows the last feature map: `None` leaves it
+        `[batch, height / 32, width / 32, {channels}]`, `"avg"` and `"max"` pool it to
+        `[batch, {channels}]`.
+    classes: number of classes; other than 1000 only without `weights="imagenet"`.
+    classifier_activation: activation of the top. `None` returns logits.
+    include_preprocessing: if true, the model takes values in [0, 255] and scales them
+        itself; if false, it takes values in [0, 1]. Images are RGB, and neither mean
+        nor standard deviation is subtracted.
+    name: name of the model.
+
+Returns:
+    A functional `keras.Model` from images `[batch, height, width, channels]` to
+    `[batch, classes]`.
+
+Raises:
+    ValueError: if an argument or a combination of them is not valid; the message says
+        what was expected.
+
+Example:
+
+>>> model = keras_mobilevit.{title}(weights=None, input_shape=(224, 288, 3))
+>>> model.predict(numpy.zeros((1, 224, 288, 3))).shape
+(1, 1000)
+"""
+
+
+def _resolve_input_shape(input_shape, input_tensor, include_top: bool, weights):
+    """Fills in the default input shape and refuses one that cannot work."""
+    if input_tensor is not None:
+        tensor_shape = tuple(input_tensor.shape[1:])
+        if input_shape is not None and tuple(input_shape) != tensor_shape:
+            raise ValueError(
+                "`input_shape` and the shape of `input_tensor` must agree. Received: "
+                f"input_shape={input_shape} and a tensor of shape {tensor_shape}."
+            )
+        input_shape = tensor_shape
+    if input_shape is None:
+        size = DEFAULT_SIZE if include_top else None
+        input_shape = (size, size, 3)
+    input_shape = tuple(input_shape)
+    if len(input_shape) != 3:
+        raise ValueError(
+            "`input_shape` must be (height, width, channels). "
+            f"Received: input_shape={input_shape}."
+        )
+    *size, channels = input_shape
+    if any(side is not None and side < MIN_SIZE for side in size):
+        raise ValueError(
+            f"Input height and width must be at least {MIN_SIZE}. "
+            f"Received: input_shape={input_shape}."
+        )
+    if channels not in (1, 3, 4):
+        raise ValueError(
+            "Images have 1, 3 or 4 channels, in the last axis. "
+            f"Received: input_shape={input_shape}."
+        )
+    if weights == "imagenet" and channels != 3:
+        raise ValueError(
+            'With `weights="imagenet"` images have 3 channels. '
+            f"Received: input_shape={input_shape}."
+        )
+    return input_shape
+
+
+def _check_arguments(weights, include_top, pooling, classes, classifier_activation):
+    if keras.config.image_data_format() == "channels_first":
+        raise ValueError(
+            "MobileViT is channels-last only. Set "
+            '`keras.config.set_image_data_format("channels_last")`.'
+        )
+    if weights not in (None, "imagenet") and not os.path.exists(weights):
+        raise ValueError(
+            "`weights` must be `None` (random initialization), `imagenet` "
+            "(pre-training on ImageNet), or the path of an existing weights file. "
+            f"Received: weights={weights!r}."
+        )
+    if pooling not in (None, "avg", "max"):
+        raise ValueError(
+            f'`pooling` must be None, "avg" or "max". Received: pooling={pooling!r}.'
+        )
+    if not include_top:
+        return
+    if classes < 1:
+        raise ValueError(f"`classes` must be positive. Received: classes={classes}.")
+    if weights == "imagenet" and classes != 1000:
+        raise ValueError(
+            '`weights="imagenet"` with `include_top=True` has 1000 classes. '
+            f"Received: classes={classes}."
+        )
+    activation = keras.activations.get(classifier_activation)
+    allowed = (keras.activations.linear, keras.activations.softmax)
+    if weights is not None and activation not in allowed:
+        raise ValueError(
+            "With pretrained weights `classifier_activation` must be None or "
+            f'"softmax". Received: classifier_activation={classifier_activation!r}.'
+        )
+
+
+def build_classifier(
+    config: ModelConfig,
+    *,
+    include_top: bool = True,
+    weights: str | None = None,
+    input_tensor=None,
+    input_shape: tuple | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation: str | None = "softmax",
+    include_preprocessing: bool = True,
+    name: str | None = None,
+) -> keras.Model:
+    """Builds the classifier of a variant; `MobileViT_S` and the others call this.
+
+    Args:
+        config: the variant, a value of `keras_mobilevit.VARIANTS`. The other
+            arguments are those of `MobileViT_S`.
+
+    Returns:
+        A functional `keras.Model`.
+
+    Raises:
+        ValueError: as `MobileViT_S`.
+    """
+    _check_arguments(weights, include_top, pooling, classes, classifier_activation)
+    shape = _resolve_input_shape(input_shape, input_tensor, include_top, weights)
+    if input_tensor is None:
+        inputs = keras.Input(shape, name="images")
+    elif keras.utils.is_keras_tensor(input_tensor):
+        inputs = input_tensor
+    else:
+        inputs = keras.Input(tensor=input_tensor, name="images")
+
+    x = inputs
+    if include_preprocessing:
+        x = layers.Rescaling(1 / 255, name="rescaling")(x)
+    x = feature_maps(x, config)["P5"]
+    x = conv_bn_act(x, config.head_channels, 1, "head")
+    if include_top:
+        x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+        x = layers.Dropout(CLASSIFIER_DROPOUT, name="head_dropout")(x)
+        x = dense(classes, "predictions", activation=classifier_activation)(x)
+    elif pooling == "avg":
+        x = layers.GlobalAveragePooling2D(name="head_pool")(x)
+    elif pooling == "max":
+        x = layers.GlobalMaxPooling2D(name="head_pool")(x)
+
+    if input_tensor is not None:
+        inputs = keras.utils.get_source_inputs(inputs)
+    model = keras.Model(inputs, x, name=name or config.name)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def _variant(title: str, parameters: str, top1: str):
+    """Makes the public function of one variant, `MobileViT_S` for example."""
+    config = VARIANTS[title.lower()]
+
+    def model(
+        include_top: bool = True,
+        weights: str | None = "imagenet",
+        input_tensor=None,
+        input_shape: tuple | None = None,
+        pooling: str | None = None,
+        classes: int = 1000,
+        classifier_activation: str | None = "softmax",
+        include_preprocessing: bool = True,
+        name: str = config.name,
+    ) -> keras.Model:
+        return build_classifier(
+            config,
+            include_top=include_top,
+            weights=weights,
+            input_tensor=input_tensor,
+            input_shape=input_shape,
+            pooling=pooling,
+            classes=classes,
+            classifier_activation=classifier_activation,
+            include_preprocessing=include_preprocessing,
+            name=name,
+        )
+
+    model.__name__ = model.__qualname__ = title
+    model.__doc__ = _DOCSTRING.format(
+        title=title,
+        parameters=parameters,
+        top1=top1,
+        channels=config.head_channels,
+    )
+    return model
+
+
+MobileViT_XXS = _variant("MobileViT_XXS", parameters="1.3", top1="69.0")
+MobileViT_XS = _variant("MobileViT_XS", parameters="2.3", top1="74.8")
+MobileViT_S = _variant("MobileViT_S", parameters="5.6", top1="78.4")

@@ -1,0 +1,1 @@
+"""Conversion and latency: `python tflite/convert.py --help`."""

@@ -1,0 +1,1 @@
+"""Training: `python train/main.py --help`."""

@@ -1,0 +1,65 @@
+"""Random crops and flips, as pure functions of a seed.
+
+Every random choice is a function of the seed that is passed in, so an example is
+augmented alike whatever the order and number of the threads that do it.
+"""
+
+import math
+
+import tensorflow as tf
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+TRIES = 10
+
+
+def random_crop_window(height, width, min_scale: float, seed):
+    """Draws the window of a random resized crop.
+
+    The area is uniform in [min_scale, 1] of the image's and the logarithm of the
+    aspect ratio uniform between those of 3/4 and 4/3. The first of ten draws that
+    fits in the image is taken; if none does, the largest central window whose aspect
+    ratio is in range.
+
+    Args:
+        height: of the image, an integer tensor.
+        width: likewise.
+        min_scale: in (0, 1].
+        seed: two integers.
+
+    Returns:
+        An int32 tensor: top, left, height and width, the last two at least 1.
+    """
+    size = tf.cast([height, width], tf.float32)
+    seeds = tf.random.experimental.stateless_split(seed, 3)
+    area = tf.random.stateless_uniform([TRIES], seeds[0], min_scale, 1.0)
+    low, high = (math.log(ratio) for ratio in ASPECT_RATIOS)
+    ratio = tf.exp(tf.random.stateless_uniform([TRIES], seeds[1], low, high))
+    area *= size[0] * size[1]
+    tries = tf.stack([tf.sqrt(area / ratio), tf.sqrt(area * ratio)], axis=1)
+    tries = tf.round(tries)  # [TRIES, 2] heights and widths
+    fits = tf.reduce_all((tries >= 1) & (tries <= size), axis=1)
+
+    aspect = tf.clip_by_value(size[1] / size[0], *ASPECT_RATIOS)
+    central = tf.round([size[1] / aspect, size[0] * aspect])
+    central = tf.clip_by_value(central, 1.0, size)
+
+    # The central window stands behind the ten, as the try that always fits.
+    first = tf.argmax(tf.concat([fits, [True]], axis=0))
+    window = tf.concat([tries, [central]], axis=0)[first]
+    offset = tf.random.stateless_uniform([2], seeds[2])
+    offset = tf.where(first < TRIES, offset, [0.5, 0.5])
+    corner = tf.floor(offset * (size - window + 1))
+    return tf.cast(tf.concat([corner, window], axis=0), tf.int32)
+
+
+def random_flip(image, seed):
+    """Mirrors the image, left to right, in half of the cases.
+
+    Args:
+        image: `[height, width, channels]`.
+        seed: two integers.
+
+    Returns:
+        The image or its mirror image.
+    """
+    return tf.image.stateless_random_flip_left_right(image, seed)

@@ -1,0 +1,91 @@
+"""Files that are written whole or not at all: checkpoints and models."""
+
+import json
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+_PROGRESS = "progress"
+
+
+def _named(groups: dict) -> dict:
+    """Names the variables of models and optimizers: `{group/path: variable}`."""
+    named = {}
+    for group, owner in groups.items():
+        for variable in owner.variables:
+            name = f"{group}/{variable.path}"
+            if name in named:
+                raise ValueError(f"Two variables are called {name}.")
+            named[name] = variable
+    return named
+
+
+def save_checkpoint(path, groups: dict, progress: dict) -> None:
+    """Writes variables and progress into one safetensors file.
+
+    The file is written beside its place and then renamed, so that a run which is
+    killed leaves the last checkpoint whole.
+
+    Args:
+        path: of the file.
+        groups: `{name: model or optimizer}`; all their variables are saved.
+        progress: numbers that say how far the run is; saved as JSON.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    tensors = {
+        name: np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+        for name, variable in _named(groups).items()
+    }
+    save_file(tensors, temporary, metadata={_PROGRESS: json.dumps(progress)})
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path, groups: dict) -> dict:
+    """Sets the variables of `groups` from a file of `save_checkpoint`.
+
+    Args:
+        path: of the file.
+        groups: as they were saved; optimizers must have been built.
+
+    Returns:
+        The progress that was saved.
+
+    Raises:
+        ValueError: if the file is damaged, or its names or shapes are not those of
+            `groups`; nothing is set then.
+    """
+    variables = _named(groups)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            progress = json.loads(file.metadata()[_PROGRESS])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except Exception as error:  # safetensors raises its own kind for each defect
+        raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
+    wanted = {name: tuple(variable.shape) for name, variable in variables.items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if wanted != found:
+        differing = sorted(
+            name
+            for name in wanted.keys() | found.keys()
+            if wanted.get(name) != found.get(name)
+        )
+        raise ValueError(
+            f"{path} belongs to another model or optimizer. Names or shapes that "
+            f"differ: {', '.join(differing[:10])} ({len(differing)} in all)."
+        )
+    for name, variable in variables.items():
+        variable.assign(tensors[name])
+    return progress
+
+
+def save_model(model: keras.Model, path) -> None:
+    """Writes a `.keras` file, whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{path.name}")
+    model.save(temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,308 @@
+"""The training loop, for any task."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tqdm import tqdm
+
+from train import data, sampler, schedules
+from train.checkpoint import load_checkpoint, save_checkpoint, save_model
+from train.config import TrainConfig, load_config, save_config
+from train.data import Source
+from train.records import RecordWriter
+from train.tasks import Task
+
+CHECKPOINT = "checkpoint.safetensors"
+BEST_MODEL = "best.keras"
+CONFIG = "config.json"
+LABELS = "labels.txt"
+
+
+def prepare_workdir(workdir, config: TrainConfig, source: Source) -> Path:
+    """Makes a working directory, or checks that it belongs to the same run.
+
+    Args:
+        workdir: the directory.
+        config: the run's configuration, saved there as `config.json`.
+        source: its class names are saved there as `labels.txt`.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: if the directory holds a run of another configuration or other
+            classes; it is left as it was.
+    """
+    workdir = Path(workdir).expanduser()
+    labels = "".join(f"{name}\n" for name in source.class_names)
+    if (workdir / CONFIG).exists():
+        _refuse_other_run(workdir, config, labels)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / LABELS).write_text(labels)
+        save_config(config, workdir / CONFIG)
+    except OSError as error:
+        raise ValueError(f"Cannot write into --workdir: {error}.") from error
+    return workdir
+
+
+def _refuse_other_run(workdir: Path, config: TrainConfig, labels: str) -> None:
+    saved = load_config(workdir / CONFIG)
+    changes = [
+        f"{field.name}: {getattr(saved, field.name)!r} there, "
+        f"{getattr(config, field.name)!r} now"
+        for field in dataclasses.fields(config)
+        if getattr(saved, field.name) != getattr(config, field.name)
+    ]
+    if changes:
+        raise ValueError(
+            f"{workdir} holds a run of another configuration. Choose another "
+            "--workdir, or the same flags to continue it.\n  " + "\n  ".join(changes)
+        )
+    if (workdir / LABELS).exists() and (workdir / LABELS).read_text() != labels:
+        raise ValueError(
+            f"{workdir} holds a run with other classes, see {workdir / LABELS}. "
+            "Choose another --workdir."
+        )
+
+
+def make_optimizer(config: TrainConfig, model: keras.Model):
+    """AdamW with the recipe's constants; decay applies to every parameter."""
+    optimizer = keras.optimizers.AdamW(
+        learning_rate=config.min_learning_rate,
+        weight_decay=config.weight_decay,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
+    )
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def make_train_step(task: Task, config: TrainConfig, model, average, optimizer):
+    """Makes the function of one training step, traced once for each batch shape.
+
+    Args:
+        task: gives the loss.
+        config: the run's configuration.
+        model: what is trained.
+        average: a model of the same weights that follows as a moving average,
+            statistics of batch normalization included.
+        optimizer: built for `model`.
+
+    Returns:
+        A `tf.function` from (batch, learning rate, momentum of the average) to the
+        loss.
+    """
+
+    @tf.function
+    def update(gradients, learning_rate, momentum):
+        optimizer.learning_rate.assign(learning_rate)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+        for mean, value in zip(average.weights, model.weights):
+            mean.assign(mean * momentum + value * (1 - momentum))
+
+    @tf.function
+    def train_step(batch, learning_rate, momentum):
+        with tf.GradientTape() as tape:
+            outputs = model(tf.cast(batch["image"], tf.float32), training=True)
+            loss = task.loss(config, batch, outputs)
+            # A mean over the nominal batch: examples weigh the same in every step,
+            # also in the last one, which may be partly filling.
+            loss = tf.reduce_mean(batch["weight"] * loss)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        # Its own function, since it is the same for every shape and slow to trace.
+        update(gradients, learning_rate, momentum)
+        return loss
+
+    return train_step
+
+
+def make_eval_step(task: Task, model):
+    """Makes the function of one evaluation step: a batch to its metrics' sums."""
+
+    @tf.function
+    def eval_step(batch):
+        outputs = model(tf.cast(batch["image"], tf.float32), training=False)
+        values = task.metrics(batch, outputs)
+        return {
+            name: tf.reduce_sum(batch["weight"] * value)
+            for name, value in values.items()
+        }
+
+    return eval_step
+
+
+def _seen(batch) -> list[int]:
+    return batch["place"].numpy()[batch["weight"].numpy() > 0].tolist()
+
+
+def _report_unreadable(source: Source, split: str, seen: set, seed) -> int:
+    """Logs the names of the images that could not be decoded; returns their number."""
+    skipped = data.unreadable(source, split, seen, seed)
+    for name in skipped:
+        logging.log_first_n(
+            logging.WARNING, "skipped, cannot be decoded: %s", 1000, name
+        )
+    if not seen:
+        raise ValueError(
+            f"None of the {len(skipped)} {split} images of {source.name} could be "
+            f"decoded, {skipped[0]} among them."
+        )
+    return len(skipped)
+
+
+def evaluate(eval_step, source: Source, config: TrainConfig) -> dict:
+    """Evaluates on the validation split.
+
+    Args:
+        eval_step: from `make_eval_step`.
+        source: where the images come from.
+        config: gives size, crop and batch.
+
+    Returns:
+        The mean of each of the task's metrics, and `skipped_validation`, the number
+        of images that could not be decoded.
+    """
+    batches = data.eval_batches(
+        source, "validation", config.eval_size, config.batch_size, config.eval_crop
+    )
+    seen, sums = set(), {}
+    for batch in batches:
+        seen.update(_seen(batch))
+        for name, value in eval_step(batch).items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    skipped = _report_unreadable(source, "validation", seen, None)
+    means = {name: value / len(seen) for name, value in sums.items()}
+    return {**means, "skipped_validation": skipped}
+
+
+def train_epoch(train_step, source: Source, config: TrainConfig, epoch: int, step: int):
+    """Passes once over the training images.
+
+    Args:
+        train_step: from `make_train_step`.
+        source: where the images come from.
+        config: the run's configuration.
+        epoch: counted from 0.
+        step: steps done before it.
+
+    Returns:
+        A dict: `step` (done after it), `train_loss`, `learning_rate`,
+        `images_per_second`, `epoch_seconds`, `skipped_train`.
+
+    Raises:
+        FloatingPointError: if the loss is not finite.
+    """
+    num_examples = source.num_examples["train"]
+    shapes = sampler.batch_shapes(config.sizes, config.base_size, config.batch_size)
+    schedule = sampler.epoch_schedule(
+        shapes, num_examples, epoch, config.seed, config.grow_epochs
+    )
+    losses, seen, start = [], set(), time.perf_counter()
+    progress = tqdm(
+        total=num_examples,
+        desc=f"epoch {epoch + 1}/{config.epochs}",
+        unit="img",
+        disable=None,  # no bar where the output is no terminal
+        leave=False,
+    )
+    with progress:
+        for batch in data.train_batches(source, config, schedule, epoch):
+            rate = schedules.learning_rate(config, step, epoch)
+            momentum = schedules.ema_momentum(config, step)
+            loss = float(train_step(batch, tf.constant(rate), tf.constant(momentum)))
+            if not np.isfinite(loss):
+                raise FloatingPointError(
+                    f"The loss is {loss} at step {step} of epoch {epoch + 1} (images "
+                    f"{tuple(batch['image'].shape)}, learning rate {rate:.2e}). The "
+                    "last checkpoint is of the epoch before; try a lower "
+                    "--learning_rate or more --warmup_steps."
+                )
+            step += 1
+            losses.append(loss)
+            seen.update(_seen(batch))
+            progress.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.2e}", refresh=False)
+            progress.update(len(seen) - progress.n)
+    seconds = time.perf_counter() - start
+    seed = data.shuffle_seed(config, epoch)
+    return {
+        "step": step,
+        "skipped_train": _report_unreadable(source, "train", seen, seed),
+        "train_loss": float(np.mean(losses)),
+        "learning_rate": rate,
+        "images_per_second": len(seen) / seconds,
+        "epoch_seconds": seconds,
+    }
+
+
+def train_and_evaluate(
+    task: Task, config: TrainConfig, source: Source, workdir
+) -> list[dict]:
+    """Trains for the configured epochs, evaluates after each, and saves as it goes.
+
+    A run that was interrupted continues from its last checkpoint.
+
+    Args:
+        task: what to train.
+        config: how.
+        source: on what.
+        workdir: where everything goes: `config.json`, `labels.txt`, `metrics.jsonl`,
+            `curves.png`, `tensorboard/`, `checkpoint.safetensors` (weights, moving
+            average, optimizer), `best.keras` (the moving average at its best).
+
+    Returns:
+        The records of `metrics.jsonl`, one for each epoch.
+
+    Raises:
+        ValueError: if `workdir` holds another run, or no image can be decoded.
+        FloatingPointError: if the loss is not finite.
+    """
+    workdir = prepare_workdir(workdir, config, source)
+    keras.utils.set_random_seed(config.seed)
+    model = task.build_model(config, source)
+    average = keras.models.clone_model(model)
+    average.set_weights(model.get_weights())
+    optimizer = make_optimizer(config, model)
+
+    groups = {"model": model, "average": average, "optimizer": optimizer}
+    progress = {"epoch": 0, "step": 0, "best": -1.0}
+    if (workdir / CHECKPOINT).exists():
+        progress = load_checkpoint(workdir / CHECKPOINT, groups)
+        logging.info("continuing after epoch %d", progress["epoch"])
+    writer = RecordWriter(workdir, progress["epoch"], task.best_metric)
+
+    train_step = make_train_step(task, config, model, average, optimizer)
+    eval_step = make_eval_step(task, average)
+    for epoch in range(progress["epoch"], config.epochs):
+        record = train_epoch(train_step, source, config, epoch, progress["step"])
+        record |= evaluate(eval_step, source, config)
+        record |= {
+            "epoch": epoch + 1,
+            "traces": train_step.experimental_get_tracing_count(),
+        }
+        value = record[task.best_metric]
+        if value > progress["best"]:
+            save_model(average, workdir / BEST_MODEL)
+        progress = {
+            "epoch": epoch + 1,
+            "step": record["step"],
+            "best": max(value, progress["best"]),
+        }
+        save_checkpoint(workdir / CHECKPOINT, groups, progress)
+        writer.write(record)
+        logging.info(
+            "epoch %d/%d  loss %.3f  %s %.2f %%  %.0f images/s",
+            epoch + 1,
+            config.epochs,
+            record["train_loss"],
+            task.best_metric,
+            100 * value,
+            record["images_per_second"],
+        )
+    return writer.records

@@ -1,0 +1,24 @@
+"""Training losses."""
+
+import tensorflow as tf
+
+
+def smoothed_cross_entropy(labels, logits, label_smoothing: float = 0.0):
+    """Softmax cross-entropy against smoothed one-hot labels.
+
+    Args:
+        labels: class indices `[batch]`.
+        logits: `[batch, classes]`.
+        label_smoothing: probability that is spread evenly over all classes.
+
+    Returns:
+        The loss of each example, `[batch]`.
+    """
+    classes = logits.shape[-1]
+    targets = tf.one_hot(
+        labels,
+        classes,
+        on_value=1.0 - label_smoothing + label_smoothing / classes,
+        off_value=label_smoothing / classes,
+    )
+    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)

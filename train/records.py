@@ -1,0 +1,92 @@
+"""What a run leaves to read: one JSON line an epoch, TensorBoard, a picture."""
+
+import json
+import os
+from pathlib import Path
+
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+
+def read_records(path) -> list[dict]:
+    """Reads a `metrics.jsonl`; without one there are no records.
+
+    A last line that was cut off by a kill is left out.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def plot_curves(records: list[dict], best_metric: str) -> Figure:
+    """Draws loss, best metric and learning rate over the epochs.
+
+    Args:
+        records: as `read_records` returns them.
+        best_metric: the metric of the second panel.
+
+    Returns:
+        A matplotlib `Figure`.
+    """
+    epochs = [record["epoch"] for record in records]
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    loss, metric, rate = figure.subplots(1, 3)
+    marker = "o" if len(records) == 1 else None
+    for key, label in (
+        ("train_loss", "training (smoothed labels)"),
+        ("loss", "validation"),
+    ):
+        loss.plot(epochs, [r[key] for r in records], label=label, marker=marker)
+    loss.set(title="Loss", xlabel="epoch", ylim=(0, None))
+    loss.legend()
+    values = [100 * record[best_metric] for record in records]
+    metric.plot(epochs, values, color="tab:green", marker=marker)
+    metric.set(title=f"Validation {best_metric}, %", xlabel="epoch")
+    rates = [record["learning_rate"] for record in records]
+    rate.plot(epochs, rates, color="tab:gray", marker=marker)
+    rate.set(title="Learning rate", xlabel="epoch", ylim=(0, None))
+    for axes in (loss, metric, rate):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+class RecordWriter:
+    """Writes the records of a run into its working directory.
+
+    Args:
+        workdir: where `metrics.jsonl`, `curves.png` and `tensorboard/` go.
+        epochs_done: records of later epochs, left by a run that was killed, are
+            dropped.
+        best_metric: the metric to plot.
+    """
+
+    def __init__(self, workdir, epochs_done: int, best_metric: str):
+        self.workdir = Path(workdir)
+        self.best_metric = best_metric
+        records = read_records(self.workdir / "metrics.jsonl")
+        self.records = [r for r in records if r["epoch"] <= epochs_done]
+        self.summaries = tf.summary.create_file_writer(
+            str(self.workdir / "tensorboard")
+        )
+
+    def write(self, record: dict) -> None:
+        """Adds one epoch's record, a dict of numbers with the key `epoch`."""
+        self.records.append(record)
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        temporary = self.workdir / ".metrics.jsonl.tmp"
+        temporary.write_text(lines)
+        os.replace(temporary, self.workdir / "metrics.jsonl")
+        with self.summaries.as_default(step=record["epoch"]):
+            for key, value in record.items():
+                tf.summary.scalar(key, value)
+        self.summaries.flush()
+        temporary = self.workdir / ".curves.tmp.png"
+        plot_curves(self.records, self.best_metric).savefig(temporary, dpi=100)
+        os.replace(temporary, self.workdir / "curves.png")

@@ -1,0 +1,124 @@
+"""The multi-scale sampler: which image size, and so which batch size, at each step.
+
+A batch of small images holds more of them, so that every step costs about as much
+(paper, section 3.2). The schedule is a pure function of its arguments: every host
+computes the same one, and the data pipeline follows it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class BatchShape(NamedTuple):
+    """The shape of one training batch: `batch` images of `height` x `width` pixels."""
+
+    height: int
+    width: int
+    batch: int
+
+
+def batch_shapes(sizes, base_size, base_batch: int) -> list[BatchShape]:
+    """Gives each image size the batch that has as many pixels as the base batch.
+
+    Args:
+        sizes: sides in pixels, or (height, width) pairs.
+        base_size: the side, or (height, width), at which the batch is `base_batch`.
+        base_batch: images in a batch at `base_size`.
+
+    Returns:
+        A `BatchShape` for each size, smallest area first, each with
+        `batch = round(base area * base_batch / area)`, and at least 1.
+
+    Raises:
+        ValueError: if a size or the batch is not a positive integer.
+
+    Example:
+
+    >>> batch_shapes((128, 160, 192), 160, 64)[0]
+    BatchShape(height=128, width=128, batch=100)
+    """
+    base_height, base_width = _pair(base_size)
+    if base_batch < 1:
+        raise ValueError(f"The base batch must be at least 1. Received: {base_batch}.")
+    base_pixels = base_height * base_width * base_batch
+    shapes = []
+    for size in sizes:
+        height, width = _pair(size)
+        batch = max(1, round(base_pixels / (height * width)))
+        shapes.append(BatchShape(height, width, batch))
+    if not shapes:
+        raise ValueError("Expected at least one size. Received none.")
+    return sorted(shapes, key=lambda shape: shape.height * shape.width)
+
+
+def _pair(size) -> tuple[int, int]:
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
+        raise ValueError(
+            f"A size is a positive integer or a pair of them. Received: {size!r}."
+        )
+    return pair
+
+
+def shapes_in_use(
+    shapes: list[BatchShape], epoch: int, grow_epochs: int = 0
+) -> list[BatchShape]:
+    """Returns the shapes that an epoch draws from, when the range grows.
+
+    Args:
+        shapes: all shapes, smallest first.
+        epoch: counted from 0.
+        grow_epochs: epochs over which the range grows from the smallest shape to all
+            of them; 0 uses all from the start.
+
+    Returns:
+        The first shapes of the list, at least one.
+    """
+    if epoch >= grow_epochs:
+        return list(shapes)
+    return shapes[: 1 + (len(shapes) - 1) * epoch // grow_epochs]
+
+
+def epoch_schedule(
+    shapes: list[BatchShape],
+    num_examples: int,
+    epoch: int,
+    seed: int = 0,
+    grow_epochs: int = 0,
+) -> list[BatchShape]:
+    """Draws the shapes of an epoch's batches until every example has its place.
+
+    Shapes come in rounds, each a shuffle of all of them, so that each is used equally
+    often and all are met (and compiled) in the first epoch. Where the examples left
+    are too few for a shape it is passed over; the last batch has the smallest batch
+    of all, and is the only one that can be left unfilled.
+
+    Args:
+        shapes: what `batch_shapes` returned.
+        num_examples: examples in an epoch; each is used exactly once.
+        epoch: counted from 0.
+        seed: another seed draws another schedule.
+        grow_epochs: see `shapes_in_use`.
+
+    Returns:
+        One `BatchShape` a step. Their batches sum to `num_examples`, or to less than
+        one smallest batch above it.
+
+    Raises:
+        ValueError: if there are no examples.
+    """
+    if num_examples < 1:
+        raise ValueError(f"Expected at least one example. Received: {num_examples}.")
+    shapes = shapes_in_use(shapes, epoch, grow_epochs)
+    smallest = min(shapes, key=lambda shape: shape.batch)
+    rng = np.random.default_rng((seed, epoch))
+    schedule, left = [], num_examples
+    while left > 0:
+        if left < smallest.batch:
+            return [*schedule, smallest]
+        for i in rng.permutation(len(shapes)):
+            if shapes[i].batch <= left:
+                schedule.append(shapes[i])
+                left -= shapes[i].batch
+    return schedule
