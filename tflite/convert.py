@@ -1,0 +1,311 @@
+"""Converts MobileViT to TFLite, and proves that it gives the same numbers.
+
+Examples:
+
+  python tflite/convert.py --model=runs/demo/best.keras --size=48 --output_dir=out
+  python tflite/convert.py --model=mobilevit_xxs --weights=none --size=256 \\
+      --output_dir=out
+
+Writes <name>_<size>_<format>.tflite with batch 1 and TFLite's own operations only, runs it
+beside Keras on real images, and leaves no file if the outputs differ beyond the
+format's threshold. A JSON card beside it says what it is: inputs, outputs, labels,
+operations, size, parity, versions.
+
+Formats:
+
+  fp32   32-bit floats: the reference, for any CPU or GPU.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import hashlib
+import importlib.metadata
+import json
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags, logging
+
+import keras_mobilevit
+from keras_mobilevit.classifier import build_classifier
+from keras_mobilevit.configs import get_config
+from tflite import opcheck, parity
+from tflite.runtime import LiteRTModel
+from train.data import eval_batches, load_source
+
+MIN_SIZE = 32
+PARITY_IMAGES = 32
+
+
+def _convert_fp32(converter) -> bytes:
+    return converter.convert()
+
+
+# From a converter to the bytes of a file.
+FORMATS = {"fp32": _convert_fp32}
+
+
+def load_model(model: str, weights: str = "none") -> keras.Model:
+    """Loads a `.keras` file, or builds a variant that returns logits.
+
+    Args:
+        model: `mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s`, or the path of a
+            `.keras` file.
+        weights: for a variant: `none` (random), `imagenet`, or a path.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: if there is no such model, or the file is something else.
+    """
+    if not str(model).endswith(".keras"):
+        config = get_config(model)
+        return build_classifier(
+            config,
+            weights=None if weights == "none" else weights,
+            input_shape=(None, None, 3),
+            classifier_activation=None,
+        )
+    if not os.path.exists(model):
+        raise ValueError(f"There is no file {model}.")
+    if weights != "none":
+        raise ValueError(f"{model} has its own weights; leave --weights away.")
+    try:
+        loaded = keras.models.load_model(model, compile=False)
+    except Exception as error:  # Keras raises many kinds for what is no such file
+        raise ValueError(f"{model} cannot be loaded: {error}") from error
+    if len(loaded.inputs) != 1 or len(loaded.outputs) != 1:
+        raise ValueError(
+            f"{model} has {len(loaded.inputs)} inputs and {len(loaded.outputs)} "
+            "outputs. Expected an image classifier with one of each."
+        )
+    if loaded.inputs[0].shape[-1] != 3:
+        raise ValueError(f"{model} does not take RGB images: {loaded.inputs[0].shape}.")
+    bad = [w.path for w in loaded.weights if not np.all(np.isfinite(w.numpy()))]
+    if bad:
+        raise ValueError(f"{model} has weights that are not finite: {bad[0]}.")
+    return loaded
+
+
+def make_converter(model: keras.Model, size: int) -> tf.lite.TFLiteConverter:
+    """Makes a TFLite converter for one square image of a fixed size.
+
+    A free batch dimension would leave the file full of shape arithmetic, which
+    delegates refuse; so the function is traced at batch 1.
+    """
+    channels = model.inputs[0].shape[-1]
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([1, size, size, channels], tf.float32, "images")]
+    )
+    def serve(images):
+        return {"logits": model(images, training=False)}
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [serve.get_concrete_function()], serve
+    )
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    return converter
+
+
+def real_images(data: str, size: int, crop_fraction: float) -> np.ndarray:
+    """Loads validation images as the network sees them.
+
+    Args:
+        data: `digits`, `folder:PATH` or `tfds:NAME`.
+        size: side in pixels.
+        crop_fraction: see `resize_and_center_crop`.
+
+    Returns:
+        float32 `[images, size, size, 3]`, values in [0, 255].
+    """
+    source = load_source(data)
+    batches = eval_batches(source, "validation", size, PARITY_IMAGES, crop_fraction)
+    batch = next(iter(batches))
+    return batch["image"].numpy()[batch["weight"].numpy() > 0].astype(np.float32)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("tensorflow", "keras", "ai-edge-litert", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"keras_mobilevit": keras_mobilevit.__version__, **versions}
+
+
+def make_card(path: Path, file_format: str, size: int, agreement: dict) -> dict:
+    """Describes a converted file.
+
+    Args:
+        path: of the file.
+        file_format: a key of `FORMATS`.
+        size: side of the image.
+        agreement: what `parity.compare` returned.
+
+    Returns:
+        A dict for JSON.
+    """
+    litert = LiteRTModel(path)
+    content = path.read_bytes()
+
+    def describe(tensor, meaning: str) -> dict:
+        return {
+            "name": tensor["name"],
+            "shape": [int(side) for side in tensor["shape"]],
+            "dtype": np.dtype(tensor["dtype"]).name,
+            "meaning": meaning,
+        }
+
+    return {
+        "format": file_format,
+        "image_size": size,
+        "input": describe(litert.input, "RGB image, values in [0, 255]"),
+        "output": describe(
+            litert.output, "the model's outputs, logits if trained here"
+        ),
+        "ops": opcheck.count_ops(path),
+        "max_rank": opcheck.max_rank(path),
+        "xnnpack_partitions": litert.xnnpack_partitions(),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "parity": {**agreement, "threshold": parity.THRESHOLDS[file_format]},
+        "versions": _versions(),
+    }
+
+
+def convert(
+    model: keras.Model,
+    file_format: str,
+    size: int,
+    images,
+    output: Path,
+    provenance: dict,
+) -> dict:
+    """Converts a model, checks the file, and writes it with its card.
+
+    Args:
+        model: takes images with values in [0, 255].
+        file_format: a key of `FORMATS`.
+        size: side of the image in pixels.
+        images: float32 `[images, size, size, channels]` to compare the outputs on.
+        output: path of the `.tflite`; the card gets the ending `.json`.
+        provenance: more entries of the card.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: if the file needs foreign operations or its outputs differ too
+            much; nothing is left behind then.
+    """
+    content = FORMATS[file_format](make_converter(model, size))
+    reference = np.concatenate(
+        [model(image[None], training=False).numpy() for image in images]
+    )
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".convert-") as folder:
+        temporary = Path(folder) / output.name
+        temporary.write_bytes(content)
+        opcheck.refuse_custom_ops(opcheck.count_ops(temporary))
+        agreement = parity.compare(reference, LiteRTModel(temporary).predict(images))
+        agreement["images"] = len(images)
+        parity.refuse_difference(agreement, file_format)
+        card = provenance | make_card(temporary, file_format, size, agreement)
+        card_path = temporary.with_suffix(".json")
+        card_path.write_text(json.dumps(card, indent=2) + "\n")
+        os.replace(card_path, output.with_suffix(".json"))
+        os.replace(temporary, output)
+    return card
+
+
+def define_flags() -> None:
+    flags.DEFINE_string(
+        "model", None, "mobilevit_xxs, mobilevit_xs, mobilevit_s or a .keras file."
+    )
+    flags.DEFINE_string(
+        "weights", "none", "For a named model: none (random), imagenet, or a path."
+    )
+    flags.DEFINE_integer("size", 256, "Side of the input image in pixels.")
+    flags.DEFINE_list("formats", ["fp32"], f"One or more of: {', '.join(FORMATS)}.")
+    flags.DEFINE_string("output_dir", None, "Where the files go; made if missing.")
+    flags.DEFINE_string(
+        "data",
+        "digits",
+        "Real images for the comparison: digits, folder:PATH or tfds:NAME.",
+    )
+    flags.DEFINE_float("crop", 1.0, "Part of their short side that is used, in (0, 1].")
+    flags.mark_flags_as_required(["model", "output_dir"])
+
+
+def _check_flags() -> Path:
+    unknown = [name for name in flags.FLAGS.formats if name not in FORMATS]
+    if unknown or not flags.FLAGS.formats:
+        raise ValueError(
+            f"Unknown formats: {', '.join(unknown) or 'none given'}. "
+            f"Expected some of: {', '.join(FORMATS)}."
+        )
+    if flags.FLAGS.size < MIN_SIZE:
+        raise ValueError(
+            f"--size must be at least {MIN_SIZE}. Received: {flags.FLAGS.size}."
+        )
+    if not 0 < flags.FLAGS.crop <= 1:
+        raise ValueError(f"--crop must be in (0, 1]. Received: {flags.FLAGS.crop}.")
+    folder = Path(flags.FLAGS.output_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"Cannot write into --output_dir: {error}.") from error
+    return folder
+
+
+def _labels_beside(model: str) -> list[str]:
+    path = Path(model).with_name("labels.txt")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+    args = flags.FLAGS
+    try:
+        folder = _check_flags()
+        model = load_model(args.model, args.weights)
+        images = real_images(args.data, args.size, args.crop)
+        for file_format in dict.fromkeys(args.formats):
+            path = folder / f"{Path(args.model).stem}_{args.size}_{file_format}.tflite"
+            card = convert(
+                model,
+                file_format,
+                args.size,
+                images,
+                path,
+                provenance={
+                    "model": args.model,
+                    "weights": args.weights,
+                    "labels": _labels_beside(args.model),
+                    "parity_data": args.data,
+                },
+            )
+            logging.info(
+                "%s: %.2f MB, %d XNNPACK partitions, max abs difference %.1e on %d "
+                "images",
+                path,
+                card["bytes"] / 1e6,
+                card["xnnpack_partitions"],
+                card["parity"]["max_abs"],
+                len(images),
+            )
+    except (ValueError, NotImplementedError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.INFO)
+    define_flags()
+    app.run(main)

@@ -1,0 +1,1 @@
+"""Where a file is measured: one module a kind of device."""
