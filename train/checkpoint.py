@@ -38,7 +38,7 @@ def save_checkpoint(path, groups: dict, progress: dict) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     tensors = {
-        name: np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+        name: np.array(keras.ops.convert_to_numpy(variable), order="C")
         for name, variable in _named(groups).items()
     }
     save_file(tensors, temporary, metadata={_PROGRESS: json.dumps(progress)})

@@ -1,0 +1,58 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/demo
+# What the demo trains and at which size it is converted; `make demo-run` in the tests
+# replaces both by something tiny.
+DEMO_FLAGS ?= --data=digits
+DEMO_SIZE ?= 48
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
+
+.PHONY: help demo demo-run test test-all lint format clean
+
+help:  ## Show this help.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: setup.py constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[tflite]'
+	@touch $@
+
+$(VENV)/.dev: setup.py constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.demo  ## Install, train on the digits, convert, measure: runs/demo/report.html.
+	@$(MAKE) --no-print-directory demo-run PYTHON=$(BIN)/python
+
+# The steps of the demo, with any Python that has the `tflite` extra.
+demo-run:
+	$(PYTHON) train/main.py $(DEMO_FLAGS) --workdir=$(RUN)
+	$(PYTHON) tflite/convert.py --model=$(RUN)/best.keras --size=$(DEMO_SIZE) \
+	    --output_dir=$(RUN)
+	rm -f $(RUN)/latency.jsonl
+	$(PYTHON) tflite/benchmark.py $(RUN)/best_$(DEMO_SIZE)_fp32.tflite \
+	    --output=$(RUN)/latency.jsonl
+	$(PYTHON) tflite/report.py --workdir=$(RUN) \
+	    --tflite=$(RUN)/best_$(DEMO_SIZE)_fp32.tflite
+
+test: $(VENV)/.dev  ## Install what the tests need and run them.
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.dev  ## The slow tests too.
+	$(BIN)/python -m pytest -m ''
+
+lint: $(VENV)/.dev  ## Check style, as CI does.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev  ## Mend style.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove runs and caches, but not the environment.
+	rm -rf runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,38 @@
+"""Packages the library alone: `train/` and `tflite/` are run from a checkout."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+?)"', (ROOT / "keras_mobilevit/__init__.py").read_text()
+).group(1)
+
+TRAIN = [
+    "absl-py",
+    "keras-cv",
+    "matplotlib",
+    "scikit-learn",
+    "tensorboard",
+    "tensorflow>=2.18",
+    "tensorflow-datasets",
+    "tqdm",
+]
+TFLITE = [*TRAIN, "ai-edge-litert", "tensorflow-model-optimization"]
+COREML = [*TRAIN, "coremltools>=9.0"]
+DEV = [*TFLITE, "hypothesis", "jax", "pillow", "pytest", "ruff"]
+
+setup(
+    name="keras-mobilevit",
+    version=VERSION,
+    description="MobileViT for Keras: models, multi-scale training, TFLite.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["keras_mobilevit", "keras_mobilevit.*"]),
+    python_requires=">=3.10",
+    install_requires=["huggingface_hub", "keras>=3.8", "numpy", "safetensors"],
+    extras_require={"train": TRAIN, "tflite": TFLITE, "coreml": COREML, "dev": DEV},
+)

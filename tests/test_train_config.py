@@ -1,0 +1,132 @@
+"""The configuration: what it refuses, and its way to a file and back."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from train.config import (
+    RECIPES,
+    TrainConfig,
+    default_recipe,
+    load_config,
+    make_config,
+    save_config,
+)
+
+FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"model": "nonsense"}, "'nonsense'.*mobilevit_xxs, mobilevit_xs, mobilevit_s"),
+        ({"sizes": ()}, "`sizes` must name at least one size. Received none"),
+        ({"sizes": (64, 31)}, "integers of at least 32. Received: 31"),
+        ({"sizes": (64, 0)}, "integers of at least 32. Received: 0"),
+        ({"sizes": (64.0,)}, "integers of at least 32. Received: 64.0"),
+        ({"sizes": ("64",)}, "integers of at least 32. Received: '64'"),
+        ({"base_size": 16}, "`base_size`.*at least 32. Received: 16"),
+        ({"eval_size": -256}, "`eval_size`.*at least 32. Received: -256"),
+        ({"sizes": (64, 32, 64)}, r"`sizes` must differ. Received: \(64, 32, 64\)"),
+        ({"epochs": 0}, "`epochs` must be at least 1. Received: 0"),
+        ({"batch_size": -1}, "`batch_size` must be at least 1. Received: -1"),
+        ({"grow_epochs": -1}, "`grow_epochs` must not be negative. Received: -1"),
+        ({"warmup_steps": -1}, "`warmup_steps` must not be negative. Received: -1"),
+        ({"weight_decay": -0.1}, "`weight_decay` must not be negative. Received: -0.1"),
+        ({"seed": -1}, "`seed` must not be negative. Received: -1"),
+        ({"label_smoothing": 1.0}, r"`label_smoothing` must be in \[0, 1\).*1.0"),
+        ({"label_smoothing": -0.1}, r"`label_smoothing` must be in \[0, 1\).*-0.1"),
+        ({"ema_momentum": 1}, r"`ema_momentum` must be in \[0, 1\). Received: 1"),
+        ({"eval_crop": 0}, r"`eval_crop` must be in \(0, 1\]. Received: 0"),
+        ({"crop_scale": 1.5}, r"`crop_scale` must be in \(0, 1\]. Received: 1.5"),
+        ({"learning_rate": 1e-5}, "`min_learning_rate` <= `learning_rate`.*0.0002 and"),
+        ({"min_learning_rate": -1.0}, "0 <= `min_learning_rate`.*-1.0 and 0.002"),
+        ({"freeze": "head"}, "`freeze` must be one of: none, backbone.*'head'"),
+        ({"weights": "no/file.keras"}, "an existing file. Received: 'no/file.keras'"),
+    ],
+)
+def test_values_out_of_range(values, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(**values)
+
+
+def test_unknown_key():
+    valid = re.escape(", ".join(FIELDS))
+    with pytest.raises(ValueError, match=f"Unknown keys.*: epoch, lr. .*{valid}"):
+        make_config(lr=0.1, epoch=3)
+
+
+def test_unknown_recipe():
+    with pytest.raises(ValueError, match="'large'.*imagenet, small, digits"):
+        make_config("large")
+
+
+@pytest.mark.parametrize("recipe", ["imagenet", "small", "digits"])
+def test_recipes(recipe):
+    config = make_config(recipe)
+    assert config == RECIPES[recipe]
+    assert make_config(recipe, epochs=7) == dataclasses.replace(config, epochs=7)
+
+
+@pytest.mark.parametrize(
+    "data, recipe",
+    [("digits", "digits"), ("folder:a:b", "small"), ("tfds:mnist", "imagenet")],
+)
+def test_default_recipe(data, recipe):
+    assert default_recipe(data) == recipe
+    assert make_config(data=data) == dataclasses.replace(RECIPES[recipe], data=data)
+
+
+@pytest.mark.parametrize("data", ["", "nonsense", "Digits"])
+def test_no_recipe_for_unknown_data(data):
+    with pytest.raises(ValueError, match="`digits`, `folder:PATH` or `tfds:NAME`"):
+        default_recipe(data)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [*RECIPES.values(), make_config(sizes=[64, 32], flip=True, weight_decay=1e-7)],
+    ids=[*RECIPES, "other"],
+)
+def test_a_saved_configuration_is_loaded_as_it_was(config, tmp_path):
+    path = tmp_path / "config.json"
+    save_config(config, path)
+    assert load_config(path) == config
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "config.json"
+    save_config(make_config(), path)
+    return path
+
+
+def test_file_with_an_unknown_key(saved):
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "lr": 1}))
+    with pytest.raises(ValueError, match="Unknown keys in .*config.json: lr. Valid"):
+        load_config(saved)
+
+
+def test_file_with_missing_keys(saved):
+    values = json.loads(saved.read_text())
+    del values["seed"], values["data"]
+    saved.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="config.json lacks the keys: data, seed"):
+        load_config(saved)
+
+
+@pytest.mark.parametrize("text", ["", "{", "sizes = 3"])
+def test_file_of_broken_json(saved, text):
+    saved.write_text(text)
+    with pytest.raises(ValueError, match="config.json is not valid JSON"):
+        load_config(saved)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null"])
+def test_file_without_an_object(saved, text):
+    saved.write_text(text)
+    with pytest.raises(ValueError, match="config.json must hold a JSON object"):
+        load_config(saved)

@@ -1,0 +1,153 @@
+"""Runs of the whole loop on the digits, two epochs at two sizes."""
+
+import dataclasses
+import os
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from train import loop
+from train.config import make_config
+from train.data import digits_source
+from train.tasks import CLASSIFICATION
+
+CONFIG = make_config(
+    data="digits",
+    sizes=(32, 48),
+    base_size=32,
+    batch_size=256,
+    epochs=2,
+    warmup_steps=2,
+    eval_size=32,
+)
+
+
+def run(workdir, config=CONFIG, task=CLASSIFICATION):
+    return loop.train_and_evaluate(task, config, digits_source(), workdir)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that nothing disturbed: its directory and its records."""
+    workdir = tmp_path_factory.mktemp("run") / "new" / "workdir"
+    return workdir, run(workdir)
+
+
+def test_records(finished):
+    workdir, records = finished
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert [record["traces"] for record in records] == [2, 2]
+    assert loop.RecordWriter(workdir, 2, "top1").records == records
+    for record in records:
+        assert record["skipped_train"] == record["skipped_validation"] == 0
+        assert 0 <= record["top1"] <= record["top5"] <= 1
+        assert np.isfinite(record["loss"]) and np.isfinite(record["train_loss"])
+    assert records[1]["train_loss"] < records[0]["train_loss"]
+
+
+def test_files(finished):
+    workdir, _ = finished
+    assert {path.name for path in workdir.iterdir()} == {
+        "best.keras",
+        "checkpoint.safetensors",
+        "metrics.jsonl",
+        "curves.png",
+        "config.json",
+        "labels.txt",
+        "tensorboard",
+    }
+    assert list((workdir / "tensorboard").iterdir())
+    assert (workdir / "labels.txt").read_text().split() == list("0123456789")
+    assert loop.load_config(workdir / "config.json") == CONFIG
+
+
+def test_best_model_is_the_average_at_its_best(finished):
+    workdir, records = finished
+    model = loop.keras.models.load_model(workdir / "best.keras")
+    step = loop.make_eval_step(CLASSIFICATION, model)
+    metrics = loop.evaluate(step, digits_source(), CONFIG)
+    best = max(records, key=lambda record: record["top1"])
+    assert metrics["top1"] == pytest.approx(best["top1"], abs=1e-6)
+    assert metrics["loss"] == pytest.approx(best["loss"], rel=1e-4)
+
+
+def test_a_finished_run_is_not_trained_again(finished):
+    workdir, records = finished
+    before = (workdir / "checkpoint.safetensors").read_bytes()
+    assert run(workdir) == records
+    assert (workdir / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_an_interrupted_run_continues_as_if_undisturbed(
+    finished, tmp_path, monkeypatch
+):
+    calls = []
+
+    def interrupted(*args):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    evaluate = loop.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    assert len(loop.RecordWriter(tmp_path, 2, "top1").records) == 1
+
+    records = run(tmp_path)
+    workdir, expected_records = finished
+    for key in ("epoch", "step", "train_loss", "loss", "top1", "learning_rate"):
+        assert [r[key] for r in records] == pytest.approx(
+            [r[key] for r in expected_records], rel=1e-5
+        )
+    continued = load_file(tmp_path / "checkpoint.safetensors")
+    expected = load_file(workdir / "checkpoint.safetensors")
+    assert continued.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            continued[name], value, rtol=1e-6, atol=1e-6, err_msg=name
+        )
+
+
+def test_another_configuration_is_refused(finished):
+    workdir, _ = finished
+    before = (workdir / "config.json").read_bytes()
+    config = dataclasses.replace(CONFIG, label_smoothing=0.25)
+    with pytest.raises(ValueError, match="label_smoothing: 0.1 there, 0.25 now"):
+        run(workdir, config)
+    assert (workdir / "config.json").read_bytes() == before
+
+
+def test_other_classes_are_refused(finished):
+    workdir, _ = finished
+    source = dataclasses.replace(digits_source(), class_names=("a", "b"))
+    with pytest.raises(ValueError, match="other classes"):
+        loop.prepare_workdir(workdir, CONFIG, source)
+    assert (workdir / "labels.txt").read_text().startswith("0\n")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    def no_number(config, batch, outputs):
+        return CLASSIFICATION.loss(config, batch, outputs) * float("nan")
+
+    task = dataclasses.replace(CLASSIFICATION, loss=no_number)
+    with pytest.raises(FloatingPointError, match="nan at step 0 of epoch 1"):
+        run(tmp_path, task=task)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_frozen_backbone_stays_as_it_was(tmp_path):
+    config = dataclasses.replace(CONFIG, freeze="backbone", epochs=1, sizes=(32,))
+    loop.keras.utils.set_random_seed(config.seed)
+    initial = CLASSIFICATION.build_model(config, digits_source())
+    run(tmp_path, config)
+    trained = load_file(tmp_path / "checkpoint.safetensors")
+    for variable in initial.weights:
+        same = np.array_equal(variable.numpy(), trained[f"model/{variable.path}"])
+        assert same == (not variable.path.startswith("predictions")), variable.path

@@ -1,0 +1,44 @@
+"""Losses and metrics against NumPy and counts by hand."""
+
+import numpy as np
+import pytest
+
+from train.losses import smoothed_cross_entropy
+from train.metrics import confusion_matrix, top_k_correct
+
+LOGITS = np.random.default_rng(0).normal(0, 5, (12, 7)).astype(np.float32)
+LABELS = np.arange(12) % 7
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("label_type", [np.int32, np.int64])
+def test_smoothed_cross_entropy(smoothing, label_type):
+    logits = LOGITS.astype(np.float64)
+    log_softmax = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    targets = (1 - smoothing) * np.eye(7)[LABELS] + smoothing / 7
+    expected = -(targets * log_softmax).sum(axis=1)
+    loss = smoothed_cross_entropy(LABELS.astype(label_type), LOGITS, smoothing)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_cross_entropy_of_a_sure_model():
+    logits = np.array([[1000.0, 0.0], [1000.0, 0.0]], np.float32)
+    np.testing.assert_allclose(smoothed_cross_entropy([0, 1], logits), [0, 1000])
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_top_k_correct(k):
+    best = np.argsort(-LOGITS, axis=1)[:, :k]
+    expected = (best == LABELS[:, None]).any(axis=1)
+    np.testing.assert_array_equal(top_k_correct(LABELS, LOGITS, k), expected)
+
+
+@pytest.mark.parametrize("k", [3, 5])
+def test_top_k_with_no_more_classes_than_k(k):
+    np.testing.assert_array_equal(top_k_correct([0, 1, 2], LOGITS[:3, :3], k), 1.0)
+
+
+def test_confusion_matrix():
+    matrix = confusion_matrix([0, 0, 0, 1, 2], [0, 1, 1, 1, 0], 4)
+    expected = [[1, 2, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(matrix, expected)

@@ -1,0 +1,52 @@
+"""The command line: its help and its errors."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(arguments, cwd):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    "command, inside",
+    [
+        (["train/main.py"], True),
+        (["-m", "train.main"], True),
+        ([str(ROOT / "train" / "main.py")], False),
+    ],
+    ids=["script", "module", "elsewhere"],
+)
+def test_help(command, inside, tmp_path):
+    result = run([*command, "--help"], ROOT if inside else tmp_path)
+    assert result.returncode in (0, 1)
+    assert "--sizes" in result.stdout and "Examples" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--model=nonsense", "mobilevit_xxs, mobilevit_xs, mobilevit_s"),
+        ("--data=nonsense", "`digits`, `folder:PATH` or `tfds:NAME`"),
+        ("--epochs=0", "`epochs` must be at least 1. Received: 0."),
+        ("--sizes=0,abc", "--sizes takes integers, such as 128,160,192"),
+        ("--sizes=0", "integers of at least 32. Received: 0."),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(flag, message, tmp_path):
+    workdir = tmp_path / "run"
+    result = run([str(ROOT / "train/main.py"), flag, f"--workdir={workdir}"], tmp_path)
+    assert result.returncode not in (0, None)
+    errors = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1 and errors[0].startswith("error:"), result.stderr
+    assert message in errors[0]
+    assert "Traceback" not in result.stderr
+    assert not workdir.exists()
