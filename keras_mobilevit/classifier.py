@@ -13,7 +13,7 @@ from keras_mobilevit.weights import load_weights
 MIN_SIZE = 32  # one pixel of the last feature map
 DEFAULT_SIZE = 256  # what the paper trains and evaluates at
 
-_DOCSTRING = """{title}: {parameters} M parameters, {top1} % ImageNet-1k top-1 in the paper.
+_DOCSTRING = """{title}: {parameters} M parameters, {top1} % top-1 on ImageNet-1k.
 
 Source: [MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision
 Transformer](https://arxiv.org/abs/2110.02178), Table 4.

@@ -33,7 +33,7 @@ _VARIABLES = {
     BatchNormalization: _BATCH_NORM,
 }
 
-# PyTorch's axes in the order of Keras's: OIHW to HWIO; C1HW to HWC1; out, in to in, out.
+# PyTorch's axes in Keras's order: OIHW to HWIO; C1HW to HWC1; (out, in) to (in, out).
 _KERNEL_AXES = {
     layers.Conv2D: (2, 3, 1, 0),
     layers.DepthwiseConv2D: (2, 3, 0, 1),

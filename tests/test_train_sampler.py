@@ -84,7 +84,9 @@ def test_the_range_grows_from_one_shape_to_all(shapes, grow_epochs):
     assert shapes_in_use(shapes, 0) == shapes
 
 
-@pytest.mark.parametrize("size", [0, -32, 32.0, "32", None, (), (32,), (32, 0), [1] * 3])
+@pytest.mark.parametrize(
+    "size", [0, -32, 32.0, "32", None, (), (32,), (32, 0), [1] * 3]
+)
 def test_sizes_that_are_refused(size):
     with pytest.raises(ValueError, match="positive integer or a pair.*Received: "):
         batch_shapes([32, size], 32, 8)

@@ -6,8 +6,8 @@ Examples:
   python tflite/convert.py --model=mobilevit_xxs --weights=none --size=256 \\
       --output_dir=out
 
-Writes <name>_<size>_<format>.tflite with batch 1 and TFLite's own operations only, runs it
-beside Keras on real images, and leaves no file if the outputs differ beyond the
+Writes <name>_<size>_<format>.tflite with batch 1 and TFLite's own operations only, runs
+it beside Keras on real images, and leaves no file if the outputs differ beyond the
 format's threshold. A JSON card beside it says what it is: inputs, outputs, labels,
 operations, size, parity, versions.
 

@@ -6,8 +6,8 @@ Example:
 
 Evaluates best.keras and the file on the validation images, and writes report.html
 (curves, confusion matrix, sample predictions, latency) and report.json into --workdir.
-It reads what train/main.py, tflite/convert.py and tflite/benchmark.py left: config.json,
-labels.txt, metrics.jsonl, the file's card, and latency.jsonl.
+It reads what train/main.py and tflite/benchmark.py left: config.json, metrics.jsonl and
+latency.jsonl.
 """
 
 import os

@@ -1,0 +1,91 @@
+"""One contract for every variant, and the errors of its arguments."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mobilevit
+from keras_mobilevit import MobileViT_S, MobileViT_XS, MobileViT_XXS
+
+PARAMETERS = [
+    (MobileViT_XXS, 1_272_024),
+    (MobileViT_XS, 2_317_848),
+    (MobileViT_S, 5_578_632),
+]
+
+
+@pytest.mark.parametrize(("build", "parameters"), PARAMETERS)
+def test_variant(build, parameters: int):
+    model = build(weights=None)
+    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    assert trainable == parameters
+    assert model.name == build.__name__.lower()
+    assert model.output_shape == (None, 1000)
+    assert model.layers[-1].name == "predictions"
+    rebuilt = keras.Model.from_config(model.get_config())
+    assert rebuilt.output_shape == (None, 1000)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_any_size_and_channels(channels: int):
+    model = MobileViT_XXS(
+        weights=None, include_top=False, input_shape=(None, None, channels)
+    )
+    assert model.output_shape == (None, None, None, 320)
+    assert model(np.zeros((1, 123, 70, channels))).shape == (1, 4, 3, 320)
+    assert model(np.zeros((1, 32, 33, channels))).shape == (1, 1, 2, 320)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+def test_pooling(pooling: str):
+    model = MobileViT_XXS(weights=None, include_top=False, pooling=pooling)
+    assert model.output_shape == (None, 320)
+
+
+def test_input_tensor():
+    inputs = keras.Input((200, 200, 4))
+    tensor = keras.layers.Conv2D(3, 1)(inputs)
+    model = MobileViT_XXS(weights=None, input_tensor=tensor, classes=5)
+    assert model.input_shape == (None, 200, 200, 4)
+    assert model(np.zeros((1, 200, 200, 4))).shape == (1, 5)
+
+
+def test_preprocessing_is_a_division_by_255():
+    with_it = MobileViT_XXS(weights=None, classes=3, input_shape=(64, 64, 3))
+    without = MobileViT_XXS(
+        weights=None, classes=3, input_shape=(64, 64, 3), include_preprocessing=False
+    )
+    without.set_weights(with_it.get_weights())
+    images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3))
+    prepared = keras_mobilevit.preprocess_input(images)
+    np.testing.assert_allclose(with_it(prepared), without(images / 255), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": "nowhere.keras"}, "existing weights file.*nowhere.keras"),
+        ({"weights": "imagenet", "classes": 7}, "1000 classes"),
+        ({"classes": 0}, "`classes` must be positive"),
+        ({"include_top": False, "pooling": "mean"}, "`pooling` must be"),
+        ({"input_shape": (31, 64, 3)}, "at least 32"),
+        ({"input_shape": (64, 64)}, "height, width, channels"),
+        ({"input_shape": (64, 64, 2)}, "1, 3 or 4 channels"),
+    ],
+)
+def test_bad_arguments(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        MobileViT_XXS(**({"weights": None} | arguments))
+
+
+def test_fused_batch_normalization_equals_keras():
+    x = np.random.default_rng(0).normal(2, 3, (4, 5, 6, 7)).astype("float32")
+    fused = keras_mobilevit.backend.BatchNormalization(momentum=0.9, epsilon=1e-5)
+    plain = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+    for _ in range(3):
+        np.testing.assert_allclose(
+            fused(x, training=True), plain(x, training=True), atol=1e-5
+        )
+    for mine, theirs in zip(fused.weights, plain.weights):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+    np.testing.assert_allclose(fused(x), plain(x), atol=1e-5)

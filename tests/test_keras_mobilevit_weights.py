@@ -1,0 +1,128 @@
+"""The models give the numbers of timm's and transformers' MobileViT."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import keras_mobilevit
+from tests.golden import reference
+
+GOLDEN = Path(reference.__file__).parent
+TOLERANCE = 1e-4
+MODELS = {
+    "mobilevit_xxs": keras_mobilevit.MobileViT_XXS,
+    "mobilevit_xs": keras_mobilevit.MobileViT_XS,
+    "mobilevit_s": keras_mobilevit.MobileViT_S,
+}
+REFERENCES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+
+
+def write_reference(name: str, folder: Path) -> Path:
+    """Re-creates a reference's weights, whose outputs alone are stored."""
+    shapes = json.loads((GOLDEN / f"{name}.json").read_text())
+    path = folder / f"{name}.safetensors"
+    save_file(reference.random_state(shapes), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def timm_xxs(tmp_path_factory) -> Path:
+    return write_reference("timm_mobilevit_xxs", tmp_path_factory.mktemp("weights"))
+
+
+def build(path, variant: str = "mobilevit_xxs", **arguments):
+    arguments = {
+        "classifier_activation": None,
+        "include_preprocessing": False,
+        "input_shape": (None, None, 3),
+    } | arguments
+    return MODELS[variant](weights=path and str(path), **arguments)
+
+
+def test_all_references_are_there():
+    assert REFERENCES == sorted(
+        f"{library}_{variant}"
+        for library in ("timm", "transformers")
+        for variant in MODELS
+    )
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_logits_equal_the_reference(name: str, tmp_path):
+    golden = np.load(GOLDEN / f"{name}.npz")
+    model = build(write_reference(name, tmp_path), name.partition("_")[2])
+    for size in reference.SIZES:
+        wanted = golden[reference.size_key(*size)]
+        logits = model(reference.images(*size)).numpy()
+        assert np.abs(wanted).max() > 0.1
+        assert np.abs(logits - wanted).max() <= TOLERANCE, size
+
+
+def test_static_sizes_give_the_same(timm_xxs):
+    golden = np.load(GOLDEN / "timm_mobilevit_xxs.npz")
+    model = build(timm_xxs, input_shape=(224, 224, 3))
+    logits = model(reference.images(224, 224)).numpy()
+    assert np.abs(logits - golden[reference.size_key(224, 224)]).max() <= TOLERANCE
+
+
+def test_every_difference_is_named_and_nothing_is_loaded(timm_xxs, tmp_path):
+    tensors = load_file(timm_xxs)
+    del tensors["stem.bn.bias"]
+    tensors["stages.7.weight"] = np.zeros(3, np.float32)
+    tensors["head.fc.bias"] = np.zeros(7, np.float32)
+    path = tmp_path / "broken.safetensors"
+    save_file(tensors, path)
+    model = build(None)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="nothing was loaded") as error:
+        keras_mobilevit.weights.load_weights(model, str(path))
+    for name in ("stem.bn.bias", "stages.7.weight", "head.fc.bias"):
+        assert name in str(error.value)
+    for old, new in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_the_classifier_is_left_out_without_the_top(timm_xxs):
+    model = build(
+        timm_xxs, include_top=False, pooling="avg", classifier_activation=None
+    )
+    assert model.output_shape == (None, 320)
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_own_files_round_trip(ending: str, tmp_path):
+    model = build(None, classes=7)
+    path = tmp_path / f"model{ending}"
+    model.save(path) if ending == ".keras" else model.save_weights(path)
+    images = reference.images(64, 96)
+    loaded = build(path, classes=7)
+    np.testing.assert_allclose(loaded(images), model(images), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a whole safetensors"),
+        (b"\x10" + bytes(40), "not a whole safetensors"),
+    ],
+)
+def test_damaged_files_are_refused(content: bytes, message: str, tmp_path):
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        build(path)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"resnet.weight": np.zeros(1, np.float32)}, path)
+    with pytest.raises(ValueError, match="no MobileViT.*resnet.weight"):
+        build(path)
+
+
+def test_imagenet_is_not_there_yet():
+    with pytest.raises(NotImplementedError, match="safetensors"):
+        MODELS["mobilevit_xxs"]()

@@ -1,0 +1,103 @@
+"""A model goes through the converter; what must be refused leaves nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_mobilevit import MobileViT_XXS
+from tflite import convert, opcheck, parity
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return MobileViT_XXS(weights=None, classes=10, classifier_activation=None)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return convert.real_images("digits", 64, 1.0)[:4]
+
+
+def test_converted_file_and_card(model, images, tmp_path):
+    output = tmp_path / "model.tflite"
+    card = convert.convert(model, "fp32", 64, images, output, {"model": "test"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.tflite"]
+    assert json.loads((tmp_path / "model.json").read_text()) == card
+    assert card["input"]["shape"] == [1, 64, 64, 3]
+    assert card["output"]["shape"] == [1, 10]
+    assert card["max_rank"] == 4
+    assert card["xnnpack_partitions"] == 1
+    assert card["parity"]["max_abs"] <= 1e-4
+    assert card["bytes"] == output.stat().st_size
+
+
+def test_a_file_that_differs_is_not_left_behind(model, images, tmp_path, monkeypatch):
+    monkeypatch.setitem(parity.THRESHOLDS, "fp32", 0.0)
+    with pytest.raises(ValueError, match="differ from Keras's by up to"):
+        convert.convert(model, "fp32", 64, images, tmp_path / "model.tflite", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_is_a_difference():
+    outputs = np.array([[np.nan, 1.0]])
+    with pytest.raises(ValueError, match="nan"):
+        parity.refuse_difference(parity.compare(outputs, outputs), "fp32")
+
+
+def test_foreign_operations_are_refused():
+    with pytest.raises(ValueError, match="FlexConv2D"):
+        opcheck.refuse_custom_ops({"CONV_2D": 1, "FlexConv2D": 2})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model=nonsense"], "mobilevit_xxs, mobilevit_xs, mobilevit_s"),
+        (["--model=mobilevit_xxs", "--formats=int2"], "Expected some of: fp32"),
+        (["--model=mobilevit_xxs", "--size=0"], "at least 32"),
+        (["--model=missing.keras"], "There is no file missing.keras"),
+    ],
+)
+def test_bad_flags(flags: list[str], message: str, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "tflite/convert.py", *flags, f"--output_dir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo(tmp_path):
+    """`make demo`'s own steps with a tiny schedule."""
+    flags = "--data=digits --sizes=32,48 --base_size=32 --batch_size=256 --epochs=1"
+    subprocess.run(
+        [
+            "make",
+            "demo-run",
+            f"PYTHON={sys.executable}",
+            f"RUN={tmp_path}",
+            f"DEMO_FLAGS={flags}",
+        ],
+        cwd=ROOT,
+        check=True,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["sizes"] == [32, 48]
+    assert report["validation_images"] == 360
+    assert report["parity_max_abs"] <= 1e-4
+    assert report["latency_ms_median"] > 0
+    assert abs(report["top1_keras"] - report["top1_tflite"]) <= 0.001
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
