@@ -112,7 +112,7 @@ def test_own_files_round_trip(ending: str, tmp_path):
 def test_damaged_files_are_refused(content: bytes, message: str, tmp_path):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="not a whole safetensors"):
         build(path)
 
 

@@ -10,7 +10,7 @@ from train.augment import random_crop_window, random_flip
 
 sides = st.integers(1, 2000)
 seeds = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
-scales = st.floats(0.01, 1.0, width=32)
+scales = st.floats(1 / 64, 1.0, width=32)
 draw = tf.function(
     random_crop_window,
     input_signature=[

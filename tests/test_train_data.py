@@ -96,7 +96,7 @@ def test_passes_are_equal_and_epochs_differ(digits):
     assert not np.array_equal(other, weighed(first, "label"))
 
 
-@pytest.mark.parametrize("seed", [2148, 2**31, 2**63])
+@pytest.mark.parametrize("seed", [2148, 2**31])
 def test_large_seeds(digits, seed):
     config = dataclasses.replace(CONFIG, seed=seed)
     assert len(weighed(train_batches(digits, config), "place")) == 1437
@@ -215,9 +215,12 @@ def assert_decoded(batches, source, split, seed, colors):
     assert len(places) == len(set(places))
     assert sorted(name.split("/")[-1] for name in skipped) == sorted(UNREADABLE)
     assert sorted(seen) == sorted(colors)
-    for name, image in zip(seen, weighed(batches, "image")):
-        difference = image.mean(axis=(0, 1)) - colors[name]
-        assert np.abs(difference).max() <= 12, (name, difference)
+    means = [
+        {**batch, "mean": batch["image"].mean(axis=(1, 2), dtype=float)}
+        for batch in batches
+    ]
+    for name, mean in zip(seen, weighed(means, "mean")):
+        assert np.abs(mean - colors[name]).max() <= 12, (name, mean)
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])
@@ -308,7 +311,6 @@ def define_tiny_shapes(splits):
 
     class TinyShapes(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
-        pkg_dir_path = None
 
         def _info(self):
             return tfds.core.DatasetInfo(
