@@ -17,7 +17,12 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def model():
-    return MobileViT_XXS(weights=None, classes=10, classifier_activation=None)
+    return MobileViT_XXS(
+        weights=None,
+        classes=10,
+        classifier_activation=None,
+        input_shape=(None, None, 3),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,12 @@ def test_a_file_that_differs_is_not_left_behind(model, images, tmp_path, monkeyp
     with pytest.raises(ValueError, match="differ from Keras's by up to"):
         convert.convert(model, "fp32", 64, images, tmp_path / "model.tflite", {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_size_than_the_models_is_refused():
+    model = MobileViT_XXS(weights=None, input_shape=(64, 64, 3))
+    with pytest.raises(ValueError, match=r"takes images of 64x64.*--size=96"):
+        convert.make_converter(model, 96)
 
 
 def test_nan_is_a_difference():

@@ -9,6 +9,7 @@ from train import checkpoint
 
 def make_groups(seed: int, units: int = 4) -> dict:
     """A model with statistics and random state, and an optimizer with moments."""
+    keras.utils.clear_session()  # names count from 0, as in a new process
     keras.utils.set_random_seed(seed)
     model = keras.Sequential(
         [
@@ -29,7 +30,7 @@ def make_groups(seed: int, units: int = 4) -> dict:
 
 def values(groups: dict) -> dict:
     return {
-        f"{name}/{variable.path}": np.array(variable)
+        f"{name}/{variable.path}": variable.numpy()
         for name, owner in groups.items()
         for variable in owner.variables
     }
@@ -77,7 +78,7 @@ def test_a_truncated_file_sets_nothing(path, part):
 def test_another_shape_is_named_and_sets_nothing(path):
     other = make_groups(1, units=5)
     before = values(other)
-    with pytest.raises(ValueError, match="another model.*model/hidden/kernel"):
+    with pytest.raises(ValueError, match="another model.*model/tiny/hidden/kernel"):
         checkpoint.load_checkpoint(path, other)
     assert_equal(other, before)
 

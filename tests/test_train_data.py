@@ -37,6 +37,12 @@ def weighed(batches, key) -> np.ndarray:
     return np.concatenate([batch[key][batch["weight"] > 0] for batch in batches])
 
 
+def mean_colors(batches) -> np.ndarray:
+    """Gives the mean colour of each image that counts, `[examples, 3]`."""
+    means = [{**b, "mean": b["image"].mean(axis=(1, 2), dtype=float)} for b in batches]
+    return weighed(means, "mean")
+
+
 def listed(source, split, seed=None) -> list[dict]:
     return list(source.examples(split, seed).as_numpy_iterator())
 
@@ -215,11 +221,7 @@ def assert_decoded(batches, source, split, seed, colors):
     assert len(places) == len(set(places))
     assert sorted(name.split("/")[-1] for name in skipped) == sorted(UNREADABLE)
     assert sorted(seen) == sorted(colors)
-    means = [
-        {**batch, "mean": batch["image"].mean(axis=(1, 2), dtype=float)}
-        for batch in batches
-    ]
-    for name, mean in zip(seen, weighed(means, "mean")):
+    for name, mean in zip(seen, mean_colors(batches)):
         assert np.abs(mean - colors[name]).max() <= 12, (name, mean)
 
 
@@ -365,7 +367,7 @@ def test_tfds_batches_hold_every_example_once(tiny_shapes):
         (train_batches(tiny_shapes, config), 40),
         (list(evaluation.as_numpy_iterator()), 12),
     ):
-        indices = weighed(batches, "image").mean(axis=(1, 2, 3)) / 6
+        indices = mean_colors(batches).mean(axis=1) / 6
         np.testing.assert_allclose(np.sort(indices), np.arange(count), atol=0.01)
         labels = weighed(batches, "label")
         np.testing.assert_array_equal(labels, np.round(indices) % 3)

@@ -44,9 +44,9 @@ def test_help(command, inside, tmp_path):
 def test_errors_are_one_line_and_leave_nothing(flag, message, tmp_path):
     workdir = tmp_path / "run"
     result = run([str(ROOT / "train/main.py"), flag, f"--workdir={workdir}"], tmp_path)
-    assert result.returncode not in (0, None)
-    errors = [line for line in result.stderr.splitlines() if "error:" in line]
-    assert len(errors) == 1 and errors[0].startswith("error:"), result.stderr
-    assert message in errors[0]
+    assert result.returncode != 0
+    errors = [s for s in result.stderr.splitlines() if s.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], result.stderr
+    assert result.stderr.splitlines()[-1] == errors[0]
     assert "Traceback" not in result.stderr
     assert not workdir.exists()

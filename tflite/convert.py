@@ -102,7 +102,12 @@ def make_converter(model: keras.Model, size: int) -> tf.lite.TFLiteConverter:
     A free batch dimension would leave the file full of shape arithmetic, which
     delegates refuse; so the function is traced at batch 1.
     """
-    channels = model.inputs[0].shape[-1]
+    height, width, channels = model.inputs[0].shape[1:]
+    if {height, width} - {None, size}:
+        raise ValueError(
+            f"{model.name} takes images of {height}x{width} pixels only. "
+            f"Received: --size={size}."
+        )
 
     @tf.function(
         input_signature=[tf.TensorSpec([1, size, size, channels], tf.float32, "images")]

@@ -16,8 +16,11 @@ def _named(groups: dict) -> dict:
     """Names the variables of models and optimizers: `{group/path: variable}`."""
     named = {}
     for group, owner in groups.items():
-        for variable in owner.variables:
-            name = f"{group}/{variable.path}"
+        for index, variable in enumerate(owner.variables):
+            # Keras numbers the seeds of dropout through the whole process; their place
+            # among the owner's variables is what a later process has in common.
+            is_seed = variable.path.endswith("seed_generator_state")
+            name = f"{group}/seed_{index}" if is_seed else f"{group}/{variable.path}"
             if name in named:
                 raise ValueError(f"Two variables are called {name}.")
             named[name] = variable

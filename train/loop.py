@@ -79,6 +79,7 @@ def make_optimizer(config: TrainConfig, model: keras.Model):
         beta_1=0.9,
         beta_2=0.999,
         epsilon=1e-8,
+        name="adamw",
     )
     optimizer.build(model.trainable_variables)
     return optimizer
