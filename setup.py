@@ -12,6 +12,7 @@ VERSION = re.search(
 
 TRAIN = [
     "absl-py",
+    "importlib_resources",  # tensorflow-datasets imports it without asking for it
     "keras-cv",
     "matplotlib",
     "scikit-learn",

@@ -141,9 +141,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         layers = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)]
         return keras.Sequential([keras.Input((None, None, 3)), *layers])
 
-    task = dataclasses.replace(
-        CLASSIFICATION, loss=no_number, build_model=build_model
-    )
+    task = dataclasses.replace(CLASSIFICATION, loss=no_number, build_model=build_model)
     with pytest.raises(FloatingPointError, match="nan at step 0 of epoch 1"):
         run(tmp_path, task=task)
     assert not (tmp_path / "checkpoint.safetensors").exists()
