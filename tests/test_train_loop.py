@@ -27,7 +27,6 @@ CONFIG = make_config(
 
 
 def run(workdir, config=CONFIG, task=CLASSIFICATION):
-    keras.utils.clear_session()  # names count from 0, as in a new process
     return loop.train_and_evaluate(task, config, digits_source(), workdir)
 
 
@@ -152,7 +151,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
 @pytest.mark.slow
 def test_frozen_backbone_stays_as_it_was(tmp_path):
     config = dataclasses.replace(CONFIG, freeze="backbone", epochs=1, sizes=(32,))
-    keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
     initial = CLASSIFICATION.build_model(config, digits_source())
     run(tmp_path, config)

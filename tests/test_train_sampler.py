@@ -94,9 +94,9 @@ def test_sizes_that_are_refused(size):
         batch_shapes([32], size, 8)
 
 
-@pytest.mark.parametrize("batch", [0, -1])
+@pytest.mark.parametrize("batch", [0, -1, 1.5, True])
 def test_base_batches_that_are_refused(batch):
-    with pytest.raises(ValueError, match=f"at least 1. Received: {batch}"):
+    with pytest.raises(ValueError, match=f"positive integer. Received: {batch}"):
         batch_shapes([32], 32, batch)
 
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 
 from keras_mobilevit.configs import get_config
 
 MIN_SIZE = 32
+MAX_SEED = 2**31 - 1
 FREEZE = ("none", "backbone")
 
 
@@ -64,7 +66,8 @@ class TrainConfig:
     )
     flip: bool = _field(True, "Mirror half of the training images.")
     weights: str = _field(
-        "", "Start from these weights: a .keras, .weights.h5 or .safetensors file."
+        "",
+        "Start from the backbone of this .keras or .safetensors file.",
     )
     freeze: str = _field(
         "none", "`backbone` trains the classifier alone; `none` trains everything."
@@ -72,6 +75,7 @@ class TrainConfig:
     seed: int = _field(0, "Of initialization, order, sizes and augmentation.")
 
     def __post_init__(self):
+        self._check_types()
         object.__setattr__(self, "sizes", tuple(self.sizes))
         get_config(self.model)
         if not self.sizes:
@@ -114,10 +118,31 @@ class TrainConfig:
                 f"`freeze` must be one of: {', '.join(FREEZE)}. "
                 f"Received: {self.freeze!r}."
             )
-        if self.weights and not os.path.exists(self.weights):
+        if self.seed > MAX_SEED:
+            raise ValueError(
+                f"`seed` must be at most {MAX_SEED}. Received: {self.seed}."
+            )
+        if self.weights and not os.path.isfile(self.weights):
             raise ValueError(
                 f"`weights` must be an existing file. Received: {self.weights!r}."
             )
+
+    def _check_types(self) -> None:
+        """Refuses values of another type, and numbers that are not finite."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "sizes":
+                is_valid = isinstance(value, (tuple, list))
+            elif field.type is float:
+                is_valid = type(value) in (int, float) and math.isfinite(value)
+            else:
+                is_valid = type(value) is field.type
+            if not is_valid:
+                kind = getattr(field.type, "__name__", str(field.type))
+                raise ValueError(
+                    f"`{field.name}` must be of type {kind}, and finite. "
+                    f"Received: {value!r}."
+                )
 
 
 # The defaults above for ImageNet; what is different for less data.
@@ -211,6 +236,7 @@ def load_config(path) -> TrainConfig:
 
     Raises:
         ValueError: if the file is no JSON object, or has unknown or missing keys.
+        FileNotFoundError: if there is no file.
     """
     try:
         values = json.loads(Path(path).read_text())

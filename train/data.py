@@ -176,9 +176,10 @@ def tfds_source(name: str) -> Source:
 
     builder = tfds.builder(name)
     features = builder.info.features
-    if features is None or not {"image", "label"} <= set(features):
+    label = features.get("label") if features is not None else None
+    if not hasattr(label, "names") or "image" not in features:
         raise ValueError(
-            f"tfds:{name} has no features `image` and `label`. "
+            f"tfds:{name} has no features `image` and `label` with named classes. "
             f"It has: {', '.join(features or ())}."
         )
     builder.download_and_prepare()
@@ -210,7 +211,7 @@ def tfds_source(name: str) -> Source:
 
     return Source(
         f"tfds:{name}",
-        tuple(features["label"].names),
+        tuple(label.names),
         {split: available[splits[split]].num_examples for split in SPLITS},
         examples,
     )

@@ -39,8 +39,10 @@ def batch_shapes(sizes, base_size, base_batch: int) -> list[BatchShape]:
     BatchShape(height=128, width=128, batch=100)
     """
     base_height, base_width = _pair(base_size)
-    if base_batch < 1:
-        raise ValueError(f"The base batch must be at least 1. Received: {base_batch}.")
+    if type(base_batch) is not int or base_batch < 1:
+        raise ValueError(
+            f"The base batch must be a positive integer. Received: {base_batch!r}."
+        )
     base_pixels = base_height * base_width * base_batch
     shapes = []
     for size in sizes:
@@ -54,7 +56,7 @@ def batch_shapes(sizes, base_size, base_batch: int) -> list[BatchShape]:
 
 def _pair(size) -> tuple[int, int]:
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
+    if len(pair) != 2 or not all(type(s) is int and s > 0 for s in pair):
         raise ValueError(
             f"A size is a positive integer or a pair of them. Received: {size!r}."
         )
