@@ -1,7 +1,8 @@
 """Writes the golden files: logits of timm's and transformers' MobileViT.
 
 Run by hand, from the root of the repository, in an environment of its own with torch
-2.13.0, timm 1.0.31 and transformers 5.23.0 (Keras is not needed):
+2.13.0, timm 1.0.31, transformers 5.23.0 and a torchvision that fits that torch, which
+timm imports (Keras is not needed):
 
     PYTHONPATH=. python tests/golden/make_golden.py
 
