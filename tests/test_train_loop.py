@@ -82,7 +82,6 @@ def test_a_finished_run_is_not_trained_again(finished):
     assert (workdir / "checkpoint.safetensors").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_an_interrupted_run_continues_as_if_undisturbed(
     finished, tmp_path, monkeypatch
 ):
@@ -133,7 +132,6 @@ def test_other_classes_are_refused(finished):
     assert (workdir / "labels.txt").read_text().startswith("0\n")
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     def no_number(config, batch, outputs):
         return CLASSIFICATION.loss(config, batch, outputs) * float("nan")
