@@ -35,7 +35,7 @@ FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
         ({"epochs": True}, "`epochs` must be of type int.*Received: True"),
         ({"sizes": 64}, "`sizes` must be of type tuple.*Received: 64"),
         ({"weight_decay": float("nan")}, "`weight_decay`.*finite.*Received: nan"),
-        ({"seed": 2**31}, "`seed` must be at most 2147483647"),
+        ({"seed": 2**32}, "`seed` must be at most 4294967295"),
         ({"weights": "."}, "`weights` must be an existing file"),
         ({"batch_size": -1}, "`batch_size` must be at least 1. Received: -1"),
         ({"grow_epochs": -1}, "`grow_epochs` must not be negative. Received: -1"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from keras_mobilevit.configs import get_config
 
 MIN_SIZE = 32
-MAX_SEED = 2**31 - 1
+MAX_SEED = 2**32 - 1  # what keras.utils.set_random_seed takes
 FREEZE = ("none", "backbone")
 
 

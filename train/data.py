@@ -176,8 +176,9 @@ def tfds_source(name: str) -> Source:
 
     builder = tfds.builder(name)
     features = builder.info.features
-    label = features.get("label") if features is not None else None
-    if not hasattr(label, "names") or "image" not in features:
+    named = features or {}
+    label = named["label"] if "label" in named else None
+    if not hasattr(label, "names") or "image" not in named:
         raise ValueError(
             f"tfds:{name} has no features `image` and `label` with named classes. "
             f"It has: {', '.join(features or ())}."
