@@ -33,7 +33,6 @@ demo-run:
 	$(PYTHON) train/main.py $(DEMO_FLAGS) --workdir=$(RUN)
 	$(PYTHON) tflite/convert.py --model=$(RUN)/best.keras --size=$(DEMO_SIZE) \
 	    --output_dir=$(RUN)
-	rm -f $(RUN)/latency.jsonl
 	$(PYTHON) tflite/benchmark.py $(RUN)/best_$(DEMO_SIZE)_fp32.tflite \
 	    --output=$(RUN)/latency.jsonl
 	$(PYTHON) tflite/report.py --workdir=$(RUN) \

@@ -48,12 +48,20 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, with TensorFlow's fused kernel in training.
 
     Keras composes the batch statistics from elementwise operations; the kernel reads
-    the feature map once. Only 4-D float32 inputs take it.
+    the feature map once. Channels-last float32 feature maps take it.
     """
 
     def call(self, inputs, training=None, mask=None):
         tf = _tensorflow()
-        is_fusable = len(inputs.shape) == 4 and inputs.dtype == "float32"
+        is_fusable = (
+            len(inputs.shape) == 4
+            and inputs.dtype == "float32"
+            and self.axis in (-1, 3)
+            and self.center
+            and self.scale
+            and not self.synchronized
+            and mask is None
+        )
         if not (tf and training and self.trainable and is_fusable):
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, variance, *_ = tf.compat.v1.nn.fused_batch_norm(

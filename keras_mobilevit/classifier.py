@@ -6,11 +6,10 @@ import keras
 from keras import layers
 
 from keras_mobilevit.backbone import feature_maps
-from keras_mobilevit.configs import CLASSIFIER_DROPOUT, VARIANTS, ModelConfig
+from keras_mobilevit.configs import CLASSIFIER_DROPOUT, MIN_SIZE, VARIANTS, ModelConfig
 from keras_mobilevit.layers import conv_bn_act, dense
 from keras_mobilevit.weights import load_weights
 
-MIN_SIZE = 32  # one pixel of the last feature map
 DEFAULT_SIZE = 256  # what the paper trains and evaluates at
 
 _DOCSTRING = """{title}: {parameters} M parameters, {top1} % top-1 on ImageNet-1k.
@@ -98,7 +97,8 @@ def _check_arguments(weights, include_top, pooling, classes, classifier_activati
             "MobileViT is channels-last only. Set "
             '`keras.config.set_image_data_format("channels_last")`.'
         )
-    if weights not in (None, "imagenet") and not os.path.exists(weights):
+    is_path = isinstance(weights, (str, os.PathLike)) and os.path.exists(weights)
+    if weights not in (None, "imagenet") and not is_path:
         raise ValueError(
             "`weights` must be `None` (random initialization), `imagenet` "
             "(pre-training on ImageNet), or the path of an existing weights file. "
@@ -110,8 +110,10 @@ def _check_arguments(weights, include_top, pooling, classes, classifier_activati
         )
     if not include_top:
         return
-    if classes < 1:
-        raise ValueError(f"`classes` must be positive. Received: classes={classes}.")
+    if not isinstance(classes, int) or classes < 1:
+        raise ValueError(
+            f"`classes` must be a positive integer. Received: classes={classes!r}."
+        )
     if weights == "imagenet" and classes != 1000:
         raise ValueError(
             '`weights="imagenet"` with `include_top=True` has 1000 classes. '

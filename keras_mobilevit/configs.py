@@ -1,4 +1,4 @@
-"""The MobileViT variants as one table, and how their inputs are prepared.
+"""The MobileViT variants as one table.
 
 Source: Mehta and Rastegari, "MobileViT: Light-weight, General-purpose, and
 Mobile-friendly Vision Transformer", https://arxiv.org/abs/2110.02178, Table 4.
@@ -41,6 +41,7 @@ TRANSFORMER_DEPTHS = (2, 4, 3)  # layers in the blocks of stages 3, 4 and 5
 NUM_HEADS = 4
 PATCH_SIZE = 2
 CLASSIFIER_DROPOUT = 0.1
+MIN_SIZE = 32  # side of an image that leaves one pixel of the last feature map
 
 # Trainable parameters with 1,000 classes, and ImageNet-1k top-1 of the published
 # weights at 256x256 (paper section 4.1 and the authors' release):

@@ -6,7 +6,10 @@ set, in equal shape, or nothing is loaded.
 """
 
 import os
+import tempfile
+import zipfile
 
+import h5py
 import keras
 import numpy as np
 from keras import layers
@@ -207,7 +210,8 @@ def _load_safetensors(model: keras.Model, path: str, include_top: bool) -> None:
     for layer in _weighted_layers(model, include_top):
         kind = type(layer)
         for variable in layer.weights:
-            torch_name = _VARIABLES[kind].get(variable.name)
+            # A layer of another kind or name can only be reported as missing.
+            torch_name = _VARIABLES.get(kind, {}).get(variable.name, variable.name)
             name = f"{names.get(layer.name, layer.name)}.{torch_name}"
             axes = _KERNEL_AXES.get(kind) if variable.name == "kernel" else None
             shape = tuple(variable.shape)
@@ -221,8 +225,25 @@ def _load_safetensors(model: keras.Model, path: str, include_top: bool) -> None:
         variable.assign(np.transpose(tensor, axes) if axes else tensor)
 
 
+def load_model_file(path) -> keras.Model:
+    """Loads a `.keras` file; code in it (a `Lambda` layer) is refused.
+
+    Raises:
+        ValueError: if the file is missing, damaged, or holds code.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise ValueError(f"There is no file {path}.")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not a whole .keras file.")
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises many kinds for what does not fit
+        raise ValueError(f"{path} cannot be loaded: {error}") from error
+
+
 def _load_keras(model: keras.Model, path: str, include_top: bool) -> None:
-    donor = keras.models.load_model(path, compile=False)
+    donor = load_model_file(path)
     include_top = include_top and _has_top(model)
 
     def variables(of):
@@ -240,6 +261,34 @@ def _load_keras(model: keras.Model, path: str, include_top: bool) -> None:
     )
     for name, variable in targets.items():
         variable.assign(sources[name])
+
+
+def _h5_shapes(path) -> dict[str, tuple]:
+    """Lists `{name: shape}` of the arrays in a `.weights.h5` file."""
+    shapes = {}
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            shapes[name] = item.shape
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return shapes
+
+
+def _load_h5(model: keras.Model, path: str) -> None:
+    # Keras's own loader takes what it finds and sets weights until one does not fit;
+    # so the file is first compared with what this model itself would write.
+    with tempfile.TemporaryDirectory() as folder:
+        own = os.path.join(folder, "own.weights.h5")
+        model.save_weights(own)
+        wanted = _h5_shapes(own)
+    try:
+        found = _h5_shapes(path)
+    except OSError as error:
+        raise ValueError(f"{path} is not a whole .weights.h5 file: {error}") from error
+    _match(wanted, found, path)
+    model.load_weights(path)
 
 
 def load_weights(model: keras.Model, weights: str, include_top: bool = True) -> None:
@@ -270,12 +319,14 @@ def load_weights(model: keras.Model, weights: str, include_top: bool = True) -> 
             "`.safetensors` file of timm's or transformers' MobileViT, or None."
         )
     path = os.fspath(weights)
+    if not os.path.isfile(path):
+        raise ValueError(f"`weights` must be an existing file. Received: {path!r}.")
     if path.endswith(".safetensors"):
         _load_safetensors(model, path, include_top)
     elif path.endswith(".keras"):
         _load_keras(model, path, include_top)
     elif path.endswith(".weights.h5") and include_top:
-        model.load_weights(path)
+        _load_h5(model, path)
     else:
         raise ValueError(
             "Weights are read from `.keras`, `.safetensors` and, with the top, "

@@ -66,7 +66,9 @@ def test_preprocessing_is_a_division_by_255():
     [
         ({"weights": "nowhere.keras"}, "existing weights file.*nowhere.keras"),
         ({"weights": "imagenet", "classes": 7}, "1000 classes"),
-        ({"classes": 0}, "`classes` must be positive"),
+        ({"classes": 0}, "`classes` must be a positive integer"),
+        ({"classes": "10"}, "`classes` must be a positive integer"),
+        ({"weights": 1}, "existing weights file"),
         ({"include_top": False, "pooling": "mean"}, "`pooling` must be"),
         ({"input_shape": (31, 64, 3)}, "at least 32"),
         ({"input_shape": (64, 64)}, "height, width, channels"),

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -138,3 +139,46 @@ def test_foreign_files_are_refused(tmp_path):
 def test_imagenet_is_not_there_yet():
     with pytest.raises(NotImplementedError, match="safetensors"):
         MODELS["mobilevit_xxs"]()
+
+
+def test_a_file_with_the_top_does_not_go_into_a_model_without(tmp_path):
+    path = tmp_path / "model.weights.h5"
+    build(None, classes=7).save_weights(path)
+    with pytest.raises(ValueError, match="not in the model"):
+        build(path, include_top=False, classes=7)
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_own_files_that_do_not_fit_change_nothing(ending: str, tmp_path):
+    path = tmp_path / f"model{ending}"
+    donor = build(None, classes=10)
+    donor.save(path) if ending == ".keras" else donor.save_weights(path)
+    model = build(None, classes=7)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="nothing was loaded"):
+        keras_mobilevit.weights.load_weights(model, str(path))
+    for old, new in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_truncated_own_files_are_refused(ending: str, tmp_path):
+    path = tmp_path / f"model{ending}"
+    model = build(None, classes=7)
+    model.save(path) if ending == ".keras" else model.save_weights(path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(ValueError, match=f"is not a whole {ending} file"):
+        build(path, classes=7)
+
+
+def test_a_file_with_code_is_refused_and_does_not_run(tmp_path):
+    inputs = keras.Input((2,))
+    trap = tmp_path / "trap"
+    name = str(trap)
+    outputs = keras.layers.Lambda(lambda x: [x, open(name, "w")][0])(inputs)
+    path = tmp_path / "model.keras"
+    keras.Model(inputs, outputs).save(path)
+    trap.unlink()  # the layer ran when it was built
+    with pytest.raises(ValueError, match="model.keras cannot be loaded.*unsafe"):
+        build(path)
+    assert not trap.exists()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -43,6 +44,68 @@ def test_converted_file_and_card(model, images, tmp_path):
     assert card["bytes"] == output.stat().st_size
 
 
+def test_probabilities_are_compared_as_logits():
+    """Those of two random networks differ by less than any sensible threshold."""
+    first, second = (
+        MobileViT_XXS(weights=None, input_shape=(32, 32, 3)) for _ in range(2)
+    )
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
+    outputs = [model(images).numpy() for model in (first, second)]
+    assert convert.output_kind(first) == "probabilities"
+    assert parity.compare(*outputs)["max_abs"] < 1e-3
+    assert parity.compare(*outputs, are_probabilities=True)["max_abs"] > 1e-2
+
+
+def test_the_card_tells_probabilities_and_the_range_of_the_values(images, tmp_path):
+    model = MobileViT_XXS(
+        weights=None, classes=3, input_shape=(64, 64, 3), include_preprocessing=False
+    )
+    card = convert.convert(model, "fp32", 64, images, tmp_path / "m.tflite", {})
+    assert card["input"]["name"] == "images"
+    assert card["input"]["meaning"] == "RGB image, values in [0, 1]"
+    assert card["output"]["name"] == "probabilities"
+    assert card["parity"]["max_abs"] <= 1e-4
+
+
+def test_what_tflite_cannot_express_is_refused(images, tmp_path):
+    inputs = keras.Input((64, 64, 3))
+    x = keras.ops.linalg.det(inputs[..., :3, :3, 0] + keras.ops.eye(3))[:, None]
+    x = keras.ops.concatenate([keras.ops.reshape(x, (-1, 1))] * 2, axis=-1)
+    with pytest.raises(ValueError, match="TFLite's own operations cannot express"):
+        convert.convert(
+            keras.Model(inputs, x), "fp32", 64, images, tmp_path / "m.tflite", {}
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_other_inputs_is_refused(tmp_path):
+    path = str(tmp_path / "dense.keras")
+    keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)]).save(path)
+    with pytest.raises(ValueError, match=r"\(None, 5\).*Expected RGB images"):
+        convert.load_model(path)
+
+
+def test_labels_of_another_model_are_refused(tmp_path):
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    assert convert._labels_beside(tmp_path / "best.keras", 2) == ["cat", "dog"]
+    with pytest.raises(ValueError, match="names 2 classes, but .* has 10"):
+        convert._labels_beside(tmp_path / "best.keras", 10)
+
+
+def test_images_that_cannot_be_read_are_told(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        (tmp_path / split / "a" / "cut.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="can be read"):
+        convert.real_images(f"folder:{tmp_path}", 64, 1.0)
+
+
+def test_images_come_from_all_classes():
+    images = convert.real_images("digits", 48, 1.0)
+    assert 32 <= len(images) <= 40
+    assert len(np.unique(images.reshape(len(images), -1), axis=0)) > 30
+
+
 def test_a_file_that_differs_is_not_left_behind(model, images, tmp_path, monkeypatch):
     monkeypatch.setitem(parity.THRESHOLDS, "fp32", 0.0)
     with pytest.raises(ValueError, match="differ from Keras's by up to"):
@@ -74,6 +137,7 @@ def test_foreign_operations_are_refused():
         (["--model=mobilevit_xxs", "--formats=int2"], "Expected some of: fp32"),
         (["--model=mobilevit_xxs", "--size=0"], "at least 32"),
         (["--model=missing.keras"], "There is no file missing.keras"),
+        (["--model=runs/demo"], "Or the path of a `.keras` file"),
     ],
 )
 def test_bad_flags(flags: list[str], message: str, tmp_path):

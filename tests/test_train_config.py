@@ -33,24 +33,22 @@ FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
         ({"epochs": 0}, "`epochs` must be at least 1. Received: 0"),
         ({"epochs": 1.5}, "`epochs` must be of type int.*Received: 1.5"),
         ({"epochs": True}, "`epochs` must be of type int.*Received: True"),
-        ({"sizes": 64}, "`sizes` must be of type tuple.*Received: 64"),
+        ({"sizes": 64}, "`sizes` must be a list of integers. Received: 64"),
         ({"weight_decay": float("nan")}, "`weight_decay`.*finite.*Received: nan"),
-        ({"seed": 2**32}, "`seed` must be at most 4294967295"),
-        ({"weights": "."}, "`weights` must be an existing file"),
+        ({"seed": 2**32}, r"`seed` must be in \[0, 4294967295\]"),
         ({"batch_size": -1}, "`batch_size` must be at least 1. Received: -1"),
-        ({"grow_epochs": -1}, "`grow_epochs` must not be negative. Received: -1"),
-        ({"warmup_steps": -1}, "`warmup_steps` must not be negative. Received: -1"),
-        ({"weight_decay": -0.1}, "`weight_decay` must not be negative. Received: -0.1"),
-        ({"seed": -1}, "`seed` must not be negative. Received: -1"),
+        ({"grow_epochs": -1}, "`grow_epochs` must be at least 0. Received: -1"),
+        ({"warmup_steps": -1}, "`warmup_steps` must be at least 0. Received: -1"),
+        ({"weight_decay": -0.1}, "`weight_decay` must be at least 0. Received: -0.1"),
+        ({"seed": -1}, r"`seed` must be in \[0, .*Received: -1"),
         ({"label_smoothing": 1.0}, r"`label_smoothing` must be in \[0, 1\).*1.0"),
         ({"label_smoothing": -0.1}, r"`label_smoothing` must be in \[0, 1\).*-0.1"),
         ({"ema_momentum": 1}, r"`ema_momentum` must be in \[0, 1\). Received: 1"),
         ({"eval_crop": 0}, r"`eval_crop` must be in \(0, 1\]. Received: 0"),
         ({"crop_scale": 1.5}, r"`crop_scale` must be in \(0, 1\]. Received: 1.5"),
         ({"learning_rate": 1e-5}, "`min_learning_rate` <= `learning_rate`.*0.0002 and"),
-        ({"min_learning_rate": -1.0}, "0 <= `min_learning_rate`.*-1.0 and 0.002"),
+        ({"min_learning_rate": -1.0}, "`min_learning_rate` must be at least 0.*-1.0"),
         ({"freeze": "head"}, "`freeze` must be one of: none, backbone.*'head'"),
-        ({"weights": "no/file.keras"}, "an existing file. Received: 'no/file.keras'"),
     ],
 )
 def test_values_out_of_range(values, message):
@@ -78,7 +76,7 @@ def test_recipes(recipe):
 
 @pytest.mark.parametrize(
     "data, recipe",
-    [("digits", "digits"), ("folder:a:b", "small"), ("tfds:mnist", "imagenet")],
+    [("digits", "digits"), ("folder:/a:b", "small"), ("tfds:mnist", "imagenet")],
 )
 def test_default_recipe(data, recipe):
     assert default_recipe(data) == recipe
@@ -136,3 +134,12 @@ def test_file_without_an_object(saved, text):
     saved.write_text(text)
     with pytest.raises(ValueError, match="config.json must hold a JSON object"):
         load_config(saved)
+
+
+def test_paths_are_absolute_so_that_a_run_continues_from_anywhere(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = make_config(data="folder:./photos/", weights="a.keras")
+    assert config.data == f"folder:{tmp_path}/photos"
+    assert config.weights == f"{tmp_path}/a.keras"

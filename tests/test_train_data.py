@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from train import data, sampler
+from train import data, sampler, sources
 from train.config import make_config
 
 CONFIG = make_config("digits", sizes=(32, 48), base_size=32, batch_size=100)
@@ -16,7 +16,7 @@ CONFIG = make_config("digits", sizes=(32, 48), base_size=32, batch_size=100)
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load_source("digits")
+    return sources.load_source("digits")
 
 
 def schedule_of(config, source, epoch=0):
@@ -50,8 +50,8 @@ def listed(source, split, seed=None) -> list[dict]:
 def test_digits_are_split_by_class(digits):
     assert digits.num_examples == {"train": 1437, "validation": 360}
     assert digits.class_names == tuple("0123456789")
-    examples = {split: listed(digits, split) for split in data.SPLITS}
-    ids = {split: {e["id"] for e in examples[split]} for split in data.SPLITS}
+    examples = {split: listed(digits, split) for split in sources.SPLITS}
+    ids = {split: {e["id"] for e in examples[split]} for split in sources.SPLITS}
     assert len(ids["train"]) == 1437 and len(ids["validation"]) == 360
     assert not ids["train"] & ids["validation"]
     shares = [
@@ -75,10 +75,10 @@ def test_an_epoch_has_every_example_once_in_scheduled_shapes(digits):
     for batch, shape in zip(batches, schedule):
         assert batch["image"].dtype == np.uint8
         assert batch["label"].dtype == np.int32
-        assert len(batch["label"]) == len(batch["place"]) == shape.batch
-    np.testing.assert_array_equal(weighed(batches, "place"), np.arange(1437))
+        assert len(batch["label"]) == len(batch["id"]) == shape.batch
 
     order = listed(digits, "train", data.shuffle_seed(CONFIG, 0))
+    assert weighed(batches, "id").tolist() == [example["id"] for example in order]
     labels = [example["label"] for example in order]
     np.testing.assert_array_equal(weighed(batches, "label"), labels)
 
@@ -105,15 +105,15 @@ def test_passes_are_equal_and_epochs_differ(digits):
 @pytest.mark.parametrize("seed", [2148, 2**31])
 def test_large_seeds(digits, seed):
     config = dataclasses.replace(CONFIG, seed=seed)
-    assert len(weighed(train_batches(digits, config), "place")) == 1437
+    assert len(weighed(train_batches(digits, config), "id")) == 1437
 
 
-@pytest.mark.parametrize("split", data.SPLITS)
+@pytest.mark.parametrize("split", sources.SPLITS)
 def test_evaluation_has_every_example_once_in_order(digits, split):
     batches = list(data.eval_batches(digits, split, 32, 100, 1.0).as_numpy_iterator())
     assert {batch["image"].shape for batch in batches} == {(100, 32, 32, 3)}
-    count = digits.num_examples[split]
-    np.testing.assert_array_equal(weighed(batches, "place"), np.arange(count))
+    ids = [example["id"] for example in listed(digits, split)]
+    assert weighed(batches, "id").tolist() == ids
     labels = [example["label"] for example in listed(digits, split)]
     np.testing.assert_array_equal(weighed(batches, "label"), labels)
 
@@ -188,7 +188,7 @@ def decodes_webp() -> bool:
 
 def make_folder(path, classes: dict):
     """Writes `{class: {name: bytes}}` as both splits of a folder."""
-    for split in data.SPLITS:
+    for split in sources.SPLITS:
         for name, files in classes.items():
             folder = path / split / name
             folder.mkdir(parents=True)
@@ -209,20 +209,30 @@ def mixed_folder(tmp_path_factory):
         {"bad": {**UNREADABLE, "notes.txt": b"not listed"}, "good": good},
     )
     colors = {name: color for name, (_, color) in readable.items()}
-    return data.load_source(f"folder:{path}"), colors
+    return sources.load_source(f"folder:{path}"), colors
 
 
-def assert_decoded(batches, source, split, seed, colors):
+def file_name(identity: bytes) -> str:
+    return identity.decode().split("/")[-1]
+
+
+def assert_decoded(batches, colors):
     """Checks the colours of what was decoded, and the names of what was not."""
-    names = [e["id"].decode().split("/")[-1] for e in listed(source, split, seed)]
-    places = weighed(batches, "place").tolist()
-    seen = [names[place] for place in places]
-    skipped = data.unreadable(source, split, set(places), seed)
-    assert len(places) == len(set(places))
-    assert sorted(name.split("/")[-1] for name in skipped) == sorted(UNREADABLE)
+    seen = [file_name(identity) for identity in weighed(batches, "id")]
+    skipped = [
+        file_name(identity)
+        for batch in batches
+        for identity in batch["id"][batch["weight"] == 0]
+        if identity
+    ]
+    assert sorted(skipped) == sorted(UNREADABLE)
     assert sorted(seen) == sorted(colors)
     for name, mean in zip(seen, mean_colors(batches)):
         assert np.abs(mean - colors[name]).max() <= 12, (name, mean)
+    # What stands in for them is a readable image of the batch, not a black one.
+    for batch in batches:
+        if batch["weight"].any():
+            assert batch["image"].max(axis=(1, 2, 3)).min() > 50
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])
@@ -232,19 +242,32 @@ def test_training_skips_and_names_what_it_cannot_decode(mixed_folder, batch_size
         CONFIG, batch_size=batch_size, crop_scale=1.0, flip=True
     )
     batches = train_batches(source, config)
-    shapes = {(s.batch, s.height, s.width, 3) for s in schedule_of(config, source)}
-    assert {batch["image"].shape for batch in batches} <= shapes
-    seed = data.shuffle_seed(config, 0)
-    assert_decoded(batches, source, "train", seed, colors)
+    schedule = schedule_of(config, source)
+    shapes = [(s.batch, s.height, s.width, 3) for s in schedule]
+    assert [batch["image"].shape for batch in batches] == shapes
+    order = listed(source, "train", data.shuffle_seed(config, 0))
+    ids = np.concatenate([batch["id"] for batch in batches])
+    assert ids[ids != b""].tolist() == [example["id"] for example in order]
+    assert_decoded(batches, colors)
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_evaluation_skips_and_names_what_it_cannot_decode(mixed_folder, batch_size):
     source, colors = mixed_folder
     batches = data.eval_batches(source, "validation", 32, batch_size, 0.875)
+    named = [name for batch in batches for name in data.unreadable(batch)]
     batches = list(batches.as_numpy_iterator())
     assert {batch["image"].shape for batch in batches} == {(batch_size, 32, 32, 3)}
-    assert_decoded(batches, source, "validation", None, colors)
+    assert_decoded(batches, colors)
+    assert sorted(name.split("/")[-1] for name in named) == sorted(UNREADABLE)
+
+
+def test_a_sample_comes_from_all_over_the_split(digits):
+    sample = sources.evenly_spaced(digits, "validation", 36)
+    ids = [example["id"] for example in listed(sample, "validation")]
+    whole = [example["id"] for example in listed(digits, "validation")]
+    assert ids == whole[::10]
+    assert sample.num_examples == {"validation": 36}
 
 
 def test_folder_source(mixed_folder):
@@ -294,13 +317,23 @@ def with_a_class_in_one_split(path):
 def test_folders_that_are_refused(make, message, tmp_path):
     make(tmp_path)
     with pytest.raises(ValueError, match=message):
-        data.load_source(f"folder:{tmp_path}")
+        sources.load_source(f"folder:{tmp_path}")
 
 
 @pytest.mark.parametrize("name", ["nonsense", "", "folder:", "tfds:", "folder"])
 def test_unknown_sources(name):
     with pytest.raises(ValueError, match="`digits`, `folder:PATH` or `tfds:NAME`"):
-        data.load_source(name)
+        sources.load_source(name)
+
+
+def test_what_is_not_taken_is_counted(tmp_path, caplog):
+    files = {"1.png": PNG, "2.tiff": b"", "3.TIFF": b"", "notes.txt": b""}
+    make_folder(tmp_path, {"a": files})
+    (tmp_path / "train" / "a" / "folder.jpg").mkdir()
+    with caplog.at_level("WARNING", logger="absl"):
+        source = sources.load_source(f"folder:{tmp_path}")
+    assert source.num_examples == {"train": 1, "validation": 1}
+    assert "1 .tiff, 1 .TIFF, 1 folder, 1 .txt" in caplog.text
 
 
 NAMES = ("circle", "square", "star")
@@ -344,7 +377,7 @@ def tiny_shapes(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", folder)
         patch.setattr(tfds.core.constants, "DATA_DIR", folder)
-        yield data.load_source("tfds:tiny_shapes")
+        yield sources.load_source("tfds:tiny_shapes")
 
 
 def test_tfds_source(tiny_shapes):
@@ -371,4 +404,4 @@ def test_tfds_batches_hold_every_example_once(tiny_shapes):
         np.testing.assert_allclose(np.sort(indices), np.arange(count), atol=0.01)
         labels = weighed(batches, "label")
         np.testing.assert_array_equal(labels, np.round(indices) % 3)
-        assert sorted(weighed(batches, "place")) == list(range(count))
+        assert len(set(weighed(batches, "id"))) == count

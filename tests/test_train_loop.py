@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from train import loop
 from train.config import make_config
-from train.data import digits_source
+from train.sources import digits_source, load_source
 from train.tasks import CLASSIFICATION
 
 CONFIG = make_config(
@@ -132,15 +132,63 @@ def test_other_classes_are_refused(finished):
     assert (workdir / "labels.txt").read_text().startswith("0\n")
 
 
+def build_small(config, source):
+    """A network for what needs no MobileViT; untrained, it finds all classes alike."""
+    layers = [
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(10, kernel_initializer="zeros"),
+    ]
+    return keras.Sequential([keras.Input((None, None, 3)), *layers])
+
+
+SMALL = dataclasses.replace(CLASSIFICATION, build_model=build_small)
+
+
+def test_the_training_loss_is_the_mean_over_the_examples(tmp_path):
+    config = dataclasses.replace(
+        CONFIG, epochs=1, learning_rate=0.0, min_learning_rate=0.0
+    )
+    (record,) = run(tmp_path, config, SMALL)
+    assert record["train_loss"] == pytest.approx(np.log(10), abs=1e-4)
+    assert record["loss"] == pytest.approx(np.log(10), abs=1e-4)
+
+
+def test_a_kill_between_record_and_checkpoint_loses_no_record(tmp_path, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, task=SMALL)
+    assert [record["epoch"] for record in run(tmp_path, task=SMALL)] == [1, 2]
+
+
+def test_weights_that_cannot_be_loaded_leave_no_directory(tmp_path):
+    weights = tmp_path / "cut.keras"
+    weights.write_bytes(b"PK")
+    config = dataclasses.replace(CONFIG, weights=str(weights))
+    with pytest.raises(ValueError, match="cut.keras is not a whole .keras file"):
+        run(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_files_that_cannot_be_read_ends_with_a_name(tmp_path):
+    for split in ("train", "validation"):
+        for name in ("a", "b"):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            (folder / "cut.jpg").write_bytes(b"")
+    source = load_source(f"folder:{tmp_path / 'data'}")
+    with pytest.raises(ValueError, match="None of the 2 train images.*cut.jpg"):
+        loop.train_and_evaluate(SMALL, CONFIG, source, tmp_path / "run")
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     def no_number(config, batch, outputs):
         return CLASSIFICATION.loss(config, batch, outputs) * float("nan")
 
-    def build_model(config, source):  # small, since this needs no MobileViT
-        layers = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)]
-        return keras.Sequential([keras.Input((None, None, 3)), *layers])
-
-    task = dataclasses.replace(CLASSIFICATION, loss=no_number, build_model=build_model)
+    task = dataclasses.replace(SMALL, loss=no_number)
     with pytest.raises(FloatingPointError, match="nan at step 0 of epoch 1"):
         run(tmp_path, task=task)
     assert not (tmp_path / "checkpoint.safetensors").exists()
@@ -156,3 +204,7 @@ def test_frozen_backbone_stays_as_it_was(tmp_path):
     for variable in initial.weights:
         same = np.array_equal(variable.numpy(), trained[f"model/{variable.path}"])
         assert same == (not variable.path.startswith("predictions")), variable.path
+    saved = keras.models.load_model(tmp_path / "best.keras")
+    assert len(saved.trainable_weights) == len(
+        CLASSIFICATION.build_model(CONFIG, digits_source()).trainable_weights
+    )

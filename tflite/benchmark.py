@@ -47,7 +47,9 @@ def format_table(measurements: list) -> str:
     lines = ["file".ljust(width) + "".join(f"{name:>11}" for name, _ in COLUMNS)]
     for measurement in measurements:
         values = (getattr(measurement, field) for _, field in COLUMNS)
-        cells = (f"{v:>11}" if isinstance(v, int) else f"{v:>11.2f}" for v in values)
+        cells = (
+            f"{v:>11.2f}" if isinstance(v, float) else f"{v!s:>11}" for v in values
+        )
         lines.append(Path(measurement.file).name.ljust(width) + "".join(cells))
     return "\n".join(lines)
 
@@ -68,17 +70,21 @@ def main(argv) -> None:
     machine = {"machine": platform.machine(), "system": platform.platform()}
     measurements = []
     try:
-        for path in tqdm(argv[1:], unit="file", disable=None, leave=False):
-            measurements.append(
-                host.measure(path, args.num_threads, args.runs, args.warmup_runs)
-            )
-        lines = [json.dumps(dataclasses.asdict(m) | machine) for m in measurements]
-        if args.output:
-            with open(args.output, "a") as file:
-                file.write("\n".join(lines) + "\n")
+        missing = [path for path in argv[1:] if not Path(path).is_file()]
+        if missing:
+            raise ValueError(f"There is no file {', '.join(missing)}.")
+        with open(args.output or os.devnull, "a") as output:
+            for path in tqdm(argv[1:], unit="file", disable=None, leave=False):
+                measurement = host.measure(
+                    path, args.num_threads, args.runs, args.warmup_runs
+                )
+                measurements.append(measurement)
+                line = json.dumps(dataclasses.asdict(measurement) | machine)
+                tqdm.write(line)
+                output.write(line + "\n")
+                output.flush()
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(*lines, sep="\n")
     print(format_table(measurements))
 
 

@@ -23,11 +23,11 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whose converter this is
 
 import hashlib
 import importlib.metadata
 import json
-import tempfile
 
 import keras
 import numpy as np
@@ -36,17 +36,25 @@ from absl import app, flags, logging
 
 import keras_mobilevit
 from keras_mobilevit.classifier import build_classifier
-from keras_mobilevit.configs import get_config
+from keras_mobilevit.configs import MIN_SIZE, get_config
+from keras_mobilevit.files import whole_file
+from keras_mobilevit.weights import load_model_file
 from tflite import opcheck, parity
 from tflite.runtime import LiteRTModel
-from train.data import eval_batches, load_source
+from train.config import load_config
+from train.data import eval_batches
+from train.sources import evenly_spaced, load_source
 
-MIN_SIZE = 32
 PARITY_IMAGES = 32
 
 
 def _convert_fp32(converter) -> bytes:
-    return converter.convert()
+    try:
+        return converter.convert()
+    except Exception as error:  # the converter's own kind has no public name
+        raise ValueError(
+            f"TFLite's own operations cannot express this model: {error}"
+        ) from error
 
 
 # From a converter to the bytes of a file.
@@ -67,33 +75,55 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
     Raises:
         ValueError: if there is no such model, or the file is something else.
     """
-    if not str(model).endswith(".keras"):
-        config = get_config(model)
-        return build_classifier(
-            config,
-            weights=None if weights == "none" else weights,
-            input_shape=(None, None, 3),
-            classifier_activation=None,
-        )
-    if not os.path.exists(model):
-        raise ValueError(f"There is no file {model}.")
-    if weights != "none":
-        raise ValueError(f"{model} has its own weights; leave --weights away.")
+    if str(model).endswith(".keras"):
+        if weights != "none":
+            raise ValueError(f"{model} has its own weights; leave --weights away.")
+        return _load_keras_file(model)
     try:
-        loaded = keras.models.load_model(model, compile=False)
-    except Exception as error:  # Keras raises many kinds for what is no such file
-        raise ValueError(f"{model} cannot be loaded: {error}") from error
-    if len(loaded.inputs) != 1 or len(loaded.outputs) != 1:
+        config = get_config(model)
+    except ValueError as error:
+        raise ValueError(f"{error} Or the path of a `.keras` file.") from error
+    return build_classifier(
+        config,
+        weights=None if weights == "none" else weights,
+        input_shape=(None, None, 3),
+        classifier_activation=None,
+    )
+
+
+def _load_keras_file(path: str) -> keras.Model:
+    loaded = load_model_file(path)
+    shapes = [tuple(tensor.shape) for tensor in loaded.inputs]
+    if [(len(shape), shape[-1]) for shape in shapes] != [(4, 3)]:
         raise ValueError(
-            f"{model} has {len(loaded.inputs)} inputs and {len(loaded.outputs)} "
-            "outputs. Expected an image classifier with one of each."
+            f"{path} takes inputs of the shapes {shapes}. "
+            "Expected RGB images: (None, height, width, 3)."
         )
-    if loaded.inputs[0].shape[-1] != 3:
-        raise ValueError(f"{model} does not take RGB images: {loaded.inputs[0].shape}.")
+    if [len(tensor.shape) for tensor in loaded.outputs] != [2]:
+        raise ValueError(
+            f"{path} gives outputs of the shapes "
+            f"{[tuple(tensor.shape) for tensor in loaded.outputs]}. "
+            "Expected those of a classifier: (None, classes)."
+        )
     bad = [w.path for w in loaded.weights if not np.all(np.isfinite(w.numpy()))]
     if bad:
-        raise ValueError(f"{model} has weights that are not finite: {bad[0]}.")
+        raise ValueError(f"{path} has weights that are not finite: {bad[0]}.")
     return loaded
+
+
+def output_kind(model: keras.Model) -> str:
+    """Returns `"probabilities"` if the model ends in a softmax, else `"logits"`."""
+    activation = getattr(model.layers[-1], "activation", None)
+    is_softmax = activation is keras.activations.softmax or isinstance(
+        model.layers[-1], keras.layers.Softmax
+    )
+    return "probabilities" if is_softmax else "logits"
+
+
+def largest_value(model: keras.Model) -> int:
+    """Returns the largest value of an input: 255 if the model rescales, else 1."""
+    rescales = any(isinstance(x, keras.layers.Rescaling) for x in model.layers)
+    return 255 if rescales else 1
 
 
 def make_converter(model: keras.Model, size: int) -> tf.lite.TFLiteConverter:
@@ -113,7 +143,7 @@ def make_converter(model: keras.Model, size: int) -> tf.lite.TFLiteConverter:
         input_signature=[tf.TensorSpec([1, size, size, channels], tf.float32, "images")]
     )
     def serve(images):
-        return {"logits": model(images, training=False)}
+        return {output_kind(model): model(images, training=False)}
 
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [serve.get_concrete_function()], serve
@@ -123,7 +153,7 @@ def make_converter(model: keras.Model, size: int) -> tf.lite.TFLiteConverter:
 
 
 def real_images(data: str, size: int, crop_fraction: float) -> np.ndarray:
-    """Loads validation images as the network sees them.
+    """Loads validation images from all over the split, as evaluation sees them.
 
     Args:
         data: `digits`, `folder:PATH` or `tfds:NAME`.
@@ -132,11 +162,17 @@ def real_images(data: str, size: int, crop_fraction: float) -> np.ndarray:
 
     Returns:
         float32 `[images, size, size, 3]`, values in [0, 255].
+
+    Raises:
+        ValueError: if there is no such data, or no image of it can be read.
     """
-    source = load_source(data)
+    source = evenly_spaced(load_source(data), "validation", PARITY_IMAGES)
     batches = eval_batches(source, "validation", size, PARITY_IMAGES, crop_fraction)
     batch = next(iter(batches))
-    return batch["image"].numpy()[batch["weight"].numpy() > 0].astype(np.float32)
+    images = batch["image"].numpy()[batch["weight"].numpy() > 0]
+    if not len(images):
+        raise ValueError(f"None of the {PARITY_IMAGES} images of {data} can be read.")
+    return images.astype(np.float32)
 
 
 def _versions() -> dict[str, str]:
@@ -145,13 +181,15 @@ def _versions() -> dict[str, str]:
     return {"keras_mobilevit": keras_mobilevit.__version__, **versions}
 
 
-def make_card(path: Path, file_format: str, size: int, agreement: dict) -> dict:
+def make_card(
+    path: Path, file_format: str, model: keras.Model, agreement: dict
+) -> dict:
     """Describes a converted file.
 
     Args:
         path: of the file.
         file_format: a key of `FORMATS`.
-        size: side of the image.
+        model: what it was made of.
         agreement: what `parity.compare` returned.
 
     Returns:
@@ -160,9 +198,9 @@ def make_card(path: Path, file_format: str, size: int, agreement: dict) -> dict:
     litert = LiteRTModel(path)
     content = path.read_bytes()
 
-    def describe(tensor, meaning: str) -> dict:
+    def describe(name: str, tensor, meaning: str) -> dict:
         return {
-            "name": tensor["name"],
+            "name": name,
             "shape": [int(side) for side in tensor["shape"]],
             "dtype": np.dtype(tensor["dtype"]).name,
             "meaning": meaning,
@@ -170,11 +208,10 @@ def make_card(path: Path, file_format: str, size: int, agreement: dict) -> dict:
 
     return {
         "format": file_format,
-        "image_size": size,
-        "input": describe(litert.input, "RGB image, values in [0, 255]"),
-        "output": describe(
-            litert.output, "the model's outputs, logits if trained here"
+        "input": describe(
+            "images", litert.input, f"RGB image, values in [0, {largest_value(model)}]"
         ),
+        "output": describe(output_kind(model), litert.output, "one for each class"),
         "ops": opcheck.count_ops(path),
         "max_rank": opcheck.max_rank(path),
         "xnnpack_partitions": litert.xnnpack_partitions(),
@@ -196,10 +233,11 @@ def convert(
     """Converts a model, checks the file, and writes it with its card.
 
     Args:
-        model: takes images with values in [0, 255].
+        model: an image classifier.
         file_format: a key of `FORMATS`.
         size: side of the image in pixels.
-        images: float32 `[images, size, size, channels]` to compare the outputs on.
+        images: float32 `[images, size, size, channels]` with values in [0, 255], to
+            compare the outputs on.
         output: path of the `.tflite`; the card gets the ending `.json`.
         provenance: more entries of the card.
 
@@ -211,21 +249,23 @@ def convert(
             much; nothing is left behind then.
     """
     content = FORMATS[file_format](make_converter(model, size))
+    images = images * (largest_value(model) / 255)
     reference = np.concatenate(
         [model(image[None], training=False).numpy() for image in images]
     )
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".convert-") as folder:
-        temporary = Path(folder) / output.name
+    with whole_file(output) as temporary:
         temporary.write_bytes(content)
         opcheck.refuse_custom_ops(opcheck.count_ops(temporary))
-        agreement = parity.compare(reference, LiteRTModel(temporary).predict(images))
+        agreement = parity.compare(
+            reference,
+            LiteRTModel(temporary).predict(images),
+            are_probabilities=output_kind(model) == "probabilities",
+        )
         agreement["images"] = len(images)
         parity.refuse_difference(agreement, file_format)
-        card = provenance | make_card(temporary, file_format, size, agreement)
-        card_path = temporary.with_suffix(".json")
-        card_path.write_text(json.dumps(card, indent=2) + "\n")
-        os.replace(card_path, output.with_suffix(".json"))
-        os.replace(temporary, output)
+        card = provenance | make_card(temporary, file_format, model, agreement)
+        with whole_file(output.with_suffix(".json")) as card_path:
+            card_path.write_text(json.dumps(card, indent=2) + "\n")
     return card
 
 
@@ -241,10 +281,16 @@ def define_flags() -> None:
     flags.DEFINE_string("output_dir", None, "Where the files go; made if missing.")
     flags.DEFINE_string(
         "data",
-        "digits",
-        "Real images for the comparison: digits, folder:PATH or tfds:NAME.",
+        None,
+        "Real images for the comparison: digits, folder:PATH or tfds:NAME. By default "
+        "what a .keras file was trained on, if config.json is beside it, else digits.",
     )
-    flags.DEFINE_float("crop", 1.0, "Part of their short side that is used, in (0, 1].")
+    flags.DEFINE_float(
+        "crop",
+        None,
+        "Part of their short side that is used, in (0, 1]. By default as at the "
+        "training's evaluation, else 1.",
+    )
     flags.mark_flags_as_required(["model", "output_dir"])
 
 
@@ -259,7 +305,7 @@ def _check_flags() -> Path:
         raise ValueError(
             f"--size must be at least {MIN_SIZE}. Received: {flags.FLAGS.size}."
         )
-    if not 0 < flags.FLAGS.crop <= 1:
+    if flags.FLAGS.crop is not None and not 0 < flags.FLAGS.crop <= 1:
         raise ValueError(f"--crop must be in (0, 1]. Received: {flags.FLAGS.crop}.")
     folder = Path(flags.FLAGS.output_dir).expanduser()
     try:
@@ -269,9 +315,33 @@ def _check_flags() -> Path:
     return folder
 
 
-def _labels_beside(model: str) -> list[str]:
-    path = Path(model).with_name("labels.txt")
-    return path.read_text().splitlines() if path.exists() else []
+def _labels_beside(path: str, classes: int) -> list[str]:
+    """Reads the class names that a training run leaves beside its model."""
+    file = Path(path).with_name("labels.txt")
+    labels = file.read_text().splitlines() if file.exists() else []
+    if labels and len(labels) != classes:
+        raise ValueError(
+            f"{file} names {len(labels)} classes, but {path} has {classes}. "
+            "Move away the one that does not belong there."
+        )
+    return labels
+
+
+def _images_and_provenance(args, model: keras.Model) -> tuple[np.ndarray, dict]:
+    """Returns the images to compare on, and what the card says of the model."""
+    data, crop = "digits", 1.0
+    if args.model.endswith(".keras"):
+        labels = _labels_beside(args.model, model.output_shape[-1])
+        provenance = {"model": args.model, "labels": labels}
+        config_file = Path(args.model).with_name("config.json")
+        if config_file.exists():
+            config = load_config(config_file)
+            data, crop = config.data, config.eval_crop
+    else:
+        provenance = {"model": args.model, "weights": args.weights}
+    data, crop = args.data or data, args.crop or crop
+    provenance["parity_data"] = data
+    return real_images(data, args.size, crop), provenance
 
 
 def main(argv) -> None:
@@ -281,22 +351,10 @@ def main(argv) -> None:
     try:
         folder = _check_flags()
         model = load_model(args.model, args.weights)
-        images = real_images(args.data, args.size, args.crop)
+        images, provenance = _images_and_provenance(args, model)
         for file_format in dict.fromkeys(args.formats):
             path = folder / f"{Path(args.model).stem}_{args.size}_{file_format}.tflite"
-            card = convert(
-                model,
-                file_format,
-                args.size,
-                images,
-                path,
-                provenance={
-                    "model": args.model,
-                    "weights": args.weights,
-                    "labels": _labels_beside(args.model),
-                    "parity_data": args.data,
-                },
-            )
+            card = convert(model, file_format, args.size, images, path, provenance)
             logging.info(
                 "%s: %.2f MB, %d XNNPACK partitions, max abs difference %.1e on %d "
                 "images",
@@ -307,6 +365,7 @@ def main(argv) -> None:
                 len(images),
             )
     except (ValueError, NotImplementedError, OSError) as error:
+        logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
         sys.exit(f"error: {error}")
 
 

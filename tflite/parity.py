@@ -4,14 +4,17 @@ import numpy as np
 
 # Largest absolute difference of a logit that a format may show on real images.
 THRESHOLDS = {"fp32": 1e-4}
+SMALLEST_PROBABILITY = 1e-30  # near float32's end, below which digits are lost
 
 
-def compare(reference, outputs) -> dict[str, float]:
+def compare(reference, outputs, are_probabilities: bool = False) -> dict[str, float]:
     """Compares logits.
 
     Args:
         reference: `[images, classes]` of the Keras model.
         outputs: `[images, classes]` of the file.
+        are_probabilities: compares their logarithms, which are logits but for a
+            constant; probabilities themselves are too small to tell networks apart.
 
     Returns:
         `max_abs` and `mean_abs` (of the differences), `max_abs_reference` (the scale
@@ -22,6 +25,11 @@ def compare(reference, outputs) -> dict[str, float]:
     if reference.shape != outputs.shape:
         raise ValueError(
             f"Keras's outputs have shape {reference.shape}, the file's {outputs.shape}."
+        )
+    if are_probabilities:
+        reference, outputs = (
+            np.log(np.maximum(values, SMALLEST_PROBABILITY))
+            for values in (reference, outputs)
         )
     difference = np.abs(reference - outputs)
     agree = reference.argmax(-1) == outputs.argmax(-1)

@@ -18,9 +18,11 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import base64
 import dataclasses
+import hashlib
 import html
 import io
 import json
@@ -32,12 +34,15 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import keras_mobilevit  # noqa: F401  registers the layers that best.keras names
+from keras_mobilevit.files import whole_file
 from tflite.runtime import LiteRTModel
 from train.config import TrainConfig, load_config
-from train.data import Source, eval_batches, load_source
+from train.data import eval_batches
 from train.metrics import confusion_matrix
 from train.records import plot_curves, read_records
+from train.sources import Source, load_source
 
+READABLE_CLASSES = 40  # more names than this do not fit beside a confusion matrix
 SAMPLES = 24  # pictures of predictions, mistakes first
 
 
@@ -113,13 +118,14 @@ def predict(
 def plot_confusion(matrix: np.ndarray, class_names) -> Figure:
     """Draws a confusion matrix, rows in percent of the class."""
     percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = 2.5 + 0.38 * len(class_names)
+    side = 2.5 + 0.38 * min(len(class_names), READABLE_CLASSES)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    ticks = range(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=90)
-    axes.set_yticks(ticks, class_names)
+    if len(class_names) <= READABLE_CLASSES:
+        ticks = range(len(class_names))
+        axes.set_xticks(ticks, class_names, rotation=90)
+        axes.set_yticks(ticks, class_names)
     axes.set(xlabel="prediction", ylabel="label")
     if len(class_names) <= 30:
         for row, column in np.argwhere(matrix > 0):
@@ -212,9 +218,10 @@ def render(
     facts = {
         "Model": report["model"],
         "Data": report["data"],
-        "Top-1, Keras": f"{100 * report['top1_keras']:.2f} %",
-        "Top-1, TFLite": f"{100 * report['top1_tflite']:.2f} %",
-        "Top-1 of the last epoch": f"{100 * report['top1_last_epoch']:.2f} %",
+        "Top-1, Keras, best epoch": f"{100 * report['top1_keras']:.2f} % (chosen on "
+        "these images)",
+        "Top-1, TFLite, best epoch": f"{100 * report['top1_tflite']:.2f} %",
+        "Top-1, Keras, last epoch": f"{100 * report['top1_last_epoch']:.2f} %",
         "Validation images": report["validation_images"],
         "Largest difference of an output": f"{report['parity_max_abs']:.1e}",
         "Latency, median": f"{report['latency_ms_median']:.2f} ms",
@@ -239,13 +246,14 @@ def render(
     )
 
 
-def _latency_of(path: Path, records: list[dict]) -> dict:
-    for record in reversed(records):
-        if Path(record["file"]).name == path.name:
+def _latency_of(path: Path, latency_file: Path) -> dict:
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    for record in reversed(read_records(latency_file)):
+        if record.get("sha256") == sha256:
             return record
     raise ValueError(
-        f"latency.jsonl has no record of {path.name}. Run: python tflite/benchmark.py "
-        f"{path} --output={path.with_name('latency.jsonl')}"
+        f"{latency_file} has no measurement of {path} as it is now. Run:\n"
+        f"  python tflite/benchmark.py {path} --output={latency_file}"
     )
 
 
@@ -268,8 +276,10 @@ def write_report(workdir: Path, tflite_path: Path) -> dict:
     config = load_config(workdir / "config.json")
     source = load_source(config.data)
     records = read_records(workdir / "metrics.jsonl")
-    latency = _latency_of(tflite_path, read_records(workdir / "latency.jsonl"))
+    if not records:
+        raise ValueError(f"{workdir} has no finished epoch. Run train/main.py first.")
     litert = LiteRTModel(tflite_path)
+    latency = _latency_of(tflite_path, workdir / "latency.jsonl")
     model = keras.models.load_model(workdir / "best.keras", compile=False)
     predictions = predict(model, litert, source, config)
     report = {
@@ -294,19 +304,18 @@ def write_report(workdir: Path, tflite_path: Path) -> dict:
         ("report.json", json.dumps(report, indent=2) + "\n"),
         ("report.html", page),
     ):
-        temporary = workdir / f".{name}.tmp"
-        temporary.write_text(text)
-        os.replace(temporary, workdir / name)
+        with whole_file(workdir / name) as temporary:
+            temporary.write_text(text)
     return report
 
 
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-    workdir = Path(flags.FLAGS.workdir)
+    workdir = Path(flags.FLAGS.workdir).expanduser()
     try:
-        report = write_report(workdir, Path(flags.FLAGS.tflite))
-    except ValueError as error:
+        report = write_report(workdir, Path(flags.FLAGS.tflite).expanduser())
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     logging.info(
         "top-1 %.2f %% in Keras, %.2f %% as TFLite, %.2f ms: see %s",

@@ -1,13 +1,13 @@
-"""Files that are written whole or not at all: checkpoints and models."""
+"""What a run continues from, and the model that it gives: whole, or not at all."""
 
 import json
-import os
-from pathlib import Path
 
 import keras
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
+
+from keras_mobilevit.files import whole_file
 
 _PROGRESS = "progress"
 
@@ -30,22 +30,19 @@ def _named(groups: dict) -> dict:
 def save_checkpoint(path, groups: dict, progress: dict) -> None:
     """Writes variables and progress into one safetensors file.
 
-    The file is written beside its place and then renamed, so that a run which is
-    killed leaves the last checkpoint whole.
+    A run which is killed meanwhile leaves the last checkpoint whole.
 
     Args:
         path: of the file.
         groups: `{name: model or optimizer}`; all their variables are saved.
         progress: numbers that say how far the run is; saved as JSON.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
     tensors = {
         name: np.array(keras.ops.convert_to_numpy(variable), order="C")
         for name, variable in _named(groups).items()
     }
-    save_file(tensors, temporary, metadata={_PROGRESS: json.dumps(progress)})
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={_PROGRESS: json.dumps(progress)})
 
 
 def load_checkpoint(path, groups: dict) -> dict:
@@ -88,7 +85,5 @@ def load_checkpoint(path, groups: dict) -> dict:
 
 def save_model(model: keras.Model, path) -> None:
     """Writes a `.keras` file, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".tmp-{path.name}")
-    model.save(temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        model.save(temporary)

@@ -6,9 +6,10 @@ import math
 import os
 from pathlib import Path
 
-from keras_mobilevit.configs import get_config
+from keras_mobilevit.configs import MIN_SIZE, get_config
+from keras_mobilevit.files import whole_file
+from keras_mobilevit.preprocessing import CROP_FRACTION
 
-MIN_SIZE = 32
 MAX_SEED = 2**32 - 1  # what keras.utils.set_random_seed takes
 FREEZE = ("none", "backbone")
 
@@ -47,7 +48,7 @@ class TrainConfig:
     )
     eval_size: int = _field(256, "Side of the images at evaluation.")
     eval_crop: float = _field(
-        256 / 288, "Part of the image's short side that evaluation sees, in (0, 1]."
+        CROP_FRACTION, "Part of the image's short side that evaluation sees, in (0, 1]."
     )
     grow_epochs: int = _field(
         0, "Start with the smallest size and let the range grow over so many epochs."
@@ -75,9 +76,23 @@ class TrainConfig:
     seed: int = _field(0, "Of initialization, order, sizes and augmentation.")
 
     def __post_init__(self):
-        self._check_types()
+        for field in dataclasses.fields(self):
+            _check_type(field, getattr(self, field.name))
         object.__setattr__(self, "sizes", tuple(self.sizes))
         get_config(self.model)
+        self._check_sizes()
+        for name, (is_valid, expected) in _RANGES.items():
+            if not is_valid(getattr(self, name)):
+                raise ValueError(
+                    f"`{name}` must be {expected}. Received: {getattr(self, name)!r}."
+                )
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                "Expected `min_learning_rate` <= `learning_rate`. Received: "
+                f"{self.min_learning_rate} and {self.learning_rate}."
+            )
+
+    def _check_sizes(self) -> None:
         if not self.sizes:
             raise ValueError("`sizes` must name at least one size. Received none.")
         for size in (*self.sizes, self.base_size, self.eval_size):
@@ -88,61 +103,39 @@ class TrainConfig:
                 )
         if len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"`sizes` must differ. Received: {self.sizes}.")
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be at least 1. Received: {getattr(self, name)}."
-                )
-        for name in ("grow_epochs", "warmup_steps", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"`{name}` must not be negative. Received: {getattr(self, name)}."
-                )
-        for name in ("label_smoothing", "ema_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be in [0, 1). Received: {getattr(self, name)}."
-                )
-        for name in ("eval_crop", "crop_scale"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(
-                    f"`{name}` must be in (0, 1]. Received: {getattr(self, name)}."
-                )
-        if not 0 <= self.min_learning_rate <= self.learning_rate:
-            raise ValueError(
-                "Expected 0 <= `min_learning_rate` <= `learning_rate`. Received: "
-                f"{self.min_learning_rate} and {self.learning_rate}."
-            )
-        if self.freeze not in FREEZE:
-            raise ValueError(
-                f"`freeze` must be one of: {', '.join(FREEZE)}. "
-                f"Received: {self.freeze!r}."
-            )
-        if self.seed > MAX_SEED:
-            raise ValueError(
-                f"`seed` must be at most {MAX_SEED}. Received: {self.seed}."
-            )
-        if self.weights and not os.path.isfile(self.weights):
-            raise ValueError(
-                f"`weights` must be an existing file. Received: {self.weights!r}."
-            )
 
-    def _check_types(self) -> None:
-        """Refuses values of another type, and numbers that are not finite."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name == "sizes":
-                is_valid = isinstance(value, (tuple, list))
-            elif field.type is float:
-                is_valid = type(value) in (int, float) and math.isfinite(value)
-            else:
-                is_valid = type(value) is field.type
-            if not is_valid:
-                kind = getattr(field.type, "__name__", str(field.type))
-                raise ValueError(
-                    f"`{field.name}` must be of type {kind}, and finite. "
-                    f"Received: {value!r}."
-                )
+
+_AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
+_NOT_NEGATIVE = (lambda value: value >= 0, "at least 0")
+_PART = (lambda value: 0 < value <= 1, "in (0, 1]")
+_BELOW_1 = (lambda value: 0 <= value < 1, "in [0, 1)")
+_RANGES = {
+    "batch_size": _AT_LEAST_1,
+    "epochs": _AT_LEAST_1,
+    "grow_epochs": _NOT_NEGATIVE,
+    "warmup_steps": _NOT_NEGATIVE,
+    "min_learning_rate": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "label_smoothing": _BELOW_1,
+    "ema_momentum": _BELOW_1,
+    "eval_crop": _PART,
+    "crop_scale": _PART,
+    "freeze": (lambda value: value in FREEZE, f"one of: {', '.join(FREEZE)}"),
+    "seed": (lambda value: 0 <= value <= MAX_SEED, f"in [0, {MAX_SEED}]"),
+}
+
+
+def _check_type(field, value) -> None:
+    """Refuses a value of another type, or a number that is not finite."""
+    if field.name == "sizes":
+        expected, is_valid = "a list of integers", isinstance(value, (tuple, list))
+    elif field.type is float:
+        is_valid = type(value) in (int, float) and math.isfinite(value)
+        expected = "a finite number"
+    else:
+        expected, is_valid = f"of type {field.type.__name__}", type(value) is field.type
+    if not is_valid:
+        raise ValueError(f"`{field.name}` must be {expected}. Received: {value!r}.")
 
 
 # The defaults above for ImageNet; what is different for less data.
@@ -198,7 +191,7 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
 
     Args:
         recipe: a key of `RECIPES`; by default the one for `data`.
-        **overrides: fields of `TrainConfig`.
+        **overrides: fields of `TrainConfig`; relative paths are made absolute.
 
     Returns:
         The `TrainConfig`.
@@ -218,7 +211,17 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
             f"Unknown recipe {recipe!r}. Expected one of: {', '.join(RECIPES)}."
         )
     _refuse_unknown(overrides, "the overrides")
+    # A run is continued, and its data found again, from any folder.
+    kind, _, path = overrides.get("data", "").partition(":")
+    if kind == "folder" and path:
+        overrides["data"] = f"folder:{_absolute(path)}"
+    if overrides.get("weights"):
+        overrides["weights"] = _absolute(overrides["weights"])
     return dataclasses.replace(RECIPES[recipe], **overrides)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _refuse_unknown(values: dict, where: str) -> None:
@@ -254,7 +257,5 @@ def load_config(path) -> TrainConfig:
 
 def save_config(config: TrainConfig, path) -> None:
     """Writes a configuration as JSON, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")

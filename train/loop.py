@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import typing
 from pathlib import Path
 
 import keras
@@ -10,11 +11,13 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
+from keras_mobilevit.files import whole_file
+from keras_mobilevit.weights import load_weights
 from train import data, sampler, schedules
 from train.checkpoint import load_checkpoint, save_checkpoint, save_model
 from train.config import TrainConfig, load_config, save_config
-from train.data import Source
 from train.records import RecordWriter
+from train.sources import Source
 from train.tasks import Task
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -44,7 +47,8 @@ def prepare_workdir(workdir, config: TrainConfig, source: Source) -> Path:
         _refuse_other_run(workdir, config, labels)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / LABELS).write_text(labels)
+        with whole_file(workdir / LABELS) as temporary:
+            temporary.write_text(labels)
         save_config(config, workdir / CONFIG)
     except OSError as error:
         raise ValueError(f"Cannot write into --workdir: {error}.") from error
@@ -98,7 +102,7 @@ def make_train_step(task: Task, config: TrainConfig, model, average, optimizer):
 
     Returns:
         A `tf.function` from (batch, learning rate, momentum of the average) to the
-        loss.
+        sum of the examples' losses, each times its weight.
     """
 
     @tf.function
@@ -112,14 +116,14 @@ def make_train_step(task: Task, config: TrainConfig, model, average, optimizer):
     def train_step(batch, learning_rate, momentum):
         with tf.GradientTape() as tape:
             outputs = model(tf.cast(batch["image"], tf.float32), training=True)
-            loss = task.loss(config, batch, outputs)
+            losses = batch["weight"] * task.loss(config, batch, outputs)
             # A mean over the nominal batch: examples weigh the same in every step,
             # also in the last one, which may be partly filling.
-            loss = tf.reduce_mean(batch["weight"] * loss)
+            loss = tf.reduce_mean(losses)
         gradients = tape.gradient(loss, model.trainable_variables)
         # Its own function, since it is the same for every shape and slow to trace.
         update(gradients, learning_rate, momentum)
-        return loss
+        return tf.reduce_sum(losses)
 
     return train_step
 
@@ -139,23 +143,39 @@ def make_eval_step(task: Task, model):
     return eval_step
 
 
-def _seen(batch) -> list[int]:
-    return batch["place"].numpy()[batch["weight"].numpy() > 0].tolist()
+class _Tally:
+    """Counts an epoch's examples: those that were seen, and the unreadable.
 
+    Args:
+        source: where the images come from.
+        split: `"train"` or `"validation"`.
+    """
 
-def _report_unreadable(source: Source, split: str, seen: set, seed) -> int:
-    """Logs the names of the images that could not be decoded; returns their number."""
-    skipped = data.unreadable(source, split, seen, seed)
-    for name in skipped:
-        logging.log_first_n(
-            logging.WARNING, "skipped, cannot be decoded: %s", 1000, name
-        )
-    if not seen:
-        raise ValueError(
-            f"None of the {len(skipped)} {split} images of {source.name} could be "
-            f"decoded, {skipped[0]} among them."
-        )
-    return len(skipped)
+    # An unreadable file comes back every epoch; the log of a process names it once.
+    named: typing.ClassVar[set] = set()
+
+    def __init__(self, source: Source, split: str):
+        self.source, self.split = source, split
+        self.seen, self.skipped = 0, []
+
+    def add(self, batch) -> int:
+        """Adds a batch; returns how many of its images count."""
+        count = int(np.sum(batch["weight"].numpy()))
+        self.seen += count
+        self.skipped += data.unreadable(batch)
+        return count
+
+    def close(self) -> None:
+        """Logs the names of the unreadable; raises if there was nothing else."""
+        for name in self.skipped:
+            if name not in self.named:
+                self.named.add(name)
+                logging.warning("skipped, cannot be read: %s", name)
+        if not self.seen:
+            raise ValueError(
+                f"None of the {len(self.skipped)} {self.split} images of "
+                f"{self.source.name} can be read, {self.skipped[0]} among them."
+            )
 
 
 def evaluate(eval_step, source: Source, config: TrainConfig) -> dict:
@@ -173,14 +193,15 @@ def evaluate(eval_step, source: Source, config: TrainConfig) -> dict:
     batches = data.eval_batches(
         source, "validation", config.eval_size, config.batch_size, config.eval_crop
     )
-    seen, sums = set(), {}
+    tally, sums = _Tally(source, "validation"), {}
     for batch in batches:
-        seen.update(_seen(batch))
+        tally.add(batch)
+        del batch["id"]
         for name, value in eval_step(batch).items():
             sums[name] = sums.get(name, 0.0) + float(value)
-    skipped = _report_unreadable(source, "validation", seen, None)
-    means = {name: value / len(seen) for name, value in sums.items()}
-    return {**means, "skipped_validation": skipped}
+    tally.close()
+    means = {name: value / tally.seen for name, value in sums.items()}
+    return {**means, "skipped_validation": len(tally.skipped)}
 
 
 def train_epoch(train_step, source: Source, config: TrainConfig, epoch: int, step: int):
@@ -205,7 +226,7 @@ def train_epoch(train_step, source: Source, config: TrainConfig, epoch: int, ste
     schedule = sampler.epoch_schedule(
         shapes, num_examples, epoch, config.seed, config.grow_epochs
     )
-    losses, seen, start = [], set(), time.perf_counter()
+    tally, total, start = _Tally(source, "train"), 0.0, time.perf_counter()
     progress = tqdm(
         total=num_examples,
         desc=f"epoch {epoch + 1}/{config.epochs}",
@@ -217,29 +238,61 @@ def train_epoch(train_step, source: Source, config: TrainConfig, epoch: int, ste
         for batch in data.train_batches(source, config, schedule, epoch):
             rate = schedules.learning_rate(config, step, epoch)
             momentum = schedules.ema_momentum(config, step)
+            count = tally.add(batch)
+            del batch["id"]  # strings, which an accelerator cannot hold
             loss = float(train_step(batch, tf.constant(rate), tf.constant(momentum)))
-            if not np.isfinite(loss):
-                raise FloatingPointError(
-                    f"The loss is {loss} at step {step} of epoch {epoch + 1} (images "
-                    f"{tuple(batch['image'].shape)}, learning rate {rate:.2e}). The "
-                    "last checkpoint is of the epoch before; try a lower "
-                    "--learning_rate or more --warmup_steps."
-                )
+            _refuse_divergence(loss, step, epoch, rate, batch)
             step += 1
-            losses.append(loss)
-            seen.update(_seen(batch))
-            progress.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.2e}", refresh=False)
-            progress.update(len(seen) - progress.n)
+            total += loss
+            progress.set_postfix(
+                loss=f"{loss / max(count, 1):.3f}", lr=f"{rate:.2e}", refresh=False
+            )
+            progress.update(count)
     seconds = time.perf_counter() - start
-    seed = data.shuffle_seed(config, epoch)
+    tally.close()
     return {
         "step": step,
-        "skipped_train": _report_unreadable(source, "train", seen, seed),
-        "train_loss": float(np.mean(losses)),
+        "skipped_train": len(tally.skipped),
+        "train_loss": total / tally.seen,
         "learning_rate": rate,
-        "images_per_second": len(seen) / seconds,
+        "images_per_second": tally.seen / seconds,
         "epoch_seconds": seconds,
     }
+
+
+def _refuse_divergence(loss: float, step: int, epoch: int, rate: float, batch) -> None:
+    if not np.isfinite(loss):
+        raise FloatingPointError(
+            f"The loss is {loss} at step {step} of epoch {epoch + 1} (images "
+            f"{tuple(batch['image'].shape)}, learning rate {rate:.2e}). The last "
+            "checkpoint is of the epoch before; try a lower --learning_rate or more "
+            "--warmup_steps."
+        )
+
+
+def _build(task: Task, config: TrainConfig, source: Source, is_fresh: bool) -> dict:
+    """Builds what a checkpoint holds: the model, its moving average, the optimizer."""
+    keras.utils.set_random_seed(config.seed)
+    model = task.build_model(config, source)
+    if is_fresh and config.weights:
+        load_weights(model, config.weights, include_top=False)
+    average = keras.models.clone_model(model)
+    average.set_weights(model.get_weights())
+    average.trainable = True  # as the user of best.keras expects, whatever was frozen
+    optimizer = make_optimizer(config, model)
+    return {"model": model, "average": average, "optimizer": optimizer}
+
+
+def _warn_of_unused_sizes(config: TrainConfig, source: Source) -> None:
+    shapes = sampler.batch_shapes(config.sizes, config.base_size, config.batch_size)
+    count = source.num_examples["train"]
+    if count < sum(shape.batch for shape in shapes):
+        logging.warning(
+            "%d training images do not fill one batch of each size (%s), so an epoch "
+            "misses some sizes. A smaller --batch_size mends that.",
+            count,
+            ", ".join(f"{shape.batch} at {shape.height}" for shape in shapes),
+        )
 
 
 def train_and_evaluate(
@@ -264,22 +317,18 @@ def train_and_evaluate(
         ValueError: if `workdir` holds another run, or no image can be decoded.
         FloatingPointError: if the loss is not finite.
     """
+    is_fresh = not (Path(workdir).expanduser() / CHECKPOINT).exists()
+    groups = _build(task, config, source, is_fresh)
     workdir = prepare_workdir(workdir, config, source)
-    keras.utils.set_random_seed(config.seed)
-    model = task.build_model(config, source)
-    average = keras.models.clone_model(model)
-    average.set_weights(model.get_weights())
-    optimizer = make_optimizer(config, model)
-
-    groups = {"model": model, "average": average, "optimizer": optimizer}
     progress = {"epoch": 0, "step": 0, "best": -1.0}
-    if (workdir / CHECKPOINT).exists():
+    if not is_fresh:
         progress = load_checkpoint(workdir / CHECKPOINT, groups)
         logging.info("continuing after epoch %d", progress["epoch"])
     writer = RecordWriter(workdir, progress["epoch"], task.best_metric)
+    _warn_of_unused_sizes(config, source)
 
-    train_step = make_train_step(task, config, model, average, optimizer)
-    eval_step = make_eval_step(task, average)
+    train_step = make_train_step(task, config, *groups.values())
+    eval_step = make_eval_step(task, groups["average"])
     for epoch in range(progress["epoch"], config.epochs):
         record = train_epoch(train_step, source, config, epoch, progress["step"])
         record |= evaluate(eval_step, source, config)
@@ -289,14 +338,16 @@ def train_and_evaluate(
         }
         value = record[task.best_metric]
         if value > progress["best"]:
-            save_model(average, workdir / BEST_MODEL)
+            save_model(groups["average"], workdir / BEST_MODEL)
+        # Before the checkpoint, which makes the epoch done: what a kill between the
+        # two leaves is written again.
+        writer.write(record)
         progress = {
             "epoch": epoch + 1,
             "step": record["step"],
             "best": max(value, progress["best"]),
         }
         save_checkpoint(workdir / CHECKPOINT, groups, progress)
-        writer.write(record)
         logging.info(
             "epoch %d/%d  loss %.3f  %s %.2f %%  %.0f images/s",
             epoch + 1,

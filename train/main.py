@@ -22,15 +22,24 @@ if not __package__:
 # Three times faster training on a CPU; read once, when TensorFlow is loaded.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# tf.data and the training step are TensorFlow's, whatever Keras runs on elsewhere.
+os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import dataclasses
 
 from absl import app, flags, logging
 
 from train import config as train_config
-from train.data import load_source
-from train.loop import prepare_workdir, train_and_evaluate
+from train.loop import train_and_evaluate
+from train.sources import load_source
 from train.tasks import CLASSIFICATION
+
+
+def _defaults(name: str) -> str:
+    values = {key: getattr(c, name) for key, c in train_config.RECIPES.items()}
+    if len(set(values.values())) == 1:
+        return f"Default: {values['imagenet']!r}."
+    return "By recipe: " + ", ".join(f"{k} {v!r}" for k, v in values.items()) + "."
 
 
 def define_flags() -> None:
@@ -46,7 +55,7 @@ def define_flags() -> None:
         str: flags.DEFINE_string,
     }
     for field in dataclasses.fields(train_config.TrainConfig):
-        help_text = f"{field.metadata['help']} ImageNet's: {field.default!r}."
+        help_text = f"{field.metadata['help']} {_defaults(field.name)}"
         if field.name == "sizes":
             flags.DEFINE_list(field.name, None, help_text)
         else:
@@ -77,13 +86,16 @@ def main(argv) -> None:
     try:
         config = config_from_flags()
         source = load_source(config.data)
-        workdir = prepare_workdir(flags.FLAGS.workdir, config, source)
-    except ValueError as error:
+        logging.info(
+            "%s: %s classes, %s",
+            source.name,
+            len(source.class_names),
+            source.num_examples,
+        )
+        train_and_evaluate(CLASSIFICATION, config, source, flags.FLAGS.workdir)
+    except (ValueError, OSError, FloatingPointError) as error:
+        logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
         sys.exit(f"error: {error}")
-    logging.info(
-        "%s: %s classes, %s", source.name, len(source.class_names), source.num_examples
-    )
-    train_and_evaluate(CLASSIFICATION, config, source, workdir)
 
 
 if __name__ == "__main__":

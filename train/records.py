@@ -1,11 +1,12 @@
 """What a run leaves to read: one JSON line an epoch, TensorBoard, a picture."""
 
 import json
-import os
 from pathlib import Path
 
 import tensorflow as tf
 from matplotlib.figure import Figure
+
+from keras_mobilevit.files import whole_file
 
 
 def read_records(path) -> list[dict]:
@@ -80,13 +81,11 @@ class RecordWriter:
         """Adds one epoch's record, a dict of numbers with the key `epoch`."""
         self.records.append(record)
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
-        temporary = self.workdir / ".metrics.jsonl.tmp"
-        temporary.write_text(lines)
-        os.replace(temporary, self.workdir / "metrics.jsonl")
+        with whole_file(self.workdir / "metrics.jsonl") as temporary:
+            temporary.write_text(lines)
         with self.summaries.as_default(step=record["epoch"]):
             for key, value in record.items():
                 tf.summary.scalar(key, value)
         self.summaries.flush()
-        temporary = self.workdir / ".curves.tmp.png"
-        plot_curves(self.records, self.best_metric).savefig(temporary, dpi=100)
-        os.replace(temporary, self.workdir / "curves.png")
+        with whole_file(self.workdir / "curves.png") as temporary:
+            plot_curves(self.records, self.best_metric).savefig(temporary, dpi=100)

@@ -91,10 +91,11 @@ def epoch_schedule(
 ) -> list[BatchShape]:
     """Draws the shapes of an epoch's batches until every example has its place.
 
-    Shapes come in rounds, each a shuffle of all of them, so that each is used equally
-    often and all are met (and compiled) in the first epoch. Where the examples left
-    are too few for a shape it is passed over; the last batch has the smallest batch
-    of all, and is the only one that can be left unfilled.
+    Shapes come in rounds, each a shuffle of all of them, so that all are met (and
+    compiled) in the first epoch and used equally often, but for the last round: where
+    the examples left are too few for a shape it is passed over. So an epoch of fewer
+    examples than one round favours the smallest batches. The last batch has the
+    smallest batch of all, and is the only one that can be left unfilled.
 
     Args:
         shapes: what `batch_shapes` returned.

@@ -7,7 +7,6 @@ import keras
 
 from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.configs import get_config
-from keras_mobilevit.weights import load_weights
 from train import losses, metrics
 
 
@@ -17,8 +16,8 @@ class Task:
 
     Attributes:
         name: of the task.
-        build_model: from a `TrainConfig` and a `Source` to a model that takes images
-            of any size, values in [0, 255].
+        build_model: from a `TrainConfig` and a `Source` to a model of random weights
+            that takes images of any size, values in [0, 255]; what is frozen is so.
         loss: from a `TrainConfig`, a batch and the model's outputs to the loss of each
             example, `[batch]`.
         metrics: from a batch and the model's outputs to `{name: [batch]}`; an
@@ -40,8 +39,6 @@ def _build_classifier(config, source) -> keras.Model:
         classes=len(source.class_names),
         classifier_activation=None,
     )
-    if config.weights:
-        load_weights(model, config.weights, include_top=False)
     if config.freeze == "backbone":
         # Frozen batch normalization also keeps its statistics.
         for layer in model.layers:

@@ -1,8 +1,10 @@
 """Measures a `.tflite` on this machine with LiteRT's CPU runtime."""
 
 import dataclasses
+import hashlib
 import multiprocessing
-import resource
+import os
+import re
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ class Measurement:
 
     Attributes:
         file: path of the model.
+        sha256: of the file.
         num_threads: CPU threads.
         runs: measured invocations.
         init_ms: from the file to a ready interpreter.
@@ -22,11 +25,12 @@ class Measurement:
         warmup_ms: mean of the following ones that are not measured.
         mean_ms, median_ms, p5_ms, p95_ms: of the measured invocations.
         peak_memory_mb: by how much loading and running raised the peak resident
-            memory of a fresh process.
+            memory of a fresh process; `None` where the system does not tell.
         xnnpack_partitions: pieces of the graph that XNNPACK runs.
     """
 
     file: str
+    sha256: str
     num_threads: int
     runs: int
     init_ms: float
@@ -36,12 +40,17 @@ class Measurement:
     median_ms: float
     p5_ms: float
     p95_ms: float
-    peak_memory_mb: float
+    peak_memory_mb: float | None
     xnnpack_partitions: int
 
 
-def _peak_memory_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+def _peak_memory_mb() -> float | None:
+    """Reads the peak of this process alone, which getrusage inherits from a parent."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # Linux only
+        return None
+    (line,) = re.findall(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+    return int(line) * 1024 / 1e6
 
 
 def _milliseconds(function) -> float:
@@ -78,6 +87,7 @@ def _measure(path: str, num_threads: int, runs: int, warmup_runs: int) -> Measur
     times = [_milliseconds(invoke) for _ in range(runs)]
     return Measurement(
         file=path,
+        sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         num_threads=num_threads,
         runs=runs,
         init_ms=init_ms,
@@ -87,7 +97,7 @@ def _measure(path: str, num_threads: int, runs: int, warmup_runs: int) -> Measur
         median_ms=float(np.median(times)),
         p5_ms=float(np.percentile(times, 5)),
         p95_ms=float(np.percentile(times, 95)),
-        peak_memory_mb=_peak_memory_mb() - memory,
+        peak_memory_mb=None if memory is None else _peak_memory_mb() - memory,
         xnnpack_partitions=model.xnnpack_partitions(),
     )
 
@@ -107,9 +117,14 @@ def measure(
         The `Measurement`.
 
     Raises:
-        ValueError: if the file is no TFLite model.
+        ValueError: if the file is no TFLite model, or the machine has fewer threads.
         RuntimeError: if the process died.
     """
+    if num_threads > os.cpu_count():
+        raise ValueError(
+            f"This machine has {os.cpu_count()} CPU threads. "
+            f"Received: num_threads={num_threads}."
+        )
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(

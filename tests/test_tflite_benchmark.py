@@ -1,0 +1,103 @@
+"""Measuring on this machine, and what cannot be measured."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_mobilevit import MobileViT_XXS
+from tflite import convert, report
+from tflite.drivers import host
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def tflite_file(tmp_path_factory) -> Path:
+    model = MobileViT_XXS(weights=None, classes=3, input_shape=(32, 32, 3))
+    path = tmp_path_factory.mktemp("tflite") / "tiny.tflite"
+    path.write_bytes(convert.make_converter(model, 32).convert())
+    return path
+
+
+def run(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def test_one_json_line_a_file_and_a_table(tflite_file, tmp_path):
+    output = tmp_path / "latency.jsonl"
+    for lines in (1, 2):  # a second call adds to the file
+        result = run(
+            ROOT / "tflite/benchmark.py",
+            tflite_file,
+            "--runs=3",
+            f"--output={output}",
+            cwd=tmp_path,
+        )
+        assert result.returncode == 0, result.stderr
+        records = [json.loads(line) for line in output.read_text().splitlines()]
+        assert len(records) == lines
+    record = records[-1]
+    assert record["runs"] == 3 and record["xnnpack_partitions"] == 1
+    assert 0 < record["p5_ms"] <= record["median_ms"] <= record["p95_ms"]
+    assert 1 < record["peak_memory_mb"] < 500
+    assert "median" in result.stdout and "tiny.tflite" in result.stdout.split("\n")[-2]
+
+
+@pytest.mark.parametrize("script", ["convert", "benchmark", "report"])
+def test_help_from_another_folder(script, tmp_path):
+    result = run(ROOT / f"tflite/{script}.py", "--help", cwd=tmp_path)
+    assert "Example" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "at least one .tflite file"),
+        (("nowhere.tflite",), "There is no file nowhere.tflite"),
+        (("cut.tflite",), "cut.tflite is no TFLite model"),
+        (("cut.tflite", "--num_threads=0"), "num_threads"),
+        (("cut.tflite", "--output=/nowhere/x"), "No such file or directory"),
+    ],
+)
+def test_errors_of_the_benchmark(arguments, message, tflite_file, tmp_path):
+    (tmp_path / "cut.tflite").write_bytes(tflite_file.read_bytes()[:5000])
+    result = run(ROOT / "tflite/benchmark.py", *arguments, cwd=tmp_path)
+    assert result.returncode != 0
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_more_threads_than_the_machine_has(tflite_file):
+    with pytest.raises(ValueError, match=f"has {os.cpu_count()} CPU threads"):
+        host.measure(tflite_file, num_threads=os.cpu_count() + 1)
+
+
+def test_the_memory_is_that_of_the_child(tflite_file):
+    """This process, with TensorFlow in it, has a higher peak than the child."""
+    assert host.measure(tflite_file, runs=1).peak_memory_mb > 1
+
+
+def test_a_report_needs_the_measurement_of_this_very_file(tflite_file, tmp_path):
+    latency = tmp_path / "latency.jsonl"
+    latency.write_text(json.dumps({"file": str(tflite_file), "sha256": "0"}) + "\n")
+    with pytest.raises(ValueError, match="(?s)no measurement.*benchmark.py .*tiny"):
+        report._latency_of(tflite_file, latency)
+
+
+def test_a_report_needs_a_finished_run(tflite_file, tmp_path):
+    with pytest.raises(ValueError, match="config.json is missing. Run train/main.py"):
+        report.write_report(tmp_path, tflite_file)
+
+
+def test_a_confusion_matrix_of_many_classes_stays_a_picture():
+    names = [str(i) for i in range(1000)]
+    figure = report.plot_confusion(np.eye(1000, dtype=int), names)
+    assert max(figure.get_size_inches()) < 20

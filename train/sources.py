@@ -1,0 +1,244 @@
+"""Where the images come from: a named source of encoded images with labels."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+SPLITS = ("train", "validation")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+SHUFFLE_BUFFER = 16_384  # encoded images held to shuffle a stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A labelled set of images in two splits.
+
+    Attributes:
+        name: as given to `load_source`.
+        class_names: in the order of the labels.
+        num_examples: number of images by split.
+        examples: a function of a split and a seed, or `None` for the stored order, to
+            a `tf.data.Dataset` of `{"encoded" or "path", "label", "id"}`.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    num_examples: dict[str, int]
+    examples: Callable[[str, int | None], tf.data.Dataset]
+
+
+def load_source(name: str) -> Source:
+    """Opens a data source.
+
+    Args:
+        name: `digits`, `folder:PATH` or `tfds:NAME`.
+
+    Returns:
+        The `Source`.
+
+    Raises:
+        ValueError: if there is no such kind of source, or its data cannot be trained
+            on (no images, an empty class, splits with different classes).
+    """
+    kind, _, argument = name.partition(":")
+    if kind == "digits":
+        return digits_source()
+    if kind == "folder" and argument:
+        return folder_source(argument)
+    if kind == "tfds" and argument:
+        return tfds_source(argument)
+    raise ValueError(
+        f"Unknown data {name!r}. Expected `digits`, `folder:PATH` or `tfds:NAME`."
+    )
+
+
+def _indexed_source(name, class_names, columns: dict) -> Source:
+    """Makes a source of examples that are all listed: `{split: {key: values}}`."""
+    tensors = {
+        split: {key: tf.constant(values) for key, values in column.items()}
+        for split, column in columns.items()
+    }
+    num_examples = {split: len(column["label"]) for split, column in columns.items()}
+
+    def examples(split: str, seed: int | None) -> tf.data.Dataset:
+        order = np.arange(num_examples[split])
+        if seed is not None:
+            np.random.default_rng(seed).shuffle(order)
+        return tf.data.Dataset.from_tensor_slices(order).map(
+            lambda i: {key: values[i] for key, values in tensors[split].items()}
+        )
+
+    return Source(name, tuple(class_names), num_examples, examples)
+
+
+def digits_source() -> Source:
+    """scikit-learn's 1,797 handwritten digits, a fifth of each class held out."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
+    encoded = [tf.io.encode_png(image[..., None]).numpy() for image in images]
+    ids = np.arange(len(images))
+    columns = {}
+    parts = train_test_split(ids, test_size=0.2, random_state=0, stratify=digits.target)
+    for split, indices in zip(SPLITS, parts):
+        columns[split] = {
+            "encoded": [encoded[i] for i in indices],
+            "label": digits.target[indices].astype(np.int32),
+            "id": [f"digits/{i}" for i in indices],
+        }
+    return _indexed_source("digits", map(str, range(10)), columns)
+
+
+def _image_files(folder: Path, others: Counter) -> list[str]:
+    """Lists the images of a class; counts the endings of what is not taken."""
+    files = []
+    for entry in sorted(folder.iterdir()):
+        if entry.is_file() and entry.suffix.lower() in IMAGE_SUFFIXES:
+            files.append(str(entry))
+        else:
+            others["folder" if entry.is_dir() else entry.suffix or entry.name] += 1
+    return files
+
+
+def _class_folders(path: Path, split: str) -> dict[str, list[str]]:
+    """Lists `{class: image files}` of one split."""
+    folder = path / split
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} is not a folder. Expected {path}/train/<class>/* and "
+            f"{path}/validation/<class>/*."
+        )
+    others = Counter()
+    classes = {
+        child.name: _image_files(child, others)
+        for child in sorted(folder.iterdir())
+        if child.is_dir()
+    }
+    if not any(classes.values()):
+        raise ValueError(
+            f"No images in {folder}. Expected {folder}/<class>/* with one of the "
+            f"endings {', '.join(IMAGE_SUFFIXES)}."
+        )
+    empty = [name for name, files in classes.items() if not files]
+    if empty:
+        raise ValueError(
+            f"Class folders without images in {folder}: {', '.join(empty)}. Remove "
+            "them or add images."
+        )
+    if others:
+        counts = ", ".join(f"{n} {ending}" for ending, n in others.most_common())
+        logging.warning(
+            "%s: not taken, since only %s are: %s",
+            folder,
+            ", ".join(IMAGE_SUFFIXES),
+            counts,
+        )
+    return classes
+
+
+def folder_source(path) -> Source:
+    """Images in folders named by class: `PATH/train/<class>/*`, `PATH/validation/...`.
+
+    Raises:
+        ValueError: if a folder is missing, there are no images, a class is empty, or
+            the splits have different classes.
+    """
+    path = Path(path).expanduser()
+    listing = {split: _class_folders(path, split) for split in SPLITS}
+    train, validation = (set(listing[split]) for split in SPLITS)
+    if train != validation:
+        raise ValueError(
+            f"The splits of {path} have different classes. Only in train: "
+            f"{', '.join(sorted(train - validation)) or 'none'}. Only in validation: "
+            f"{', '.join(sorted(validation - train)) or 'none'}."
+        )
+    class_names = sorted(train)
+    columns = {}
+    for split, classes in listing.items():
+        files = [file for name in class_names for file in classes[name]]
+        counts = [len(classes[name]) for name in class_names]
+        labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
+        columns[split] = {"path": files, "label": labels, "id": files}
+    return _indexed_source(f"folder:{path}", class_names, columns)
+
+
+def _class_label(features, name: str):
+    """Returns the feature `label`, which names the classes."""
+    features = features or {}
+    label = features["label"] if "label" in features else None
+    if not hasattr(label, "names") or "image" not in features:
+        raise ValueError(
+            f"tfds:{name} has no features `image` and `label` with named classes. "
+            f"It has: {', '.join(features)}."
+        )
+    return label
+
+
+def tfds_source(name: str) -> Source:
+    """A classification data set of TensorFlow Datasets, downloaded when first used.
+
+    Its `validation` split is used, or `test` where there is none. Images stay encoded
+    until they are cropped.
+
+    Raises:
+        ValueError: if the data set has no images and labels, or no such splits.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name)
+    label = _class_label(builder.info.features, name)
+    builder.download_and_prepare()
+    available = builder.info.splits
+    held_out = next((s for s in ("validation", "test") if s in available), None)
+    if "train" not in available or held_out is None:
+        raise ValueError(
+            f"tfds:{name} needs the splits `train` and `validation` or `test`. "
+            f"It has: {', '.join(available)}."
+        )
+    splits = dict(zip(SPLITS, ("train", held_out)))
+
+    def examples(split: str, seed: int | None) -> tf.data.Dataset:
+        dataset = builder.as_dataset(
+            split=splits[split],
+            decoders={"image": tfds.decode.SkipDecoding()},
+            shuffle_files=seed is not None,
+            read_config=tfds.ReadConfig(shuffle_seed=seed, add_tfds_id=True),
+        )
+        if seed is not None:
+            dataset = dataset.shuffle(SHUFFLE_BUFFER, seed=seed)
+        return dataset.map(
+            lambda example: {
+                "encoded": example["image"],
+                "label": tf.cast(example["label"], tf.int32),
+                "id": example["tfds_id"],
+            }
+        )
+
+    return Source(
+        f"tfds:{name}",
+        tuple(label.names),
+        {split: available[splits[split]].num_examples for split in SPLITS},
+        examples,
+    )
+
+
+def evenly_spaced(source: Source, split: str, count: int) -> Source:
+    """Returns a source of about `count` examples from all over a split.
+
+    Stored orders go class by class, so the first examples would be of one class.
+    """
+    step = max(1, source.num_examples[split] // count)
+    chosen = -(-source.num_examples[split] // step)
+
+    def examples(name: str, seed: int | None) -> tf.data.Dataset:
+        return source.examples(name, seed).shard(step, 0)
+
+    num_examples = {split: chosen}
+    return dataclasses.replace(source, num_examples=num_examples, examples=examples)
