@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import safetensors
 
 from train import checkpoint
 
@@ -88,6 +89,19 @@ def test_missing_names_are_told(groups, path, missing):
     del groups[missing]
     with pytest.raises(ValueError, match=rf"another model.*differ: {missing}/"):
         checkpoint.load_checkpoint(path, groups)
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_the_earlier_file(path, monkeypatch):
+    def fail(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise safetensors.SafetensorError("I/O error: No space left on device")
+
+    before = path.read_bytes()
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="Cannot write .*checkpoint.*No space left"):
+        checkpoint.save_checkpoint(path, make_groups(1), {"epoch": 4})
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_save_that_fails_leaves_the_earlier_file(path, monkeypatch):

@@ -4,7 +4,7 @@ import json
 
 import keras
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from keras_mobilevit.files import whole_file
@@ -36,13 +36,19 @@ def save_checkpoint(path, groups: dict, progress: dict) -> None:
         path: of the file.
         groups: `{name: model or optimizer}`; all their variables are saved.
         progress: numbers that say how far the run is; saved as JSON.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     tensors = {
         name: np.array(keras.ops.convert_to_numpy(variable), order="C")
         for name, variable in _named(groups).items()
     }
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={_PROGRESS: json.dumps(progress)})
+        try:
+            save_file(tensors, temporary, metadata={_PROGRESS: json.dumps(progress)})
+        except SafetensorError as error:  # which is no OSError, when a disk is full
+            raise OSError(f"Cannot write {path}: {error}") from error
 
 
 def load_checkpoint(path, groups: dict) -> dict:
