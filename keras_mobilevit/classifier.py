@@ -7,6 +7,7 @@ from keras import layers
 
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.configs import CLASSIFIER_DROPOUT, MIN_SIZE, VARIANTS, ModelConfig
+from keras_mobilevit.hub import imagenet_weights
 from keras_mobilevit.layers import conv_bn_act, dense
 from keras_mobilevit.weights import load_weights
 
@@ -20,9 +21,9 @@ Transformer](https://arxiv.org/abs/2110.02178), Table 4.
 Args:
     include_top: whether to end in the global average pooling, dropout and the
         fully connected layer.
-    weights: `None` for random initialization, `"imagenet"`, or the path of a weights
-        file: `.keras`, `.weights.h5`, or `.safetensors` with the names of `timm` or
-        `transformers`.
+    weights: `"imagenet"` (the published weights, downloaded once), `None` for random
+        initialization, or the path of a weights file: `.keras`, `.weights.h5`,
+        `.safetensors` with the names of timm or transformers, or Apple's `.pt`.
     input_tensor: a Keras tensor to use as the image input of the model.
     input_shape: `(height, width, channels)`, channels last. Height and width are at
         least 32, need not be equal nor a multiple of anything, and may be `None`.
@@ -42,8 +43,9 @@ Returns:
     `[batch, classes]`.
 
 Raises:
-    ValueError: if an argument or a combination of them is not valid; the message says
-        what was expected.
+    ValueError: if an argument or a combination of them is not valid, or the weights do
+        not fit; the message says what was expected.
+    OSError: if the published weights are not cached and cannot be downloaded.
 
 Example:
 
@@ -180,7 +182,8 @@ def build_classifier(
         inputs = keras.utils.get_source_inputs(inputs)
     model = keras.Model(inputs, x, name=name or config.name)
     if weights is not None:
-        load_weights(model, weights)
+        is_name = weights == "imagenet"
+        load_weights(model, imagenet_weights(config.name) if is_name else weights)
     return model
 
 

@@ -5,6 +5,11 @@ from keras import ops
 
 # The recipe evaluates at 256 after resizing the short side to 288 (section 4.1).
 CROP_FRACTION = 256 / 288
+# Where keras.applications finds ImageNet's class names.
+IMAGENET_NAMES = (
+    "https://storage.googleapis.com/download.tensorflow.org/data/"
+    "imagenet_class_index.json"
+)
 
 
 def preprocess_input(x, data_format=None):
@@ -37,8 +42,19 @@ def decode_predictions(preds, top: int = 5) -> list:
 
     Raises:
         ValueError: if `preds` has another shape.
+        OSError: if the names are not cached and cannot be downloaded.
     """
-    return keras.applications.imagenet_utils.decode_predictions(preds, top=top)
+    imagenet_utils = keras.applications.imagenet_utils
+    try:
+        return imagenet_utils.decode_predictions(preds, top=top)
+    except ValueError:
+        raise
+    except Exception as error:  # Keras raises a bare one where the network is not
+        raise OSError(
+            "The names of ImageNet's classes are not cached and cannot be downloaded. "
+            f"Without a network, fetch {IMAGENET_NAMES} on another machine and put it "
+            f"into ~/.keras/models ($KERAS_HOME/models if set). The cause: {error}"
+        ) from error
 
 
 def resize_and_center_crop(image, size: tuple, crop_fraction: float = CROP_FRACTION):

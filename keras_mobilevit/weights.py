@@ -1,22 +1,25 @@
-"""Loading weights, by name and in both directions strict.
+"""Loading and saving weights, by name and in both directions strict.
 
-A file of `timm` or `transformers` is read through a map from this library's layer
-names to theirs. Every tensor of the file must be used and every weight of the model
-set, in equal shape, or nothing is loaded.
+A file of timm, transformers or ml-cvnets is read through a map from this library's
+layer names to theirs. Every tensor of the file must be used and every weight of the
+model set, in equal shape, or nothing is loaded.
 """
 
 import os
 import tempfile
 import zipfile
+from typing import NamedTuple
 
 import h5py
 import keras
 import numpy as np
 from keras import layers
-from safetensors.numpy import load_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from keras_mobilevit.backend import BatchNormalization
-from keras_mobilevit.configs import TRANSFORMER_DEPTHS
+from keras_mobilevit.files import whole_file
+from keras_mobilevit.weight_names import LIBRARIES, TIMM, Library
 
 # Names of a variable here and in PyTorch, by kind of layer.
 _CONV = {"kernel": "weight"}
@@ -43,129 +46,45 @@ _KERNEL_AXES = {
     layers.Dense: (1, 0),
 }
 
-_MV2_PARTS = (
-    # here         timm         transformers
-    ("expand", "conv1_1x1", "expand_1x1"),
-    ("depthwise", "conv2_kxk", "conv_3x3"),
-    ("project", "conv3_1x1", "reduce_1x1"),
-)
-_BLOCK_PARTS = (
-    ("local", "conv_kxk", "conv_kxk"),
-    ("global_project", "conv_proj", "conv_projection"),
-    ("fusion", "conv_fusion", "fusion"),
-)
-_TRANSFORMER_PARTS = (
-    ("attention_norm", "norm1", "layernorm_before"),
-    ("attention_query", "attn.query", "attention.attention.query"),
-    ("attention_key", "attn.key", "attention.attention.key"),
-    ("attention_value", "attn.value", "attention.attention.value"),
-    ("attention_output", "attn.proj", "attention.output.dense"),
-    ("ffn_norm", "norm2", "layernorm_after"),
-    ("ffn_expand", "mlp.fc1", "intermediate.dense"),
-    ("ffn_project", "mlp.fc2", "output.dense"),
-)
 
+class _Place(NamedTuple):
+    """Where a variable's values stand in a PyTorch file.
 
-def _conv_bn_rows(here: str, timm: str, transformers: str):
-    yield f"{here}_conv", f"{timm}.conv", f"{transformers}.convolution"
-    yield f"{here}_bn", f"{timm}.bn", f"{transformers}.normalization"
-
-
-def _mobilenet_rows(stage: int, block: int):
-    timm = f"stages.{stage - 1}.{block}"
-    transformers = f"mobilevit.encoder.layer.{stage - 1}." + (
-        f"layer.{block}" if stage < 3 else "downsampling_layer"
-    )
-    for here, timm_part, transformers_part in _MV2_PARTS:
-        yield from _conv_bn_rows(
-            f"stage{stage}_mv{block}_{here}",
-            f"{timm}.{timm_part}",
-            f"{transformers}.{transformers_part}",
-        )
-
-
-def _mobilevit_rows(stage: int, depth: int):
-    here = f"stage{stage}_vit"
-    timm = f"stages.{stage - 1}.1"
-    transformers = f"mobilevit.encoder.layer.{stage - 1}"
-    for part, timm_part, transformers_part in _BLOCK_PARTS:
-        yield from _conv_bn_rows(
-            f"{here}_{part}",
-            f"{timm}.{timm_part}",
-            f"{transformers}.{transformers_part}",
-        )
-    yield (
-        f"{here}_local_project_conv",
-        f"{timm}.conv_1x1",
-        f"{transformers}.conv_1x1.convolution",
-    )
-    yield f"{here}_norm", f"{timm}.norm", f"{transformers}.layernorm"
-    for i in range(depth):
-        for part, timm_part, transformers_part in _TRANSFORMER_PARTS:
-            yield (
-                f"{here}_transformer{i}_{part}",
-                f"{timm}.transformer.{i}.{timm_part}",
-                f"{transformers}.transformer.layer.{i}.{transformers_part}",
-            )
-
-
-def _rows():
-    """Yields (layer here, module in timm, module in transformers)."""
-    yield from _conv_bn_rows("stem", "stem", "mobilevit.conv_stem")
-    for stage, blocks in enumerate((1, 3, 1, 1, 1), start=1):
-        for block in range(blocks):
-            yield from _mobilenet_rows(stage, block)
-    for stage, depth in enumerate(TRANSFORMER_DEPTHS, start=3):
-        yield from _mobilevit_rows(stage, depth)
-    yield from _conv_bn_rows("head", "final_conv", "mobilevit.conv_1x1_exp")
-    yield "predictions", "head.fc", "classifier"
-
-
-_TIMM_NAMES = {here: timm for here, timm, _ in _rows()}
-_TRANSFORMERS_NAMES = {here: transformers for here, _, transformers in _rows()}
-
-
-def _split_qkv(tensors: dict) -> dict:
-    """Splits timm's fused projections, whose rows are query, key and value."""
-    split = {}
-    for name, tensor in tensors.items():
-        # A shape that cannot be split is left for the comparison to report.
-        if ".attn.qkv." not in name or len(tensor) % 3:
-            split[name] = tensor
-            continue
-        parts = np.split(tensor, 3)
-        for part, value in zip(("query", "key", "value"), parts):
-            split[name.replace(".qkv.", f".{part}.")] = value
-    return split
-
-
-def _read_safetensors(path: str) -> tuple[dict, dict]:
-    """Reads a file and tells by its names whose it is.
-
-    Returns:
-        The tensors, images RGB, and the map of layer names to this file's.
+    Attributes:
+        name: of the tensor.
+        shape: of the tensor, in PyTorch's order.
+        axes: PyTorch's axes in Keras's order, `None` if they are the same.
+        third: which third of the tensor it is, `None` for all of it.
     """
-    try:
-        tensors = load_file(path)
-    except Exception as error:  # safetensors raises its own kind for each defect
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    tensors = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not name.endswith("num_batches_tracked")
-    }
-    if "stem.conv.weight" in tensors:
-        return _split_qkv(tensors), _TIMM_NAMES
-    stem = "mobilevit.conv_stem.convolution.weight"
-    if stem in tensors:
-        # These weights expect BGR; the flip makes them expect RGB.
-        tensors[stem] = tensors[stem][:, ::-1]
-        return tensors, _TRANSFORMERS_NAMES
-    raise ValueError(
-        f"{path} holds no MobileViT classifier: expected the tensor "
-        f"'stem.conv.weight' (timm's names) or '{stem}' (transformers' names). "
-        f"Its first names are: {', '.join(sorted(tensors)[:3])}."
-    )
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...] | None
+    third: int | None
+
+    def to_keras(self, tensor: np.ndarray) -> np.ndarray:
+        if self.third is not None:
+            tensor = np.split(tensor, 3)[self.third]
+        return np.transpose(tensor, self.axes) if self.axes else tensor
+
+    def from_keras(self, value: np.ndarray) -> np.ndarray:
+        """Inverts `to_keras`, but gives only the third."""
+        return np.transpose(value, np.argsort(self.axes)) if self.axes else value
+
+
+def _place(layer, variable, library: Library) -> _Place:
+    kind = type(layer)
+    # A layer of another kind or name can only be reported as missing.
+    module = library.modules.get(layer.name, layer.name)
+    module, _, third = module.partition("#")
+    name = f"{module}.{_VARIABLES.get(kind, {}).get(variable.name, variable.name)}"
+    axes = _KERNEL_AXES.get(kind) if variable.name == "kernel" else None
+    shape = tuple(variable.shape)
+    if axes:
+        shape = tuple(shape[axes.index(i)] for i in range(len(axes)))
+    if third:
+        shape = (3 * shape[0], *shape[1:])
+    return _Place(name, shape, axes, int(third) if third else None)
 
 
 def _weighted_layers(model: keras.Model, include_top: bool) -> list:
@@ -201,28 +120,63 @@ def _match(wanted: dict, found: dict, path: str) -> None:
         )
 
 
-def _load_safetensors(model: keras.Model, path: str, include_top: bool) -> None:
-    tensors, names = _read_safetensors(path)
+def _read_safetensors(path: str) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own kind for each defect
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _read_pt(path: str) -> dict[str, np.ndarray]:
+    """Reads a PyTorch file; a pickle with code in it is refused and does not run."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            f"Reading {path} takes PyTorch: `pip install torch`. Safetensors files "
+            "are read without it."
+        ) from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for what is no such file
+        raise ValueError(f"{path} holds no weights alone: {error}") from error
+    return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+def _identify(tensors: dict, path: str) -> Library:
+    """Tells by its names whose a file is."""
+    for library in LIBRARIES:
+        if library.stem in tensors:
+            return library
+    expected = ", ".join(f"{x.stem!r} ({x.name}'s)" for x in LIBRARIES)
+    raise ValueError(
+        f"{path} holds no MobileViT classifier: expected one of the tensors {expected}."
+        f" Its first names are: {', '.join(sorted(tensors)[:3])}."
+    )
+
+
+def _load_pytorch(model, tensors: dict, path: str, include_top: bool) -> None:
+    library = _identify(tensors, path)
+    # Batches counted, which nothing here needs.
+    tensors = {k: v for k, v in tensors.items() if not k.endswith("batches_tracked")}
+    if library.is_bgr:
+        # These weights expect BGR; the flip makes them expect RGB.
+        tensors[library.stem] = tensors[library.stem][:, ::-1]
     if not include_top or not _has_top(model):
-        top = names["predictions"]
+        top = library.modules["predictions"]
         tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{top}.")}
-    targets, wanted = {}, {}
-    for layer in _weighted_layers(model, include_top):
-        kind = type(layer)
-        for variable in layer.weights:
-            # A layer of another kind or name can only be reported as missing.
-            torch_name = _VARIABLES.get(kind, {}).get(variable.name, variable.name)
-            name = f"{names.get(layer.name, layer.name)}.{torch_name}"
-            axes = _KERNEL_AXES.get(kind) if variable.name == "kernel" else None
-            shape = tuple(variable.shape)
-            if axes:
-                shape = tuple(shape[axes.index(i)] for i in range(len(axes)))
-            targets[name] = (variable, axes)
-            wanted[name] = shape
-    _match(wanted, {name: tensor.shape for name, tensor in tensors.items()}, path)
-    for name, (variable, axes) in targets.items():
-        tensor = tensors[name]
-        variable.assign(np.transpose(tensor, axes) if axes else tensor)
+    places = [
+        (variable, _place(layer, variable, library))
+        for layer in _weighted_layers(model, include_top)
+        for variable in layer.weights
+    ]
+    _match(
+        {place.name: place.shape for _, place in places},
+        {name: tensor.shape for name, tensor in tensors.items()},
+        path,
+    )
+    for variable, place in places:
+        variable.assign(place.to_keras(tensors[place.name]))
 
 
 def load_model_file(path) -> keras.Model:
@@ -291,44 +245,83 @@ def _load_h5(model: keras.Model, path: str) -> None:
     model.load_weights(path)
 
 
-def load_weights(model: keras.Model, weights: str, include_top: bool = True) -> None:
+def load_weights(model: keras.Model, weights, include_top: bool = True) -> None:
     """Sets every weight of a MobileViT classifier from a file.
 
     Args:
         model: a model made by `MobileViT_S` or its siblings.
         weights: the path of a `.keras` or `.weights.h5` file written from such a
-            model, or of a `.safetensors` file with the names of `timm` or
-            `transformers`.
+            model, of a `.safetensors` file with the names of timm, transformers or
+            ml-cvnets, or of Apple's `.pt` (takes PyTorch).
         include_top: if false, the classifier keeps its values, and the file's
             classifier, whatever its number of classes, is not used.
 
     Raises:
-        ValueError: if the file is of another kind, is damaged, or does not fit; the
-            message lists the names that are missing, unused or of another shape, and
-            the model is left as it was.
-        NotImplementedError: for `"imagenet"`, which is not available yet.
+        ValueError: if the file is of another kind, is damaged, holds code, or does not
+            fit; the message lists the names that are missing, unused or of another
+            shape, and the model is left as it was.
 
     Example:
 
     >>> model = keras_mobilevit.MobileViT_S(weights=None, classes=10)
     >>> load_weights(model, "mobilevit_s.safetensors", include_top=False)
     """
-    if weights == "imagenet":
-        raise NotImplementedError(
-            '`weights="imagenet"` cannot be downloaded yet. Pass the path of a '
-            "`.safetensors` file of timm's or transformers' MobileViT, or None."
-        )
     path = os.fspath(weights)
     if not os.path.isfile(path):
         raise ValueError(f"`weights` must be an existing file. Received: {path!r}.")
     if path.endswith(".safetensors"):
-        _load_safetensors(model, path, include_top)
+        _load_pytorch(model, _read_safetensors(path), path, include_top)
+    elif path.endswith(".pt"):
+        _load_pytorch(model, _read_pt(path), path, include_top)
     elif path.endswith(".keras"):
         _load_keras(model, path, include_top)
     elif path.endswith(".weights.h5") and include_top:
         _load_h5(model, path)
     else:
         raise ValueError(
-            "Weights are read from `.keras`, `.safetensors` and, with the top, "
+            "Weights are read from `.keras`, `.safetensors`, `.pt` and, with the top, "
             f"`.weights.h5` files. Received: {path} with include_top={include_top}."
         )
+
+
+def save_safetensors(model: keras.Model, path) -> None:
+    """Writes a classifier's weights under timm's names.
+
+    `timm.create_model("mobilevit_s", num_classes=...)` loads the file with
+    `strict=True` and gives the same logits; timm takes images in [0, 1].
+
+    Args:
+        model: a model made by `MobileViT_S` or its siblings, with the top or without.
+        path: of the `.safetensors` file; written whole or not at all.
+
+    Raises:
+        ValueError: if the model has layers that timm's does not have.
+        OSError: if the file cannot be written.
+
+    Example:
+
+    >>> keras_mobilevit.save_safetensors(model, "trained.safetensors")
+    >>> timm_model.load_state_dict(safetensors.torch.load_file("trained.safetensors"))
+    """
+    tensors, thirds = {}, {}
+    for layer in _weighted_layers(model, include_top=True):
+        if layer.name not in TIMM.modules:
+            raise ValueError(f"timm's MobileViT has no layer like {layer.name!r}.")
+        for variable in layer.weights:
+            place = _place(layer, variable, TIMM)
+            value = place.from_keras(keras.ops.convert_to_numpy(variable))
+            if place.third is None:
+                tensors[place.name] = value
+            else:
+                thirds.setdefault(place.name, {})[place.third] = value
+        if isinstance(layer, BatchNormalization):
+            module = TIMM.modules[layer.name]
+            tensors[f"{module}.num_batches_tracked"] = np.zeros((), np.int64)
+    for name, parts in thirds.items():
+        tensors[name] = np.concatenate([parts[i] for i in range(3)])
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    with whole_file(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:  # which is no OSError, when a disk is full
+            raise OSError(f"Cannot write {path}: {error}") from error

@@ -12,15 +12,17 @@ import train
 ROOT = Path(__file__).parents[1]
 OURS = ("keras_mobilevit", "train", "tflite")
 # What a package may import. TensorFlow is one of keras_mobilevit's backends, loaded
-# where it is one; h5py and safetensors are the weights' file formats.
+# where it is one; h5py, safetensors and torch read files of weights.
 ALLOWED = {
     "keras_mobilevit": {
         "keras_mobilevit",
         "keras",
         "numpy",
         "h5py",
+        "huggingface_hub",
         "safetensors",
         "tensorflow",
+        "torch",
     },
     "train": {
         "keras_mobilevit",

@@ -1,6 +1,8 @@
 """The models give the numbers of timm's and transformers' MobileViT."""
 
 import json
+import os
+import pickle
 from pathlib import Path
 
 import keras
@@ -9,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import keras_mobilevit
+from keras_mobilevit.weight_names import CVNETS, TRANSFORMERS, backbone_rows
 from tests.golden import reference
 
 GOLDEN = Path(reference.__file__).parent
@@ -136,11 +139,6 @@ def test_foreign_files_are_refused(tmp_path):
         build(path)
 
 
-def test_imagenet_is_not_there_yet():
-    with pytest.raises(NotImplementedError, match="safetensors"):
-        MODELS["mobilevit_xxs"]()
-
-
 def test_a_file_with_the_top_does_not_go_into_a_model_without(tmp_path):
     path = tmp_path / "model.weights.h5"
     build(None, classes=7).save_weights(path)
@@ -182,3 +180,114 @@ def test_a_file_with_code_is_refused_and_does_not_run(tmp_path):
     with pytest.raises(ValueError, match="model.keras cannot be loaded.*unsafe"):
         build(path)
     assert not trap.exists()
+
+
+def test_saved_safetensors_are_timms_again(timm_xxs, tmp_path):
+    """Read into Keras and written, every tensor is what it was, bit for bit."""
+    path = tmp_path / "saved.safetensors"
+    keras_mobilevit.save_safetensors(build(timm_xxs), path)
+    original, saved = load_file(timm_xxs), load_file(path)
+    assert {k for k in saved if not k.endswith("num_batches_tracked")} == {
+        k for k in original if not k.endswith("num_batches_tracked")
+    }
+    for name, tensor in original.items():
+        if not name.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(saved[name], tensor, err_msg=name)
+    assert [p.name for p in tmp_path.iterdir()] == ["saved.safetensors"]
+
+
+def test_saved_weights_load_in_timm(tmp_path):
+    torch = pytest.importorskip("torch", reason="timm needs PyTorch")
+    timm = pytest.importorskip("timm")
+    path = tmp_path / "saved.safetensors"
+    model = build(None, classes=7)
+    keras_mobilevit.save_safetensors(model, path)
+    other = timm.create_model("mobilevit_xxs", num_classes=7).eval()
+    state = {name: torch.from_numpy(value) for name, value in load_file(path).items()}
+    other.load_state_dict(state, strict=True)
+    images = reference.images(64, 96)
+    with torch.no_grad():
+        logits = other(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert np.abs(logits - model(images).numpy()).max() <= 1e-4
+
+
+def test_a_missing_fused_projection_is_named_as_in_the_file(timm_xxs, tmp_path):
+    tensors = load_file(timm_xxs)
+    name = "stages.2.1.transformer.0.attn.qkv.weight"
+    del tensors[name]
+    path = tmp_path / "broken.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=f"not in the file: {name}\n|: {name}$"):
+        build(path)
+
+
+def test_a_foreign_layer_is_named(timm_xxs):
+    inputs = keras.Input((64, 64, 4))
+    x = keras.layers.Conv2D(3, 1, name="to_rgb")(inputs)
+    with pytest.raises(ValueError, match="not in the file: to_rgb.bias, to_rgb.weight"):
+        build(timm_xxs, input_tensor=x, input_shape=None)
+
+
+def cvnets_tensors(path) -> dict:
+    """Gives a file of transformers ml-cvnets's names, whose weights they are."""
+    tensors = load_file(path)
+    renamed = {}
+    for here, there in CVNETS.modules.items():
+        module, _, third = there.partition("#")
+        other = TRANSFORMERS.modules[here]
+        for name in [name for name in tensors if name.rpartition(".")[0] == other]:
+            parts = renamed.setdefault(f"{module}.{name.rpartition('.')[2]}", {})
+            parts[int(third or 0)] = tensors[name]
+    return {
+        name: np.concatenate([parts[i] for i in sorted(parts)])
+        for name, parts in renamed.items()
+    }
+
+
+def test_ml_cvnets_names_give_the_same_logits(tmp_path):
+    path = tmp_path / "cvnets.safetensors"
+    source = write_reference("transformers_mobilevit_xxs", tmp_path)
+    save_file(cvnets_tensors(source), path)
+    golden = np.load(GOLDEN / "transformers_mobilevit_xxs.npz")
+    logits = build(path)(reference.images(192, 192)).numpy()
+    assert np.abs(logits - golden[reference.size_key(192, 192)]).max() <= TOLERANCE
+
+
+SSD = Path(__file__).parents[2] / "shared" / "golden" / "ssd_xxs.safetensors"
+
+
+@pytest.mark.skipif(not SSD.exists(), reason=f"{SSD} is not there")
+def test_ml_cvnets_names_are_those_of_its_own_file():
+    names = {name.rpartition(".")[0] for name in load_file(SSD)}
+    theirs = {n.removeprefix("encoder.") for n in names if n.startswith("encoder.")}
+    ours = {CVNETS.modules[here].partition("#")[0] for here, *_ in backbone_rows()}
+    assert ours == theirs
+
+
+class Trap:
+    """Runs a command when it is unpickled without care."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path):
+    path, trap = tmp_path / "model.pt", tmp_path / "trap"
+    path.write_bytes(pickle.dumps(Trap(trap)))
+    with pytest.raises(ValueError, match="takes PyTorch|holds no weights alone"):
+        build(path)
+    assert not trap.exists()
+
+
+def test_apples_files_load(tmp_path):
+    torch = pytest.importorskip("torch", reason="a .pt file takes PyTorch")
+    path = tmp_path / "mobilevit_xxs.pt"
+    source = write_reference("transformers_mobilevit_xxs", tmp_path)
+    tensors = cvnets_tensors(source)
+    torch.save({name: torch.from_numpy(x) for name, x in tensors.items()}, path)
+    golden = np.load(GOLDEN / "transformers_mobilevit_xxs.npz")
+    logits = build(path)(reference.images(192, 192)).numpy()
+    assert np.abs(logits - golden[reference.size_key(192, 192)]).max() <= TOLERANCE

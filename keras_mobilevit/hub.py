@@ -1,0 +1,134 @@
+"""The published weights on the Hugging Face Hub: where they are, and the way here.
+
+`huggingface_hub` keeps the cache (`HF_HOME`), downloads into a temporary file, takes
+up a connection that broke, and honours `HF_ENDPOINT` and `HF_HUB_OFFLINE`.
+"""
+
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+
+FILENAME = "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class HubFile:
+    """A file of weights that never changes.
+
+    Attributes:
+        repository: on the Hub.
+        revision: a full commit, which pins the content and lets a cached file be
+            found without a request; or a branch, where `sha256` pins the content.
+        sha256: of the file, where it is known beforehand.
+    """
+
+    repository: str
+    revision: str
+    sha256: str | None = None
+
+
+# ImageNet-1k, ported to RGB by timm. Apple's licence, see README.md.
+IMAGENET = {
+    "mobilevit_xxs": HubFile(
+        "timm/mobilevit_xxs.cvnets_in1k", "26e21ac95801b64f865338915b29721e59be50e3"
+    ),
+    "mobilevit_xs": HubFile(
+        "timm/mobilevit_xs.cvnets_in1k", "09bcddcdf2f602ff2f7352fe9906221df90179e4"
+    ),
+    "mobilevit_s": HubFile(
+        "timm/mobilevit_s.cvnets_in1k",
+        "main",
+        "87f5585cb61814a5e18920d556772ed9c3af6c9ad72b6cf798c654021c306f81",
+    ),
+}
+
+
+def _expected_sha256(file: HubFile, path: Path) -> str | None:
+    """Returns the sha256 that is known beforehand, or else the one the Hub told.
+
+    The cache names a blob by the Hub's ETag, which is the sha256 of a large file.
+    """
+    blob = path.resolve().name
+    told = blob if re.fullmatch("[0-9a-f]{64}", blob) else None
+    return file.sha256 or told
+
+
+def _verify(file: HubFile, path: Path) -> None:
+    expected = _expected_sha256(file, path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if expected not in (None, found):
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise ValueError(
+            f"{FILENAME} of {file.repository} has the sha256 {found}. Expected: "
+            f"{expected}. The damaged file was removed; try again."
+        )
+
+
+def _cached(file: HubFile) -> Path | None:
+    import huggingface_hub
+
+    path = huggingface_hub.try_to_load_from_cache(
+        file.repository, FILENAME, revision=file.revision
+    )
+    return Path(path) if isinstance(path, str) else None
+
+
+def fetch(file: HubFile) -> Path:
+    """Returns the local copy of a file, downloaded when it is first asked for.
+
+    Args:
+        file: what to fetch.
+
+    Returns:
+        Its path in the cache of `huggingface_hub`. A copy that is there is verified
+        and used without a request.
+
+    Raises:
+        OSError: if it is not cached and cannot be downloaded; the message says what,
+            from where, and what to do without a network.
+        ValueError: if the content is not the expected one.
+    """
+    import huggingface_hub
+
+    path = _cached(file)
+    if path is None:
+        try:
+            path = Path(
+                huggingface_hub.hf_hub_download(
+                    file.repository, FILENAME, revision=file.revision
+                )
+            )
+        except Exception as error:  # of the network, the Hub or the disk: many kinds
+            url = huggingface_hub.hf_hub_url(
+                file.repository, FILENAME, revision=file.revision
+            )
+            raise OSError(
+                f"{FILENAME} of {file.repository} is not cached and cannot be "
+                f"downloaded. Without a network, fetch {url} on another machine and "
+                f"pass the file's path as `weights`. The cause: {error}"
+            ) from error
+    _verify(file, path)
+    return path
+
+
+def imagenet_weights(variant: str) -> Path:
+    """Returns the file that `weights="imagenet"` means.
+
+    Args:
+        variant: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
+
+    Returns:
+        The path of a safetensors file with timm's names.
+
+    Raises:
+        OSError: see `fetch`.
+        ValueError: if there are no such weights, or see `fetch`.
+    """
+    if variant not in IMAGENET:
+        raise ValueError(
+            f"There are no ImageNet weights of {variant!r}. "
+            f"Expected one of: {', '.join(IMAGENET)}."
+        )
+    return fetch(IMAGENET[variant])

@@ -1,0 +1,149 @@
+"""Which layer is called what in timm, transformers and ml-cvnets.
+
+The names are made by rule: one row for each kind of layer, repeated for the stages,
+blocks and transformer layers of the backbone; the head adds its own rows.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from keras_mobilevit.configs import TRANSFORMER_DEPTHS
+
+# A row is a layer's name here, then in timm, transformers and ml-cvnets. `#0`, `#1` and
+# `#2` are the thirds of a projection to query, key and value in one.
+_MV2_PARTS = (
+    ("expand", "conv1_1x1", "expand_1x1", "exp_1x1"),
+    ("depthwise", "conv2_kxk", "conv_3x3", "conv_3x3"),
+    ("project", "conv3_1x1", "reduce_1x1", "red_1x1"),
+)
+_BLOCK_PARTS = (
+    ("local", "conv_kxk", "conv_kxk", "local_rep.conv_3x3"),
+    ("global_project", "conv_proj", "conv_projection", "conv_proj"),
+    ("fusion", "conv_fusion", "fusion", "fusion"),
+)
+_ATTENTION = "attention.attention"
+_MHA = "pre_norm_mha"
+_TRANSFORMER_PARTS = (
+    ("attention_norm", "norm1", "layernorm_before", f"{_MHA}.0"),
+    ("attention_query", "attn.qkv#0", f"{_ATTENTION}.query", f"{_MHA}.1.qkv_proj#0"),
+    ("attention_key", "attn.qkv#1", f"{_ATTENTION}.key", f"{_MHA}.1.qkv_proj#1"),
+    ("attention_value", "attn.qkv#2", f"{_ATTENTION}.value", f"{_MHA}.1.qkv_proj#2"),
+    ("attention_output", "attn.proj", "attention.output.dense", f"{_MHA}.1.out_proj"),
+    ("ffn_norm", "norm2", "layernorm_after", "pre_norm_ffn.0"),
+    ("ffn_expand", "mlp.fc1", "intermediate.dense", "pre_norm_ffn.1"),
+    ("ffn_project", "mlp.fc2", "output.dense", "pre_norm_ffn.4"),
+)
+
+
+def _conv_bn_rows(here: str, timm: str, transformers: str, cvnets: str) -> Iterator:
+    yield (
+        f"{here}_conv",
+        f"{timm}.conv",
+        f"{transformers}.convolution",
+        f"{cvnets}.block.conv",
+    )
+    yield (
+        f"{here}_bn",
+        f"{timm}.bn",
+        f"{transformers}.normalization",
+        f"{cvnets}.block.norm",
+    )
+
+
+def _mobilenet_rows(stage: int, block: int) -> Iterator:
+    timm = f"stages.{stage - 1}.{block}"
+    transformers = f"mobilevit.encoder.layer.{stage - 1}." + (
+        f"layer.{block}" if stage < 3 else "downsampling_layer"
+    )
+    cvnets = f"layer_{stage}.{block}.block"
+    for here, *parts in _MV2_PARTS:
+        yield from _conv_bn_rows(
+            f"stage{stage}_mv{block}_{here}",
+            f"{timm}.{parts[0]}",
+            f"{transformers}.{parts[1]}",
+            f"{cvnets}.{parts[2]}",
+        )
+
+
+def _mobilevit_rows(stage: int, depth: int) -> Iterator:
+    here = f"stage{stage}_vit"
+    timm = f"stages.{stage - 1}.1"
+    transformers = f"mobilevit.encoder.layer.{stage - 1}"
+    cvnets = f"layer_{stage}.1"
+    for part, *parts in _BLOCK_PARTS:
+        yield from _conv_bn_rows(
+            f"{here}_{part}",
+            f"{timm}.{parts[0]}",
+            f"{transformers}.{parts[1]}",
+            f"{cvnets}.{parts[2]}",
+        )
+    yield (
+        f"{here}_local_project_conv",
+        f"{timm}.conv_1x1",
+        f"{transformers}.conv_1x1.convolution",
+        f"{cvnets}.local_rep.conv_1x1.block.conv",
+    )
+    for i in range(depth):
+        for part, *parts in _TRANSFORMER_PARTS:
+            yield (
+                f"{here}_transformer{i}_{part}",
+                f"{timm}.transformer.{i}.{parts[0]}",
+                f"{transformers}.transformer.layer.{i}.{parts[1]}",
+                f"{cvnets}.global_rep.{i}.{parts[2]}",
+            )
+    yield (
+        f"{here}_norm",
+        f"{timm}.norm",
+        f"{transformers}.layernorm",
+        f"{cvnets}.global_rep.{depth}",
+    )
+
+
+def backbone_rows() -> Iterator[tuple[str, str, str, str]]:
+    """Yields the rows of the stem and the five stages."""
+    yield from _conv_bn_rows("stem", "stem", "mobilevit.conv_stem", "conv_1")
+    for stage, blocks in enumerate((1, 3, 1, 1, 1), start=1):
+        for block in range(blocks):
+            yield from _mobilenet_rows(stage, block)
+    for stage, depth in enumerate(TRANSFORMER_DEPTHS, start=3):
+        yield from _mobilevit_rows(stage, depth)
+
+
+def classifier_rows() -> Iterator[tuple[str, str, str, str]]:
+    """Yields the rows of a whole classifier."""
+    yield from backbone_rows()
+    yield from _conv_bn_rows(
+        "head", "final_conv", "mobilevit.conv_1x1_exp", "conv_1x1_exp"
+    )
+    yield "predictions", "head.fc", "classifier", "classifier.fc"
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """A library that MobileViT's weights come from.
+
+    Attributes:
+        name: of the library.
+        modules: the names of its modules by the names of the layers here.
+        is_bgr: whether its weights expect images with the channels reversed.
+    """
+
+    name: str
+    modules: dict[str, str]
+    is_bgr: bool
+
+    @property
+    def stem(self) -> str:
+        """Name of the first convolution's kernel, which tells its files."""
+        return f"{self.modules['stem_conv']}.weight"
+
+
+def _library(name: str, column: int, is_bgr: bool) -> Library:
+    modules = {row[0]: row[column] for row in classifier_rows()}
+    return Library(name, modules, is_bgr)
+
+
+TIMM = _library("timm", 1, is_bgr=False)
+TRANSFORMERS = _library("transformers", 2, is_bgr=True)
+CVNETS = _library("ml-cvnets", 3, is_bgr=True)
+LIBRARIES = (TIMM, TRANSFORMERS, CVNETS)

@@ -1,0 +1,101 @@
+"""A server on 127.0.0.1 that serves files as the Hugging Face Hub does."""
+
+import contextlib
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class HubServer(ThreadingHTTPServer):
+    """Serves `/<repository>/resolve/<revision>/<file>`, redirected as to a CDN.
+
+    Attributes:
+        files: content by `"<repository>/<file>"`.
+        etags: told in place of a file's sha256, by the same names.
+        cut_after: bytes after which the next GET breaks off, once; or `None`.
+        requests: (method, path, Range header) of each request that came.
+    """
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files, self.etags, self.cut_after, self.requests = {}, {}, None, []
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def _answer(self):
+        server = self.server
+        server.requests.append((self.command, self.path, self.headers.get("Range")))
+        is_content = self.path.startswith("/cdn/")
+        if is_content:
+            name, revision = self.path.removeprefix("/cdn/"), COMMIT
+        else:
+            repository, _, rest = self.path[1:].partition("/resolve/")
+            revision, _, file = rest.partition("/")
+            name = f"{repository}/{file}"
+        if name not in server.files:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        content = server.files[name]
+        if is_content:
+            self._send_content(content)
+            return
+        etag = server.etags.get(name, hashlib.sha256(content).hexdigest())
+        self.send_response(302)
+        # Another host, so that the client stops here for the headers, as at a CDN.
+        self.send_header(
+            "Location", f"http://localhost:{server.server_port}/cdn/{name}"
+        )
+        self.send_header("ETag", '"git-object"')
+        self.send_header("X-Linked-ETag", f'"{etag}"')
+        self.send_header("X-Linked-Size", str(len(content)))
+        self.send_header("X-Repo-Commit", revision if len(revision) == 40 else COMMIT)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _send_content(self, content: bytes):
+        start = 0
+        if self.headers.get("Range"):
+            start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
+        rest = content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        if start:
+            whole = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self.send_header("Content-Range", whole)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        cut, self.server.cut_after = self.server.cut_after, None
+        self.wfile.write(rest[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+    do_GET = do_HEAD = _answer
+
+    def log_message(self, *args):
+        pass
+
+
+@contextlib.contextmanager
+def serve():
+    """Runs a `HubServer` while the context lasts."""
+    server = HubServer()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,230 @@
+"""`weights="imagenet"`, from a server that answers as the Hub does.
+
+What is served are the seeded random weights of the golden files: the published ones are
+not to be had without a network.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+import keras_mobilevit
+from keras_mobilevit import hub
+from tests import hub_server
+from tests.golden import reference
+from tests.test_keras_mobilevit_weights import GOLDEN, MODELS, write_reference
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    with hub_server.serve() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            server.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield server
+
+
+def publish(server, variant: str, content: bytes) -> str:
+    """Puts a file where the variant's weights are; returns its name on the server."""
+    name = f"{hub.IMAGENET[variant].repository}/{hub.FILENAME}"
+    server.files[name] = content
+    return name
+
+
+def pin(monkeypatch, variant: str, content: bytes) -> None:
+    """Makes a content the one that is expected of a variant."""
+    file = hub.IMAGENET[variant]
+    if file.sha256:
+        sha256 = hashlib.sha256(content).hexdigest()
+        pinned = hub.HubFile(file.repository, file.revision, sha256)
+        monkeypatch.setitem(hub.IMAGENET, variant, pinned)
+
+
+def leftovers(tmp_path) -> list[str]:
+    """Lists files of the cache that could be taken for weights."""
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    return [p.name for p in files if p.suffix not in (".lock", ".TAG")]
+
+
+def test_revisions_are_pinned():
+    for file in hub.IMAGENET.values():
+        assert len(file.revision) == 40 or len(file.sha256) == 64, file
+
+
+@pytest.mark.parametrize("variant", MODELS)
+def test_imagenet_weights_give_the_logits_of_timm(
+    variant, server, tmp_path, monkeypatch
+):
+    content = write_reference(f"timm_{variant}", tmp_path).read_bytes()
+    publish(server, variant, content)
+    pin(monkeypatch, variant, content)
+    golden = np.load(GOLDEN / f"timm_{variant}.npz")
+
+    def build():
+        return MODELS[variant](
+            weights="imagenet",
+            input_shape=(None, None, 3),
+            classifier_activation=None,
+            include_preprocessing=False,
+        )
+
+    model = build()
+    for size in ((256, 256), (224, 224)):
+        logits = model(reference.images(*size)).numpy()
+        wanted = golden[reference.size_key(*size)]
+        assert np.abs(logits - wanted).max() <= 1e-4
+    first = len(server.requests)
+    assert first > 0
+    again = build()
+    assert len(server.requests) == first  # the second load makes no request
+    for one, two in zip(model.get_weights(), again.get_weights()):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_without_the_top_any_number_of_classes_is_accepted(server, tmp_path):
+    path = write_reference("timm_mobilevit_xxs", tmp_path)
+    publish(server, "mobilevit_xxs", path.read_bytes())
+    model = keras_mobilevit.MobileViT_XXS(
+        weights="imagenet", include_top=False, classes=7, input_shape=(96, 64, 3)
+    )
+    stem = model.get_layer("stem_conv").kernel.numpy()
+    wanted = MODELS["mobilevit_xxs"](weights=str(path)).get_layer("stem_conv").kernel
+    np.testing.assert_array_equal(stem, wanted.numpy())
+
+
+CONTENT = np.random.default_rng(0).bytes(3_000_000)
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(server, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)  # 10 MB otherwise
+    publish(server, "mobilevit_xxs", CONTENT)
+    server.cut_after = 1_000_000
+    path = hub.imagenet_weights("mobilevit_xxs")
+    assert path.read_bytes() == CONTENT
+    ranges = [given for method, _, given in server.requests if method == "GET"]
+    assert ranges[-1] == "bytes=1000000-"
+
+
+def test_a_file_of_another_hash_than_the_servers_is_refused(server, tmp_path):
+    name = publish(server, "mobilevit_xxs", CONTENT)
+    server.etags[name] = "0" * 64
+    with pytest.raises(ValueError, match="Expected: 0000.*removed; try again"):
+        hub.imagenet_weights("mobilevit_xxs")
+    assert CONTENT not in [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
+    del server.etags[name]
+    assert hub.imagenet_weights("mobilevit_xxs").read_bytes() == CONTENT
+
+
+def test_another_file_than_the_known_one_is_refused(server):
+    publish(server, "mobilevit_s", CONTENT)
+    with pytest.raises(ValueError, match="Expected: 87f5585c.*removed; try again"):
+        hub.imagenet_weights("mobilevit_s")
+
+
+def test_a_cached_file_that_was_cut_is_not_taken_for_whole(server):
+    publish(server, "mobilevit_xxs", CONTENT)
+    path = hub.imagenet_weights("mobilevit_xxs")
+    path.resolve().write_bytes(CONTENT[:1000])
+    with pytest.raises(ValueError, match="removed; try again"):
+        hub.imagenet_weights("mobilevit_xxs")
+    assert hub.imagenet_weights("mobilevit_xxs").read_bytes() == CONTENT
+
+
+def test_offline_and_not_cached_says_what_to_do(server, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="fetch http.*/timm/mobilevit_xs.*as `weights`"):
+        hub.imagenet_weights("mobilevit_xs")
+    assert server.requests == []
+
+
+def test_offline_and_cached_works(server, monkeypatch):
+    publish(server, "mobilevit_xxs", CONTENT)
+    hub.imagenet_weights("mobilevit_xxs")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.imagenet_weights("mobilevit_xxs").read_bytes() == CONTENT
+
+
+def test_a_file_that_is_not_on_the_server_is_told(server, tmp_path):
+    with pytest.raises(OSError, match="timm/mobilevit_xxs.*cannot be downloaded"):
+        hub.imagenet_weights("mobilevit_xxs")
+    assert leftovers(tmp_path) == []
+
+
+def fetch_in_a_process(server, cache, stderr=subprocess.PIPE, **environment):
+    code = (
+        "from keras_mobilevit import hub; import sys;"
+        "sys.stdout.write(str(hub.imagenet_weights('mobilevit_xxs')))"
+    )
+    variables = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(cache)} | environment
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+
+
+def test_two_processes_at_once_and_the_environments_variables(server, tmp_path):
+    publish(server, "mobilevit_xxs", CONTENT)
+    cache = tmp_path / "home"
+    processes = [fetch_in_a_process(server, cache) for _ in range(2)]
+    for process in processes:
+        path, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert Path(path).read_bytes() == CONTENT
+        assert Path(path).is_relative_to(cache)
+    offline = fetch_in_a_process(server, tmp_path / "other", HF_HUB_OFFLINE="1")
+    assert "as `weights`" in offline.communicate()[1]
+
+
+def test_a_terminal_gets_a_progress_bar(server, tmp_path):
+    publish(server, "mobilevit_xxs", CONTENT)
+    terminal, stderr = os.openpty()
+    fcntl.ioctl(stderr, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    process = fetch_in_a_process(server, tmp_path / "home", stderr)
+    process.communicate()
+    os.close(stderr)
+    shown = b""
+    with contextlib.suppress(OSError):  # how the end of a terminal is told
+        while chunk := os.read(terminal, 65536):
+            shown += chunk
+    os.close(terminal)
+    assert b"model.safetensors: 100%" in shown
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(server, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
+        capture_output=True,
+    )
+    if mounted.returncode:
+        pytest.skip("a small disk takes the right to mount one")
+    try:
+        publish(server, "mobilevit_xxs", CONTENT)
+        process = fetch_in_a_process(server, disk)
+        errors = process.communicate()[1]
+        assert process.returncode != 0
+        assert "No space left" in errors and "cannot be downloaded" in errors
+        assert not [p for p in disk.rglob("*.safetensors*") if p.is_file()]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
