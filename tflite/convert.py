@@ -40,9 +40,9 @@ from keras_mobilevit.configs import MIN_SIZE, get_config
 from keras_mobilevit.files import whole_file
 from keras_mobilevit.weights import load_model_file
 from tflite import opcheck, parity
-from tflite.runtime import LiteRTModel
 from train.config import load_config
 from train.data import eval_batches
+from train.litert import LiteRTModel
 from train.sources import evenly_spaced, load_source
 
 PARITY_IMAGES = 32

@@ -35,9 +35,9 @@ from tqdm import tqdm
 
 import keras_mobilevit  # noqa: F401  registers the layers that best.keras names
 from keras_mobilevit.files import whole_file
-from tflite.runtime import LiteRTModel
 from train.config import TrainConfig, load_config
 from train.data import eval_batches
+from train.litert import LiteRTModel
 from train.metrics import confusion_matrix
 from train.records import plot_curves, read_records
 from train.sources import Source, load_source

@@ -11,6 +11,7 @@ from keras_mobilevit.files import whole_file
 from keras_mobilevit.preprocessing import CROP_FRACTION
 
 MAX_SEED = 2**32 - 1  # what keras.utils.set_random_seed takes
+FILENAME = "config.json"
 FREEZE = ("none", "backbone")
 
 
@@ -68,10 +69,17 @@ class TrainConfig:
     flip: bool = _field(True, "Mirror half of the training images.")
     weights: str = _field(
         "",
-        "Start from the backbone of this .keras or .safetensors file.",
+        "Start from the backbone of `imagenet` (the published weights) or of this "
+        ".keras, .safetensors or .pt file, whatever its classes. With --mode=eval: "
+        "what to evaluate.",
     )
     freeze: str = _field(
-        "none", "`backbone` trains the classifier alone; `none` trains everything."
+        "none",
+        "`backbone` trains the classifier alone, with batch normalization as in "
+        "inference; `none` trains everything.",
+    )
+    head_lr_multiplier: float = _field(
+        1.0, "Learning rate of the classifier, as a multiple of the others'."
     )
     seed: int = _field(0, "Of initialization, order, sizes and augmentation.")
 
@@ -116,6 +124,7 @@ _RANGES = {
     "warmup_steps": _NOT_NEGATIVE,
     "min_learning_rate": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
+    "head_lr_multiplier": (lambda value: value > 0, "positive"),
     "label_smoothing": _BELOW_1,
     "ema_momentum": _BELOW_1,
     "eval_crop": _PART,
@@ -215,7 +224,7 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
     kind, _, path = overrides.get("data", "").partition(":")
     if kind == "folder" and path:
         overrides["data"] = f"folder:{_absolute(path)}"
-    if overrides.get("weights"):
+    if overrides.get("weights") not in (None, "", "imagenet"):
         overrides["weights"] = _absolute(overrides["weights"])
     return dataclasses.replace(RECIPES[recipe], **overrides)
 

@@ -12,17 +12,18 @@ from absl import logging
 from tqdm import tqdm
 
 from keras_mobilevit.files import whole_file
+from keras_mobilevit.hub import imagenet_weights
 from keras_mobilevit.weights import load_weights
 from train import data, sampler, schedules
 from train.checkpoint import load_checkpoint, save_checkpoint, save_model
-from train.config import TrainConfig, load_config, save_config
+from train.config import FILENAME, TrainConfig, load_config, save_config
+from train.optimizers import apply_gradients, make_optimizers
 from train.records import RecordWriter
 from train.sources import Source
 from train.tasks import Task
 
 CHECKPOINT = "checkpoint.safetensors"
 BEST_MODEL = "best.keras"
-CONFIG = "config.json"
 LABELS = "labels.txt"
 
 
@@ -43,20 +44,20 @@ def prepare_workdir(workdir, config: TrainConfig, source: Source) -> Path:
     """
     workdir = Path(workdir).expanduser()
     labels = "".join(f"{name}\n" for name in source.class_names)
-    if (workdir / CONFIG).exists():
+    if (workdir / FILENAME).exists():
         _refuse_other_run(workdir, config, labels)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with whole_file(workdir / LABELS) as temporary:
             temporary.write_text(labels)
-        save_config(config, workdir / CONFIG)
+        save_config(config, workdir / FILENAME)
     except OSError as error:
         raise ValueError(f"Cannot write into --workdir: {error}.") from error
     return workdir
 
 
 def _refuse_other_run(workdir: Path, config: TrainConfig, labels: str) -> None:
-    saved = load_config(workdir / CONFIG)
+    saved = load_config(workdir / FILENAME)
     changes = [
         f"{field.name}: {getattr(saved, field.name)!r} there, "
         f"{getattr(config, field.name)!r} now"
@@ -75,21 +76,7 @@ def _refuse_other_run(workdir: Path, config: TrainConfig, labels: str) -> None:
         )
 
 
-def make_optimizer(config: TrainConfig, model: keras.Model):
-    """AdamW with the recipe's constants; decay applies to every parameter."""
-    optimizer = keras.optimizers.AdamW(
-        learning_rate=config.min_learning_rate,
-        weight_decay=config.weight_decay,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        name="adamw",
-    )
-    optimizer.build(model.trainable_variables)
-    return optimizer
-
-
-def make_train_step(task: Task, config: TrainConfig, model, average, optimizer):
+def make_train_step(task: Task, config: TrainConfig, model, average, optimizers):
     """Makes the function of one training step, traced once for each batch shape.
 
     Args:
@@ -98,7 +85,7 @@ def make_train_step(task: Task, config: TrainConfig, model, average, optimizer):
         model: what is trained.
         average: a model of the same weights that follows as a moving average,
             statistics of batch normalization included.
-        optimizer: built for `model`.
+        optimizers: from `train.optimizers.make_optimizers`.
 
     Returns:
         A `tf.function` from (batch, learning rate, momentum of the average) to the
@@ -107,8 +94,7 @@ def make_train_step(task: Task, config: TrainConfig, model, average, optimizer):
 
     @tf.function
     def update(gradients, learning_rate, momentum):
-        optimizer.learning_rate.assign(learning_rate)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+        apply_gradients(optimizers, gradients, model.trainable_variables, learning_rate)
         for mean, value in zip(average.weights, model.weights):
             mean.assign(mean * momentum + value * (1 - momentum))
 
@@ -270,17 +256,18 @@ def _refuse_divergence(loss: float, step: int, epoch: int, rate: float, batch) -
         )
 
 
-def _build(task: Task, config: TrainConfig, source: Source, is_fresh: bool) -> dict:
-    """Builds what a checkpoint holds: the model, its moving average, the optimizer."""
+def _build_models(task: Task, config: TrainConfig, source: Source, is_fresh: bool):
+    """Builds the model and its moving average."""
     keras.utils.set_random_seed(config.seed)
     model = task.build_model(config, source)
     if is_fresh and config.weights:
-        load_weights(model, config.weights, include_top=False)
+        is_name = config.weights == "imagenet"
+        path = imagenet_weights(config.model) if is_name else config.weights
+        load_weights(model, path, include_top=False)
     average = keras.models.clone_model(model)
     average.set_weights(model.get_weights())
     average.trainable = True  # as the user of best.keras expects, whatever was frozen
-    optimizer = make_optimizer(config, model)
-    return {"model": model, "average": average, "optimizer": optimizer}
+    return model, average
 
 
 def _warn_of_unused_sizes(config: TrainConfig, source: Source) -> None:
@@ -318,7 +305,10 @@ def train_and_evaluate(
         FloatingPointError: if the loss is not finite.
     """
     is_fresh = not (Path(workdir).expanduser() / CHECKPOINT).exists()
-    groups = _build(task, config, source, is_fresh)
+    model, average = _build_models(task, config, source, is_fresh)
+    optimizers = make_optimizers(config, model, task.is_head)
+    groups = {"model": model, "average": average}
+    groups |= {f"optimizer{i or ''}": x.optimizer for i, x in enumerate(optimizers)}
     workdir = prepare_workdir(workdir, config, source)
     progress = {"epoch": 0, "step": 0, "best": -1.0}
     if not is_fresh:
@@ -327,8 +317,8 @@ def train_and_evaluate(
     writer = RecordWriter(workdir, progress["epoch"], task.best_metric)
     _warn_of_unused_sizes(config, source)
 
-    train_step = make_train_step(task, config, *groups.values())
-    eval_step = make_eval_step(task, groups["average"])
+    train_step = make_train_step(task, config, model, average, optimizers)
+    eval_step = make_eval_step(task, average)
     for epoch in range(progress["epoch"], config.epochs):
         record = train_epoch(train_step, source, config, epoch, progress["step"])
         record |= evaluate(eval_step, source, config)
@@ -338,7 +328,7 @@ def train_and_evaluate(
         }
         value = record[task.best_metric]
         if value > progress["best"]:
-            save_model(groups["average"], workdir / BEST_MODEL)
+            save_model(average, workdir / BEST_MODEL)
         # Before the checkpoint, which makes the epoch done: what a kill between the
         # two leaves is written again.
         writer.write(record)

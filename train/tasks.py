@@ -22,6 +22,7 @@ class Task:
             example, `[batch]`.
         metrics: from a batch and the model's outputs to `{name: [batch]}`; an
             evaluation reports their means.
+        is_head: tells by a variable's path whether it belongs to the head.
         best_metric: the one whose maximum decides which weights are kept as the best.
     """
 
@@ -29,6 +30,7 @@ class Task:
     build_model: Callable
     loss: Callable
     metrics: Callable
+    is_head: Callable[[str], bool]
     best_metric: str
 
 
@@ -63,5 +65,6 @@ CLASSIFICATION = Task(
     build_model=_build_classifier,
     loss=_classification_loss,
     metrics=_classification_metrics,
+    is_head=lambda path: path.startswith("predictions/"),
     best_metric="top1",
 )

@@ -69,7 +69,7 @@ def _measure_here(path: str, num_threads: int, runs: int, warmup_runs: int, queu
 def _measure(path: str, num_threads: int, runs: int, warmup_runs: int) -> Measurement:
     import ai_edge_litert.interpreter  # noqa: F401  loaded before the clock starts
 
-    from tflite.runtime import LiteRTModel
+    from train.litert import LiteRTModel
 
     memory = _peak_memory_mb()
     start = time.perf_counter()

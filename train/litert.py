@@ -23,8 +23,12 @@ class LiteRTModel:
     """
 
     def __init__(self, path, num_threads: int = 1):
-        from ai_edge_litert.interpreter import Interpreter
-
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise ValueError(
+                "Running a .tflite file takes LiteRT: pip install '.[tflite]'."
+            ) from error
         if not Path(path).is_file():
             raise ValueError(f"There is no file {path}.")
         try:

@@ -1,0 +1,130 @@
+"""Evaluation of any weights, whole and class by class."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import keras_mobilevit
+from tests.test_train_data import make_folder, pil_file
+from tflite import convert
+from train.config import make_config
+from train.evaluation import (
+    ClassificationReport,
+    Predictor,
+    evaluate_classifier,
+    format_report,
+    load_predictor,
+)
+from train.sources import load_source
+
+ROOT = Path(__file__).parents[1]
+CONFIG = make_config("digits", eval_size=32, batch_size=100)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_source("digits")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    """One untrained model, in each kind of file."""
+    folder = tmp_path_factory.mktemp("weights")
+    model = keras_mobilevit.MobileViT_XXS(
+        weights=None, classes=10, input_shape=(None, None, 3)
+    )
+    # Statistics that fit the data, so that it does not answer with one class.
+    images = load_images()
+    for layer in model.layers:
+        layer.trainable = True
+    model(images, training=True)
+    paths = {
+        ending: folder / f"model.{ending}"
+        for ending in ("keras", "weights.h5", "safetensors", "tflite")
+    }
+    model.save(paths["keras"])
+    model.save_weights(paths["weights.h5"])
+    keras_mobilevit.save_safetensors(model, paths["safetensors"])
+    paths["tflite"].write_bytes(convert.make_converter(model, 32).convert())
+    return paths
+
+
+def load_images() -> np.ndarray:
+    return convert.real_images("digits", 32, 1.0)
+
+
+def evaluate(source, **overrides) -> ClassificationReport:
+    config = dataclasses.replace(CONFIG, **overrides)
+    return evaluate_classifier(load_predictor(config, source), source, config)
+
+
+def test_every_kind_of_file_gives_the_same(digits, files):
+    reports = {
+        ending: evaluate(digits, weights=str(path)) for ending, path in files.items()
+    }
+    for ending, report in reports.items():
+        assert report.counts.sum() == 360, ending
+        assert report.size == 32
+        np.testing.assert_array_equal(report.counts, reports["keras"].counts)
+        np.testing.assert_array_equal(report.top1, reports["keras"].top1)
+        np.testing.assert_array_equal(report.top5, reports["keras"].top5)
+        assert np.all(report.top1 <= report.top5)
+
+
+def test_top_1_and_top_5_by_class(digits):
+    """A predictor that ranks the classes 0, 1, 2 and so on, whatever it sees."""
+    scores = -np.arange(10.0)[None]
+    predictor = Predictor(32, lambda images: np.repeat(scores, len(images), axis=0))
+    report = evaluate_classifier(predictor, digits, CONFIG)
+    np.testing.assert_array_equal(report.top1 > 0, np.arange(10) == 0)
+    np.testing.assert_array_equal(report.top5 == report.counts, np.arange(10) < 5)
+    lines = format_report(report).splitlines()
+    assert lines[0].split() == ["class", "images", "top-1", "top-5"]
+    assert lines[1].split() == ["0", "36", "100.00", "100.00"]
+    assert lines[-2].split()[:3] == ["all", "360", "10.00"]
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path):
+    png = pil_file("RGB", (255, 0, 0), "PNG")
+    classes = {"a": {"1.png": png, "cut.png": b""}, "b": {"2.png": png}}
+    source = load_source(f"folder:{make_folder(tmp_path, classes)}")
+    predictor = Predictor(32, lambda images: np.zeros((len(images), 2)))
+    report = evaluate_classifier(predictor, source, CONFIG)
+    assert report.counts.tolist() == [1, 1]
+    assert "cut.png" in format_report(report).splitlines()[-1]
+
+
+def test_other_classes_are_refused(tmp_path, files):
+    png = pil_file("RGB", (255, 0, 0), "PNG")
+    folder = make_folder(tmp_path, {"a": {"1.png": png}, "b": {"2.png": png}})
+    source = load_source(f"folder:{folder}")
+    for ending in ("keras", "tflite"):
+        with pytest.raises(ValueError, match="has 10 classes, the data 2"):
+            evaluate(source, weights=str(files[ending]))
+    with pytest.raises(ValueError, match="1000 classes"):
+        evaluate(source, weights="imagenet")
+    with pytest.raises(ValueError, match="takes --weights"):
+        evaluate(source)
+
+
+def test_the_command(files, tmp_path):
+    result = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "train/main.py"),
+            "--mode=eval",
+            "--data=digits",
+            f"--weights={files['keras']}",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 13
+    assert lines[-1] == "at 48x48 pixels, in percent"

@@ -1,0 +1,74 @@
+"""The flags of `train/main.py`: one for each field of `TrainConfig`, and a few more."""
+
+import dataclasses
+from pathlib import Path
+
+from absl import flags
+
+from train import config as train_config
+
+MODES = ("train", "eval")
+
+
+def _defaults(name: str) -> str:
+    values = {key: getattr(c, name) for key, c in train_config.RECIPES.items()}
+    if len(set(values.values())) == 1:
+        return f"Default: {values['imagenet']!r}."
+    return "By recipe: " + ", ".join(f"{k} {v!r}" for k, v in values.items()) + "."
+
+
+def define_flags() -> None:
+    """Defines --mode, --workdir, --recipe, and a flag for each configuration field."""
+    flags.DEFINE_enum(
+        "mode",
+        "train",
+        MODES,
+        "train; or eval, which measures --weights (imagenet, a file, also a .tflite) "
+        "on the validation split and prints top-1, top-5 and a line for each class.",
+    )
+    flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.")
+    flags.DEFINE_enum(
+        "recipe", None, list(train_config.RECIPES), "Values of the flags not given."
+    )
+    define = {
+        bool: flags.DEFINE_boolean,
+        float: flags.DEFINE_float,
+        int: flags.DEFINE_integer,
+        str: flags.DEFINE_string,
+    }
+    for field in dataclasses.fields(train_config.TrainConfig):
+        help_text = f"{field.metadata['help']} {_defaults(field.name)}"
+        if field.name == "sizes":
+            flags.DEFINE_list(field.name, None, help_text)
+        else:
+            define[field.type](field.name, None, help_text)
+
+
+def config_from_flags() -> train_config.TrainConfig:
+    """Makes the configuration of the flags that were given.
+
+    In the mode eval what is not given comes from the config.json beside --weights, if
+    there is one, so that a model is evaluated as its training evaluated it.
+
+    Raises:
+        ValueError: if a value is not valid.
+    """
+    args = flags.FLAGS
+    overrides = {
+        field.name: args[field.name].value
+        for field in dataclasses.fields(train_config.TrainConfig)
+        if args[field.name].value is not None
+    }
+    if "sizes" in overrides:
+        try:
+            overrides["sizes"] = tuple(map(int, overrides["sizes"]))
+        except ValueError as error:
+            raise ValueError(
+                f"--sizes takes integers, such as 128,160,192: {error}."
+            ) from error
+    if args.mode == "eval" and overrides.get("weights"):
+        beside = Path(overrides["weights"]).with_name(train_config.FILENAME)
+        if beside.exists():
+            trained = dataclasses.asdict(train_config.load_config(beside))
+            overrides = {**trained, **overrides}
+    return train_config.make_config(args.recipe or "", **overrides)
