@@ -1,0 +1,114 @@
+"""`python -m keras_mobilevit predict`, on the digits."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mobilevit
+from keras_mobilevit import __main__ as cli
+from tests.test_train_data import pil_file
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A trained-looking model with its labels, and a picture."""
+    folder = tmp_path_factory.mktemp("predict")
+    model = keras_mobilevit.MobileViT_XXS(
+        weights=None,
+        classes=3,
+        classifier_activation=None,
+        input_shape=(None, None, 3),
+    )
+    model.get_layer("predictions").bias.assign([0.0, 5.0, 2.0])
+    model.save(folder / "best.keras")
+    model.save_weights(folder / "best.weights.h5")
+    keras_mobilevit.save_safetensors(model, folder / "best.safetensors")
+    (folder / "labels.txt").write_text("cat\ndog\nhorse\n")
+    (folder / "red.jpg").write_bytes(pil_file("RGB", (255, 0, 0), "JPEG"))
+    (folder / "cut.jpg").write_bytes(b"no image")
+    return folder
+
+
+def run(monkeypatch, capsys, *arguments) -> list[str]:
+    monkeypatch.setattr(sys, "argv", ["keras_mobilevit", *map(str, arguments)])
+    cli.main()
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("ending", ["keras", "weights.h5", "safetensors"])
+def test_the_best_classes_by_name(ending, folder, monkeypatch, capsys):
+    lines = run(
+        monkeypatch,
+        capsys,
+        "predict",
+        folder / "red.jpg",
+        folder / "red.jpg",
+        "--model=mobilevit_xxs",
+        f"--weights={folder / f'best.{ending}'}",
+        "--size=64",
+    )
+    assert lines[:4] == lines[4:]
+    assert lines[0] == str(folder / "red.jpg")
+    names = [line.split("%")[1].strip() for line in lines[1:4]]
+    shares = [float(line.split("%")[0]) for line in lines[1:4]]
+    assert names == ["dog", "horse", "cat"]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["red.jpg", "--weights=nowhere.keras"], "no file nowhere.keras"),
+        (
+            ["red.jpg", "--model=resnet", "--weights=best.safetensors"],
+            "Expected one of",
+        ),
+        (["cut.jpg", "--weights=best.keras"], "cut.jpg cannot be read as an image"),
+        (["nowhere.jpg", "--weights=best.keras"], "There is no file nowhere.jpg"),
+    ],
+)
+def test_errors(arguments, message, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        run(monkeypatch, capsys, "predict", *arguments)
+
+
+def test_other_labels_are_refused():
+    with pytest.raises(ValueError, match="2 class names for 3 classes"):
+        cli.best_classes(np.array([0.1, 0.2, 0.7]), ["cat", "dog"])
+
+
+def test_without_names_classes_have_numbers():
+    best = cli.best_classes(np.array([0.1, 0.2, 0.7]), None)
+    assert best == [("class 2", 0.7), ("class 1", 0.2), ("class 0", 0.1)]
+
+
+def test_names_that_cannot_be_downloaded_are_told(monkeypatch):
+    def fail(*args, **kwargs):
+        raise Exception("URL fetch failure")
+
+    utilities = keras.applications.imagenet_utils
+    module = sys.modules[utilities.decode_predictions.__module__]
+    monkeypatch.setattr(module, "CLASS_INDEX", None)
+    monkeypatch.setattr(module.file_utils, "get_file", fail)
+    with pytest.raises(OSError, match="fetch https://.*class_index.json.*KERAS_HOME"):
+        keras_mobilevit.decode_predictions(np.zeros((1, 1000)))
+
+
+def test_help():
+    result = subprocess.run(
+        [sys.executable, "-m", "keras_mobilevit", "predict", "--help"],
+        cwd=ROOT,
+        env=os.environ | {"KERAS_BACKEND": "numpy"},
+        capture_output=True,
+        text=True,
+    )
+    assert "--weights" in result.stdout and "Traceback" not in result.stderr
