@@ -8,15 +8,18 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import socket
 import struct
 import subprocess
 import sys
 import termios
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from PIL import Image
 
 import keras_mobilevit
 from keras_mobilevit import hub
@@ -228,3 +231,41 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(server, tmp_path):
         assert not [p for p in disk.rglob("*.safetensors*") if p.is_file()]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+# The first logits of Apple's weights on COCO's 000000039769.jpg (two cats), as
+# transformers' conversion script states them.
+ORACLE = {
+    "mobilevit_xxs": (-1.9364, -1.2327, -0.4653),
+    "mobilevit_xs": (-2.4761, -0.9399, -1.9587),
+    "mobilevit_s": (-0.9866, 0.2392, -1.1241),
+}
+
+
+def photo_of_two_cats(folder: Path) -> np.ndarray:
+    """Returns the photo as the script prepares it: `[1, 256, 256, 3]` in [0, 255]."""
+    path = keras.utils.get_file(
+        "000000039769.jpg",
+        "http://images.cocodataset.org/val2017/000000039769.jpg",
+        cache_dir=folder,
+    )
+    image = Image.open(path).convert("RGB")
+    scale = 288 / min(image.size)
+    size = [round(side * scale) for side in image.size]
+    image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = ((side - 256) // 2 for side in size)
+    image = image.crop((left, top, left + 256, top + 256))
+    return np.asarray(image, np.float32)[None]
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("variant", ORACLE)
+def test_published_weights_give_the_published_logits(variant, tmp_path):
+    for host in ("huggingface.co", "images.cocodataset.org"):
+        try:
+            socket.create_connection((host, 80), timeout=3).close()
+        except OSError as error:
+            pytest.skip(f"{host} cannot be reached: {error}")
+    model = MODELS[variant](weights="imagenet", classifier_activation=None)
+    logits = model.predict(photo_of_two_cats(tmp_path), verbose=0)[0, :3]
+    np.testing.assert_allclose(logits, ORACLE[variant], atol=2e-3)

@@ -247,7 +247,7 @@ def load_config(path) -> TrainConfig:
     """Reads a configuration that `save_config` wrote.
 
     Raises:
-        ValueError: if the file is no JSON object, or has unknown or missing keys.
+        ValueError: if the file is no JSON object, or has unknown keys.
         FileNotFoundError: if there is no file.
     """
     try:
@@ -257,10 +257,7 @@ def load_config(path) -> TrainConfig:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object.")
     _refuse_unknown(values, str(path))
-    valid = [field.name for field in dataclasses.fields(TrainConfig)]
-    missing = [name for name in valid if name not in values]
-    if missing:
-        raise ValueError(f"{path} lacks the keys: {', '.join(missing)}.")
+    # A key that is missing came later, with a default that changes nothing.
     return TrainConfig(**values)
 
 
