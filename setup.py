@@ -34,6 +34,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["keras_mobilevit", "keras_mobilevit.*"]),
     python_requires=">=3.10",
-    install_requires=["huggingface_hub", "keras>=3.8", "numpy", "safetensors"],
+    # Older versions of Keras run code from a .keras file in spite of `safe_mode`.
+    install_requires=["huggingface_hub", "keras>=3.12", "numpy", "safetensors"],
     extras_require={"train": TRAIN, "tflite": TFLITE, "coreml": COREML, "dev": DEV},
 )

@@ -13,8 +13,12 @@ import keras
 import numpy as np
 
 from keras_mobilevit.classifier import DEFAULT_SIZE, build_classifier
-from keras_mobilevit.configs import VARIANTS, get_config
-from keras_mobilevit.preprocessing import decode_predictions, resize_and_center_crop
+from keras_mobilevit.configs import MIN_SIZE, VARIANTS, get_config
+from keras_mobilevit.preprocessing import (
+    decode_predictions,
+    largest_value,
+    resize_and_center_crop,
+)
 from keras_mobilevit.weights import load_model_file
 
 TOP = 5
@@ -42,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--labels",
         help="text file of one class name a line; by default labels.txt beside "
-        "--weights, else ImageNet's names",
+        "--weights, else ImageNet's 1,000 names",
     )
     return parser
 
@@ -70,9 +74,9 @@ def load_image(path: str, size: int) -> np.ndarray:
 
 
 def _labels(args) -> list[str] | None:
-    beside = Path(args.weights).with_name("labels.txt")
     if args.labels:
         return Path(args.labels).read_text().splitlines()
+    beside = Path(args.weights or ".").parent / "labels.txt"
     if args.weights != "imagenet" and beside.exists():
         return beside.read_text().splitlines()
     return None
@@ -81,13 +85,26 @@ def _labels(args) -> list[str] | None:
 def load_model(args, labels: list[str] | None) -> keras.Model:
     """Loads the model that the arguments name."""
     if args.weights.endswith(".keras"):
-        return load_model_file(args.weights)
-    return build_classifier(
-        get_config(args.model),
-        weights=args.weights,
-        input_shape=(None, None, 3),
-        classes=len(labels) if labels else 1000,
-    )
+        model = load_model_file(args.weights)
+        if len(model.output_shape) != 2:
+            raise ValueError(
+                f"{args.weights} is no classifier: its output has the shape "
+                f"{model.output_shape}. Expected (None, classes)."
+            )
+        return model
+    classes = len(labels) if labels else 1000
+    try:
+        return build_classifier(
+            get_config(args.model),
+            weights=args.weights,
+            input_shape=(None, None, 3),
+            classes=classes,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{error}\n{classes} classes were expected, by "
+            + ("the class names given." if labels else "default; --labels changes it.")
+        ) from error
 
 
 def probabilities(model: keras.Model, image: np.ndarray) -> np.ndarray:
@@ -100,6 +117,7 @@ def probabilities(model: keras.Model, image: np.ndarray) -> np.ndarray:
     Returns:
         float32 `[classes]`.
     """
+    image = image * (largest_value(model) / 255)
     scores = model.predict(image[None], verbose=0)
     if getattr(model.layers[-1], "activation", None) is not keras.activations.softmax:
         scores = keras.ops.convert_to_numpy(keras.ops.softmax(scores))
@@ -109,8 +127,11 @@ def probabilities(model: keras.Model, image: np.ndarray) -> np.ndarray:
 def best_classes(scores: np.ndarray, labels: list[str] | None) -> list[tuple]:
     """Returns the best classes and their probabilities, the best first."""
     if labels is None and len(scores) == 1000:
-        rows = decode_predictions(scores[None], top=TOP)[0]
-        return [(name, float(score)) for _, name, score in rows]
+        try:
+            rows = decode_predictions(scores[None], top=TOP)[0]
+            return [(name, float(score)) for _, name, score in rows]
+        except OSError as error:
+            print(f"warning: {error}", file=sys.stderr)
     if labels is None:
         labels = [f"class {i}" for i in range(len(scores))]
     if len(labels) != len(scores):
@@ -125,10 +146,13 @@ def predict(args) -> None:
     labels = _labels(args)
     model = load_model(args, labels)
     size = args.size or model.input_shape[1] or DEFAULT_SIZE
+    if size < MIN_SIZE:
+        raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {size}.")
     for path in args.images:
         scores = probabilities(model, load_image(path, size))
+        best = best_classes(scores, labels)  # may download the names: before the path
         print(path)
-        for name, score in best_classes(scores, labels):
+        for name, score in best:
             print(f"  {100 * score:5.1f} %  {name}")
 
 

@@ -23,7 +23,8 @@ Args:
         fully connected layer.
     weights: `"imagenet"` (the published weights, downloaded once), `None` for random
         initialization, or the path of a weights file: `.keras`, `.weights.h5`,
-        `.safetensors` with the names of timm or transformers, or Apple's `.pt`.
+        `.safetensors` with the names of timm, transformers or ml-cvnets, or Apple's
+        `.pt`.
     input_tensor: a Keras tensor to use as the image input of the model.
     input_shape: `(height, width, channels)`, channels last. Height and width are at
         least 32, need not be equal nor a multiple of anything, and may be `None`.
@@ -31,7 +32,8 @@ Args:
     pooling: without the top, what follows the last feature map: `None` leaves it
         `[batch, height / 32, width / 32, {channels}]`, `"avg"` and `"max"` pool it to
         `[batch, {channels}]`.
-    classes: number of classes; other than 1000 only without `weights="imagenet"`.
+    classes: number of classes; 1000 for the top of `weights="imagenet"`, and not used
+        without the top.
     classifier_activation: activation of the top. `None` returns logits.
     include_preprocessing: if true, the model takes values in [0, 255] and scales them
         itself; if false, it takes values in [0, 1]. Images are RGB, and neither mean

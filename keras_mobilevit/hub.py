@@ -1,7 +1,8 @@
 """The published weights on the Hugging Face Hub: where they are, and the way here.
 
 `huggingface_hub` keeps the cache (`HF_HOME`), downloads into a temporary file, takes
-up a connection that broke, and honours `HF_ENDPOINT` and `HF_HUB_OFFLINE`.
+up a connection that broke (within one call; a process that was killed starts anew), and
+honours `HF_ENDPOINT` and `HF_HUB_OFFLINE`.
 """
 
 import dataclasses
@@ -44,25 +45,27 @@ IMAGENET = {
 }
 
 
-def _expected_sha256(file: HubFile, path: Path) -> str | None:
-    """Returns the sha256 that is known beforehand, or else the one the Hub told.
+def _verify(file: HubFile, path: Path) -> None:
+    """Raises a ValueError if a cached file is not what it should be.
 
     The cache names a blob by the Hub's ETag, which is the sha256 of a large file.
     """
-    blob = path.resolve().name
-    told = blob if re.fullmatch("[0-9a-f]{64}", blob) else None
-    return file.sha256 or told
-
-
-def _verify(file: HubFile, path: Path) -> None:
-    expected = _expected_sha256(file, path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if expected not in (None, found):
-        path.resolve().unlink()
+    blob = path.resolve()
+    told = blob.name if re.fullmatch("[0-9a-f]{64}", blob.name) else None
+    if told not in (None, found):
+        blob.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise ValueError(
             f"{FILENAME} of {file.repository} has the sha256 {found}. Expected: "
-            f"{expected}. The damaged file was removed; try again."
+            f"{told}. The damaged file was removed; try again."
+        )
+    if file.sha256 not in (None, found):
+        # Whole, so it may belong to another program that shares the cache.
+        raise ValueError(
+            f"{FILENAME} of {file.repository} has the sha256 {found}. Expected: "
+            f"{file.sha256}. The repository's content is not the one that this version "
+            "knows; if you trust it, pass its path as `weights`: " + str(path)
         )
 
 

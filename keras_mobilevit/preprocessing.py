@@ -28,6 +28,17 @@ def preprocess_input(x, data_format=None):
     return x
 
 
+def largest_value(model: keras.Model) -> int:
+    """Returns the largest value of an image that a model takes.
+
+    Returns:
+        255 if the model rescales its input itself, as `include_preprocessing=True`
+        makes it, otherwise 1.
+    """
+    rescales = any(isinstance(x, keras.layers.Rescaling) for x in model.layers)
+    return 255 if rescales else 1
+
+
 def decode_predictions(preds, top: int = 5) -> list:
     """Names the best of ImageNet's 1,000 classes.
 

@@ -21,6 +21,9 @@ from keras_mobilevit.backend import BatchNormalization
 from keras_mobilevit.files import whole_file
 from keras_mobilevit.weight_names import LIBRARIES, TIMM, Library
 
+OLDEST_TORCH = (2, 6)  # earlier ones run code in spite of `weights_only`
+LISTED = 10  # names of a kind of difference that an error lists
+
 # Names of a variable here and in PyTorch, by kind of layer.
 _CONV = {"kernel": "weight"}
 _DENSE = {"kernel": "weight", "bias": "bias"}
@@ -99,24 +102,33 @@ def _has_top(model: keras.Model) -> bool:
     return any(layer.name == "predictions" for layer in model.layers)
 
 
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
 def _match(wanted: dict, found: dict, path: str) -> None:
-    """Raises a ValueError that lists every difference of two `{name: shape}`."""
-    problems = []
+    """Raises a ValueError that lists the differences of two `{name: shape}`."""
     missing = sorted(set(wanted) - set(found))
     unused = sorted(set(found) - set(wanted))
-    if missing:
-        problems.append(f"not in the file: {', '.join(missing)}")
-    if unused:
-        problems.append(f"not in the model: {', '.join(unused)}")
-    problems += [
-        f"{name}: the model has shape {tuple(wanted[name])}, the file {found[name]}"
+    mismatched = [
+        f"{name} (model {tuple(wanted[name])}, file {found[name]})"
         for name in sorted(set(wanted) & set(found))
         if tuple(wanted[name]) != tuple(found[name])
     ]
+    problems = [
+        f"{kind}: {_listed(names)}"
+        for kind, names in (
+            ("not in the file", missing),
+            ("not in the model", unused),
+            ("of another shape", mismatched),
+        )
+        if names
+    ]
     if problems:
         raise ValueError(
-            f"{path} does not fit the model, nothing was loaded.\n  "
-            + "\n  ".join(problems)
+            f"{path} does not fit the model, nothing was loaded. Is it of another "
+            "variant, or of another number of classes?\n  " + "\n  ".join(problems)
         )
 
 
@@ -136,11 +148,19 @@ def _read_pt(path: str) -> dict[str, np.ndarray]:
             f"Reading {path} takes PyTorch: `pip install torch`. Safetensors files "
             "are read without it."
         ) from error
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        raise ValueError(
+            f"PyTorch {torch.__version__} can be made to run code in a file like "
+            f"{path}. Reading one takes 2.6 or later."
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for what is no such file
         raise ValueError(f"{path} holds no weights alone: {error}") from error
-    return {name: tensor.numpy() for name, tensor in state.items()}
+    is_flat = isinstance(state, dict) and all(map(torch.is_tensor, state.values()))
+    if not is_flat:
+        raise ValueError(f"{path} must hold a dict of tensors by name, and no more.")
+    return {name: tensor.detach().float().numpy() for name, tensor in state.items()}
 
 
 def _identify(tensors: dict, path: str) -> Library:
@@ -159,9 +179,6 @@ def _load_pytorch(model, tensors: dict, path: str, include_top: bool) -> None:
     library = _identify(tensors, path)
     # Batches counted, which nothing here needs.
     tensors = {k: v for k, v in tensors.items() if not k.endswith("batches_tracked")}
-    if library.is_bgr:
-        # These weights expect BGR; the flip makes them expect RGB.
-        tensors[library.stem] = tensors[library.stem][:, ::-1]
     if not include_top or not _has_top(model):
         top = library.modules["predictions"]
         tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{top}.")}
@@ -175,6 +192,9 @@ def _load_pytorch(model, tensors: dict, path: str, include_top: bool) -> None:
         {name: tensor.shape for name, tensor in tensors.items()},
         path,
     )
+    if library.is_bgr:
+        # These weights expect BGR; the flip makes them expect RGB.
+        tensors[library.stem] = tensors[library.stem][:, ::-1]
     for variable, place in places:
         variable.assign(place.to_keras(tensors[place.name]))
 

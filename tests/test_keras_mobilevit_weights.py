@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import keras
@@ -280,11 +281,38 @@ class Trap:
 
 
 def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path):
-    path, trap = tmp_path / "model.pt", tmp_path / "trap"
-    path.write_bytes(pickle.dumps(Trap(trap)))
-    with pytest.raises(ValueError, match="takes PyTorch|holds no weights alone"):
+    torch = pytest.importorskip("torch", reason="a .pt file takes PyTorch")
+    trap = tmp_path / "trap"
+    for name, save in (
+        ("plain.pt", lambda path: path.write_bytes(pickle.dumps(Trap(trap)))),
+        ("zip.pt", lambda path: torch.save({"stem": Trap(trap)}, path)),
+    ):
+        save(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} holds no weights alone"):
+            build(tmp_path / name)
+        assert not trap.exists()
+
+
+def test_a_nested_checkpoint_is_told(tmp_path):
+    torch = pytest.importorskip("torch", reason="a .pt file takes PyTorch")
+    path = tmp_path / "nested.pt"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "epoch": 3}, path)
+    with pytest.raises(ValueError, match="a dict of tensors by name"):
         build(path)
-    assert not trap.exists()
+
+
+def test_a_pt_file_without_pytorch(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"any")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ValueError, match="takes PyTorch: `pip install torch`"):
+        build(path)
+
+
+def test_another_variant_is_told_in_a_few_lines(timm_xxs):
+    with pytest.raises(ValueError, match="Is it of another variant") as error:
+        build(timm_xxs, "mobilevit_s")
+    assert len(str(error.value)) < 2500
 
 
 def test_apples_files_load(tmp_path):

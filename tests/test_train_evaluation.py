@@ -5,13 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
 import keras_mobilevit
 from tests.test_train_data import make_folder, pil_file
 from tflite import convert
-from train.config import make_config
+from train.config import is_config, make_config, save_config
 from train.evaluation import (
     ClassificationReport,
     Predictor,
@@ -37,11 +38,14 @@ def files(tmp_path_factory) -> dict[str, Path]:
     model = keras_mobilevit.MobileViT_XXS(
         weights=None, classes=10, input_shape=(None, None, 3)
     )
-    # Statistics that fit the data, so that it does not answer with one class.
-    images = load_images()
-    for layer in model.layers:
-        layer.trainable = True
-    model(images, training=True)
+    # Logits that vary from image to image, so that it does not answer with one class.
+    features = keras.Model(model.inputs, model.get_layer("head_pool").output)
+    images = convert.real_images("digits", 32, 1.0)
+    features = features.predict(images, verbose=0)
+    kernel = np.random.default_rng(0).normal(size=(320, 10)) / features.std()
+    model.get_layer("predictions").set_weights(
+        [kernel, -features.mean(axis=0) @ kernel]
+    )
     paths = {
         ending: folder / f"model.{ending}"
         for ending in ("keras", "weights.h5", "safetensors", "tflite")
@@ -53,10 +57,6 @@ def files(tmp_path_factory) -> dict[str, Path]:
     return paths
 
 
-def load_images() -> np.ndarray:
-    return convert.real_images("digits", 32, 1.0)
-
-
 def evaluate(source, **overrides) -> ClassificationReport:
     config = dataclasses.replace(CONFIG, **overrides)
     return evaluate_classifier(load_predictor(config, source), source, config)
@@ -66,6 +66,7 @@ def test_every_kind_of_file_gives_the_same(digits, files):
     reports = {
         ending: evaluate(digits, weights=str(path)) for ending, path in files.items()
     }
+    assert np.count_nonzero(reports["keras"].top1) > 1
     for ending, report in reports.items():
         assert report.counts.sum() == 360, ending
         assert report.size == 32
@@ -103,7 +104,9 @@ def test_other_classes_are_refused(tmp_path, files):
     folder = make_folder(tmp_path, {"a": {"1.png": png}, "b": {"2.png": png}})
     source = load_source(f"folder:{folder}")
     for ending in ("keras", "tflite"):
-        with pytest.raises(ValueError, match="has 10 classes, the data 2"):
+        with pytest.raises(
+            ValueError, match=r"shape \(\w+, 10\), but .* has 2 classes"
+        ):
             evaluate(source, weights=str(files[ending]))
     with pytest.raises(ValueError, match="1000 classes"):
         evaluate(source, weights="imagenet")
@@ -128,3 +131,46 @@ def test_the_command(files, tmp_path):
     lines = result.stdout.splitlines()
     assert len(lines) == 13
     assert lines[-1] == "at 48x48 pixels, in percent"
+
+
+def test_labels_of_another_training_are_refused(tmp_path, digits):
+    model = keras_mobilevit.MobileViT_XXS(weights=None, classes=10)
+    model.save(tmp_path / "best.keras")
+    (tmp_path / "labels.txt").write_text("".join(f"{i}\n" for i in range(1, 11)))
+    with pytest.raises(ValueError, match="trained on other classes.*labels.txt: 0, 10"):
+        evaluate(digits, weights=str(tmp_path / "best.keras"))
+
+
+def test_outputs_that_are_not_finite_are_refused(digits):
+    predictor = Predictor(32, lambda images: np.full((len(images), 10), np.nan))
+    with pytest.raises(ValueError, match="not finite"):
+        evaluate_classifier(predictor, digits, CONFIG)
+
+
+def test_a_model_that_takes_values_up_to_1_gets_them(tmp_path, digits):
+    paths = []
+    weights = None
+    for included in (True, False):
+        model = keras_mobilevit.MobileViT_XXS(
+            weights=None,
+            classes=10,
+            input_shape=(32, 32, 3),
+            include_preprocessing=included,
+        )
+        model.get_layer("predictions").kernel.assign(
+            np.random.default_rng(0).normal(0, 30, (320, 10))
+        )
+        weights = weights or model.get_weights()
+        model.set_weights(weights)
+        paths.append(tmp_path / f"{included}.keras")
+        model.save(paths[-1])
+    one, two = (evaluate(digits, weights=str(path)) for path in paths)
+    np.testing.assert_array_equal(one.top1, two.top1)
+
+
+def test_only_a_runs_own_configuration_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "mobilevit_s"}')
+    assert not is_config(tmp_path / "config.json")
+    save_config(CONFIG, tmp_path / "config.json")
+    assert is_config(tmp_path / "config.json")
+    assert not is_config(tmp_path / "nowhere.json")

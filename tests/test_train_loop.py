@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import keras_mobilevit
 from train import loop
 from train.config import make_config
 from train.sources import digits_source, load_source
@@ -162,6 +163,37 @@ def test_a_kill_between_record_and_checkpoint_loses_no_record(tmp_path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, task=SMALL)
     assert [record["epoch"] for record in run(tmp_path, task=SMALL)] == [1, 2]
+
+
+def test_fine_tuning_starts_from_the_backbone_of_a_file_of_other_classes(tmp_path):
+    donor = keras_mobilevit.MobileViT_XXS(weights=None, classes=7)
+    path = tmp_path / "donor.safetensors"
+    keras_mobilevit.save_safetensors(donor, path)
+    config = dataclasses.replace(CONFIG, weights=str(path))
+    source = digits_source()
+    model, average = loop._build_models(CLASSIFICATION, config, source, is_fresh=True)
+    for name in ("stem_conv", "stage5_vit_transformer2_ffn_expand", "head_bn"):
+        for one, two, three in zip(
+            donor.get_layer(name).get_weights(),
+            model.get_layer(name).get_weights(),
+            average.get_layer(name).get_weights(),
+        ):
+            np.testing.assert_array_equal(one, two)
+            np.testing.assert_array_equal(one, three)
+    assert model.output_shape == (None, 10)
+    # A run that continues has its weights from the checkpoint.
+    path.unlink()
+    loop._build_models(CLASSIFICATION, config, source, is_fresh=False)
+
+
+def test_a_frozen_backbone_is_deterministic():
+    config = dataclasses.replace(CONFIG, freeze="backbone")
+    model = CLASSIFICATION.build_model(config, digits_source())
+    features = keras.Model(model.inputs, model.get_layer("head_pool").output)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3))
+    one, two = (features(images, training=True).numpy() for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+    assert len(model.trainable_weights) == 2
 
 
 def test_weights_that_cannot_be_loaded_leave_no_directory(tmp_path):

@@ -38,6 +38,7 @@ import keras_mobilevit
 from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.configs import MIN_SIZE, get_config
 from keras_mobilevit.files import whole_file
+from keras_mobilevit.preprocessing import largest_value
 from keras_mobilevit.weights import load_model_file
 from tflite import opcheck, parity
 from train.config import load_config
@@ -118,12 +119,6 @@ def output_kind(model: keras.Model) -> str:
         model.layers[-1], keras.layers.Softmax
     )
     return "probabilities" if is_softmax else "logits"
-
-
-def largest_value(model: keras.Model) -> int:
-    """Returns the largest value of an input: 255 if the model rescales, else 1."""
-    rescales = any(isinstance(x, keras.layers.Rescaling) for x in model.layers)
-    return 255 if rescales else 1
 
 
 def make_converter(model: keras.Model, size: int) -> tf.lite.TFLiteConverter:

@@ -261,6 +261,15 @@ def load_config(path) -> TrainConfig:
     return TrainConfig(**values)
 
 
+def is_config(path) -> bool:
+    """Tells whether a file is a configuration of this project's, and no other's."""
+    try:
+        keys = set(json.loads(Path(path).read_text()))
+    except (OSError, ValueError, TypeError):
+        return False
+    return "data" in keys and keys <= {f.name for f in dataclasses.fields(TrainConfig)}
+
+
 def save_config(config: TrainConfig, path) -> None:
     """Writes a configuration as JSON, whole or not at all."""
     with whole_file(path) as temporary:

@@ -1,17 +1,22 @@
 """Measures any classifier on any source: whole, and class by class."""
 
 import dataclasses
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.configs import get_config
+from keras_mobilevit.preprocessing import largest_value
 from keras_mobilevit.weights import load_model_file
 from train.data import eval_batches, unreadable
 from train.litert import LiteRTModel
 from train.sources import Source
+
+BATCH_SIZE = 64  # what fits in memory: 20 MB an image for MobileViT_S at 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,33 +48,66 @@ def load_predictor(config, source: Source) -> Predictor:
         ValueError: if there are no such weights, or the model has other classes.
         OSError: if the published weights cannot be downloaded.
     """
-    classes = len(source.class_names)
     if not config.weights:
         raise ValueError(
             "An evaluation takes --weights: imagenet, or a .keras, .safetensors, .pt, "
             ".weights.h5 or .tflite file."
         )
+    _check_labels(config.weights, source)
     if config.weights.endswith(".tflite"):
-        litert = LiteRTModel(config.weights)
-        _check_classes(litert.output["shape"][-1], classes, config.weights)
-        return Predictor(litert.input_shape[1], litert.predict)
+        litert = LiteRTModel(config.weights, num_threads=os.cpu_count())
+        _check_output(tuple(map(int, litert.output["shape"])), source, config.weights)
+        return Predictor(_side(litert.input_shape, config), litert.predict)
     if config.weights.endswith(".keras"):
         model = load_model_file(config.weights)
-        _check_classes(model.output_shape[-1], classes, config.weights)
+        _check_output(model.output_shape, source, config.weights)
     else:
         model = build_classifier(
             get_config(config.model),
             weights=config.weights,
             input_shape=(None, None, 3),
-            classes=classes,
+            classes=len(source.class_names),
         )
-    size = model.input_shape[1] or config.eval_size
-    return Predictor(size, lambda images: np.asarray(model.predict_on_batch(images)))
+    scale = largest_value(model) / 255
+
+    def scores(images: np.ndarray) -> np.ndarray:
+        return np.asarray(model.predict_on_batch(images * np.float32(scale)))
+
+    return Predictor(_side(model.input_shape, config), scores)
 
 
-def _check_classes(found: int, wanted: int, weights: str) -> None:
-    if found != wanted:
-        raise ValueError(f"{weights} has {found} classes, the data {wanted}.")
+def _check_labels(weights: str, source: Source) -> None:
+    """Compares the class names that a training run left beside its model."""
+    file = Path(weights).with_name("labels.txt")
+    if not weights.endswith((".keras", ".tflite")) or not file.exists():
+        return
+    labels = file.read_text().splitlines()
+    if labels != list(source.class_names):
+        differing = sorted(set(labels) ^ set(source.class_names))
+        raise ValueError(
+            f"{weights} was trained on other classes than {source.name} has, see "
+            f"{file}: {', '.join(differing[:10]) or 'the same in another order'}."
+        )
+
+
+def _check_output(shape: tuple, source: Source, weights: str) -> None:
+    classes = len(source.class_names)
+    if len(shape) != 2 or shape[-1] != classes:
+        raise ValueError(
+            f"{weights} gives outputs of the shape {tuple(shape)}, but {source.name} "
+            f"has {classes} classes. Expected (batch, {classes})."
+        )
+
+
+def _side(input_shape: tuple, config) -> int:
+    """Returns the side of the square images that a model takes."""
+    height, width = input_shape[1:3]
+    if height != width:
+        raise ValueError(
+            "Evaluation is of square images, but the model takes "
+            f"{height}x{width} pixels."
+        )
+    return int(height or config.eval_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,19 +139,19 @@ def evaluate_classifier(
     Args:
         predictor: what to evaluate.
         source: where the images come from.
-        config: a `TrainConfig`; its `batch_size` and `eval_crop` are used.
+        config: a `TrainConfig`; its `eval_crop` is used.
 
     Returns:
         A `ClassificationReport`.
 
     Raises:
-        ValueError: if no image can be read.
+        ValueError: if no image can be read, or the scores are not finite.
     """
     classes = len(source.class_names)
     counts, top1, top5 = (np.zeros(classes, np.int64) for _ in range(3))
     skipped = []
     batches = eval_batches(
-        source, "validation", predictor.size, config.batch_size, config.eval_crop
+        source, "validation", predictor.size, BATCH_SIZE, config.eval_crop
     )
     with tqdm(
         total=source.num_examples["validation"], unit="img", disable=None, leave=False
@@ -124,7 +162,10 @@ def evaluate_classifier(
             labels = batch["label"].numpy()[real]
             images = batch["image"].numpy()[real].astype(np.float32)
             if len(images):
-                best = np.argsort(-predictor.scores(images), axis=-1)[:, :5]
+                scores = predictor.scores(images)
+                if not np.all(np.isfinite(scores)):
+                    raise ValueError("The model's outputs are not finite numbers.")
+                best = np.argsort(-scores, axis=-1)[:, :5]
                 hits = best == labels[:, None]
                 np.add.at(counts, labels, 1)
                 np.add.at(top1, labels, hits[:, 0])

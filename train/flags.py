@@ -1,6 +1,7 @@
 """The flags of `train/main.py`: one for each field of `TrainConfig`, and a few more."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from absl import flags
@@ -8,6 +9,7 @@ from absl import flags
 from train import config as train_config
 
 MODES = ("train", "eval")
+_OWN_FILES = (".keras", ".tflite")  # of a training run, with its config.json
 
 
 def _defaults(name: str) -> str:
@@ -47,8 +49,9 @@ def define_flags() -> None:
 def config_from_flags() -> train_config.TrainConfig:
     """Makes the configuration of the flags that were given.
 
-    In the mode eval what is not given comes from the config.json beside --weights, if
-    there is one, so that a model is evaluated as its training evaluated it.
+    In the mode eval what is not given, --recipe neither, comes from the config.json
+    that a training run left beside --weights, so that a model is evaluated as its
+    training evaluated it.
 
     Raises:
         ValueError: if a value is not valid.
@@ -66,9 +69,10 @@ def config_from_flags() -> train_config.TrainConfig:
             raise ValueError(
                 f"--sizes takes integers, such as 128,160,192: {error}."
             ) from error
-    if args.mode == "eval" and overrides.get("weights"):
-        beside = Path(overrides["weights"]).with_name(train_config.FILENAME)
-        if beside.exists():
+    weights = os.path.expanduser(overrides.get("weights", ""))
+    if args.mode == "eval" and not args.recipe and weights.endswith(_OWN_FILES):
+        beside = Path(weights).with_name(train_config.FILENAME)
+        if train_config.is_config(beside):
             trained = dataclasses.asdict(train_config.load_config(beside))
             overrides = {**trained, **overrides}
     return train_config.make_config(args.recipe or "", **overrides)

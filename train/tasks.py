@@ -45,6 +45,8 @@ def _build_classifier(config, source) -> keras.Model:
         # Frozen batch normalization also keeps its statistics.
         for layer in model.layers:
             layer.trainable = layer.name == "predictions"
+            if isinstance(layer, keras.layers.Dropout) and "_vit_" in layer.name:
+                layer.rate = 0.0  # what is frozen shall not be noisy
     return model
 
 
