@@ -12,7 +12,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_mobilevit.classifier import DEFAULT_SIZE, build_classifier
+from keras_mobilevit.classifier import (
+    DEFAULT_SIZE,
+    build_classifier,
+    returns_probabilities,
+)
 from keras_mobilevit.configs import MIN_SIZE, VARIANTS, get_config
 from keras_mobilevit.preprocessing import (
     decode_predictions,
@@ -119,7 +123,7 @@ def probabilities(model: keras.Model, image: np.ndarray) -> np.ndarray:
     """
     image = image * (largest_value(model) / 255)
     scores = model.predict(image[None], verbose=0)
-    if getattr(model.layers[-1], "activation", None) is not keras.activations.softmax:
+    if not returns_probabilities(model):
         scores = keras.ops.convert_to_numpy(keras.ops.softmax(scores))
     return scores[0]
 

@@ -7,7 +7,7 @@ from keras import layers
 
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.configs import CLASSIFIER_DROPOUT, MIN_SIZE, VARIANTS, ModelConfig
-from keras_mobilevit.hub import imagenet_weights
+from keras_mobilevit.hub import weights_file
 from keras_mobilevit.layers import conv_bn_act, dense
 from keras_mobilevit.weights import load_weights
 
@@ -132,6 +132,13 @@ def _check_arguments(weights, include_top, pooling, classes, classifier_activati
         )
 
 
+def returns_probabilities(model: keras.Model) -> bool:
+    """Tells whether a classifier ends in a softmax; otherwise it returns logits."""
+    last = model.layers[-1]
+    activation = getattr(last, "activation", None)
+    return isinstance(last, layers.Softmax) or activation is keras.activations.softmax
+
+
 def build_classifier(
     config: ModelConfig,
     *,
@@ -184,8 +191,7 @@ def build_classifier(
         inputs = keras.utils.get_source_inputs(inputs)
     model = keras.Model(inputs, x, name=name or config.name)
     if weights is not None:
-        is_name = weights == "imagenet"
-        load_weights(model, imagenet_weights(config.name) if is_name else weights)
+        load_weights(model, weights_file(weights, config.name))
     return model
 
 

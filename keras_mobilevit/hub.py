@@ -116,19 +116,22 @@ def fetch(file: HubFile) -> Path:
     return path
 
 
-def imagenet_weights(variant: str) -> Path:
-    """Returns the file that `weights="imagenet"` means.
+def weights_file(weights, variant: str) -> Path:
+    """Returns the file that the argument `weights` of a model means.
 
     Args:
+        weights: `"imagenet"`, or a path, which is returned as it is.
         variant: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
 
     Returns:
-        The path of a safetensors file with timm's names.
+        For `"imagenet"` the path of a safetensors file with timm's names.
 
     Raises:
         OSError: see `fetch`.
         ValueError: if there are no such weights, or see `fetch`.
     """
+    if weights != "imagenet":
+        return Path(weights)
     if variant not in IMAGENET:
         raise ValueError(
             f"There are no ImageNet weights of {variant!r}. "

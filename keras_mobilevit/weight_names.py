@@ -21,6 +21,12 @@ _BLOCK_PARTS = (
     ("global_project", "conv_proj", "conv_projection", "conv_proj"),
     ("fusion", "conv_fusion", "fusion", "fusion"),
 )
+_LOCAL_PROJECT = (  # without batch normalization
+    "local_project_conv",
+    "conv_1x1",
+    "conv_1x1.convolution",
+    "local_rep.conv_1x1.block.conv",
+)
 _ATTENTION = "attention.attention"
 _MHA = "pre_norm_mha"
 _TRANSFORMER_PARTS = (
@@ -50,53 +56,44 @@ def _conv_bn_rows(here: str, timm: str, transformers: str, cvnets: str) -> Itera
     )
 
 
+def _inside(block: tuple, part: tuple) -> tuple[str, str, str, str]:
+    """Joins a block's names and its part's; here with `_`, there with a dot."""
+    here, *there = zip(block, part)
+    return ("_".join(here), *map(".".join, there))
+
+
 def _mobilenet_rows(stage: int, block: int) -> Iterator:
-    timm = f"stages.{stage - 1}.{block}"
-    transformers = f"mobilevit.encoder.layer.{stage - 1}." + (
-        f"layer.{block}" if stage < 3 else "downsampling_layer"
+    layer = f"layer.{block}" if stage < 3 else "downsampling_layer"
+    names = (
+        f"stage{stage}_mv{block}",
+        f"stages.{stage - 1}.{block}",
+        f"mobilevit.encoder.layer.{stage - 1}.{layer}",
+        f"layer_{stage}.{block}.block",
     )
-    cvnets = f"layer_{stage}.{block}.block"
-    for here, *parts in _MV2_PARTS:
-        yield from _conv_bn_rows(
-            f"stage{stage}_mv{block}_{here}",
-            f"{timm}.{parts[0]}",
-            f"{transformers}.{parts[1]}",
-            f"{cvnets}.{parts[2]}",
-        )
+    for part in _MV2_PARTS:
+        yield from _conv_bn_rows(*_inside(names, part))
 
 
 def _mobilevit_rows(stage: int, depth: int) -> Iterator:
-    here = f"stage{stage}_vit"
-    timm = f"stages.{stage - 1}.1"
-    transformers = f"mobilevit.encoder.layer.{stage - 1}"
-    cvnets = f"layer_{stage}.1"
-    for part, *parts in _BLOCK_PARTS:
-        yield from _conv_bn_rows(
-            f"{here}_{part}",
-            f"{timm}.{parts[0]}",
-            f"{transformers}.{parts[1]}",
-            f"{cvnets}.{parts[2]}",
-        )
-    yield (
-        f"{here}_local_project_conv",
-        f"{timm}.conv_1x1",
-        f"{transformers}.conv_1x1.convolution",
-        f"{cvnets}.local_rep.conv_1x1.block.conv",
+    names = (
+        f"stage{stage}_vit",
+        f"stages.{stage - 1}.1",
+        f"mobilevit.encoder.layer.{stage - 1}",
+        f"layer_{stage}.1",
     )
+    for part in _BLOCK_PARTS:
+        yield from _conv_bn_rows(*_inside(names, part))
+    yield _inside(names, _LOCAL_PROJECT)
     for i in range(depth):
-        for part, *parts in _TRANSFORMER_PARTS:
-            yield (
-                f"{here}_transformer{i}_{part}",
-                f"{timm}.transformer.{i}.{parts[0]}",
-                f"{transformers}.transformer.layer.{i}.{parts[1]}",
-                f"{cvnets}.global_rep.{i}.{parts[2]}",
-            )
-    yield (
-        f"{here}_norm",
-        f"{timm}.norm",
-        f"{transformers}.layernorm",
-        f"{cvnets}.global_rep.{depth}",
-    )
+        layer = (
+            f"transformer{i}",
+            f"transformer.{i}",
+            f"transformer.layer.{i}",
+            f"global_rep.{i}",
+        )
+        for part in _TRANSFORMER_PARTS:
+            yield _inside(_inside(names, layer), part)
+    yield _inside(names, ("norm", "norm", "layernorm", f"global_rep.{depth}"))
 
 
 def backbone_rows() -> Iterator[tuple[str, str, str, str]]:

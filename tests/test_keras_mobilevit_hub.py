@@ -118,7 +118,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(server, monkeypatch
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)  # 10 MB otherwise
     publish(server, "mobilevit_xxs", CONTENT)
     server.cut_after = 1_000_000
-    path = hub.imagenet_weights("mobilevit_xxs")
+    path = hub.weights_file("imagenet", "mobilevit_xxs")
     assert path.read_bytes() == CONTENT
     ranges = [given for method, _, given in server.requests if method == "GET"]
     assert ranges[-1] == "bytes=1000000-"
@@ -128,10 +128,10 @@ def test_a_file_of_another_hash_than_the_servers_is_refused(server, tmp_path):
     name = publish(server, "mobilevit_xxs", CONTENT)
     server.etags[name] = "0" * 64
     with pytest.raises(ValueError, match="Expected: 0000.*removed; try again"):
-        hub.imagenet_weights("mobilevit_xxs")
+        hub.weights_file("imagenet", "mobilevit_xxs")
     assert CONTENT not in [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
     del server.etags[name]
-    assert hub.imagenet_weights("mobilevit_xxs").read_bytes() == CONTENT
+    assert hub.weights_file("imagenet", "mobilevit_xxs").read_bytes() == CONTENT
 
 
 def test_another_file_than_the_known_one_is_refused(server):
@@ -140,44 +140,44 @@ def test_another_file_than_the_known_one_is_refused(server):
         with pytest.raises(
             ValueError, match="Expected: 87f5585c.*not the one that"
         ) as e:
-            hub.imagenet_weights("mobilevit_s")
+            hub.weights_file("imagenet", "mobilevit_s")
         kept = str(e.value).rpartition("`weights`: ")[2]
         assert Path(kept).read_bytes() == CONTENT
 
 
 def test_a_cached_file_that_was_cut_is_not_taken_for_whole(server):
     publish(server, "mobilevit_xxs", CONTENT)
-    path = hub.imagenet_weights("mobilevit_xxs")
+    path = hub.weights_file("imagenet", "mobilevit_xxs")
     path.resolve().write_bytes(CONTENT[:1000])
     with pytest.raises(ValueError, match="removed; try again"):
-        hub.imagenet_weights("mobilevit_xxs")
-    assert hub.imagenet_weights("mobilevit_xxs").read_bytes() == CONTENT
+        hub.weights_file("imagenet", "mobilevit_xxs")
+    assert hub.weights_file("imagenet", "mobilevit_xxs").read_bytes() == CONTENT
 
 
 def test_offline_and_not_cached_says_what_to_do(server, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="fetch http.*/timm/mobilevit_xs.*as `weights`"):
-        hub.imagenet_weights("mobilevit_xs")
+        hub.weights_file("imagenet", "mobilevit_xs")
     assert server.requests == []
 
 
 def test_offline_and_cached_works(server, monkeypatch):
     publish(server, "mobilevit_xxs", CONTENT)
-    hub.imagenet_weights("mobilevit_xxs")
+    hub.weights_file("imagenet", "mobilevit_xxs")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert hub.imagenet_weights("mobilevit_xxs").read_bytes() == CONTENT
+    assert hub.weights_file("imagenet", "mobilevit_xxs").read_bytes() == CONTENT
 
 
 def test_a_file_that_is_not_on_the_server_is_told(server, tmp_path):
     with pytest.raises(OSError, match="timm/mobilevit_xxs.*cannot be downloaded"):
-        hub.imagenet_weights("mobilevit_xxs")
+        hub.weights_file("imagenet", "mobilevit_xxs")
     assert leftovers(tmp_path) == []
 
 
 def fetch_in_a_process(server, cache, stderr=subprocess.PIPE, **environment):
     code = (
         "from keras_mobilevit import hub; import sys;"
-        "sys.stdout.write(str(hub.imagenet_weights('mobilevit_xxs')))"
+        "sys.stdout.write(str(hub.weights_file('imagenet', 'mobilevit_xxs')))"
     )
     variables = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(cache)} | environment
     return subprocess.Popen(

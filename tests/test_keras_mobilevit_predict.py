@@ -11,7 +11,7 @@ import pytest
 
 import keras_mobilevit
 from keras_mobilevit import __main__ as cli
-from tests.test_train_data import pil_file
+from tests.image_files import pil_file
 
 ROOT = Path(__file__).parents[1]
 

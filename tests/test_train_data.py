@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tests.image_files import make_folder, pil_file
 from train import data, sampler, sources
 from train.config import make_config
 
@@ -45,26 +46,6 @@ def mean_colors(batches) -> np.ndarray:
 
 def listed(source, split, seed=None) -> list[dict]:
     return list(source.examples(split, seed).as_numpy_iterator())
-
-
-def test_digits_are_split_by_class(digits):
-    assert digits.num_examples == {"train": 1437, "validation": 360}
-    assert digits.class_names == tuple("0123456789")
-    examples = {split: listed(digits, split) for split in sources.SPLITS}
-    ids = {split: {e["id"] for e in examples[split]} for split in sources.SPLITS}
-    assert len(ids["train"]) == 1437 and len(ids["validation"]) == 360
-    assert not ids["train"] & ids["validation"]
-    shares = [
-        np.bincount([e["label"] for e in examples[split]], minlength=10) / count
-        for split, count in digits.num_examples.items()
-    ]
-    np.testing.assert_allclose(*shares, atol=0.003)
-
-
-def test_order_is_a_function_of_the_seed(digits):
-    orders = [[e["id"] for e in listed(digits, "train", seed)] for seed in (1, 1, 2)]
-    assert orders[0] == orders[1] != orders[2]
-    assert sorted(orders[0]) == sorted(orders[2])
 
 
 def test_an_epoch_has_every_example_once_in_scheduled_shapes(digits):
@@ -119,12 +100,6 @@ def test_evaluation_has_every_example_once_in_order(digits, split):
 
 
 RED, GRAY = (255, 0, 0), (120, 120, 120)
-
-
-def pil_file(mode, color, kind, size=(90, 60), **options) -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, size, color).save(file, kind, **options)
-    return file.getvalue()
 
 
 def palette_file() -> bytes:
@@ -184,17 +159,6 @@ def decodes_webp() -> bool:
     except tf.errors.InvalidArgumentError:
         return False
     return True
-
-
-def make_folder(path, classes: dict):
-    """Writes `{class: {name: bytes}}` as both splits of a folder."""
-    for split in sources.SPLITS:
-        for name, files in classes.items():
-            folder = path / split / name
-            folder.mkdir(parents=True)
-            for file, content in files.items():
-                (folder / file).write_bytes(content)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -260,148 +224,3 @@ def test_evaluation_skips_and_names_what_it_cannot_decode(mixed_folder, batch_si
     assert {batch["image"].shape for batch in batches} == {(batch_size, 32, 32, 3)}
     assert_decoded(batches, colors)
     assert sorted(name.split("/")[-1] for name in named) == sorted(UNREADABLE)
-
-
-def test_a_sample_comes_from_all_over_the_split(digits):
-    sample = sources.evenly_spaced(digits, "validation", 36)
-    ids = [example["id"] for example in listed(sample, "validation")]
-    whole = [example["id"] for example in listed(digits, "validation")]
-    assert ids == whole[::10]
-    assert sample.num_examples == {"validation": 36}
-
-
-def test_folder_source(mixed_folder):
-    source, colors = mixed_folder
-    assert source.class_names == ("bad", "good")
-    count = len(UNREADABLE) + len(colors)
-    assert source.num_examples == {"train": count, "validation": count}
-    for example in listed(source, "train", 3):
-        folder = source.class_names[example["label"]]
-        assert f"/train/{folder}/" in example["id"].decode()
-
-
-PNG = pil_file("RGB", RED, "PNG", (8, 8))
-
-
-def without_validation(path):
-    make_folder(path, {"a": {"1.png": PNG}})
-    (path / "validation" / "a" / "1.png").unlink()
-    (path / "validation" / "a").rmdir()
-    (path / "validation").rmdir()
-
-
-def without_images(path):
-    make_folder(path, {"a": {"1.txt": b"text"}, "b": {}})
-
-
-def with_an_empty_class(path):
-    make_folder(path, {"a": {"1.png": PNG}, "b": {}})
-
-
-def with_a_class_in_one_split(path):
-    make_folder(path, {"a": {"1.png": PNG}})
-    (path / "train" / "b").mkdir()
-    (path / "train" / "b" / "1.png").write_bytes(PNG)
-
-
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda path: None, "train is not a folder. Expected .*<class>"),
-        (without_validation, "validation is not a folder. Expected .*<class>"),
-        (without_images, "No images in .*train. Expected .*.jpg, .jpeg, .png"),
-        (with_an_empty_class, "Class folders without images in .*train: b. "),
-        (with_a_class_in_one_split, "Only in train: b. Only in validation: none"),
-    ],
-)
-def test_folders_that_are_refused(make, message, tmp_path):
-    make(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        sources.load_source(f"folder:{tmp_path}")
-
-
-@pytest.mark.parametrize("name", ["nonsense", "", "folder:", "tfds:", "folder"])
-def test_unknown_sources(name):
-    with pytest.raises(ValueError, match="`digits`, `folder:PATH` or `tfds:NAME`"):
-        sources.load_source(name)
-
-
-def test_what_is_not_taken_is_counted(tmp_path, caplog):
-    files = {"1.png": PNG, "2.tiff": b"", "3.TIFF": b"", "notes.txt": b""}
-    make_folder(tmp_path, {"a": files})
-    (tmp_path / "train" / "a" / "folder.jpg").mkdir()
-    with caplog.at_level("WARNING", logger="absl"):
-        source = sources.load_source(f"folder:{tmp_path}")
-    assert source.num_examples == {"train": 1, "validation": 1}
-    assert "1 .tiff, 1 .TIFF, 1 folder, 1 .txt" in caplog.text
-
-
-NAMES = ("circle", "square", "star")
-COUNTS = {"train": 40, "test": 12}
-
-
-def define_tiny_shapes(splits):
-    """Defines (and so registers) a data set whose images tell their label and index."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-
-    class TinyShapes(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(None, None, 3)),
-                        "label": tfds.features.ClassLabel(names=list(NAMES)),
-                    }
-                ),
-            )
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(splits[split]) for split in splits}
-
-        def _generate_examples(self, count):
-            for i in range(count):
-                image = np.full((20, 30, 3), 6 * i, np.uint8)
-                yield i, {"image": image, "label": i % 3}
-
-    return TinyShapes
-
-
-@pytest.fixture(scope="module")
-def tiny_shapes(tmp_path_factory):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    define_tiny_shapes(COUNTS)
-    folder = str(tmp_path_factory.mktemp("tfds"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TFDS_DATA_DIR", folder)
-        patch.setattr(tfds.core.constants, "DATA_DIR", folder)
-        yield sources.load_source("tfds:tiny_shapes")
-
-
-def test_tfds_source(tiny_shapes):
-    assert tiny_shapes.name == "tfds:tiny_shapes"
-    assert tiny_shapes.class_names == NAMES
-    assert tiny_shapes.num_examples == {"train": 40, "validation": 12}
-    for split, count in tiny_shapes.num_examples.items():
-        examples = listed(tiny_shapes, split, 5)
-        assert len({example["id"] for example in examples}) == count
-    orders = [
-        [e["id"] for e in listed(tiny_shapes, "train", seed)] for seed in (5, 5, 6)
-    ]
-    assert orders[0] == orders[1] != orders[2]
-
-
-def test_tfds_batches_hold_every_example_once(tiny_shapes):
-    config = dataclasses.replace(CONFIG, batch_size=8)
-    evaluation = data.eval_batches(tiny_shapes, "validation", 32, 8, 1.0)
-    for batches, count in (
-        (train_batches(tiny_shapes, config), 40),
-        (list(evaluation.as_numpy_iterator()), 12),
-    ):
-        indices = mean_colors(batches).mean(axis=1) / 6
-        np.testing.assert_allclose(np.sort(indices), np.arange(count), atol=0.01)
-        labels = weighed(batches, "label")
-        np.testing.assert_array_equal(labels, np.round(indices) % 3)
-        assert len(set(weighed(batches, "id"))) == count

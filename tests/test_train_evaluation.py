@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import keras_mobilevit
-from tests.test_train_data import make_folder, pil_file
+from tests.image_files import make_folder, pil_file
 from tflite import convert
 from train.config import is_config, make_config, save_config
 from train.evaluation import (

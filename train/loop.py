@@ -12,7 +12,7 @@ from absl import logging
 from tqdm import tqdm
 
 from keras_mobilevit.files import whole_file
-from keras_mobilevit.hub import imagenet_weights
+from keras_mobilevit.hub import weights_file
 from keras_mobilevit.weights import load_weights
 from train import data, sampler, schedules
 from train.checkpoint import load_checkpoint, save_checkpoint, save_model
@@ -261,9 +261,8 @@ def _build_models(task: Task, config: TrainConfig, source: Source, is_fresh: boo
     keras.utils.set_random_seed(config.seed)
     model = task.build_model(config, source)
     if is_fresh and config.weights:
-        is_name = config.weights == "imagenet"
-        path = imagenet_weights(config.model) if is_name else config.weights
-        load_weights(model, path, include_top=False)
+        file = weights_file(config.weights, config.model)
+        load_weights(model, file, include_top=False)
     average = keras.models.clone_model(model)
     average.set_weights(model.get_weights())
     average.trainable = True  # as the user of best.keras expects, whatever was frozen
@@ -280,6 +279,33 @@ def _warn_of_unused_sizes(config: TrainConfig, source: Source) -> None:
             count,
             ", ".join(f"{shape.batch} at {shape.height}" for shape in shapes),
         )
+
+
+def _save_epoch(
+    workdir: Path, groups: dict, writer: RecordWriter, record: dict, progress: dict
+) -> dict:
+    """Saves what an epoch gave; returns the run's progress after it."""
+    value = record[writer.best_metric]
+    if value > progress["best"]:
+        save_model(groups["average"], workdir / BEST_MODEL)
+    # Before the checkpoint, which makes the epoch done: what a kill between the two
+    # leaves is written again.
+    writer.write(record)
+    progress = {
+        "epoch": record["epoch"],
+        "step": record["step"],
+        "best": max(value, progress["best"]),
+    }
+    save_checkpoint(workdir / CHECKPOINT, groups, progress)
+    logging.info(
+        "epoch %d  loss %.3f  %s %.2f %%  %.0f images/s",
+        record["epoch"],
+        record["train_loss"],
+        writer.best_metric,
+        100 * value,
+        record["images_per_second"],
+    )
+    return progress
 
 
 def train_and_evaluate(
@@ -326,25 +352,5 @@ def train_and_evaluate(
             "epoch": epoch + 1,
             "traces": train_step.experimental_get_tracing_count(),
         }
-        value = record[task.best_metric]
-        if value > progress["best"]:
-            save_model(average, workdir / BEST_MODEL)
-        # Before the checkpoint, which makes the epoch done: what a kill between the
-        # two leaves is written again.
-        writer.write(record)
-        progress = {
-            "epoch": epoch + 1,
-            "step": record["step"],
-            "best": max(value, progress["best"]),
-        }
-        save_checkpoint(workdir / CHECKPOINT, groups, progress)
-        logging.info(
-            "epoch %d/%d  loss %.3f  %s %.2f %%  %.0f images/s",
-            epoch + 1,
-            config.epochs,
-            record["train_loss"],
-            task.best_metric,
-            100 * value,
-            record["images_per_second"],
-        )
+        progress = _save_epoch(workdir, groups, writer, record, progress)
     return writer.records
