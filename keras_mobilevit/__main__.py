@@ -1,7 +1,9 @@
 """Names what is on a picture: the quickest proof that an installation works.
 
-python -m keras_mobilevit predict photo.jpg --model=mobilevit_s
-python -m keras_mobilevit predict photo.jpg --weights=runs/photos/best.keras
+Examples:
+
+  python -m keras_mobilevit predict photo.jpg --model=mobilevit_s
+  python -m keras_mobilevit predict photo.jpg --weights=runs/photos/best.keras
 """
 
 import argparse
@@ -46,7 +48,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="imagenet, or a file: .keras (a whole model), .safetensors, .pt or "
         ".weights.h5 (of --model)",
     )
-    predict.add_argument("--size", type=int, help=f"side in pixels ({DEFAULT_SIZE})")
+    predict.add_argument(
+        "--size",
+        type=int,
+        help=f"side in pixels; by default the model's own, or {DEFAULT_SIZE}",
+    )
     predict.add_argument(
         "--labels",
         help="text file of one class name a line; by default labels.txt beside "
