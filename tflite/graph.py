@@ -1,0 +1,297 @@
+"""A trained Keras network as a flat list of operations with their weights.
+
+What the rewrites of `tflite/rewrites.py` work on: plain values, in the order in which
+they are computed, without Keras.
+"""
+
+import dataclasses
+import graphlib
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_mobilevit.backend import BatchNormalization
+from keras_mobilevit.layers import DotProductAttention, Fold, Unfold
+
+ACTIVATIONS = ("linear", "relu", "relu6", "sigmoid", "silu", "softmax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One operation.
+
+    Attributes:
+        name: of the Keras layer that it comes from, unique in the graph.
+        op: a key of `tflite.operations.OPERATIONS`.
+        inputs: names of the nodes whose outputs it takes.
+        weights: arrays by name, `kernel` and `bias` for example.
+        options: what else the operation needs, `strides` for example.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    weights: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    options: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """Operations and what they take from each other.
+
+    Attributes:
+        input_name: name by which nodes refer to the image, `[batch, height, width, 3]`.
+        input_shape: of the image, `(height, width, channels)`.
+        nodes: by name.
+        outputs: names of the nodes whose outputs are the network's.
+    """
+
+    input_name: str
+    input_shape: tuple[int, int, int]
+    nodes: dict[str, Node]
+    outputs: tuple[str, ...]
+
+    def in_order(self) -> list[Node]:
+        """Returns the nodes, each after those whose outputs it takes."""
+        sources = {node.name: node.inputs for node in self.nodes.values()}
+        order = graphlib.TopologicalSorter(sources).static_order()
+        return [self.nodes[name] for name in order if name in self.nodes]
+
+    def consumers(self, name: str) -> list[Node]:
+        """Returns the nodes that take a node's output, each once for each time."""
+        nodes = self.nodes.values()
+        return [node for node in nodes for source in node.inputs if source == name]
+
+    def only_consumer(self, name: str) -> Node | None:
+        """Returns the one node that takes a node's output, if nothing else does."""
+        consumers = self.consumers(name)
+        is_only = len(consumers) == 1 and name not in self.outputs
+        return consumers[0] if is_only else None
+
+    def replace(self, *nodes: Node) -> "Graph":
+        """Returns the graph with other nodes under the same names."""
+        return dataclasses.replace(
+            self, nodes=self.nodes | {node.name: node for node in nodes}
+        )
+
+    def remove(self, name: str) -> "Graph":
+        """Returns the graph without a node of one input, which takes its place."""
+        (source,) = self.nodes[name].inputs
+
+        def rename(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(source if other == name else other for other in names)
+
+        nodes = {
+            node.name: dataclasses.replace(node, inputs=rename(node.inputs))
+            for node in self.nodes.values()
+            if node.name != name
+        }
+        return dataclasses.replace(self, nodes=nodes, outputs=rename(self.outputs))
+
+
+class UnknownLayer(ValueError):
+    """A layer that cannot be read, by name."""
+
+
+def _weights(**variables) -> dict[str, np.ndarray]:
+    """Takes the values of variables, in the precision in which rewrites compute."""
+    return {
+        name: np.asarray(variable.numpy(), np.float64)
+        for name, variable in variables.items()
+        if variable is not None
+    }
+
+
+def _activation_name(layer) -> str:
+    function = layers.Activation(layer.activation).get_config()["activation"]
+    if function not in ACTIVATIONS:
+        raise UnknownLayer(
+            f"Layer {layer.name!r} has the activation {function!r}. Expected one of: "
+            f"{', '.join(ACTIVATIONS)}."
+        )
+    return function
+
+
+def _with_activation(layer, op: str, weights: dict, options: dict) -> list[tuple]:
+    """A linear operation, and after it the layer's activation if it has one."""
+    rows = [(op, weights, options)]
+    if layer.activation not in (None, keras.activations.linear):
+        rows.append(("activation", {}, {"function": _activation_name(layer)}))
+    return rows
+
+
+def _convolution_options(layer) -> dict:
+    if layer.data_format != "channels_last":
+        raise UnknownLayer(f"Layer {layer.name!r} is not channels-last.")
+    return {
+        "strides": tuple(layer.strides),
+        "padding": layer.padding.upper(),
+        "dilations": tuple(layer.dilation_rate),
+    }
+
+
+def _read_conv(layer) -> list[tuple]:
+    if layer.groups != 1:
+        raise UnknownLayer(f"Layer {layer.name!r} is a convolution in groups.")
+    weights = _weights(kernel=layer.kernel, bias=layer.bias)
+    return _with_activation(layer, "conv", weights, _convolution_options(layer))
+
+
+def _read_depthwise(layer) -> list[tuple]:
+    weights = _weights(kernel=layer.kernel, bias=layer.bias)
+    return _with_activation(layer, "depthwise", weights, _convolution_options(layer))
+
+
+def _read_dense(layer) -> list[tuple]:
+    weights = _weights(kernel=layer.kernel, bias=layer.bias)
+    return _with_activation(layer, "dense", weights, {})
+
+
+def _read_batch_norm(layer) -> list[tuple]:
+    weights = _weights(
+        gamma=layer.gamma,
+        beta=layer.beta,
+        mean=layer.moving_mean,
+        variance=layer.moving_variance,
+    )
+    return [("batch_norm", weights, {"epsilon": layer.epsilon})]
+
+
+def _read_layer_norm(layer) -> list[tuple]:
+    if tuple(np.atleast_1d(layer.axis)) not in ((-1,), (2,)):
+        raise UnknownLayer(
+            f"Layer {layer.name!r} normalizes over {layer.axis}, not the last axis."
+        )
+    weights = _weights(gamma=layer.gamma, beta=layer.beta)
+    return [("layer_norm", weights, {"epsilon": layer.epsilon})]
+
+
+def _read_padding(layer) -> list[tuple]:
+    return [("pad", {}, {"padding": tuple(map(tuple, layer.padding))})]
+
+
+def _read_concatenate(layer) -> list[tuple]:
+    if layer.axis not in (-1, 3):
+        raise UnknownLayer(f"Layer {layer.name!r} joins along axis {layer.axis}.")
+    return [("concat", {}, {})]
+
+
+def _read_rescaling(layer) -> list[tuple]:
+    scale, offset = (np.asarray(v, np.float64) for v in (layer.scale, layer.offset))
+    return [("rescale", {"scale": scale, "offset": offset}, {})]
+
+
+def _identity(layer) -> list[tuple]:
+    return []
+
+
+# From a layer to rows of (op, weights, options), each taking the one before.
+READERS: dict[type, Callable] = {
+    layers.Activation: lambda layer: [
+        ("activation", {}, {"function": _activation_name(layer)})
+    ],
+    layers.Softmax: lambda layer: [("activation", {}, {"function": "softmax"})],
+    layers.ReLU: lambda layer: [("activation", {}, {"function": "relu"})],
+    layers.Add: lambda layer: [("add", {}, {})],
+    layers.BatchNormalization: _read_batch_norm,
+    BatchNormalization: _read_batch_norm,
+    layers.Concatenate: _read_concatenate,
+    layers.Conv2D: _read_conv,
+    layers.Dense: _read_dense,
+    layers.DepthwiseConv2D: _read_depthwise,
+    layers.Dropout: _identity,
+    layers.GlobalAveragePooling2D: lambda layer: [("global_average", {}, {})],
+    layers.LayerNormalization: _read_layer_norm,
+    layers.Rescaling: _read_rescaling,
+    layers.ZeroPadding2D: _read_padding,
+    DotProductAttention: lambda layer: [
+        ("attention", {}, {"num_heads": layer.num_heads, "scaled": False})
+    ],
+    Fold: lambda layer: [("fold", {}, {"patch_size": layer.patch_size})],
+    Unfold: lambda layer: [("unfold", {}, {"patch_size": layer.patch_size})],
+}
+
+
+class _Reader:
+    """Follows a model's calls and writes them down as nodes."""
+
+    def __init__(self, input_name: str):
+        self.input_name = input_name
+        self.nodes = {}
+        self.sources = {}  # names of the nodes that made the tensors, by their id
+        self.tensors = []  # kept, so that no id is used twice
+        self.originals = {}  # layers of the model by the id of their copy
+
+    def follow(self, model: keras.Model, inputs):
+        """Calls copies of a model's layers, so that the model stays as it is."""
+        functional = keras.Model(model.inputs, model.outputs, name=model.name)
+        return keras.models.clone_model(
+            functional,
+            input_tensors=inputs,
+            clone_function=self._copy,
+            call_function=self._call,
+        ).outputs
+
+    def _copy(self, layer):
+        if isinstance(layer, keras.Model):
+            return layer  # its own layers are copied when it is called
+        if type(layer) not in READERS:
+            raise UnknownLayer(
+                f"Layer {layer.name!r} of type {type(layer).__name__} has no mobile "
+                "form here."
+            )
+        copy = type(layer).from_config(layer.get_config())
+        self.originals[id(copy)] = layer
+        return copy
+
+    def _call(self, layer, *arguments, **options):
+        inputs = keras.tree.flatten(arguments)
+        if isinstance(layer, keras.Model):
+            (outputs,) = self.follow(layer, list(inputs))
+            return outputs
+        outputs = layer(*arguments)
+        name = self._add(self.originals[id(layer)], [self.name_of(x) for x in inputs])
+        self.sources[id(outputs)] = name
+        self.tensors.append(outputs)
+        return outputs
+
+    def name_of(self, tensor) -> str:
+        return self.sources[id(tensor)]
+
+    def _add(self, layer, inputs: list[str]) -> str:
+        """Adds the nodes of a layer; returns the name of the last."""
+        for op, weights, options in READERS[type(layer)](layer):
+            name = layer.name if layer.name not in self.nodes else f"{layer.name}_{op}"
+            if name in self.nodes:
+                raise UnknownLayer(f"Layer {layer.name!r} is used more than once.")
+            self.nodes[name] = Node(name, op, tuple(inputs), weights, options)
+            inputs = [name]
+        return inputs[0]
+
+
+def read_model(model: keras.Model, height: int, width: int) -> Graph:
+    """Reads a network of one image input.
+
+    Args:
+        model: functional or sequential, also with such models as layers.
+        height: of the image in pixels.
+        width: likewise.
+
+    Returns:
+        Its `Graph`, in float64.
+
+    Raises:
+        UnknownLayer: if a layer is not one of `READERS`; the message names it.
+    """
+    reader = _Reader("images")
+    images = keras.Input(batch_shape=(1, height, width, model.inputs[0].shape[-1]))
+    reader.sources[id(images)] = reader.input_name
+    outputs = reader.follow(model, [images])
+    return Graph(
+        input_name=reader.input_name,
+        input_shape=tuple(images.shape[1:]),
+        nodes=reader.nodes,
+        outputs=tuple(reader.name_of(tensor) for tensor in outputs),
+    )

@@ -1,0 +1,221 @@
+"""The operations of a `Graph` in TensorFlow, chosen for what TFLite makes of them.
+
+One function each, from a node and its inputs to the output. Nothing above rank 4, all
+shapes static where the input's are, and only what XNNPACK and GPU delegates take.
+"""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from tflite.graph import Graph, Node
+
+
+def _constant(node: Node, name: str, like) -> tf.Tensor:
+    return tf.constant(node.weights[name], like.dtype, name=name)
+
+
+def _add_bias(node: Node, x):
+    return x + _constant(node, "bias", x) if "bias" in node.weights else x
+
+
+def _padded(x, kernel: np.ndarray, options: dict):
+    """Returns a map and the kind of padding that pads it as the options say.
+
+    TFLite's SAME pads an even map only after it where the stride is 2; a copy with
+    zeros around it was faster than a kernel that is widened by zeros instead.
+    """
+    padding = options["padding"]
+    if isinstance(padding, str):
+        return x, padding
+    sides = zip(x.shape[1:3], kernel.shape, options["strides"], options["dilations"])
+    same = tuple(_same_padding(*side) for side in sides)
+    if same == padding:
+        return x, "SAME"
+    return tf.pad(x, [(0, 0), *padding, (0, 0)]), "VALID"
+
+
+def _same_padding(size: int, kernel: int, stride: int, dilation: int):
+    """Returns what SAME adds before and after one side of a map."""
+    outputs = -(-size // stride)
+    total = max((outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def _conv(node: Node, x):
+    options = node.options
+    kernel = node.weights["kernel"]
+    x, padding = _padded(x, kernel, options)
+    x = tf.nn.conv2d(
+        x,
+        tf.constant(kernel, x.dtype),
+        options["strides"],
+        padding,
+        dilations=options["dilations"],
+        name=node.name,
+    )
+    return _add_bias(node, x)
+
+
+def _depthwise(node: Node, x):
+    options = node.options
+    kernel = node.weights["kernel"]
+    x, padding = _padded(x, kernel, options)
+    x = tf.nn.depthwise_conv2d(
+        x,
+        tf.constant(kernel, x.dtype),
+        (1, *options["strides"], 1),
+        padding,
+        dilations=options["dilations"],
+        name=node.name,
+    )
+    return _add_bias(node, x)
+
+
+def _dense(node: Node, x):
+    return _add_bias(node, tf.matmul(x, _constant(node, "kernel", x), name=node.name))
+
+
+def _batch_norm(node: Node, x):
+    gamma, beta, mean, variance = (
+        _constant(node, name, x) for name in ("gamma", "beta", "mean", "variance")
+    )
+    return (x - mean) * gamma / tf.sqrt(variance + node.options["epsilon"]) + beta
+
+
+def _layer_norm(node: Node, x):
+    mean, variance = tf.nn.moments(x, -1, keepdims=True)
+    scale, offset = (
+        _constant(node, name, x) if name in node.weights else None
+        for name in ("gamma", "beta")
+    )
+    epsilon = node.options["epsilon"]
+    return tf.nn.batch_normalization(x, mean, variance, offset, scale, epsilon)
+
+
+def _rms_norm(node: Node, x):
+    mean_square = tf.reduce_mean(x * x, -1, keepdims=True)
+    x = x * tf.math.rsqrt(mean_square + node.options["epsilon"])
+    if "gamma" in node.weights:
+        x *= _constant(node, "gamma", x)
+    return x + _constant(node, "beta", x) if "beta" in node.weights else x
+
+
+def _rescale(node: Node, x):
+    return x * _constant(node, "scale", x) + _constant(node, "offset", x)
+
+
+def _pad(node: Node, x):
+    return tf.pad(x, [(0, 0), *node.options["padding"], (0, 0)])
+
+
+def _resize(x, height: int, width: int):
+    """Resizes with half-pixel centres, where the size differs."""
+    if (height, width) == tuple(x.shape[1:3]):
+        return x
+    return tf.cast(tf.image.resize(x, (height, width)), x.dtype)
+
+
+def _rounded_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _unfold(node: Node, x):
+    """From `[batch, height, width, channels]` to `[batch * P, N, channels]`."""
+    patch = node.options["patch_size"]
+    _, height, width, channels = x.shape
+    x = _resize(x, _rounded_up(height, patch), _rounded_up(width, patch))
+    x = tf.nn.space_to_depth(x, patch)  # [B, rows, columns, P * channels]
+    patches = x.shape[1] * x.shape[2]
+    x = tf.reshape(x, (-1, patches, patch**2, channels))
+    x = tf.transpose(x, (0, 2, 1, 3))  # [B, P, N, channels]
+    return tf.reshape(x, (_times(x.shape[0], patch**2), patches, channels))
+
+
+def _times(batch: int | None, count: int) -> int:
+    return -1 if batch is None else batch * count
+
+
+def _fold(node: Node, tokens, features):
+    """Back to `[batch, height, width, channels]`, the size of `features`."""
+    patch = node.options["patch_size"]
+    _, height, width, _ = features.shape
+    rows, columns = (
+        _rounded_up(height, patch) // patch,
+        _rounded_up(width, patch) // patch,
+    )
+    channels = tokens.shape[-1]
+    batch = -1 if tokens.shape[0] is None else tokens.shape[0] // patch**2
+    x = tf.reshape(tokens, (batch, patch**2, rows * columns, channels))
+    x = tf.transpose(x, (0, 2, 1, 3))  # [B, N, P, channels]
+    x = tf.reshape(x, (batch, rows, columns, patch**2 * channels))
+    return _resize(tf.nn.depth_to_space(x, patch), height, width)
+
+
+def _attention(node: Node, query, key, value):
+    """Attention between tokens `[batch, tokens, channels]`."""
+    batch, tokens, channels = query.shape
+    num_heads = node.options["num_heads"]
+    head_dim = channels // num_heads
+    batch = -1 if batch is None else batch
+
+    def split_heads(x):  # [batch, heads, tokens, head_dim]
+        x = tf.reshape(x, (batch, tokens, num_heads, head_dim))
+        return tf.transpose(x, (0, 2, 1, 3))
+
+    if not node.options["scaled"]:
+        query *= head_dim**-0.5
+    scores = tf.matmul(split_heads(query), split_heads(key), transpose_b=True)
+    x = tf.matmul(tf.nn.softmax(scores), split_heads(value))
+    return tf.reshape(tf.transpose(x, (0, 2, 1, 3)), (batch, tokens, channels))
+
+
+ACTIVATIONS = {
+    "linear": tf.identity,
+    "relu": tf.nn.relu,
+    "relu6": tf.nn.relu6,
+    "sigmoid": tf.sigmoid,
+    "silu": lambda x: x * tf.sigmoid(x),
+    "softmax": tf.nn.softmax,
+}
+
+
+def _activation(node: Node, x):
+    return ACTIVATIONS[node.options["function"]](x)
+
+
+OPERATIONS = {
+    "activation": _activation,
+    "add": lambda node, *inputs: functools.reduce(tf.add, inputs),
+    "attention": _attention,
+    "batch_norm": _batch_norm,
+    "concat": lambda node, *inputs: tf.concat(inputs, -1),
+    "conv": _conv,
+    "dense": _dense,
+    "depthwise": _depthwise,
+    "fold": _fold,
+    "global_average": lambda node, x: tf.reduce_mean(x, (1, 2)),
+    "layer_norm": _layer_norm,
+    "pad": _pad,
+    "rescale": _rescale,
+    "rms_norm": _rms_norm,
+    "unfold": _unfold,
+}
+
+
+def run(graph: Graph, images) -> list[tf.Tensor]:
+    """Computes a graph's outputs in the type of the images, eagerly or in a trace.
+
+    Args:
+        graph: what to compute.
+        images: `[batch, height, width, channels]`, float32 or float64.
+
+    Returns:
+        The outputs, in the order of `graph.outputs`.
+    """
+    values = {graph.input_name: tf.convert_to_tensor(images)}
+    for node in graph.in_order():
+        inputs = [values[name] for name in node.inputs]
+        values[node.name] = OPERATIONS[node.op](node, *inputs)
+    return [values[name] for name in graph.outputs]
