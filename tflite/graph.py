@@ -168,6 +168,13 @@ def _read_layer_norm(layer) -> list[tuple]:
     return [("layer_norm", weights, {"epsilon": layer.epsilon})]
 
 
+def _read_relu(layer) -> list[tuple]:
+    function = {None: "relu", 6.0: "relu6"}.get(layer.max_value)
+    if function is None or layer.negative_slope or layer.threshold:
+        raise UnknownLayer(f"Layer {layer.name!r} is neither ReLU nor ReLU6.")
+    return [("activation", {}, {"function": function})]
+
+
 def _read_padding(layer) -> list[tuple]:
     return [("pad", {}, {"padding": tuple(map(tuple, layer.padding))})]
 
@@ -193,7 +200,7 @@ READERS: dict[type, Callable] = {
         ("activation", {}, {"function": _activation_name(layer)})
     ],
     layers.Softmax: lambda layer: [("activation", {}, {"function": "softmax"})],
-    layers.ReLU: lambda layer: [("activation", {}, {"function": "relu"})],
+    layers.ReLU: _read_relu,
     layers.Add: lambda layer: [("add", {}, {})],
     layers.BatchNormalization: _read_batch_norm,
     BatchNormalization: _read_batch_norm,

@@ -13,7 +13,7 @@ from tflite.graph import Graph, Node
 
 
 def _constant(node: Node, name: str, like) -> tf.Tensor:
-    return tf.constant(node.weights[name], like.dtype, name=name)
+    return tf.constant(node.weights[name], like.dtype)
 
 
 def _add_bias(node: Node, x):
@@ -53,7 +53,6 @@ def _conv(node: Node, x):
         options["strides"],
         padding,
         dilations=options["dilations"],
-        name=node.name,
     )
     return _add_bias(node, x)
 
@@ -68,13 +67,12 @@ def _depthwise(node: Node, x):
         (1, *options["strides"], 1),
         padding,
         dilations=options["dilations"],
-        name=node.name,
     )
     return _add_bias(node, x)
 
 
 def _dense(node: Node, x):
-    return _add_bias(node, tf.matmul(x, _constant(node, "kernel", x), name=node.name))
+    return _add_bias(node, tf.matmul(x, _constant(node, "kernel", x)))
 
 
 def _batch_norm(node: Node, x):
@@ -154,20 +152,25 @@ def _fold(node: Node, tokens, features):
 
 
 def _attention(node: Node, query, key, value):
-    """Attention between tokens `[batch, tokens, channels]`."""
+    """Attention between tokens `[batch, tokens, channels]`.
+
+    Both products take their second factor transposed: then it is as long as the sum in
+    memory, which int8 kernels ask for, and floats lose nothing.
+    """
     batch, tokens, channels = query.shape
     num_heads = node.options["num_heads"]
     head_dim = channels // num_heads
     batch = -1 if batch is None else batch
 
-    def split_heads(x):  # [batch, heads, tokens, head_dim]
-        x = tf.reshape(x, (batch, tokens, num_heads, head_dim))
-        return tf.transpose(x, (0, 2, 1, 3))
+    def split_heads(x, order):
+        return tf.transpose(tf.reshape(x, (batch, tokens, num_heads, head_dim)), order)
 
     if not node.options["scaled"]:
         query *= head_dim**-0.5
-    scores = tf.matmul(split_heads(query), split_heads(key), transpose_b=True)
-    x = tf.matmul(tf.nn.softmax(scores), split_heads(value))
+    query, key = (split_heads(x, (0, 2, 1, 3)) for x in (query, key))  # [B, h, N, d]
+    value = split_heads(value, (0, 2, 3, 1))  # [B, h, d, N]
+    weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True))  # [B, h, N, N]
+    x = tf.matmul(weights, value, transpose_b=True)  # [B, h, N, d]
     return tf.reshape(tf.transpose(x, (0, 2, 1, 3)), (batch, tokens, channels))
 
 
@@ -217,5 +220,6 @@ def run(graph: Graph, images) -> list[tf.Tensor]:
     values = {graph.input_name: tf.convert_to_tensor(images)}
     for node in graph.in_order():
         inputs = [values[name] for name in node.inputs]
-        values[node.name] = OPERATIONS[node.op](node, *inputs)
+        with tf.name_scope(node.name):  # by which quantization chooses operations
+            values[node.name] = OPERATIONS[node.op](node, *inputs)
     return [values[name] for name in graph.outputs]

@@ -44,6 +44,26 @@ class LiteRTModel:
         """Shape of the input, batch first: `(1, height, width, channels)`."""
         return tuple(int(side) for side in self.input["shape"])
 
+    def quantize(self, image) -> np.ndarray:
+        """Returns real values in the input's type: rounded, and clipped to its range.
+
+        A cast alone would wrap around: 128 becomes -128 in int8.
+        """
+        dtype = np.dtype(self.input["dtype"])
+        if not np.issubdtype(dtype, np.integer):
+            return np.asarray(image, dtype)
+        scale, zero_point = self.input["quantization"]
+        limits = np.iinfo(dtype)
+        steps = np.round(np.asarray(image) / scale) + zero_point
+        return np.clip(steps, limits.min, limits.max).astype(dtype)
+
+    def dequantize(self, values) -> np.ndarray:
+        """Returns an output as real values."""
+        if not np.issubdtype(values.dtype, np.integer):
+            return values
+        scale, zero_point = self.output["quantization"]
+        return (values.astype(np.float32) - zero_point) * np.float32(scale)
+
     def invoke(self, image) -> np.ndarray:
         """Runs one input of exactly the file's shape and type."""
         self.interpreter.set_tensor(self.input["index"], image)
@@ -57,9 +77,11 @@ class LiteRTModel:
             images: float32 `[images, height, width, channels]`.
 
         Returns:
-            The outputs, `[images, ...]`.
+            The outputs, `[images, ...]`, also of an integer file as real values.
         """
-        return np.concatenate([self.invoke(image[None]) for image in images])
+        return np.concatenate(
+            [self.dequantize(self.invoke(self.quantize(x[None]))) for x in images]
+        )
 
     def xnnpack_partitions(self) -> int:
         """Counts the pieces that XNNPACK runs; 1 is a graph taken whole."""
