@@ -9,39 +9,116 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_mobilevit import MobileViT_XXS
-from tflite import convert, opcheck, parity
+from tflite import convert, gpu, parity
+from tflite.card import CHECKS, refuse_faults
+from tflite.converter import output_kind, tflite_content
+from tflite.formats import FORMATS
+from tflite.images import ImageSet, check_calibration_images, load_images
+from train.litert import LiteRTModel
 
 ROOT = Path(__file__).parents[1]
 
 
+class Setup:
+    """A model, its conversion and what its outputs must be."""
+
+    def __init__(self, model: keras.Model, size: int = 64, rewrite: bool = True):
+        found = load_images("digits", "validation", 8, size, 1.0)
+        self.reference = convert.make_reference(model, found)
+        self.conversion = convert.prepare(
+            model, size, rewrite, lambda: self.reference.images, fine_tuned=None
+        )
+
+    def convert(self, folder: Path, file_format: str = "fp32", **options) -> dict:
+        output = folder / "model.tflite"
+        return convert.convert(
+            self.conversion, file_format, self.reference, output, {}, **options
+        )
+
+
 @pytest.fixture(scope="module")
-def model():
-    return MobileViT_XXS(
-        weights=None,
-        classes=10,
-        classifier_activation=None,
-        input_shape=(None, None, 3),
+def setup() -> Setup:
+    return Setup(
+        MobileViT_XXS(
+            weights=None,
+            classes=10,
+            classifier_activation=None,
+            input_shape=(None, None, 3),
+        )
     )
 
 
-@pytest.fixture(scope="module")
-def images() -> np.ndarray:
-    return convert.real_images("digits", 64, 1.0)[:4]
+# Random weights give some maps ranges that no trained network has.
+RANDOM = ("outside", "psnr", "accuracy")
 
 
-def test_converted_file_and_card(model, images, tmp_path):
-    output = tmp_path / "model.tflite"
-    card = convert.convert(model, "fp32", 64, images, output, {"model": "test"})
+@pytest.mark.parametrize(
+    ("file_format", "dtype", "size_ratio"),
+    [
+        ("fp32", "float32", 1.0),
+        ("fp16", "float32", 0.53),
+        ("dynamic", "float32", 0.34),
+        ("int8-mixed", "float32", 0.34),
+        ("int8", "int8", 0.34),
+    ],
+)
+def test_every_format(setup, file_format, dtype, size_ratio, tmp_path):
+    allowed = RANDOM if file_format.startswith("int8") else ()
+    card = setup.convert(tmp_path, file_format, allowed=allowed)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.tflite"]
     assert json.loads((tmp_path / "model.json").read_text()) == card
     assert card["input"]["shape"] == [1, 64, 64, 3]
+    assert card["input"]["dtype"] == card["output"]["dtype"] == dtype
     assert card["output"]["shape"] == [1, 10]
     assert card["max_rank"] == 4
-    assert card["xnnpack_partitions"] == 1
+    assert card["foreign_ops"] == []
+    assert card["bytes"] == (tmp_path / "model.tflite").stat().st_size
+    assert card["bytes"] <= size_ratio * len(setup.conversion.float32)
+    assert card["parity"]["images"] == len(setup.reference.images)
+    if file_format != "int8":
+        assert card["xnnpack"]["partitions"] == (
+            2 if card["xnnpack"]["ops_outside"] else 1
+        )
+    signature = LiteRTModel(tmp_path / "model.tflite").interpreter.get_signature_list()
+    assert signature == {
+        "serving_default": {"inputs": ["images"], "outputs": ["logits"]}
+    }
+
+
+def test_integers_from_input_to_output_but_for_nothing(setup, tmp_path):
+    card = setup.convert(tmp_path, "int8", allowed=RANDOM)
+    assert set(card["float_ops"]) <= {"DEPTH_TO_SPACE"}
+    mixed = setup.convert(tmp_path, "int8-mixed", allowed=RANDOM)
+    assert mixed["float_ops"]["SOFTMAX"] == 9
+    assert mixed["float_ops"]["RSQRT"] == 21
+    assert not {"CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL"} & set(mixed["float_ops"])
+
+
+def test_half_sums_are_allowed(setup, tmp_path):
+    setup.convert(tmp_path, "fp16")
+    content = (tmp_path / "model.tflite").read_bytes()
+    assert b"reduced_precision_support" in content
+    assert b"fp16accfp16" in content
+
+
+def test_the_model_as_it_is(tmp_path):
+    setup = Setup(MobileViT_XXS(weights=None, input_shape=(64, 64, 3)), rewrite=False)
+    card = setup.convert(tmp_path)
+    assert not card["rewritten"]
     assert card["parity"]["max_abs"] <= 1e-4
-    assert card["bytes"] == output.stat().st_size
+
+
+def test_an_unknown_layer_is_named_and_can_be_converted_as_it_is(tmp_path):
+    inputs = keras.Input((64, 64, 3))
+    x = keras.layers.Cropping2D(2, name="cut")(inputs)
+    x = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, x)
+    with pytest.raises(ValueError, match="'cut' of type Cropping2D.*--no_rewrite"):
+        Setup(model)
+    assert Setup(model, rewrite=False).convert(tmp_path)["max_rank"] == 4
 
 
 def test_probabilities_are_compared_as_logits():
@@ -51,30 +128,34 @@ def test_probabilities_are_compared_as_logits():
     )
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
     outputs = [model(images).numpy() for model in (first, second)]
-    assert convert.output_kind(first) == "probabilities"
+    assert output_kind(first) == "probabilities"
     assert parity.compare(*outputs)["max_abs"] < 1e-3
     assert parity.compare(*outputs, are_probabilities=True)["max_abs"] > 1e-2
 
 
-def test_the_card_tells_probabilities_and_the_range_of_the_values(images, tmp_path):
-    model = MobileViT_XXS(
-        weights=None, classes=3, input_shape=(64, 64, 3), include_preprocessing=False
+def test_the_card_tells_probabilities_and_the_range_of_the_values(tmp_path):
+    setup = Setup(
+        MobileViT_XXS(
+            weights=None,
+            classes=3,
+            input_shape=(64, 64, 3),
+            include_preprocessing=False,
+        )
     )
-    card = convert.convert(model, "fp32", 64, images, tmp_path / "m.tflite", {})
+    card = setup.convert(tmp_path)
     assert card["input"]["name"] == "images"
     assert card["input"]["meaning"] == "RGB image, values in [0, 1]"
     assert card["output"]["name"] == "probabilities"
     assert card["parity"]["max_abs"] <= 1e-4
+    assert card["accuracy"] is None  # the digits have other classes
 
 
-def test_what_tflite_cannot_express_is_refused(images, tmp_path):
+def test_what_tflite_cannot_express_is_refused(tmp_path):
     inputs = keras.Input((64, 64, 3))
     x = keras.ops.linalg.det(inputs[..., :3, :3, 0] + keras.ops.eye(3))[:, None]
     x = keras.ops.concatenate([keras.ops.reshape(x, (-1, 1))] * 2, axis=-1)
     with pytest.raises(ValueError, match="TFLite's own operations cannot express"):
-        convert.convert(
-            keras.Model(inputs, x), "fp32", 64, images, tmp_path / "m.tflite", {}
-        )
+        Setup(keras.Model(inputs, x), rewrite=False).convert(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -97,37 +178,124 @@ def test_images_that_cannot_be_read_are_told(tmp_path):
         (tmp_path / split / "a").mkdir(parents=True)
         (tmp_path / split / "a" / "cut.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="can be read"):
-        convert.real_images(f"folder:{tmp_path}", 64, 1.0)
+        load_images(f"folder:{tmp_path}", "validation", 8, 64, 1.0)
 
 
 def test_images_come_from_all_classes():
-    images = convert.real_images("digits", 48, 1.0)
+    found = load_images("digits", "validation", 32, 48, 1.0)
+    images = found.images
     assert 32 <= len(images) <= 40
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) > 30
+    assert set(found.labels) == set(range(10))
 
 
-def test_a_file_that_differs_is_not_left_behind(model, images, tmp_path, monkeypatch):
-    monkeypatch.setitem(parity.THRESHOLDS, "fp32", 0.0)
-    with pytest.raises(ValueError, match="differ from Keras's by up to"):
-        convert.convert(model, "fp32", 64, images, tmp_path / "model.tflite", {})
+def image_set(images) -> ImageSet:
+    return ImageSet("folder:x", ("a",), np.asarray(images), np.zeros(len(images)))
+
+
+def test_equal_calibration_images_are_refused():
+    with pytest.raises(ValueError, match="All 3 .* equal.*clip every other image"):
+        check_calibration_images(image_set(np.full((3, 4, 4, 3), 9)), 3)
+
+
+@pytest.mark.parametrize(
+    ("count", "largest", "warning"),
+    [(20, 255, "Only 20 calibration images"), (60, 1, "nearly black"), (60, 255, "")],
+)
+def test_poor_calibration_images_are_told(count, largest, warning, caplog):
+    images = np.random.default_rng(0).integers(0, largest + 1, (count, 8, 8, 3))
+    check_calibration_images(image_set(images), 200)
+    assert warning in caplog.text
+    assert bool(caplog.text) == bool(warning)
+
+
+def test_a_file_that_differs_is_not_left_behind(setup, tmp_path, monkeypatch):
+    monkeypatch.setitem(FORMATS["fp32"].limits, "parity", 0.0)
+    with pytest.raises(ValueError, match=r"differ from Keras's .*--allow=parity"):
+        setup.convert(tmp_path)
     assert list(tmp_path.iterdir()) == []
+    assert setup.convert(tmp_path, allowed=["parity"])["allowed"] == ["parity"]
 
 
 def test_another_size_than_the_models_is_refused():
     model = MobileViT_XXS(weights=None, input_shape=(64, 64, 3))
     with pytest.raises(ValueError, match=r"takes images of 64x64.*--size=96"):
-        convert.make_converter(model, 96)
+        convert.prepare(model, 96, True, None, None)
 
 
-def test_nan_is_a_difference():
-    outputs = np.array([[np.nan, 1.0]])
-    with pytest.raises(ValueError, match="nan"):
-        parity.refuse_difference(parity.compare(outputs, outputs), "fp32")
+GOOD_CARD = {
+    "format": "fp32",
+    "foreign_ops": [],
+    "max_rank": 4,
+    "xnnpack": {"partitions": 1, "ops_outside": {}},
+    "parity": {"max_abs": 1e-6, "psnr_db": 140.0},
+    "accuracy": {"top1": 70.0, "keras_top1": 70.0},
+    "gpu": "not checked",
+}
 
 
-def test_foreign_operations_are_refused():
-    with pytest.raises(ValueError, match="FlexConv2D"):
-        opcheck.refuse_custom_ops({"CONV_2D": 1, "FlexConv2D": 2})
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"foreign_ops": ["FlexConv2D"]}, "does not have: FlexConv2D"),
+        ({"max_rank": 6}, r"rank 6; GPUs take at most 4 \(--allow=rank\)"),
+        ({"xnnpack": {"ops_outside": {"RSQRT": 2}}}, "outside XNNPACK: 2"),
+        ({"parity": {"max_abs": np.nan, "psnr_db": 140.0}}, "up to nan"),
+        ({"parity": {"max_abs": 0.0, "psnr_db": np.nan}}, "PSNR in dB .* nan"),
+        ({"accuracy": {"top1": 69.0, "keras_top1": 70.0}}, "against Keras: 1; at most"),
+        ({"accuracy": None}, None),
+        (
+            {"gpu": {"fully_accelerated": False, "max_abs": None, "error": "no MUL"}},
+            "not taken whole by the GPU: no MUL",
+        ),
+        (
+            {"gpu": {"fully_accelerated": True, "max_abs": 0.5, "error": ""}},
+            "on the GPU that differ from the CPU's by up to 0.5",
+        ),
+    ],
+)
+def test_every_fault_is_told(change: dict, message: str | None):
+    limits = {**FORMATS["fp32"].limits, "psnr": 50.0}
+    if message is None:
+        refuse_faults(GOOD_CARD | change, limits)
+        return
+    with pytest.raises(ValueError, match=message):
+        refuse_faults(GOOD_CARD | change, limits)
+    refuse_faults(GOOD_CARD | change, limits, allowed=CHECKS)
+
+
+@pytest.mark.skipif(gpu.find_driver() is None, reason="no Vulkan driver: see `gpu.py`")
+@pytest.mark.parametrize("file_format", ["fp32", "fp16"])
+def test_gpus_take_all_of_it(setup, file_format, tmp_path):
+    card = setup.convert(tmp_path, file_format, check_gpu=True)
+    assert card["gpu"]["fully_accelerated"]
+    assert card["gpu"]["max_abs"] <= 1e-3
+
+
+@pytest.mark.skipif(gpu.find_driver() is None, reason="no Vulkan driver: see `gpu.py`")
+def test_the_gpu_check_can_fail(tmp_path):
+    @tf.function(input_signature=[tf.TensorSpec([1, 8, 8, 3], tf.float32, "images")])
+    def serve(images):  # rank 6
+        x = tf.reshape(images, (1, 4, 2, 4, 2, 3))
+        return {"y": tf.reshape(tf.transpose(x, (0, 2, 4, 1, 3, 5)), (1, 192))}
+
+    path = tmp_path / "m.tflite"
+    path.write_bytes(tflite_content(serve))
+    verdict = gpu.check_gpu(path, np.ones((1, 8, 8, 3), np.float32))
+    assert not verdict.fully_accelerated
+
+
+def test_no_driver_says_how_to_get_one(monkeypatch):
+    monkeypatch.setattr(gpu, "find_driver", lambda: None)
+    with pytest.raises(ValueError, match="apt install chromium libvulkan1"):
+        gpu.require_driver()
+
+
+def test_the_help_tells_which_format_is_for_what():
+    for name, row in FORMATS.items():
+        assert f"  {name} " in convert.__doc__
+        assert row.purpose.split()[0] in convert.__doc__
 
 
 @pytest.mark.parametrize(
@@ -136,6 +304,7 @@ def test_foreign_operations_are_refused():
         (["--model=nonsense"], "mobilevit_xxs, mobilevit_xs, mobilevit_s"),
         (["--model=mobilevit_xxs", "--formats=int2"], "Expected some of: fp32"),
         (["--model=mobilevit_xxs", "--size=0"], "at least 32"),
+        (["--model=mobilevit_xxs", "--allow=all"], "Expected some of: foreign"),
         (["--model=missing.keras"], "There is no file missing.keras"),
         (["--model=runs/demo"], "Or the path of a `.keras` file"),
     ],

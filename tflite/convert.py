@@ -3,17 +3,21 @@
 Examples:
 
   python tflite/convert.py --model=runs/demo/best.keras --size=48 --output_dir=out
-  python tflite/convert.py --model=mobilevit_xxs --weights=none --size=256 \\
-      --output_dir=out
+  python tflite/convert.py --model=runs/photos/best.keras --size=256 \\
+      --formats=fp32,fp16,dynamic,int8-mixed,int8 --output_dir=out
+  python tflite/convert.py --model=mobilevit_xxs --weights=none --output_dir=out
 
-Writes <name>_<size>_<format>.tflite with batch 1 and TFLite's own operations only, runs
-it beside Keras on real images, and leaves no file if the outputs differ beyond the
-format's threshold. A JSON card beside it says what it is: inputs, outputs, labels,
-operations, size, parity, versions.
+Writes <name>_<size>_<format>.tflite with batch 1 and TFLite's own operations only. The
+network is first rewritten into a faster one with the same outputs: batch normalization
+and scales folded, no tensor above rank 4, one piece on XNNPACK and on GPUs. Each file
+is run beside Keras on validation images; if it misses a limit of its format, none is
+left (--allow=NAME lets one pass). A JSON card beside it says what it is: input, output,
+labels, operations, size, parity, accuracy, versions.
 
 Formats:
 
-  fp32   32-bit floats: the reference, for any CPU or GPU.
+{formats}
+
 """
 
 import os
@@ -25,41 +29,44 @@ if not __package__:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whose converter this is
 
-import hashlib
-import importlib.metadata
+import dataclasses
 import json
+import tempfile
+import textwrap
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
-import keras_mobilevit
-from keras_mobilevit.classifier import build_classifier, returns_probabilities
+from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.configs import MIN_SIZE, get_config
 from keras_mobilevit.files import whole_file
 from keras_mobilevit.preprocessing import largest_value
 from keras_mobilevit.weights import load_model_file
-from tflite import opcheck, parity
+from tflite import card as cards
+from tflite import gpu, parity
+from tflite.converter import output_kind, trace_graph, trace_model
+from tflite.formats import FORMATS, Conversion
+from tflite.graph import UnknownLayer, read_model
+from tflite.images import ImageSet, check_calibration_images, load_images
+from tflite.rewrites import deployment_graph
 from train.config import load_config
-from train.data import eval_batches
 from train.litert import LiteRTModel
-from train.sources import evenly_spaced, load_source
 
-PARITY_IMAGES = 32
+KERAS_BATCH = 32
 
-
-def _convert_fp32(converter) -> bytes:
-    try:
-        return converter.convert()
-    except Exception as error:  # the converter's own kind has no public name
-        raise ValueError(
-            f"TFLite's own operations cannot express this model: {error}"
-        ) from error
-
-
-# From a converter to the bytes of a file.
-FORMATS = {"fp32": _convert_fp32}
+__doc__ = __doc__.format(
+    formats="\n".join(
+        textwrap.fill(
+            row.purpose,
+            88,
+            initial_indent=f"  {name:<12}",
+            subsequent_indent=" " * 14,
+        )
+        for name, row in FORMATS.items()
+    )
+)
 
 
 def load_model(model: str, weights: str = "none") -> keras.Model:
@@ -112,16 +119,35 @@ def _load_keras_file(path: str) -> keras.Model:
     return loaded
 
 
-def output_kind(model: keras.Model) -> str:
-    """Returns `"probabilities"` if the model ends in a softmax, else `"logits"`."""
-    return "probabilities" if returns_probabilities(model) else "logits"
+def _deployment_graph(model: keras.Model, size: int, rewrite: bool):
+    if not rewrite:
+        return None
+    try:
+        return deployment_graph(read_model(model, size, size))
+    except UnknownLayer as error:
+        raise ValueError(
+            f"{error} --no_rewrite converts the model as it is, slower on CPUs and "
+            "perhaps not for GPUs."
+        ) from error
 
 
-def make_converter(model: keras.Model, size: int) -> tf.lite.TFLiteConverter:
-    """Makes a TFLite converter for one square image of a fixed size.
+def prepare(
+    model: keras.Model, size: int, rewrite: bool, calibration_images, fine_tuned
+) -> Conversion:
+    """Prepares the conversion of a model for square images.
 
-    A free batch dimension would leave the file full of shape arithmetic, which
-    delegates refuse; so the function is traced at batch 1.
+    Args:
+        model: an image classifier.
+        size: side of the image in pixels.
+        rewrite: whether to convert the deployment graph, not the model as it is.
+        calibration_images, fine_tuned: see `Conversion`.
+
+    Returns:
+        The `Conversion`.
+
+    Raises:
+        ValueError: if the model takes images of another size, or has a layer that the
+            rewriting does not know.
     """
     height, width, channels = model.inputs[0].shape[1:]
     if {height, width} - {None, size}:
@@ -129,132 +155,121 @@ def make_converter(model: keras.Model, size: int) -> tf.lite.TFLiteConverter:
             f"{model.name} takes images of {height}x{width} pixels only. "
             f"Received: --size={size}."
         )
-
-    @tf.function(
-        input_signature=[tf.TensorSpec([1, size, size, channels], tf.float32, "images")]
-    )
-    def serve(images):
-        return {output_kind(model): model(images, training=False)}
-
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [serve.get_concrete_function()], serve
-    )
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    return converter
+    graph, name = _deployment_graph(model, size, rewrite), output_kind(model)
+    if graph is not None:
+        serve = trace_graph(graph, name)
+    else:
+        shape = (size, size, channels)
+        serve = trace_model(lambda x: model(x, training=False), shape, name)
+    return Conversion(serve, graph, calibration_images, fine_tuned)
 
 
-def real_images(data: str, size: int, crop_fraction: float) -> np.ndarray:
-    """Loads validation images from all over the split, as evaluation sees them.
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What Keras says of the validation images.
 
-    Args:
-        data: `digits`, `folder:PATH` or `tfds:NAME`.
-        size: side in pixels.
-        crop_fraction: see `resize_and_center_crop`.
-
-    Returns:
-        float32 `[images, size, size, 3]`, values in [0, 255].
-
-    Raises:
-        ValueError: if there is no such data, or no image of it can be read.
+    Attributes:
+        model: the Keras model.
+        validation: the images.
+        images: float32, in the range that the model takes.
+        outputs: `[images, classes]`.
+        has_labels: whether the model's classes are the data's.
     """
-    source = evenly_spaced(load_source(data), "validation", PARITY_IMAGES)
-    batches = eval_batches(source, "validation", size, PARITY_IMAGES, crop_fraction)
-    batch = next(iter(batches))
-    images = batch["image"].numpy()[batch["weight"].numpy() > 0]
-    if not len(images):
-        raise ValueError(f"None of the {PARITY_IMAGES} images of {data} can be read.")
-    return images.astype(np.float32)
+
+    model: keras.Model
+    validation: ImageSet
+    images: np.ndarray
+    outputs: np.ndarray
+    has_labels: bool
+
+    def top1(self, outputs) -> float:
+        """Returns the percentage of images whose best class is right."""
+        return float(100 * np.mean(outputs.argmax(-1) == self.validation.labels))
 
 
-def _versions() -> dict[str, str]:
-    packages = ("tensorflow", "keras", "ai-edge-litert", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {"keras_mobilevit": keras_mobilevit.__version__, **versions}
+def make_reference(model: keras.Model, validation: ImageSet) -> Reference:
+    """Runs the Keras model on the validation images."""
+    images = validation.images.astype(np.float32)
+    images *= np.float32(largest_value(model) / 255)
+    outputs = model.predict(images, KERAS_BATCH, verbose=0)
+    has_labels = outputs.shape[-1] == len(validation.class_names)
+    return Reference(model, validation, images, outputs, has_labels)
 
 
-def make_card(
-    path: Path, file_format: str, model: keras.Model, agreement: dict
-) -> dict:
-    """Describes a converted file.
-
-    Args:
-        path: of the file.
-        file_format: a key of `FORMATS`.
-        model: what it was made of.
-        agreement: what `parity.compare` returned.
-
-    Returns:
-        A dict for JSON.
-    """
-    litert = LiteRTModel(path)
-    content = path.read_bytes()
-
-    def describe(name: str, tensor, meaning: str) -> dict:
-        return {
-            "name": name,
-            "shape": [int(side) for side in tensor["shape"]],
-            "dtype": np.dtype(tensor["dtype"]).name,
-            "meaning": meaning,
-        }
-
-    return {
-        "format": file_format,
-        "input": describe(
-            "images", litert.input, f"RGB image, values in [0, {largest_value(model)}]"
-        ),
-        "output": describe(output_kind(model), litert.output, "one for each class"),
-        "ops": opcheck.count_ops(path),
-        "max_rank": opcheck.max_rank(path),
-        "xnnpack_partitions": litert.xnnpack_partitions(),
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "parity": {**agreement, "threshold": parity.THRESHOLDS[file_format]},
-        "versions": _versions(),
+def _compare(path, reference: Reference) -> dict:
+    """Returns the parts of the card for which the file is run."""
+    model = reference.model
+    outputs = LiteRTModel(path, os.cpu_count()).predict(reference.images)
+    agreement = parity.compare(
+        reference.outputs,
+        outputs,
+        are_probabilities=output_kind(model) == "probabilities",
+    )
+    described = {
+        "data": reference.validation.data,
+        "split": "validation",
+        "images": len(outputs),
     }
+    accuracy = None
+    if reference.has_labels:
+        accuracy = described | {
+            "top1": reference.top1(outputs),
+            "keras_top1": reference.top1(reference.outputs),
+        }
+    return {"parity": agreement | described, "accuracy": accuracy}
+
+
+def _gpu_verdict(path, reference: Reference) -> dict:
+    image = LiteRTModel(path).quantize(reference.images[:1])
+    return dataclasses.asdict(gpu.check_gpu(path, image))
 
 
 def convert(
-    model: keras.Model,
+    conversion: Conversion,
     file_format: str,
-    size: int,
-    images,
+    reference: Reference,
     output: Path,
     provenance: dict,
+    allowed=(),
+    check_gpu: bool = False,
 ) -> dict:
     """Converts a model, checks the file, and writes it with its card.
 
     Args:
-        model: an image classifier.
+        conversion: of the model.
         file_format: a key of `FORMATS`.
-        size: side of the image in pixels.
-        images: float32 `[images, size, size, channels]` with values in [0, 255], to
-            compare the outputs on.
+        reference: what its outputs must be.
         output: path of the `.tflite`; the card gets the ending `.json`.
         provenance: more entries of the card.
+        allowed: names of checks that may fail, see `tflite.card.CHECKS`.
+        check_gpu: whether to run the file on the GPU accelerator too.
 
     Returns:
         The card.
 
     Raises:
-        ValueError: if the file needs foreign operations or its outputs differ too
-            much; nothing is left behind then.
+        ValueError: if the file misses a limit of its format; nothing is left behind
+            then.
     """
-    content = FORMATS[file_format](make_converter(model, size))
-    images = images * (largest_value(model) / 255)
-    reference = np.concatenate(
-        [model(image[None], training=False).numpy() for image in images]
-    )
+    content = FORMATS[file_format].make(conversion)
+    model = reference.model
     with whole_file(output) as temporary:
         temporary.write_bytes(content)
-        opcheck.refuse_custom_ops(opcheck.count_ops(temporary))
-        agreement = parity.compare(
-            reference,
-            LiteRTModel(temporary).predict(images),
-            are_probabilities=output_kind(model) == "probabilities",
+        described = cards.describe_file(
+            temporary, output_kind(model), largest_value(model)
         )
-        agreement["images"] = len(images)
-        parity.refuse_difference(agreement, file_format)
-        card = provenance | make_card(temporary, file_format, model, agreement)
+        verdict = _gpu_verdict(temporary, reference) if check_gpu else "not checked"
+        card = {
+            **provenance,
+            "format": file_format,
+            "rewritten": conversion.graph is not None,
+            **described,
+            "gpu": verdict,
+            **_compare(temporary, reference),
+            "limits": FORMATS[file_format].limits,
+            "allowed": list(allowed),
+        }
+        cards.refuse_faults(card, FORMATS[file_format].limits, allowed)
         with whole_file(output.with_suffix(".json")) as card_path:
             card_path.write_text(json.dumps(card, indent=2) + "\n")
     return card
@@ -273,34 +288,70 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "data",
         None,
-        "Real images for the comparison: digits, folder:PATH or tfds:NAME. By default "
-        "what a .keras file was trained on, if config.json is beside it, else digits.",
+        "Validation images for parity and accuracy: digits, folder:PATH or tfds:NAME. "
+        "By default what a .keras file was trained on, if config.json is beside it, "
+        "else digits.",
     )
+    flags.DEFINE_integer(
+        "eval_images", 200, "How many of them, from all over the split; 0 for all."
+    )
+    flags.DEFINE_string(
+        "calibration",
+        None,
+        "Training images that set the ranges of the int8 formats: digits, folder:PATH "
+        "or tfds:NAME. By default --data.",
+    )
+    flags.DEFINE_integer("calibration_images", 200, "How many of them; 0 for all.")
     flags.DEFINE_float(
         "crop",
         None,
         "Part of their short side that is used, in (0, 1]. By default as at the "
         "training's evaluation, else 1.",
     )
+    flags.DEFINE_list(
+        "allow", [], f"Limits that may be missed: {', '.join(cards.CHECKS)}."
+    )
+    flags.DEFINE_bool(
+        "no_rewrite", False, "Convert the model as it is, with any layers."
+    )
+    flags.DEFINE_bool(
+        "check_gpu",
+        False,
+        "Run the files on LiteRT's GPU accelerator too: any GPU, or SwiftShader "
+        "(apt install chromium libvulkan1).",
+    )
     flags.mark_flags_as_required(["model", "output_dir"])
 
 
+def _check_names(flag: str, names: list[str], known) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(
+            f"Unknown {flag}: {', '.join(unknown)}. Expected some of: "
+            f"{', '.join(known)}."
+        )
+
+
 def _check_flags() -> Path:
-    unknown = [name for name in flags.FLAGS.formats if name not in FORMATS]
-    if unknown or not flags.FLAGS.formats:
-        raise ValueError(
-            f"Unknown formats: {', '.join(unknown) or 'none given'}. "
-            f"Expected some of: {', '.join(FORMATS)}."
-        )
-    if flags.FLAGS.size < MIN_SIZE:
-        raise ValueError(
-            f"--size must be at least {MIN_SIZE}. Received: {flags.FLAGS.size}."
-        )
-    if flags.FLAGS.crop is not None and not 0 < flags.FLAGS.crop <= 1:
-        raise ValueError(f"--crop must be in (0, 1]. Received: {flags.FLAGS.crop}.")
-    folder = Path(flags.FLAGS.output_dir).expanduser()
+    args = flags.FLAGS
+    if not args.formats:
+        raise ValueError(f"--formats needs one or more of: {', '.join(FORMATS)}.")
+    _check_names("formats", args.formats, FORMATS)
+    _check_names("limits in --allow", args.allow, cards.CHECKS)
+    if args.size < MIN_SIZE:
+        raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
+    if args.crop is not None and not 0 < args.crop <= 1:
+        raise ValueError(f"--crop must be in (0, 1]. Received: {args.crop}.")
+    for name in ("eval_images", "calibration_images"):
+        if args[name].value < 0:
+            raise ValueError(f"--{name} must not be negative.")
+    if args.check_gpu:
+        gpu.require_driver()
+    folder = Path(args.output_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ValueError(f"Cannot write into --output_dir: {error}.") from error
     return folder
@@ -318,8 +369,8 @@ def _labels_beside(path: str, classes: int) -> list[str]:
     return labels
 
 
-def _images_and_provenance(args, model: keras.Model) -> tuple[np.ndarray, dict]:
-    """Returns the images to compare on, and what the card says of the model."""
+def _provenance(args, model: keras.Model) -> tuple[dict, str, float]:
+    """Returns what the card says of the model, its data, and the evaluation's crop."""
     data, crop = "digits", 1.0
     if args.model.endswith(".keras"):
         labels = _labels_beside(args.model, model.output_shape[-1])
@@ -330,9 +381,40 @@ def _images_and_provenance(args, model: keras.Model) -> tuple[np.ndarray, dict]:
             data, crop = config.data, config.eval_crop
     else:
         provenance = {"model": args.model, "weights": args.weights}
-    data, crop = args.data or data, args.crop or crop
-    provenance["parity_data"] = data
-    return real_images(data, args.size, crop), provenance
+    return provenance, args.data or data, args.crop or crop
+
+
+def _summary(path: Path, card: dict) -> str:
+    accuracy = card["accuracy"]
+    parts = [
+        f"{card['bytes'] / 1e6:.2f} MB",
+        f"{card['xnnpack']['partitions']} XNNPACK partitions",
+        f"max abs difference {card['parity']['max_abs']:.1e}",
+        f"PSNR {card['parity']['psnr_db']:.0f} dB",
+        f"top-1 {accuracy['top1']:.2f} % (Keras {accuracy['keras_top1']:.2f} %)"
+        if accuracy
+        else f"top-1 agreement {100 * card['parity']['top1_agreement']:.1f} %",
+        f"on {card['parity']['images']} images",
+    ]
+    return f"{path}: {', '.join(parts)}"
+
+
+def _conversion_from_flags(args, model, data: str, crop: float) -> Conversion:
+    calibration = args.calibration or data
+
+    def calibration_images() -> np.ndarray:
+        count = args.calibration_images
+        found = load_images(calibration, "train", count, args.size, crop)
+        check_calibration_images(found, count)
+        scale = np.float32(largest_value(model) / 255)
+        return found.images.astype(np.float32) * scale
+
+    def fine_tuned():
+        raise NotImplementedError
+
+    return prepare(
+        model, args.size, not args.no_rewrite, calibration_images, fine_tuned
+    )
 
 
 def main(argv) -> None:
@@ -342,25 +424,30 @@ def main(argv) -> None:
     try:
         folder = _check_flags()
         model = load_model(args.model, args.weights)
-        images, provenance = _images_and_provenance(args, model)
-        for file_format in dict.fromkeys(args.formats):
-            path = folder / f"{Path(args.model).stem}_{args.size}_{file_format}.tflite"
-            card = convert(model, file_format, args.size, images, path, provenance)
-            logging.info(
-                "%s: %.2f MB, %d XNNPACK partitions, max abs difference %.1e on %d "
-                "images",
+        provenance, data, crop = _provenance(args, model)
+        conversion = _conversion_from_flags(args, model, data, crop)
+        validation = load_images(data, "validation", args.eval_images, args.size, crop)
+        reference = make_reference(model, validation)
+        for name in dict.fromkeys(args.formats):
+            path = folder / f"{Path(args.model).stem}_{args.size}_{name}.tflite"
+            card = convert(
+                conversion,
+                name,
+                reference,
                 path,
-                card["bytes"] / 1e6,
-                card["xnnpack_partitions"],
-                card["parity"]["max_abs"],
-                len(images),
+                provenance,
+                args.allow,
+                args.check_gpu,
             )
+            print(_summary(path, card), flush=True)
     except (ValueError, OSError) as error:
         logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.INFO)
+    # Warnings only: TensorFlow and the quantizer tell every step otherwise.
+    logging.set_verbosity(logging.WARNING)
+    tf.get_logger().setLevel("WARNING")
     define_flags()
     app.run(main)

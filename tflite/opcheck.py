@@ -10,6 +10,24 @@ _OP_NAMES = {
     for name, value in vars(schema.BuiltinOperator).items()
     if not name.startswith("_")
 }
+_FLOATS = (schema.TensorType.FLOAT32, schema.TensorType.FLOAT16)
+
+
+def op_name(model, operator) -> str:
+    """Returns the name of an operation; a custom one has its own."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    # Old files hold the code in the one-byte field.
+    builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
+    is_custom = builtin == schema.BuiltinOperator.CUSTOM
+    return code.customCode.decode() if is_custom else _OP_NAMES[builtin]
+
+
+def _read(path):
+    return schema.ModelT.InitFromPackedBuf(Path(path).read_bytes())
+
+
+def _count(names) -> dict[str, int]:
+    return dict(collections.Counter(names).most_common())
 
 
 def count_ops(path) -> dict[str, int]:
@@ -18,36 +36,36 @@ def count_ops(path) -> dict[str, int]:
     A custom operation stands under its own name; `Flex...` is one of TensorFlow's,
     which needs a runtime that most applications do not ship.
     """
-    model = schema.ModelT.InitFromPackedBuf(Path(path).read_bytes())
-    names = []
-    for code in model.operatorCodes:
-        # Old files hold the code in the one-byte field.
-        builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
-        is_custom = builtin == schema.BuiltinOperator.CUSTOM
-        names.append(code.customCode.decode() if is_custom else _OP_NAMES[builtin])
-    counts = collections.Counter(
-        names[operator.opcodeIndex]
+    model = _read(path)
+    graphs = model.subgraphs
+    return _count(op_name(model, op) for graph in graphs for op in graph.operators)
+
+
+def count_float_ops(path) -> dict[str, int]:
+    """Counts the operations that return floats, in an integer file its float islands.
+
+    Not counted are those that only change the type.
+    """
+    model = _read(path)
+    return _count(
+        op_name(model, operator)
         for graph in model.subgraphs
         for operator in graph.operators
+        if graph.tensors[operator.outputs[0]].type in _FLOATS
+        and op_name(model, operator) != "DEQUANTIZE"
     )
-    return dict(counts.most_common())
 
 
 def max_rank(path) -> int:
     """Returns the highest rank of any tensor; GPU delegates refuse more than 4."""
-    model = schema.ModelT.InitFromPackedBuf(Path(path).read_bytes())
     return max(
         len(tensor.shape)
-        for graph in model.subgraphs
+        for graph in _read(path).subgraphs
         for tensor in graph.tensors
         if tensor.shape is not None
     )
 
 
-def refuse_custom_ops(ops: dict[str, int]) -> None:
-    """Raises a ValueError if any operation is not one of TFLite's own."""
-    custom = sorted(set(ops) - set(_OP_NAMES.values()))
-    if custom:
-        raise ValueError(
-            f"The file needs operations that TFLite does not have: {', '.join(custom)}."
-        )
+def foreign_ops(ops: dict[str, int]) -> list[str]:
+    """Returns those of counted operations that are not TFLite's own."""
+    return sorted(set(ops) - set(_OP_NAMES.values()))

@@ -1,5 +1,6 @@
 """Runs a `.tflite` file with LiteRT, in arrays."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +84,32 @@ class LiteRTModel:
             [self.dequantize(self.invoke(self.quantize(x[None]))) for x in images]
         )
 
-    def xnnpack_partitions(self) -> int:
-        """Counts the pieces that XNNPACK runs; 1 is a graph taken whole."""
+    def _nodes(self) -> tuple[list[dict], list[dict]]:
+        """Returns the pieces that XNNPACK runs, and the operations of the file."""
         # The only way to ask: the interpreter has no public list of its nodes.
-        details = self.interpreter._get_ops_details()
-        return sum(node["op_name"] == "DELEGATE" for node in details)
+        nodes = self.interpreter._get_ops_details()
+        pieces = [node for node in nodes if node["op_name"] == "DELEGATE"]
+        return pieces, [node for node in nodes if node["op_name"] != "DELEGATE"]
+
+    def xnnpack_partitions(self) -> int:
+        """Counts the pieces that XNNPACK runs."""
+        return len(self._nodes()[0])
+
+    def ops_outside_xnnpack(self) -> dict[str, int]:
+        """Counts the operations that XNNPACK leaves to TFLite's slower kernels.
+
+        Those are whatever a piece, or the caller, takes that no piece returns, and so
+        on backwards.
+        """
+        pieces, operations = self._nodes()
+        inside = {tensor for piece in pieces for tensor in piece["outputs"]}
+        wanted = {tensor for piece in pieces for tensor in piece["inputs"]}
+        wanted = (wanted | {self.output["index"]}) - inside
+        producers = {tensor: node for node in operations for tensor in node["outputs"]}
+        found = {}
+        while wanted:
+            node = producers.get(wanted.pop())
+            if node is not None and node["index"] not in found:
+                found[node["index"]] = node["op_name"]
+                wanted |= set(node["inputs"]) - inside
+        return dict(Counter(found.values()).most_common())

@@ -1,0 +1,142 @@
+"""What a converted file is and does, and whether that is good enough."""
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+
+import numpy as np
+
+import keras_mobilevit
+from tflite import opcheck
+from train.litert import LiteRTModel
+
+PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy")
+
+
+def versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"keras_mobilevit": keras_mobilevit.__version__, **found}
+
+
+def _tensor(name: str, details, meaning: str) -> dict:
+    described = {
+        "name": name,
+        "shape": [int(side) for side in details["shape"]],
+        "dtype": np.dtype(details["dtype"]).name,
+        "meaning": meaning,
+    }
+    scale, zero_point = details["quantization"]
+    if scale:
+        described |= {"scale": float(scale), "zero_point": int(zero_point)}
+    return described
+
+
+def describe_file(path, output_name: str, largest_value: float) -> dict:
+    """Describes what a file is.
+
+    Args:
+        path: of the `.tflite`.
+        output_name: `logits` or `probabilities`.
+        largest_value: of the images that it takes, 255 or 1.
+
+    Returns:
+        A dict for JSON.
+    """
+    content = Path(path).read_bytes()
+    litert = LiteRTModel(path)
+    image = f"RGB image, values in [0, {largest_value:g}]"
+    return {
+        "input": _tensor("images", litert.input, image),
+        "output": _tensor(output_name, litert.output, "one for each class"),
+        "ops": opcheck.count_ops(path),
+        "float_ops": opcheck.count_float_ops(path),
+        "foreign_ops": opcheck.foreign_ops(opcheck.count_ops(path)),
+        "max_rank": opcheck.max_rank(path),
+        "xnnpack": {
+            "partitions": litert.xnnpack_partitions(),
+            "ops_outside": litert.ops_outside_xnnpack(),
+        },
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "versions": versions(),
+    }
+
+
+def _accuracy_loss(card: dict) -> float | None:
+    accuracy = card["accuracy"]
+    return accuracy and accuracy["keras_top1"] - accuracy["top1"]
+
+
+def _gpu_fault(card: dict, limit) -> str | None:
+    gpu = card["gpu"]
+    if not isinstance(gpu, dict) or limit is None:
+        return None
+    if not gpu["fully_accelerated"]:
+        return f"is not taken whole by the GPU: {gpu['error'] or 'some ops are left'}"
+    what = "has outputs on the GPU that differ from the CPU's by up to"
+    return _too_much(what, gpu["max_abs"], limit, "at most")
+
+
+# By name, what is wrong with a card for a limit, or None. A limit that a format does
+# not have is None.
+CHECKS = {
+    "foreign": lambda card, _: (
+        f"needs operations that TFLite does not have: {', '.join(card['foreign_ops'])}"
+        if card["foreign_ops"]
+        else None
+    ),
+    "rank": lambda card, limit: _too_much(
+        "has tensors of rank", card["max_rank"], limit, "GPUs take at most"
+    ),
+    "outside": lambda card, limit: _too_much(
+        "leaves operations outside XNNPACK:",
+        sum(card["xnnpack"]["ops_outside"].values()),
+        limit,
+        "at most",
+    ),
+    "parity": lambda card, limit: _too_much(
+        "has outputs that differ from Keras's by up to",
+        card["parity"]["max_abs"],
+        limit,
+        "at most",
+    ),
+    "psnr": lambda card, limit: _too_little(
+        "has outputs with a PSNR in dB against Keras's of",
+        card["parity"]["psnr_db"],
+        limit,
+    ),
+    "accuracy": lambda card, limit: _too_much(
+        "loses points of top-1 against Keras:", _accuracy_loss(card), limit, "at most"
+    ),
+    "gpu": _gpu_fault,
+}
+
+
+def _too_much(what: str, value, limit, allowed: str) -> str | None:
+    # Written so that NaN is too much.
+    if limit is None or value is None or value <= limit:
+        return None
+    return f"{what} {value:.3g}; {allowed} {limit:.3g}"
+
+
+def _too_little(what: str, value, limit) -> str | None:
+    if limit is None or value >= limit:
+        return None
+    return f"{what} {value:.3g}; at least {limit:.3g}"
+
+
+def refuse_faults(card: dict, limits: dict[str, float], allowed=()) -> None:
+    """Raises a ValueError if a card exceeds its format's limits.
+
+    Args:
+        card: of the file.
+        limits: by the names of `CHECKS`.
+        allowed: names of checks that may fail.
+    """
+    faults = [
+        f"{fault} (--allow={name})"
+        for name, check in CHECKS.items()
+        if name not in allowed and (fault := check(card, limits.get(name)))
+    ]
+    if faults:
+        raise ValueError(f"The {card['format']} file {'; '.join(faults)}.")

@@ -1,0 +1,88 @@
+"""From a network to the content of a `.tflite` file of one image."""
+
+import tempfile
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+from tensorflow.python.framework import convert_to_constants
+
+from keras_mobilevit.classifier import returns_probabilities
+from tflite import operations
+from tflite.graph import Graph
+
+SIGNATURE = "serving_default"
+INPUT_NAME = "images"
+
+
+def output_kind(model: keras.Model) -> str:
+    """Returns `"probabilities"` if the model ends in a softmax, else `"logits"`."""
+    return "probabilities" if returns_probabilities(model) else "logits"
+
+
+def _image_spec(shape) -> tf.TensorSpec:
+    # A free batch dimension would leave the file full of shape arithmetic, which
+    # delegates refuse.
+    return tf.TensorSpec([1, *shape], tf.float32, INPUT_NAME)
+
+
+def trace_graph(graph: Graph, output_name: str) -> Callable:
+    """Makes a traceable function of a graph, from an image to `{name: output}`."""
+
+    @tf.function(input_signature=[_image_spec(graph.input_shape)])
+    def serve(images):
+        (output,) = operations.run(graph, images)
+        return {output_name: output}
+
+    return serve
+
+
+def trace_model(function: Callable, image_shape, output_name: str) -> Callable:
+    """Makes a traceable function of a model with variables, which become constants.
+
+    Args:
+        function: from images `[1, height, width, channels]` to the output.
+        image_shape: `(height, width, channels)`.
+        output_name: of the output.
+    """
+    specification = _image_spec(image_shape)
+    traced = tf.function(function).get_concrete_function(specification)
+    frozen = convert_to_constants.convert_variables_to_constants_v2(traced)
+
+    @tf.function(input_signature=[specification])
+    def serve(images):
+        (output,) = frozen(images)
+        return {output_name: output}
+
+    return serve
+
+
+def tflite_content(serve: Callable, quantized: bool = False) -> bytes:
+    """Converts a traceable function to a `.tflite` with a signature.
+
+    Args:
+        serve: what `trace_graph` or `trace_model` returned.
+        quantized: whether the function was trained with quantization.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        ValueError: if TFLite's own operations cannot express it.
+    """
+    module = tf.Module()
+    module.serve = serve
+    signatures = {SIGNATURE: serve.get_concrete_function()}
+    with tempfile.TemporaryDirectory() as folder:
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(module, folder, signatures, options)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if quantized:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        try:
+            return converter.convert()
+        except Exception as error:  # the converter's own kind has no public name
+            raise ValueError(
+                f"TFLite's own operations cannot express this model: {error}"
+            ) from error

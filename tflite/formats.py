@@ -1,0 +1,115 @@
+"""The precisions that a network can be converted to, as one table."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from tflite import quantize
+from tflite.converter import tflite_content
+from tflite.graph import Graph
+
+
+@dataclasses.dataclass
+class Conversion:
+    """What the formats are made from; made once where several need it.
+
+    Attributes:
+        serve: a traceable function of the network, of `tflite.converter`.
+        graph: the deployment graph, or `None` if the network is converted as it is.
+        calibration_images: a function that returns `[images, height, width, channels]`.
+        fine_tuned: a function that returns a traceable function of the network after
+            quantization-aware training.
+    """
+
+    serve: Callable
+    graph: Graph | None
+    calibration_images: Callable[[], np.ndarray]
+    fine_tuned: Callable[[], Callable]
+
+    @functools.cached_property
+    def float32(self) -> bytes:
+        return tflite_content(self.serve)
+
+    @functools.cached_property
+    def ranges(self) -> dict:
+        return quantize.measure_ranges(self.float32, self.calibration_images())
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One precision.
+
+    Attributes:
+        make: from a `Conversion` to the content of a file.
+        purpose: for which hardware, in a line.
+        limits: what its card must not exceed, by the names of `tflite.card.CHECKS`.
+    """
+
+    make: Callable[[Conversion], bytes]
+    purpose: str
+    limits: dict[str, float]
+
+
+def _fp16(conversion: Conversion) -> bytes:
+    content = quantize.allow_half_sums(conversion.float32)
+    return quantize.quantize(content, quantize.half_recipe(content))
+
+
+def _dynamic(conversion: Conversion) -> bytes:
+    return quantize.quantize(conversion.float32, quantize.dynamic_recipe())
+
+
+def _int8_mixed(conversion: Conversion) -> bytes:
+    recipe = quantize.mixed_recipe(conversion.graph)
+    return quantize.quantize(conversion.float32, recipe, conversion.ranges)
+
+
+def _int8(conversion: Conversion) -> bytes:
+    recipe = quantize.integer_recipe()
+    return quantize.quantize(conversion.float32, recipe, conversion.ranges)
+
+
+def _int8_qat(conversion: Conversion) -> bytes:
+    return tflite_content(conversion.fine_tuned(), quantized=True)
+
+
+# `parity` is the largest difference of a logit, `psnr` in dB, `accuracy` the points of
+# top-1 that may be lost on the validation images, `outside` the operations that XNNPACK
+# may leave to slower kernels, `gpu` the largest difference between GPU and CPU.
+FORMATS = {
+    "fp32": Format(
+        lambda conversion: conversion.float32,
+        "the reference; any CPU or GPU",
+        {"parity": 1e-4, "accuracy": 0.0, "rank": 4, "outside": 0, "gpu": 1e-3},
+    ),
+    "fp16": Format(
+        _fp16,
+        "half the size; GPUs, and ARM CPUs since 8.2, which compute in 16 bits",
+        {"psnr": 50.0, "accuracy": 0.5, "rank": 4, "outside": 0, "gpu": 1e-3},
+    ),
+    "dynamic": Format(
+        _dynamic,
+        "a quarter of the size, no calibration; CPUs",
+        {"psnr": 30.0, "accuracy": 1.5, "rank": 4, "outside": 0},
+    ),
+    "int8-mixed": Format(
+        _int8_mixed,
+        "a quarter of the size and the fastest on CPUs with int8 instructions; the "
+        "transformers' norms and softmax stay float",
+        {"psnr": 20.0, "accuracy": 2.0, "rank": 4, "outside": 0},
+    ),
+    "int8": Format(
+        _int8,
+        "integers from input to output; NPUs and DSPs that have nothing else. Slower "
+        "than int8-mixed on CPUs",
+        {"psnr": 18.0, "accuracy": 3.0, "rank": 4},
+    ),
+    "int8-qat": Format(
+        _int8_qat,
+        "convolutions and dense layers in int8 after some epochs of training with "
+        "rounding, where int8-mixed loses too much",
+        {"accuracy": 2.0, "rank": 4},
+    ),
+}

@@ -1,0 +1,139 @@
+"""Asks LiteRT's GPU accelerator whether it takes a file whole, and compares outputs.
+
+It runs on Vulkan, also on a software Vulkan without any GPU: SwiftShader, which comes
+with Chromium. That says whether a GPU takes the graph and computes the same, nothing of
+its speed.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ICD = "VK_ICD_FILENAMES"  # the variable by which Vulkan finds its drivers
+SOFTWARE_DRIVERS = (
+    "/usr/lib/chromium/vk_swiftshader_icd.json",  # Debian
+    "/usr/lib/chromium-browser/vk_swiftshader_icd.json",  # Ubuntu
+    "/opt/google/chrome/vk_swiftshader_icd.json",
+)
+TIMEOUT_S = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the accelerator says of a file.
+
+    Attributes:
+        driver: the Vulkan driver's description file.
+        fully_accelerated: whether it takes every operation.
+        max_abs: largest difference of an output from the CPU's; `None` if it did not
+            run.
+        error: what went wrong, or "".
+    """
+
+    driver: str
+    fully_accelerated: bool
+    max_abs: float | None
+    error: str = ""
+
+
+def find_driver() -> str | None:
+    """Returns the Vulkan driver: of `VK_ICD_FILENAMES`, or a software one."""
+    named = os.environ.get(ICD)
+    return named or next((p for p in SOFTWARE_DRIVERS if Path(p).is_file()), None)
+
+
+def require_driver() -> str:
+    """Returns the driver, or raises a ValueError that says how to get one."""
+    driver = find_driver()
+    if driver is None:
+        raise ValueError(
+            "The GPU check takes a Vulkan driver. SwiftShader comes with Chromium "
+            "(Debian: apt install chromium libvulkan1); or name the JSON file of "
+            f"another in {ICD}."
+        )
+    return driver
+
+
+def check_gpu(path, image: np.ndarray) -> Verdict:
+    """Runs a file on the GPU accelerator, in a process that may die.
+
+    Args:
+        path: of the `.tflite` with a signature.
+        image: an input of the file's shape.
+
+    Returns:
+        The `Verdict`; a crash is one too.
+
+    Raises:
+        ValueError: if there is no Vulkan driver.
+    """
+    driver = require_driver()
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/image.npy", image)
+        file = str(Path(path).resolve())
+        command = [sys.executable, "-m", "tflite.gpu", file, folder]
+        # Chromium's own Vulkan loader stands beside its driver.
+        libraries = [str(Path(driver).parent), os.environ.get("LD_LIBRARY_PATH", "")]
+        environment = os.environ | {
+            ICD: driver,
+            "XDG_RUNTIME_DIR": folder,
+            "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        }
+        try:
+            process = subprocess.run(
+                command,
+                cwd=Path(__file__).parents[1],
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired:
+            return Verdict(driver, False, None, f"not done after {TIMEOUT_S} s")
+        result = Path(folder, "result.json")
+        if process.returncode or not result.exists():
+            return Verdict(driver, False, None, _reason(process))
+        return Verdict(driver, **json.loads(result.read_text()))
+
+
+def _reason(process) -> str:
+    """Picks the lines of a failed run that say what the GPU does not take."""
+    lines = process.stderr.splitlines()
+    for word in ("not supported", "delegate", "Error"):
+        telling = [line.strip() for line in lines if word in line]
+        if telling:
+            return " / ".join(telling[-3:])
+    return f"ended with code {process.returncode}"
+
+
+def _check_here(path: str, folder: str) -> None:
+    from ai_edge_litert.compiled_model import CompiledModel, HardwareAccelerator
+
+    image = np.load(f"{folder}/image.npy")
+
+    def run(accelerator) -> tuple[bool, np.ndarray]:
+        model = CompiledModel.from_file(path, hardware_accel=accelerator)
+        inputs, outputs = model.create_input_buffers(0), model.create_output_buffers(0)
+        inputs[0].write(np.ascontiguousarray(image))
+        model.run_by_index(0, inputs, outputs)
+        (key,) = model.get_signature_list()
+        (details,) = model.get_output_tensor_details(key).values()
+        values = outputs[0].read(int(np.prod(details["shape"])), details["dtype"])
+        return model.is_fully_accelerated(), np.asarray(values, np.float64)
+
+    fully, outputs = run(HardwareAccelerator.GPU)
+    _, reference = run(HardwareAccelerator.CPU)
+    difference = float(np.abs(outputs - reference).max())
+    result = {"fully_accelerated": bool(fully), "max_abs": difference}
+    Path(folder, "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    _check_here(sys.argv[1], sys.argv[2])
