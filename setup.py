@@ -21,7 +21,13 @@ TRAIN = [
     "tensorflow-datasets",
     "tqdm",
 ]
-TFLITE = [*TRAIN, "ai-edge-litert", "tensorflow-model-optimization"]
+TFLITE = [
+    *TRAIN,
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "tensorflow-model-optimization",
+]
+PEERS = [*TFLITE, "onnx", "onnxruntime", "onnxscript", "openvino", "timm", "torch"]
 COREML = [*TRAIN, "coremltools>=9.0"]
 DEV = [*TFLITE, "hypothesis", "jax", "pillow", "pytest", "ruff"]
 
@@ -36,5 +42,11 @@ setup(
     python_requires=">=3.10",
     # Older versions of Keras run code from a .keras file in spite of `safe_mode`.
     install_requires=["huggingface_hub", "keras>=3.12", "numpy", "safetensors"],
-    extras_require={"train": TRAIN, "tflite": TFLITE, "coreml": COREML, "dev": DEV},
+    extras_require={
+        "train": TRAIN,
+        "tflite": TFLITE,
+        "coreml": COREML,
+        "peers": PEERS,
+        "dev": DEV,
+    },
 )

@@ -1,13 +1,16 @@
-"""Measures the latency of `.tflite` files on this machine.
+"""Measures the latency of models on this machine's CPU, one against the other.
 
 Examples:
 
   python tflite/benchmark.py out/best_48_fp32.tflite
   python tflite/benchmark.py a.tflite b.tflite --num_threads=2 --runs=200
+  python tflite/peers.py --model=mobilevit_s --output=out/timm_s.onnx
+  python tflite/benchmark.py out/mobilevit_s_256_fp32.tflite out/timm_s.onnx
 
-Each file runs in a process of its own with LiteRT and XNNPACK. Prints a table, and with
---output adds one JSON line a file. A busy machine makes all of it slower: compare files
-of one call, by their ratio.
+Each .tflite runs with LiteRT and XNNPACK, each .onnx once with ONNX Runtime and once
+with OpenVINO, in processes of their own that take turns. Prints a table, and with
+--output adds one JSON line a row. A busy machine makes all of them slower: compare
+within one call, by the last column, the median relative to the first row's.
 """
 
 import os
@@ -23,9 +26,9 @@ import json
 import platform
 
 from absl import app, flags
-from tqdm import tqdm
 
 from tflite.drivers import host
+from tflite.drivers.runtimes import runtimes_of
 
 COLUMNS = (
     # heading, field
@@ -43,22 +46,31 @@ COLUMNS = (
 
 def format_table(measurements: list) -> str:
     """Lays measurements out as text, times in milliseconds."""
-    width = max(len("file"), *(len(Path(m.file).name) for m in measurements))
-    lines = ["file".ljust(width) + "".join(f"{name:>11}" for name, _ in COLUMNS)]
-    for measurement in measurements:
-        values = (getattr(measurement, field) for _, field in COLUMNS)
-        cells = (
-            f"{v:>11.2f}" if isinstance(v, float) else f"{v!s:>11}" for v in values
-        )
-        lines.append(Path(measurement.file).name.ljust(width) + "".join(cells))
+    names = [f"{Path(m.file).name} {m.runtime}" for m in measurements]
+    width = max(map(len, names))
+    headings = [*(name for name, _ in COLUMNS), "ratio"]
+    lines = ["file".ljust(width) + "".join(f"{name:>11}" for name in headings)]
+    for name, measurement in zip(names, measurements):
+        values = [getattr(measurement, field) for _, field in COLUMNS]
+        values.append(measurement.median_ms / measurements[0].median_ms)
+        lines.append(name.ljust(width) + "".join(f"{_cell(v):>11}" for v in values))
     return "\n".join(lines)
+
+
+def _cell(value) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def define_flags() -> None:
     flags.DEFINE_integer("num_threads", 1, "CPU threads.", lower_bound=1)
-    flags.DEFINE_integer("runs", 50, "Measured invocations.", lower_bound=1)
+    flags.DEFINE_integer("runs", 50, "Measured invocations of each.", lower_bound=1)
     flags.DEFINE_integer(
         "warmup_runs", 5, "Invocations before them, not measured.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "rounds", 10, "Turns in which each does its runs.", lower_bound=1
     )
     flags.DEFINE_string("output", None, "File that gets one JSON line a measurement.")
 
@@ -66,23 +78,20 @@ def define_flags() -> None:
 def main(argv) -> None:
     args = flags.FLAGS
     if len(argv) < 2:
-        raise app.UsageError("Name at least one .tflite file.")
+        raise app.UsageError("Name at least one .tflite or .onnx file.")
     machine = {"machine": platform.machine(), "system": platform.platform()}
-    measurements = []
     try:
         missing = [path for path in argv[1:] if not Path(path).is_file()]
         if missing:
             raise ValueError(f"There is no file {', '.join(missing)}.")
+        contenders = [(path, name) for path in argv[1:] for name in runtimes_of(path)]
         with open(args.output or os.devnull, "a") as output:
-            for path in tqdm(argv[1:], unit="file", disable=None, leave=False):
-                measurement = host.measure(
-                    path, args.num_threads, args.runs, args.warmup_runs
-                )
-                measurements.append(measurement)
+            measurements = host.measure_all(
+                contenders, args.num_threads, args.runs, args.warmup_runs, args.rounds
+            )
+            for measurement in measurements:
                 line = json.dumps(dataclasses.asdict(measurement) | machine)
-                tqdm.write(line)
                 output.write(line + "\n")
-                output.flush()
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
     print(format_table(measurements))

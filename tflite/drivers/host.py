@@ -1,7 +1,9 @@
-"""Measures a `.tflite` on this machine with LiteRT's CPU runtime."""
+"""Measures files on this machine's CPU."""
 
+import contextlib
 import dataclasses
 import hashlib
+import importlib
 import multiprocessing
 import os
 import re
@@ -9,6 +11,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
+
+from tflite.drivers.runtimes import RUNTIMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +23,7 @@ class Measurement:
     Attributes:
         file: path of the model.
         sha256: of the file.
+        runtime: what ran it, a key of `tflite.drivers.runtimes.RUNTIMES`.
         num_threads: CPU threads.
         runs: measured invocations.
         init_ms: from the file to a ready interpreter.
@@ -26,11 +32,13 @@ class Measurement:
         mean_ms, median_ms, p5_ms, p95_ms: of the measured invocations.
         peak_memory_mb: by how much loading and running raised the peak resident
             memory of a fresh process; `None` where the system does not tell.
-        xnnpack_partitions: pieces of the graph that XNNPACK runs.
+        xnnpack_partitions: pieces of the graph that XNNPACK runs; `None` of a runtime
+            without it.
     """
 
     file: str
     sha256: str
+    runtime: str
     num_threads: int
     runs: int
     init_ms: float
@@ -41,7 +49,7 @@ class Measurement:
     p5_ms: float
     p95_ms: float
     peak_memory_mb: float | None
-    xnnpack_partitions: int
+    xnnpack_partitions: int | None
 
 
 def _peak_memory_mb() -> float | None:
@@ -59,91 +67,151 @@ def _milliseconds(function) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def _measure_here(path: str, num_threads: int, runs: int, warmup_runs: int, queue):
+def _serve(
+    connection, path: str, runtime_name: str, num_threads: int, warmup_runs: int
+):
+    """Loads a model, then runs it as often as it is asked to. In a process of its own.
+
+    Answers with what happened until the model was warm, then to each number with as
+    many times, then to None with the peak of the memory.
+    """
+    runtime = RUNTIMES[runtime_name]
     try:
-        queue.put(_measure(path, num_threads, runs, warmup_runs))
+        with contextlib.suppress(ImportError):  # the runtime itself says so better
+            importlib.import_module(runtime.module)
+        memory = _peak_memory_mb()
+        start = time.perf_counter()
+        session = runtime.load(path, num_threads)
+        init_ms = (time.perf_counter() - start) * 1e3
     except ValueError as error:
-        queue.put(error)
-
-
-def _measure(path: str, num_threads: int, runs: int, warmup_runs: int) -> Measurement:
-    import ai_edge_litert.interpreter  # noqa: F401  loaded before the clock starts
-
-    from train.litert import LiteRTModel
-
-    memory = _peak_memory_mb()
-    start = time.perf_counter()
-    model = LiteRTModel(path, num_threads)
-    init_ms = (time.perf_counter() - start) * 1e3
+        connection.send(error)
+        return
     # Any values do: the time of these operations does not depend on them.
-    image = np.random.default_rng(0).uniform(0, 255, model.input_shape)
-    image = image.astype(model.input["dtype"])
+    image = np.random.default_rng(0).uniform(0, 255, session.input_shape)
+    image = image.astype(session.dtype)
 
     def invoke():
-        model.invoke(image)
+        session.invoke(image)
 
     first_ms = _milliseconds(invoke)
     warmup = [_milliseconds(invoke) for _ in range(warmup_runs)]
-    times = [_milliseconds(invoke) for _ in range(runs)]
-    return Measurement(
-        file=path,
-        sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-        num_threads=num_threads,
-        runs=runs,
-        init_ms=init_ms,
-        first_ms=first_ms,
-        warmup_ms=float(np.mean(warmup)),
-        mean_ms=float(np.mean(times)),
-        median_ms=float(np.median(times)),
-        p5_ms=float(np.percentile(times, 5)),
-        p95_ms=float(np.percentile(times, 95)),
-        peak_memory_mb=None if memory is None else _peak_memory_mb() - memory,
-        xnnpack_partitions=model.xnnpack_partitions(),
+    connection.send(
+        {
+            "init_ms": init_ms,
+            "first_ms": first_ms,
+            "warmup_ms": float(np.mean(warmup)),
+            "xnnpack_partitions": session.xnnpack_partitions,
+        }
     )
+    while (runs := connection.recv()) is not None:
+        invoke()  # what ran in between has filled the caches
+        connection.send([_milliseconds(invoke) for _ in range(runs)])
+    connection.send(None if memory is None else _peak_memory_mb() - memory)
 
 
-def measure(
-    path, num_threads: int = 1, runs: int = 50, warmup_runs: int = 5
-) -> Measurement:
-    """Measures a file in a process of its own, so that memory and start are its own.
+class _Contender:
+    """One file on one runtime, in a process of its own that waits for its turns."""
+
+    def __init__(self, path: str, runtime: str, num_threads: int, warmup_runs: int):
+        self.path, self.runtime, self.num_threads = path, runtime, num_threads
+        self.times = []
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_serve,
+            args=(theirs, path, runtime, num_threads, warmup_runs),
+            daemon=True,
+        )
+        self.process.start()
+        theirs.close()
+        self.start = self._receive()
+
+    def _receive(self):
+        try:
+            answer = self.connection.recv()
+        except EOFError as error:
+            self.process.join()
+            raise RuntimeError(
+                f"Measuring {self.path} with {self.runtime} ended with exit code "
+                f"{self.process.exitcode}."
+            ) from error
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer
+
+    def take_turn(self, runs: int) -> None:
+        self.connection.send(runs)
+        self.times += self._receive()
+
+    def finish(self) -> Measurement:
+        self.connection.send(None)
+        memory = self._receive()
+        self.process.join()
+        return Measurement(
+            file=self.path,
+            sha256=hashlib.sha256(Path(self.path).read_bytes()).hexdigest(),
+            runtime=self.runtime,
+            num_threads=self.num_threads,
+            runs=len(self.times),
+            mean_ms=float(np.mean(self.times)),
+            median_ms=float(np.median(self.times)),
+            p5_ms=float(np.percentile(self.times, 5)),
+            p95_ms=float(np.percentile(self.times, 95)),
+            peak_memory_mb=memory,
+            **self.start,
+        )
+
+
+def measure_all(
+    contenders: list[tuple[str, str]],
+    num_threads: int = 1,
+    runs: int = 50,
+    warmup_runs: int = 5,
+    rounds: int = 10,
+) -> list[Measurement]:
+    """Measures files against each other: all are loaded, then they take turns.
+
+    What else the machine does meanwhile meets all of them alike, so that their ratio
+    tells more than their times. Each has a process of its own, so that memory and start
+    are its own.
 
     Args:
-        path: of the `.tflite`.
+        contenders: `(path, runtime)` pairs, the runtime a key of `RUNTIMES`.
         num_threads: CPU threads.
-        runs: measured invocations, at least 1.
+        runs: measured invocations of each, at least 1.
         warmup_runs: invocations before them, at least 1.
+        rounds: turns of each, at most as many as runs.
 
     Returns:
-        The `Measurement`.
+        A `Measurement` for each.
 
     Raises:
-        ValueError: if the file is no TFLite model, or the machine has fewer threads.
-        RuntimeError: if the process died.
+        ValueError: if a file is no such model, its runtime is not installed, or the
+            machine has fewer threads.
+        RuntimeError: if a process died.
     """
     if num_threads > os.cpu_count():
         raise ValueError(
             f"This machine has {os.cpu_count()} CPU threads. "
             f"Received: num_threads={num_threads}."
         )
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(
-        target=_measure_here,
-        args=(str(Path(path)), num_threads, runs, warmup_runs, queue),
-    )
-    process.start()
-    result = None
-    while result is None and (process.is_alive() or not queue.empty()):
-        try:
-            result = queue.get(timeout=1)
-        except Exception as error:  # queue.Empty while the process still works
-            if not process.is_alive() and queue.empty():
-                raise RuntimeError(
-                    f"Measuring {path} ended with exit code {process.exitcode}."
-                ) from error
-    process.join()
-    if isinstance(result, ValueError):
-        raise result
-    if result is None:
-        raise RuntimeError(f"Measuring {path} ended with code {process.exitcode}.")
-    return result
+    started = []
+    try:
+        for path, runtime in tqdm(contenders, "loading", disable=None, leave=False):
+            started.append(_Contender(str(path), runtime, num_threads, warmup_runs))
+        shares = np.diff(
+            np.linspace(0, runs, min(rounds, runs) + 1).round().astype(int)
+        )
+        for share in tqdm(shares, "measuring", disable=None, leave=False):
+            for contender in started:
+                contender.take_turn(int(share))
+        return [contender.finish() for contender in started]
+    finally:
+        for contender in started:
+            contender.process.terminate()
+
+
+def measure(path, num_threads: int = 1, runs: int = 50, warmup_runs: int = 5):
+    """Measures one `.tflite` file; see `measure_all`."""
+    contenders = [(str(path), "litert")]
+    return measure_all(contenders, num_threads, runs, warmup_runs)[0]

@@ -1,0 +1,115 @@
+"""The runtimes that can be measured on this machine, as one table."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A model that is ready to run.
+
+    Attributes:
+        input_shape: of its one input.
+        dtype: likewise.
+        invoke: runs one input.
+        xnnpack_partitions: pieces of the graph that XNNPACK runs; `None` without it.
+    """
+
+    input_shape: tuple[int, ...]
+    dtype: np.dtype
+    invoke: Callable[[np.ndarray], object]
+    xnnpack_partitions: int | None = None
+
+
+def _missing(package: str, error: ImportError) -> ValueError:
+    text = f"Measuring {package} takes it installed: pip install '.[peers]' ({error})."
+    return ValueError(text)
+
+
+def _litert(path: str, num_threads: int) -> Session:
+    from train.litert import LiteRTModel
+
+    model = LiteRTModel(path, num_threads)
+    dtype = np.dtype(model.input["dtype"])
+    partitions = model.xnnpack_partitions()
+    return Session(model.input_shape, dtype, model.invoke, partitions)
+
+
+def _onnxruntime(path: str, num_threads: int) -> Session:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise _missing("ONNX Runtime", error) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # of onnxruntime's own kinds
+        raise ValueError(f"{path} is no ONNX model: {error}") from error
+    (image,) = session.get_inputs()
+    shape = tuple(image.shape)
+    return Session(
+        shape, np.dtype(np.float32), lambda x: session.run(None, {image.name: x})
+    )
+
+
+def _openvino(path: str, num_threads: int) -> Session:
+    try:
+        import openvino
+    except ImportError as error:
+        raise _missing("OpenVINO", error) from error
+    core = openvino.Core()
+    properties = {
+        "INFERENCE_NUM_THREADS": num_threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    try:
+        compiled = core.compile_model(core.read_model(path), "CPU", properties)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is no ONNX model: {error}") from error
+    request = compiled.create_infer_request()
+    shape = tuple(compiled.input(0).shape)
+    return Session(shape, np.dtype(np.float32), lambda x: request.infer([x]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """One runtime.
+
+    Attributes:
+        suffix: ending of its files.
+        module: what is imported before the clock starts.
+        load: from a path and a number of threads to a `Session`. Raises a ValueError
+            if the file is no such model, or the runtime is not installed.
+    """
+
+    suffix: str
+    module: str
+    load: Callable[[str, int], Session]
+
+
+RUNTIMES = {
+    "litert": Runtime(".tflite", "ai_edge_litert.interpreter", _litert),
+    "onnxruntime": Runtime(".onnx", "onnxruntime", _onnxruntime),
+    "openvino": Runtime(".onnx", "openvino", _openvino),
+}
+
+
+def runtimes_of(path) -> list[str]:
+    """Returns the names of the runtimes that a file is for.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    suffix = Path(path).suffix
+    names = [name for name, runtime in RUNTIMES.items() if runtime.suffix == suffix]
+    if not names:
+        raise ValueError(f"{path} is neither a .tflite nor a .onnx file.")
+    return names
