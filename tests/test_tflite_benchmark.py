@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from keras_mobilevit import MobileViT_XXS
-from tflite import convert, report
+from tflite import conversion, report
 from tflite.drivers import host
 from tflite.drivers.runtimes import RUNTIMES
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 def tflite_file(tmp_path_factory) -> Path:
     model = MobileViT_XXS(weights=None, classes=3, input_shape=(32, 32, 3))
     path = tmp_path_factory.mktemp("tflite") / "tiny.tflite"
-    path.write_bytes(convert.prepare(model, 32, True, None, None).float32)
+    path.write_bytes(conversion.prepare(model, 32, True, None, None).float32)
     return path
 
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mobilevit import MobileViT_XXS
-from tflite import convert, gpu, parity
+from tflite import conversion, convert, gpu, models, parity
 from tflite.card import CHECKS, refuse_faults
 from tflite.converter import output_kind, tflite_content
 from tflite.formats import FORMATS
@@ -27,15 +27,15 @@ class Setup:
 
     def __init__(self, model: keras.Model, size: int = 64, rewrite: bool = True):
         found = load_images("digits", "validation", 8, size, 1.0)
-        self.reference = convert.make_reference(model, found)
-        self.conversion = convert.prepare(
+        self.reference = conversion.make_reference(model, found)
+        self.prepared = conversion.prepare(
             model, size, rewrite, lambda: self.reference.images, fine_tuned=None
         )
 
     def convert(self, folder: Path, file_format: str = "fp32", **options) -> dict:
         output = folder / "model.tflite"
-        return convert.convert(
-            self.conversion, file_format, self.reference, output, {}, **options
+        return conversion.convert(
+            self.prepared, file_format, self.reference, output, {}, **options
         )
 
 
@@ -76,7 +76,7 @@ def test_every_format(setup, file_format, dtype, size_ratio, tmp_path):
     assert card["max_rank"] == 4
     assert card["foreign_ops"] == []
     assert card["bytes"] == (tmp_path / "model.tflite").stat().st_size
-    assert card["bytes"] <= size_ratio * len(setup.conversion.float32)
+    assert card["bytes"] <= size_ratio * len(setup.prepared.float32)
     assert card["parity"]["images"] == len(setup.reference.images)
     if file_format != "int8":
         assert card["xnnpack"]["partitions"] == (
@@ -163,14 +163,14 @@ def test_a_model_of_other_inputs_is_refused(tmp_path):
     path = str(tmp_path / "dense.keras")
     keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)]).save(path)
     with pytest.raises(ValueError, match=r"\(None, 5\).*Expected RGB images"):
-        convert.load_model(path)
+        models.load_model(path)
 
 
 def test_labels_of_another_model_are_refused(tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
-    assert convert._labels_beside(tmp_path / "best.keras", 2) == ["cat", "dog"]
+    assert models.labels_beside(tmp_path / "best.keras", 2) == ["cat", "dog"]
     with pytest.raises(ValueError, match="names 2 classes, but .* has 10"):
-        convert._labels_beside(tmp_path / "best.keras", 10)
+        models.labels_beside(tmp_path / "best.keras", 10)
 
 
 def test_images_that_cannot_be_read_are_told(tmp_path):
@@ -220,7 +220,7 @@ def test_a_file_that_differs_is_not_left_behind(setup, tmp_path, monkeypatch):
 def test_another_size_than_the_models_is_refused():
     model = MobileViT_XXS(weights=None, input_shape=(64, 64, 3))
     with pytest.raises(ValueError, match=r"takes images of 64x64.*--size=96"):
-        convert.prepare(model, 96, True, None, None)
+        conversion.prepare(model, 96, True, None, None)
 
 
 GOOD_CARD = {

@@ -11,7 +11,8 @@ import pytest
 
 import keras_mobilevit
 from tests.image_files import make_folder, pil_file
-from tflite import convert
+from tflite import conversion
+from tflite.images import load_images
 from train.config import is_config, make_config, save_config
 from train.evaluation import (
     ClassificationReport,
@@ -20,6 +21,7 @@ from train.evaluation import (
     format_report,
     load_predictor,
 )
+from train.litert import LiteRTModel
 from train.sources import load_source
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +42,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     )
     # Logits that vary from image to image, so that it does not answer with one class.
     features = keras.Model(model.inputs, model.get_layer("head_pool").output)
-    images = convert.real_images("digits", 32, 1.0)
+    images = load_images("digits", "validation", 32, 32, 1.0).images
     features = features.predict(images, verbose=0)
     kernel = np.random.default_rng(0).normal(size=(320, 10)) / features.std()
     model.get_layer("predictions").set_weights(
@@ -53,7 +55,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     model.save(paths["keras"])
     model.save_weights(paths["weights.h5"])
     keras_mobilevit.save_safetensors(model, paths["safetensors"])
-    paths["tflite"].write_bytes(convert.make_converter(model, 32).convert())
+    paths["tflite"].write_bytes(conversion.prepare(model, 32, True, None, None).float32)
     return paths
 
 
@@ -110,27 +112,49 @@ def test_other_classes_are_refused(tmp_path, files):
             evaluate(source, weights=str(files[ending]))
     with pytest.raises(ValueError, match="1000 classes"):
         evaluate(source, weights="imagenet")
-    with pytest.raises(ValueError, match="takes --weights"):
+    with pytest.raises(ValueError, match="takes --model"):
         evaluate(source)
 
 
-def test_the_command(files, tmp_path):
-    result = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "train/main.py"),
-            "--mode=eval",
-            "--data=digits",
-            f"--weights={files['keras']}",
-        ],
-        cwd=tmp_path,
+def run_command(*flags, cwd):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train/main.py"), "--mode=eval", *flags],
+        cwd=cwd,
         capture_output=True,
         text=True,
     )
+
+
+def test_the_command(files, tmp_path):
+    result = run_command("--data=digits", f"--weights={files['keras']}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) == 13
     assert lines[-1] == "at 48x48 pixels, in percent"
+
+
+def test_the_command_on_a_converted_file(files, tmp_path):
+    result = run_command("--data=digits", f"--model={files['tflite']}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "at 32x32 pixels, in percent"
+
+
+def test_a_file_and_other_weights_for_it_are_refused(files, tmp_path):
+    flags = ("--data=digits", f"--model={files['tflite']}", "--weights=imagenet")
+    result = run_command(*flags, cwd=tmp_path)
+    assert "has its own weights; leave --weights away" in result.stderr
+
+
+def test_integers_are_rounded_and_clipped():
+    model = LiteRTModel.__new__(LiteRTModel)
+    model.input = {"dtype": np.int8, "quantization": (0.5, -10)}
+    model.output = {"quantization": (0.25, 4)}
+    quantized = model.quantize([-100.0, 0.2, 0.3, 100.0])
+    assert quantized.dtype == np.int8
+    assert quantized.tolist() == [-128, -10, -9, 127]
+    assert model.dequantize(np.array([4, 8], np.int8)).tolist() == [0.0, 1.0]
+    floats = np.array([0.5], np.float32)
+    assert model.dequantize(floats) is floats
 
 
 def test_labels_of_another_training_are_refused(tmp_path, digits):

@@ -28,9 +28,10 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whose converter this is
+# Three times faster training for int8-qat; read once, when TensorFlow is loaded.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import dataclasses
-import json
 import tempfile
 import textwrap
 
@@ -39,22 +40,17 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
-from keras_mobilevit.classifier import build_classifier
-from keras_mobilevit.configs import MIN_SIZE, get_config
-from keras_mobilevit.files import whole_file
+from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.preprocessing import largest_value
-from keras_mobilevit.weights import load_model_file
 from tflite import card as cards
-from tflite import gpu, parity
-from tflite.converter import output_kind, trace_graph, trace_model
+from tflite import gpu
+from tflite.conversion import convert, make_reference, prepare
+from tflite.converter import output_kind, trace_graph
 from tflite.formats import FORMATS, Conversion
-from tflite.graph import UnknownLayer, read_model
-from tflite.images import ImageSet, check_calibration_images, load_images
-from tflite.rewrites import deployment_graph
-from train.config import load_config
-from train.litert import LiteRTModel
-
-KERAS_BATCH = 32
+from tflite.images import check_calibration_images, load_images
+from tflite.models import labels_beside, load_model
+from train.config import load_config, make_config
+from train.sources import load_source
 
 __doc__ = __doc__.format(
     formats="\n".join(
@@ -67,212 +63,6 @@ __doc__ = __doc__.format(
         for name, row in FORMATS.items()
     )
 )
-
-
-def load_model(model: str, weights: str = "none") -> keras.Model:
-    """Loads a `.keras` file, or builds a variant that returns logits.
-
-    Args:
-        model: `mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s`, or the path of a
-            `.keras` file.
-        weights: for a variant: `none` (random), `imagenet`, or a path.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: if there is no such model, or the file is something else.
-    """
-    if str(model).endswith(".keras"):
-        if weights != "none":
-            raise ValueError(f"{model} has its own weights; leave --weights away.")
-        return _load_keras_file(model)
-    try:
-        config = get_config(model)
-    except ValueError as error:
-        raise ValueError(f"{error} Or the path of a `.keras` file.") from error
-    return build_classifier(
-        config,
-        weights=None if weights == "none" else weights,
-        input_shape=(None, None, 3),
-        classifier_activation=None,
-    )
-
-
-def _load_keras_file(path: str) -> keras.Model:
-    loaded = load_model_file(path)
-    shapes = [tuple(tensor.shape) for tensor in loaded.inputs]
-    if [(len(shape), shape[-1]) for shape in shapes] != [(4, 3)]:
-        raise ValueError(
-            f"{path} takes inputs of the shapes {shapes}. "
-            "Expected RGB images: (None, height, width, 3)."
-        )
-    if [len(tensor.shape) for tensor in loaded.outputs] != [2]:
-        raise ValueError(
-            f"{path} gives outputs of the shapes "
-            f"{[tuple(tensor.shape) for tensor in loaded.outputs]}. "
-            "Expected those of a classifier: (None, classes)."
-        )
-    bad = [w.path for w in loaded.weights if not np.all(np.isfinite(w.numpy()))]
-    if bad:
-        raise ValueError(f"{path} has weights that are not finite: {bad[0]}.")
-    return loaded
-
-
-def _deployment_graph(model: keras.Model, size: int, rewrite: bool):
-    if not rewrite:
-        return None
-    try:
-        return deployment_graph(read_model(model, size, size))
-    except UnknownLayer as error:
-        raise ValueError(
-            f"{error} --no_rewrite converts the model as it is, slower on CPUs and "
-            "perhaps not for GPUs."
-        ) from error
-
-
-def prepare(
-    model: keras.Model, size: int, rewrite: bool, calibration_images, fine_tuned
-) -> Conversion:
-    """Prepares the conversion of a model for square images.
-
-    Args:
-        model: an image classifier.
-        size: side of the image in pixels.
-        rewrite: whether to convert the deployment graph, not the model as it is.
-        calibration_images, fine_tuned: see `Conversion`.
-
-    Returns:
-        The `Conversion`.
-
-    Raises:
-        ValueError: if the model takes images of another size, or has a layer that the
-            rewriting does not know.
-    """
-    height, width, channels = model.inputs[0].shape[1:]
-    if {height, width} - {None, size}:
-        raise ValueError(
-            f"{model.name} takes images of {height}x{width} pixels only. "
-            f"Received: --size={size}."
-        )
-    graph, name = _deployment_graph(model, size, rewrite), output_kind(model)
-    if graph is not None:
-        serve = trace_graph(graph, name)
-    else:
-        shape = (size, size, channels)
-        serve = trace_model(lambda x: model(x, training=False), shape, name)
-    return Conversion(serve, graph, calibration_images, fine_tuned)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """What Keras says of the validation images.
-
-    Attributes:
-        model: the Keras model.
-        validation: the images.
-        images: float32, in the range that the model takes.
-        outputs: `[images, classes]`.
-        has_labels: whether the model's classes are the data's.
-    """
-
-    model: keras.Model
-    validation: ImageSet
-    images: np.ndarray
-    outputs: np.ndarray
-    has_labels: bool
-
-    def top1(self, outputs) -> float:
-        """Returns the percentage of images whose best class is right."""
-        return float(100 * np.mean(outputs.argmax(-1) == self.validation.labels))
-
-
-def make_reference(model: keras.Model, validation: ImageSet) -> Reference:
-    """Runs the Keras model on the validation images."""
-    images = validation.images.astype(np.float32)
-    images *= np.float32(largest_value(model) / 255)
-    outputs = model.predict(images, KERAS_BATCH, verbose=0)
-    has_labels = outputs.shape[-1] == len(validation.class_names)
-    return Reference(model, validation, images, outputs, has_labels)
-
-
-def _compare(path, reference: Reference) -> dict:
-    """Returns the parts of the card for which the file is run."""
-    model = reference.model
-    outputs = LiteRTModel(path, os.cpu_count()).predict(reference.images)
-    agreement = parity.compare(
-        reference.outputs,
-        outputs,
-        are_probabilities=output_kind(model) == "probabilities",
-    )
-    described = {
-        "data": reference.validation.data,
-        "split": "validation",
-        "images": len(outputs),
-    }
-    accuracy = None
-    if reference.has_labels:
-        accuracy = described | {
-            "top1": reference.top1(outputs),
-            "keras_top1": reference.top1(reference.outputs),
-        }
-    return {"parity": agreement | described, "accuracy": accuracy}
-
-
-def _gpu_verdict(path, reference: Reference) -> dict:
-    image = LiteRTModel(path).quantize(reference.images[:1])
-    return dataclasses.asdict(gpu.check_gpu(path, image))
-
-
-def convert(
-    conversion: Conversion,
-    file_format: str,
-    reference: Reference,
-    output: Path,
-    provenance: dict,
-    allowed=(),
-    check_gpu: bool = False,
-) -> dict:
-    """Converts a model, checks the file, and writes it with its card.
-
-    Args:
-        conversion: of the model.
-        file_format: a key of `FORMATS`.
-        reference: what its outputs must be.
-        output: path of the `.tflite`; the card gets the ending `.json`.
-        provenance: more entries of the card.
-        allowed: names of checks that may fail, see `tflite.card.CHECKS`.
-        check_gpu: whether to run the file on the GPU accelerator too.
-
-    Returns:
-        The card.
-
-    Raises:
-        ValueError: if the file misses a limit of its format; nothing is left behind
-            then.
-    """
-    content = FORMATS[file_format].make(conversion)
-    model = reference.model
-    with whole_file(output) as temporary:
-        temporary.write_bytes(content)
-        described = cards.describe_file(
-            temporary, output_kind(model), largest_value(model)
-        )
-        verdict = _gpu_verdict(temporary, reference) if check_gpu else "not checked"
-        card = {
-            **provenance,
-            "format": file_format,
-            "rewritten": conversion.graph is not None,
-            **described,
-            "gpu": verdict,
-            **_compare(temporary, reference),
-            "limits": FORMATS[file_format].limits,
-            "allowed": list(allowed),
-        }
-        cards.refuse_faults(card, FORMATS[file_format].limits, allowed)
-        with whole_file(output.with_suffix(".json")) as card_path:
-            card_path.write_text(json.dumps(card, indent=2) + "\n")
-    return card
 
 
 def define_flags() -> None:
@@ -302,6 +92,13 @@ def define_flags() -> None:
         "or tfds:NAME. By default --data.",
     )
     flags.DEFINE_integer("calibration_images", 200, "How many of them; 0 for all.")
+    flags.DEFINE_integer(
+        "qat_epochs", 2, "Epochs of int8-qat's training on --data.", lower_bound=1
+    )
+    flags.DEFINE_float(
+        "qat_learning_rate", 1e-4, "Its learning rate at the start.", lower_bound=0
+    )
+    flags.DEFINE_integer("qat_batch_size", 32, "Its batch.", lower_bound=1)
     flags.DEFINE_float(
         "crop",
         None,
@@ -357,23 +154,11 @@ def _check_flags() -> Path:
     return folder
 
 
-def _labels_beside(path: str, classes: int) -> list[str]:
-    """Reads the class names that a training run leaves beside its model."""
-    file = Path(path).with_name("labels.txt")
-    labels = file.read_text().splitlines() if file.exists() else []
-    if labels and len(labels) != classes:
-        raise ValueError(
-            f"{file} names {len(labels)} classes, but {path} has {classes}. "
-            "Move away the one that does not belong there."
-        )
-    return labels
-
-
 def _provenance(args, model: keras.Model) -> tuple[dict, str, float]:
     """Returns what the card says of the model, its data, and the evaluation's crop."""
     data, crop = "digits", 1.0
     if args.model.endswith(".keras"):
-        labels = _labels_beside(args.model, model.output_shape[-1])
+        labels = labels_beside(args.model, model.output_shape[-1])
         provenance = {"model": args.model, "labels": labels}
         config_file = Path(args.model).with_name("config.json")
         if config_file.exists():
@@ -399,22 +184,69 @@ def _summary(path: Path, card: dict) -> str:
     return f"{path}: {', '.join(parts)}"
 
 
+def _training_config(args, data: str):
+    """Returns how the model was trained, with the schedule of the fine-tuning."""
+    config_file = Path(args.model).with_name("config.json")
+    is_trained = args.model.endswith(".keras") and config_file.exists()
+    config = load_config(config_file) if is_trained else make_config(data=data)
+    return dataclasses.replace(
+        config,
+        epochs=args.qat_epochs,
+        learning_rate=args.qat_learning_rate,
+        min_learning_rate=0.0,
+        warmup_steps=0,
+        batch_size=args.qat_batch_size,
+    )
+
+
 def _conversion_from_flags(args, model, data: str, crop: float) -> Conversion:
     calibration = args.calibration or data
+    scale = np.float32(largest_value(model) / 255)
 
     def calibration_images() -> np.ndarray:
         count = args.calibration_images
         found = load_images(calibration, "train", count, args.size, crop)
         check_calibration_images(found, count)
-        scale = np.float32(largest_value(model) / 255)
         return found.images.astype(np.float32) * scale
 
-    def fine_tuned():
-        raise NotImplementedError
+    def fine_tuned() -> Conversion:
+        from tflite import qat  # loads tf_keras
 
-    return prepare(
+        if conversion.graph is None:
+            raise ValueError("int8-qat trains the rewritten network: no --no_rewrite.")
+        source, classes = load_source(data), model.output_shape[-1]
+        if len(source.class_names) != classes:
+            raise ValueError(
+                f"int8-qat trains on {data}, which has {len(source.class_names)} "
+                f"classes, but the model has {classes}. Name its data with --data."
+            )
+        name = output_kind(model)
+        config = _training_config(args, data)
+        graph = qat.fine_tune(
+            conversion.graph, config, source, scale, gives_logits=name == "logits"
+        )
+        return Conversion(trace_graph(graph, name), graph, calibration_images, None)
+
+    conversion = prepare(
         model, args.size, not args.no_rewrite, calibration_images, fine_tuned
     )
+    return conversion
+
+
+def _how_made(args, name: str, data: str) -> dict:
+    """Returns what the card of a format says of the data that it was made with."""
+    made = {}
+    if name.startswith("int8"):
+        images = args.calibration_images or "all"
+        made["calibration"] = {"data": args.calibration or data, "images": images}
+    if name == "int8-qat":
+        made["fine_tuning"] = {
+            "data": data,
+            "epochs": args.qat_epochs,
+            "learning_rate": args.qat_learning_rate,
+            "batch_size": args.qat_batch_size,
+        }
+    return made
 
 
 def main(argv) -> None:
@@ -435,12 +267,12 @@ def main(argv) -> None:
                 name,
                 reference,
                 path,
-                provenance,
+                provenance | {"crop": crop} | _how_made(args, name, data),
                 args.allow,
                 args.check_gpu,
             )
             print(_summary(path, card), flush=True)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
         sys.exit(f"error: {error}")
 

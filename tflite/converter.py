@@ -57,12 +57,11 @@ def trace_model(function: Callable, image_shape, output_name: str) -> Callable:
     return serve
 
 
-def tflite_content(serve: Callable, quantized: bool = False) -> bytes:
+def tflite_content(serve: Callable) -> bytes:
     """Converts a traceable function to a `.tflite` with a signature.
 
     Args:
         serve: what `trace_graph` or `trace_model` returned.
-        quantized: whether the function was trained with quantization.
 
     Returns:
         The content of the file.
@@ -78,8 +77,6 @@ def tflite_content(serve: Callable, quantized: bool = False) -> bytes:
         tf.saved_model.save(module, folder, signatures, options)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        if quantized:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
         try:
             return converter.convert()
         except Exception as error:  # the converter's own kind has no public name

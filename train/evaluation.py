@@ -50,8 +50,8 @@ def load_predictor(config, source: Source) -> Predictor:
     """
     if not config.weights:
         raise ValueError(
-            "An evaluation takes --weights: imagenet, or a .keras, .safetensors, .pt, "
-            ".weights.h5 or .tflite file."
+            "An evaluation takes --model: a .keras or .tflite file; or --weights: "
+            "imagenet, or a .safetensors, .pt or .weights.h5 file."
         )
     _check_labels(config.weights, source)
     if config.weights.endswith(".tflite"):

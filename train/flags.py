@@ -25,8 +25,9 @@ def define_flags() -> None:
         "mode",
         "train",
         MODES,
-        "train; or eval, which measures --weights (imagenet, a file, also a .tflite) "
-        "on the validation split and prints top-1, top-5 and a line for each class.",
+        "train; or eval, which measures a file (--model=FILE.keras or FILE.tflite, or "
+        "--weights) on the validation split and prints top-1, top-5 and a line for "
+        "each class.",
     )
     flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.")
     flags.DEFINE_enum(
@@ -69,6 +70,12 @@ def config_from_flags() -> train_config.TrainConfig:
             raise ValueError(
                 f"--sizes takes integers, such as 128,160,192: {error}."
             ) from error
+    if args.mode == "eval" and overrides.get("model", "").endswith(_OWN_FILES):
+        if "weights" in overrides:
+            raise ValueError(
+                f"{overrides['model']} has its own weights; leave --weights away."
+            )
+        overrides["weights"] = overrides.pop("model")
     weights = os.path.expanduser(overrides.get("weights", ""))
     if args.mode == "eval" and not args.recipe and weights.endswith(_OWN_FILES):
         beside = Path(weights).with_name(train_config.FILENAME)

@@ -5,7 +5,7 @@ Examples:
   python train/main.py --data=digits --workdir=runs/digits
   python train/main.py --data=folder:photos --model=mobilevit_xxs --workdir=runs/photos
   python train/main.py --data=folder:photos --weights=imagenet --workdir=runs/tuned
-  python train/main.py --mode=eval --data=folder:photos --weights=runs/photos/best.keras
+  python train/main.py --mode=eval --data=folder:photos --model=out/best_160_int8.tflite
 
 A recipe sets every flag that is not given: `digits`, `small` (a few thousand photos) or
 `imagenet` (the paper's), by the kind of the data or by --recipe. Run the same command

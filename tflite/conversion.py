@@ -1,0 +1,178 @@
+"""A conversion from the model to the file and its card, with all checks between."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_mobilevit.files import whole_file
+from keras_mobilevit.preprocessing import largest_value
+from tflite import card as cards
+from tflite import gpu, parity
+from tflite.converter import output_kind, trace_graph, trace_model
+from tflite.formats import FORMATS, Conversion
+from tflite.graph import UnknownLayer, read_model
+from tflite.images import ImageSet
+from tflite.rewrites import deployment_graph
+from train.litert import LiteRTModel
+
+KERAS_BATCH = 32
+
+
+def _deployment_graph(model: keras.Model, size: int, rewrite: bool):
+    if not rewrite:
+        return None
+    try:
+        return deployment_graph(read_model(model, size, size))
+    except UnknownLayer as error:
+        raise ValueError(
+            f"{error} --no_rewrite converts the model as it is, slower on CPUs and "
+            "perhaps not for GPUs."
+        ) from error
+
+
+def prepare(
+    model: keras.Model, size: int, rewrite: bool, calibration_images, fine_tuned
+) -> Conversion:
+    """Prepares the conversion of a model for square images.
+
+    Args:
+        model: an image classifier.
+        size: side of the image in pixels.
+        rewrite: whether to convert the deployment graph, not the model as it is.
+        calibration_images, fine_tuned: see `Conversion`.
+
+    Returns:
+        The `Conversion`.
+
+    Raises:
+        ValueError: if the model takes images of another size, or has a layer that the
+            rewriting does not know.
+    """
+    height, width, channels = model.inputs[0].shape[1:]
+    if {height, width} - {None, size}:
+        raise ValueError(
+            f"{model.name} takes images of {height}x{width} pixels only. "
+            f"Received: --size={size}."
+        )
+    graph, name = _deployment_graph(model, size, rewrite), output_kind(model)
+    if graph is not None:
+        serve = trace_graph(graph, name)
+    else:
+        shape = (size, size, channels)
+        serve = trace_model(lambda x: model(x, training=False), shape, name)
+    return Conversion(serve, graph, calibration_images, fine_tuned)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What Keras says of the validation images.
+
+    Attributes:
+        model: the Keras model.
+        validation: the images.
+        images: float32, in the range that the model takes.
+        outputs: `[images, classes]`.
+        has_labels: whether the model's classes are the data's.
+    """
+
+    model: keras.Model
+    validation: ImageSet
+    images: np.ndarray
+    outputs: np.ndarray
+    has_labels: bool
+
+    def top1(self, outputs) -> float:
+        """Returns the percentage of images whose best class is right."""
+        return float(100 * np.mean(outputs.argmax(-1) == self.validation.labels))
+
+
+def make_reference(model: keras.Model, validation: ImageSet) -> Reference:
+    """Runs the Keras model on the validation images."""
+    images = validation.images.astype(np.float32)
+    images *= np.float32(largest_value(model) / 255)
+    outputs = model.predict(images, KERAS_BATCH, verbose=0)
+    has_labels = outputs.shape[-1] == len(validation.class_names)
+    return Reference(model, validation, images, outputs, has_labels)
+
+
+def _compare(path, reference: Reference) -> dict:
+    """Returns the parts of the card for which the file is run."""
+    model = reference.model
+    outputs = LiteRTModel(path, os.cpu_count()).predict(reference.images)
+    agreement = parity.compare(
+        reference.outputs,
+        outputs,
+        are_probabilities=output_kind(model) == "probabilities",
+    )
+    described = {
+        "data": reference.validation.data,
+        "split": "validation",
+        "images": len(outputs),
+    }
+    accuracy = None
+    if reference.has_labels:
+        accuracy = described | {
+            "top1": reference.top1(outputs),
+            "keras_top1": reference.top1(reference.outputs),
+        }
+    return {"parity": agreement | described, "accuracy": accuracy}
+
+
+def _gpu_verdict(path, reference: Reference) -> dict:
+    image = LiteRTModel(path).quantize(reference.images[:1])
+    return dataclasses.asdict(gpu.check_gpu(path, image))
+
+
+def convert(
+    conversion: Conversion,
+    file_format: str,
+    reference: Reference,
+    output: Path,
+    provenance: dict,
+    allowed=(),
+    check_gpu: bool = False,
+) -> dict:
+    """Converts a model, checks the file, and writes it with its card.
+
+    Args:
+        conversion: of the model.
+        file_format: a key of `FORMATS`.
+        reference: what its outputs must be.
+        output: path of the `.tflite`; the card gets the ending `.json`.
+        provenance: more entries of the card.
+        allowed: names of checks that may fail, see `tflite.card.CHECKS`.
+        check_gpu: whether to run the file on the GPU accelerator too.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: if the file misses a limit of its format; nothing is left behind
+            then.
+    """
+    content = FORMATS[file_format].make(conversion)
+    model = reference.model
+    with whole_file(output) as temporary:
+        temporary.write_bytes(content)
+        described = cards.describe_file(
+            temporary, output_kind(model), largest_value(model)
+        )
+        verdict = _gpu_verdict(temporary, reference) if check_gpu else "not checked"
+        card = {
+            **provenance,
+            "format": file_format,
+            "rewritten": conversion.graph is not None,
+            **described,
+            "gpu": verdict,
+            **_compare(temporary, reference),
+            "limits": FORMATS[file_format].limits,
+            "allowed": list(allowed),
+        }
+        cards.refuse_faults(card, FORMATS[file_format].limits, allowed)
+        with whole_file(output.with_suffix(".json")) as card_path:
+            card_path.write_text(json.dumps(card, indent=2) + "\n")
+    return card

@@ -1,0 +1,72 @@
+"""The Keras models that are converted."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_mobilevit.classifier import build_classifier
+from keras_mobilevit.configs import get_config
+from keras_mobilevit.weights import load_model_file
+
+
+def load_model(model: str, weights: str = "none") -> keras.Model:
+    """Loads a `.keras` file, or builds a variant that returns logits.
+
+    Args:
+        model: `mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s`, or the path of a
+            `.keras` file.
+        weights: for a variant: `none` (random), `imagenet`, or a path.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: if there is no such model, or the file is something else.
+    """
+    if str(model).endswith(".keras"):
+        if weights != "none":
+            raise ValueError(f"{model} has its own weights; leave --weights away.")
+        return _load_keras_file(model)
+    try:
+        config = get_config(model)
+    except ValueError as error:
+        raise ValueError(f"{error} Or the path of a `.keras` file.") from error
+    return build_classifier(
+        config,
+        weights=None if weights == "none" else weights,
+        input_shape=(None, None, 3),
+        classifier_activation=None,
+    )
+
+
+def _load_keras_file(path: str) -> keras.Model:
+    loaded = load_model_file(path)
+    shapes = [tuple(tensor.shape) for tensor in loaded.inputs]
+    if [(len(shape), shape[-1]) for shape in shapes] != [(4, 3)]:
+        raise ValueError(
+            f"{path} takes inputs of the shapes {shapes}. "
+            "Expected RGB images: (None, height, width, 3)."
+        )
+    if [len(tensor.shape) for tensor in loaded.outputs] != [2]:
+        raise ValueError(
+            f"{path} gives outputs of the shapes "
+            f"{[tuple(tensor.shape) for tensor in loaded.outputs]}. "
+            "Expected those of a classifier: (None, classes)."
+        )
+    bad = [w.path for w in loaded.weights if not np.all(np.isfinite(w.numpy()))]
+    if bad:
+        raise ValueError(f"{path} has weights that are not finite: {bad[0]}.")
+    return loaded
+
+
+def labels_beside(path: str, classes: int) -> list[str]:
+    """Reads the class names that a training run leaves beside its model."""
+    file = Path(path).with_name("labels.txt")
+    labels = file.read_text().splitlines() if file.exists() else []
+    if labels and len(labels) != classes:
+        raise ValueError(
+            f"{file} names {len(labels)} classes, but {path} has {classes}. "
+            "Move away the one that does not belong there."
+        )
+    return labels
