@@ -1,0 +1,76 @@
+"""Quantization-aware training: the twin is the graph, and learns."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from keras_mobilevit import VARIANTS
+from keras_mobilevit.classifier import build_classifier
+from tflite import operations, qat
+from tflite.graph import read_model
+from tflite.rewrites import deployment_graph
+from train.config import make_config
+from train.sources import evenly_spaced, load_source
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_classifier(
+        VARIANTS["mobilevit_xxs"],
+        input_shape=(SIZE, SIZE, 3),
+        classes=10,
+        classifier_activation=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def graph(model):
+    return deployment_graph(read_model(model, SIZE, SIZE))
+
+
+@pytest.fixture(scope="module")
+def twin(graph):
+    return qat.build_twin(graph)
+
+
+def test_every_kernel_comes_back(graph, twin):
+    weights = qat._weights_of(twin)
+    again = qat._with_weights(graph, weights)
+    images = np.random.default_rng(0).uniform(0, 255, (1, SIZE, SIZE, 3))
+    (expected,), (outputs,) = (operations.run(g, images) for g in (graph, again))
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+
+def test_kernels_and_activations_are_rounded(graph, twin):
+    names = {w.name for w in twin.weights}
+    kernels = [n.name for n in graph.nodes.values() if "kernel" in n.weights]
+    assert len(kernels) == 90
+    for name in kernels:
+        attribute = "depthwise_kernel" if "depthwise" in name else "kernel"
+        assert f"quant_{name}/{attribute}_max:0" in names
+        assert f"quant_{name}/output_max:0" in names
+    assert "quant_stem_act/output_max:0" in names
+
+
+def test_a_twin_that_differs_is_refused(graph, twin, monkeypatch):
+    monkeypatch.setattr(qat, "COPY_TOLERANCE", 0.0)
+    with pytest.raises(RuntimeError, match="twin differs from the graph by"):
+        qat._check_copy(twin, graph)  # which rounds already
+
+
+@pytest.mark.slow
+def test_every_kernel_is_trained(graph):
+    source = evenly_spaced(load_source("digits"), "train", 64)
+    config = dataclasses.replace(make_config("digits"), epochs=1, batch_size=32)
+    tuned = qat.fine_tune(graph, config, source, 1.0, gives_logits=True)
+    for name, node in graph.nodes.items():
+        if "kernel" not in node.weights:
+            continue
+        after = tuned.nodes[name].weights["kernel"]
+        assert np.all(np.isfinite(after))
+        # At this size there is one token, whose attention to itself is always 1.
+        if not name.endswith(("_query", "_key")):
+            assert not np.array_equal(after, node.weights["kernel"]), name
