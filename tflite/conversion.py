@@ -19,7 +19,7 @@ from tflite.images import ImageSet
 from tflite.rewrites import deployment_graph
 from train.litert import LiteRTModel
 
-KERAS_BATCH = 32
+KERAS_BATCH = 8  # MobileViT_S at 256 takes 100 MB an image
 
 
 def _deployment_graph(model: keras.Model, size: int, rewrite: bool):
