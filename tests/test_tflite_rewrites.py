@@ -267,3 +267,24 @@ def test_an_unknown_activation_is_named():
 
     with pytest.raises(UnknownLayer, match="'head' .*'mish'"):
         read_model(small_model(build), 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: layers.BatchNormalization(axis=1, name="b"), "'b' normalizes over"),
+        (lambda: layers.LayerNormalization(axis=(1, 2), name="l"), "'l' normalizes"),
+        (lambda: layers.Softmax(axis=1, name="s"), "'s' is a softmax over axis 1"),
+        (lambda: layers.ReLU(max_value=3, name="r"), "'r' is neither ReLU nor ReLU6"),
+        (lambda: layers.Conv2D(6, 1, groups=3, name="g"), "'g' .* in groups"),
+    ],
+)
+def test_what_a_layer_does_that_has_no_mobile_form_is_told(layer, message):
+    with pytest.raises(UnknownLayer, match=message):
+        read_model(small_model(layer()), 16, 16)
+
+
+def test_a_layer_that_is_used_twice_is_refused():
+    shared = layers.Dense(3, activation="relu", name="shared")
+    with pytest.raises(UnknownLayer, match="'shared' is used more than once"):
+        read_model(small_model(lambda x: shared(shared(x))), 16, 16)

@@ -165,6 +165,14 @@ def test_labels_of_another_training_are_refused(tmp_path, digits):
         evaluate(digits, weights=str(tmp_path / "best.keras"))
 
 
+def test_labels_in_a_card_are_compared(tmp_path, digits, files):
+    path = tmp_path / "m.tflite"
+    path.write_bytes(files["tflite"].read_bytes())
+    (tmp_path / "m.json").write_text('{"labels": ["cat", "dog"]}')
+    with pytest.raises(ValueError, match="other classes.*m.json: 0, 1"):
+        evaluate(digits, weights=str(path))
+
+
 def test_outputs_that_are_not_finite_are_refused(digits):
     predictor = Predictor(32, lambda images: np.full((len(images), 10), np.nan))
     with pytest.raises(ValueError, match="not finite"):

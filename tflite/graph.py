@@ -149,7 +149,16 @@ def _read_dense(layer) -> list[tuple]:
     return _with_activation(layer, "dense", weights, {})
 
 
+def _require_last_axis(layer, what: str) -> None:
+    axes = tuple(np.atleast_1d(layer.axis))
+    if axes not in ((-1,), (len(layer.input.shape) - 1,)):
+        raise UnknownLayer(
+            f"Layer {layer.name!r} {what} over axis {layer.axis}, not over the last."
+        )
+
+
 def _read_batch_norm(layer) -> list[tuple]:
+    _require_last_axis(layer, "normalizes")
     weights = _weights(
         gamma=layer.gamma,
         beta=layer.beta,
@@ -160,10 +169,9 @@ def _read_batch_norm(layer) -> list[tuple]:
 
 
 def _read_layer_norm(layer) -> list[tuple]:
-    if tuple(np.atleast_1d(layer.axis)) not in ((-1,), (2,)):
-        raise UnknownLayer(
-            f"Layer {layer.name!r} normalizes over {layer.axis}, not the last axis."
-        )
+    _require_last_axis(layer, "normalizes")
+    if layer.rms_scaling:
+        raise UnknownLayer(f"Layer {layer.name!r} is an RMS normalization.")
     weights = _weights(gamma=layer.gamma, beta=layer.beta)
     return [("layer_norm", weights, {"epsilon": layer.epsilon})]
 
@@ -180,9 +188,20 @@ def _read_padding(layer) -> list[tuple]:
 
 
 def _read_concatenate(layer) -> list[tuple]:
-    if layer.axis not in (-1, 3):
+    if layer.axis not in (-1, len(layer.output.shape) - 1):
         raise UnknownLayer(f"Layer {layer.name!r} joins along axis {layer.axis}.")
     return [("concat", {}, {})]
+
+
+def _read_softmax(layer) -> list[tuple]:
+    _require_last_axis(layer, "is a softmax")
+    return [("activation", {}, {"function": "softmax"})]
+
+
+def _read_pooling(layer) -> list[tuple]:
+    if layer.data_format != "channels_last":
+        raise UnknownLayer(f"Layer {layer.name!r} is not channels-last.")
+    return [("global_average", {}, {"keepdims": layer.keepdims})]
 
 
 def _read_rescaling(layer) -> list[tuple]:
@@ -199,7 +218,7 @@ READERS: dict[type, Callable] = {
     layers.Activation: lambda layer: [
         ("activation", {}, {"function": _activation_name(layer)})
     ],
-    layers.Softmax: lambda layer: [("activation", {}, {"function": "softmax"})],
+    layers.Softmax: _read_softmax,
     layers.ReLU: _read_relu,
     layers.Add: lambda layer: [("add", {}, {})],
     layers.BatchNormalization: _read_batch_norm,
@@ -209,7 +228,7 @@ READERS: dict[type, Callable] = {
     layers.Dense: _read_dense,
     layers.DepthwiseConv2D: _read_depthwise,
     layers.Dropout: _identity,
-    layers.GlobalAveragePooling2D: lambda layer: [("global_average", {}, {})],
+    layers.GlobalAveragePooling2D: _read_pooling,
     layers.LayerNormalization: _read_layer_norm,
     layers.Rescaling: _read_rescaling,
     layers.ZeroPadding2D: _read_padding,
@@ -256,8 +275,10 @@ class _Reader:
     def _call(self, layer, *arguments, **options):
         inputs = keras.tree.flatten(arguments)
         if isinstance(layer, keras.Model):
-            (outputs,) = self.follow(layer, list(inputs))
-            return outputs
+            outputs = self.follow(layer, list(inputs))
+            if len(outputs) != 1:
+                raise UnknownLayer(f"Model {layer.name!r} has several outputs.")
+            return outputs[0]
         outputs = layer(*arguments)
         name = self._add(self.originals[id(layer)], [self.name_of(x) for x in inputs])
         self.sources[id(outputs)] = name

@@ -188,6 +188,10 @@ def _activation(node: Node, x):
     return ACTIVATIONS[node.options["function"]](x)
 
 
+def _global_average(node: Node, x):
+    return tf.reduce_mean(x, (1, 2), keepdims=node.options["keepdims"])
+
+
 OPERATIONS = {
     "activation": _activation,
     "add": lambda node, *inputs: functools.reduce(tf.add, inputs),
@@ -198,7 +202,7 @@ OPERATIONS = {
     "dense": _dense,
     "depthwise": _depthwise,
     "fold": _fold,
-    "global_average": lambda node, x: tf.reduce_mean(x, (1, 2)),
+    "global_average": _global_average,
     "layer_norm": _layer_norm,
     "pad": _pad,
     "rescale": _rescale,

@@ -1,6 +1,7 @@
 """Measures any classifier on any source: whole, and class by class."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -76,13 +77,21 @@ def load_predictor(config, source: Source) -> Predictor:
     return Predictor(_side(model.input_shape, config), scores)
 
 
-def _check_labels(weights: str, source: Source) -> None:
-    """Compares the class names that a training run left beside its model."""
+def _labels_of(weights: str) -> tuple[Path, list[str]]:
+    """Reads the class names beside a model: its training's, or a converted file's."""
     file = Path(weights).with_name("labels.txt")
-    if not weights.endswith((".keras", ".tflite")) or not file.exists():
-        return
-    labels = file.read_text().splitlines()
-    if labels != list(source.class_names):
+    if weights.endswith((".keras", ".tflite")) and file.exists():
+        return file, file.read_text().splitlines()
+    card = Path(weights).with_suffix(".json")
+    if weights.endswith(".tflite") and card.exists():
+        return card, json.loads(card.read_text()).get("labels") or []
+    return file, []
+
+
+def _check_labels(weights: str, source: Source) -> None:
+    """Compares the class names that were left beside a model with a source's."""
+    file, labels = _labels_of(weights)
+    if labels and labels != list(source.class_names):
         differing = sorted(set(labels) ^ set(source.class_names))
         raise ValueError(
             f"{weights} was trained on other classes than {source.name} has, see "
