@@ -25,7 +25,9 @@ TFLITE = [
     *TRAIN,
     "ai-edge-litert",
     "ai-edge-quantizer",
+    "flatbuffers",
     "tensorflow-model-optimization",
+    "tf_keras",
 ]
 PEERS = [*TFLITE, "onnx", "onnxruntime", "onnxscript", "openvino", "timm", "torch"]
 COREML = [*TRAIN, "coremltools>=9.0"]

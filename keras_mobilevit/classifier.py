@@ -135,6 +135,8 @@ def _check_arguments(weights, include_top, pooling, classes, classifier_activati
 def returns_probabilities(model: keras.Model) -> bool:
     """Tells whether a classifier ends in a softmax; otherwise it returns logits."""
     last = model.layers[-1]
+    if isinstance(last, keras.Model):
+        return returns_probabilities(last)
     activation = getattr(last, "activation", None)
     return isinstance(last, layers.Softmax) or activation is keras.activations.softmax
 

@@ -35,8 +35,13 @@ def largest_value(model: keras.Model) -> int:
         255 if the model rescales its input itself, as `include_preprocessing=True`
         makes it, otherwise 1.
     """
-    rescales = any(isinstance(x, keras.layers.Rescaling) for x in model.layers)
-    return 255 if rescales else 1
+
+    def rescales(layer) -> bool:
+        if isinstance(layer, keras.Model):  # also one that is a layer of another
+            return any(map(rescales, layer.layers))
+        return isinstance(layer, keras.layers.Rescaling)
+
+    return 255 if rescales(model) else 1
 
 
 def decode_predictions(preds, top: int = 5) -> list:

@@ -9,6 +9,7 @@ from keras_mobilevit import VARIANTS
 from keras_mobilevit.classifier import build_classifier
 from tflite import operations, qat
 from tflite.graph import read_model
+from tflite.images import load_images
 from tflite.rewrites import deployment_graph
 from train.config import make_config
 from train.sources import evenly_spaced, load_source
@@ -32,8 +33,21 @@ def graph(model):
 
 
 @pytest.fixture(scope="module")
-def twin(graph):
-    return qat.build_twin(graph)
+def images():
+    found = load_images("digits", "validation", 32, SIZE, 1.0)
+    return found.images.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def twin(graph, images):
+    return qat.build_twin(graph, images)
+
+
+def test_rounding_changes_little(graph, twin, images):
+    """tensorflow-model-optimization's own ranges, 6 for all, would not."""
+    (expected,) = operations.run(graph, images)
+    error = np.sqrt(np.mean((twin(images, training=True) - expected) ** 2))
+    assert 0 < error < 0.2 * np.std(expected)
 
 
 def test_every_kernel_comes_back(graph, twin):

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from keras import layers
 
 from keras_mobilevit import VARIANTS
-from keras_mobilevit.classifier import build_classifier
+from keras_mobilevit.classifier import build_classifier, returns_probabilities
+from keras_mobilevit.layers import Fold, Unfold
+from keras_mobilevit.preprocessing import largest_value
 from tflite import operations, rewrites
 from tflite.graph import ACTIVATIONS, UnknownLayer, read_model
 
@@ -177,6 +179,27 @@ def test_a_batch_norm_of_an_output_that_others_read_stays():
     assert "batch_norm" in unchanged_outputs(small_model(build))
 
 
+def test_a_batch_norm_without_gamma_or_beta():
+    def build(x):
+        x = layers.BatchNormalization(scale=False)(layers.Conv2D(4, 3)(x))
+        return layers.BatchNormalization(center=False)(layers.Activation("relu")(x))
+
+    unchanged_outputs(small_model(build))
+
+
+def test_an_unfold_that_is_an_output_stays_before_its_projection():
+    unchanged_outputs(small_model(lambda x: Unfold(2)(layers.Conv2D(6, 1)(x))))
+
+
+def test_two_projections_between_a_fold_and_an_unfold():
+    def build(x):
+        tokens = layers.Dense(8)(Unfold(2)(x))
+        x = layers.Conv2D(3, 1)(Fold(2)(tokens, x))
+        return layers.Dense(2)(Unfold(2)(layers.Conv2D(8, 1)(x)))
+
+    unchanged_outputs(small_model(build))
+
+
 def test_an_offset_before_padding_stays():
     def build(x):
         x = layers.Rescaling(1 / 127.5, offset=-1)(x)
@@ -284,7 +307,26 @@ def test_what_a_layer_does_that_has_no_mobile_form_is_told(layer, message):
         read_model(small_model(layer()), 16, 16)
 
 
-def test_a_layer_that_is_used_twice_is_refused():
-    shared = layers.Dense(3, activation="relu", name="shared")
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_layer_that_is_used_twice_is_refused(activation):
+    shared = layers.Dense(3, activation=activation, name="shared")
     with pytest.raises(UnknownLayer, match="'shared' is used more than once"):
         read_model(small_model(lambda x: shared(shared(x))), 16, 16)
+
+
+def test_names_that_meet_are_told_apart():
+    def build(x):
+        x = layers.Dense(4, activation="relu", name="a")(x)
+        return layers.Dense(2, name="a_activation")(x)
+
+    unchanged_outputs(small_model(build))
+
+
+def test_a_nested_model_tells_its_range_and_its_softmax():
+    backbone = classifier(include_top=False, pooling="avg")
+    head = keras.Sequential(
+        [keras.Input((320,)), layers.Dense(3, activation="softmax")]
+    )
+    model = keras.Sequential([keras.Input((64, 64, 3)), backbone, head])
+    assert largest_value(model) == 255
+    assert returns_probabilities(model)

@@ -165,6 +165,17 @@ def test_labels_of_another_training_are_refused(tmp_path, digits):
         evaluate(digits, weights=str(tmp_path / "best.keras"))
 
 
+def test_a_card_tells_the_range_of_the_values(tmp_path, digits, files):
+    path = tmp_path / "m.tflite"
+    path.write_bytes(files["tflite"].read_bytes())
+    images = np.full((1, 32, 32, 3), 200, np.float32)
+    config = dataclasses.replace(CONFIG, weights=str(path))
+    bright = load_predictor(config, digits).scores(images)
+    (tmp_path / "m.json").write_text('{"input": {"largest_value": 1}}')
+    dark = load_predictor(config, digits).scores(images * 255)
+    np.testing.assert_allclose(dark, bright, rtol=1e-4)
+
+
 def test_labels_in_a_card_are_compared(tmp_path, digits, files):
     path = tmp_path / "m.tflite"
     path.write_bytes(files["tflite"].read_bytes())

@@ -90,12 +90,30 @@ class Reference:
         return float(100 * np.mean(outputs.argmax(-1) == self.validation.labels))
 
 
-def make_reference(model: keras.Model, validation: ImageSet) -> Reference:
-    """Runs the Keras model on the validation images."""
+def has_classes_of(model: keras.Model, labels: list[str], class_names) -> bool:
+    """Tells whether a model's classes are a data set's.
+
+    By their names, where its training left them; otherwise by their number.
+    """
+    if labels:
+        return list(labels) == list(class_names)
+    return model.output_shape[-1] == len(class_names)
+
+
+def make_reference(
+    model: keras.Model, validation: ImageSet, labels: list[str] = ()
+) -> Reference:
+    """Runs the Keras model on the validation images.
+
+    Args:
+        model: an image classifier.
+        validation: the images.
+        labels: names of the model's classes, if known.
+    """
     images = validation.images.astype(np.float32)
     images *= np.float32(largest_value(model) / 255)
     outputs = model.predict(images, KERAS_BATCH, verbose=0)
-    has_labels = outputs.shape[-1] == len(validation.class_names)
+    has_labels = has_classes_of(model, labels, validation.class_names)
     return Reference(model, validation, images, outputs, has_labels)
 
 
@@ -172,7 +190,12 @@ def convert(
             "limits": FORMATS[file_format].limits,
             "allowed": list(allowed),
         }
-        cards.refuse_faults(card, FORMATS[file_format].limits, allowed)
+        try:
+            cards.refuse_faults(card, FORMATS[file_format].limits, allowed)
+        except ValueError as error:
+            if not output.exists():
+                raise
+            raise ValueError(f"{error} An earlier {output} stays as it was.") from error
         with whole_file(output.with_suffix(".json")) as card_path:
             card_path.write_text(json.dumps(card, indent=2) + "\n")
     return card

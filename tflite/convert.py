@@ -31,6 +31,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # whose converter this is
 # Three times faster training for int8-qat; read once, when TensorFlow is loaded.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
+import contextlib
 import dataclasses
 import tempfile
 import textwrap
@@ -44,7 +45,7 @@ from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.preprocessing import largest_value
 from tflite import card as cards
 from tflite import gpu
-from tflite.conversion import convert, make_reference, prepare
+from tflite.conversion import convert, has_classes_of, make_reference, prepare
 from tflite.converter import output_kind, trace_graph
 from tflite.formats import FORMATS, Conversion
 from tflite.images import check_calibration_images, load_images
@@ -83,7 +84,9 @@ def define_flags() -> None:
         "else digits.",
     )
     flags.DEFINE_integer(
-        "eval_images", 200, "How many of them, from all over the split; 0 for all."
+        "eval_images",
+        200,
+        "How many of them, from all over the split; 0 for all (held in memory).",
     )
     flags.DEFINE_string(
         "calibration",
@@ -154,6 +157,27 @@ def _check_flags() -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def _only_conversion(folder: Path):
+    """Keeps others from converting into a folder at the same time."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ValueError(
+            f"Another conversion writes into {folder}. Wait for it, or name another "
+            "--output_dir."
+        ) from error
+    finally:
+        os.close(handle)
+
+
 def _provenance(args, model: keras.Model) -> tuple[dict, str, float]:
     """Returns what the card says of the model, its data, and the evaluation's crop."""
     data, crop = "digits", 1.0
@@ -199,14 +223,16 @@ def _training_config(args, data: str):
     )
 
 
-def _conversion_from_flags(args, model, data: str, crop: float) -> Conversion:
+def _conversion_from_flags(
+    args, model, labels: list[str], data: str, crop: float
+) -> Conversion:
     calibration = args.calibration or data
     scale = np.float32(largest_value(model) / 255)
 
     def calibration_images() -> np.ndarray:
         count = args.calibration_images
         found = load_images(calibration, "train", count, args.size, crop)
-        check_calibration_images(found, count)
+        check_calibration_images(found)
         return found.images.astype(np.float32) * scale
 
     def fine_tuned() -> Conversion:
@@ -214,11 +240,11 @@ def _conversion_from_flags(args, model, data: str, crop: float) -> Conversion:
 
         if conversion.graph is None:
             raise ValueError("int8-qat trains the rewritten network: no --no_rewrite.")
-        source, classes = load_source(data), model.output_shape[-1]
-        if len(source.class_names) != classes:
+        source = load_source(data)
+        if not has_classes_of(model, labels, source.class_names):
             raise ValueError(
-                f"int8-qat trains on {data}, which has {len(source.class_names)} "
-                f"classes, but the model has {classes}. Name its data with --data."
+                f"int8-qat trains on {data}, which has other classes than the model. "
+                "Name the model's data with --data."
             )
         name = output_kind(model)
         config = _training_config(args, data)
@@ -249,30 +275,35 @@ def _how_made(args, name: str, data: str) -> dict:
     return made
 
 
+def _convert_all(args, folder: Path) -> None:
+    model = load_model(args.model, args.weights)
+    provenance, data, crop = _provenance(args, model)
+    labels = provenance.get("labels", [])
+    conversion = _conversion_from_flags(args, model, labels, data, crop)
+    validation = load_images(data, "validation", args.eval_images, args.size, crop)
+    reference = make_reference(model, validation, labels)
+    for name in dict.fromkeys(args.formats):
+        path = folder / f"{Path(args.model).stem}_{args.size}_{name}.tflite"
+        card = convert(
+            conversion,
+            name,
+            reference,
+            path,
+            provenance | {"crop": crop} | _how_made(args, name, data),
+            args.allow,
+            args.check_gpu,
+        )
+        print(_summary(path, card), flush=True)
+
+
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-    args = flags.FLAGS
     try:
         folder = _check_flags()
-        model = load_model(args.model, args.weights)
-        provenance, data, crop = _provenance(args, model)
-        conversion = _conversion_from_flags(args, model, data, crop)
-        validation = load_images(data, "validation", args.eval_images, args.size, crop)
-        reference = make_reference(model, validation)
-        for name in dict.fromkeys(args.formats):
-            path = folder / f"{Path(args.model).stem}_{args.size}_{name}.tflite"
-            card = convert(
-                conversion,
-                name,
-                reference,
-                path,
-                provenance | {"crop": crop} | _how_made(args, name, data),
-                args.allow,
-                args.check_gpu,
-            )
-            print(_summary(path, card), flush=True)
-    except (ValueError, OSError, FloatingPointError) as error:
+        with _only_conversion(folder):
+            _convert_all(flags.FLAGS, folder)
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
         sys.exit(f"error: {error}")
 

@@ -122,9 +122,13 @@ def _with_activation(layer, op: str, weights: dict, options: dict) -> list[tuple
     return rows
 
 
-def _convolution_options(layer) -> dict:
+def _require_channels_last(layer) -> None:
     if layer.data_format != "channels_last":
         raise UnknownLayer(f"Layer {layer.name!r} is not channels-last.")
+
+
+def _convolution_options(layer) -> dict:
+    _require_channels_last(layer)
     return {
         "strides": tuple(layer.strides),
         "padding": layer.padding.upper(),
@@ -159,7 +163,9 @@ def _require_last_axis(layer, what: str) -> None:
 
 def _read_batch_norm(layer) -> list[tuple]:
     _require_last_axis(layer, "normalizes")
-    weights = _weights(
+    mean = np.asarray(layer.moving_mean.numpy(), np.float64)
+    constants = {"gamma": np.ones_like(mean), "beta": np.zeros_like(mean)}
+    weights = constants | _weights(
         gamma=layer.gamma,
         beta=layer.beta,
         mean=layer.moving_mean,
@@ -184,6 +190,7 @@ def _read_relu(layer) -> list[tuple]:
 
 
 def _read_padding(layer) -> list[tuple]:
+    _require_channels_last(layer)
     return [("pad", {}, {"padding": tuple(map(tuple, layer.padding))})]
 
 
@@ -199,13 +206,14 @@ def _read_softmax(layer) -> list[tuple]:
 
 
 def _read_pooling(layer) -> list[tuple]:
-    if layer.data_format != "channels_last":
-        raise UnknownLayer(f"Layer {layer.name!r} is not channels-last.")
+    _require_channels_last(layer)
     return [("global_average", {}, {"keepdims": layer.keepdims})]
 
 
 def _read_rescaling(layer) -> list[tuple]:
     scale, offset = (np.asarray(v, np.float64) for v in (layer.scale, layer.offset))
+    if max(scale.ndim, offset.ndim) > 1:
+        raise UnknownLayer(f"Layer {layer.name!r} scales by more than channels.")
     return [("rescale", {"scale": scale, "offset": offset}, {})]
 
 
@@ -249,6 +257,7 @@ class _Reader:
         self.sources = {}  # names of the nodes that made the tensors, by their id
         self.tensors = []  # kept, so that no id is used twice
         self.originals = {}  # layers of the model by the id of their copy
+        self.called = set()  # ids of the layers that were followed
 
     def follow(self, model: keras.Model, inputs):
         """Calls copies of a model's layers, so that the model stays as it is."""
@@ -274,6 +283,11 @@ class _Reader:
 
     def _call(self, layer, *arguments, **options):
         inputs = keras.tree.flatten(arguments)
+        if any(keras.utils.is_keras_tensor(x) for x in keras.tree.flatten(options)):
+            raise UnknownLayer(f"Layer {layer.name!r} is called with keywords.")
+        if id(layer) in self.called:
+            raise UnknownLayer(f"Layer {layer.name!r} is used more than once.")
+        self.called.add(id(layer))
         if isinstance(layer, keras.Model):
             outputs = self.follow(layer, list(inputs))
             if len(outputs) != 1:
@@ -291,9 +305,9 @@ class _Reader:
     def _add(self, layer, inputs: list[str]) -> str:
         """Adds the nodes of a layer; returns the name of the last."""
         for op, weights, options in READERS[type(layer)](layer):
-            name = layer.name if layer.name not in self.nodes else f"{layer.name}_{op}"
-            if name in self.nodes:
-                raise UnknownLayer(f"Layer {layer.name!r} is used more than once.")
+            name = layer.name
+            while name in self.nodes or name == self.input_name:
+                name = f"{name}_{op}"
             self.nodes[name] = Node(name, op, tuple(inputs), weights, options)
             inputs = [name]
         return inputs[0]

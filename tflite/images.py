@@ -62,19 +62,19 @@ def load_images(
     return ImageSet(data, source.class_names, images, labels)
 
 
-def check_calibration_images(calibration: ImageSet, asked: int) -> None:
+def check_calibration_images(calibration: ImageSet) -> None:
     """Says what bad calibration images lead to.
 
     Raises:
         ValueError: if all of them are equal.
     """
     images = calibration.images
-    if np.all(images == images[0]):
+    if len(images) > 1 and np.all(images == images[0]):
         raise ValueError(
             f"All {len(images)} calibration images of {calibration.data} are equal. "
             "Ranges measured on them would clip every other image."
         )
-    if len(images) < min(FEW_IMAGES, asked):
+    if len(images) < FEW_IMAGES:
         logging.warning(
             "Only %d calibration images in %s: ranges measured on so few clip what "
             "other images contain. Expected at least %d.",

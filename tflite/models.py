@@ -32,12 +32,14 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
         config = get_config(model)
     except ValueError as error:
         raise ValueError(f"{error} Or the path of a `.keras` file.") from error
-    return build_classifier(
+    built = build_classifier(
         config,
         weights=None if weights == "none" else weights,
         input_shape=(None, None, 3),
         classifier_activation=None,
     )
+    _refuse_nan(built, weights)
+    return built
 
 
 def _load_keras_file(path: str) -> keras.Model:
@@ -54,10 +56,14 @@ def _load_keras_file(path: str) -> keras.Model:
             f"{[tuple(tensor.shape) for tensor in loaded.outputs]}. "
             "Expected those of a classifier: (None, classes)."
         )
-    bad = [w.path for w in loaded.weights if not np.all(np.isfinite(w.numpy()))]
+    _refuse_nan(loaded, path)
+    return loaded
+
+
+def _refuse_nan(model: keras.Model, path: str) -> None:
+    bad = [w.path for w in model.weights if not np.all(np.isfinite(w.numpy()))]
     if bad:
         raise ValueError(f"{path} has weights that are not finite: {bad[0]}.")
-    return loaded
 
 
 def labels_beside(path: str, classes: int) -> list[str]:

@@ -139,16 +139,17 @@ def _fold(node: Node, tokens, features):
     """Back to `[batch, height, width, channels]`, the size of `features`."""
     patch = node.options["patch_size"]
     _, height, width, _ = features.shape
-    rows, columns = (
-        _rounded_up(height, patch) // patch,
-        _rounded_up(width, patch) // patch,
-    )
-    channels = tokens.shape[-1]
-    batch = -1 if tokens.shape[0] is None else tokens.shape[0] // patch**2
-    x = tf.reshape(tokens, (batch, patch**2, rows * columns, channels))
-    x = tf.transpose(x, (0, 2, 1, 3))  # [B, N, P, channels]
-    x = tf.reshape(x, (batch, rows, columns, patch**2 * channels))
-    return _resize(tf.nn.depth_to_space(x, patch), height, width)
+    rows, columns = (_rounded_up(side, patch) // patch for side in (height, width))
+    batch, _, channels = tokens.shape
+    batch = -1 if batch is None else batch // patch**2
+    # Not DEPTH_TO_SPACE, which would stay float in an integer file.
+    maps = -1 if batch == -1 else batch * patch
+    x = tf.reshape(tokens, (maps, patch, rows * columns, channels))
+    x = tf.transpose(x, (0, 2, 1, 3))  # [B * patch rows, N, patch column, channels]
+    x = tf.reshape(x, (batch, patch, rows, columns * patch * channels))
+    x = tf.transpose(x, (0, 2, 1, 3))  # [B, rows, patch row, W * channels]
+    x = tf.reshape(x, (batch, rows * patch, columns * patch, channels))
+    return _resize(x, height, width)
 
 
 def _attention(node: Node, query, key, value):
@@ -221,9 +222,15 @@ def run(graph: Graph, images) -> list[tf.Tensor]:
     Returns:
         The outputs, in the order of `graph.outputs`.
     """
+    values = run_all(graph, images)
+    return [values[name] for name in graph.outputs]
+
+
+def run_all(graph: Graph, images) -> dict[str, tf.Tensor]:
+    """Computes what every node of a graph returns; see `run`."""
     values = {graph.input_name: tf.convert_to_tensor(images)}
     for node in graph.in_order():
         inputs = [values[name] for name in node.inputs]
         with tf.name_scope(node.name):  # by which quantization chooses operations
             values[node.name] = OPERATIONS[node.op](node, *inputs)
-    return [values[name] for name in graph.outputs]
+    return values

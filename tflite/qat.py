@@ -22,6 +22,7 @@ from train.tasks import CLASSIFICATION
 
 # What only moves values, or has none of its own to round.
 _NOT_ROUNDED = ("fold", "pad", "unfold")
+LEAST = 1e-30  # probability whose logarithm is taken
 COPY_TOLERANCE = 1e-4  # of an output, in float32
 
 
@@ -134,9 +135,10 @@ def _rounding_type(quantization):
     return Rounding
 
 
-def _rounding_of(node: Node, rounding):
+def _rounding_of(node: Node, graph: Graph, rounding):
     kernel = {"conv": "kernel", "dense": "kernel", "depthwise": "depthwise_kernel"}
-    return rounding(kernel.get(node.op), node.op not in _NOT_ROUNDED)
+    rounds_output = node.op not in _NOT_ROUNDED and node.name not in graph.outputs
+    return rounding(kernel.get(node.op), rounds_output)
 
 
 def _functional(graph: Graph, make_layer, tf_keras):
@@ -150,11 +152,14 @@ def _functional(graph: Graph, make_layer, tf_keras):
     return tf_keras.Model(images, [values[name] for name in graph.outputs])
 
 
-def build_twin(graph: Graph):
+def build_twin(graph: Graph, images):
     """Builds the tf_keras twin of a graph, which rounds to 8 bits.
 
     Args:
         graph: a deployment graph of one output.
+        images: `[images, height, width, channels]`, on which the ranges of the rounding
+            are measured. tensorflow-model-optimization starts all of them at 6, which
+            clips what a network returns, and moves them by a thousandth a step.
 
     Returns:
         A tf_keras model with the graph's weights.
@@ -181,14 +186,29 @@ def build_twin(graph: Graph):
         node = graph.nodes.get(layer.name)
         if node is None:
             return layer
-        return quantization.quantize_annotate_layer(layer, _rounding_of(node, rounding))
+        return quantization.quantize_annotate_layer(
+            layer, _rounding_of(node, graph, rounding)
+        )
 
     rounding = _rounding_type(quantization)
     scope = {"GraphOperation": graph_operation, "Rounding": rounding}
     with quantization.quantize_scope(scope):
         annotated = tf_keras.models.clone_model(plain, clone_function=annotate)
         twin = quantization.quantize_apply(annotated)
+    _set_ranges(twin, graph, images)
     return twin
+
+
+def _set_ranges(twin, graph: Graph, images) -> None:
+    """Sets the ranges of what layers return to those on some images."""
+    values = operations.run_all(graph, np.asarray(images, np.float32))
+    limits = {}
+    for name in graph.nodes:
+        limits[f"quant_{name}/output_min:0"] = tf.reduce_min(values[name])
+        limits[f"quant_{name}/output_max:0"] = tf.reduce_max(values[name])
+    for variable in twin.weights:
+        if variable.name in limits:
+            variable.assign(limits[variable.name])
 
 
 def _check_copy(twin, graph: Graph) -> None:
@@ -251,10 +271,12 @@ def fine_tune(
         FloatingPointError: if the loss is not finite.
     """
     tf_keras, _ = _tfmot()
-    twin = build_twin(graph)
     size = graph.input_shape[:2]
     shapes = batch_shapes([size], size, config.batch_size)
     count = source.num_examples["train"]
+    schedule = epoch_schedule(shapes, count, 0, config.seed)
+    batch = next(iter(train_batches(source, config, schedule, 0)))
+    twin = build_twin(graph, tf.cast(batch["image"], tf.float32) * scale)
     steps = config.epochs * -(-count // config.batch_size)
     decay = tf_keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
     optimizer = tf_keras.optimizers.Adam(decay)
@@ -264,7 +286,7 @@ def fine_tune(
         images = tf.cast(batch["image"], tf.float32) * scale
         with tf.GradientTape() as tape:
             outputs = twin(images, training=True)
-            logits = outputs if gives_logits else tf.math.log(outputs)
+            logits = outputs if gives_logits else tf.math.log(outputs + LEAST)
             losses = CLASSIFICATION.loss(config, batch, logits)
             weight = batch["weight"]
             loss = tf.reduce_sum(losses * weight) / tf.reduce_sum(weight)

@@ -181,13 +181,16 @@ def project_tokens(graph: Graph) -> Graph:
     weights that add up to 1; what acts on each pixel alone can go to the other side.
     On the side with fewer channels there is less to move.
     """
-    for conv in [node for node in graph.nodes.values() if _is_pointwise(node)]:
-        inputs, outputs = conv.weights["kernel"].shape[2:]
-        if conv.name in graph.outputs:
+    for name in list(graph.nodes):
+        conv = graph.nodes[name]  # as the swaps before have left it
+        if not _is_pointwise(conv) or name in graph.outputs:
             continue
+        inputs, outputs = conv.weights["kernel"].shape[2:]
         consumers = graph.consumers(conv.name)
         sizes = [n for n in consumers if n.op == "fold" and n.inputs[0] != conv.name]
-        unfolds = [n for n in consumers if n.op == "unfold"]
+        unfolds = [
+            n for n in consumers if n.op == "unfold" and n.name not in graph.outputs
+        ]
         if inputs < outputs and len(unfolds) == 1 and len(consumers) == 1 + len(sizes):
             graph = _swap_with_unfold(graph, conv)
             continue

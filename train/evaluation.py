@@ -1,7 +1,6 @@
 """Measures any classifier on any source: whole, and class by class."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from keras_mobilevit.configs import get_config
 from keras_mobilevit.preprocessing import largest_value
 from keras_mobilevit.weights import load_model_file
 from train.data import eval_batches, unreadable
-from train.litert import LiteRTModel
+from train.litert import LiteRTModel, read_card
 from train.sources import Source
 
 BATCH_SIZE = 64  # what fits in memory: 20 MB an image for MobileViT_S at 256
@@ -58,7 +57,12 @@ def load_predictor(config, source: Source) -> Predictor:
     if config.weights.endswith(".tflite"):
         litert = LiteRTModel(config.weights, num_threads=os.cpu_count())
         _check_output(tuple(map(int, litert.output["shape"])), source, config.weights)
-        return Predictor(_side(litert.input_shape, config), litert.predict)
+        largest = read_card(config.weights).get("input", {}).get("largest_value", 255)
+
+        def litert_scores(images: np.ndarray) -> np.ndarray:
+            return litert.predict(images * np.float32(largest / 255))
+
+        return Predictor(_side(litert.input_shape, config), litert_scores)
     if config.weights.endswith(".keras"):
         model = load_model_file(config.weights)
         _check_output(model.output_shape, source, config.weights)
@@ -83,8 +87,8 @@ def _labels_of(weights: str) -> tuple[Path, list[str]]:
     if weights.endswith((".keras", ".tflite")) and file.exists():
         return file, file.read_text().splitlines()
     card = Path(weights).with_suffix(".json")
-    if weights.endswith(".tflite") and card.exists():
-        return card, json.loads(card.read_text()).get("labels") or []
+    if weights.endswith(".tflite"):
+        return card, read_card(weights).get("labels") or []
     return file, []
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from train import config as train_config
+from train.litert import read_card
 
 MODES = ("train", "eval")
 _OWN_FILES = (".keras", ".tflite")  # of a training run, with its config.json
@@ -51,8 +52,8 @@ def config_from_flags() -> train_config.TrainConfig:
     """Makes the configuration of the flags that were given.
 
     In the mode eval what is not given, --recipe neither, comes from the config.json
-    that a training run left beside --weights, so that a model is evaluated as its
-    training evaluated it.
+    that a training run left beside the file, or from its card, so that a model is
+    evaluated as its training evaluated it.
 
     Raises:
         ValueError: if a value is not valid.
@@ -82,4 +83,6 @@ def config_from_flags() -> train_config.TrainConfig:
         if train_config.is_config(beside):
             trained = dataclasses.asdict(train_config.load_config(beside))
             overrides = {**trained, **overrides}
+        elif "crop" in (card := read_card(weights)):
+            overrides.setdefault("eval_crop", card["crop"])
     return train_config.make_config(args.recipe or "", **overrides)

@@ -1,9 +1,16 @@
 """Runs a `.tflite` file with LiteRT, in arrays."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+
+
+def read_card(path) -> dict:
+    """Reads the card that a conversion leaves beside a `.tflite`; {} without one."""
+    card = Path(path).with_suffix(".json")
+    return json.loads(card.read_text()) if card.is_file() else {}
 
 
 class LiteRTModel:
