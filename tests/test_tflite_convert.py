@@ -86,9 +86,10 @@ def test_every_format(setup, file_format, dtype, size_ratio, tmp_path):
     }
 
 
-def test_integers_from_input_to_output_but_for_nothing(setup, tmp_path):
+def test_integers_from_input_to_output(setup, tmp_path):
     card = setup.convert(tmp_path, "int8", allowed=RANDOM)
-    assert set(card["float_ops"]) <= {"DEPTH_TO_SPACE"}
+    assert card["float_ops"] == {}
+    assert (card["input"]["scale"], card["input"]["zero_point"]) == (1.0, -128)
     mixed = setup.convert(tmp_path, "int8-mixed", allowed=RANDOM)
     assert mixed["float_ops"]["SOFTMAX"] == 9
     assert mixed["float_ops"]["RSQRT"] == 21
@@ -254,6 +255,7 @@ def test_another_size_than_the_models_is_refused():
 GOOD_CARD = {
     "format": "fp32",
     "foreign_ops": [],
+    "float_ops": {},
     "max_rank": 4,
     "xnnpack": {"partitions": 1, "ops_outside": {}},
     "parity": {"max_abs": 1e-6, "psnr_db": 140.0},
@@ -267,6 +269,7 @@ GOOD_CARD = {
     [
         ({}, None),
         ({"foreign_ops": ["FlexConv2D"]}, "does not have: FlexConv2D"),
+        ({"float_ops": {"MUL": 3}}, "operations on floats: 3; at most 0"),
         ({"max_rank": 6}, r"rank 6; GPUs take at most 4 \(--allow=rank\)"),
         ({"xnnpack": {"ops_outside": {"RSQRT": 2}}}, "outside XNNPACK: 2"),
         ({"parity": {"max_abs": np.nan, "psnr_db": 140.0}}, "up to nan"),
@@ -288,7 +291,7 @@ GOOD_CARD = {
     ],
 )
 def test_every_fault_is_told(change: dict, message: str | None):
-    limits = {**FORMATS["fp32"].limits, "psnr": 50.0}
+    limits = {**FORMATS["fp32"].limits, "psnr": 50.0, "float": 0}
     if message is None:
         refuse_faults(GOOD_CARD | change, limits)
         return

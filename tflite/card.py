@@ -27,7 +27,11 @@ def _tensor(name: str, details, meaning: str) -> dict:
     }
     scale, zero_point = details["quantization"]
     if scale:
-        described |= {"scale": float(scale), "zero_point": int(zero_point)}
+        described |= {
+            "scale": float(scale),
+            "zero_point": int(zero_point),
+            "quantization": "round(value / scale) + zero_point, clipped to the type",
+        }
     return described
 
 
@@ -98,6 +102,9 @@ CHECKS = {
         sum(card["xnnpack"]["ops_outside"].values()),
         limit,
         "at most",
+    ),
+    "float": lambda card, limit: _too_much(
+        "has operations on floats:", sum(card["float_ops"].values()), limit, "at most"
     ),
     "parity": lambda card, limit: _too_much(
         "has outputs that differ from Keras's by up to",

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import keras
@@ -64,7 +66,9 @@ def prepare(
     else:
         shape = (size, size, channels)
         serve = trace_model(lambda x: model(x, training=False), shape, name)
-    return Conversion(serve, graph, calibration_images, fine_tuned)
+    return Conversion(
+        serve, graph, largest_value(model), calibration_images, fine_tuned
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +117,11 @@ def make_reference(
     images = validation.images.astype(np.float32)
     images *= np.float32(largest_value(model) / 255)
     outputs = model.predict(images, KERAS_BATCH, verbose=0)
+    if not np.all(np.isfinite(outputs)):
+        raise ValueError(
+            f"{model.name} returns numbers that are not finite for images of "
+            f"{validation.data}."
+        )
     has_labels = has_classes_of(model, labels, validation.class_names)
     return Reference(model, validation, images, outputs, has_labels)
 
@@ -121,6 +130,12 @@ def _compare(path, reference: Reference) -> dict:
     """Returns the parts of the card for which the file is run."""
     model = reference.model
     outputs = LiteRTModel(path, os.cpu_count()).predict(reference.images)
+    bad = ~np.isfinite(outputs).all(axis=-1)
+    if bad.any():
+        raise ValueError(
+            f"The file's outputs are not finite for {bad.sum()} of {len(bad)} images; "
+            "Keras's are."
+        )
     agreement = parity.compare(
         reference.outputs,
         outputs,
@@ -141,8 +156,11 @@ def _compare(path, reference: Reference) -> dict:
 
 
 def _gpu_verdict(path, reference: Reference) -> dict:
-    image = LiteRTModel(path).quantize(reference.images[:1])
-    return dataclasses.asdict(gpu.check_gpu(path, image))
+    litert = LiteRTModel(path)
+    verdict = gpu.check_gpu(path, litert.quantize(reference.images[:1]))
+    scale = litert.output["quantization"][0] or 1.0  # of an integer output
+    difference = verdict.max_abs and verdict.max_abs * scale
+    return dataclasses.asdict(dataclasses.replace(verdict, max_abs=difference))
 
 
 def convert(
@@ -172,21 +190,21 @@ def convert(
         ValueError: if the file misses a limit of its format; nothing is left behind
             then.
     """
-    content = FORMATS[file_format].make(conversion)
     model = reference.model
-    with whole_file(output) as temporary:
-        temporary.write_bytes(content)
+    with tempfile.TemporaryDirectory() as folder:  # nothing unproven in its place
+        unproven = Path(folder, output.name)
+        unproven.write_bytes(FORMATS[file_format].make(conversion))
         described = cards.describe_file(
-            temporary, output_kind(model), largest_value(model)
+            unproven, output_kind(model), largest_value(model)
         )
-        verdict = _gpu_verdict(temporary, reference) if check_gpu else "not checked"
+        verdict = _gpu_verdict(unproven, reference) if check_gpu else "not checked"
         card = {
             **provenance,
             "format": file_format,
             "rewritten": conversion.graph is not None,
             **described,
             "gpu": verdict,
-            **_compare(temporary, reference),
+            **_compare(unproven, reference),
             "limits": FORMATS[file_format].limits,
             "allowed": list(allowed),
         }
@@ -196,6 +214,8 @@ def convert(
             if not output.exists():
                 raise
             raise ValueError(f"{error} An earlier {output} stays as it was.") from error
-        with whole_file(output.with_suffix(".json")) as card_path:
-            card_path.write_text(json.dumps(card, indent=2) + "\n")
+        with whole_file(output) as temporary:
+            shutil.copyfile(unproven, temporary)
+    with whole_file(output.with_suffix(".json")) as card_path:
+        card_path.write_text(json.dumps(card, indent=2, allow_nan=False) + "\n")
     return card

@@ -86,7 +86,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "eval_images",
         200,
-        "How many of them, from all over the split; 0 for all (held in memory).",
+        "About how many, from all over the split; 0 for all (held in memory).",
     )
     flags.DEFINE_string(
         "calibration",
@@ -94,7 +94,7 @@ def define_flags() -> None:
         "Training images that set the ranges of the int8 formats: digits, folder:PATH "
         "or tfds:NAME. By default --data.",
     )
-    flags.DEFINE_integer("calibration_images", 200, "How many of them; 0 for all.")
+    flags.DEFINE_integer("calibration_images", 200, "About how many; 0 for all.")
     flags.DEFINE_integer(
         "qat_epochs", 2, "Epochs of int8-qat's training on --data.", lower_bound=1
     )
@@ -188,6 +188,12 @@ def _provenance(args, model: keras.Model) -> tuple[dict, str, float]:
         if config_file.exists():
             config = load_config(config_file)
             data, crop = config.data, config.eval_crop
+        elif args.data is None:
+            logging.warning(
+                "There is no %s: comparing and calibrating on the digits. Name the "
+                "model's own images with --data.",
+                config_file,
+            )
     else:
         provenance = {"model": args.model, "weights": args.weights}
     return provenance, args.data or data, args.crop or crop
@@ -203,8 +209,11 @@ def _summary(path: Path, card: dict) -> str:
         f"top-1 {accuracy['top1']:.2f} % (Keras {accuracy['keras_top1']:.2f} %)"
         if accuracy
         else f"top-1 agreement {100 * card['parity']['top1_agreement']:.1f} %",
-        f"on {card['parity']['images']} images",
+        f"on {card['parity']['images']} images of {card['parity']['data']}",
     ]
+    if isinstance(card["gpu"], dict):
+        whole = "whole" if card["gpu"]["fully_accelerated"] else "not whole"
+        parts.insert(2, f"GPU {whole}")
     return f"{path}: {', '.join(parts)}"
 
 
@@ -224,15 +233,16 @@ def _training_config(args, data: str):
 
 
 def _conversion_from_flags(
-    args, model, labels: list[str], data: str, crop: float
+    args, model, labels: list[str], data: str, crop: float, calibration: dict
 ) -> Conversion:
-    calibration = args.calibration or data
+    """Prepares the conversion; `calibration` gets the number of images that it used."""
     scale = np.float32(largest_value(model) / 255)
 
     def calibration_images() -> np.ndarray:
         count = args.calibration_images
-        found = load_images(calibration, "train", count, args.size, crop)
+        found = load_images(calibration["data"], "train", count, args.size, crop)
         check_calibration_images(found)
+        calibration["images"] = len(found.images)
         return found.images.astype(np.float32) * scale
 
     def fine_tuned() -> Conversion:
@@ -251,20 +261,21 @@ def _conversion_from_flags(
         graph = qat.fine_tune(
             conversion.graph, config, source, scale, gives_logits=name == "logits"
         )
-        return Conversion(trace_graph(graph, name), graph, calibration_images, None)
+        serve = trace_graph(graph, name)
+        return Conversion(
+            serve, graph, largest_value(model), calibration_images, fine_tuned=None
+        )
 
-    conversion = prepare(
-        model, args.size, not args.no_rewrite, calibration_images, fine_tuned
-    )
-    return conversion
+    rewrite = not args.no_rewrite
+    conversion = prepare(model, args.size, rewrite, calibration_images, fine_tuned)
+    return conversion  # which `fine_tuned` starts from
 
 
-def _how_made(args, name: str, data: str) -> dict:
+def _how_made(args, name: str, data: str, calibration: dict) -> dict:
     """Returns what the card of a format says of the data that it was made with."""
     made = {}
     if name.startswith("int8"):
-        images = args.calibration_images or "all"
-        made["calibration"] = {"data": args.calibration or data, "images": images}
+        made["calibration"] = calibration
     if name == "int8-qat":
         made["fine_tuning"] = {
             "data": data,
@@ -279,7 +290,8 @@ def _convert_all(args, folder: Path) -> None:
     model = load_model(args.model, args.weights)
     provenance, data, crop = _provenance(args, model)
     labels = provenance.get("labels", [])
-    conversion = _conversion_from_flags(args, model, labels, data, crop)
+    calibration = {"data": args.calibration or data}
+    conversion = _conversion_from_flags(args, model, labels, data, crop, calibration)
     validation = load_images(data, "validation", args.eval_images, args.size, crop)
     reference = make_reference(model, validation, labels)
     for name in dict.fromkeys(args.formats):
@@ -289,7 +301,7 @@ def _convert_all(args, folder: Path) -> None:
             name,
             reference,
             path,
-            provenance | {"crop": crop} | _how_made(args, name, data),
+            provenance | {"crop": crop} | _how_made(args, name, data, calibration),
             args.allow,
             args.check_gpu,
         )

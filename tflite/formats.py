@@ -18,6 +18,7 @@ class Conversion:
     Attributes:
         serve: a traceable function of the network, of `tflite.converter`.
         graph: the deployment graph, or `None` if the network is converted as it is.
+        largest_value: of the images that the network takes, 255 or 1.
         calibration_images: a function that returns `[images, height, width, channels]`.
         fine_tuned: a function that returns the `Conversion` of the network after
             quantization-aware training.
@@ -25,6 +26,7 @@ class Conversion:
 
     serve: Callable
     graph: Graph | None
+    largest_value: float
     calibration_images: Callable[[], np.ndarray]
     fine_tuned: Callable[[], "Conversion"]
 
@@ -34,7 +36,8 @@ class Conversion:
 
     @functools.cached_property
     def ranges(self) -> dict:
-        return quantize.measure_ranges(self.float32, self.calibration_images())
+        images = self.calibration_images()
+        return quantize.measure_ranges(self.float32, images, self.largest_value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,7 @@ def _int8(conversion: Conversion) -> bytes:
 # `parity` is the largest difference of a logit, `psnr` in dB, `accuracy` the points of
 # top-1 that may be lost on the validation images beyond one image, `outside` the
 # operations that XNNPACK may leave to slower kernels, `gpu` the largest difference
-# between GPU and CPU.
+# between GPU and CPU, `float` the operations on floats.
 FORMATS = {
     "fp32": Format(
         lambda conversion: conversion.float32,
@@ -101,7 +104,7 @@ FORMATS = {
         _int8,
         "integers from input to output; NPUs and DSPs that have nothing else. Slower "
         "than int8-mixed on CPUs",
-        {"psnr": 18.0, "accuracy": 2.0, "rank": 4},
+        {"psnr": 18.0, "accuracy": 2.0, "rank": 4, "float": 0},
     ),
     "int8-qat": Format(
         lambda conversion: _int8_mixed(conversion.fine_tuned()),

@@ -65,6 +65,7 @@ def main(argv) -> None:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     args = flags.FLAGS
     output = Path(args.output).expanduser()
+    output.parent.mkdir(parents=True, exist_ok=True)
     suffix = ".keras" if args.model == MOBILENET else ".onnx"
     try:
         if output.suffix != suffix:

@@ -37,12 +37,15 @@ _WITH_KERNEL = (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.FULLY_CONNECTED)
 _MOVES = ("RESHAPE", "TRANSPOSE")
 
 
-def measure_ranges(content: bytes, images) -> dict[str, dict[str, np.ndarray]]:
+def measure_ranges(
+    content: bytes, images, largest_value: float
+) -> dict[str, dict[str, np.ndarray]]:
     """Measures which values the tensors of a file take.
 
     Args:
         content: of a float32 `.tflite` file.
         images: `[images, height, width, channels]`, in the file's range.
+        largest_value: end of that range; with 255, an int8 input is the pixel - 128.
 
     Returns:
         `{tensor name: {"min", "max"}}`, as the quantizer takes it. The second factors
@@ -70,6 +73,10 @@ def measure_ranges(content: bytes, images) -> dict[str, dict[str, np.ndarray]]:
     ranges = {
         name: _range(pairs, 1.0 if name == output["name"] else IMAGES_IN_RANGE)
         for name, pairs in extremes.items()
+    }
+    ranges[image_input["name"]] = {
+        "min": np.zeros(1, np.float32),
+        "max": np.full(1, largest_value, np.float32),
     }
     for name in _second_factors(content):
         ranges[name] = _around_zero(**ranges[name])
