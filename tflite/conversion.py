@@ -205,7 +205,7 @@ def convert(
             **described,
             "gpu": verdict,
             **_compare(unproven, reference),
-            "limits": FORMATS[file_format].limits,
+            "limits": dict(FORMATS[file_format].limits),
             "allowed": list(allowed),
         }
         try:
