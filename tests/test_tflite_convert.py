@@ -17,6 +17,7 @@ from tflite.card import CHECKS, refuse_faults
 from tflite.converter import output_kind, tflite_content
 from tflite.formats import FORMATS
 from tflite.images import ImageSet, check_calibration_images, load_images
+from train.config import make_config, save_config
 from train.litert import LiteRTModel
 
 ROOT = Path(__file__).parents[1]
@@ -326,6 +327,13 @@ def test_no_driver_says_how_to_get_one(monkeypatch):
     monkeypatch.setattr(gpu, "find_driver", lambda: None)
     with pytest.raises(ValueError, match="apt install chromium libvulkan1"):
         gpu.require_driver()
+
+
+def test_the_size_is_that_of_the_trainings_evaluation(tmp_path):
+    model = str(tmp_path / "best.keras")
+    assert convert._default_size(model) == convert._default_size("mobilevit_s") == 256
+    save_config(make_config("digits", eval_size=96), tmp_path / "config.json")
+    assert convert._default_size(model) == 96
 
 
 def test_the_help_tells_which_format_is_for_what():

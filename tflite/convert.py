@@ -3,7 +3,7 @@
 Examples:
 
   python tflite/convert.py --model=runs/demo/best.keras --size=48 --output_dir=out
-  python tflite/convert.py --model=runs/photos/best.keras --size=256 \\
+  python tflite/convert.py --model=runs/photos/best.keras \\
       --formats=fp32,fp16,dynamic,int8-mixed,int8 --output_dir=out
   python tflite/convert.py --model=mobilevit_xxs --weights=none --output_dir=out
 
@@ -41,6 +41,7 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
+from keras_mobilevit.classifier import DEFAULT_SIZE
 from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.preprocessing import largest_value
 from tflite import card as cards
@@ -73,7 +74,12 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "weights", "none", "For a named model: none (random), imagenet, or a path."
     )
-    flags.DEFINE_integer("size", 256, "Side of the input image in pixels.")
+    flags.DEFINE_integer(
+        "size",
+        None,
+        "Side of the input image in pixels. By default that of the training's "
+        f"evaluation, if config.json is beside a .keras file, else {DEFAULT_SIZE}.",
+    )
     flags.DEFINE_list("formats", ["fp32"], f"One or more of: {', '.join(FORMATS)}.")
     flags.DEFINE_string("output_dir", None, "Where the files go; made if missing.")
     flags.DEFINE_string(
@@ -123,6 +129,17 @@ def define_flags() -> None:
     flags.mark_flags_as_required(["model", "output_dir"])
 
 
+def _config_file(model: str) -> Path | None:
+    """Returns the configuration that a training left beside a `.keras` file."""
+    file = Path(model).with_name("config.json")
+    return file if model.endswith(".keras") and file.exists() else None
+
+
+def _default_size(model: str) -> int:
+    file = _config_file(model)
+    return load_config(file).eval_size if file else DEFAULT_SIZE
+
+
 def _check_names(flag: str, names: list[str], known) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -138,6 +155,7 @@ def _check_flags() -> Path:
         raise ValueError(f"--formats needs one or more of: {', '.join(FORMATS)}.")
     _check_names("formats", args.formats, FORMATS)
     _check_names("limits in --allow", args.allow, cards.CHECKS)
+    args.size = _default_size(args.model) if args.size is None else args.size
     if args.size < MIN_SIZE:
         raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
     if args.crop is not None and not 0 < args.crop <= 1:
@@ -184,15 +202,15 @@ def _provenance(args, model: keras.Model) -> tuple[dict, str, float]:
     if args.model.endswith(".keras"):
         labels = labels_beside(args.model, model.output_shape[-1])
         provenance = {"model": args.model, "labels": labels}
-        config_file = Path(args.model).with_name("config.json")
-        if config_file.exists():
+        config_file = _config_file(args.model)
+        if config_file:
             config = load_config(config_file)
             data, crop = config.data, config.eval_crop
         elif args.data is None:
             logging.warning(
-                "There is no %s: comparing and calibrating on the digits. Name the "
-                "model's own images with --data.",
-                config_file,
+                "There is no config.json beside %s: comparing and calibrating on the "
+                "digits. Name the model's own images with --data.",
+                args.model,
             )
     else:
         provenance = {"model": args.model, "weights": args.weights}
@@ -219,9 +237,8 @@ def _summary(path: Path, card: dict) -> str:
 
 def _training_config(args, data: str):
     """Returns how the model was trained, with the schedule of the fine-tuning."""
-    config_file = Path(args.model).with_name("config.json")
-    is_trained = args.model.endswith(".keras") and config_file.exists()
-    config = load_config(config_file) if is_trained else make_config(data=data)
+    file = _config_file(args.model)
+    config = load_config(file) if file else make_config(data=data)
     return dataclasses.replace(
         config,
         epochs=args.qat_epochs,
