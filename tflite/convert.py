@@ -105,7 +105,7 @@ def define_flags() -> None:
         "qat_epochs", 2, "Epochs of int8-qat's training on --data.", lower_bound=1
     )
     flags.DEFINE_float(
-        "qat_learning_rate", 1e-4, "Its learning rate at the start.", lower_bound=0
+        "qat_learning_rate", 1e-5, "Its learning rate at the start.", lower_bound=0
     )
     flags.DEFINE_integer("qat_batch_size", 32, "Its batch.", lower_bound=1)
     flags.DEFINE_float(
