@@ -42,6 +42,7 @@ class Setup:
 
 @pytest.fixture(scope="module")
 def setup() -> Setup:
+    keras.utils.set_random_seed(0)
     return Setup(
         MobileViT_XXS(
             weights=None,
@@ -67,7 +68,7 @@ RANDOM = ("outside", "psnr", "accuracy")
     ],
 )
 def test_every_format(setup, file_format, dtype, size_ratio, tmp_path):
-    allowed = RANDOM if file_format.startswith("int8") else ()
+    allowed = () if file_format in ("fp32", "fp16") else RANDOM
     card = setup.convert(tmp_path, file_format, allowed=allowed)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.tflite"]
     assert json.loads((tmp_path / "model.json").read_text()) == card

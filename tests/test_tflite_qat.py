@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def model():
+    keras.utils.set_random_seed(0)
     return build_classifier(
         VARIANTS["mobilevit_xxs"],
         input_shape=(SIZE, SIZE, 3),
