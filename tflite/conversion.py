@@ -187,8 +187,8 @@ def convert(
         The card.
 
     Raises:
-        ValueError: if the file misses a limit of its format; nothing is left behind
-            then.
+        ValueError: if the file misses a limit of its format. It is not written then,
+            and an earlier one of its name stays.
     """
     model = reference.model
     with tempfile.TemporaryDirectory() as folder:  # nothing unproven in its place

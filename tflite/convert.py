@@ -10,9 +10,9 @@ Examples:
 Writes <name>_<size>_<format>.tflite with batch 1 and TFLite's own operations only. The
 network is first rewritten into a faster one with the same outputs: batch normalization
 and scales folded, no tensor above rank 4, one piece on XNNPACK and on GPUs. Each file
-is run beside Keras on validation images; if it misses a limit of its format, none is
-left (--allow=NAME lets one pass). A JSON card beside it says what it is: input, output,
-labels, operations, size, parity, accuracy, versions.
+is run beside Keras on validation images; one that misses a limit of its format is not
+written (--allow=NAME lets one limit pass). A JSON card beside it says what it is:
+input, output, labels, operations, size, parity, accuracy, versions.
 
 Formats:
 

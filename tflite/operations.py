@@ -43,25 +43,10 @@ def _same_padding(size: int, kernel: int, stride: int, dilation: int):
     return total // 2, total - total // 2
 
 
-def _conv(node: Node, x):
-    options = node.options
-    kernel = node.weights["kernel"]
+def _convolve(function, node: Node, x):
+    options, kernel = node.options, node.weights["kernel"]
     x, padding = _padded(x, kernel, options)
-    x = tf.nn.conv2d(
-        x,
-        tf.constant(kernel, x.dtype),
-        options["strides"],
-        padding,
-        dilations=options["dilations"],
-    )
-    return _add_bias(node, x)
-
-
-def _depthwise(node: Node, x):
-    options = node.options
-    kernel = node.weights["kernel"]
-    x, padding = _padded(x, kernel, options)
-    x = tf.nn.depthwise_conv2d(
+    x = function(
         x,
         tf.constant(kernel, x.dtype),
         (1, *options["strides"], 1),
@@ -199,9 +184,9 @@ OPERATIONS = {
     "attention": _attention,
     "batch_norm": _batch_norm,
     "concat": lambda node, *inputs: tf.concat(inputs, -1),
-    "conv": _conv,
+    "conv": functools.partial(_convolve, tf.nn.conv2d),
     "dense": _dense,
-    "depthwise": _depthwise,
+    "depthwise": functools.partial(_convolve, tf.nn.depthwise_conv2d),
     "fold": _fold,
     "global_average": _global_average,
     "layer_norm": _layer_norm,
