@@ -325,6 +325,13 @@ def test_the_gpu_check_can_fail(tmp_path):
     assert "ended with code" not in verdict.error
 
 
+def test_a_driver_that_does_not_start_is_told(setup, tmp_path, monkeypatch):
+    monkeypatch.setenv(gpu.ICD, "/nowhere.json")
+    with pytest.raises(ValueError, match="driver /nowhere.json does not start"):
+        setup.convert(tmp_path, check_gpu=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_driver_says_how_to_get_one(monkeypatch):
     monkeypatch.setattr(gpu, "find_driver", lambda: None)
     with pytest.raises(ValueError, match="apt install chromium libvulkan1"):

@@ -21,6 +21,7 @@ SOFTWARE_DRIVERS = (
     "/usr/lib/chromium-browser/vk_swiftshader_icd.json",  # Ubuntu
     "/opt/google/chrome/vk_swiftshader_icd.json",
 )
+NO_DEVICE = "Failed to initialize WebGPU environment"  # of LiteRT, whatever the file
 TIMEOUT_S = 600
 
 
@@ -71,7 +72,7 @@ def check_gpu(path, image: np.ndarray) -> Verdict:
         The `Verdict`; a crash is one too.
 
     Raises:
-        ValueError: if there is no Vulkan driver.
+        ValueError: if there is no Vulkan driver, or it does not start.
     """
     driver = require_driver()
     with tempfile.TemporaryDirectory() as folder:
@@ -97,6 +98,11 @@ def check_gpu(path, image: np.ndarray) -> Verdict:
             )
         except subprocess.TimeoutExpired:
             return Verdict(driver, False, None, f"not done after {TIMEOUT_S} s")
+        if NO_DEVICE in process.stderr:
+            raise ValueError(
+                f"The Vulkan driver {driver} does not start. Name another in {ICD}, or "
+                "leave it unset for SwiftShader (apt install chromium libvulkan1)."
+            )
         result = Path(folder, "result.json")
         if process.returncode or not result.exists():
             return Verdict(driver, False, None, _reason(process))
