@@ -55,6 +55,7 @@ ALLOWED = {
         "absl",
         "ai_edge_litert",
         "ai_edge_quantizer",
+        "coremltools",
         "flatbuffers",
         "matplotlib",
         "onnxruntime",

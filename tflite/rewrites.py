@@ -291,17 +291,25 @@ REWRITES = (
     fold_norm_scales,
     merge_padding,
 )
+# Core ML has a layer normalization of its own and scales the image at its input, where
+# float16 weights divided by 255 would lose digits.
+COREML_REWRITES = tuple(
+    rewrite
+    for rewrite in REWRITES
+    if rewrite not in (fold_rescaling, reduce_layer_norms)
+)
 
 
-def deployment_graph(graph: Graph) -> Graph:
-    """Applies all rewrites.
+def deployment_graph(graph: Graph, rewrites=REWRITES) -> Graph:
+    """Applies rewrites.
 
     Args:
         graph: of a trained network, as `read_model` returns it.
+        rewrites: which, in their order.
 
     Returns:
         A graph with the same outputs.
     """
-    for rewrite in REWRITES:
+    for rewrite in rewrites:
         graph = rewrite(graph)
     return graph

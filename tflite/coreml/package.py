@@ -1,0 +1,271 @@
+"""Makes a Core ML model of a `Graph`: its program, its interface and what it says."""
+
+import collections
+import contextlib
+import dataclasses
+import importlib.metadata
+import io
+import logging
+
+import numpy as np
+
+from tflite.graph import Graph, Node
+
+IMAGE_NAME = "image"
+LABEL_NAME = "classLabel"
+VERSIONS = (16, 17, 18)  # of iOS
+NEEDED_VERSION = 9  # of coremltools
+# Smaller arrays stay as they are: what describes a compressed one outweighs its gain.
+SMALLEST_COMPRESSED = 512
+
+
+def load_coremltools():
+    """Imports coremltools, without what it says of frameworks that are not used here.
+
+    Raises:
+        ValueError: if it is not installed, or too old.
+    """
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    needed = f"Core ML packages need coremltools {NEEDED_VERSION}.0 or later: "
+    needed += "pip install '.[coreml]'."
+    try:
+        version = importlib.metadata.version("coremltools")
+        import coremltools
+    except ImportError as error:
+        raise ValueError(f"{needed} ({error})") from error
+    if int(version.split(".")[0]) < NEEDED_VERSION:
+        raise ValueError(f"{needed} Found: {version}.")
+    return coremltools
+
+
+@dataclasses.dataclass(frozen=True)
+class Interface:
+    """What an application sees of a package.
+
+    Attributes:
+        sizes: sides of the images in pixels, the default one first.
+        labels: names of the classes; empty for the network's numbers alone.
+        pixel_scale: what pixels, in [0, 255], are multiplied by for the network.
+        layout: of tokens, a key of `tflite.coreml.operations.LAYOUTS`.
+        ios: oldest version of iOS that runs it; `None` for the oldest possible.
+        metadata: author, license, version, short_description, and further entries, as
+            Xcode shows them.
+    """
+
+    sizes: tuple[int, ...]
+    labels: tuple[str, ...] = ()
+    pixel_scale: float = 1.0
+    layout: str = "tokens"
+    ios: int | None = None
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def check_labels(labels, classes: int) -> None:
+    """Refuses labels that do not name each class.
+
+    Raises:
+        ValueError: if their number is not that of the classes, or two are equal.
+    """
+    if len(labels) != classes:
+        raise ValueError(f"The model has {classes} classes, but {len(labels)} labels.")
+    repeated = [name for name, n in collections.Counter(labels).items() if n > 1]
+    if repeated:
+        raise ValueError(
+            "Core ML tells classes apart by their labels, but more than one is called "
+            f"{repeated[0]!r}."
+        )
+
+
+def take_scale(graph: Graph) -> tuple[Graph, float]:
+    """Takes the scale of the images out of a network, for its input to do.
+
+    Returns:
+        The graph, and what its images are to be multiplied by: 1.0 if it does not
+        begin with that alone.
+    """
+    first = graph.only_consumer(graph.input_name)
+    if first is None or first.op != "rescale":
+        return graph, 1.0
+    scale, offset = first.weights["scale"], first.weights["offset"]
+    if scale.ndim or np.any(offset):
+        return graph, 1.0
+    return graph.remove(first.name), float(scale)
+
+
+def _end_in_probabilities(graph: Graph) -> Graph:
+    """Adds a softmax to a network of one output, if it does not end in one."""
+    (output,) = graph.outputs
+    node = graph.nodes[output]
+    if node.op == "activation" and node.options["function"] in ("softmax", "sigmoid"):
+        return graph
+    softmax = Node(
+        "probabilities", "activation", (output,), {}, {"function": "softmax"}
+    )
+    return dataclasses.replace(graph.replace(softmax), outputs=(softmax.name,))
+
+
+# The program --------------------------------------------------------------------------
+
+
+def _trace(graph: Graph, shape, layout: str, opset):
+    """Returns a graph's program for images of a shape, and its values by node."""
+    from coremltools.converters.mil import Builder as mb
+
+    from tflite.coreml.operations import LAYOUTS
+
+    values = {}
+
+    @mb.program(input_specs=[mb.TensorSpec(shape)], opset_version=opset)
+    def program(image):
+        values[graph.input_name] = image
+        for node in graph.in_order():
+            inputs = [values[name] for name in node.inputs]
+            values[node.name] = LAYOUTS[layout][node.op](node, *inputs)
+        return tuple(values[name] for name in graph.outputs)
+
+    return program, values
+
+
+def _resize_odd_maps(graph: Graph, interface: Interface, opset) -> Graph:
+    """Marks what folds and unfolds maps that patches do not cover at some size."""
+    odd = set()
+    for size in interface.sizes:
+        _, values = _trace(graph, (1, 3, size, size), interface.layout, opset)
+        for node in graph.nodes.values():
+            if node.op in ("fold", "unfold"):
+                _, _, *sides = values[node.inputs[-1]].shape
+                if np.any(np.array(sides) % node.options["patch_size"]):
+                    odd.add(node.name)
+    nodes = (graph.nodes[name] for name in odd)
+    return graph.replace(
+        *(
+            dataclasses.replace(node, options=node.options | {"resizes": True})
+            for node in nodes
+        )
+    )
+
+
+def _flexible(graph: Graph, interface: Interface, ct) -> tuple[Graph, tuple, int]:
+    """Returns the graph for several sizes, its input shape and the iOS that it needs."""
+    from coremltools.converters.mil.mil import get_new_symbol
+
+    marked = _resize_odd_maps(graph, interface, ct.target.iOS16)
+    resizes = any("resizes" in node.options for node in marked.nodes.values())
+    needed = 17 if resizes else 16  # 17 brought `resize`
+    return marked, (1, 3, get_new_symbol(), get_new_symbol()), needed
+
+
+def _input_type(interface: Interface, ct):
+    shape, *others = [(1, 3, size, size) for size in interface.sizes]
+    if others:
+        shape = ct.EnumeratedShapes([shape, *others], default=shape)
+    return ct.ImageType(
+        name=IMAGE_NAME,
+        shape=shape,
+        scale=interface.pixel_scale,
+        color_layout=ct.colorlayout.RGB,
+    )
+
+
+def make_model(graph: Graph, interface: Interface, precision: str, output_name: str):
+    """Makes the Core ML model of a classifier.
+
+    Args:
+        graph: rewritten with `tflite.rewrites.COREML_REWRITES`.
+        interface: what an application sees of it.
+        precision: `float16` or `float32`, of weights and maps.
+        output_name: of what the network returns, without labels.
+
+    Returns:
+        A `coremltools.models.MLModel` that can be saved.
+
+    Raises:
+        ValueError: if coremltools cannot be used, or the target is too old.
+    """
+    ct = load_coremltools()
+    size = interface.sizes[0]
+    if interface.labels:
+        graph = _end_in_probabilities(graph)
+    shape, needed = (1, 3, size, size), VERSIONS[0]
+    if len(interface.sizes) > 1:
+        graph, shape, needed = _flexible(graph, interface, ct)
+    ios = interface.ios or needed
+    if ios < needed:
+        raise ValueError(
+            f"Of the sizes {', '.join(map(str, interface.sizes))} some leave maps of odd "
+            f"size, which a package of several sizes resizes with an operation of iOS "
+            f"{needed}. Received: --ios={ios}. Leave it away, or take multiples of 64."
+        )
+    target = getattr(ct.target, f"iOS{ios}")
+    program, _ = _trace(graph, shape, interface.layout, target)
+    if not interface.labels:
+        program.functions["main"].outputs[0].set_name(output_name)
+    classifier = ct.ClassifierConfig(list(interface.labels), LABEL_NAME)
+    with _quietly():
+        model = ct.convert(
+            program,
+            source="milinternal",
+            convert_to="mlprogram",
+            inputs=[_input_type(interface, ct)],
+            classifier_config=classifier if interface.labels else None,
+            minimum_deployment_target=target,
+            compute_precision=ct.precision(precision),
+            skip_model_load=True,
+        )
+    _describe(model, interface)
+    return model
+
+
+@contextlib.contextmanager
+def _quietly():
+    """Keeps the progress of coremltools's passes, a bar each, off the terminal."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _describe(model, interface: Interface) -> None:
+    known = ("author", "license", "version", "short_description")
+    for name, text in interface.metadata.items():
+        if name in known:
+            setattr(model, name, text)
+        else:
+            model.user_defined_metadata[name] = text
+    sizes = " or ".join(f"{size}x{size}" for size in interface.sizes)
+    model.input_description[IMAGE_NAME] = f"RGB image of {sizes} pixels"
+    if interface.labels:
+        model.output_description[LABEL_NAME] = "Name of the most likely class"
+        probabilities = f"{LABEL_NAME}_probs"
+        model.output_description[probabilities] = "Probability of each class by name"
+
+
+# Smaller weights ----------------------------------------------------------------------
+
+
+def int8_weights(model):
+    """Quantizes a model's weights to int8, with a scale for each output channel."""
+    from coremltools.optimize import coreml as optimize
+
+    with _quietly():
+        return optimize.linear_quantize_weights(
+            model,
+            optimize.OptimizationConfig(
+                optimize.OpLinearQuantizerConfig(
+                    mode="linear_symmetric", weight_threshold=SMALLEST_COMPRESSED
+                )
+            ),
+        )
+
+
+def palette_weights(model, bits: int = 6):
+    """Replaces a model's weights by indices into tables of 2**bits of their values."""
+    from coremltools.optimize import coreml as optimize
+
+    with _quietly():
+        return optimize.palettize_weights(
+            model,
+            optimize.OptimizationConfig(
+                optimize.OpPalettizerConfig(
+                    mode="kmeans", nbits=bits, weight_threshold=SMALLEST_COMPRESSED
+                )
+            ),
+        )
