@@ -30,13 +30,13 @@ TFLITE = [
     "tf_keras",
 ]
 PEERS = [*TFLITE, "onnx", "onnxruntime", "onnxscript", "openvino", "timm", "torch"]
-COREML = [*TRAIN, "coremltools>=9.0"]
-DEV = [*TFLITE, "hypothesis", "jax", "pillow", "pytest", "ruff"]
+COREML = [*TFLITE, "coremltools>=9.0"]
+DEV = [*COREML, "hypothesis", "jax", "pillow", "pytest", "ruff"]
 
 setup(
     name="keras-mobilevit",
     version=VERSION,
-    description="MobileViT for Keras: models, multi-scale training, TFLite.",
+    description="MobileViT for Keras: models, multi-scale training, TFLite, Core ML.",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -36,7 +36,7 @@ class Setup:
     def convert(self, folder: Path, file_format: str = "fp32", **options) -> dict:
         output = folder / "model.tflite"
         return conversion.convert(
-            self.prepared, file_format, self.reference, output, {}, **options
+            self.prepared, file_format, [self.reference], output, {}, **options
         )
 
 
@@ -271,9 +271,9 @@ GOOD_CARD = {
     ("change", "message"),
     [
         ({}, None),
-        ({"foreign_ops": ["FlexConv2D"]}, "does not have: FlexConv2D"),
+        ({"foreign_ops": ["FlexConv2D"]}, "should not: FlexConv2D"),
         ({"float_ops": {"MUL": 3}}, "operations on floats: 3; at most 0"),
-        ({"max_rank": 6}, r"rank 6; GPUs take at most 4 \(--allow=rank\)"),
+        ({"max_rank": 6}, r"rank 6; phones take at most 4 \(--allow=rank\)"),
         ({"xnnpack": {"ops_outside": {"RSQRT": 2}}}, "outside XNNPACK: 2"),
         ({"parity": {"max_abs": np.nan, "psnr_db": 140.0}}, "up to nan"),
         ({"parity": {"max_abs": 0.0, "psnr_db": np.nan}}, "PSNR in dB .* nan"),

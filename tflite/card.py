@@ -10,11 +10,12 @@ import keras_mobilevit
 from tflite import opcheck
 from train.litert import LiteRTModel
 
-PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy")
+TFLITE_MAKERS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy")
+COREML_MAKERS = ("coremltools", "keras", "numpy")
 
 
-def versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+def versions(packages) -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in packages}
     return {"keras_mobilevit": keras_mobilevit.__version__, **found}
 
 
@@ -63,7 +64,80 @@ def describe_file(path, output_name: str, largest_value: float) -> dict:
         },
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "versions": versions(),
+        "versions": versions(TFLITE_MAKERS),
+    }
+
+
+def _package_input(program) -> dict:
+    (given,) = program.description.input
+    image = given.type.imageType
+    sizes = [(s.width, s.height) for s in image.enumeratedSizes.sizes]
+    return {
+        "name": given.name,
+        "type": "image",
+        "color": image.ColorSpace.Name(image.colorSpace),
+        "default_size": [image.width, image.height],
+        "sizes": sorted(map(list, sizes or [(image.width, image.height)])),
+        "largest_value": 255,
+    }
+
+
+def _package_output(program) -> list[dict]:
+    return [
+        {
+            "name": output.name,
+            "type": output.type.WhichOneof("Type"),
+            "shape": list(output.type.multiArrayType.shape) or None,
+        }
+        for output in program.description.output
+    ]
+
+
+def _casts(program) -> tuple[int, int]:
+    """Counts the casts within a program, and those at its ends.
+
+    Core ML gives images, and takes probabilities, in float32.
+    """
+    ends = {program.description.input[0].name, *program.outputs}
+    scaled = [o for o in program.operations if o.kind in ("mul", "add")]
+    for operation in scaled:  # the scale of the pixels
+        if operation.inputs["x"][0] in ends:
+            ends.add(operation.outputs[0])
+    for operation in program.operations:
+        if operation.kind == "classify":
+            ends |= set(operation.inputs["probabilities"])
+    casts = [o for o in program.operations if o.kind == "cast"]
+    at_ends = [o for o in casts if ends & {*o.inputs["x"], *o.outputs}]
+    return len(casts) - len(at_ends), len(at_ends)
+
+
+def describe_package(path, output_name: str, largest_value: float) -> dict:
+    """Describes what a Core ML package is; see `describe_file`."""
+    from tflite.coreml.evaluator import unknown_operations
+    from tflite.coreml.program import OPSET_IOS, read_program
+
+    program = read_program(path)
+    casts, casts_at_ends = _casts(program)
+    contents = [file for file in sorted(Path(path).rglob("*")) if file.is_file()]
+    digest = hashlib.sha256()
+    for file in contents:
+        digest.update(file.read_bytes())
+    return {
+        "input": _package_input(program),
+        "outputs": _package_output(program),
+        "network_returns": output_name,
+        "ios": OPSET_IOS[program.opset],
+        "ops": opcheck.count(operation.kind for operation in program.operations),
+        "foreign_ops": unknown_operations(program),
+        "casts": casts,
+        "casts_at_ends": casts_at_ends,
+        "max_rank": max(
+            [rank for operation in program.operations for rank in operation.ranks]
+            + [array.ndim for array in program.constants.values()]
+        ),
+        "bytes": sum(file.stat().st_size for file in contents),
+        "sha256": digest.hexdigest(),
+        "versions": versions(COREML_MAKERS),
     }
 
 
@@ -78,7 +152,7 @@ def _accuracy_loss(card: dict) -> float | None:
 
 def _gpu_fault(card: dict, limit) -> str | None:
     gpu = card["gpu"]
-    if not isinstance(gpu, dict) or limit is None:
+    if not isinstance(gpu, dict):
         return None
     if not gpu["fully_accelerated"]:
         return f"is not taken whole by the GPU: {gpu['error'] or 'some ops are left'}"
@@ -86,16 +160,18 @@ def _gpu_fault(card: dict, limit) -> str | None:
     return _too_much(what, gpu["max_abs"], limit, "at most")
 
 
-# By name, what is wrong with a card for a limit, or None. A limit that a format does
-# not have is None.
+# By name, what is wrong with a card for a limit, or None.
 CHECKS = {
     "foreign": lambda card, _: (
-        f"needs operations that TFLite does not have: {', '.join(card['foreign_ops'])}"
+        f"needs operations that it should not: {', '.join(card['foreign_ops'])}"
         if card["foreign_ops"]
         else None
     ),
     "rank": lambda card, limit: _too_much(
-        "has tensors of rank", card["max_rank"], limit, "GPUs take at most"
+        "has tensors of rank", card["max_rank"], limit, "phones take at most"
+    ),
+    "casts": lambda card, limit: _too_much(
+        "has casts within the network:", card["casts"], limit, "at most"
     ),
     "outside": lambda card, limit: _too_much(
         "leaves operations outside XNNPACK:",
@@ -109,6 +185,12 @@ CHECKS = {
     "parity": lambda card, limit: _too_much(
         "has outputs that differ from Keras's by up to",
         card["parity"]["max_abs"],
+        limit,
+        "at most",
+    ),
+    "relative": lambda card, limit: _too_much(
+        "has outputs that differ from Keras's, relative to the largest, by up to",
+        card["parity"]["max_abs"] / card["parity"]["max_abs_reference"],
         limit,
         "at most",
     ),
@@ -129,13 +211,13 @@ CHECKS = {
 
 def _too_much(what: str, value, limit, allowed: str) -> str | None:
     # Written so that NaN is too much.
-    if limit is None or value is None or value <= limit:
+    if value is None or value <= limit:
         return None
     return f"{what} {value:.3g}; {allowed} {limit:.3g}"
 
 
 def _too_little(what: str, value, limit) -> str | None:
-    if limit is None or value >= limit:
+    if value >= limit:
         return None
     return f"{what} {value:.3g}; at least {limit:.3g}"
 
@@ -150,8 +232,8 @@ def refuse_faults(card: dict, limits: dict[str, float], allowed=()) -> None:
     """
     faults = [
         f"{fault} (--allow={name})"
-        for name, check in CHECKS.items()
-        if name not in allowed and (fault := check(card, limits.get(name)))
+        for name, limit in ({"foreign": 0} | limits).items()
+        if name not in allowed and (fault := CHECKS[name](card, limit))
     ]
     if faults:
         raise ValueError(f"The {card['format']} file {'; '.join(faults)}.")

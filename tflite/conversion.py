@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from keras_mobilevit.preprocessing import largest_value
 from tflite import card as cards
 from tflite import gpu, parity
 from tflite.converter import output_kind, trace_graph, trace_model
+from tflite.file_types import TFLITE, FileType
 from tflite.formats import FORMATS, Conversion
 from tflite.graph import UnknownLayer, read_model
 from tflite.images import ImageSet
@@ -37,7 +37,12 @@ def _deployment_graph(model: keras.Model, size: int, rewrite: bool):
 
 
 def prepare(
-    model: keras.Model, size: int, rewrite: bool, calibration_images, fine_tuned
+    model: keras.Model,
+    size: int,
+    rewrite: bool,
+    calibration_images,
+    fine_tuned,
+    core_ml=None,
 ) -> Conversion:
     """Prepares the conversion of a model for square images.
 
@@ -45,7 +50,7 @@ def prepare(
         model: an image classifier.
         size: side of the image in pixels.
         rewrite: whether to convert the deployment graph, not the model as it is.
-        calibration_images, fine_tuned: see `Conversion`.
+        calibration_images, fine_tuned, core_ml: see `Conversion`.
 
     Returns:
         The `Conversion`.
@@ -67,7 +72,7 @@ def prepare(
         shape = (size, size, channels)
         serve = trace_model(lambda x: model(x, training=False), shape, name)
     return Conversion(
-        serve, graph, largest_value(model), calibration_images, fine_tuned
+        serve, graph, largest_value(model), calibration_images, fine_tuned, core_ml
     )
 
 
@@ -126,10 +131,12 @@ def make_reference(
     return Reference(model, validation, images, outputs, has_labels)
 
 
-def _compare(path, reference: Reference) -> dict:
+def _compare(path, file_type: FileType, reference: Reference) -> dict:
     """Returns the parts of the card for which the file is run."""
-    model = reference.model
-    outputs = LiteRTModel(path, os.cpu_count()).predict(reference.images)
+    kind = output_kind(reference.model)
+    outputs = file_type.run(
+        path, reference.validation.images, reference.images, kind == "logits"
+    )
     bad = ~np.isfinite(outputs).all(axis=-1)
     if bad.any():
         raise ValueError(
@@ -139,12 +146,13 @@ def _compare(path, reference: Reference) -> dict:
     agreement = parity.compare(
         reference.outputs,
         outputs,
-        are_probabilities=output_kind(model) == "probabilities",
+        are_probabilities=kind == "probabilities",
     )
     described = {
         "data": reference.validation.data,
         "split": "validation",
         "images": len(outputs),
+        "size": reference.images.shape[1],
     }
     accuracy = None
     if reference.has_labels:
@@ -166,7 +174,7 @@ def _gpu_verdict(path, reference: Reference) -> dict:
 def convert(
     conversion: Conversion,
     file_format: str,
-    reference: Reference,
+    references: list[Reference],
     output: Path,
     provenance: dict,
     allowed=(),
@@ -177,11 +185,11 @@ def convert(
     Args:
         conversion: of the model.
         file_format: a key of `FORMATS`.
-        reference: what its outputs must be.
-        output: path of the `.tflite`; the card gets the ending `.json`.
+        references: what its outputs must be, at each size of its images.
+        output: path of the file; the card gets the ending `.json`.
         provenance: more entries of the card.
         allowed: names of checks that may fail, see `tflite.card.CHECKS`.
-        check_gpu: whether to run the file on the GPU accelerator too.
+        check_gpu: whether to run a `.tflite` on the GPU accelerator too.
 
     Returns:
         The card.
@@ -190,32 +198,40 @@ def convert(
         ValueError: if the file misses a limit of its format. It is not written then,
             and an earlier one of its name stays.
     """
-    model = reference.model
+    row = FORMATS[file_format]
+    model = references[0].model
     with tempfile.TemporaryDirectory() as folder:  # nothing unproven in its place
         unproven = Path(folder, output.name)
-        unproven.write_bytes(FORMATS[file_format].make(conversion))
-        described = cards.describe_file(
+        row.file_type.save(row.make(conversion), unproven)
+        described = row.file_type.describe(
             unproven, output_kind(model), largest_value(model)
         )
-        verdict = _gpu_verdict(unproven, reference) if check_gpu else "not checked"
+        if row.file_type is TFLITE:
+            described["gpu"] = "not checked"
+            if check_gpu:
+                described["gpu"] = _gpu_verdict(unproven, references[0])
+        compared = [_compare(unproven, row.file_type, r) for r in references]
         card = {
             **provenance,
             "format": file_format,
             "rewritten": conversion.graph is not None,
             **described,
-            "gpu": verdict,
-            **_compare(unproven, reference),
-            "limits": dict(FORMATS[file_format].limits),
+            **compared[0],
+            "limits": dict(row.limits),
             "allowed": list(allowed),
         }
+        if compared[1:]:
+            card["other_sizes"] = compared[1:]
         try:
-            cards.refuse_faults(card, FORMATS[file_format].limits, allowed)
+            for found in compared:
+                cards.refuse_faults(card | found, row.limits, allowed)
         except ValueError as error:
             if not output.exists():
                 raise
             raise ValueError(f"{error} An earlier {output} stays as it was.") from error
-        with whole_file(output) as temporary:
-            shutil.copyfile(unproven, temporary)
+        copy = shutil.copytree if unproven.is_dir() else shutil.copyfile
+        with row.file_type.whole(output) as temporary:
+            copy(unproven, temporary)
     with whole_file(output.with_suffix(".json")) as card_path:
         card_path.write_text(json.dumps(card, indent=2, allow_nan=False) + "\n")
     return card

@@ -1,4 +1,4 @@
-"""Converts MobileViT to TFLite, and proves that it gives the same numbers.
+"""Converts MobileViT to TFLite and Core ML, and proves that it gives the same numbers.
 
 Examples:
 
@@ -6,13 +6,16 @@ Examples:
   python tflite/convert.py --model=runs/photos/best.keras \\
       --formats=fp32,fp16,dynamic,int8-mixed,int8 --output_dir=out
   python tflite/convert.py --model=mobilevit_xxs --weights=none --output_dir=out
+  python tflite/convert.py --model=runs/photos/best.keras \\
+      --formats=coreml,coreml-int8 --output_dir=out
 
-Writes <name>_<size>_<format>.tflite with batch 1 and TFLite's own operations only. The
-network is first rewritten into a faster one with the same outputs: batch normalization
-and scales folded, no tensor above rank 4, one piece on XNNPACK and on GPUs. Each file
-is run beside Keras on validation images; one that misses a limit of its format is not
-written (--allow=NAME lets one limit pass). A JSON card beside it says what it is:
-input, output, labels, operations, size, parity, accuracy, versions.
+Writes <name>_<size>_<format>.tflite with batch 1 and TFLite's own operations only, or
+.mlpackage, which takes an image and returns class names. The network is first rewritten
+into a faster one with the same outputs: batch normalization and scales folded, no
+tensor above rank 4, one piece on XNNPACK and on GPUs. Each file is run beside Keras on
+validation images (a package in NumPy, on any machine); one that misses a limit of its
+format is not written (--allow=NAME lets one limit pass). A JSON card beside it says
+what it is: input, output, labels, operations, size, parity, accuracy, versions.
 
 Formats:
 
@@ -33,6 +36,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 import textwrap
 
@@ -48,6 +52,8 @@ from tflite import card as cards
 from tflite import gpu
 from tflite.conversion import convert, has_classes_of, make_reference, prepare
 from tflite.converter import output_kind, trace_graph
+from tflite.coreml import options as coreml_options
+from tflite.file_types import COREML, TFLITE
 from tflite.formats import FORMATS, Conversion
 from tflite.images import check_calibration_images, load_images
 from tflite.models import labels_beside, load_model
@@ -59,8 +65,8 @@ __doc__ = __doc__.format(
         textwrap.fill(
             row.purpose,
             88,
-            initial_indent=f"  {name:<12}",
-            subsequent_indent=" " * 14,
+            initial_indent=f"  {name:<16}",
+            subsequent_indent=" " * 18,
         )
         for name, row in FORMATS.items()
     )
@@ -77,8 +83,9 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "size",
         None,
-        "Side of the input image in pixels. By default that of the training's "
-        f"evaluation, if config.json is beside a .keras file, else {DEFAULT_SIZE}.",
+        "Side of the input image in pixels. By default the first of --sizes, or that "
+        "of the training's evaluation, if config.json is beside a .keras file, else "
+        f"{DEFAULT_SIZE}.",
     )
     flags.DEFINE_list("formats", ["fp32"], f"One or more of: {', '.join(FORMATS)}.")
     flags.DEFINE_string("output_dir", None, "Where the files go; made if missing.")
@@ -126,6 +133,7 @@ def define_flags() -> None:
         "Run the files on LiteRT's GPU accelerator too: any GPU, or SwiftShader "
         "(apt install chromium libvulkan1).",
     )
+    coreml_options.define_flags()
     flags.mark_flags_as_required(["model", "output_dir"])
 
 
@@ -155,7 +163,10 @@ def _check_flags() -> Path:
         raise ValueError(f"--formats needs one or more of: {', '.join(FORMATS)}.")
     _check_names("formats", args.formats, FORMATS)
     _check_names("limits in --allow", args.allow, cards.CHECKS)
-    args.size = _default_size(args.model) if args.size is None else args.size
+    file_types = {FORMATS[name].file_type for name in args.formats}
+    coreml_options.check_flags(args, COREML in file_types)
+    if args.size is None:
+        args.size = int(args.sizes[0]) if args.sizes else _default_size(args.model)
     if args.size < MIN_SIZE:
         raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
     if args.crop is not None and not 0 < args.crop <= 1:
@@ -221,7 +232,7 @@ def _summary(path: Path, card: dict) -> str:
     accuracy = card["accuracy"]
     parts = [
         f"{card['bytes'] / 1e6:.2f} MB",
-        f"{card['xnnpack']['partitions']} XNNPACK partitions",
+        *FORMATS[card["format"]].file_type.facts(card),
         f"max abs difference {card['parity']['max_abs']:.1e}",
         f"PSNR {card['parity']['psnr_db']:.0f} dB",
         f"top-1 {accuracy['top1']:.2f} % (Keras {accuracy['keras_top1']:.2f} %)"
@@ -229,9 +240,6 @@ def _summary(path: Path, card: dict) -> str:
         else f"top-1 agreement {100 * card['parity']['top1_agreement']:.1f} %",
         f"on {card['parity']['images']} images of {card['parity']['data']}",
     ]
-    if isinstance(card["gpu"], dict):
-        whole = "whole" if card["gpu"]["fully_accelerated"] else "not whole"
-        parts.insert(2, f"GPU {whole}")
     return f"{path}: {', '.join(parts)}"
 
 
@@ -280,12 +288,25 @@ def _conversion_from_flags(
         )
         serve = trace_graph(graph, name)
         return Conversion(
-            serve, graph, largest_value(model), calibration_images, fine_tuned=None
+            serve,
+            graph,
+            largest_value(model),
+            calibration_images,
+            fine_tuned=None,
+            core_ml=None,
         )
 
-    rewrite = not args.no_rewrite
-    conversion = prepare(model, args.size, rewrite, calibration_images, fine_tuned)
-    return conversion  # which `fine_tuned` starts from
+    conversion = prepare(  # which `fine_tuned` starts from
+        model,
+        args.size,
+        not args.no_rewrite,
+        calibration_images,
+        fine_tuned,
+        coreml_options.core_ml_from_flags(
+            args, model, labels, crop, output_kind(model)
+        ),
+    )
+    return conversion
 
 
 def _how_made(args, name: str, data: str, calibration: dict) -> dict:
@@ -309,14 +330,21 @@ def _convert_all(args, folder: Path) -> None:
     labels = provenance.get("labels", [])
     calibration = {"data": args.calibration or data}
     conversion = _conversion_from_flags(args, model, labels, data, crop, calibration)
-    validation = load_images(data, "validation", args.eval_images, args.size, crop)
-    reference = make_reference(model, validation, labels)
+    sizes = {TFLITE: (args.size,), COREML: coreml_options.package_sizes(args)}
+
+    @functools.cache
+    def reference(size: int):
+        validation = load_images(data, "validation", args.eval_images, size, crop)
+        return make_reference(model, validation, labels)
+
     for name in dict.fromkeys(args.formats):
-        path = folder / f"{Path(args.model).stem}_{args.size}_{name}.tflite"
+        file_type = FORMATS[name].file_type
+        stem = "_".join(map(str, [Path(args.model).stem, *sizes[file_type], name]))
+        path = folder / f"{stem}{file_type.suffix}"
         card = convert(
             conversion,
             name,
-            reference,
+            [reference(size) for size in sizes[file_type]],
             path,
             provenance | {"crop": crop} | _how_made(args, name, data, calibration),
             args.allow,

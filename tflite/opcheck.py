@@ -26,7 +26,8 @@ def _read(path):
     return schema.ModelT.InitFromPackedBuf(Path(path).read_bytes())
 
 
-def _count(names) -> dict[str, int]:
+def count(names) -> dict[str, int]:
+    """Counts names, the most frequent first."""
     return dict(collections.Counter(names).most_common())
 
 
@@ -38,7 +39,7 @@ def count_ops(path) -> dict[str, int]:
     """
     model = _read(path)
     graphs = model.subgraphs
-    return _count(op_name(model, op) for graph in graphs for op in graph.operators)
+    return count(op_name(model, op) for graph in graphs for op in graph.operators)
 
 
 def count_float_ops(path) -> dict[str, int]:
@@ -47,7 +48,7 @@ def count_float_ops(path) -> dict[str, int]:
     Not counted are those that only change the type.
     """
     model = _read(path)
-    return _count(
+    return count(
         op_name(model, operator)
         for graph in model.subgraphs
         for operator in graph.operators

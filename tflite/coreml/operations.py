@@ -11,7 +11,7 @@ import functools
 import numpy as np
 from coremltools.converters.mil import Builder as mb
 
-from tflite.graph import Graph, Node
+from tflite.graph import Node
 from tflite.rewrites import batch_norm_scale
 
 SIDES = (2, 3)  # axes of a map's height and width
@@ -140,7 +140,7 @@ def _activation(node: Node, x):
 
 
 def _sides(x):
-    """Returns a map's `[height, width]`: numbers, or a tensor where they are symbols."""
+    """Returns a map's `[height, width]`: numbers, or a tensor of them as symbols."""
     if _is_static(x):
         return np.array(x.shape[2:], np.int32)
     return mb.slice_by_index(x=mb.shape(x=x), begin=[2], end=[4])

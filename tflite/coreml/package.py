@@ -13,7 +13,7 @@ from tflite.graph import Graph, Node
 
 IMAGE_NAME = "image"
 LABEL_NAME = "classLabel"
-VERSIONS = (16, 17, 18)  # of iOS
+VERSIONS = (16, 17, 18, 26)  # of iOS
 NEEDED_VERSION = 9  # of coremltools
 # Smaller arrays stay as they are: what describes a compressed one outweighs its gain.
 SMALLEST_COMPRESSED = 512
@@ -146,7 +146,7 @@ def _resize_odd_maps(graph: Graph, interface: Interface, opset) -> Graph:
 
 
 def _flexible(graph: Graph, interface: Interface, ct) -> tuple[Graph, tuple, int]:
-    """Returns the graph for several sizes, its input shape and the iOS that it needs."""
+    """Returns the graph for several sizes, its input shape and the iOS it needs."""
     from coremltools.converters.mil.mil import get_new_symbol
 
     marked = _resize_odd_maps(graph, interface, ct.target.iOS16)
@@ -192,9 +192,10 @@ def make_model(graph: Graph, interface: Interface, precision: str, output_name: 
     ios = interface.ios or needed
     if ios < needed:
         raise ValueError(
-            f"Of the sizes {', '.join(map(str, interface.sizes))} some leave maps of odd "
-            f"size, which a package of several sizes resizes with an operation of iOS "
-            f"{needed}. Received: --ios={ios}. Leave it away, or take multiples of 64."
+            f"Of the sizes {', '.join(map(str, interface.sizes))} some leave maps of "
+            "odd size, which a package of several sizes resizes with an operation of "
+            f"iOS {needed}. Received: --ios={ios}. Leave it away, or take multiples of "
+            "64."
         )
     target = getattr(ct.target, f"iOS{ios}")
     program, _ = _trace(graph, shape, interface.layout, target)

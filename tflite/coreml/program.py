@@ -33,6 +33,7 @@ PACKED_BITS = {
     _TYPES.UINT4: 4,
     _TYPES.UINT6: 6,
 }
+OPSET_IOS = {"CoreML6": 16, "CoreML7": 17, "CoreML8": 18, "CoreML9": 26}
 BLOB_SENTINEL = 0xDEADBEEF  # with which the header of each weight begins
 BLOB_HEADER = np.dtype(
     [("sentinel", "<u4"), ("dtype", "<u4"), ("bytes", "<u8"), ("offset", "<u8")]
@@ -64,7 +65,7 @@ class Program:
 
     Attributes:
         description: the package's interface, a `ModelDescription`.
-        opset: `CoreML7` for example, the operations of iOS 16.
+        opset: a key of `OPSET_IOS`, which is the iOS that has its operations.
         constants: arrays by name.
         operations: in their order, without those that are constants.
         outputs: names of the values that it returns.

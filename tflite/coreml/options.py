@@ -1,0 +1,167 @@
+"""The flags of Core ML packages, and the interface that they ask for."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+from absl import flags, logging
+
+import keras_mobilevit
+from keras_mobilevit.configs import MIN_SIZE
+from keras_mobilevit.preprocessing import decode_predictions, largest_value
+from tflite.coreml.package import (
+    VERSIONS,
+    Interface,
+    check_labels,
+    load_coremltools,
+    make_model,
+    take_scale,
+)
+from tflite.graph import read_model
+from tflite.rewrites import COREML_REWRITES, deployment_graph
+
+FLAGS = ("sizes", "ios", "layout", "raw_outputs", "labels", "author", "license")
+APPLE = "Sachin Mehta and Mohammad Rastegari, Apple; ported by Ross Wightman (timm)"
+APPLE_LICENSE = "Apple's, see https://github.com/apple/ml-cvnets/blob/main/LICENSE"
+NOT_STATED = "not stated"
+
+
+def define_flags() -> None:
+    flags.DEFINE_list(
+        "sizes", None, "Core ML: sides of the images, the default one first."
+    )
+    flags.DEFINE_enum(
+        "ios",
+        None,
+        list(map(str, VERSIONS)),
+        "Core ML: oldest iOS that shall run the package. By default the oldest that "
+        "can: 16, or 17 with --sizes that are not all multiples of 64.",
+    )
+    flags.DEFINE_enum(
+        "layout",
+        "tokens",
+        ["tokens", "ane"],
+        "Core ML: how the transformers' tokens lie in memory: channels last, or as "
+        "Apple's guide for the Neural Engine has it, with a product for each head. "
+        "Only a phone can tell which is faster.",
+    )
+    flags.DEFINE_bool(
+        "raw_outputs", False, "Core ML: return the network's numbers, not class names."
+    )
+    flags.DEFINE_string(
+        "labels",
+        None,
+        "Core ML: text file with a class name a line. By default labels.txt beside a "
+        ".keras file, ImageNet's names for --weights=imagenet, else the numbers.",
+    )
+    flags.DEFINE_string("author", None, "Core ML: who made the model.")
+    flags.DEFINE_string("license", None, "Core ML: under which licence it is.")
+
+
+def check_flags(args, has_packages: bool) -> None:
+    """Refuses what cannot work, before the network is loaded.
+
+    Args:
+        args: the parsed flags.
+        has_packages: whether packages are to be made.
+    """
+    if not has_packages:
+        given = [name for name in FLAGS if args[name].present]
+        if given:
+            raise ValueError(
+                f"--{given[0]} is for Core ML: add coreml to --formats, or leave it "
+                "away."
+            )
+        return
+    load_coremltools()
+    sizes = args.sizes or []
+    if any(not size.isdigit() or int(size) < MIN_SIZE for size in sizes):
+        raise ValueError(
+            f"--sizes must be integers of at least {MIN_SIZE}. Received: "
+            f"{','.join(sizes)}."
+        )
+    if len(set(sizes)) != len(sizes):
+        raise ValueError(f"--sizes has one more than once: {','.join(sizes)}.")
+    if args.labels and not Path(args.labels).is_file():
+        raise ValueError(f"--labels: there is no file {args.labels}.")
+    if args.no_rewrite:
+        raise ValueError("Core ML packages hold the rewritten network: no --no_rewrite")
+
+
+def package_sizes(args) -> tuple[int, ...]:
+    return tuple(map(int, args.sizes)) if args.sizes else (args.size,)
+
+
+def _imagenet_labels() -> list[str]:
+    """Returns the names of ImageNet's classes; of equal ones also their WordNet id."""
+    # Scores that fall from class to class put them into their own order.
+    (found,) = decode_predictions(-np.arange(1000.0)[None], top=1000)
+    names = [name for _, name, _ in found]
+    return [
+        f"{name} ({identity})" if names.count(name) > 1 else name
+        for identity, name, _ in found
+    ]
+
+
+def _labels(args, beside: list[str], classes: int) -> tuple[str, ...]:
+    if args.raw_outputs:
+        return ()
+    if args.labels:
+        labels = Path(args.labels).read_text().splitlines()
+    elif beside:
+        labels = beside
+    elif args.weights == "imagenet":
+        labels = _imagenet_labels()
+    else:
+        logging.warning("Classes are called by their numbers: name them with --labels.")
+        labels = list(map(str, range(classes)))
+    check_labels(labels, classes)
+    return tuple(labels)
+
+
+def _metadata(args, sizes: tuple[int, ...], crop: float) -> dict[str, str]:
+    is_published = args.weights == "imagenet"
+    name = Path(args.model).name
+    shorter = " or ".join(str(round(size / crop)) for size in sizes)
+    return {
+        "author": args.author or (APPLE if is_published else NOT_STATED),
+        "license": args.license or (APPLE_LICENSE if is_published else NOT_STATED),
+        "version": f"keras_mobilevit {keras_mobilevit.__version__}",
+        "short_description": f"MobileViT image classifier, from {name}",
+        "preprocessing": f"RGB; the short side resized to {shorter} pixels, "
+        "bilinearly, and the centre cut out. The package scales the pixels itself.",
+        "source": "MobileViT, https://arxiv.org/abs/2110.02178; weights: "
+        f"{name if args.weights == 'none' else args.weights}",
+        "layout": args.layout,
+    }
+
+
+def core_ml_from_flags(args, model: keras.Model, labels: list[str], crop: float, name):
+    """Returns a function that makes the Core ML model of a precision.
+
+    Args:
+        args: the parsed flags.
+        model: an image classifier.
+        labels: names of its classes, if its training left them.
+        crop: see `resize_and_center_crop`.
+        name: of what the model returns, `logits` or `probabilities`.
+    """
+    made = {}
+
+    def core_ml(precision: str):
+        if precision not in made:
+            sizes = package_sizes(args)
+            graph = read_model(model, sizes[0], sizes[0])
+            graph, scale = take_scale(deployment_graph(graph, COREML_REWRITES))
+            interface = Interface(
+                sizes=sizes,
+                labels=_labels(args, labels, model.output_shape[-1]),
+                pixel_scale=scale * largest_value(model) / 255,
+                layout=args.layout,
+                ios=args.ios and int(args.ios),
+                metadata=_metadata(args, sizes, crop),
+            )
+            made[precision] = make_model(graph, interface, precision, name)
+        return made[precision]
+
+    return core_ml

@@ -1,0 +1,76 @@
+"""The kinds of files that networks are converted to, and what is done with each."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from keras_mobilevit.files import whole_file, whole_folder
+from tflite import card as cards
+from train.litert import LiteRTModel
+
+
+@dataclasses.dataclass(frozen=True)
+class FileType:
+    """One kind of file, or of folder.
+
+    Attributes:
+        suffix: ending of its name.
+        save: writes what a format made to a path.
+        describe: from a path, the name of the network's output and the largest value
+            of its images to the entries of a card.
+        run: from a path, validation images (uint8 `[images, height, width, 3]`), those
+            images on the network's own scale in float32, and whether it returns
+            logits, to the outputs `[images, classes]`.
+        whole: `whole_file` or `whole_folder`.
+        facts: what the summary of a card says of this kind.
+    """
+
+    suffix: str
+    save: Callable[[object, Path], None]
+    describe: Callable[[Path, str, float], dict]
+    run: Callable[[Path, np.ndarray, np.ndarray, bool], np.ndarray]
+    whole: Callable
+    facts: Callable[[dict], list[str]]
+
+
+def _run_tflite(path, pixels, images, gives_logits) -> np.ndarray:
+    return LiteRTModel(path, os.cpu_count()).predict(images)
+
+
+def _run_package(path, pixels, images, gives_logits) -> np.ndarray:
+    from tflite.coreml.evaluator import Evaluator
+
+    return Evaluator(path).predict(pixels, gives_logits)
+
+
+def _tflite_facts(card: dict) -> list[str]:
+    facts = [f"{card['xnnpack']['partitions']} XNNPACK partitions"]
+    if isinstance(card["gpu"], dict):
+        whole = "whole" if card["gpu"]["fully_accelerated"] else "not whole"
+        facts.append(f"GPU {whole}")
+    return facts
+
+
+def _package_facts(card: dict) -> list[str]:
+    return [f"iOS {card['ios']}"]
+
+
+TFLITE = FileType(
+    ".tflite",
+    lambda content, path: path.write_bytes(content),
+    cards.describe_file,
+    _run_tflite,
+    whole_file,
+    _tflite_facts,
+)
+COREML = FileType(
+    ".mlpackage",
+    lambda model, path: model.save(str(path)),
+    cards.describe_package,
+    _run_package,
+    whole_folder,
+    _package_facts,
+)
