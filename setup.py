@@ -30,8 +30,8 @@ TFLITE = [
     "tf_keras",
 ]
 PEERS = [*TFLITE, "onnx", "onnxruntime", "onnxscript", "openvino", "timm", "torch"]
-COREML = [*TFLITE, "coremltools>=9.0"]
-DEV = [*COREML, "hypothesis", "jax", "pillow", "pytest", "ruff"]
+COREML = [*TFLITE, "coremltools>=9.0", "pillow"]
+DEV = [*COREML, "hypothesis", "jax", "pytest", "ruff"]
 
 setup(
     name="keras-mobilevit",

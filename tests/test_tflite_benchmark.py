@@ -62,7 +62,7 @@ def test_help_from_another_folder(script, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((), "at least one .tflite or"),
+        ((), "at least one .tflite, .onnx or"),
         (("cut.pb",), "cut.pb is neither a .tflite nor a .onnx file"),
         (("nowhere.tflite",), "There is no file nowhere.tflite"),
         (("cut.tflite",), "cut.tflite is no TFLite model"),

@@ -1,6 +1,5 @@
 """What a converted file is and does, and whether that is good enough."""
 
-import hashlib
 import importlib.metadata
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 
 import keras_mobilevit
 from tflite import opcheck
+from tflite.fingerprint import sha256
 from train.litert import LiteRTModel
 
 TFLITE_MAKERS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy")
@@ -47,7 +47,6 @@ def describe_file(path, output_name: str, largest_value: float) -> dict:
     Returns:
         A dict for JSON.
     """
-    content = Path(path).read_bytes()
     litert = LiteRTModel(path)
     image = f"RGB image, values in [0, {largest_value:g}]"
     return {
@@ -62,8 +61,8 @@ def describe_file(path, output_name: str, largest_value: float) -> dict:
             "partitions": litert.xnnpack_partitions(),
             "ops_outside": litert.ops_outside_xnnpack(),
         },
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": Path(path).stat().st_size,
+        "sha256": sha256(path),
         "versions": versions(TFLITE_MAKERS),
     }
 
@@ -118,10 +117,6 @@ def describe_package(path, output_name: str, largest_value: float) -> dict:
 
     program = read_program(path)
     casts, casts_at_ends = _casts(program)
-    contents = [file for file in sorted(Path(path).rglob("*")) if file.is_file()]
-    digest = hashlib.sha256()
-    for file in contents:
-        digest.update(file.read_bytes())
     return {
         "input": _package_input(program),
         "outputs": _package_output(program),
@@ -135,8 +130,8 @@ def describe_package(path, output_name: str, largest_value: float) -> dict:
             [rank for operation in program.operations for rank in operation.ranks]
             + [array.ndim for array in program.constants.values()]
         ),
-        "bytes": sum(file.stat().st_size for file in contents),
-        "sha256": digest.hexdigest(),
+        "bytes": sum(f.stat().st_size for f in Path(path).rglob("*") if f.is_file()),
+        "sha256": sha256(path),
         "versions": versions(COREML_MAKERS),
     }
 

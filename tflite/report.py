@@ -22,7 +22,6 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import base64
 import dataclasses
-import hashlib
 import html
 import io
 import json
@@ -35,6 +34,7 @@ from tqdm import tqdm
 
 import keras_mobilevit  # noqa: F401  registers the layers that best.keras names
 from keras_mobilevit.files import whole_file
+from tflite.fingerprint import sha256
 from train.config import TrainConfig, load_config
 from train.data import eval_batches
 from train.litert import LiteRTModel
@@ -247,9 +247,8 @@ def render(
 
 
 def _latency_of(path: Path, latency_file: Path) -> dict:
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     for record in reversed(read_records(latency_file)):
-        if record.get("sha256") == sha256:
+        if record.get("sha256") == sha256(path):
             return record
     raise ValueError(
         f"{latency_file} has no measurement of {path} as it is now. Run:\n"

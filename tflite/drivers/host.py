@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
 import multiprocessing
 import os
@@ -14,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tflite.drivers.runtimes import RUNTIMES
+from tflite.fingerprint import sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ class _Contender:
         self.process.join()
         return Measurement(
             file=self.path,
-            sha256=hashlib.sha256(Path(self.path).read_bytes()).hexdigest(),
+            sha256=sha256(self.path),
             runtime=self.runtime,
             num_threads=self.num_threads,
             runs=len(self.times),

@@ -111,5 +111,6 @@ def runtimes_of(path) -> list[str]:
     suffix = Path(path).suffix
     names = [name for name, runtime in RUNTIMES.items() if runtime.suffix == suffix]
     if not names:
-        raise ValueError(f"{path} is neither a .tflite nor a .onnx file.")
+        hint = " Packages take --target=coreml." if suffix == ".mlpackage" else ""
+        raise ValueError(f"{path} is neither a .tflite nor a .onnx file.{hint}")
     return names

@@ -1,0 +1,211 @@
+"""Measures Core ML packages: on this Mac, or on an iPhone or iPad on a cable.
+
+By coremltools's own benchmarker. Core ML exists on Apple's systems only; elsewhere a
+record says that nothing was measured.
+"""
+
+import asyncio
+import collections
+import dataclasses
+import platform
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from tflite.fingerprint import sha256
+
+# What may run a package, by the names of coremltools's `ComputeUnit`.
+COMPUTE_UNITS = {"cpu": "CPU_ONLY", "cpu+gpu": "CPU_AND_GPU", "cpu+ane": "CPU_AND_NE"}
+THIS_MAC = "mac"
+DEVICES = (THIS_MAC, "iphone", "ipad")
+NEEDED = (
+    "Core ML runs on macOS only. Run this on a Mac (macOS 13 or later, for a phone "
+    "on a cable also Xcode 16), or read docs/coreml.md on Xcode's performance report."
+)
+DEVICE_NAMES = {
+    "MLCPUComputeDevice": "CPU",
+    "MLGPUComputeDevice": "GPU",
+    "MLNeuralEngineComputeDevice": "Neural Engine",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PackageMeasurement:
+    """One package's latency with some of a device's compute units.
+
+    Attributes:
+        file: path of the package.
+        sha256: of its content, as in its card.
+        compute_units: a key of `COMPUTE_UNITS`.
+        status: `measured` or `not measured`.
+        reason: why not.
+        device: name and system of the device.
+        runs: measured predictions.
+        load_ms: from the file to a loaded model, the compilation included.
+        first_ms: the first prediction.
+        mean_ms, median_ms, p5_ms, p95_ms: of the measured ones.
+        operations: how many each compute unit runs, as Core ML plans it.
+        off_engine: operations that are not planned on the Neural Engine though it may
+            be used, `kind output: unit` each.
+    """
+
+    file: str
+    sha256: str
+    compute_units: str
+    status: str = "measured"
+    reason: str = ""
+    device: str = ""
+    runs: int = 0
+    load_ms: float | None = None
+    first_ms: float | None = None
+    mean_ms: float | None = None
+    median_ms: float | None = None
+    p5_ms: float | None = None
+    p95_ms: float | None = None
+    operations: dict[str, int] = dataclasses.field(default_factory=dict)
+    off_engine: list[str] = dataclasses.field(default_factory=list)
+
+
+def check_units(units) -> None:
+    """Raises a ValueError if one is not known."""
+    unknown = [unit for unit in units if unit not in COMPUTE_UNITS]
+    if unknown or not units:
+        raise ValueError(
+            f"Expected some of: {', '.join(COMPUTE_UNITS)}. Received: "
+            f"--compute_units={','.join(units)}."
+        )
+
+
+def not_measured(paths, units) -> list[PackageMeasurement]:
+    """Returns the records of packages where there is no Core ML."""
+    return [
+        PackageMeasurement(path, sha256(path), unit, "not measured", NEEDED)
+        for path in paths
+        for unit in units
+    ]
+
+
+def is_available() -> bool:
+    return sys.platform == "darwin"
+
+
+def _planned(information) -> list[tuple[str, str]]:
+    """Returns `(kind and output, unit)` of every operation that Core ML plans."""
+    planned = []
+    for operation in information:
+        usage = operation.compute_device_usage
+        if usage is None:  # of constants
+            continue
+        kind = type(usage.preferred_compute_device).__name__
+        outputs = ", ".join(output.name for output in operation.spec.outputs)
+        name = f"{operation.spec.type} {outputs}"
+        planned.append((name, DEVICE_NAMES.get(kind, kind)))
+    return planned
+
+
+async def measure_with(benchmarker, path: str, unit: str, device: str, runs: int):
+    """Measures one package.
+
+    Args:
+        benchmarker: an `MLModelBenchmarker` of it.
+        path: of the package.
+        unit: a key of `COMPUTE_UNITS`.
+        device: name and system of the device.
+        runs: measured predictions.
+
+    Returns:
+        A `PackageMeasurement`.
+    """
+    load = await benchmarker.benchmark_load(iterations=1)
+    first = await benchmarker.benchmark_predict(iterations=1)
+    measured = await benchmarker.benchmark_predict(iterations=runs, warmup=True)
+    planned = _planned(await benchmarker.benchmark_operation_execution(iterations=1))
+    times = np.array(measured.samples)
+    uses_engine = unit == "cpu+ane"
+    return PackageMeasurement(
+        file=path,
+        sha256=sha256(path),
+        compute_units=unit,
+        device=device,
+        runs=len(times),
+        load_ms=load.samples[0],
+        first_ms=first.samples[0],
+        mean_ms=float(times.mean()),
+        median_ms=float(np.median(times)),
+        p5_ms=float(np.percentile(times, 5)),
+        p95_ms=float(np.percentile(times, 95)),
+        operations=dict(collections.Counter(unit for _, unit in planned)),
+        off_engine=[
+            f"{name}: {unit}"
+            for name, unit in planned
+            if uses_engine and unit != "Neural Engine"
+        ],
+    )
+
+
+async def _connect(kind: str, team: str):
+    """Finds a device on a cable and starts coremltools's runner on it."""
+    from coremltools.models.ml_program.experimental.remote_device import (
+        AppSigningCredentials,
+        Device,
+        DeviceType,
+    )
+
+    connected = Device.get_connected_devices(DeviceType(kind))
+    if not connected:
+        raise ValueError(
+            f"No {kind} is connected. Plug it in, unlock it, trust this Mac, and turn "
+            "on its developer mode (Settings, Privacy & Security)."
+        )
+    credentials = AppSigningCredentials(development_team=team)
+    device = await connected[0].prepare_for_model_debugging(credentials)
+    return device, f"{device.name}, {device.type.value} {device.os_version}"
+
+
+async def _measure_all(paths, units, kind: str, team: str, runs: int):
+    from tflite.coreml.package import load_coremltools
+
+    ct = load_coremltools()
+    from coremltools.models.ml_program.experimental.perf_utils import MLModelBenchmarker
+
+    device, name = None, f"{platform.node()}, macOS {platform.mac_ver()[0]}"
+    if kind != THIS_MAC:
+        device, name = await _connect(kind, team)
+    measurements = []
+    pairs = [(path, unit) for path in paths for unit in units]
+    for path, unit in tqdm(pairs, "measuring", disable=None, leave=False):
+        model = ct.models.MLModel(
+            path,
+            compute_units=getattr(ct.ComputeUnit, COMPUTE_UNITS[unit]),
+            skip_model_load=True,  # the benchmarker loads it, and takes the time
+        )
+        benchmarker = MLModelBenchmarker(model, device)
+        measurements.append(await measure_with(benchmarker, path, unit, name, runs))
+    return measurements
+
+
+def measure_all(
+    paths: list[str],
+    units: list[str],
+    kind: str = THIS_MAC,
+    team: str = "",
+    runs: int = 100,
+) -> list[PackageMeasurement]:
+    """Measures packages with each of some compute units.
+
+    Args:
+        paths: of the packages.
+        units: keys of `COMPUTE_UNITS`.
+        kind: `mac` for this machine, `iphone` or `ipad` for the first one connected.
+        team: the development team that signs coremltools's runner for it.
+        runs: measured predictions.
+
+    Returns:
+        A `PackageMeasurement` for each package and unit.
+
+    Raises:
+        ValueError: without coremltools, or without such a device.
+        RuntimeError: if Core ML refuses a package.
+    """
+    return asyncio.run(_measure_all(paths, units, kind, team, runs))
