@@ -103,7 +103,14 @@ def _imagenet_labels() -> list[str]:
     ]
 
 
-def _labels(args, beside: list[str], classes: int) -> tuple[str, ...]:
+def class_labels(args, beside: list[str], classes: int) -> tuple[str, ...]:
+    """Returns the labels of a package; none for the network's numbers.
+
+    Args:
+        args: the parsed flags.
+        beside: names that the model's training left.
+        classes: how many the network has.
+    """
     if args.raw_outputs:
         return ()
     if args.labels:
@@ -155,7 +162,7 @@ def core_ml_from_flags(args, model: keras.Model, labels: list[str], crop: float,
             graph, scale = take_scale(deployment_graph(graph, COREML_REWRITES))
             interface = Interface(
                 sizes=sizes,
-                labels=_labels(args, labels, model.output_shape[-1]),
+                labels=class_labels(args, labels, model.output_shape[-1]),
                 pixel_scale=scale * largest_value(model) / 255,
                 layout=args.layout,
                 ios=args.ios and int(args.ios),
