@@ -1,17 +1,21 @@
 """Measuring on this machine, and what cannot be measured."""
 
+import asyncio
+import dataclasses
+import inspect
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from keras_mobilevit import MobileViT_XXS
-from tflite import conversion, report
-from tflite.drivers import host
+from tflite import benchmark, conversion, report
+from tflite.drivers import coreml, host
 from tflite.drivers.runtimes import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
@@ -137,3 +141,132 @@ def test_a_confusion_matrix_of_many_classes_stays_a_picture():
     names = [str(i) for i in range(1000)]
     figure = report.plot_confusion(np.eye(1000, dtype=int), names)
     assert max(figure.get_size_inches()) < 20
+
+
+# Core ML, which exists on macOS only. `FakeBenchmarker` stands for coremltools's there;
+# that its methods are the real one's is tested.
+
+
+@dataclasses.dataclass
+class FakeBenchmarker:
+    planned: list  # (operation, class of its device)
+
+    async def benchmark_load(self, iterations: int = 1):
+        return SimpleNamespace(samples=[120.0])
+
+    async def benchmark_predict(
+        self, inputs=None, iterations: int = 1, warmup: bool = False
+    ):
+        times = [9.0] if not warmup else [float(i) for i in range(1, iterations + 1)]
+        return SimpleNamespace(samples=times)
+
+    async def benchmark_operation_execution(
+        self, inputs=None, iterations: int = 1, warmup: bool = False
+    ):
+        return [
+            SimpleNamespace(
+                spec=SimpleNamespace(type=kind, outputs=[SimpleNamespace(name="y")]),
+                compute_device_usage=device
+                and SimpleNamespace(preferred_compute_device=type(device, (), {})()),
+            )
+            for kind, device in self.planned
+        ]
+
+
+PLANNED = [
+    ("const", None),
+    ("conv", "MLNeuralEngineComputeDevice"),
+    ("conv", "MLNeuralEngineComputeDevice"),
+    ("layer_norm", "MLCPUComputeDevice"),
+]
+
+
+def package_folder(folder: Path) -> Path:
+    package = folder / "a.mlpackage"
+    package.mkdir()
+    (package / "Manifest.json").write_text("{}")
+    return package
+
+
+@pytest.mark.parametrize("unit", coreml.COMPUTE_UNITS)
+def test_what_falls_off_the_neural_engine_is_named(unit, tmp_path):
+    measurement = asyncio.run(
+        coreml.measure_with(
+            FakeBenchmarker(PLANNED), str(package_folder(tmp_path)), unit, "a Mac", 100
+        )
+    )
+    assert measurement.status == "measured" and measurement.runs == 100
+    assert (measurement.load_ms, measurement.first_ms) == (120.0, 9.0)
+    assert measurement.median_ms == 50.5
+    assert measurement.operations == {"Neural Engine": 2, "CPU": 1}
+    expected = ["layer_norm y: CPU"] if unit == "cpu+ane" else []
+    assert measurement.off_engine == expected
+    table = benchmark.format_table(
+        [measurement], benchmark.COREML_COLUMNS, "compute_units"
+    )
+    assert f"a.mlpackage {unit}" in table and "50.5" in table
+
+
+def test_the_fake_has_the_methods_of_the_real_benchmarker():
+    perf_utils = pytest.importorskip(
+        "coremltools.models.ml_program.experimental.perf_utils",
+        reason="pip install '.[coreml]'",
+    )
+    for name in vars(FakeBenchmarker):
+        if name.startswith("benchmark"):
+            real = inspect.signature(getattr(perf_utils.MLModelBenchmarker, name))
+            fake = inspect.signature(getattr(FakeBenchmarker, name))
+            assert list(real.parameters) == list(fake.parameters)
+    ct = pytest.importorskip("coremltools")
+    for unit in coreml.COMPUTE_UNITS.values():
+        assert hasattr(ct.ComputeUnit, unit)
+    from coremltools.models import compute_device
+    from coremltools.models.ml_program.experimental.remote_device import DeviceType
+
+    assert all(hasattr(compute_device, name) for name in coreml.DEVICE_NAMES)
+    assert all(DeviceType(kind).value == kind for kind in coreml.DEVICES)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is here")
+def test_where_there_is_no_core_ml_nothing_is_measured(tmp_path):
+    package, output = package_folder(tmp_path), tmp_path / "latency.jsonl"
+    result = run(
+        ROOT / "tflite/benchmark.py",
+        "--target=coreml",
+        package,
+        f"--output={output}",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: not measured. Core ML runs on macOS only.")
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [r["compute_units"] for r in records] == list(coreml.COMPUTE_UNITS)
+    for record in records:
+        assert record["status"] == "not measured" and record["median_ms"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a.mlpackage",), "Packages take --target=coreml"),
+        (("--target=coreml", "a.tflite"), "a.tflite is no .mlpackage"),
+        (("--target=coreml", "--compute_units=npu", "a.mlpackage"), "some of: cpu,"),
+    ],
+)
+def test_errors_of_core_ml(arguments, message, tmp_path):
+    package_folder(tmp_path)
+    (tmp_path / "a.tflite").write_text("")
+    result = run(ROOT / "tflite/benchmark.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert message in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "darwin", reason="Core ML runs on macOS only")
+def test_this_mac_is_measured(tmp_path):
+    from tests.test_tflite_coreml import core_ml, save
+
+    path = save(core_ml("float16"), tmp_path)
+    (measurement,) = coreml.measure_all([str(path)], ["cpu"], runs=3)
+    assert measurement.median_ms > 0 and measurement.load_ms > 0
