@@ -19,7 +19,7 @@ from keras_mobilevit import VARIANTS
 from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.files import whole_folder
 from tests.test_tflite_rewrites import randomized
-from tflite import conversion
+from tflite import conversion, operations
 from tflite.card import describe_package, refuse_faults
 from tflite.coreml import options, package
 from tflite.fingerprint import sha256
@@ -73,7 +73,7 @@ def core_ml(precision: str, name: str = "mobilevit_xxs", classes=CLASSES, **opti
     options = {"sizes": (64,)} | options
     model = classifier(name, classes)
     graph = read_model(model, options["sizes"][0], options["sizes"][0])
-    graph, scale = package.take_scale(deployment_graph(graph, COREML_REWRITES))
+    graph, scale = package.share_scale(deployment_graph(graph, COREML_REWRITES), 255)
     interface = package.Interface(pixel_scale=scale, **options)
     return package.make_model(graph, interface, precision, "logits")
 
@@ -95,7 +95,9 @@ def difference(path: Path, size: int, model: keras.Model) -> float:
 # The network --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", ["tokens", pytest.param("ane", marks=pytest.mark.slow)]
+)
 def test_float32_is_keras_own(layout, tmp_path):
     """96 leaves a map of 3x3, which is resized to be cut into patches."""
     path = save(core_ml("float32", sizes=(96,), layout=layout), tmp_path)
@@ -229,11 +231,27 @@ def test_an_old_coremltools_is_told(monkeypatch):
         package.load_coremltools()
 
 
-def test_a_scale_that_the_input_cannot_do_stays():
+@pytest.mark.parametrize(
+    ("before", "largest", "power", "ops"),
+    [
+        (None, 255, 1.0, {"conv"}),
+        (None, 1, 1 / 256, {"conv"}),
+        ({"scale": 1 / 255}, 255, 1 / 256, {"conv"}),
+        # The offset has to come after the scale, and padding after both.
+        ({"scale": 1 / 127.5, "offset": -1}, 255, 1.0, {"conv", "rescale"}),
+    ],
+)
+def test_pixels_stay_exact_in_float16(before, largest, power, ops):
     inputs = keras.Input((8, 8, 3))
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
-    graph = read_model(keras.Model(inputs, keras.layers.Conv2D(2, 1)(x)), 8, 8)
-    assert package.take_scale(graph) == (graph, 1.0)
+    x = keras.layers.Rescaling(**before)(inputs) if before else inputs
+    model = randomized(keras.Model(inputs, keras.layers.Conv2D(2, 1)(x)))
+    graph, scale = package.share_scale(read_model(model, 8, 8), largest)
+    assert scale == power
+    assert {node.op for node in graph.nodes.values()} == ops
+    image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3))
+    (found,) = operations.run(graph, image * scale)
+    expected = model(image * largest / 255)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 # From a conversion to a package with its card -----------------------------------------
@@ -256,7 +274,7 @@ def convert(folder: Path, file_format: str = "coreml-fp32", **options) -> dict:
         True,
         calibration_images=None,
         fine_tuned=None,
-        core_ml=lambda precision: core_ml(precision, sizes=(64, 96, 128)),
+        core_ml=lambda p: core_ml(p, sizes=(64, 96, 128), layout="tokens"),
     )
     return conversion.convert(
         prepared,

@@ -36,6 +36,16 @@ def _deployment_graph(model: keras.Model, size: int, rewrite: bool):
         ) from error
 
 
+def check_size(model: keras.Model, size: int) -> None:
+    """Raises a ValueError if a model does not take square images of a size."""
+    height, width, _ = model.inputs[0].shape[1:]
+    if {height, width} - {None, size}:
+        raise ValueError(
+            f"{model.name} takes images of {height}x{width} pixels only. "
+            f"Received: --size={size}."
+        )
+
+
 def prepare(
     model: keras.Model,
     size: int,
@@ -59,12 +69,8 @@ def prepare(
         ValueError: if the model takes images of another size, or has a layer that the
             rewriting does not know.
     """
-    height, width, channels = model.inputs[0].shape[1:]
-    if {height, width} - {None, size}:
-        raise ValueError(
-            f"{model.name} takes images of {height}x{width} pixels only. "
-            f"Received: --size={size}."
-        )
+    check_size(model, size)
+    channels = model.inputs[0].shape[-1]
     graph, name = _deployment_graph(model, size, rewrite), output_kind(model)
     if graph is not None:
         serve = trace_graph(graph, name)

@@ -50,7 +50,13 @@ from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.preprocessing import largest_value
 from tflite import card as cards
 from tflite import gpu
-from tflite.conversion import convert, has_classes_of, make_reference, prepare
+from tflite.conversion import (
+    check_size,
+    convert,
+    has_classes_of,
+    make_reference,
+    prepare,
+)
 from tflite.converter import output_kind, trace_graph
 from tflite.coreml import options as coreml_options
 from tflite.file_types import COREML, TFLITE
@@ -331,6 +337,8 @@ def _convert_all(args, folder: Path) -> None:
     calibration = {"data": args.calibration or data}
     conversion = _conversion_from_flags(args, model, labels, data, crop, calibration)
     sizes = {TFLITE: (args.size,), COREML: coreml_options.package_sizes(args)}
+    for size in sizes[COREML]:
+        check_size(model, size)
 
     @functools.cache
     def reference(size: int):

@@ -291,8 +291,7 @@ REWRITES = (
     fold_norm_scales,
     merge_padding,
 )
-# Core ML has a layer normalization of its own and scales the image at its input, where
-# float16 weights divided by 255 would lose digits.
+# Core ML has a layer normalization of its own, and scales the image at its input.
 COREML_REWRITES = tuple(
     rewrite
     for rewrite in REWRITES

@@ -15,7 +15,7 @@ from tflite.coreml.package import (
     check_labels,
     load_coremltools,
     make_model,
-    take_scale,
+    share_scale,
 )
 from tflite.graph import read_model
 from tflite.rewrites import COREML_REWRITES, deployment_graph
@@ -159,11 +159,12 @@ def core_ml_from_flags(args, model: keras.Model, labels: list[str], crop: float,
         if precision not in made:
             sizes = package_sizes(args)
             graph = read_model(model, sizes[0], sizes[0])
-            graph, scale = take_scale(deployment_graph(graph, COREML_REWRITES))
+            graph = deployment_graph(graph, COREML_REWRITES)
+            graph, scale = share_scale(graph, largest_value(model))
             interface = Interface(
                 sizes=sizes,
                 labels=class_labels(args, labels, model.output_shape[-1]),
-                pixel_scale=scale * largest_value(model) / 255,
+                pixel_scale=scale,
                 layout=args.layout,
                 ios=args.ios and int(args.ios),
                 metadata=_metadata(args, sizes, crop),

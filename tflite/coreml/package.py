@@ -6,10 +6,12 @@ import dataclasses
 import importlib.metadata
 import io
 import logging
+import math
 
 import numpy as np
 
 from tflite.graph import Graph, Node
+from tflite.rewrites import fold_rescaling
 
 IMAGE_NAME = "image"
 LABEL_NAME = "classLabel"
@@ -76,20 +78,38 @@ def check_labels(labels, classes: int) -> None:
         )
 
 
-def take_scale(graph: Graph) -> tuple[Graph, float]:
-    """Takes the scale of the images out of a network, for its input to do.
+def share_scale(graph: Graph, largest_value: float) -> tuple[Graph, float]:
+    """Shares the scale of the images between the input and the first convolution.
+
+    Pixels are integers below 256: times a power of two they stay exact in float16, as
+    they would not times 1/255. What remains, 256/255, goes into the weights.
+
+    Args:
+        graph: of a network.
+        largest_value: of the images that it takes, 255 or 1.
 
     Returns:
-        The graph, and what its images are to be multiplied by: 1.0 if it does not
-        begin with that alone.
+        The graph, and the power of two that its input multiplies pixels by.
     """
+    scale = largest_value / 255
     first = graph.only_consumer(graph.input_name)
-    if first is None or first.op != "rescale":
-        return graph, 1.0
-    scale, offset = first.weights["scale"], first.weights["offset"]
-    if scale.ndim or np.any(offset):
-        return graph, 1.0
-    return graph.remove(first.name), float(scale)
+    if first is not None and first.op == "rescale":
+        own, offset = first.weights["scale"], first.weights["offset"]
+        if not own.ndim and not np.any(offset):
+            graph, scale = graph.remove(first.name), scale * float(own)
+    power = 2.0 ** round(math.log2(scale))
+    weights = {"scale": np.array(scale / power), "offset": np.array(0.0)}
+    rest = Node("rest_of_scale", "rescale", (graph.input_name,), weights)
+    moved = [
+        dataclasses.replace(
+            node,
+            inputs=tuple(
+                rest.name if name == graph.input_name else name for name in node.inputs
+            ),
+        )
+        for node in graph.consumers(graph.input_name)
+    ]
+    return fold_rescaling(graph.replace(*moved, rest)), power
 
 
 def _end_in_probabilities(graph: Graph) -> Graph:
@@ -202,6 +222,10 @@ def make_model(graph: Graph, interface: Interface, precision: str, output_name: 
     if not interface.labels:
         program.functions["main"].outputs[0].set_name(output_name)
     classifier = ct.ClassifierConfig(list(interface.labels), LABEL_NAME)
+    passes = ct.PassPipeline.DEFAULT
+    # Each convolution would have strides, pads and so on of its own: a tenth of a file
+    # with weights of 8 bits.
+    passes.set_options("common::const_deduplication", {"const_threshold": 1})
     with _quietly():
         model = ct.convert(
             program,
@@ -211,6 +235,7 @@ def make_model(graph: Graph, interface: Interface, precision: str, output_name: 
             classifier_config=classifier if interface.labels else None,
             minimum_deployment_target=target,
             compute_precision=ct.precision(precision),
+            pass_pipeline=passes,
             skip_model_load=True,
         )
     _describe(model, interface)
@@ -258,15 +283,27 @@ def int8_weights(model):
 
 
 def palette_weights(model, bits: int = 6):
-    """Replaces a model's weights by indices into tables of 2**bits of their values."""
+    """Replaces a model's weights by indices into tables of 2**bits of their values.
+
+    A table is for a whole kernel. Those of depthwise convolutions stay: the range of
+    their channels differs most, since batch normalization is multiplied into them, and
+    all of them together are less than a hundredth of the weights.
+    """
     from coremltools.optimize import coreml as optimize
 
+    known = optimize.get_weights_metadata(model, weight_threshold=SMALLEST_COMPRESSED)
+    depthwise = [name for name, weight in known.items() if _is_depthwise(weight.val)]
     with _quietly():
         return optimize.palettize_weights(
             model,
             optimize.OptimizationConfig(
                 optimize.OpPalettizerConfig(
                     mode="kmeans", nbits=bits, weight_threshold=SMALLEST_COMPRESSED
-                )
+                ),
+                op_name_configs=dict.fromkeys(depthwise),
             ),
         )
+
+
+def _is_depthwise(weight: np.ndarray) -> bool:
+    return weight.ndim == 4 and weight.shape[1] == 1
