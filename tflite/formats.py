@@ -136,13 +136,13 @@ FORMATS = {
     ),
     "coreml": Format(
         lambda conversion: conversion.core_ml("float16"),
-        "an .mlpackage in 16 bits; iPhones, iPads and Macs, on the Neural Engine",
+        "an .mlpackage in 16 bits, for the Neural Engine of iPhones, iPads and Macs",
         {"relative": 5e-3, "accuracy": 0.0, "rank": 5, "casts": 0},
         COREML,
     ),
     "coreml-fp32": Format(
         lambda conversion: conversion.core_ml("float32"),
-        "an .mlpackage in 32 bits, the reference; CPUs and GPUs of those",
+        "an .mlpackage in 32 bits, the reference; their CPUs and GPUs",
         {"parity": 1e-4, "accuracy": 0.0, "rank": 5, "casts": 0},
         COREML,
     ),

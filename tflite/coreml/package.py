@@ -291,9 +291,9 @@ def palette_weights(model, bits: int = 6):
     """
     from coremltools.optimize import coreml as optimize
 
-    known = optimize.get_weights_metadata(model, weight_threshold=SMALLEST_COMPRESSED)
-    depthwise = [name for name, weight in known.items() if _is_depthwise(weight.val)]
     with _quietly():
+        known = optimize.get_weights_metadata(model, SMALLEST_COMPRESSED)
+        depthwise = [name for name, found in known.items() if _is_depthwise(found.val)]
         return optimize.palettize_weights(
             model,
             optimize.OptimizationConfig(
