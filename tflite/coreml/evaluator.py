@@ -179,8 +179,11 @@ def _affine_dequantize(quantized_data, scale, zero_point, axis):
 
 
 def _lut_to_dense(indices, lut, shape=None):
-    if shape is None:  # since iOS 18: one table for everything
-        return lut.reshape(-1)[indices]
+    if shape is None:  # since iOS 18
+        *groups, entries, length = lut.shape
+        if math.prod(groups) * length != 1:
+            raise ValueError("Only one table of numbers a kernel is known here.")
+        return lut.reshape(entries)[indices]
     count = math.prod(int(side) for side in shape)
     return lut[unpack_bits(indices, int(np.log2(len(lut))), count)].reshape(shape)
 
