@@ -163,14 +163,17 @@ def _check_names(flag: str, names: list[str], known) -> None:
         )
 
 
+def _file_types(args) -> set:
+    return {FORMATS[name].file_type for name in args.formats}
+
+
 def _check_flags() -> Path:
     args = flags.FLAGS
     if not args.formats:
         raise ValueError(f"--formats needs one or more of: {', '.join(FORMATS)}.")
     _check_names("formats", args.formats, FORMATS)
     _check_names("limits in --allow", args.allow, cards.CHECKS)
-    file_types = {FORMATS[name].file_type for name in args.formats}
-    coreml_options.check_flags(args, COREML in file_types)
+    coreml_options.check_flags(args, COREML in _file_types(args))
     if args.size is None:
         args.size = int(args.sizes[0]) if args.sizes else _default_size(args.model)
     if args.size < MIN_SIZE:
@@ -302,15 +305,18 @@ def _conversion_from_flags(
             core_ml=None,
         )
 
+    core_ml = None
+    if COREML in _file_types(args):
+        core_ml = coreml_options.core_ml_from_flags(
+            args, model, labels, crop, output_kind(model)
+        )
     conversion = prepare(  # which `fine_tuned` starts from
         model,
         args.size,
         not args.no_rewrite,
         calibration_images,
         fine_tuned,
-        coreml_options.core_ml_from_flags(
-            args, model, labels, crop, output_kind(model)
-        ),
+        core_ml,
     )
     return conversion
 
@@ -337,8 +343,9 @@ def _convert_all(args, folder: Path) -> None:
     calibration = {"data": args.calibration or data}
     conversion = _conversion_from_flags(args, model, labels, data, crop, calibration)
     sizes = {TFLITE: (args.size,), COREML: coreml_options.package_sizes(args)}
-    for size in sizes[COREML]:
-        check_size(model, size)
+    for file_type in _file_types(args):
+        for size in sizes[file_type]:
+            check_size(model, size)
 
     @functools.cache
     def reference(size: int):

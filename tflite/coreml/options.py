@@ -1,5 +1,7 @@
 """The flags of Core ML packages, and the interface that they ask for."""
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import keras
@@ -152,24 +154,25 @@ def core_ml_from_flags(args, model: keras.Model, labels: list[str], crop: float,
         labels: names of its classes, if its training left them.
         crop: see `resize_and_center_crop`.
         name: of what the model returns, `logits` or `probabilities`.
-    """
-    made = {}
 
+    Raises:
+        ValueError: if the labels do not fit the model.
+    """
+    sizes = package_sizes(args)
+    interface = Interface(
+        sizes=sizes,
+        labels=class_labels(args, labels, model.output_shape[-1]),
+        layout=args.layout,
+        ios=args.ios and int(args.ios),
+        metadata=_metadata(args, sizes, crop),
+    )
+
+    @functools.cache
     def core_ml(precision: str):
-        if precision not in made:
-            sizes = package_sizes(args)
-            graph = read_model(model, sizes[0], sizes[0])
-            graph = deployment_graph(graph, COREML_REWRITES)
-            graph, scale = share_scale(graph, largest_value(model))
-            interface = Interface(
-                sizes=sizes,
-                labels=class_labels(args, labels, model.output_shape[-1]),
-                pixel_scale=scale,
-                layout=args.layout,
-                ios=args.ios and int(args.ios),
-                metadata=_metadata(args, sizes, crop),
-            )
-            made[precision] = make_model(graph, interface, precision, name)
-        return made[precision]
+        graph = read_model(model, sizes[0], sizes[0])
+        graph = deployment_graph(graph, COREML_REWRITES)
+        graph, scale = share_scale(graph, largest_value(model))
+        scaled = dataclasses.replace(interface, pixel_scale=scale)
+        return make_model(graph, scaled, precision, name)
 
     return core_ml
