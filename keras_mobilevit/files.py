@@ -3,12 +3,9 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-
-def _hidden(path: Path, purpose: str) -> Path:
-    return path.with_name(f".{path.stem}.{os.getpid()}.{purpose}{path.suffix}")
 
 
 def _write_through(file: Path) -> None:
@@ -34,7 +31,7 @@ def whole_file(path) -> Iterator[Path]:
     ...     temporary.write_text("cat\ndog\n")
     """
     path = Path(path)
-    temporary = _hidden(path, "tmp")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
         _write_through(temporary)
@@ -55,20 +52,24 @@ def whole_folder(path) -> Iterator[Path]:
         The path of the folder to make.
     """
     path = Path(path)
-    temporary, old = _hidden(path, "tmp"), _hidden(path, "old")
+    # Hidden beside it, so that it can be renamed; of a name that no other run has.
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
+    temporary, old = scratch / path.name, scratch / "old"
     try:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 _write_through(file)
-        # A folder cannot take the place of another in one step.
-        if path.exists():
+        if os.path.lexists(path):  # nothing takes a folder's place in one step
             os.replace(path, old)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            if os.path.lexists(old):
+                os.replace(old, path)
+            raise
     except BaseException:
-        if old.exists() and not path.exists():
-            os.replace(old, path)
+        if not os.path.lexists(old):  # else it is all that is left of the earlier one
+            shutil.rmtree(scratch, ignore_errors=True)
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)

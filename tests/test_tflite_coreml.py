@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import types
@@ -170,7 +171,8 @@ def test_an_image_goes_in_and_names_come_out(tmp_path):
     assert tuple(probabilities) == LABELS
     np.testing.assert_allclose(sum(probabilities.values()), 1, atol=1e-3)
     assert difference(path, 64, classifier()) <= 5e-3  # of what the softmax takes
-    assert describe_package(path, "logits", 255)["casts"] == 0
+    card = describe_package(path, "logits", 255)
+    assert card["casts"] == 0 and card["labels"] == list(LABELS)
 
 
 class Frozen(dict):
@@ -237,6 +239,7 @@ def test_an_old_coremltools_is_told(monkeypatch):
         (None, 255, 1.0, {"conv"}),
         (None, 1, 1 / 256, {"conv"}),
         ({"scale": 1 / 255}, 255, 1 / 256, {"conv"}),
+        ({"scale": -1 / 255}, 255, 1.0, {"conv"}),
         # The offset has to come after the scale, and padding after both.
         ({"scale": 1 / 127.5, "offset": -1}, 255, 1.0, {"conv", "rescale"}),
     ],
@@ -358,6 +361,8 @@ def flags(**given) -> Flags:
         ({"sizes": ["64", "16"]}, True, "at least 32. Received: 64,16"),
         ({"sizes": ["64", "64"]}, True, "more than once: 64,64"),
         ({"no_rewrite": True}, True, "no --no_rewrite"),
+        ({"sizes": ["64", "96"], "size": 96}, True, "--size=96 is not the first of"),
+        ({"raw_outputs": True, "labels": "a.txt"}, True, "returns no names"),
     ],
 )
 def test_flags_that_do_not_fit(given, has_packages, message):
@@ -404,11 +409,11 @@ def test_from_the_command_line(tmp_path):
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    assert "mobilevit_xxs_64_coreml.mlpackage: 2." in result.stdout
+    assert "mobilevit_xxs_64_coreml_ane.mlpackage: 2." in result.stdout
     packages = sorted(path.name for path in tmp_path.glob("*.mlpackage"))
     assert packages == [
-        "mobilevit_xxs_64_coreml-int8.mlpackage",
-        "mobilevit_xxs_64_coreml.mlpackage",
+        "mobilevit_xxs_64_coreml-int8_ane.mlpackage",
+        "mobilevit_xxs_64_coreml_ane.mlpackage",
     ]
     described = program.read_program(tmp_path / packages[1]).description
     assert described.metadata.author == "Ada"
@@ -562,8 +567,13 @@ def test_an_operation_that_is_not_known_is_named(tmp_path):
 def test_a_damaged_package_is_told(tmp_path):
     path = save(core_ml("float16"), tmp_path)
     (weights,) = path.rglob("weight.bin")
-    weights.write_bytes(weights.read_bytes()[:10_000])
-    with pytest.raises(ValueError, match="weight.bin is cut or damaged"):
+    content = weights.read_bytes()
+    for length in (10_000, 100, 60, 0):
+        weights.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="weight.bin is missing, cut or damaged"):
+            evaluator.Evaluator(path)
+    weights.unlink()
+    with pytest.raises(ValueError, match="weight.bin is missing"):
         evaluator.Evaluator(path)
     (path / "Manifest.json").unlink()
     with pytest.raises(ValueError, match="is no Core ML package"):
@@ -590,3 +600,29 @@ def test_a_folder_that_fails_leaves_the_earlier_one(tmp_path):
             (temporary / "half").write_text("")
             raise OSError("the disk is full")
     assert [p.name for p in tmp_path.rglob("*")] == ["a.mlpackage"]
+
+
+def test_an_earlier_folder_survives_a_failed_exchange(tmp_path, monkeypatch):
+    folder = tmp_path / "a.mlpackage"
+    folder.mkdir()
+    (folder / "earlier").write_text("")
+    replace = os.replace
+
+    def fail_to_put_in_place(source, target):
+        if Path(target) == folder and Path(source).name == folder.name:
+            raise OSError("the disk is full")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_to_put_in_place)
+    with pytest.raises(OSError, match="full"):
+        with whole_folder(folder) as temporary:
+            temporary.mkdir()
+    assert [p.name for p in tmp_path.rglob("*")] == ["a.mlpackage", "earlier"]
+
+
+def test_a_folder_takes_the_place_of_a_file(tmp_path):
+    (tmp_path / "a.mlpackage").write_text("")
+    with whole_folder(tmp_path / "a.mlpackage") as temporary:
+        temporary.mkdir()
+    assert [p.name for p in tmp_path.rglob("*")] == ["a.mlpackage"]
+    assert (tmp_path / "a.mlpackage").is_dir()

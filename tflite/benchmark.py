@@ -89,6 +89,9 @@ def _cell(value) -> str:
 
 def _measure_on_host(paths: list[str], args):
     """Returns measurements and the text that shows them."""
+    for name in ("compute_units", "device", "team"):
+        if args[name].present:
+            raise ValueError(f"--{name} is for --target=coreml: leave it away.")
     contenders = [(path, name) for path in paths for name in runtimes_of(path)]
     measurements = host.measure_all(
         contenders, args.num_threads, args.runs, args.warmup_runs, args.rounds
@@ -100,6 +103,9 @@ def _measure_packages(paths: list[str], args):
     others = [path for path in paths if Path(path).suffix != ".mlpackage"]
     if others:
         raise ValueError(f"{others[0]} is no .mlpackage, which --target=coreml takes.")
+    for name in ("num_threads", "warmup_runs", "rounds"):
+        if args[name].present:
+            raise ValueError(f"--{name} is for --target=host: leave it away.")
     coreml.check_units(args.compute_units)
     if not coreml.is_available():
         return coreml.not_measured(paths, args.compute_units), ""

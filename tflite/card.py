@@ -92,6 +92,11 @@ def _package_output(program) -> list[dict]:
     ]
 
 
+def _package_labels(program) -> list[str]:
+    found = [o.inputs["classes"] for o in program.operations if o.kind == "classify"]
+    return [str(label) for labels in found for label in labels]
+
+
 def _casts(program) -> tuple[int, int]:
     """Counts the casts within a program, and those at its ends.
 
@@ -121,6 +126,7 @@ def describe_package(path, output_name: str, largest_value: float) -> dict:
         "input": _package_input(program),
         "outputs": _package_output(program),
         "network_returns": output_name,
+        "labels": _package_labels(program),
         "ios": OPSET_IOS[program.opset],
         "ops": opcheck.count(operation.kind for operation in program.operations),
         "foreign_ops": unknown_operations(program),
@@ -185,7 +191,7 @@ CHECKS = {
     ),
     "relative": lambda card, limit: _too_much(
         "has outputs that differ from Keras's, relative to the largest, by up to",
-        card["parity"]["max_abs"] / card["parity"]["max_abs_reference"],
+        card["parity"]["max_abs"] / (card["parity"]["max_abs_reference"] or 1.0),
         limit,
         "at most",
     ),

@@ -183,6 +183,8 @@ def _check_flags() -> Path:
     for name in ("eval_images", "calibration_images"):
         if args[name].value < 0:
             raise ValueError(f"--{name} must not be negative.")
+    if args.check_gpu and TFLITE not in _file_types(args):
+        raise ValueError("--check_gpu is for .tflite files: leave it away.")
     if args.check_gpu:
         gpu.require_driver()
     folder = Path(args.output_dir).expanduser()
@@ -354,7 +356,10 @@ def _convert_all(args, folder: Path) -> None:
 
     for name in dict.fromkeys(args.formats):
         file_type = FORMATS[name].file_type
-        stem = "_".join(map(str, [Path(args.model).stem, *sizes[file_type], name]))
+        parts = [Path(args.model).stem, *sizes[file_type], name]
+        if file_type is COREML and args.layout != "tokens":
+            parts.append(args.layout)
+        stem = "_".join(map(str, parts))
         path = folder / f"{stem}{file_type.suffix}"
         card = convert(
             conversion,

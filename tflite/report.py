@@ -247,8 +247,9 @@ def render(
 
 
 def _latency_of(path: Path, latency_file: Path) -> dict:
+    content = sha256(path)
     for record in reversed(read_records(latency_file)):
-        if record.get("sha256") == sha256(path):
+        if record.get("sha256") == content:
             return record
     raise ValueError(
         f"{latency_file} has no measurement of {path} as it is now. Run:\n"

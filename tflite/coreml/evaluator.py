@@ -308,7 +308,7 @@ class Evaluator:
             else:
                 arguments[name] = values[given[0]]
         results = OPERATIONS[operation.kind](**arguments)
-        if len(operation.outputs) == 1:
+        if not isinstance(results, (list, tuple)):
             results = [results]
         for name, dtype, result in zip(operation.outputs, operation.dtypes, results):
             values[name] = _rounded(result, dtype)

@@ -121,7 +121,7 @@ def _global_average(node: Node, x):
 
 
 ACTIVATIONS = {
-    "linear": mb.identity,
+    "linear": lambda x, name: x,
     "relu": mb.relu,
     "relu6": mb.relu6,
     "sigmoid": mb.sigmoid,

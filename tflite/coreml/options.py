@@ -37,7 +37,7 @@ def define_flags() -> None:
         None,
         list(map(str, VERSIONS)),
         "Core ML: oldest iOS that shall run the package. By default the oldest that "
-        "can: 16, or 17 with --sizes that are not all multiples of 64.",
+        "can: 16, or 17 where --sizes leave maps of odd size.",
     )
     flags.DEFINE_enum(
         "layout",
@@ -77,13 +77,20 @@ def check_flags(args, has_packages: bool) -> None:
         return
     load_coremltools()
     sizes = args.sizes or []
-    if any(not size.isdigit() or int(size) < MIN_SIZE for size in sizes):
+    if any(not size.isdecimal() or int(size) < MIN_SIZE for size in sizes):
         raise ValueError(
             f"--sizes must be integers of at least {MIN_SIZE}. Received: "
             f"{','.join(sizes)}."
         )
-    if len(set(sizes)) != len(sizes):
+    if len(set(map(int, sizes))) != len(sizes):
         raise ValueError(f"--sizes has one more than once: {','.join(sizes)}.")
+    if sizes and args.size not in (None, int(sizes[0])):
+        raise ValueError(
+            f"--size={args.size} is not the first of --sizes={','.join(sizes)}. Leave "
+            "one of them away."
+        )
+    if args.raw_outputs and args.labels:
+        raise ValueError("--raw_outputs returns no names: leave --labels away.")
     if args.labels and not Path(args.labels).is_file():
         raise ValueError(f"--labels: there is no file {args.labels}.")
     if args.no_rewrite:
@@ -91,6 +98,7 @@ def check_flags(args, has_packages: bool) -> None:
 
 
 def package_sizes(args) -> tuple[int, ...]:
+    """Returns the sides of the images that a package takes."""
     return tuple(map(int, args.sizes)) if args.sizes else (args.size,)
 
 

@@ -95,7 +95,7 @@ def share_scale(graph: Graph, largest_value: float) -> tuple[Graph, float]:
     first = graph.only_consumer(graph.input_name)
     if first is not None and first.op == "rescale":
         own, offset = first.weights["scale"], first.weights["offset"]
-        if not own.ndim and not np.any(offset):
+        if not own.ndim and own > 0 and not np.any(offset):
             graph, scale = graph.remove(first.name), scale * float(own)
     power = 2.0 ** round(math.log2(scale))
     weights = {"scale": np.array(scale / power), "offset": np.array(0.0)}

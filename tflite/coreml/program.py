@@ -110,13 +110,15 @@ class _Reader:
     def _blob(self, value) -> bytes:
         name = value.blobFileValue.fileName.removeprefix("@model_path/")
         if name not in self.files:
-            self.files[name] = (self.folder / name).read_bytes()
+            file = self.folder / name
+            self.files[name] = file.read_bytes() if file.is_file() else b""
         content, offset = self.files[name], value.blobFileValue.offset
-        (header,) = np.frombuffer(content, BLOB_HEADER, 1, offset)
-        start, end = int(header["offset"]), int(header["offset"] + header["bytes"])
-        if header["sentinel"] != BLOB_SENTINEL or end > len(content):
-            raise ValueError(f"{self.folder / name} is cut or damaged.")
-        return content[start:end]
+        if offset + BLOB_HEADER.itemsize <= len(content):
+            (header,) = np.frombuffer(content, BLOB_HEADER, 1, offset)
+            start, end = int(header["offset"]), int(header["offset"] + header["bytes"])
+            if header["sentinel"] == BLOB_SENTINEL and end <= len(content):
+                return content[start:end]
+        raise ValueError(f"{self.folder / name} is missing, cut or damaged.")
 
     def value(self, value) -> np.ndarray:
         if value.type.WhichOneof("type") == "listType":  # the classes

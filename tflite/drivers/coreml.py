@@ -42,7 +42,7 @@ class PackageMeasurement:
         reason: why not.
         device: name and system of the device.
         runs: measured predictions.
-        load_ms: from the file to a loaded model, the compilation included.
+        load_ms: loading the compiled package; its compilation is not counted.
         first_ms: the first prediction.
         mean_ms, median_ms, p5_ms, p95_ms: of the measured ones.
         operations: how many each compute unit runs, as Core ML plans it.
@@ -87,6 +87,7 @@ def not_measured(paths, units) -> list[PackageMeasurement]:
 
 
 def is_available() -> bool:
+    """Tells whether this machine has Core ML."""
     return sys.platform == "darwin"
 
 
@@ -152,6 +153,8 @@ async def _connect(kind: str, team: str):
         DeviceType,
     )
 
+    if not team:
+        raise ValueError(f"--device={kind} takes --team, which signs the runner on it.")
     connected = Device.get_connected_devices(DeviceType(kind))
     if not connected:
         raise ValueError(
@@ -159,7 +162,10 @@ async def _connect(kind: str, team: str):
             "on its developer mode (Settings, Privacy & Security)."
         )
     credentials = AppSigningCredentials(development_team=team)
-    device = await connected[0].prepare_for_model_debugging(credentials)
+    try:
+        device = await connected[0].prepare_for_model_debugging(credentials)
+    except Exception as error:  # of several kinds of coremltools's own
+        raise RuntimeError(f"{connected[0].name} cannot be used: {error}") from error
     return device, f"{device.name}, {device.type.value} {device.os_version}"
 
 
@@ -181,7 +187,11 @@ async def _measure_all(paths, units, kind: str, team: str, runs: int):
             skip_model_load=True,  # the benchmarker loads it, and takes the time
         )
         benchmarker = MLModelBenchmarker(model, device)
-        measurements.append(await measure_with(benchmarker, path, unit, name, runs))
+        try:
+            measured = await measure_with(benchmarker, path, unit, name, runs)
+        except Exception as error:  # of several kinds of coremltools's own
+            raise RuntimeError(f"{path} with {unit} on {name}: {error}") from error
+        measurements.append(measured)
     return measurements
 
 
