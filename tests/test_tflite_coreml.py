@@ -198,10 +198,10 @@ def test_several_sizes(layout, tmp_path):
 
 @pytest.mark.slow
 def test_several_sizes_without_odd_maps_run_on_ios_16(tmp_path):
-    card = describe_package(
-        save(core_ml("float32", sizes=(64, 128)), tmp_path), "logits", 255
-    )
+    path = save(core_ml("float16", sizes=(64, 128)), tmp_path)
+    card = describe_package(path, "logits", 255)
     assert card["ios"] == 16 and "resize" not in card["ops"]
+    assert card["casts"] == 0 and difference(path, 128, classifier()) <= 5e-3
 
 
 def test_an_ios_that_is_too_old_is_refused():
