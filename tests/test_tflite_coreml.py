@@ -213,6 +213,7 @@ def test_an_ios_that_is_too_old_is_refused():
     ("labels", "message"),
     [
         (LABELS[:9], "has 10 classes, but 9 labels"),
+        ((*LABELS[:9], ""), "Label 10 of the labels is empty"),
         (LABELS[:9] + LABELS[:1], "more than one is called 'garment 0'"),
     ],
 )

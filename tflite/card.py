@@ -126,7 +126,8 @@ def describe_package(path, output_name: str, largest_value: float) -> dict:
         "input": _package_input(program),
         "outputs": _package_output(program),
         "network_returns": output_name,
-        "labels": _package_labels(program),
+        # Of a package without names those stay that the training left.
+        **({"labels": labels} if (labels := _package_labels(program)) else {}),
         "ios": OPSET_IOS[program.opset],
         "ops": opcheck.count(operation.kind for operation in program.operations),
         "foreign_ops": unknown_operations(program),

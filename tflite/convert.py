@@ -357,8 +357,8 @@ def _convert_all(args, folder: Path) -> None:
     for name in dict.fromkeys(args.formats):
         file_type = FORMATS[name].file_type
         parts = [Path(args.model).stem, *sizes[file_type], name]
-        if file_type is COREML and args.layout != "tokens":
-            parts.append(args.layout)
+        if file_type is COREML:
+            parts += coreml_options.name_parts(args)
         stem = "_".join(map(str, parts))
         path = folder / f"{stem}{file_type.suffix}"
         card = convert(

@@ -46,6 +46,12 @@ def _run_package(path, pixels, images, gives_logits) -> np.ndarray:
     return Evaluator(path).predict(pixels, gives_logits)
 
 
+def _save_package(model, path) -> None:
+    model.save(str(path))
+    for inside in path.rglob("*"):  # coremltools leaves some for its own user alone
+        inside.chmod(0o755 if inside.is_dir() else 0o644)
+
+
 def _tflite_facts(card: dict) -> list[str]:
     facts = [f"{card['xnnpack']['partitions']} XNNPACK partitions"]
     if isinstance(card["gpu"], dict):
@@ -68,7 +74,7 @@ TFLITE = FileType(
 )
 COREML = FileType(
     ".mlpackage",
-    lambda model, path: model.save(str(path)),
+    _save_package,
     cards.describe_package,
     _run_package,
     whole_folder,

@@ -102,6 +102,12 @@ def package_sizes(args) -> tuple[int, ...]:
     return tuple(map(int, args.sizes)) if args.sizes else (args.size,)
 
 
+def name_parts(args) -> list[str]:
+    """Returns what tells packages of one network and format apart by their names."""
+    layout = [] if args.layout == "tokens" else [args.layout]
+    return layout + ["raw"] * args.raw_outputs
+
+
 def _imagenet_labels() -> list[str]:
     """Returns the names of ImageNet's classes; of equal ones also their WordNet id."""
     # Scores that fall from class to class put them into their own order.
@@ -124,7 +130,7 @@ def class_labels(args, beside: list[str], classes: int) -> tuple[str, ...]:
     if args.raw_outputs:
         return ()
     if args.labels:
-        labels = Path(args.labels).read_text().splitlines()
+        labels = Path(args.labels).read_text("utf-8").splitlines()
     elif beside:
         labels = beside
     elif args.weights == "imagenet":

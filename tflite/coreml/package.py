@@ -66,10 +66,16 @@ def check_labels(labels, classes: int) -> None:
     """Refuses labels that do not name each class.
 
     Raises:
-        ValueError: if their number is not that of the classes, or two are equal.
+        ValueError: if their number is not that of the classes, one is empty, or two
+            are equal.
     """
     if len(labels) != classes:
-        raise ValueError(f"The model has {classes} classes, but {len(labels)} labels.")
+        raise ValueError(
+            f"The model has {classes} classes, but {len(labels)} labels. Name each "
+            "class in a line of --labels, or of labels.txt beside the model."
+        )
+    if "" in labels:
+        raise ValueError(f"Label {list(labels).index('') + 1} of the labels is empty.")
     repeated = [name for name, n in collections.Counter(labels).items() if n > 1]
     if repeated:
         raise ValueError(
@@ -214,8 +220,8 @@ def make_model(graph: Graph, interface: Interface, precision: str, output_name: 
         raise ValueError(
             f"Of the sizes {', '.join(map(str, interface.sizes))} some leave maps of "
             "odd size, which a package of several sizes resizes with an operation of "
-            f"iOS {needed}. Received: --ios={ios}. Leave it away, or take multiples of "
-            "64."
+            f"iOS {needed}. Received: --ios={ios}. Leave --ios away, or take multiples "
+            "of 64."
         )
     target = getattr(ct.target, f"iOS{ios}")
     program, _ = _trace(graph, shape, interface.layout, target)
