@@ -8,7 +8,7 @@ Examples:
   python tflite/benchmark.py out/mobilevit_s_256_fp32.tflite out/timm_s.onnx
   python tflite/benchmark.py --target=coreml out/best_160_coreml.mlpackage
   python tflite/benchmark.py --target=coreml --device=iphone --team=ABCDE12345 \\
-      --runs=100 out/best_160_coreml.mlpackage
+      out/best_160_coreml.mlpackage
 
 Each .tflite runs with LiteRT and XNNPACK, each .onnx once with ONNX Runtime and once
 with OpenVINO, in processes of their own that take turns. A busy machine makes all of
@@ -40,6 +40,7 @@ from absl import app, flags
 from tflite.drivers import coreml, host
 from tflite.drivers.runtimes import runtimes_of
 
+HOST_RUNS = 50
 HOST_COLUMNS = (
     # heading, field
     ("init", "init_ms"),
@@ -94,7 +95,11 @@ def _measure_on_host(paths: list[str], args):
             raise ValueError(f"--{name} is for --target=coreml: leave it away.")
     contenders = [(path, name) for path in paths for name in runtimes_of(path)]
     measurements = host.measure_all(
-        contenders, args.num_threads, args.runs, args.warmup_runs, args.rounds
+        contenders,
+        args.num_threads,
+        args.runs or HOST_RUNS,
+        args.warmup_runs,
+        args.rounds,
     )
     return measurements, format_table(measurements, HOST_COLUMNS, "runtime")
 
@@ -110,7 +115,7 @@ def _measure_packages(paths: list[str], args):
     if not coreml.is_available():
         return coreml.not_measured(paths, args.compute_units), ""
     measurements = coreml.measure_all(
-        paths, args.compute_units, args.device, args.team, args.runs
+        paths, args.compute_units, args.device, args.team, args.runs or coreml.RUNS
     )
     table = format_table(measurements, COREML_COLUMNS, "compute_units")
     off_engine = [
@@ -125,7 +130,13 @@ TARGETS = {"host": _measure_on_host, "coreml": _measure_packages}
 def define_flags() -> None:
     flags.DEFINE_enum("target", "host", list(TARGETS), "What measures the files.")
     flags.DEFINE_integer("num_threads", 1, "CPU threads.", lower_bound=1)
-    flags.DEFINE_integer("runs", 50, "Measured invocations of each.", lower_bound=1)
+    flags.DEFINE_integer(
+        "runs",
+        None,
+        f"Measured invocations of each. By default {HOST_RUNS}, of packages "
+        f"{coreml.RUNS} as in the paper.",
+        lower_bound=1,
+    )
     flags.DEFINE_integer(
         "warmup_runs", 5, "Invocations before them, not measured.", lower_bound=1
     )

@@ -235,9 +235,14 @@ def convert(
             if not output.exists():
                 raise
             raise ValueError(f"{error} An earlier {output} stays as it was.") from error
-        copy = shutil.copytree if unproven.is_dir() else shutil.copyfile
-        with row.file_type.whole(output) as temporary:
-            copy(unproven, temporary)
+        _write(unproven, output, card, row.file_type)
+    return card
+
+
+def _write(unproven: Path, output: Path, card: dict, file_type: FileType) -> None:
+    """Puts a file that has been proven in its place, and its card beside it."""
+    copy = shutil.copytree if unproven.is_dir() else shutil.copyfile
+    with file_type.whole(output) as temporary:
+        copy(unproven, temporary)
     with whole_file(output.with_suffix(".json")) as card_path:
         card_path.write_text(json.dumps(card, indent=2, allow_nan=False) + "\n")
-    return card
