@@ -35,7 +35,7 @@ demo-run:
 	    --output_dir=$(RUN)
 	$(PYTHON) tflite/benchmark.py $(RUN)/best_$(DEMO_SIZE)_fp32.tflite \
 	    --output=$(RUN)/latency.jsonl
-	$(PYTHON) tflite/report.py --workdir=$(RUN) \
+	$(PYTHON) tflite/run_report.py --workdir=$(RUN) \
 	    --tflite=$(RUN)/best_$(DEMO_SIZE)_fp32.tflite
 
 test: $(VENV)/.dev  ## Install what the tests need and run them.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from keras_mobilevit import MobileViT_XXS
-from tflite import benchmark, conversion, report
+from tflite import benchmark, conversion, run_report
 from tflite.drivers import coreml, host
 from tflite.drivers.runtimes import RUNTIMES
 
@@ -49,14 +49,14 @@ def test_one_json_line_a_file_and_a_table(tflite_file, tmp_path):
         records = [json.loads(line) for line in output.read_text().splitlines()]
         assert len(records) == lines
     record = records[-1]
-    assert record["runs"] == 3 and record["xnnpack_partitions"] == 1
+    assert record["runs"] == 3 and record["partitions"] == 1
     assert 0 < record["p5_ms"] <= record["median_ms"] <= record["p95_ms"]
     assert 1 < record["peak_memory_mb"] < 500
     assert "median" in result.stdout and "ratio" in result.stdout
     assert "tiny.tflite litert" in result.stdout.split("\n")[-2]
 
 
-@pytest.mark.parametrize("script", ["convert", "benchmark", "peers", "report"])
+@pytest.mark.parametrize("script", ["convert", "benchmark", "peers", "run_report"])
 def test_help_from_another_folder(script, tmp_path):
     result = run(ROOT / f"tflite/{script}.py", "--help", cwd=tmp_path)
     assert "Example" in result.stdout
@@ -112,7 +112,7 @@ def test_a_peer_runs(runtime, tmp_path):
     model = onnx.helper.make_model(graph, opset_imports=versions, ir_version=8)
     path.write_bytes(model.SerializeToString())
     (measurement,) = host.measure_all([(str(path), runtime)], runs=2)
-    assert measurement.runtime == runtime and measurement.xnnpack_partitions is None
+    assert measurement.runtime == runtime and measurement.partitions is None
 
 
 def test_more_threads_than_the_machine_has(tflite_file):
@@ -129,17 +129,17 @@ def test_a_report_needs_the_measurement_of_this_very_file(tflite_file, tmp_path)
     latency = tmp_path / "latency.jsonl"
     latency.write_text(json.dumps({"file": str(tflite_file), "sha256": "0"}) + "\n")
     with pytest.raises(ValueError, match="(?s)no measurement.*benchmark.py .*tiny"):
-        report._latency_of(tflite_file, latency)
+        run_report._latency_of(tflite_file, latency)
 
 
 def test_a_report_needs_a_finished_run(tflite_file, tmp_path):
     with pytest.raises(ValueError, match="config.json is missing. Run train/main.py"):
-        report.write_report(tmp_path, tflite_file)
+        run_report.write_report(tmp_path, tflite_file)
 
 
 def test_a_confusion_matrix_of_many_classes_stays_a_picture():
     names = [str(i) for i in range(1000)]
-    figure = report.plot_confusion(np.eye(1000, dtype=int), names)
+    figure = run_report.plot_confusion(np.eye(1000, dtype=int), names)
     assert max(figure.get_size_inches()) < 20
 
 
@@ -196,15 +196,13 @@ def test_what_falls_off_the_neural_engine_is_named(unit, tmp_path):
         )
     )
     assert measurement.status == "measured" and measurement.runs == 100
-    assert (measurement.load_ms, measurement.first_ms) == (120.0, 9.0)
+    assert (measurement.init_ms, measurement.first_ms) == (120.0, 9.0)
     assert measurement.median_ms == 50.5
     assert measurement.operations == {"Neural Engine": 2, "CPU": 1}
     expected = ["layer_norm y: CPU"] if unit == "cpu+ane" else []
     assert measurement.off_engine == expected
-    table = benchmark.format_table(
-        [measurement], benchmark.COREML_COLUMNS, "compute_units"
-    )
-    assert f"a.mlpackage {unit}" in table and "50.5" in table
+    table = benchmark.format_table([measurement], benchmark.COREML_COLUMNS)
+    assert f"a.mlpackage coreml {unit}" in table and "50.5" in table
 
 
 def test_the_fake_has_the_methods_of_the_real_benchmarker():
@@ -241,7 +239,7 @@ def test_where_there_is_no_core_ml_nothing_is_measured(tmp_path):
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: not measured. Core ML runs on macOS only.")
     records = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [r["compute_units"] for r in records] == list(coreml.COMPUTE_UNITS)
+    assert [r["accelerator"] for r in records] == list(coreml.COMPUTE_UNITS)
     for record in records:
         assert record["status"] == "not measured" and record["median_ms"] is None
 
@@ -269,4 +267,4 @@ def test_this_mac_is_measured(tmp_path):
 
     path = save(core_ml("float16"), tmp_path)
     (measurement,) = coreml.measure_all([str(path)], ["cpu"], runs=3)
-    assert measurement.median_ms > 0 and measurement.load_ms > 0
+    assert measurement.median_ms > 0 and measurement.init_ms > 0

@@ -51,10 +51,10 @@ HOST_COLUMNS = (
     ("p5", "p5_ms"),
     ("p95", "p95_ms"),
     ("memory MB", "peak_memory_mb"),
-    ("partitions", "xnnpack_partitions"),
+    ("partitions", "partitions"),
 )
 COREML_COLUMNS = (
-    ("load", "load_ms"),
+    ("load", "init_ms"),
     ("first", "first_ms"),
     ("mean", "mean_ms"),
     ("median", "median_ms"),
@@ -63,15 +63,14 @@ COREML_COLUMNS = (
 )
 
 
-def format_table(measurements: list, columns, variant: str) -> str:
+def format_table(measurements: list, columns) -> str:
     """Lays measurements out as text, times in milliseconds.
 
     Args:
         measurements: what was measured.
         columns: `(heading, field)` pairs.
-        variant: the field that tells two measurements of a file apart.
     """
-    names = [f"{Path(m.file).name} {getattr(m, variant)}" for m in measurements]
+    names = [f"{Path(m.file).name} {m.variant}" for m in measurements]
     width = max(map(len, names))
     headings = [*(name for name, _ in columns), "ratio"]
     lines = ["file".ljust(width) + "".join(f"{name:>11}" for name in headings)]
@@ -101,7 +100,7 @@ def _measure_on_host(paths: list[str], args):
         args.warmup_runs,
         args.rounds,
     )
-    return measurements, format_table(measurements, HOST_COLUMNS, "runtime")
+    return measurements, format_table(measurements, HOST_COLUMNS)
 
 
 def _measure_packages(paths: list[str], args):
@@ -117,7 +116,7 @@ def _measure_packages(paths: list[str], args):
     measurements = coreml.measure_all(
         paths, args.compute_units, args.device, args.team, args.runs or coreml.RUNS
     )
-    table = format_table(measurements, COREML_COLUMNS, "compute_units")
+    table = format_table(measurements, COREML_COLUMNS)
     off_engine = [
         f"not on the Neural Engine: {o}" for m in measurements for o in m.off_engine
     ]

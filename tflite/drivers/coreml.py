@@ -10,9 +10,9 @@ import dataclasses
 import platform
 import sys
 
-import numpy as np
 from tqdm import tqdm
 
+from tflite.drivers.measurement import NOT_MEASURED, Measurement, summary
 from tflite.fingerprint import sha256
 
 # What may run a package, by the names of coremltools's `ComputeUnit`.
@@ -31,39 +31,20 @@ DEVICE_NAMES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class PackageMeasurement:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackageMeasurement(Measurement):
     """One package's latency with some of a device's compute units.
 
+    `accelerator` is a key of `COMPUTE_UNITS`; `init_ms` is loading the compiled
+    package, without its compilation.
+
     Attributes:
-        file: path of the package.
-        sha256: of its content, as in its card.
-        compute_units: a key of `COMPUTE_UNITS`.
-        status: `measured` or `not measured`.
-        reason: why not.
-        device: name and system of the device.
-        runs: measured predictions.
-        load_ms: loading the compiled package; its compilation is not counted.
-        first_ms: the first prediction.
-        mean_ms, median_ms, p5_ms, p95_ms: of the measured ones.
         operations: how many each compute unit runs, as Core ML plans it.
         off_engine: operations that are not planned on the Neural Engine though it may
             be used, `kind output: unit` each.
     """
 
-    file: str
-    sha256: str
-    compute_units: str
-    status: str = "measured"
-    reason: str = ""
-    device: str = ""
-    runs: int = 0
-    load_ms: float | None = None
-    first_ms: float | None = None
-    mean_ms: float | None = None
-    median_ms: float | None = None
-    p5_ms: float | None = None
-    p95_ms: float | None = None
+    runtime: str = "coreml"
     operations: dict[str, int] = dataclasses.field(default_factory=dict)
     off_engine: list[str] = dataclasses.field(default_factory=list)
 
@@ -81,7 +62,13 @@ def check_units(units) -> None:
 def not_measured(paths, units) -> list[PackageMeasurement]:
     """Returns the records of packages where there is no Core ML."""
     return [
-        PackageMeasurement(path, sha256(path), unit, "not measured", NEEDED)
+        PackageMeasurement(
+            file=path,
+            sha256=sha256(path),
+            accelerator=unit,
+            status=NOT_MEASURED,
+            reason=NEEDED,
+        )
         for path in paths
         for unit in units
     ]
@@ -123,20 +110,15 @@ async def measure_with(benchmarker, path: str, unit: str, device: str, runs: int
     first = await benchmarker.benchmark_predict(iterations=1)
     measured = await benchmarker.benchmark_predict(iterations=runs, warmup=True)
     planned = _planned(await benchmarker.benchmark_operation_execution(iterations=1))
-    times = np.array(measured.samples)
     uses_engine = unit == "cpu+ane"
     return PackageMeasurement(
         file=path,
         sha256=sha256(path),
-        compute_units=unit,
+        accelerator=unit,
         device=device,
-        runs=len(times),
-        load_ms=load.samples[0],
+        init_ms=load.samples[0],
         first_ms=first.samples[0],
-        mean_ms=float(times.mean()),
-        median_ms=float(np.median(times)),
-        p5_ms=float(np.percentile(times, 5)),
-        p95_ms=float(np.percentile(times, 95)),
+        **summary(measured.samples),
         operations=dict(collections.Counter(unit for _, unit in planned)),
         off_engine=[
             f"{name}: {unit}"

@@ -1,10 +1,10 @@
 """Measures files on this machine's CPU."""
 
 import contextlib
-import dataclasses
 import importlib
 import multiprocessing
 import os
+import platform
 import re
 import time
 from pathlib import Path
@@ -12,44 +12,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from tflite.drivers.measurement import Measurement, summary
 from tflite.drivers.runtimes import RUNTIMES
 from tflite.fingerprint import sha256
 
 
-@dataclasses.dataclass(frozen=True)
-class Measurement:
-    """One file's latency; times in milliseconds, memory in MB (10**6 bytes).
-
-    Attributes:
-        file: path of the model.
-        sha256: of the file.
-        runtime: what ran it, a key of `tflite.drivers.runtimes.RUNTIMES`.
-        num_threads: CPU threads.
-        runs: measured invocations.
-        init_ms: from the file to a ready interpreter.
-        first_ms: the first invocation.
-        warmup_ms: mean of the following ones that are not measured.
-        mean_ms, median_ms, p5_ms, p95_ms: of the measured invocations.
-        peak_memory_mb: by how much loading and running raised the peak resident
-            memory of a fresh process; `None` where the system does not tell.
-        xnnpack_partitions: pieces of the graph that XNNPACK runs; `None` of a runtime
-            without it.
-    """
-
-    file: str
-    sha256: str
-    runtime: str
-    num_threads: int
-    runs: int
-    init_ms: float
-    first_ms: float
-    warmup_ms: float
-    mean_ms: float
-    median_ms: float
-    p5_ms: float
-    p95_ms: float
-    peak_memory_mb: float | None
-    xnnpack_partitions: int | None
+def _this_machine() -> str:
+    """Returns the processor and the system by name."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE)
+        processor = found[1] if found else processor
+    return f"{processor}, {os.cpu_count()} threads, {platform.system()}"
 
 
 def _peak_memory_mb() -> float | None:
@@ -100,7 +75,7 @@ def _serve(
             "init_ms": init_ms,
             "first_ms": first_ms,
             "warmup_ms": float(np.mean(warmup)),
-            "xnnpack_partitions": session.xnnpack_partitions,
+            "partitions": session.xnnpack_partitions,
         }
     )
     while (runs := connection.recv()) is not None:
@@ -152,13 +127,10 @@ class _Contender:
             sha256=sha256(self.path),
             runtime=self.runtime,
             num_threads=self.num_threads,
-            runs=len(self.times),
-            mean_ms=float(np.mean(self.times)),
-            median_ms=float(np.median(self.times)),
-            p5_ms=float(np.percentile(self.times, 5)),
-            p95_ms=float(np.percentile(self.times, 95)),
+            device=_this_machine(),
             peak_memory_mb=memory,
             **self.start,
+            **summary(self.times),
         )
 
 

@@ -2,7 +2,7 @@
 
 Example:
 
-  python tflite/report.py --workdir=runs/demo --tflite=runs/demo/best_48_fp32.tflite
+  python tflite/run_report.py --workdir=runs/demo --tflite=runs/demo/best_48_fp32.tflite
 
 Evaluates best.keras and the file on the validation images, and writes report.html
 (curves, confusion matrix, sample predictions, latency) and report.json into --workdir.
@@ -242,7 +242,7 @@ def render(
         samples=_picture(plot_samples(predictions, class_names), "Predictions"),
         latency=_picture(plot_latency(latency), "Latency"),
         size=report["tflite_size"],
-        partitions=latency["xnnpack_partitions"],
+        partitions=latency["partitions"],
     )
 
 
