@@ -1,0 +1,459 @@
+"""Measures files in the browser of whoever opens the page that is served here.
+
+The page (`tflite/web/`) runs them with LiteRT.js and posts what it measured. Nothing is
+served but the page, its runtime and the chosen files, under a random token, and to
+requests that name this very address.
+"""
+
+import dataclasses
+import hmac
+import http.server
+import ipaddress
+import json
+import math
+import queue
+import re
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+
+import numpy as np
+
+from tflite.drivers.measurement import NOT_MEASURED, Measurement, summary
+from tflite.fingerprint import sha256
+from train.litert import LiteRTModel, read_card
+
+WEB = Path(__file__).parents[1] / "web"
+RUNTIME = WEB / "node_modules/@litertjs"
+ACCELERATORS = ("wasm", "webgpu")
+MAX_BODY = 256 * 1024  # bytes of a posted result
+MAX_RUNS = 10_000
+MAX_OUTPUTS = 4096  # as in tflite/web/runtime.js
+MAX_TEXT = 500
+MAX_MS = 1e7
+TIMEOUT_S = 30  # of a connection on which nothing comes
+
+CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".wasm": "application/wasm",
+    ".tflite": "application/octet-stream",
+}
+# Cross-origin isolation is what threads and a fine clock take. No request may leave.
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+POLICY = (
+    "default-src 'none'; script-src 'self' 'nonce-{nonce}' 'wasm-unsafe-eval'; "
+    "style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
+    "worker-src 'self' blob:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BrowserMeasurement(Measurement):
+    """One file's latency in a browser.
+
+    `accelerator` is `wasm` or `webgpu`; `init_ms` is loading the file's bytes into a
+    model that is ready to run, without the download.
+
+    Attributes:
+        user_agent: by which the browser calls itself.
+        gpu: by which it calls the GPU, if it tells.
+        fully_accelerated: whether nothing ran outside the accelerator.
+        max_abs_difference: of an output from LiteRT's on this machine, for a test
+            picture.
+    """
+
+    runtime: str = "litert.js"
+    user_agent: str = ""
+    gpu: str = ""
+    fully_accelerated: bool | None = None
+    max_abs_difference: float | None = None
+
+
+def runtime_version() -> str:
+    """Returns the version of LiteRT.js that is installed.
+
+    Raises:
+        ValueError: if none is.
+    """
+    file = RUNTIME / "core/package.json"
+    if not file.exists():
+        raise ValueError(
+            "LiteRT.js is not installed: run `npm ci --prefix tflite/web` in the "
+            "checkout (`make web`)."
+        )
+    return json.loads(file.read_text())["version"]
+
+
+def test_pixels(shape) -> np.ndarray:
+    """Returns the picture that the page measures with, values in [0, 255]."""
+    index = np.arange(math.prod(shape), dtype=np.int64)
+    return ((31 * index**2 + 17 * index) % 256).reshape(shape).astype(np.float32)
+
+
+def _tensor(details: dict) -> dict:
+    scale, zero_point = details["quantization"]
+    return {
+        "shape": [int(side) for side in details["shape"]],
+        "dtype": np.dtype(details["dtype"]).name,
+        "scale": float(scale),
+        "zero_point": int(zero_point),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class PageFile:
+    """A file that the page measures.
+
+    Attributes:
+        path: of the `.tflite`.
+        sha256: of its content.
+        description: what the page is told of it.
+        outputs: LiteRT's for the test picture, as real values.
+    """
+
+    path: str
+    sha256: str
+    description: dict
+    outputs: np.ndarray
+
+
+def read_file(path: str, index: int) -> PageFile:
+    """Reads a `.tflite` and the card beside it, and runs it once.
+
+    Raises:
+        ValueError: if it is no classifier of one image.
+    """
+    model = LiteRTModel(path)
+    card = read_card(path)
+    shape, largest = model.input_shape, card.get("input", {}).get("largest_value", 255)
+    if len(shape) != 4 or shape[0] != 1 or shape[-1] != 3:
+        raise ValueError(
+            f"{path} takes {shape}. Expected one RGB image: (1, height, width, 3)."
+        )
+    image = test_pixels(shape) * np.float32(largest / 255)
+    description = {
+        "name": Path(path).name,
+        "url": f"files/{index}.tflite",
+        "input": _tensor(model.input) | {"largest_value": largest},
+        "output": _tensor(model.output)
+        | {"name": card.get("output", {}).get("name", "logits")},
+        "labels": card.get("labels", []),
+        "crop": card.get("crop", 1.0),
+    }
+    outputs = model.predict(image).ravel()[:MAX_OUTPUTS]
+    return PageFile(path, sha256(path), description, outputs)
+
+
+def _routes(files: list[PageFile], config: dict) -> dict[str, Path | bytes]:
+    """Returns everything that is served, by its address below the token."""
+    pages = [path for path in WEB.iterdir() if path.suffix in (".html", ".css", ".js")]
+    routes = {path.name: path for path in pages}
+    routes[""] = routes.pop("index.html")
+    routes["config.json"] = json.dumps(config).encode()
+    for folder in ("core/dist", "core/wasm", "wasm-utils/dist"):
+        for path in (RUNTIME / folder).iterdir():
+            if path.suffix in (".js", ".wasm"):
+                routes[f"runtime/{folder}/{path.name}"] = path
+    for file in files:
+        routes[file.description["url"]] = Path(file.path)
+    return routes
+
+
+def _printable(text: str) -> str:
+    """Drops what could steer a terminal."""
+    return "".join(character for character in text if character.isprintable())
+
+
+def _number(result: dict, name: str) -> float:
+    value = result.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is no number.")
+    if not 0 <= value <= MAX_MS:
+        raise ValueError(f"{name} is {value}. Expected 0 to {MAX_MS:g}.")
+    return float(value)
+
+
+def _numbers(result: dict, name: str, most: int, least: int = 1) -> list[float]:
+    values = result.get(name)
+    if not isinstance(values, list) or not least <= len(values) <= most:
+        raise ValueError(f"{name} is no list of {least} to {most} numbers.")
+    if not all(type(value) in (int, float) for value in values):
+        raise ValueError(f"{name} has something else than numbers.")
+    return values
+
+
+def _text(result: dict, name: str) -> str:
+    value = result.get(name, "")
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise ValueError(f"{name} is no text of at most {MAX_TEXT} characters.")
+    return _printable(value)
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is no number.")
+
+
+def _device_name(device: dict) -> str:
+    """Names a device and its browser."""
+    user_agent = _text(device, "user_agent")
+    system = re.search(r"\(([^)]*)\)", user_agent)
+    name = _text(device, "platform") or (system[1] if system else "")
+    known = re.findall(r"\b(Edg|Chrome|Firefox|Version)/(\d+)", user_agent)
+    browser = " ".join(known[-1]).replace("Version", "Safari") if known else ""
+    return ", ".join(filter(None, [_text(device, "model"), name, browser]))
+
+
+def parse_result(content: bytes, files: list[PageFile], num_threads: int):
+    """Checks what a page posted.
+
+    Args:
+        content: of the request.
+        files: those that the page got.
+        num_threads: of the CPU, that the page was told.
+
+    Returns:
+        A `BrowserMeasurement`.
+
+    Raises:
+        ValueError: if it is anything that the page would not post.
+    """
+    try:
+        result = json.loads(content, parse_constant=_refuse_constant)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"The result is no JSON: {error}") from error
+    if not isinstance(result, dict) or not isinstance(result.get("device"), dict):
+        raise ValueError("The result is no object with a device.")
+    index, accelerator = result.get("file"), result.get("accelerator")
+    if type(index) is not int or not 0 <= index < len(files):
+        raise ValueError(f"There is no file {index!r}.")
+    if accelerator not in ACCELERATORS:
+        raise ValueError(f"There is no accelerator {accelerator!r}.")
+    file, device = files[index], result["device"]
+    common = {
+        "file": file.path,
+        "sha256": file.sha256,
+        "accelerator": accelerator,
+        "num_threads": num_threads if accelerator == "wasm" else None,
+        "device": _device_name(device),
+        "user_agent": _text(device, "user_agent"),
+        "gpu": _text(device, "gpu"),
+    }
+    if error := _text(result, "error"):
+        return BrowserMeasurement(status=NOT_MEASURED, reason=error, **common)
+    times = _numbers(result, "times_ms", MAX_RUNS)
+    if not all(0 <= time <= MAX_MS for time in times):
+        raise ValueError(f"times_ms has something outside 0 to {MAX_MS:g}.")
+    outputs = np.array(_numbers(result, "output", MAX_OUTPUTS), np.float64)
+    if outputs.shape != file.outputs.shape:
+        raise ValueError(
+            f"output has {outputs.size} values. Expected: {file.outputs.size}."
+        )
+    return BrowserMeasurement(
+        init_ms=_number(result, "init_ms"),
+        first_ms=_number(result, "first_ms"),
+        warmup_ms=_number(result, "warmup_ms"),
+        fully_accelerated=result.get("fully_accelerated") is True,
+        max_abs_difference=float(np.abs(outputs - file.outputs).max()),
+        **common,
+        **summary(times),
+    )
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """Answers one connection; `server` is a `PageServer`."""
+
+    server_version, sys_version = "keras_mobilevit", ""
+    protocol_version = "HTTP/1.1"
+    timeout = TIMEOUT_S
+
+    def log_message(self, format, *arguments):
+        """Keeps the terminal for results."""
+
+    def _names_this_address(self) -> bool:
+        """Tells whether a request was meant for us.
+
+        A foreign page can give its own name our address (DNS rebinding), and would
+        then be asked by that name.
+        """
+        host = re.sub(r":\d+$", "", self.headers.get("Host", "")).lower()
+        if host == "localhost":
+            return True
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        return address.is_loopback or host == self.connection.getsockname()[0]
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        self.close_connection = True  # its body may not have been read
+        self._answer(status, reason.encode(), "text/plain; charset=utf-8")
+
+    def _answer(self, status, content: bytes, content_type: str, nonce: str = ""):
+        self.send_response(status)
+        headers = HEADERS | {
+            "Content-Type": content_type,
+            "Content-Length": str(len(content)),
+            "Content-Security-Policy": POLICY.format(nonce=nonce),
+        }
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _route(self) -> str | None:
+        """Returns what is asked for below the token; refuses a stranger."""
+        if not self._names_this_address():
+            self._refuse(HTTPStatus.FORBIDDEN, "This server has another address.")
+            return None
+        _, token, *rest = self.path.partition("?")[0].split("/", 2) + [None]
+        if not hmac.compare_digest(token.encode(), self.server.token.encode()):
+            self._refuse(HTTPStatus.NOT_FOUND, "The address is not complete.")
+            return None
+        return rest[0] or ""
+
+    def do_GET(self):
+        route = self._route()
+        if route is None:
+            return
+        found = self.server.routes.get(route)
+        if found is None:
+            self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
+            return
+        nonce, suffix = "", Path(route or "index.html").suffix
+        content = found if isinstance(found, bytes) else found.read_bytes()
+        if suffix == ".html":
+            nonce = secrets.token_urlsafe(16)
+            content = content.replace(b"{nonce}", nonce.encode())
+        self._answer(HTTPStatus.OK, content, CONTENT_TYPES[suffix], nonce)
+
+    def do_POST(self):
+        route = self._route()
+        if route is None:
+            return
+        if route != "results":
+            self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
+            return
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal():
+            self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing.")
+            return
+        if int(length) > MAX_BODY:
+            self._refuse(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"A result has at most {MAX_BODY} bytes.",
+            )
+            return
+        try:
+            self.server.take(self.rfile.read(int(length)))
+        except ValueError as error:
+            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+            return
+        self._answer(HTTPStatus.NO_CONTENT, b"", "text/plain")
+
+
+class PageServer(http.server.ThreadingHTTPServer):
+    """Serves the page, and hands over what comes back.
+
+    Args:
+        paths: of the files that it measures.
+        host: address of this machine on which it listens.
+        port: likewise; 0 for any free one.
+        accelerators: some of `ACCELERATORS`.
+        num_threads: CPU threads; more than one takes a secure context.
+        runs: measured inferences of each.
+        warmup_runs: inferences before them.
+
+    Raises:
+        ValueError: if LiteRT.js is not installed, or a file is no classifier.
+        OSError: if it cannot listen there.
+    """
+
+    daemon_threads = True
+
+    def __init__(
+        self,
+        paths: list[str],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        accelerators=ACCELERATORS,
+        num_threads: int = 1,
+        runs: int = 50,
+        warmup_runs: int = 5,
+    ):
+        version = runtime_version()
+        self.files = [read_file(path, index) for index, path in enumerate(paths)]
+        self.num_threads = num_threads
+        config = {
+            "files": [file.description for file in self.files],
+            "accelerators": list(accelerators),
+            "num_threads": num_threads,
+            "runs": runs,
+            "warmup_runs": warmup_runs,
+            "runtime_version": version,
+        }
+        self.token = secrets.token_urlsafe(16)
+        self.routes = _routes(self.files, config)
+        self.results = queue.Queue()
+        super().__init__((host, port), _Handler)
+
+    @property
+    def address(self) -> str:
+        """Where the page is, for a browser."""
+        host, port = self.server_address[:2]
+        if host == "0.0.0.0":  # noqa: S104  every address; name the one of the network
+            host = _network_address()
+        return f"http://{host}:{port}/{self.token}/"
+
+    def handle_error(self, request, client_address):
+        """Passes over browsers that hang up."""
+
+    def take(self, content: bytes) -> None:
+        """Takes a posted result, or raises a ValueError."""
+        self.results.put(parse_result(content, self.files, self.num_threads))
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception):
+        self.shutdown()
+        self.server_close()
+
+
+def _network_address() -> str:
+    """Returns this machine's address on the network that leads out."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return "127.0.0.1"
+        return probe.getsockname()[0]
+
+
+def measurements(server: PageServer, count: int | None) -> Iterator[Measurement]:
+    """Yields results as they come.
+
+    Args:
+        server: that is running.
+        count: after how many to stop; `None` for never.
+    """
+    received = 0
+    while count is None or received < count:
+        yield server.results.get()
+        received += 1

@@ -1,0 +1,192 @@
+// The page: measures every file on every accelerator, then names what a picture shows.
+
+import {bestClasses, pixelsOf} from "./picture.js";
+import {measure, Model, quantile, whyNot} from "./runtime.js";
+
+const CLASSES_SHOWN = 5;
+const $ = id => document.getElementById(id);
+
+function element(name, className, text = "") {
+  const made = document.createElement(name);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+function say(text, isError = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("error", isError);
+}
+
+// One thing at a time: measuring would be disturbed by anything else.
+let last = Promise.resolve();
+function inTurn(work) {
+  last = last.then(work).catch(error => say(`${error.message ?? error}`, true));
+  return last;
+}
+
+async function describeDevice() {
+  const hints = await navigator.userAgentData
+    ?.getHighEntropyValues(["model", "platformVersion"]) ?? {};
+  const adapter = await navigator.gpu?.requestAdapter() ?? null;
+  return {
+    user_agent: navigator.userAgent,
+    model: hints.model ?? "",
+    platform: [hints.platform, hints.platformVersion].filter(Boolean).join(" "),
+    gpu: adapter ? [adapter.info.vendor, adapter.info.architecture,
+                    adapter.info.description].filter(Boolean).join(" ") : "",
+    threads: navigator.hardwareConcurrency ?? 0,
+  };
+}
+
+async function send(result) {
+  const answer = await fetch("results", {
+    method: "POST",
+    headers: {"Content-Type": "application/json"},
+    body: JSON.stringify(result),
+  });
+  if (!answer.ok) throw new Error(`The server refused: ${await answer.text()}`);
+}
+
+function barOf(result, longest) {
+  const bar = element("div", "bar");
+  const [median, low, high] = [.5, .05, .95].map(p => quantile(result.times_ms, p));
+  const percent = value => `${100 * value / longest}%`;
+  const body = element("span"), spread = element("i");
+  body.style.width = percent(median);
+  spread.style.left = percent(low);
+  spread.style.width = percent(high - low);
+  bar.append(body, spread);
+  return bar;
+}
+
+function drawResults(config, results) {
+  const measured = results.filter(result => !result.error);
+  const longest = Math.max(...measured.map(r => quantile(r.times_ms, .95)));
+  $("results").replaceChildren(...config.files.map((file, index) => {
+    const box = element("div", "file");
+    box.append(element("h3", "", file.name));
+    for (const result of results.filter(r => r.file === index)) {
+      const row = element("div", "row");
+      row.append(element("span", "", result.accelerator));
+      if (result.error) {
+        row.append(element("span", "reason", result.error));
+      } else {
+        const median = quantile(result.times_ms, .5);
+        row.append(barOf(result, longest),
+                   element("span", "milliseconds", `${median.toFixed(2)} ms`));
+        if (!result.fully_accelerated) {
+          row.append(element("span", "reason", "Parts of it ran elsewhere."));
+        }
+      }
+      box.append(row);
+    }
+    return box;
+  }));
+}
+
+async function measureOne(config, index, accelerator) {
+  const file = config.files[index];
+  const missing = await whyNot(accelerator, config.num_threads);
+  if (missing) return {error: missing};
+  say(`Measuring ${file.name} with ${accelerator} …`);
+  try {
+    const model = await Model.open(file, accelerator, config.num_threads);
+    try {
+      return await measure(model, config.runs, config.warmup_runs,
+                           part => { $("progress").value = part; });
+    } finally {
+      model.close();
+    }
+  } catch (error) {
+    return {error: `${error.message ?? error}`.slice(0, 500)};
+  }
+}
+
+async function measureAll(config) {
+  await closeModel();
+  $("again").disabled = true;
+  $("progress").hidden = false;
+  const device = await describeDevice();
+  const results = [];
+  for (const index of config.files.keys()) {
+    for (const accelerator of config.accelerators) {
+      const measured = await measureOne(config, index, accelerator);
+      const result = {file: index, accelerator, error: "", ...measured};
+      results.push(result);
+      drawResults(config, results);
+      await send({...result, device});
+    }
+  }
+  $("progress").hidden = true;
+  $("again").disabled = false;
+  say("Done. You can close this page, or try a picture.");
+}
+
+let opened = null;  // the model that looks at pictures
+
+async function closeModel() {
+  opened?.close();
+  opened = null;
+}
+
+async function look(config, blob) {
+  const file = config.files[$("model").value];
+  if (opened?.file !== file) {
+    await closeModel();
+    say(`Loading ${file.name} …`);
+    opened = await Model.open(file, "wasm", 1);
+  }
+  let pixels;
+  try {
+    pixels = await pixelsOf(blob, $("preview"), opened);
+  } catch {
+    throw new Error(`${blob.name} is no picture that this browser reads.`);
+  }
+  const input = opened.input(pixels);
+  const start = performance.now();
+  const values = await opened.run(input);
+  say(`${(performance.now() - start).toFixed(1)} ms for this picture.`);
+  input.delete();
+  const best = bestClasses(opened, values, CLASSES_SHOWN);
+  $("classes").replaceChildren(...best.map(({name, probability}) => {
+    const item = element("li", "", `${name} ${(100 * probability).toFixed(1)} %`);
+    const bar = element("div", "bar"), body = element("span");
+    body.style.width = `${100 * probability}%`;
+    bar.append(body);
+    item.append(bar);
+    return item;
+  }));
+}
+
+function preparePictures(config) {
+  config.files.forEach((file, index) => {
+    const option = element("option", "", file.name);
+    option.value = index;
+    $("model").append(option);
+  });
+  let blob = null;
+  const again = () => blob && inTurn(() => look(config, blob));
+  for (const name of ["camera", "file"]) {
+    $(name).addEventListener("change", event => {
+      blob = event.target.files[0] ?? blob;
+      event.target.value = "";  // so that the same file can be chosen again
+      again();
+    });
+  }
+  $("model").addEventListener("change", again);
+  $("picture").hidden = false;
+}
+
+async function start() {
+  const config = await (await fetch("config.json")).json();
+  const device = await describeDevice();
+  $("device").textContent =
+    [device.model, device.platform || device.user_agent, device.gpu]
+      .filter(Boolean).join(", ") + `, LiteRT.js ${config.runtime_version}`;
+  preparePictures(config);
+  $("again").addEventListener("click", () => inTurn(() => measureAll(config)));
+  await measureAll(config);
+}
+
+inTurn(start);

@@ -1,0 +1,128 @@
+// Runs .tflite files with LiteRT.js and takes their time.
+
+import {loadAndCompile, loadLiteRt, supportsFeature, Tensor, unloadLiteRt}
+    from "@litertjs/core";
+
+const ARRAYS = {float32: Float32Array, int8: Int8Array, uint8: Uint8Array};
+const OUTPUTS_SENT = 4096;  // values that are compared with those of the server
+
+let loaded = null;  // which build of the runtime
+
+// WebGPU needs the build with JSPI to take a model in parts, CPU threads another one.
+async function loadRuntime(accelerator, numThreads) {
+  const options = accelerator === "webgpu"
+    ? {jspi: (await supportsFeature("jspi")).supported}
+    : {threads: numThreads > 1};
+  const key = JSON.stringify(options);
+  if (key === loaded) return;
+  if (loaded) unloadLiteRt();
+  loaded = null;
+  await loadLiteRt("runtime/core/wasm/", options);
+  loaded = key;
+}
+
+// Why an accelerator cannot be had, or "".
+export async function whyNot(accelerator, numThreads) {
+  const needsSecure = " Browsers have it on HTTPS or localhost only.";
+  if (accelerator === "webgpu") {
+    if (!navigator.gpu) {
+      return "This browser has no WebGPU." + (isSecureContext ? "" : needsSecure);
+    }
+    return await navigator.gpu.requestAdapter() ? "" : "WebGPU finds no GPU.";
+  }
+  if (numThreads > 1 && !crossOriginIsolated) {
+    return "This page may not use threads." + (isSecureContext ? "" : needsSecure);
+  }
+  return "";
+}
+
+export class Model {
+  static async open(file, accelerator, numThreads) {
+    const answer = await fetch(file.url);
+    if (!answer.ok) throw new Error(`${file.url}: ${answer.status}`);
+    const bytes = new Uint8Array(await answer.arrayBuffer());
+    await loadRuntime(accelerator, numThreads);
+    const start = performance.now();
+    const compiled = await loadAndCompile(bytes, {accelerator, cpuOptions: {numThreads}});
+    const model = new Model(file, compiled);
+    model.initMs = performance.now() - start;
+    return model;
+  }
+
+  constructor(file, compiled) {
+    this.file = file;
+    this.compiled = compiled;
+  }
+
+  get isFullyAccelerated() {
+    return this.compiled.isFullyAccelerated;
+  }
+
+  close() {
+    this.compiled.delete();
+  }
+
+  // From pixels in [0, 255], [height, width, 3], to the input's type.
+  input(pixels) {
+    const {dtype, shape, scale, zero_point, largest_value} = this.file.input;
+    const real = value => value * (largest_value / 255);
+    // A clamped array for bytes: others would wrap around.
+    const values = scale
+      ? pixels.map(pixel => Math.round(real(pixel) / scale) + zero_point)
+      : pixels.map(real);
+    return new Tensor(ARRAYS[dtype].from(values), shape);
+  }
+
+  // The outputs as they are in the file; reading them waits for a GPU.
+  async run(input) {
+    const [output] = await this.compiled.run([input]);
+    const values = await output.data();
+    const copy = values.slice();
+    output.delete();
+    return copy;
+  }
+
+  dequantize(values) {
+    const {scale, zero_point} = this.file.output;
+    return Array.from(values, value => scale ? (value - zero_point) * scale : value);
+  }
+}
+
+// A picture of the same pixels everywhere, `tflite/drivers/browser.py` has it too.
+function testPixels(count) {
+  return Float32Array.from({length: count}, (_, i) => (31 * i * i + 17 * i) % 256);
+}
+
+const pause = () => new Promise(resolve => setTimeout(resolve));
+
+// Takes the time of a model; `onProgress` gets the part that is done, in [0, 1].
+export async function measure(model, runs, warmupRuns, onProgress) {
+  const [, height, width, channels] = model.file.input.shape;
+  const input = model.input(testPixels(height * width * channels));
+  const times = [];
+  let values;
+  for (let i = 0; i < 1 + warmupRuns + runs; i++) {
+    const start = performance.now();
+    values = await model.run(input);
+    times.push(performance.now() - start);
+    onProgress((i + 1) / (1 + warmupRuns + runs));
+    await pause();  // lets the browser draw
+  }
+  input.delete();
+  const warmup = times.slice(1, 1 + warmupRuns);
+  return {
+    init_ms: model.initMs,
+    first_ms: times[0],
+    warmup_ms: warmup.reduce((sum, time) => sum + time, 0) / warmup.length,
+    times_ms: times.slice(1 + warmupRuns),
+    fully_accelerated: model.isFullyAccelerated,
+    output: model.dequantize(values.slice(0, OUTPUTS_SENT)),
+  };
+}
+
+export function quantile(values, part) {
+  const sorted = [...values].sort((a, b) => a - b);
+  const place = (sorted.length - 1) * part;
+  const low = Math.floor(place), high = Math.ceil(place);
+  return sorted[low] + (sorted[high] - sorted[low]) * (place - low);
+}
