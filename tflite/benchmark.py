@@ -1,26 +1,36 @@
-"""Measures the latency of models on this machine's CPU, or of Core ML packages.
+"""Measures the latency of models: here, on a phone on a cable, or in any browser.
 
 Examples:
 
-  python tflite/benchmark.py out/best_48_fp32.tflite
-  python tflite/benchmark.py a.tflite b.tflite --num_threads=2 --runs=200
-  python tflite/peers.py --model=mobilevit_s --output=out/timm_s.onnx
+  python tflite/benchmark.py out/best_160_fp32.tflite out/best_160_int8-mixed.tflite
   python tflite/benchmark.py out/mobilevit_s_256_fp32.tflite out/timm_s.onnx
+  python tflite/benchmark.py --target=android out/*.tflite --output=latency.jsonl
+  python tflite/benchmark.py --target=browser --host=0.0.0.0 out/best_160_fp32.tflite
   python tflite/benchmark.py --target=coreml out/best_160_coreml.mlpackage
-  python tflite/benchmark.py --target=coreml --device=iphone --team=ABCDE12345 \\
-      out/best_160_coreml.mlpackage
+  python tflite/benchmark.py --suite=paper --target=android --output=latency.jsonl
+  python tflite/report.py latency.jsonl --output=latency.html
 
-Each .tflite runs with LiteRT and XNNPACK, each .onnx once with ONNX Runtime and once
-with OpenVINO, in processes of their own that take turns. A busy machine makes all of
-them slower: compare within one call, by the last column, the median relative to the
-first row's.
+host (the default): each .tflite runs with LiteRT and XNNPACK, each .onnx once with
+ONNX Runtime and once with OpenVINO, in processes of their own that take turns. A busy
+machine makes all of them slower: compare within one call, by the last column, the
+median relative to the first row's.
 
---target=coreml takes a Mac, and measures each .mlpackage with the CPU, the GPU beside
-it and the Neural Engine beside it, on this Mac or on an iPhone or iPad on a cable; it
-names the operations that Core ML keeps off the Neural Engine. docs/coreml.md has the
-steps, also for Xcode's own performance report.
+android: finds the phone with adb, copies files that it has not got yet, runs TFLite's
+benchmark_model there with the CPU and with the GPU, several times with pauses, and says
+when the phone was throttled. Needs USB debugging.
 
-Prints a table, times in milliseconds, and with --output adds a JSON line a row.
+browser: serves a page that runs the files with LiteRT.js on WebAssembly and WebGPU.
+Only this machine reaches it unless --host says otherwise. WebGPU and threads take
+localhost (of a phone on a cable: `adb reverse tcp:PORT tcp:PORT`) or --certificate.
+
+coreml: takes a Mac, and measures each package with the CPU, the GPU beside it and the
+Neural Engine beside it; docs/coreml.md has the steps.
+
+--suite=paper measures what table 3 of the paper compares, and more: MobileNetV2,
+MobileNetV3-Large, EfficientNet-B0, DeiT-Tiny, PiT-Tiny and MobileViT, converted the
+same way (into --suite_dir, once), in 32 bits and in int8-mixed.
+
+Prints a table, times in milliseconds, and with --output adds a JSON line a measurement.
 """
 
 import os
@@ -32,53 +42,54 @@ if not __package__:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import dataclasses
+import datetime
 import json
 import platform
+import statistics
 
 from absl import app, flags
 
-from tflite.drivers import coreml, host
-from tflite.drivers.runtimes import runtimes_of
+from tflite import suites, targets
+from tflite.drivers.measurement import MEASURED
+from train.litert import read_card
 
-HOST_RUNS = 50
-HOST_COLUMNS = (
-    # heading, field
-    ("init", "init_ms"),
-    ("first", "first_ms"),
-    ("warm-up", "warmup_ms"),
-    ("mean", "mean_ms"),
-    ("median", "median_ms"),
-    ("p5", "p5_ms"),
-    ("p95", "p95_ms"),
-    ("memory MB", "peak_memory_mb"),
-    ("partitions", "partitions"),
-)
-COREML_COLUMNS = (
-    ("load", "init_ms"),
-    ("first", "first_ms"),
-    ("mean", "mean_ms"),
-    ("median", "median_ms"),
-    ("p5", "p5_ms"),
-    ("p95", "p95_ms"),
-)
+INTERRUPTED = 130  # exit code, as of a shell
 
 
 def format_table(measurements: list, columns) -> str:
     """Lays measurements out as text, times in milliseconds.
 
+    Several of one file on one device become a row of their medians. The ratio is to the
+    first row of the device.
+
     Args:
         measurements: what was measured.
         columns: `(heading, field)` pairs.
     """
-    names = [f"{Path(m.file).name} {m.variant}" for m in measurements]
-    width = max(map(len, names))
-    headings = [*(name for name, _ in columns), "ratio"]
-    lines = ["file".ljust(width) + "".join(f"{name:>11}" for name in headings)]
-    for name, measurement in zip(names, measurements):
-        values = [getattr(measurement, field) for _, field in columns]
-        values.append(measurement.median_ms / measurements[0].median_ms)
-        lines.append(name.ljust(width) + "".join(f"{_cell(v):>11}" for v in values))
-    return "\n".join(lines)
+    rows = {}
+    for m in measurements:
+        if m.status == MEASURED:
+            key = f"{Path(m.file).name} {m.variant}"
+            rows.setdefault(m.device, {}).setdefault(key, []).append(m)
+    width = max(len(name) for device in rows.values() for name in device)
+    headings = [*(heading for heading, _ in columns), "ratio"]
+    lines = []
+    for device, groups in rows.items():
+        lines.append(device)
+        lines.append("file".ljust(width) + "".join(f"{name:>11}" for name in headings))
+        first = None
+        for name, group in groups.items():
+            values = [_median(group, field) for _, field in columns]
+            median = _median(group, "median_ms")
+            first = first or median
+            values.append(median / first if median and first else None)
+            lines.append(name.ljust(width) + "".join(f"{_cell(v):>11}" for v in values))
+    return "\n".join(line for line in lines if line)
+
+
+def _median(group: list, field: str):
+    values = [getattr(m, field) for m in group]
+    return None if None in values else statistics.median(values)
 
 
 def _cell(value) -> str:
@@ -87,98 +98,90 @@ def _cell(value) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _measure_on_host(paths: list[str], args):
-    """Returns measurements and the text that shows them."""
-    for name in ("compute_units", "device", "team"):
-        if args[name].present:
-            raise ValueError(f"--{name} is for --target=coreml: leave it away.")
-    contenders = [(path, name) for path in paths for name in runtimes_of(path)]
-    measurements = host.measure_all(
-        contenders,
-        args.num_threads,
-        args.runs or HOST_RUNS,
-        args.warmup_runs,
-        args.rounds,
-    )
-    return measurements, format_table(measurements, HOST_COLUMNS)
+def make_record(measurement, target: str) -> dict:
+    """Returns a measurement for JSON, with what the card beside the file knows."""
+    card = read_card(measurement.file)
+    known = {
+        "model": card.get("model", Path(measurement.file).stem),
+        "format": card.get("format", ""),
+        "top1": (card.get("accuracy") or {}).get("top1"),
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+    }
+    return {"target": target} | dataclasses.asdict(measurement) | known
 
 
-def _measure_packages(paths: list[str], args):
-    others = [path for path in paths if Path(path).suffix != ".mlpackage"]
-    if others:
-        raise ValueError(f"{others[0]} is no .mlpackage, which --target=coreml takes.")
-    for name in ("num_threads", "warmup_runs", "rounds"):
-        if args[name].present:
-            raise ValueError(f"--{name} is for --target=host: leave it away.")
-    coreml.check_units(args.compute_units)
-    if not coreml.is_available():
-        return coreml.not_measured(paths, args.compute_units), ""
-    measurements = coreml.measure_all(
-        paths, args.compute_units, args.device, args.team, args.runs or coreml.RUNS
-    )
-    table = format_table(measurements, COREML_COLUMNS)
-    off_engine = [
-        f"not on the Neural Engine: {o}" for m in measurements for o in m.off_engine
-    ]
-    return measurements, "\n".join([table, *off_engine])
+def measure(paths: list[str], args, measurements: list) -> None:
+    """Measures files, and writes each record as it comes.
+
+    Args:
+        paths: of the files.
+        args: flags.
+        measurements: gets them.
+    """
+    with open(args.output or os.devnull, "a") as output:
+        for measurement in targets.TARGETS[args.target].measure(paths, args):
+            measurements.append(measurement)
+            record = make_record(measurement, args.target)
+            output.write(json.dumps(record, allow_nan=False) + "\n")
+            output.flush()
 
 
-TARGETS = {"host": _measure_on_host, "coreml": _measure_packages}
+def show(measurements: list, target: str) -> None:
+    """Prints the table, and what must be known beside it."""
+    if any(m.status == MEASURED for m in measurements):
+        print(format_table(measurements, targets.TARGETS[target].columns))
+    notes = {
+        f"{Path(m.file).name} {m.variant}: {note}": None
+        for m in measurements
+        for note in m.notes()
+    }
+    for note in notes:
+        print(note)
+
+
+def _failure(measurements: list) -> str | None:
+    """Returns why there is nothing to show; `None` if there is."""
+    if any(m.status == MEASURED for m in measurements):
+        return None
+    reasons = dict.fromkeys(m.reason for m in measurements)
+    return "error: not measured. " + " ".join(reasons)
 
 
 def define_flags() -> None:
-    flags.DEFINE_enum("target", "host", list(TARGETS), "What measures the files.")
-    flags.DEFINE_integer("num_threads", 1, "CPU threads.", lower_bound=1)
-    flags.DEFINE_integer(
-        "runs",
-        None,
-        f"Measured invocations of each. By default {HOST_RUNS}, of packages "
-        f"{coreml.RUNS} as in the paper.",
-        lower_bound=1,
-    )
-    flags.DEFINE_integer(
-        "warmup_runs", 5, "Invocations before them, not measured.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "rounds", 10, "Turns in which each does its runs.", lower_bound=1
-    )
-    flags.DEFINE_list(
-        "compute_units",
-        list(coreml.COMPUTE_UNITS),
-        "Core ML: what may run the packages, one after the other.",
-    )
+    targets.define_flags()
     flags.DEFINE_enum(
-        "device",
-        coreml.THIS_MAC,
-        coreml.DEVICES,
-        "Core ML: this Mac, or the first such device on a cable.",
+        "suite", None, list(suites.SUITES), "Measure these models instead of files."
     )
-    flags.DEFINE_string(
-        "team", "", "Core ML: development team that signs the runner for --device."
-    )
+    flags.DEFINE_string("suite_dir", "runs/suite", "Where their files are, or go.")
     flags.DEFINE_string("output", None, "File that gets one JSON line a measurement.")
 
 
-def main(argv) -> None:
-    args = flags.FLAGS
-    paths = argv[1:]
-    if not paths:
+def _paths(argv: list[str], args) -> list[str]:
+    if args.suite and argv:
+        raise ValueError("--suite brings its own files: name none.")
+    if args.suite:
+        return suites.prepare(args.suite, Path(args.suite_dir).expanduser())
+    if not argv and not args.parse:
         raise app.UsageError("Name at least one .tflite, .onnx or .mlpackage.")
-    machine = {"machine": platform.machine(), "system": platform.platform()}
+    targets.check_paths(argv, args.target)
+    return argv
+
+
+def main(argv) -> None:
+    args, measurements, code = flags.FLAGS, [], None
     try:
-        missing = [path for path in paths if not Path(path).exists()]
-        if missing:
-            raise ValueError(f"There is no file {', '.join(missing)}.")
-        with open(args.output or os.devnull, "a") as output:
-            measurements, shown = TARGETS[args.target](paths, args)
-            for measurement in measurements:
-                line = {"target": args.target} | dataclasses.asdict(measurement)
-                output.write(json.dumps(line | machine) + "\n")
+        targets.check_flags(args)
+        measure(_paths(argv[1:], args), args, measurements)
+    except KeyboardInterrupt:
+        code = None if targets.TARGETS[args.target].ends_by_hand else INTERRUPTED
     except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
-    if not shown:
-        sys.exit(f"error: not measured. {coreml.NEEDED}")
-    print(shown)
+        code = f"error: {error}"
+    failure = _failure(measurements) if measurements else None
+    if measurements and not failure:
+        show(measurements, args.target)
+    sys.exit(code or failure)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import queue
 import re
 import secrets
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -81,6 +82,10 @@ class BrowserMeasurement(Measurement):
     gpu: str = ""
     fully_accelerated: bool | None = None
     max_abs_difference: float | None = None
+
+    def notes(self) -> list[str]:
+        parts = self.fully_accelerated is False
+        return super().notes() + (["parts of it ran elsewhere"] if parts else [])
 
 
 def runtime_version() -> str:
@@ -212,7 +217,7 @@ def _device_name(device: dict) -> str:
     user_agent = _text(device, "user_agent")
     system = re.search(r"\(([^)]*)\)", user_agent)
     name = _text(device, "platform") or (system[1] if system else "")
-    known = re.findall(r"\b(Edg|Chrome|Firefox|Version)/(\d+)", user_agent)
+    known = re.findall(r"(Edg|Chrome|CriOS|Firefox|Version)/(\d+)", user_agent)
     browser = " ".join(known[-1]).replace("Version", "Safari") if known else ""
     return ", ".join(filter(None, [_text(device, "model"), name, browser]))
 
@@ -378,6 +383,7 @@ class PageServer(http.server.ThreadingHTTPServer):
         num_threads: CPU threads; more than one takes a secure context.
         runs: measured inferences of each.
         warmup_runs: inferences before them.
+        certificate, key: PEM files, for HTTPS.
 
     Raises:
         ValueError: if LiteRT.js is not installed, or a file is no classifier.
@@ -395,6 +401,8 @@ class PageServer(http.server.ThreadingHTTPServer):
         num_threads: int = 1,
         runs: int = 50,
         warmup_runs: int = 5,
+        certificate: str | None = None,
+        key: str | None = None,
     ):
         version = runtime_version()
         self.files = [read_file(path, index) for index, path in enumerate(paths)]
@@ -411,6 +419,14 @@ class PageServer(http.server.ThreadingHTTPServer):
         self.routes = _routes(self.files, config)
         self.results = queue.Queue()
         super().__init__((host, port), _Handler)
+        self.scheme = "https" if certificate else "http"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, key)
+            # The handshake waits for the thread of its connection.
+            self.socket = context.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
 
     @property
     def address(self) -> str:
@@ -418,7 +434,7 @@ class PageServer(http.server.ThreadingHTTPServer):
         host, port = self.server_address[:2]
         if host == "0.0.0.0":  # noqa: S104  every address; name the one of the network
             host = _network_address()
-        return f"http://{host}:{port}/{self.token}/"
+        return f"{self.scheme}://{host}:{port}/{self.token}/"
 
     def handle_error(self, request, client_address):
         """Passes over browsers that hang up."""

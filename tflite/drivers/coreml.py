@@ -48,6 +48,10 @@ class PackageMeasurement(Measurement):
     operations: dict[str, int] = dataclasses.field(default_factory=dict)
     off_engine: list[str] = dataclasses.field(default_factory=list)
 
+    def notes(self) -> list[str]:
+        off = [f"not on the Neural Engine: {name}" for name in self.off_engine]
+        return super().notes() + off
+
 
 def check_units(units) -> None:
     """Raises a ValueError if one is not known."""

@@ -58,6 +58,10 @@ class Measurement:
             parts.append(f"x{self.num_threads}")
         return " ".join(parts)
 
+    def notes(self) -> list[str]:
+        """What a reader must know beside the numbers."""
+        return [self.reason] if self.reason else []
+
 
 def summary(times) -> dict:
     """Returns the fields of a `Measurement` that times in milliseconds give."""

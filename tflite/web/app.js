@@ -13,16 +13,15 @@ function element(name, className, text = "") {
   return made;
 }
 
-function say(text, isError = false) {
-  $("status").textContent = text;
-  $("status").classList.toggle("error", isError);
+function say(where, text, isError = false) {
+  $(where).textContent = text;
+  $(where).classList.toggle("error", isError);
 }
 
 // One thing at a time: measuring would be disturbed by anything else.
 let last = Promise.resolve();
-function inTurn(work) {
-  last = last.then(work).catch(error => say(`${error.message ?? error}`, true));
-  return last;
+function inTurn(work, where) {
+  last = last.then(work).catch(error => say(where, `${error.message ?? error}`, true));
 }
 
 async function describeDevice() {
@@ -89,7 +88,7 @@ async function measureOne(config, index, accelerator) {
   const file = config.files[index];
   const missing = await whyNot(accelerator, config.num_threads);
   if (missing) return {error: missing};
-  say(`Measuring ${file.name} with ${accelerator} …`);
+  say("status", `Measuring ${file.name} with ${accelerator} …`);
   try {
     const model = await Model.open(file, accelerator, config.num_threads);
     try {
@@ -120,7 +119,7 @@ async function measureAll(config) {
   }
   $("progress").hidden = true;
   $("again").disabled = false;
-  say("Done. You can close this page, or try a picture.");
+  say("status", "Done. You can close this page, or try a picture.");
 }
 
 let opened = null;  // the model that looks at pictures
@@ -134,7 +133,7 @@ async function look(config, blob) {
   const file = config.files[$("model").value];
   if (opened?.file !== file) {
     await closeModel();
-    say(`Loading ${file.name} …`);
+    say("picture-status", `Loading ${file.name} …`);
     opened = await Model.open(file, "wasm", 1);
   }
   let pixels;
@@ -146,7 +145,8 @@ async function look(config, blob) {
   const input = opened.input(pixels);
   const start = performance.now();
   const values = await opened.run(input);
-  say(`${(performance.now() - start).toFixed(1)} ms for this picture.`);
+  const milliseconds = (performance.now() - start).toFixed(1);
+  say("picture-status", `${milliseconds} ms on one CPU thread.`);
   input.delete();
   const best = bestClasses(opened, values, CLASSES_SHOWN);
   $("classes").replaceChildren(...best.map(({name, probability}) => {
@@ -166,7 +166,7 @@ function preparePictures(config) {
     $("model").append(option);
   });
   let blob = null;
-  const again = () => blob && inTurn(() => look(config, blob));
+  const again = () => blob && inTurn(() => look(config, blob), "picture-status");
   for (const name of ["camera", "file"]) {
     $(name).addEventListener("change", event => {
       blob = event.target.files[0] ?? blob;
@@ -185,8 +185,8 @@ async function start() {
     [device.model, device.platform || device.user_agent, device.gpu]
       .filter(Boolean).join(", ") + `, LiteRT.js ${config.runtime_version}`;
   preparePictures(config);
-  $("again").addEventListener("click", () => inTurn(() => measureAll(config)));
+  $("again").addEventListener("click", () => inTurn(() => measureAll(config), "status"));
   await measureAll(config);
 }
 
-inTurn(start);
+inTurn(start, "status");

@@ -1,0 +1,312 @@
+"""Measures files on an Android phone on a cable, with its `benchmark_model`."""
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tflite.drivers import benchmark_tool
+from tflite.drivers.adb import AdbError, Device
+from tflite.drivers.android_device import (
+    FOLDER,
+    Store,
+    cool_down,
+    read_facts,
+    read_state,
+)
+from tflite.drivers.measurement import NOT_MEASURED, Measurement
+from tflite.fingerprint import sha256
+
+APK_STEP_S = 1.0  # between looks at its log
+RUN_TIMEOUT_S = 600  # of one run of the tool, which itself stops after 150 s
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AndroidMeasurement(Measurement):
+    """One run of the tool.
+
+    Attributes:
+        tool: a key of `tflite.drivers.benchmark_tool.TOOLS`.
+        tool_sha256: of the program; "" of the APK.
+        command: what ran on the device.
+        repeat: 1, 2, ... of the same.
+        source: where the numbers come from, `result` (binary) or `log`.
+        facts: of the device.
+        before, after: its states around the run.
+        warnings: what makes it doubtful.
+    """
+
+    runtime: str = "benchmark_model"
+    tool: str = "classic"
+    tool_sha256: str = ""
+    command: str = ""
+    repeat: int = 1
+    source: str = "log"
+    facts: dict = dataclasses.field(default_factory=dict)
+    before: dict = dataclasses.field(default_factory=dict)
+    after: dict = dataclasses.field(default_factory=dict)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        return super().notes() + self.warnings
+
+    @property
+    def variant(self) -> str:
+        return f"{self.tool} {self.accelerator} x{self.num_threads}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """How files are measured.
+
+    Attributes:
+        tools: `{tool: path of its program here}`, keys of `TOOLS`.
+        accelerators: names; a tool that lacks one is passed over.
+        num_threads: CPU threads.
+        cpu_mask: hexadecimal mask of the cores, "" for all.
+        runs, warmup_runs: at least so many inferences.
+        repeats: runs of the tool for each file.
+        cool_down_s: seconds to wait before each.
+        npu_libraries: folder with the vendor's dispatch library, for the NPU.
+        more_flags: further flags of the tool.
+    """
+
+    tools: dict[str, str]
+    accelerators: tuple[str, ...] = ("cpu", "gpu")
+    num_threads: int = 1
+    cpu_mask: str = ""
+    runs: int = 50
+    warmup_runs: int = 5
+    repeats: int = 3
+    cool_down_s: float = 5.0
+    npu_libraries: str | None = None
+    more_flags: tuple[str, ...] = ()
+
+
+def _run_tool(device: Device, command: str, result: str) -> tuple[dict, str, str]:
+    """Runs the tool; returns the fields, where they are from, and the log.
+
+    Raises:
+        ValueError: if the tool fails; the message tells why.
+    """
+    completed = device.shell(command, RUN_TIMEOUT_S)
+    log = completed.output
+    if completed.code:
+        raise ValueError(benchmark_tool.failure(log, completed.code))
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder, "result.pb")
+        with contextlib.suppress(AdbError):  # an old tool writes none; the log has it
+            device.pull(result, local)
+        if local.exists():
+            return benchmark_tool.parse_result(local.read_bytes()), "result", log
+    return benchmark_tool.parse_log(log), "log", log
+
+
+def _run_apk(device: Device, command: str) -> tuple[dict, str, str]:
+    """Starts the tool's APK and reads Android's log until the tool is done.
+
+    Raises:
+        ValueError: if it fails, or does not end.
+    """
+    since = device.ask("date +'%m-%d %H:%M:%S.000'")
+    started = device.shell(command)
+    if started.code or "Error" in started.output:
+        raise ValueError(benchmark_tool.failure(started.output, started.code))
+    end = time.monotonic() + RUN_TIMEOUT_S
+    while time.monotonic() < end:
+        time.sleep(APK_STEP_S)
+        is_running = device.ask(f"pidof {benchmark_tool.APK_PACKAGE}")
+        log = device.ask(f"logcat -d -v raw -T '{since}' -s tflite:V litert:V")
+        with contextlib.suppress(ValueError):  # it is not done
+            return benchmark_tool.parse_log(log), "log", log
+        if not is_running:
+            raise ValueError(f"The app ended early. {benchmark_tool.failure(log, 1)}")
+    raise ValueError(f"The app did not end within {RUN_TIMEOUT_S} s.")
+
+
+def _ran_elsewhere(tool: str, accelerator: str, partitions: int | None) -> bool:
+    """Tells whether a file ran on the CPU though it was told to run elsewhere.
+
+    The classic tool goes on there if there is no GPU, or the GPU takes nothing.
+    """
+    return tool != "litert" and accelerator != "cpu" and not partitions
+
+
+class Session:
+    """Measures files on one device.
+
+    Args:
+        device: that works.
+        setup: how.
+
+    Attributes:
+        facts: of the device.
+        store: the files on it.
+    """
+
+    def __init__(self, device: Device, setup: Setup):
+        self.device, self.setup = device, setup
+        self.facts, self.store = read_facts(device), Store(device)
+        self.folder = f"{FOLDER}/run.{os.getpid()}"  # of what one run leaves
+
+    def _flags(self, tool: str, accelerator: str, graph: str) -> list[str]:
+        setup = self.setup
+        flags = benchmark_tool.tool_flags(
+            tool, accelerator, graph, setup.num_threads, setup.runs, setup.warmup_runs
+        )
+        if accelerator == "npu" and setup.npu_libraries:
+            flags.append(f"--dispatch_library_path={self._put_libraries()}")
+        return [*flags, *setup.more_flags]
+
+    def _run(self, tool: str, flags: list[str]):
+        """Returns the command, and a function that runs it like `_run_tool`."""
+        program = self.setup.tools[tool]
+        if tool == "apk":
+            self._install(program)
+            command = benchmark_tool.apk_command(flags)
+            return command, lambda: _run_apk(self.device, command)
+        result = f"{self.folder}/result.pb"
+        self.device.shell(f"rm -f {result}; mkdir -p {self.folder}")
+        parts = [self.store.put(program, executable=True), *flags]
+        if self.setup.cpu_mask:
+            parts = ["taskset", self.setup.cpu_mask, *parts]
+        command = shlex.join([*parts, f"--result_file_path={result}"])
+        return command, lambda: _run_tool(self.device, command, result)
+
+    def _install(self, apk: str) -> None:
+        """Installs the APK unless this very one is there."""
+        package = benchmark_tool.APK_PACKAGE
+        installed = self.device.ask(f"pm path {package}").removeprefix("package:")
+        content = self.device.ask(f"sha256sum {installed}") if installed else ""
+        if not content.startswith(sha256(apk)):
+            self.device.install(apk)
+
+    def _put_libraries(self) -> str:
+        """Links the vendor's libraries by their own names in a folder."""
+        folder = f"{self.folder}/npu"
+        self.device.shell(f"mkdir -p {folder}")
+        for path in sorted(Path(self.setup.npu_libraries).glob("*.so")):
+            remote = self.store.put(path)
+            self.device.shell(f"ln -sf {remote} {folder}/{shlex.quote(path.name)}")
+        return folder
+
+    def measure(self, path, tool: str, accelerator: str, repeat: int):
+        """Runs the tool once on a file; what it refuses is told in the record.
+
+        Raises:
+            AdbError: if the device is lost, or a file cannot be copied to it.
+        """
+        flags = self._flags(tool, accelerator, self.store.put(path))
+        command, run = self._run(tool, flags)
+        before = cool_down(self.device, self.setup.cool_down_s)
+        source = "log"
+        try:
+            fields, source, log = run()
+            fields["partitions"] = benchmark_tool.partitions(log)
+            if _ran_elsewhere(tool, accelerator, fields["partitions"]):
+                why = benchmark_tool.failure(log, 0)
+                raise ValueError(f"The {accelerator} ran nothing of it. {why}")
+        except ValueError as error:
+            fields = {"status": NOT_MEASURED, "reason": str(error)}
+        after = read_state(self.device)
+        return AndroidMeasurement(
+            file=str(path),
+            sha256=sha256(path),
+            accelerator=accelerator,
+            num_threads=self.setup.num_threads,
+            device=self.facts.title,
+            tool=tool,
+            tool_sha256=sha256(self.setup.tools[tool]),
+            command=command,
+            repeat=repeat,
+            source=source,
+            facts=dataclasses.asdict(self.facts),
+            before=dataclasses.asdict(before),
+            after=dataclasses.asdict(after),
+            warnings=after.warnings(self.facts),
+            **fields,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        """Removes what runs left, but for the files that the next run needs."""
+        try:
+            self.device.shell(f"rm -rf {self.folder}")
+        except AdbError:
+            if kind is None:  # else the device was lost before, and that is being told
+                raise
+
+
+def measure_all(session: Session, paths: Iterable) -> Iterator[AndroidMeasurement]:
+    """Measures files with every tool and accelerator, in turns.
+
+    Args:
+        session: on a device.
+        paths: of `.tflite` files.
+
+    Yields:
+        An `AndroidMeasurement` for each run, as it ends.
+
+    Raises:
+        AdbError: if the device is lost, or a file cannot be copied to it.
+    """
+    setup = session.setup
+    pairs = [
+        (tool, accelerator)
+        for tool in setup.tools
+        for accelerator in setup.accelerators
+        if accelerator in benchmark_tool.TOOLS[tool].accelerators
+    ]
+    runs = [
+        (path, tool, accelerator, repeat)
+        for repeat in range(1, setup.repeats + 1)
+        for path in paths
+        for tool, accelerator in pairs
+    ]
+    for run in tqdm(runs, "measuring", disable=None, leave=False):
+        yield session.measure(*run)
+
+
+def parse_logs(logs: list[str], paths: list[str]) -> Iterator[AndroidMeasurement]:
+    """Reads logs of the tool from elsewhere, from a device farm for example.
+
+    Args:
+        logs: paths of the logs, of one run each.
+        paths: of the `.tflite` files that were measured, in the same order; or none.
+
+    Yields:
+        An `AndroidMeasurement` for each.
+
+    Raises:
+        ValueError: if a log is not whole.
+    """
+    if paths and len(paths) != len(logs):
+        raise ValueError(
+            f"There are {len(logs)} logs and {len(paths)} files: name one for each log."
+        )
+    for index, path in enumerate(logs):
+        log = Path(path).read_text(errors="replace")
+        try:
+            fields = benchmark_tool.parse_log(log)
+            tool = benchmark_tool.tool_of(log)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        file = paths[index] if paths else benchmark_tool.graph_of(log)
+        yield AndroidMeasurement(
+            file=file,
+            sha256=sha256(file) if paths else "",
+            accelerator=benchmark_tool.accelerator_of(log),
+            num_threads=benchmark_tool.num_threads_of(log),
+            device=f"of {path}",
+            tool=tool,
+            partitions=benchmark_tool.partitions(log),
+            **fields,
+        )

@@ -1,0 +1,396 @@
+"""What can measure files, as one table: each with its flags and what it shows."""
+
+import contextlib
+import dataclasses
+import string
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from absl import flags
+
+from tflite.drivers import (
+    adb,
+    android,
+    android_device,
+    benchmark_tool,
+    browser,
+    coreml,
+    host,
+)
+from tflite.drivers.measurement import Measurement
+from tflite.drivers.runtimes import runtimes_of
+from tflite.fingerprint import sha256
+
+HOST_RUNS = 50
+_TIMES = (
+    # heading, field
+    ("first", "first_ms"),
+    ("warm-up", "warmup_ms"),
+    ("mean", "mean_ms"),
+    ("median", "median_ms"),
+    ("p5", "p5_ms"),
+    ("p95", "p95_ms"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One kind of device.
+
+    Attributes:
+        purpose: in a line.
+        measure: from paths and flags to measurements, as they come.
+        suffixes: of the files that it takes.
+        flags: names of those that it heeds, of all that some target has.
+        columns: `(heading, field)` of its table, before the ratio.
+        ends_by_hand: whether it goes on until it is interrupted.
+    """
+
+    purpose: str
+    measure: Callable[[list[str], object], Iterator[Measurement]]
+    suffixes: tuple[str, ...]
+    flags: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    ends_by_hand: bool = False
+
+
+def _on_host(paths: list[str], args) -> Iterator[Measurement]:
+    contenders = [(path, name) for path in paths for name in runtimes_of(path)]
+    yield from host.measure_all(
+        contenders,
+        args.num_threads,
+        args.runs or HOST_RUNS,
+        args.warmup_runs,
+        args.rounds,
+    )
+
+
+def _with_core_ml(paths: list[str], args) -> Iterator[Measurement]:
+    coreml.check_units(args.compute_units)
+    if not coreml.is_available():
+        yield from coreml.not_measured(paths, args.compute_units)
+        return
+    yield from coreml.measure_all(
+        paths, args.compute_units, args.device, args.team, args.runs or coreml.RUNS
+    )
+
+
+def _accelerators(args, known, default) -> tuple[str, ...]:
+    chosen = tuple(args.accelerators or default)
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise ValueError(
+            f"--target={args.target} has the accelerators {', '.join(known)}. "
+            f"Received: {', '.join(unknown)}."
+        )
+    return chosen
+
+
+def _programs(args, abi: str) -> dict[str, str]:
+    """Returns the tools by name: the named program, or downloads."""
+    unknown = [name for name in args.tools if name not in benchmark_tool.TOOLS]
+    if unknown or not args.tools:
+        raise ValueError(
+            f"--tools must be some of {', '.join(benchmark_tool.TOOLS)}. "
+            f"Received: {', '.join(args.tools)}."
+        )
+    if not args.benchmark_binary:
+        return {name: str(benchmark_tool.fetch(name, abi)) for name in args.tools}
+    if len(args.tools) > 1:
+        raise ValueError("--benchmark_binary is one program: name it with --tools.")
+    if not Path(args.benchmark_binary).is_file():
+        raise ValueError(f"There is no file {args.benchmark_binary}.")
+    return {args.tools[0]: args.benchmark_binary}
+
+
+def _check_hash(programs: dict[str, str], expected: str | None) -> None:
+    for path in programs.values():
+        if expected and sha256(path) != expected.lower():
+            raise ValueError(
+                f"{path} has the sha256 {sha256(path)}. Expected: {expected}."
+            )
+
+
+def _on_android(paths: list[str], args) -> Iterator[Measurement]:
+    if args.parse:
+        yield from android.parse_logs(args.parse, paths)
+        return
+    accelerators = _accelerators(args, ("cpu", "gpu", "npu"), ("cpu", "gpu"))
+    if set(args.cpu_mask) - set(string.hexdigits):
+        raise ValueError(
+            f"--cpu_mask is hexadecimal, f0 for cores 4 to 7. Received: {args.cpu_mask}"
+        )
+    device = adb.find_device(adb.find_adb(args.adb), args.serial)
+    programs = _programs(args, android_device.read_facts(device).abi)
+    _check_hash(programs, args.benchmark_sha256)
+    setup = android.Setup(
+        tools=programs,
+        accelerators=accelerators,
+        num_threads=args.num_threads,
+        cpu_mask=args.cpu_mask,
+        runs=args.runs or HOST_RUNS,
+        warmup_runs=args.warmup_runs,
+        repeats=args.repeats,
+        cool_down_s=args.cool_down,
+        npu_libraries=args.npu_libraries,
+        more_flags=tuple(args.tool_flags),
+    )
+    with android.Session(device, setup) as session:
+        print(f"{session.facts.title} ({device.serial})", file=sys.stderr)
+        yield from android.measure_all(session, paths)
+        print(f"pushed {session.store.pushed_bytes} bytes", file=sys.stderr)
+        if args.clear:
+            session.store.clear()
+
+
+def _in_browsers(paths: list[str], args) -> Iterator[Measurement]:
+    accelerators = _accelerators(args, browser.ACCELERATORS, browser.ACCELERATORS)
+    server = browser.PageServer(
+        paths,
+        args.host,
+        args.port,
+        accelerators,
+        args.num_threads,
+        args.runs or HOST_RUNS,
+        args.warmup_runs,
+        args.certificate,
+        args.key,
+    )
+    with server:
+        _invite(server.address, args.browsers)
+        count = args.browsers and args.browsers * len(paths) * len(accelerators)
+        for measurement in browser.measurements(server, count):
+            median = measurement.median_ms
+            told = measurement.reason if median is None else f"{median:.2f} ms"
+            name = f"{Path(measurement.file).name} {measurement.variant}"
+            print(f"{measurement.device}: {name}: {told}", file=sys.stderr)
+            yield measurement
+
+
+def _invite(address: str, browsers: int | None) -> None:
+    """Says where the page is, for people with a phone in their hand."""
+    with contextlib.suppress(ImportError):
+        import segno
+
+        segno.make(address).terminal(out=sys.stderr, compact=True)
+    end = f"{browsers} browser(s) have measured" if browsers else "Ctrl-C"
+    print(f"Open {address}\nuntil {end}.", file=sys.stderr, flush=True)
+
+
+_ANDROID_FLAGS = (
+    "accelerators",
+    "adb",
+    "benchmark_binary",
+    "benchmark_sha256",
+    "clear",
+    "cool_down",
+    "cpu_mask",
+    "npu_libraries",
+    "num_threads",
+    "parse",
+    "repeats",
+    "runs",
+    "serial",
+    "tool_flags",
+    "tools",
+    "warmup_runs",
+)
+TARGETS = {
+    "host": Target(
+        "this machine's CPU",
+        _on_host,
+        (".tflite", ".onnx"),
+        ("num_threads", "rounds", "runs", "warmup_runs"),
+        (
+            ("init", "init_ms"),
+            *_TIMES,
+            ("memory MB", "peak_memory_mb"),
+            ("partitions", "partitions"),
+        ),
+    ),
+    "android": Target(
+        "an Android phone on a cable",
+        _on_android,
+        (".tflite",),
+        _ANDROID_FLAGS,
+        (
+            ("init", "init_ms"),
+            *_TIMES,
+            ("memory MB", "peak_memory_mb"),
+            ("partitions", "partitions"),
+        ),
+    ),
+    "browser": Target(
+        "every browser that opens a page",
+        _in_browsers,
+        (".tflite",),
+        (
+            "accelerators",
+            "browsers",
+            "certificate",
+            "host",
+            "key",
+            "num_threads",
+            "port",
+            "runs",
+            "warmup_runs",
+        ),
+        (("init", "init_ms"), *_TIMES, ("difference", "max_abs_difference")),
+        ends_by_hand=True,
+    ),
+    "coreml": Target(
+        "this Mac, or an iPhone or iPad on a cable",
+        _with_core_ml,
+        (".mlpackage",),
+        ("compute_units", "device", "runs", "team"),
+        (
+            ("load", "init_ms"),
+            *(pair for pair in _TIMES if pair[0] != "warm-up"),
+        ),
+    ),
+}
+
+
+def check_flags(args) -> None:
+    """Raises a ValueError if a flag was given that the target does not heed."""
+    heeded = TARGETS[args.target].flags
+    for name in sorted({name for row in TARGETS.values() for name in row.flags}):
+        if args[name].present and name not in heeded:
+            targets = [key for key, row in TARGETS.items() if name in row.flags]
+            raise ValueError(
+                f"--{name} is for --target={' or '.join(targets)}: leave it away."
+            )
+
+
+def check_paths(paths: list[str], target: str) -> None:
+    """Raises a ValueError if a file is missing, or another target's."""
+    missing = [path for path in paths if not Path(path).exists()]
+    if missing:
+        raise ValueError(f"There is no file {', '.join(missing)}.")
+    for path in paths:
+        suffix = Path(path).suffix
+        if suffix in TARGETS[target].suffixes:
+            continue
+        others = [key for key, row in TARGETS.items() if suffix in row.suffixes]
+        hint = f" It takes --target={' or '.join(others)}." if others else ""
+        raise ValueError(
+            f"{path} is no {' or '.join(TARGETS[target].suffixes)} file, which "
+            f"--target={target} takes.{hint}"
+        )
+
+
+def define_flags() -> None:
+    """Defines the flags of all targets."""
+    purposes = "; ".join(f"{name}: {row.purpose}" for name, row in TARGETS.items())
+    flags.DEFINE_enum("target", "host", list(TARGETS), f"What measures. {purposes}.")
+    _define_common_flags()
+    _define_android_flags()
+    _define_browser_flags()
+    _define_core_ml_flags()
+
+
+def _define_common_flags() -> None:
+    flags.DEFINE_integer("num_threads", 1, "CPU threads.", lower_bound=1)
+    flags.DEFINE_integer(
+        "runs",
+        None,
+        f"Measured invocations of each. By default {HOST_RUNS}, of packages "
+        f"{coreml.RUNS} as in the paper. Android's tool goes on for a second at least.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "warmup_runs", 5, "Invocations before them, not measured.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "rounds", 10, "Host: turns in which each does its runs.", lower_bound=1
+    )
+    flags.DEFINE_list(
+        "accelerators",
+        None,
+        "What runs the files. Android: cpu, gpu (both by default), npu. Browser: wasm, "
+        "webgpu (both by default).",
+    )
+
+
+def _define_android_flags() -> None:
+    flags.DEFINE_string("serial", None, "Android: which device, if there are several.")
+    flags.DEFINE_string(
+        "adb", None, "Android: the client, by default from PATH, the SDK or adbutils."
+    )
+    flags.DEFINE_list(
+        "tools",
+        ["classic"],
+        "Android: programs that measure. classic (TFLite's interpreter), litert "
+        "(LiteRT's compiled model; has the NPU), apk (classic as an app, scheduled as "
+        "apps are).",
+    )
+    flags.DEFINE_string(
+        "benchmark_binary",
+        None,
+        "Android: such a program that you have. By default it is downloaded once.",
+    )
+    flags.DEFINE_string("benchmark_sha256", None, "Android: refuse any other program.")
+    flags.DEFINE_string(
+        "cpu_mask", "", "Android: cores that may be used, hexadecimal: f0 for 4 to 7."
+    )
+    flags.DEFINE_integer(
+        "repeats", 3, "Android: runs of the tool for each file.", lower_bound=1
+    )
+    flags.DEFINE_float(
+        "cool_down",
+        5.0,
+        "Android: seconds before each run; longer while the phone is throttled.",
+        lower_bound=0,
+    )
+    flags.DEFINE_string(
+        "npu_libraries", None, "Android: folder with the NPU's dispatch library (.so)."
+    )
+    flags.DEFINE_list(
+        "tool_flags", [], "Android: more of the tool's own, --xnnpack_force_fp16=true."
+    )
+    flags.DEFINE_bool(
+        "clear", False, "Android: remove the files from the device at the end."
+    )
+    flags.DEFINE_list(
+        "parse", None, "Android: read these logs of the tool, of a device farm, say."
+    )
+
+
+def _define_browser_flags() -> None:
+    flags.DEFINE_string(
+        "host",
+        "127.0.0.1",
+        "Browser: address to serve on; 0.0.0.0 for the whole local network.",
+    )
+    flags.DEFINE_integer("port", 0, "Browser: likewise; 0 for any free one.")
+    flags.DEFINE_string(
+        "certificate",
+        None,
+        "Browser: PEM file, to serve HTTPS: without it browsers have WebGPU and "
+        "threads on localhost only.",
+    )
+    flags.DEFINE_string("key", None, "Browser: PEM file of the certificate's key.")
+    flags.DEFINE_integer(
+        "browsers",
+        None,
+        "Browser: end after so many have measured everything. By default at Ctrl-C.",
+        lower_bound=1,
+    )
+
+
+def _define_core_ml_flags() -> None:
+    flags.DEFINE_list(
+        "compute_units",
+        list(coreml.COMPUTE_UNITS),
+        "Core ML: what may run the packages, one after the other.",
+    )
+    flags.DEFINE_enum(
+        "device",
+        coreml.THIS_MAC,
+        coreml.DEVICES,
+        "Core ML: this Mac, or the first such device on a cable.",
+    )
+    flags.DEFINE_string(
+        "team", "", "Core ML: development team that signs the runner for --device."
+    )
