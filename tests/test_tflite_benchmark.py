@@ -13,20 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from keras_mobilevit import MobileViT_XXS
-from tflite import benchmark, conversion, run_report
+from tflite import benchmark, run_report
 from tflite.drivers import coreml, host
 from tflite.drivers.runtimes import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def tflite_file(tmp_path_factory) -> Path:
-    model = MobileViT_XXS(weights=None, classes=3, input_shape=(32, 32, 3))
-    path = tmp_path_factory.mktemp("tflite") / "tiny.tflite"
-    path.write_bytes(conversion.prepare(model, 32, True, None, None).float32)
-    return path
 
 
 def run(*arguments, cwd):

@@ -60,14 +60,15 @@ PAPER = Suite(
 SUITES = {"paper": PAPER}
 
 
+def file_of(entry: Entry, name: str, folder: Path) -> Path:
+    """Returns where the file of a model in a format is."""
+    return folder / f"{entry.model}_{entry.size}_{name}.tflite"
+
+
 def files_of(suite: str, folder: Path) -> list[Path]:
     """Returns where the files of a suite are, format by format."""
     row = SUITES[suite]
-    return [
-        folder / f"{entry.model}_{entry.size}_{name}.tflite"
-        for name in row.formats
-        for entry in row.entries
-    ]
+    return [file_of(e, name, folder) for name in row.formats for e in row.entries]
 
 
 def prepare(suite: str, folder: Path) -> list[str]:

@@ -151,7 +151,7 @@ class Device:
         Raises:
             AdbError: if the connection breaks.
         """
-        text = f'( {command}\n) 2>&1; code=$?; echo; echo "{_EXIT}$code"'
+        text = f'exec 2>&1\n( {command}\n)\ncode=$?; echo; echo "{_EXIT}$code"'
         result = self._adb("shell", text, timeout=timeout)
         output = result.stdout.replace("\r\n", "\n")
         found = re.search(rf"\n{_EXIT}(\d+)\s*$", output)

@@ -31,7 +31,7 @@ class Tool:
         addresses: of the published program, by the ABI of the device.
         accelerators: flags that choose one, by its name. Whatever could run a part of
             the graph elsewhere unseen is turned off.
-        end: what its log has at the end only.
+        end: pattern of what its log has at the end only.
     """
 
     addresses: dict[str, str]
@@ -56,7 +56,7 @@ TOOLS = {
             "cpu": ("--use_xnnpack=true",),
             "gpu": ("--use_gpu=true",),
         },
-        "Inference timings in us:",
+        r"Inference timings in us: .*Inference \(avg\): \d",
     ),
     "litert": Tool(
         {"arm64-v8a": f"{_LITERT}android_arm64/benchmark_model"},
@@ -65,7 +65,7 @@ TOOLS = {
             "gpu": ("--use_gpu=true", *_ALONE),
             "npu": ("--use_npu=true", *_ALONE),
         },
-        "Inference (avg):",
+        r"Inference \(avg\): +\d.* ms",
     ),
 }
 # The classic tool as an app: scheduled as apps are, which a shell's programs are not.
@@ -85,7 +85,7 @@ _NOTHING = "graph will not be executed by the delegate"
 _COUNT = re.compile(r"\bcount=(\d+)((?: \w+=[^\s(]+)+)")
 # Lines that say why a run failed.
 _TELLING = re.compile(
-    r"error|fail|not supported|cannot|can't|unable|killed|no such|denied|Segmentation"
+    r"error|fail|not supported|unsupported|cannot|can't|unable|killed|no such|denied|Segmentation"
     r"|aborted|refus|no space",
     re.IGNORECASE,
 )
@@ -168,18 +168,18 @@ def parse_result(content: bytes) -> dict:
     latency, memory = result.latency_metrics, result.memory_metrics
     if not latency.HasField("median_ms"):
         raise ValueError("The tool's result has no median.")
-    fields = {
+    whole = {  # floats of 32 bits that were whole microseconds
         "init_ms": latency.init_ms,
         "first_ms": latency.first_inference_ms,
-        "warmup_ms": latency.average_warm_up_ms,
-        "mean_ms": latency.avg_ms,
         "median_ms": latency.median_ms,
         "p5_ms": latency.p5_ms,
         "p95_ms": latency.p95_ms,
     }
-    # Floats of 32 bits that were microseconds.
-    fields = {name: round(value, 3) for name, value in fields.items()}
-    fields["runs"] = result.misc_metrics.num_runs
+    fields = {name: round(value, 3) for name, value in whole.items()} | {
+        "warmup_ms": latency.average_warm_up_ms,
+        "mean_ms": latency.avg_ms,
+        "runs": result.misc_metrics.num_runs,
+    }
     if memory.HasField("overall_footprint_kb"):
         fields["peak_memory_mb"] = memory.overall_footprint_kb * KIB
     return fields
@@ -201,7 +201,7 @@ def tool_of(log: str) -> str:
         ValueError: if none did.
     """
     for name, tool in TOOLS.items():  # the app is the classic one
-        if tool.end in log:
+        if re.search(tool.end, log):
             return name
     raise ValueError("The log ends before the benchmark does.")
 
@@ -304,8 +304,9 @@ def fetch(tool: str, abi: str) -> Path:
             open(temporary, "wb") as file,
         ):
             shutil.copyfileobj(answer, file)
-            if answer.length:  # what is left of the announced length
-                raise OSError("it ended early")
+            announced = answer.headers["Content-Length"]
+            if announced and file.tell() != int(announced):
+                raise OSError(f"it ended after {file.tell()} of {announced} bytes")
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(
             f"{address} cannot be downloaded: {error}. Download it elsewhere, and name "

@@ -1,0 +1,20 @@
+"""What several test modules need, made once."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tflite_file(tmp_path_factory) -> Path:
+    """A MobileViT_XXS of 3 classes for images of 32x32 pixels, in float32."""
+    import keras
+
+    from keras_mobilevit import MobileViT_XXS
+    from tflite import conversion
+
+    keras.utils.set_random_seed(0)
+    model = MobileViT_XXS(weights=None, classes=3, input_shape=(32, 32, 3))
+    path = tmp_path_factory.mktemp("tflite") / "tiny.tflite"
+    path.write_bytes(conversion.prepare(model, 32, True, None, None).float32)
+    return path

@@ -1,0 +1,425 @@
+"""Makes one page of measurements: several models, several devices side by side.
+
+Examples:
+
+  python tflite/report.py latency.jsonl --output=latency.html
+  python tflite/report.py phone.jsonl laptop.jsonl --output=latency.html
+
+Takes the JSON lines of tflite/benchmark.py. Writes a page that holds its pictures
+itself, and the same tables as Markdown beside it (latency.md). Of several measurements
+of one file in one setting, the median counts. Ratios are to the first model of the
+suite, MobileNetV2 in 32 bits, or to the first that was measured.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import dataclasses
+import html
+import io
+import json
+import statistics
+
+import matplotlib
+from absl import app, flags
+from matplotlib.figure import Figure
+
+from tflite.drivers.measurement import MEASURED
+from tflite.suites import SUITES, Entry
+
+ENTRIES = {entry.model: entry for suite in SUITES.values() for entry in suite.entries}
+MARKERS = {"fp32": "o", "fp16": "^", "int8-mixed": "s", "int8": "D"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One file in one setting on one device: all of its measurements as one.
+
+    Attributes:
+        device: name.
+        model: title.
+        form: precision.
+        setting: runtime, accelerator and threads.
+        median_ms, low_ms, high_ms: medians of the median and of the 5 and 95 %.
+        init_ms, memory_mb, partitions: medians, or `None`.
+        entry: what is published of the model, if it is one of a suite.
+        count: measurements.
+    """
+
+    device: str
+    model: str
+    form: str
+    setting: str
+    median_ms: float
+    low_ms: float | None
+    high_ms: float | None
+    init_ms: float | None
+    memory_mb: float | None
+    partitions: float | None
+    entry: Entry | None
+    count: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.model} {self.form}".strip()
+
+
+def read_measurements(path) -> list[dict]:
+    """Reads JSON lines; a last one that was cut off by a kill is left out.
+
+    Raises:
+        ValueError: if a line is something else, with its number.
+    """
+    lines = Path(path).read_text().splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if not isinstance(record, dict) or "status" not in record:
+            raise ValueError(
+                f"{path}, line {number} is no measurement of tflite/benchmark.py."
+            )
+        records.append(record)
+    return records
+
+
+def _setting(record: dict) -> str:
+    parts = [record.get("tool") or record["runtime"], record["accelerator"]]
+    if record.get("num_threads"):
+        count = record["num_threads"]
+        parts.append(f"{count} thread{'s' if count > 1 else ''}")
+    return " ".join(parts)
+
+
+def _key(record: dict) -> tuple[str, str, str, str]:
+    model = record.get("model") or Path(record["file"]).stem
+    entry = ENTRIES.get(model)
+    title = entry.title if entry else Path(record["file"]).name
+    form = record.get("format", "") if entry else ""
+    return record.get("device") or "unknown device", title, form, _setting(record)
+
+
+def _median(records: list[dict], name: str) -> float | None:
+    values = [record.get(name) for record in records]
+    return None if None in values else statistics.median(values)
+
+
+def make_rows(records: list[dict]) -> list[Row]:
+    """Returns what was measured, device by device, in the order of the suite."""
+    groups = {}
+    for record in records:
+        if record["status"] == MEASURED and record.get("median_ms") is not None:
+            groups.setdefault(_key(record), []).append(record)
+    rows = [
+        Row(
+            *key,
+            median_ms=_median(group, "median_ms"),
+            low_ms=_median(group, "p5_ms"),
+            high_ms=_median(group, "p95_ms"),
+            init_ms=_median(group, "init_ms"),
+            memory_mb=_median(group, "peak_memory_mb"),
+            partitions=_median(group, "partitions"),
+            entry=ENTRIES.get(group[0].get("model")),
+            count=len(group),
+        )
+        for key, group in groups.items()
+    ]
+    devices = list(dict.fromkeys(row.device for row in rows))
+    settings = list(dict.fromkeys(row.setting for row in rows))
+    return sorted(
+        rows, key=lambda row: (devices.index(row.device), settings.index(row.setting))
+    )
+
+
+def not_measured(records: list[dict]) -> list[tuple[str, str, str]]:
+    """Returns `(device, what, why)` of everything without a number."""
+    found = {}
+    for record in records:
+        device, model, form, setting = _key(record)
+        if record["status"] != MEASURED or record.get("median_ms") is None:
+            reason = record.get("reason") or "it has no median"
+            found[device, f"{model} {form} {setting}".replace("  ", " "), reason] = None
+    rows = make_rows(records)
+    everywhere = {(row.label, row.setting) for row in rows}
+    for device in dict.fromkeys(row.device for row in rows):
+        here = {(row.label, row.setting) for row in rows if row.device == device}
+        told = {what for where, what, _ in found if where == device}
+        settings = {setting for _, setting in here}
+        for label, setting in sorted(everywhere - here):
+            what = f"{label} {setting}"
+            if setting in settings and what not in told:
+                found[device, what, "nobody tried"] = None
+    return list(found)
+
+
+def facts_of(records: list[dict], device: str) -> dict[str, str]:
+    """Returns what the last record of a device knows of it."""
+    record = [r for r in records if (r.get("device") or "unknown device") == device][-1]
+    facts = record.get("facts") or {}
+    known = {
+        "Cores": facts.get("cores") or "",
+        "Frequencies, MHz": ", ".join(map(str, facts.get("max_mhz") or [])),
+        "ABI": facts.get("abi", ""),
+        "Build": facts.get("fingerprint", ""),
+        "Browser": record.get("user_agent", ""),
+        "GPU": record.get("gpu", ""),
+        "System": "" if facts or record.get("user_agent") else record.get("system", ""),
+        "Measured": record.get("time", ""),
+    }
+    warnings = dict.fromkeys(
+        warning
+        for r in records
+        if (r.get("device") or "unknown device") == device
+        for warning in r.get("warnings") or []
+    )
+    known["Warnings"] = "; ".join(warnings)
+    return {name: str(value) for name, value in known.items() if value}
+
+
+COLUMNS = (
+    "model",
+    "format",
+    "setting",
+    "median ms",
+    "5 to 95 %",
+    "ratio",
+    "start ms",
+    "memory MB",
+    "pieces",
+    "parameters",
+    "top-1 %",
+)
+
+
+def _cells(row: Row, base: Row) -> list[str]:
+    def shown(value, digits=1) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    spread = f"{shown(row.low_ms, 2)} to {shown(row.high_ms, 2)}"
+    return [
+        row.model,
+        row.form,
+        row.setting,
+        shown(row.median_ms, 2),
+        "" if row.low_ms is None or row.high_ms is None else spread,
+        shown(row.median_ms / base.median_ms, 2),
+        shown(row.init_ms),
+        shown(row.memory_mb),
+        shown(row.partitions, 0),
+        f"{row.entry.millions} M" if row.entry else "",
+        shown(row.entry and row.entry.top1),
+    ]
+
+
+def table_of(rows: list[Row]) -> list[list[str]]:
+    """Returns the cells of one device's table, below `COLUMNS`."""
+    return [_cells(row, rows[0]) for row in rows]
+
+
+def plot_latency(rows: list[Row]) -> Figure:
+    """Draws medians as bars, and the middle 90 % of the runs as a line on each."""
+    figure = Figure(figsize=(9, 1 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    settings = list(dict.fromkeys(row.setting for row in rows))
+    names = [f"{row.label}, {row.setting}" for row in rows][::-1]
+    for place, row in enumerate(rows[::-1]):
+        axes.barh(place, row.median_ms, color=f"C{settings.index(row.setting) % 10}")
+        if row.low_ms is not None and row.high_ms is not None:
+            axes.plot([row.low_ms, row.high_ms], [place, place], color="black", lw=1)
+        end = max(row.median_ms, row.high_ms or 0)
+        axes.annotate(
+            f"{row.median_ms:.2f}",
+            (end, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set(xlabel="milliseconds for one image, median and 5 to 95 %")
+    axes.margins(x=0.1, y=0.01)
+    return figure
+
+
+def plot_accuracy(rows: list[Row]) -> Figure | None:
+    """Draws latency against published accuracy; `None` without any."""
+    known = [row for row in rows if row.entry]
+    if not known:
+        return None
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    settings = list(dict.fromkeys((r.device, r.setting, r.form) for r in known))
+    for place, key in enumerate(settings):
+        points = [r for r in known if (r.device, r.setting, r.form) == key]
+        axes.scatter(
+            [r.median_ms for r in points],
+            [r.entry.top1 for r in points],
+            label=" / ".join(filter(None, key)),
+            color=f"C{place % 10}",
+            marker=MARKERS.get(key[2], "o"),
+        )
+        if place == 0:
+            for r in points:
+                axes.annotate(
+                    r.model,
+                    (r.median_ms, r.entry.top1),
+                    xytext=(5, 4),
+                    textcoords="offset points",
+                    fontsize=8,
+                )
+    axes.set(
+        xlabel="milliseconds for one image (logarithmic)",
+        ylabel="published ImageNet-1k top-1, %",
+        xscale="log",
+    )
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _svg(figure: Figure, description: str) -> str:
+    buffer = io.StringIO()
+    # Letters as letters, and no time of day in the file.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    picture = buffer.getvalue()
+    label = html.escape(description, quote=True)
+    return picture[picture.index("<svg") :].replace(
+        "<svg", f'<svg role="img" aria-label="{label}"', 1
+    )
+
+
+def _html_table(columns, lines: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
+        for line in lines
+    )
+    return f"<table><tr>{head}</tr>\n{body}</table>"
+
+
+def _markdown_table(columns, lines: list[list[str]]) -> str:
+    def line(cells) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(columns), "|" + "---|" * len(columns), *map(line, lines)])
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto;
+       padding: 0 1rem; color: #222; background: #fff; }
+.wide { overflow-x: auto; }
+svg { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid #ddd;
+         font-variant-numeric: tabular-nums; }
+"""
+TITLE = "Latency"
+ABOUT = (
+    "Times are of one image. Pieces are the parts of the graph that the delegate runs; "
+    "one is best. Accuracies are published ones, each of its own training recipe, and "
+    "were not measured here."
+)
+
+
+def _by_device(rows: list[Row]) -> dict[str, list[Row]]:
+    devices = {}
+    for row in rows:
+        devices.setdefault(row.device, []).append(row)
+    return devices
+
+
+def render_html(records: list[dict], rows: list[Row]) -> str:
+    """Returns the page."""
+    parts = [f"<h1>{TITLE}</h1><p>{ABOUT}</p>"]
+    accuracy = plot_accuracy(rows)
+    if accuracy:
+        parts.append("<h2>Latency and accuracy</h2>")
+        parts.append(_svg(accuracy, "Latency against published accuracy"))
+    for device, measured in _by_device(rows).items():
+        parts.append(f"<h2>{html.escape(device)}</h2>")
+        facts = facts_of(records, device)
+        parts.append(_html_table(("fact", "value"), [list(f) for f in facts.items()]))
+        table = _html_table(COLUMNS, table_of(measured))
+        parts.append(f'<div class="wide">{table}</div>')
+        parts.append(_svg(plot_latency(measured), f"Latencies on {device}"))
+    missing = not_measured(records)
+    if missing:
+        parts.append("<h2>Not measured</h2>")
+        columns = ("device", "what", "why")
+        parts.append(_html_table(columns, [list(line) for line in missing]))
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{TITLE}</title>\n<style>{_STYLE}</style>\n"
+        + "\n".join(parts)
+        + "\n</html>\n"
+    )
+
+
+def render_markdown(records: list[dict], rows: list[Row]) -> str:
+    """Returns the same without pictures."""
+    parts = [f"# {TITLE}", ABOUT]
+    for device, measured in _by_device(rows).items():
+        parts.append(f"## {device}")
+        facts = facts_of(records, device).items()
+        parts.append("\n".join(f"- {name}: {value}" for name, value in facts))
+        parts.append(_markdown_table(COLUMNS, table_of(measured)))
+    missing = not_measured(records)
+    if missing:
+        parts.append("## Not measured")
+        columns = ("device", "what", "why")
+        parts.append(_markdown_table(columns, [list(line) for line in missing]))
+    return "\n\n".join(parts) + "\n"
+
+
+def write_report(paths: list[str], output: Path) -> None:
+    """Writes the page, and the Markdown beside it.
+
+    Args:
+        paths: of files of JSON lines.
+        output: the page, `.html`.
+
+    Raises:
+        ValueError: if a file has anything else, or there is no measurement at all.
+    """
+    from keras_mobilevit.files import whole_file  # loads Keras
+
+    if output.suffix != ".html":
+        raise ValueError(f"--output must end in .html. Received: {output}.")
+    records = [record for path in paths for record in read_measurements(path)]
+    if not records:
+        raise ValueError(f"There is no measurement in {', '.join(map(str, paths))}.")
+    rows = make_rows(records)
+    pages = {
+        output: render_html(records, rows),
+        output.with_suffix(".md"): render_markdown(records, rows),
+    }
+    for path, text in pages.items():
+        with whole_file(path) as temporary:
+            temporary.write_text(text)
+
+
+def main(argv) -> None:
+    if len(argv) < 2:
+        raise app.UsageError("Name at least one file of tflite/benchmark.py --output.")
+    output = Path(flags.FLAGS.output).expanduser()
+    try:
+        write_report(argv[1:], output)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{output} and {output.with_suffix('.md')}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("output", "latency.html", "The page that is written.")
+    app.run(main)

@@ -1,0 +1,63 @@
+"""Converts the models of a suite: python -m tflite.suite_conversion paper FOLDER
+
+With random weights, since only their time is of interest, and on a few digits.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+from pathlib import Path
+
+import keras
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from tflite.conversion import convert, make_reference, prepare
+from tflite.images import load_images
+from tflite.models import load_model
+from tflite.suites import SUITES, Entry, file_of
+
+SEED = 0
+CALIBRATION_IMAGES, VALIDATION_IMAGES = 16, 4
+# Random weights make random ranges, so 8 bits lose what they would not lose otherwise.
+ALLOWED = ("psnr",)
+
+
+def convert_entry(entry: Entry, formats, folder: Path) -> None:
+    """Writes a model of a suite in some formats, unless they are there."""
+    missing = [name for name in formats if not file_of(entry, name, folder).exists()]
+    if not missing:
+        return
+    keras.utils.set_random_seed(SEED)
+    model = load_model(entry.model)
+
+    def calibration_images() -> np.ndarray:
+        found = load_images("digits", "train", CALIBRATION_IMAGES, entry.size, 1.0)
+        return found.images.astype(np.float32)
+
+    conversion = prepare(model, entry.size, True, calibration_images, None)
+    validation = load_images("digits", "validation", VALIDATION_IMAGES, entry.size, 1.0)
+    reference = make_reference(model, validation)
+    provenance = {"model": entry.model, "weights": "none"}
+    for name in missing:
+        path = file_of(entry, name, folder)
+        convert(conversion, name, [reference], path, provenance, ALLOWED)
+
+
+def main(suite: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    row = SUITES[suite]
+    for entry in tqdm(row.entries, "converting", disable=None, leave=False):
+        try:
+            convert_entry(entry, row.formats, folder)
+        except ValueError as error:
+            sys.exit(f"error: {entry.model}: {error}")
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    main(sys.argv[1], Path(sys.argv[2]))
