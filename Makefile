@@ -9,7 +9,9 @@ DEMO_SIZE ?= 48
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo demo-run test test-all lint format clean
+WEB := tflite/web/node_modules/.package-lock.json
+
+.PHONY: help demo demo-run web test test-all lint format clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +39,16 @@ demo-run:
 	    --output=$(RUN)/latency.jsonl
 	$(PYTHON) tflite/run_report.py --workdir=$(RUN) \
 	    --tflite=$(RUN)/best_$(DEMO_SIZE)_fp32.tflite
+
+# The runtime of the page of `benchmark.py --target=browser`; npm checks its hashes.
+$(WEB): tflite/web/package-lock.json
+	npm ci --prefix tflite/web --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+web: $(WEB)  ## Install what measuring in a browser needs (takes npm).
+
+# Without npm the tests of the browser are skipped, and say so.
+test test-all: $(if $(shell command -v npm),$(WEB))
 
 test: $(VENV)/.dev  ## Install what the tests need and run them.
 	$(BIN)/python -m pytest

@@ -85,8 +85,8 @@ _NOTHING = "graph will not be executed by the delegate"
 _COUNT = re.compile(r"\bcount=(\d+)((?: \w+=[^\s(]+)+)")
 # Lines that say why a run failed.
 _TELLING = re.compile(
-    r"error|fail|not supported|unsupported|cannot|can't|unable|killed|no such|denied|Segmentation"
-    r"|aborted|refus|no space",
+    r"error|fail|not supported|unsupported|cannot|can't|unable|killed|no such|denied"
+    r"|segmentation|aborted|refus|no space",
     re.IGNORECASE,
 )
 
