@@ -26,12 +26,14 @@ TFLITE = [
     "ai-edge-litert",
     "ai-edge-quantizer",
     "flatbuffers",
+    "protobuf",
+    "segno",
     "tensorflow-model-optimization",
     "tf_keras",
 ]
 PEERS = [*TFLITE, "onnx", "onnxruntime", "onnxscript", "openvino", "timm", "torch"]
 COREML = [*TFLITE, "coremltools>=9.0", "pillow"]
-DEV = [*COREML, "hypothesis", "jax", "pytest", "ruff"]
+DEV = [*COREML, "adbutils", "hypothesis", "jax", "pytest", "ruff"]
 
 setup(
     name="keras-mobilevit",
