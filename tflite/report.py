@@ -147,14 +147,14 @@ def not_measured(records: list[dict]) -> list[tuple[str, str, str]]:
             reason = record.get("reason") or "it has no median"
             found[device, f"{model} {form} {setting}".replace("  ", " "), reason] = None
     rows = make_rows(records)
-    everywhere = {(row.label, row.setting) for row in rows}
-    for device in dict.fromkeys(row.device for row in rows):
-        here = {(row.label, row.setting) for row in rows if row.device == device}
-        told = {what for where, what, _ in found if where == device}
-        settings = {setting for _, setting in here}
-        for label, setting in sorted(everywhere - here):
+    labels = dict.fromkeys(row.label for row in rows)
+    settings = dict.fromkeys((row.device, row.setting) for row in rows)
+    measured = {(row.device, row.label, row.setting) for row in rows}
+    told = {(device, what) for device, what, _ in found}
+    for device, setting in settings:
+        for label in labels:
             what = f"{label} {setting}"
-            if setting in settings and what not in told:
+            if (device, label, setting) not in measured and (device, what) not in told:
                 found[device, what, "nobody tried"] = None
     return list(found)
 
@@ -392,8 +392,6 @@ def write_report(paths: list[str], output: Path) -> None:
     Raises:
         ValueError: if a file has anything else, or there is no measurement at all.
     """
-    from keras_mobilevit.files import whole_file  # loads Keras
-
     if output.suffix != ".html":
         raise ValueError(f"--output must end in .html. Received: {output}.")
     records = [record for path in paths for record in read_measurements(path)]
@@ -404,6 +402,8 @@ def write_report(paths: list[str], output: Path) -> None:
         output: render_html(records, rows),
         output.with_suffix(".md"): render_markdown(records, rows),
     }
+    from keras_mobilevit.files import whole_file  # loads Keras
+
     for path, text in pages.items():
         with whole_file(path) as temporary:
             temporary.write_text(text)

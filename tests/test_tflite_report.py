@@ -1,0 +1,167 @@
+"""The page of measurements."""
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tflite import report
+from tflite.suites import PAPER, SUITES, files_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def record(model="mobilevit_xxs", median=10.0, **fields) -> dict:
+    return {
+        "target": "host",
+        "file": f"runs/suite/{model}_256_fp32.tflite",
+        "runtime": "litert",
+        "accelerator": "cpu",
+        "num_threads": 1,
+        "status": "measured",
+        "reason": "",
+        "device": "Laptop",
+        "median_ms": median,
+        "p5_ms": median and 0.9 * median,
+        "p95_ms": median and 1.2 * median,
+        "init_ms": 20.0,
+        "peak_memory_mb": 12.5,
+        "partitions": 1,
+        "model": model,
+        "format": "fp32",
+    } | fields
+
+
+PHONE = {
+    "device": "Pixel 8 <Pro>",
+    "runtime": "benchmark_model",
+    "tool": "classic",
+    "facts": {"cores": 9, "abi": "arm64-v8a", "max_mhz": [1704, 2914]},
+}
+RECORDS = [
+    record("mobilenet_v2", 8.0),
+    record("mobilevit_xxs", 11.0),
+    record("mobilevit_xxs", 13.0),
+    record("mobilevit_xxs", 12.0),
+    record("mobilenet_v2", 4.0, **PHONE, warnings=["throttled: thermal status light"]),
+    record("mobilenet_v2", None, **PHONE)
+    | {"status": "not measured", "accelerator": "gpu", "reason": "No GPU | at all"},
+    record("runs/photos/best.keras", 5.0, file="out/best_160_int8.tflite"),
+]
+
+
+class Checker(HTMLParser):
+    """Collects what a page loads, and its text."""
+
+    def __init__(self):
+        super().__init__()
+        self.loads, self.words = [], []
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        self.loads += [named[n] for n in ("src", "href", "xlink:href") if n in named]
+
+    def handle_data(self, data):
+        self.words.append(data.strip())
+
+
+def write(folder: Path, records=RECORDS, name="latency.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def test_the_page_and_the_markdown_hold_everything(tmp_path):
+    output = tmp_path / "latency.html"
+    report.write_report([write(tmp_path)], output)
+    page, text = output.read_text(), output.with_suffix(".md").read_text()
+    checker = Checker()
+    checker.feed(page)
+    assert all(load.startswith("#") for load in checker.loads)  # within the page
+    assert page.count("<svg") == 3  # accuracy, and one for each device
+    for shown in ("12.00", "1.50", "Pixel 8 <Pro>", "1704, 2914", "nobody tried"):
+        assert any(shown in word for word in checker.words), shown
+        assert shown in text
+    assert "throttled: thermal status light" in text
+    lines = text.splitlines()
+    (line,) = [x for x in lines if x.startswith("| MobileViT-XXS | fp32")]
+    assert line == (
+        "| MobileViT-XXS | fp32 | litert cpu 1 thread | 12.00 | 10.80 to 14.40 | 1.50 "
+        "| 20.0 | 12.5 | 1 | 1.3 M | 69.0 |"
+    )
+    (line,) = [x for x in lines if x.startswith("| best_160_int8.tflite")]
+    assert line.endswith("|  |  |")  # nothing published of it
+    (line,) = [x for x in lines if "classic gpu" in x]
+    assert line.startswith(
+        "| Pixel 8 <Pro> | MobileNetV2 1.0 fp32 classic gpu 1 thread"
+    )
+    assert line.endswith("No GPU \\| at all |")
+
+
+def test_several_measurements_count_as_their_median():
+    rows = report.make_rows(RECORDS)
+    assert [(r.label, r.median_ms, r.count) for r in rows if r.device == "Laptop"] == [
+        ("MobileNetV2 1.0 fp32", 8.0, 1),
+        ("MobileViT-XXS fp32", 12.0, 3),
+        ("best_160_int8.tflite", 5.0, 1),
+    ]
+
+
+def test_the_same_records_make_the_same_page(tmp_path):
+    path = write(tmp_path)
+    for name in ("a.html", "b.html"):
+        report.write_report([path], tmp_path / name)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_nothing_measured_still_makes_a_page(tmp_path):
+    path = write(tmp_path, RECORDS[5:6])
+    report.write_report([path], tmp_path / "latency.html")
+    text = (tmp_path / "latency.md").read_text()
+    assert "## Not measured" in text and "No GPU" in text
+
+
+def test_a_cut_line_is_left_out_and_anything_else_is_told(tmp_path):
+    path = write(tmp_path)
+    path.write_text(path.read_text()[:-30])
+    assert len(report.read_measurements(path)) == len(RECORDS) - 1
+    path.write_text('{"epoch": 1}\n')
+    with pytest.raises(ValueError, match="latency.jsonl, line 1 is no measurement"):
+        report.read_measurements(path)
+    path.write_text("x\n" + json.dumps(RECORDS[0]))
+    with pytest.raises(ValueError, match="latency.jsonl, line 1: Expecting value"):
+        report.read_measurements(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Name at least one file"),
+        (("nowhere.jsonl",), "No such file or directory: 'nowhere.jsonl'"),
+        (("empty.jsonl",), "There is no measurement in empty.jsonl"),
+        (("latency.jsonl", "--output=page.pdf"), "--output must end in .html"),
+    ],
+)
+def test_errors_of_the_report(arguments, message, tmp_path):
+    write(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("")
+    result = subprocess.run(
+        [sys.executable, ROOT / "tflite/report.py", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_a_suite_names_its_files():
+    assert list(SUITES) == ["paper"]
+    files = files_of("paper", Path("runs"))
+    assert len(files) == len(PAPER.entries) * len(PAPER.formats) == 16
+    assert files[0] == Path("runs/mobilenet_v2_224_fp32.tflite")
