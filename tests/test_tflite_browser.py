@@ -134,6 +134,7 @@ def test_foreign_names_of_this_address_are_refused(host, status, server):
         ({"times_ms": [1] * 10_001}, "times_ms is no list of 1 to 10000"),
         ({"init_ms": None}, "init_ms is no number"),
         ({"first_ms": 1e9}, "first_ms is 1000000000.0"),
+        ({"output": [0.0, 10**400, 0.0]}, "output has something outside"),
         ({"output": [1.0]}, "output has 1 values. Expected: 3"),
         ({"device": "Pixel"}, "no object with a device"),
         ({"device": {"model": "x" * 501}}, "model is no text of at most 500"),
@@ -157,6 +158,7 @@ def test_a_result_that_the_page_would_not_post_is_refused(change, message, serve
         (b"\xff", {}, 400),
         (b"[" * 100_000, {}, 400),
         (b'{"init_ms": NaN}', {}, 400),
+        (b'{"init_ms": 1e999}', {}, 400),
         (b'{"init_ms": 1' + b"0" * 5000 + b"}", {}, 400),
     ],
 )

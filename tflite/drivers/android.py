@@ -305,7 +305,7 @@ def parse_logs(logs: list[str], paths: list[str]) -> Iterator[AndroidMeasurement
             sha256=sha256(file) if paths else "",
             accelerator=benchmark_tool.accelerator_of(log),
             num_threads=benchmark_tool.num_threads_of(log),
-            device=f"of {path}",
+            device=f"log {Path(path).name}",
             tool=tool,
             partitions=benchmark_tool.partitions(log),
             **fields,

@@ -33,6 +33,7 @@ ACCELERATORS = ("wasm", "webgpu")
 MAX_BODY = 256 * 1024  # bytes of a posted result
 MAX_RUNS = 10_000
 MAX_OUTPUTS = 4096  # as in tflite/web/runtime.js
+MAX_OUTPUT = 1e30
 MAX_TEXT = 500
 MAX_MS = 1e7
 TIMEOUT_S = 30  # of a connection on which nothing comes
@@ -160,6 +161,8 @@ def read_file(path: str, index: int) -> PageFile:
         "crop": card.get("crop", 1.0),
     }
     outputs = model.predict(image).ravel()[:MAX_OUTPUTS]
+    if not np.all(np.isfinite(outputs)):
+        raise ValueError(f"{path} returns numbers that are not finite.")
     return PageFile(path, sha256(path), description, outputs)
 
 
@@ -192,12 +195,14 @@ def _number(result: dict, name: str) -> float:
     return float(value)
 
 
-def _numbers(result: dict, name: str, most: int, least: int = 1) -> list[float]:
+def _numbers(result: dict, name: str, most: int, low: float, high: float) -> list:
     values = result.get(name)
-    if not isinstance(values, list) or not least <= len(values) <= most:
-        raise ValueError(f"{name} is no list of {least} to {most} numbers.")
+    if not isinstance(values, list) or not 1 <= len(values) <= most:
+        raise ValueError(f"{name} is no list of 1 to {most} numbers.")
     if not all(type(value) in (int, float) for value in values):
         raise ValueError(f"{name} has something else than numbers.")
+    if not all(low <= value <= high for value in values):
+        raise ValueError(f"{name} has something outside {low:g} to {high:g}.")
     return values
 
 
@@ -259,10 +264,9 @@ def parse_result(content: bytes, files: list[PageFile], num_threads: int):
     }
     if error := _text(result, "error"):
         return BrowserMeasurement(status=NOT_MEASURED, reason=error, **common)
-    times = _numbers(result, "times_ms", MAX_RUNS)
-    if not all(0 <= time <= MAX_MS for time in times):
-        raise ValueError(f"times_ms has something outside 0 to {MAX_MS:g}.")
-    outputs = np.array(_numbers(result, "output", MAX_OUTPUTS), np.float64)
+    times = _numbers(result, "times_ms", MAX_RUNS, 0, MAX_MS)
+    outputs = _numbers(result, "output", MAX_OUTPUTS, -MAX_OUTPUT, MAX_OUTPUT)
+    outputs = np.array(outputs, np.float64)
     if outputs.shape != file.outputs.shape:
         raise ValueError(
             f"output has {outputs.size} values. Expected: {file.outputs.size}."
