@@ -39,7 +39,7 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["KERAS_BACKEND"] = "numpy"  # nothing needs TensorFlow, which is slow
 
 import dataclasses
 import datetime

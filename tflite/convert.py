@@ -50,6 +50,7 @@ from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.preprocessing import largest_value
 from tflite import card as cards
 from tflite import gpu
+from tflite.baselines import BASELINES
 from tflite.conversion import (
     check_size,
     convert,
@@ -81,7 +82,10 @@ __doc__ = __doc__.format(
 
 def define_flags() -> None:
     flags.DEFINE_string(
-        "model", None, "mobilevit_xxs, mobilevit_xs, mobilevit_s or a .keras file."
+        "model",
+        None,
+        "mobilevit_xxs, mobilevit_xs, mobilevit_s, a .keras file, or with --size=224 "
+        f"one of {', '.join(BASELINES)}.",
     )
     flags.DEFINE_string(
         "weights", "none", "For a named model: none (random), imagenet, or a path."

@@ -14,8 +14,19 @@ from keras import layers
 
 from keras_mobilevit.backend import BatchNormalization
 from keras_mobilevit.layers import DotProductAttention, Fold, Unfold
+from tflite.baselines import TokenEmbedding
 
-ACTIVATIONS = ("linear", "relu", "relu6", "sigmoid", "silu", "softmax")
+ACTIVATIONS = (
+    "gelu",
+    "hard_sigmoid",
+    "hard_silu",
+    "linear",
+    "relu",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "softmax",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,9 +206,23 @@ def _read_padding(layer) -> list[tuple]:
 
 
 def _read_concatenate(layer) -> list[tuple]:
-    if layer.axis not in (-1, len(layer.output.shape) - 1):
-        raise UnknownLayer(f"Layer {layer.name!r} joins along axis {layer.axis}.")
-    return [("concat", {}, {})]
+    rank = len(layer.output.shape)
+    if layer.axis in (-1, rank - 1):
+        return [("concat", {}, {})]
+    if rank == 3 and layer.axis in (1, -2):
+        return [("join_tokens", {}, {})]
+    raise UnknownLayer(f"Layer {layer.name!r} joins along axis {layer.axis}.")
+
+
+def _reshape(layer, shape) -> list[tuple]:
+    """A reshaping of all but the batch; `shape` may have a -1."""
+    keeps_channels = layer.input.shape[-1] == shape[-1]
+    return [("reshape", {}, {"shape": tuple(shape), "keeps_channels": keeps_channels})]
+
+
+def _read_flatten(layer) -> list[tuple]:
+    _require_channels_last(layer)
+    return _reshape(layer, layer.output.shape[1:])
 
 
 def _read_softmax(layer) -> list[tuple]:
@@ -217,6 +242,23 @@ def _read_rescaling(layer) -> list[tuple]:
     return [("rescale", {"scale": scale, "offset": offset}, {})]
 
 
+def _read_normalization(layer) -> list[tuple]:
+    _require_last_axis(layer, "normalizes")
+    if layer.invert:
+        raise UnknownLayer(f"Layer {layer.name!r} inverts a normalization.")
+    mean, variance = (
+        np.ravel(keras.ops.convert_to_numpy(values)).astype(np.float64)
+        for values in (layer.mean, layer.variance)
+    )
+    scale = 1 / np.maximum(np.sqrt(variance), keras.config.epsilon())
+    return [("rescale", {"scale": scale, "offset": -mean * scale}, {})]
+
+
+def _read_embedding(layer) -> list[tuple]:
+    embeddings = keras.ops.convert_to_numpy(layer.embeddings()).astype(np.float64)
+    return [("pad_tokens", {}, {}), ("positions", {"positions": embeddings}, {})]
+
+
 def _identity(layer) -> list[tuple]:
     return []
 
@@ -233,19 +275,51 @@ READERS: dict[type, Callable] = {
     BatchNormalization: _read_batch_norm,
     layers.Concatenate: _read_concatenate,
     layers.Conv2D: _read_conv,
+    layers.Cropping1D: lambda layer: [
+        ("crop_tokens", {}, {"cropping": tuple(layer.cropping)})
+    ],
     layers.Dense: _read_dense,
     layers.DepthwiseConv2D: _read_depthwise,
     layers.Dropout: _identity,
+    layers.Flatten: _read_flatten,
     layers.GlobalAveragePooling2D: _read_pooling,
     layers.LayerNormalization: _read_layer_norm,
+    layers.Multiply: lambda layer: [("multiply", {}, {})],
+    layers.Normalization: _read_normalization,
     layers.Rescaling: _read_rescaling,
+    layers.Reshape: lambda layer: _reshape(layer, layer.target_shape),
     layers.ZeroPadding2D: _read_padding,
     DotProductAttention: lambda layer: [
         ("attention", {}, {"num_heads": layer.num_heads, "scaled": False})
     ],
     Fold: lambda layer: [("fold", {}, {"patch_size": layer.patch_size})],
+    TokenEmbedding: _read_embedding,
     Unfold: lambda layer: [("unfold", {}, {"patch_size": layer.patch_size})],
 }
+
+# `x + y` and `x * y` are no layers and have no public type. By their name: the
+# operation between tensors, and the scale and offset that a number stands for.
+OPERATORS: dict[str, tuple] = {
+    "Add": ("add", lambda number: (1.0, number)),
+    "Multiply": ("multiply", lambda number: (number, 0.0)),
+}
+
+
+def _is_operator(operation) -> bool:
+    is_layer = isinstance(operation, layers.Layer)
+    return not is_layer and type(operation).__name__ in OPERATORS
+
+
+def _read_operator(operation, arguments) -> list[tuple]:
+    op, scale_and_offset = OPERATORS[type(operation).__name__]
+    numbers = [x for x in arguments if not keras.utils.is_keras_tensor(x)]
+    if not numbers:
+        return [(op, {}, {})]
+    (number,) = numbers
+    if np.ndim(number):
+        raise UnknownLayer(f"{operation.name!r} is with an array, not with a number.")
+    scale, offset = (np.array(v, np.float64) for v in scale_and_offset(number))
+    return [("rescale", {"scale": scale, "offset": offset}, {})]
 
 
 class _Reader:
@@ -272,7 +346,7 @@ class _Reader:
     def _copy(self, layer):
         if isinstance(layer, keras.Model):
             return layer  # its own layers are copied when it is called
-        if type(layer) not in READERS:
+        if type(layer) not in READERS and not _is_operator(layer):
             raise UnknownLayer(
                 f"Layer {layer.name!r} of type {type(layer).__name__} has no mobile "
                 "form here."
@@ -282,7 +356,9 @@ class _Reader:
         return copy
 
     def _call(self, layer, *arguments, **options):
-        inputs = keras.tree.flatten(arguments)
+        inputs = [
+            x for x in keras.tree.flatten(arguments) if keras.utils.is_keras_tensor(x)
+        ]
         if any(keras.utils.is_keras_tensor(x) for x in keras.tree.flatten(options)):
             raise UnknownLayer(f"Layer {layer.name!r} is called with keywords.")
         if id(layer) in self.called:
@@ -294,7 +370,12 @@ class _Reader:
                 raise UnknownLayer(f"Model {layer.name!r} has several outputs.")
             return outputs[0]
         outputs = layer(*arguments)
-        name = self._add(self.originals[id(layer)], [self.name_of(x) for x in inputs])
+        original = self.originals[id(layer)]
+        if _is_operator(original):
+            rows = _read_operator(original, arguments)
+        else:
+            rows = READERS[type(original)](original)
+        name = self._add(original.name, rows, [self.name_of(x) for x in inputs])
         self.sources[id(outputs)] = name
         self.tensors.append(outputs)
         return outputs
@@ -302,10 +383,10 @@ class _Reader:
     def name_of(self, tensor) -> str:
         return self.sources[id(tensor)]
 
-    def _add(self, layer, inputs: list[str]) -> str:
+    def _add(self, layer_name: str, rows: list[tuple], inputs: list[str]) -> str:
         """Adds the nodes of a layer; returns the name of the last."""
-        for op, weights, options in READERS[type(layer)](layer):
-            name = layer.name
+        for op, weights, options in rows:
+            name = layer_name
             while name in self.nodes or name == self.input_name:
                 name = f"{name}_{op}"
             self.nodes[name] = Node(name, op, tuple(inputs), weights, options)
@@ -325,7 +406,8 @@ def read_model(model: keras.Model, height: int, width: int) -> Graph:
         Its `Graph`, in float64.
 
     Raises:
-        UnknownLayer: if a layer is not one of `READERS`; the message names it.
+        UnknownLayer: if a layer is not one of `READERS` nor of `OPERATORS`; the
+            message names it.
     """
     reader = _Reader("images")
     images = keras.Input(batch_shape=(1, height, width, model.inputs[0].shape[-1]))

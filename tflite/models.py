@@ -8,30 +8,42 @@ import numpy as np
 from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.configs import get_config
 from keras_mobilevit.weights import load_model_file
+from tflite.baselines import BASELINES, build_baseline
 
 
 def load_model(model: str, weights: str = "none") -> keras.Model:
-    """Loads a `.keras` file, or builds a variant that returns logits.
+    """Loads a `.keras` file, or builds a variant or a baseline that returns logits.
 
     Args:
-        model: `mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s`, or the path of a
-            `.keras` file.
-        weights: for a variant: `none` (random), `imagenet`, or a path.
+        model: `mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s`, a key of `BASELINES`
+            (for images of 224x224 pixels), or the path of a `.keras` file.
+        weights: for a variant: `none` (random), `imagenet`, or a path; for a baseline
+            `none`.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: if there is no such model, or the file is something else.
+        ValueError: if there is no such model or no such weights, or the file is
+            something else.
     """
     if str(model).endswith(".keras"):
         if weights != "none":
             raise ValueError(f"{model} has its own weights; leave --weights away.")
         return _load_keras_file(model)
+    if model in BASELINES:
+        if weights != "none":
+            raise ValueError(
+                f"{model} has random weights only. Received: --weights={weights}."
+            )
+        return build_baseline(model)
     try:
         config = get_config(model)
     except ValueError as error:
-        raise ValueError(f"{error} Or the path of a `.keras` file.") from error
+        raise ValueError(
+            f"{error} Or a baseline, {', '.join(BASELINES)}. Or the path of a `.keras` "
+            "file."
+        ) from error
     built = build_classifier(
         config,
         weights=None if weights == "none" else weights,

@@ -93,6 +93,30 @@ def _pad(node: Node, x):
     return tf.pad(x, [(0, 0), *node.options["padding"], (0, 0)])
 
 
+def _static_batch(x) -> int:
+    """Returns a tensor's batch as a reshaping takes it."""
+    return -1 if x.shape[0] is None else x.shape[0]
+
+
+def _reshape(node: Node, x):
+    # What -1 stands for is found here, so that the batch can be the -1.
+    shape = np.empty(x.shape[1:], np.bool_).reshape(node.options["shape"]).shape
+    return tf.reshape(x, (_static_batch(x), *shape))
+
+
+def _crop_tokens(node: Node, x):
+    """From `[batch, tokens, channels]` to fewer tokens."""
+    before, after = node.options["cropping"]
+    _, tokens, channels = x.shape
+    sizes = (_static_batch(x), tokens - before - after, channels)
+    return tf.slice(x, (0, before, 0), sizes)
+
+
+def _pad_tokens(node: Node, x):
+    """From `[batch, tokens, channels]` to one token more, of zeros, before them."""
+    return tf.pad(x, ((0, 0), (1, 0), (0, 0)))
+
+
 def _resize(x, height: int, width: int):
     """Resizes with half-pixel centres, where the size differs."""
     if (height, width) == tuple(x.shape[1:3]):
@@ -161,6 +185,9 @@ def _attention(node: Node, query, key, value):
 
 
 ACTIVATIONS = {
+    "gelu": lambda x: tf.nn.gelu(x, approximate=False),
+    "hard_sigmoid": lambda x: tf.nn.relu6(x + 3) * (1 / 6),
+    "hard_silu": lambda x: x * tf.nn.relu6(x + 3) * (1 / 6),
     "linear": tf.identity,
     "relu": tf.nn.relu,
     "relu6": tf.nn.relu6,
@@ -185,13 +212,19 @@ OPERATIONS = {
     "batch_norm": _batch_norm,
     "concat": lambda node, *inputs: tf.concat(inputs, -1),
     "conv": functools.partial(_convolve, tf.nn.conv2d),
+    "crop_tokens": _crop_tokens,
     "dense": _dense,
     "depthwise": functools.partial(_convolve, tf.nn.depthwise_conv2d),
     "fold": _fold,
     "global_average": _global_average,
+    "join_tokens": lambda node, *inputs: tf.concat(inputs, 1),
     "layer_norm": _layer_norm,
+    "multiply": lambda node, *inputs: functools.reduce(tf.multiply, inputs),
     "pad": _pad,
+    "pad_tokens": _pad_tokens,
+    "positions": lambda node, x: x + _constant(node, "positions", x),
     "rescale": _rescale,
+    "reshape": _reshape,
     "rms_norm": _rms_norm,
     "unfold": _unfold,
 }

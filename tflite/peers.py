@@ -1,14 +1,14 @@
-"""Exports what MobileViT is measured against.
+"""Exports timm's MobileViT, which ours is measured against.
 
 Examples:
 
   python tflite/peers.py --model=mobilevit_s --output=out/timm_s.onnx
-  python tflite/peers.py --model=mobilenet_v2 --output=out/mobilenet_v2.keras
 
-mobilevit_xxs, mobilevit_xs and mobilevit_s are timm's, as ONNX for ONNX Runtime and
-OpenVINO; mobilenet_v2 is Keras's, for tflite/convert.py, whose ratio of int8 to float32
-is the machine's own. All have random weights: only their time is of interest. Takes
-pip install '.[peers]'.
+The files are ONNX, for ONNX Runtime and OpenVINO. They have random weights: only their
+time is of interest. Takes pip install '.[peers]'.
+
+MobileNetV2 and other networks to compare with are in tflite/baselines.py, by whose
+names tflite/convert.py takes them.
 """
 
 import os
@@ -23,8 +23,6 @@ from absl import app, flags
 
 from keras_mobilevit.configs import VARIANTS
 from keras_mobilevit.files import whole_file
-
-MOBILENET = "mobilenet_v2"
 
 
 def export_timm(name: str, size: int, output: Path) -> None:
@@ -42,21 +40,10 @@ def export_timm(name: str, size: int, output: Path) -> None:
         )
 
 
-def export_mobilenet(size: int, output: Path) -> None:
-    """Writes Keras's MobileNetV2, which returns logits."""
-    import keras
-
-    model = keras.applications.MobileNetV2(
-        input_shape=(size, size, 3), weights=None, classifier_activation=None
-    )
-    with whole_file(output) as temporary:
-        model.save(temporary)
-
-
 def define_flags() -> None:
-    flags.DEFINE_enum("model", None, [*VARIANTS, MOBILENET], "What to export.")
+    flags.DEFINE_enum("model", None, list(VARIANTS), "What to export.")
     flags.DEFINE_integer("size", 256, "Side of the input image in pixels.")
-    flags.DEFINE_string("output", None, "The file, .onnx or .keras.")
+    flags.DEFINE_string("output", None, "The .onnx file.")
     flags.mark_flags_as_required(["model", "output"])
 
 
@@ -66,14 +53,10 @@ def main(argv) -> None:
     args = flags.FLAGS
     output = Path(args.output).expanduser()
     output.parent.mkdir(parents=True, exist_ok=True)
-    suffix = ".keras" if args.model == MOBILENET else ".onnx"
     try:
-        if output.suffix != suffix:
-            raise ValueError(f"--output of {args.model} must end in {suffix}.")
-        if args.model == MOBILENET:
-            export_mobilenet(args.size, output)
-        else:
-            export_timm(args.model, args.size, output)
+        if output.suffix != ".onnx":
+            raise ValueError(f"--output must end in .onnx. Received: {output}.")
+        export_timm(args.model, args.size, output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -11,6 +11,8 @@ import numpy as np
 from tflite.graph import Graph, Node
 
 LINEAR = ("conv", "depthwise", "dense")
+# What passes each token on, or adds up tokens, without a look at its channels.
+MOVES = ("add", "crop_tokens", "join_tokens", "pad_tokens", "positions", "unfold")
 
 
 # The algebra ------------------------------------------------------------------------
@@ -100,21 +102,53 @@ def fold_batch_norms(graph: Graph) -> Graph:
     return graph
 
 
-def fold_rescaling(graph: Graph) -> Graph:
+def _rescale_twice(first: Node, second: Node) -> Node:
+    """Returns the second rescaling with the first one before it in it."""
+    scale, offset = second.weights["scale"], second.weights["offset"]
+    weights = {
+        "scale": first.weights["scale"] * scale,
+        "offset": first.weights["offset"] * scale + offset,
+    }
+    return dataclasses.replace(second, weights=weights)
+
+
+def _rescale_inputs(conv: Node, scale, offset) -> Node:
+    """Returns a convolution that rescales what it takes, which nothing may pad."""
+    kernel, bias = _kernel_and_bias(conv)
+    scale, offset = (np.broadcast_to(v, kernel.shape[2]) for v in (scale, offset))
+    shift = np.einsum("i,hwio->o", offset, kernel)
+    return _with(conv, kernel * scale[:, None], bias + shift)
+
+
+def fold_rescaling(graph: Graph, with_offsets: bool = True) -> Graph:
     """Multiplies the images' scale into the first convolution.
 
-    An offset stays: what is padded with zeros afterwards would be shifted too.
+    An offset before padding stays: the zeros would be shifted too.
+
+    Args:
+        graph: of a network.
+        with_offsets: whether to fold offsets where nothing pads. Sums of pixels that
+            are not centred lose digits in 16-bit floats.
+
+    Returns:
+        A graph with the same outputs.
     """
-    for node in [node for node in graph.nodes.values() if node.op == "rescale"]:
-        after = graph.only_consumer(node.name)
-        while after is not None and after.op == "pad":
-            after = graph.only_consumer(after.name)
-        if after is None or after.op != "conv" or node.weights["offset"].any():
+    for name in [node.name for node in graph.nodes.values() if node.op == "rescale"]:
+        node = graph.nodes[name]  # as the merges before have left it
+        after = graph.only_consumer(name)
+        if after is not None and after.op == "rescale":
+            graph = graph.replace(_rescale_twice(node, after)).remove(name)
             continue
-        kernel, bias = _kernel_and_bias(after)
-        scale = np.broadcast_to(node.weights["scale"], kernel.shape[2])
-        scaled = _with(after, kernel * scale[:, None], bias)
-        graph = graph.replace(scaled).remove(node.name)
+        is_padded = False
+        while after is not None and after.op == "pad":
+            after, is_padded = graph.only_consumer(after.name), True
+        if after is None or after.op != "conv":
+            continue
+        is_padded = is_padded or after.options["padding"] != "VALID"
+        folds_offset = with_offsets and not is_padded
+        if node.weights["offset"].any() and not folds_offset:
+            continue
+        graph = graph.replace(_rescale_inputs(after, **node.weights)).remove(name)
     return graph
 
 
@@ -201,13 +235,17 @@ def project_tokens(graph: Graph) -> Graph:
     return graph
 
 
+def _moves_tokens(node: Node) -> bool:
+    return node.op in MOVES or (node.op == "reshape" and node.options["keeps_channels"])
+
+
 def _residual_stream(graph: Graph, name: str) -> set[str] | None:
     """Finds all nodes whose outputs are added up with a node's.
 
     Returns:
         Names of the linear layers that write to the stream, of the sums, and of what
-        moves its tokens; `None` if anything else writes to it, or anything but a layer
-        normalization reads from it.
+        moves its tokens or adds positions; `None` if anything else writes to it, or
+        anything but a layer normalization reads from it.
     """
     stream, open_names = set(), [name]
     while open_names:
@@ -218,32 +256,41 @@ def _residual_stream(graph: Graph, name: str) -> set[str] | None:
         if node is None or name in graph.outputs:
             return None
         stream.add(name)
-        if node.op in ("add", "unfold"):
+        if _moves_tokens(node):
             open_names += node.inputs
         elif node.op not in ("conv", "dense"):
             return None
         for consumer in graph.consumers(name):
-            if consumer.op in ("add", "unfold"):
+            if _moves_tokens(consumer):
                 open_names.append(consumer.name)
             elif consumer.op not in ("layer_norm", "rms_norm"):
                 return None
     return stream
 
 
+def _center_writer(node: Node) -> Node:
+    """Removes the mean over the channels from what a node writes to a stream."""
+    if node.op in LINEAR:
+        return _with(node, *center_outputs(*_kernel_and_bias(node)))
+    positions = node.weights["positions"]
+    centred = positions - positions.mean(-1, keepdims=True)
+    return dataclasses.replace(node, weights={"positions": centred})
+
+
 def reduce_layer_norms(graph: Graph) -> Graph:
     """Divides by the root mean square where layer normalization has no mean to remove.
 
-    In a pre-norm transformer only linear layers write to the residual stream and only
-    normalizations read from it. Without the mean of what they write, the stream is
-    always centred, and every normalization in it returns what it returned before:
-    its variance is the mean of the squares.
+    In a pre-norm transformer only linear layers and positions write to the residual
+    stream and only normalizations read from it. Without the mean of what they write,
+    the stream is always centred, and every normalization in it returns what it
+    returned before: its variance is the mean of the squares.
     """
     for norm in [node for node in graph.nodes.values() if node.op == "layer_norm"]:
         stream = _residual_stream(graph, norm.inputs[0])
         if stream is None:
             continue
         writers = [graph.nodes[name] for name in stream if graph.nodes[name].weights]
-        centred = [_with(n, *center_outputs(*_kernel_and_bias(n))) for n in writers]
+        centred = [_center_writer(node) for node in writers]
         graph = graph.replace(*centred, dataclasses.replace(norm, op="rms_norm"))
     return graph
 

@@ -27,6 +27,21 @@ CALIBRATION_IMAGES, VALIDATION_IMAGES = 16, 4
 ALLOWED = ("psnr",)
 
 
+def settle_batch_norms(model: keras.Model, images: np.ndarray) -> None:
+    """Gives a network with random weights the statistics of images, as training does.
+
+    Untrained ones let ranges shrink from layer to layer, until XNNPACK does not take
+    the steps from one to the next.
+    """
+    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(images, training=True)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+
+
 def convert_entry(entry: Entry, formats, folder: Path) -> None:
     """Writes a model of a suite in some formats, unless they are there."""
     missing = [name for name in formats if not file_of(entry, name, folder).exists()]
@@ -34,12 +49,10 @@ def convert_entry(entry: Entry, formats, folder: Path) -> None:
         return
     keras.utils.set_random_seed(SEED)
     model = load_model(entry.model)
-
-    def calibration_images() -> np.ndarray:
-        found = load_images("digits", "train", CALIBRATION_IMAGES, entry.size, 1.0)
-        return found.images.astype(np.float32)
-
-    conversion = prepare(model, entry.size, True, calibration_images, None)
+    found = load_images("digits", "train", CALIBRATION_IMAGES, entry.size, 1.0)
+    images = found.images.astype(np.float32)
+    settle_batch_norms(model, images)
+    conversion = prepare(model, entry.size, True, lambda: images, None)
     validation = load_images("digits", "validation", VALIDATION_IMAGES, entry.size, 1.0)
     reference = make_reference(model, validation)
     provenance = {"model": entry.model, "weights": "none"}

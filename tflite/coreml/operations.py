@@ -133,6 +133,11 @@ def _activation(node: Node, x):
     function = node.options["function"]
     if function == "softmax":
         return mb.softmax(x=x, axis=_channel_axis(x), name=node.name)
+    if function not in ACTIVATIONS:
+        raise ValueError(
+            f"Layer {node.name!r} has the activation {function!r}, which has no form "
+            f"for Core ML here. Expected one of: {', '.join(ACTIVATIONS)}, softmax."
+        )
     return ACTIVATIONS[function](x=x, name=node.name)
 
 
@@ -313,3 +318,26 @@ LAYOUTS = {
         "unfold": _ane_unfold,
     },
 }
+
+
+def run_node(layout: str, node: Node, inputs: list):
+    """Adds a node to the program that is being traced.
+
+    Args:
+        layout: of tokens, a key of `LAYOUTS`.
+        node: what to compute.
+        inputs: values that it takes.
+
+    Returns:
+        The value of its output.
+
+    Raises:
+        ValueError: if the operation has no form for Core ML; the message names it.
+    """
+    operations = LAYOUTS[layout]
+    if node.op not in operations:
+        raise ValueError(
+            f"Layer {node.name!r} is the operation {node.op!r}, which has no form for "
+            f"Core ML here. Expected one of: {', '.join(sorted(operations))}."
+        )
+    return operations[node.op](node, *inputs)

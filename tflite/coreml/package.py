@@ -115,7 +115,7 @@ def share_scale(graph: Graph, largest_value: float) -> tuple[Graph, float]:
         )
         for node in graph.consumers(graph.input_name)
     ]
-    return fold_rescaling(graph.replace(*moved, rest)), power
+    return fold_rescaling(graph.replace(*moved, rest), with_offsets=False), power
 
 
 def _end_in_probabilities(graph: Graph) -> Graph:
@@ -137,7 +137,7 @@ def _trace(graph: Graph, shape, layout: str, opset):
     """Returns a graph's program for images of a shape, and its values by node."""
     from coremltools.converters.mil import Builder as mb
 
-    from tflite.coreml.operations import LAYOUTS
+    from tflite.coreml.operations import run_node
 
     values = {}
 
@@ -146,7 +146,7 @@ def _trace(graph: Graph, shape, layout: str, opset):
         values[graph.input_name] = image
         for node in graph.in_order():
             inputs = [values[name] for name in node.inputs]
-            values[node.name] = LAYOUTS[layout][node.op](node, *inputs)
+            values[node.name] = run_node(layout, node, inputs)
         return tuple(values[name] for name in graph.outputs)
 
     return program, values
