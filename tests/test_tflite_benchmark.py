@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tflite import benchmark, run_report
+from tflite import benchmark, run_report, targets
 from tflite.drivers import coreml, host
 from tflite.drivers.runtimes import RUNTIMES
 
@@ -47,7 +47,9 @@ def test_one_json_line_a_file_and_a_table(tflite_file, tmp_path):
     assert "tiny.tflite litert" in result.stdout.split("\n")[-2]
 
 
-@pytest.mark.parametrize("script", ["convert", "benchmark", "peers", "run_report"])
+@pytest.mark.parametrize(
+    "script", ["convert", "benchmark", "peers", "run_report", "report"]
+)
 def test_help_from_another_folder(script, tmp_path):
     result = run(ROOT / f"tflite/{script}.py", "--help", cwd=tmp_path)
     assert "Example" in result.stdout
@@ -58,7 +60,7 @@ def test_help_from_another_folder(script, tmp_path):
     "arguments, message",
     [
         ((), "at least one .tflite, .onnx or"),
-        (("cut.pb",), "cut.pb is neither a .tflite nor a .onnx file"),
+        (("cut.pb",), "cut.pb is no .tflite or .onnx, which --target=host takes."),
         (("nowhere.tflite",), "There is no file nowhere.tflite"),
         (("cut.tflite",), "cut.tflite is no TFLite model"),
         (("cut.tflite", "--num_threads=0"), "num_threads"),
@@ -192,7 +194,7 @@ def test_what_falls_off_the_neural_engine_is_named(unit, tmp_path):
     assert measurement.operations == {"Neural Engine": 2, "CPU": 1}
     expected = ["layer_norm y: CPU"] if unit == "cpu+ane" else []
     assert measurement.off_engine == expected
-    table = benchmark.format_table([measurement], benchmark.COREML_COLUMNS)
+    table = benchmark.format_table([measurement], targets.TARGETS["coreml"].columns)
     assert f"a.mlpackage coreml {unit}" in table and "50.5" in table
 
 
@@ -238,7 +240,7 @@ def test_where_there_is_no_core_ml_nothing_is_measured(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a.mlpackage",), "Packages take --target=coreml"),
+        (("a.mlpackage",), "which --target=host takes. --target=coreml takes it."),
         (("--target=coreml", "a.tflite"), "a.tflite is no .mlpackage"),
         (("--target=coreml", "--compute_units=npu", "a.mlpackage"), "some of: cpu,"),
     ],

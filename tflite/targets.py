@@ -273,9 +273,9 @@ def check_paths(paths: list[str], target: str) -> None:
         if suffix in TARGETS[target].suffixes:
             continue
         others = [key for key, row in TARGETS.items() if suffix in row.suffixes]
-        hint = f" It takes --target={' or '.join(others)}." if others else ""
+        hint = f" --target={' or '.join(others)} takes it." if others else ""
         raise ValueError(
-            f"{path} is no {' or '.join(TARGETS[target].suffixes)} file, which "
+            f"{path} is no {' or '.join(TARGETS[target].suffixes)}, which "
             f"--target={target} takes.{hint}"
         )
 
