@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tests import chromium
 from tests.chromium import Chromium
 from tflite.drivers import browser
-from tflite.drivers.browser import PageServer, parse_result
+from tflite.drivers.browser import PageServer
+from tflite.drivers.browser_results import parse_result
 from train.litert import LiteRTModel
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +61,8 @@ def good_result(server) -> dict:
         "warmup_ms": 3.0,
         "times_ms": [1.0, 2.0, 6.0],
         "fully_accelerated": True,
+        "num_threads": 1,
+        "visit": "0.5",
         "output": server.files[0].outputs.tolist(),
         "device": {"user_agent": "Mozilla/5.0 (X11) Chrome/156.0", "model": "Pixel 8"},
     }
@@ -136,6 +139,8 @@ def test_foreign_names_of_this_address_are_refused(host, status, server):
         ({"first_ms": 1e9}, "first_ms is 1000000000.0"),
         ({"output": [0.0, 10**400, 0.0]}, "output has something outside"),
         ({"output": [1.0]}, "output has 1 values. Expected: 3"),
+        ({"num_threads": 0}, "num_threads is no number from 1 to 256"),
+        ({"num_threads": 1.5}, "num_threads is no number from 1 to 256"),
         ({"device": "Pixel"}, "no object with a device"),
         ({"device": {"model": "x" * 501}}, "model is no text of at most 500"),
         ({"error": 3}, "error is no text"),
@@ -186,7 +191,7 @@ def test_any_other_value_is_refused_or_harmless(server, data):
     name = data.draw(st.sampled_from(sorted(result)))
     content = json.dumps(result | {name: data.draw(JSON)}).encode()
     try:
-        measurement = parse_result(content, server.files, 1)
+        measurement = parse_result(content, server.files)
     except ValueError as error:
         assert str(error)
     else:
@@ -196,14 +201,41 @@ def test_any_other_value_is_refused_or_harmless(server, data):
 def test_a_result_becomes_a_measurement(server):
     result = good_result(server)
     result["device"]["gpu"] = "Mali\x1b[31m"  # nothing that steers a terminal
-    measurement = parse_result(json.dumps(result).encode(), server.files, 1)
+    measurement = parse_result(json.dumps(result).encode(), server.files)
     assert (measurement.median_ms, measurement.mean_ms) == (2.0, 3.0)
     assert (measurement.runs, measurement.max_abs_difference) == (3, 0.0)
     assert measurement.device == "Pixel 8, X11, Chrome 156"
     assert measurement.gpu == "Mali[31m" and measurement.num_threads == 1
     refused = {"file": 0, "accelerator": "webgpu", "error": "no", "device": {}}
-    measurement = parse_result(json.dumps(refused).encode(), server.files, 1)
+    measurement = parse_result(json.dumps(refused).encode(), server.files)
     assert (measurement.status, measurement.reason) == ("not measured", "no")
+
+
+def test_a_browser_counts_when_it_has_measured_everything(server):
+    result = good_result(server)
+    refused = result | {"accelerator": "webgpu", "error": "no"}
+    # Loaded again after the first result, and measured whole then.
+    posted = [result, result | {"visit": "1"}, refused | {"visit": "1"}]
+    for each in posted:
+        server.take(json.dumps(each).encode())
+    received = list(browser.measurements(server, browsers=1))
+    assert [m.status for m in received] == ["measured", "measured", "not measured"]
+
+
+def test_an_address_without_its_end_leads_to_the_page(server):
+    answer = ask(server, "GET", f"/{server.token}")
+    assert answer.status == 301
+    assert answer.headers["Location"] == f"/{server.token}/"
+
+
+def test_a_port_or_certificate_that_cannot_be_used_is_told(server, tflite_file):
+    host, port = server.server_address
+    with pytest.raises(ValueError, match=f"Cannot serve on {host}:{port}: .*in use"):
+        PageServer([str(tflite_file)], host, port)
+    with pytest.raises(ValueError, match="The certificate /x.pem and key /y.pem"):
+        PageServer([str(tflite_file)], certificate="/x.pem", key="/y.pem")
+    with pytest.raises(ValueError, match="no use without its certificate"):
+        PageServer([str(tflite_file)], key="/y.pem")
 
 
 def test_without_the_runtime_it_says_how_to_get_it(monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ served but the page, its runtime and the chosen files, under a random token, and
 requests that name this very address.
 """
 
-import dataclasses
+import collections
 import hmac
 import http.server
 import ipaddress
@@ -23,19 +23,19 @@ from pathlib import Path
 
 import numpy as np
 
-from tflite.drivers.measurement import NOT_MEASURED, Measurement, summary
+from tflite.drivers.browser_results import (
+    ACCELERATORS,
+    MAX_OUTPUTS,
+    PageFile,
+    parse_result,
+)
+from tflite.drivers.measurement import Measurement
 from tflite.fingerprint import sha256
 from train.litert import LiteRTModel, read_card
 
 WEB = Path(__file__).parents[1] / "web"
 RUNTIME = WEB / "node_modules/@litertjs"
-ACCELERATORS = ("wasm", "webgpu")
 MAX_BODY = 256 * 1024  # bytes of a posted result
-MAX_RUNS = 10_000
-MAX_OUTPUTS = 4096  # as in tflite/web/runtime.js
-MAX_OUTPUT = 1e30
-MAX_TEXT = 500
-MAX_MS = 1e7
 TIMEOUT_S = 30  # of a connection on which nothing comes
 
 CONTENT_TYPES = {
@@ -61,32 +61,6 @@ POLICY = (
     "worker-src 'self' blob:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BrowserMeasurement(Measurement):
-    """One file's latency in a browser.
-
-    `accelerator` is `wasm` or `webgpu`; `init_ms` is loading the file's bytes into a
-    model that is ready to run, without the download.
-
-    Attributes:
-        user_agent: by which the browser calls itself.
-        gpu: by which it calls the GPU, if it tells.
-        fully_accelerated: whether nothing ran outside the accelerator.
-        max_abs_difference: of an output from LiteRT's on this machine, for a test
-            picture.
-    """
-
-    runtime: str = "litert.js"
-    user_agent: str = ""
-    gpu: str = ""
-    fully_accelerated: bool | None = None
-    max_abs_difference: float | None = None
-
-    def notes(self) -> list[str]:
-        parts = self.fully_accelerated is False
-        return super().notes() + (["parts of it ran elsewhere"] if parts else [])
 
 
 def runtime_version() -> str:
@@ -120,23 +94,6 @@ def _tensor(details: dict) -> dict:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class PageFile:
-    """A file that the page measures.
-
-    Attributes:
-        path: of the `.tflite`.
-        sha256: of its content.
-        description: what the page is told of it.
-        outputs: LiteRT's for the test picture, as real values.
-    """
-
-    path: str
-    sha256: str
-    description: dict
-    outputs: np.ndarray
-
-
 def read_file(path: str, index: int) -> PageFile:
     """Reads a `.tflite` and the card beside it, and runs it once.
 
@@ -145,6 +102,11 @@ def read_file(path: str, index: int) -> PageFile:
     """
     model = LiteRTModel(path)
     card = read_card(path)
+    if len(model.output["shape"]) != 2:
+        raise ValueError(
+            f"{path} returns {tuple(model.output['shape'].tolist())}. Expected a value "
+            "for each class: (1, classes)."
+        )
     shape, largest = model.input_shape, card.get("input", {}).get("largest_value", 255)
     if len(shape) != 4 or shape[0] != 1 or shape[-1] != 3:
         raise ValueError(
@@ -179,107 +141,6 @@ def _routes(files: list[PageFile], config: dict) -> dict[str, Path | bytes]:
     for file in files:
         routes[file.description["url"]] = Path(file.path)
     return routes
-
-
-def _printable(text: str) -> str:
-    """Drops what could steer a terminal."""
-    return "".join(character for character in text if character.isprintable())
-
-
-def _number(result: dict, name: str) -> float:
-    value = result.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is no number.")
-    if not 0 <= value <= MAX_MS:
-        raise ValueError(f"{name} is {value}. Expected 0 to {MAX_MS:g}.")
-    return float(value)
-
-
-def _numbers(result: dict, name: str, most: int, low: float, high: float) -> list:
-    values = result.get(name)
-    if not isinstance(values, list) or not 1 <= len(values) <= most:
-        raise ValueError(f"{name} is no list of 1 to {most} numbers.")
-    if not all(type(value) in (int, float) for value in values):
-        raise ValueError(f"{name} has something else than numbers.")
-    if not all(low <= value <= high for value in values):
-        raise ValueError(f"{name} has something outside {low:g} to {high:g}.")
-    return values
-
-
-def _text(result: dict, name: str) -> str:
-    value = result.get(name, "")
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise ValueError(f"{name} is no text of at most {MAX_TEXT} characters.")
-    return _printable(value)
-
-
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is no number.")
-
-
-def _device_name(device: dict) -> str:
-    """Names a device and its browser."""
-    user_agent = _text(device, "user_agent")
-    system = re.search(r"\(([^)]*)\)", user_agent)
-    name = _text(device, "platform") or (system[1] if system else "")
-    known = re.findall(r"(Edg|Chrome|CriOS|Firefox|Version)/(\d+)", user_agent)
-    browser = " ".join(known[-1]).replace("Version", "Safari") if known else ""
-    return ", ".join(filter(None, [_text(device, "model"), name, browser]))
-
-
-def parse_result(content: bytes, files: list[PageFile], num_threads: int):
-    """Checks what a page posted.
-
-    Args:
-        content: of the request.
-        files: those that the page got.
-        num_threads: of the CPU, that the page was told.
-
-    Returns:
-        A `BrowserMeasurement`.
-
-    Raises:
-        ValueError: if it is anything that the page would not post.
-    """
-    try:
-        result = json.loads(content, parse_constant=_refuse_constant)
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"The result is no JSON: {error}") from error
-    if not isinstance(result, dict) or not isinstance(result.get("device"), dict):
-        raise ValueError("The result is no object with a device.")
-    index, accelerator = result.get("file"), result.get("accelerator")
-    if type(index) is not int or not 0 <= index < len(files):
-        raise ValueError(f"There is no file {index!r}.")
-    if accelerator not in ACCELERATORS:
-        raise ValueError(f"There is no accelerator {accelerator!r}.")
-    file, device = files[index], result["device"]
-    common = {
-        "file": file.path,
-        "sha256": file.sha256,
-        "accelerator": accelerator,
-        "num_threads": num_threads if accelerator == "wasm" else None,
-        "device": _device_name(device),
-        "user_agent": _text(device, "user_agent"),
-        "gpu": _text(device, "gpu"),
-    }
-    if error := _text(result, "error"):
-        return BrowserMeasurement(status=NOT_MEASURED, reason=error, **common)
-    times = _numbers(result, "times_ms", MAX_RUNS, 0, MAX_MS)
-    outputs = _numbers(result, "output", MAX_OUTPUTS, -MAX_OUTPUT, MAX_OUTPUT)
-    outputs = np.array(outputs, np.float64)
-    if outputs.shape != file.outputs.shape:
-        raise ValueError(
-            f"output has {outputs.size} values. Expected: {file.outputs.size}."
-        )
-    return BrowserMeasurement(
-        init_ms=_number(result, "init_ms"),
-        first_ms=_number(result, "first_ms"),
-        warmup_ms=_number(result, "warmup_ms"),
-        fully_accelerated=result.get("fully_accelerated") is True,
-        max_abs_difference=float(np.abs(outputs - file.outputs).max()),
-        **common,
-        **summary(times),
-    )
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -340,6 +201,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         route = self._route()
         if route is None:
             return
+        if self.path == f"/{self.server.token}":  # typed by hand, without its end
+            self.send_response(HTTPStatus.MOVED_PERMANENTLY)
+            self.send_header("Location", f"{self.path}/")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         found = self.server.routes.get(route)
         if found is None:
             self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
@@ -376,6 +243,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(HTTPStatus.NO_CONTENT, b"", "text/plain")
 
 
+def _read_certificate(certificate: str, key: str | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:  # of a missing file too, which it does not name
+        raise ValueError(
+            f"The certificate {certificate} and key {key or certificate} cannot be "
+            f"read: {error}."
+        ) from error
+    return context
+
+
 class PageServer(http.server.ThreadingHTTPServer):
     """Serves the page, and hands over what comes back.
 
@@ -384,14 +263,14 @@ class PageServer(http.server.ThreadingHTTPServer):
         host: address of this machine on which it listens.
         port: likewise; 0 for any free one.
         accelerators: some of `ACCELERATORS`.
-        num_threads: CPU threads; more than one takes a secure context.
+        num_threads: CPU threads; browsers give more than one to secure pages only.
         runs: measured inferences of each.
         warmup_runs: inferences before them.
         certificate, key: PEM files, for HTTPS.
 
     Raises:
-        ValueError: if LiteRT.js is not installed, or a file is no classifier.
-        OSError: if it cannot listen there.
+        ValueError: if LiteRT.js is not installed, a file is no classifier, the
+            certificate cannot be read, or it cannot listen there.
     """
 
     daemon_threads = True
@@ -410,7 +289,7 @@ class PageServer(http.server.ThreadingHTTPServer):
     ):
         version = runtime_version()
         self.files = [read_file(path, index) for index, path in enumerate(paths)]
-        self.num_threads = num_threads
+        self.accelerators = tuple(accelerators)
         config = {
             "files": [file.description for file in self.files],
             "accelerators": list(accelerators),
@@ -422,11 +301,15 @@ class PageServer(http.server.ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(16)
         self.routes = _routes(self.files, config)
         self.results = queue.Queue()
-        super().__init__((host, port), _Handler)
-        self.scheme = "https" if certificate else "http"
-        if certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate, key)
+        if key and not certificate:
+            raise ValueError("The key is of no use without its certificate.")
+        context = _read_certificate(certificate, key) if certificate else None
+        try:
+            super().__init__((host, port), _Handler)
+        except OSError as error:
+            raise ValueError(f"Cannot serve on {host}:{port}: {error}.") from error
+        self.scheme = "https" if context else "http"
+        if context:
             # The handshake waits for the thread of its connection.
             self.socket = context.wrap_socket(
                 self.socket, server_side=True, do_handshake_on_connect=False
@@ -445,7 +328,7 @@ class PageServer(http.server.ThreadingHTTPServer):
 
     def take(self, content: bytes) -> None:
         """Takes a posted result, or raises a ValueError."""
-        self.results.put(parse_result(content, self.files, self.num_threads))
+        self.results.put(parse_result(content, self.files))
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -466,14 +349,20 @@ def _network_address() -> str:
         return probe.getsockname()[0]
 
 
-def measurements(server: PageServer, count: int | None) -> Iterator[Measurement]:
+def measurements(server: PageServer, browsers: int | None) -> Iterator[Measurement]:
     """Yields results as they come.
 
     Args:
         server: that is running.
-        count: after how many to stop; `None` for never.
+        browsers: after how many that have measured everything to stop; `None` for
+            never. A page that was loaded again counts anew.
     """
-    received = 0
-    while count is None or received < count:
-        yield server.results.get()
-        received += 1
+    everything = len(server.files) * len(server.accelerators)
+    seen = collections.defaultdict(set)
+    while browsers is None or browsers > sum(
+        len(s) == everything for s in seen.values()
+    ):
+        measurement = server.results.get()
+        seen[measurement.visit].add((measurement.file, measurement.accelerator))
+        done = sum(len(measured) == everything for measured in seen.values())
+        yield measurement

@@ -1,7 +1,7 @@
 // The page: measures every file on every accelerator, then names what a picture shows.
 
 import {bestClasses, pixelsOf} from "./picture.js";
-import {measure, Model, quantile, whyNot} from "./runtime.js";
+import {allowedThreads, measure, Model, quantile, whyNot} from "./runtime.js";
 
 const CLASSES_SHOWN = 5;
 const $ = id => document.getElementById(id);
@@ -30,6 +30,7 @@ async function describeDevice() {
   const adapter = await navigator.gpu?.requestAdapter() ?? null;
   return {
     user_agent: navigator.userAgent,
+    system: navigator.userAgent.match(/\(([^)]*)\)/)?.[1] ?? "",
     model: hints.model ?? "",
     platform: [hints.platform, hints.platformVersion].filter(Boolean).join(" "),
     gpu: adapter ? [adapter.info.vendor, adapter.info.architecture,
@@ -38,8 +39,16 @@ async function describeDevice() {
   };
 }
 
+async function ask(address, options) {
+  try {
+    return await fetch(address, options);
+  } catch {
+    throw new Error("The computer that served this page no longer answers.");
+  }
+}
+
 async function send(result) {
-  const answer = await fetch("results", {
+  const answer = await ask("results", {
     method: "POST",
     headers: {"Content-Type": "application/json"},
     body: JSON.stringify(result),
@@ -84,13 +93,13 @@ function drawResults(config, results) {
   }));
 }
 
-async function measureOne(config, index, accelerator) {
+async function measureOne(config, index, accelerator, numThreads) {
   const file = config.files[index];
-  const missing = await whyNot(accelerator, config.num_threads);
+  const missing = await whyNot(accelerator);
   if (missing) return {error: missing};
   say("status", `Measuring ${file.name} with ${accelerator} …`);
   try {
-    const model = await Model.open(file, accelerator, config.num_threads);
+    const model = await Model.open(file, accelerator, numThreads);
     try {
       return await measure(model, config.runs, config.warmup_runs,
                            part => { $("progress").value = part; });
@@ -106,20 +115,29 @@ async function measureAll(config) {
   await closeModel();
   $("again").disabled = true;
   $("progress").hidden = false;
+  try {
+    await measureEach(config);
+    say("status", "Done. You can close this page, or try a picture.");
+  } finally {
+    $("progress").hidden = true;
+    $("again").disabled = false;
+  }
+}
+
+async function measureEach(config) {
   const device = await describeDevice();
+  const num_threads = allowedThreads(config.num_threads);
+  const visit = `${Math.random()}`;
   const results = [];
   for (const index of config.files.keys()) {
     for (const accelerator of config.accelerators) {
-      const measured = await measureOne(config, index, accelerator);
+      const measured = await measureOne(config, index, accelerator, num_threads);
       const result = {file: index, accelerator, error: "", ...measured};
       results.push(result);
       drawResults(config, results);
-      await send({...result, device});
+      await send({...result, num_threads, visit, device});
     }
   }
-  $("progress").hidden = true;
-  $("again").disabled = false;
-  say("status", "Done. You can close this page, or try a picture.");
 }
 
 let opened = null;  // the model that looks at pictures
@@ -179,10 +197,10 @@ function preparePictures(config) {
 }
 
 async function start() {
-  const config = await (await fetch("config.json")).json();
+  const config = await (await ask("config.json")).json();
   const device = await describeDevice();
   $("device").textContent =
-    [device.model, device.platform || device.user_agent, device.gpu]
+    [device.model, device.platform || device.system, device.gpu]
       .filter(Boolean).join(", ") + `, LiteRT.js ${config.runtime_version}`;
   preparePictures(config);
   $("again").addEventListener("click", () => inTurn(() => measureAll(config), "status"));

@@ -22,18 +22,16 @@ async function loadRuntime(accelerator, numThreads) {
 }
 
 // Why an accelerator cannot be had, or "".
-export async function whyNot(accelerator, numThreads) {
-  const needsSecure = " Browsers have it on HTTPS or localhost only.";
-  if (accelerator === "webgpu") {
-    if (!navigator.gpu) {
-      return "This browser has no WebGPU." + (isSecureContext ? "" : needsSecure);
-    }
-    return await navigator.gpu.requestAdapter() ? "" : "WebGPU finds no GPU.";
-  }
-  if (numThreads > 1 && !crossOriginIsolated) {
-    return "This page may not use threads." + (isSecureContext ? "" : needsSecure);
-  }
-  return "";
+export async function whyNot(accelerator) {
+  if (accelerator !== "webgpu") return "";
+  if (!isSecureContext) return "Browsers give WebGPU to HTTPS or localhost only.";
+  if (!navigator.gpu) return "This browser has no WebGPU.";
+  return await navigator.gpu.requestAdapter() ? "" : "WebGPU finds no GPU.";
+}
+
+// How many CPU threads this page may use, of those that are wished for.
+export function allowedThreads(wished) {
+  return crossOriginIsolated ? wished : 1;
 }
 
 export class Model {

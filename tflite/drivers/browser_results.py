@@ -1,0 +1,170 @@
+"""What a page posts, checked: nothing that a stranger sends gets further."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+
+from tflite.drivers.measurement import NOT_MEASURED, Measurement, summary
+
+ACCELERATORS = ("wasm", "webgpu")
+MAX_THREADS = 256
+MAX_RUNS = 10_000
+MAX_OUTPUTS = 4096  # as in tflite/web/runtime.js
+MAX_OUTPUT = 1e30
+MAX_TEXT = 500
+MAX_MS = 1e7
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BrowserMeasurement(Measurement):
+    """One file's latency in a browser.
+
+    `accelerator` is `wasm` or `webgpu`; `init_ms` is loading the file's bytes into a
+    model that is ready to run, without the download.
+
+    Attributes:
+        user_agent: by which the browser calls itself.
+        gpu: by which it calls the GPU, if it tells.
+        fully_accelerated: whether nothing ran outside the accelerator.
+        max_abs_difference: of an output from LiteRT's on this machine, for a test
+            picture.
+        visit: of the page, random; what it measures twice has another.
+    """
+
+    runtime: str = "litert.js"
+    user_agent: str = ""
+    gpu: str = ""
+    fully_accelerated: bool | None = None
+    max_abs_difference: float | None = None
+    visit: str = ""
+
+    def notes(self) -> list[str]:
+        parts = self.fully_accelerated is False
+        return super().notes() + (["parts of it ran elsewhere"] if parts else [])
+
+
+@dataclasses.dataclass(frozen=True)
+class PageFile:
+    """A file that the page measures.
+
+    Attributes:
+        path: of the `.tflite`.
+        sha256: of its content.
+        description: what the page is told of it.
+        outputs: LiteRT's for the test picture, as real values.
+    """
+
+    path: str
+    sha256: str
+    description: dict
+    outputs: np.ndarray
+
+
+def _printable(text: str) -> str:
+    """Drops what could steer a terminal."""
+    return "".join(character for character in text if character.isprintable())
+
+
+def _number(result: dict, name: str) -> float:
+    value = result.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is no number.")
+    if not 0 <= value <= MAX_MS:
+        raise ValueError(f"{name} is {value}. Expected 0 to {MAX_MS:g}.")
+    return float(value)
+
+
+def _numbers(result: dict, name: str, most: int, low: float, high: float) -> list:
+    values = result.get(name)
+    if not isinstance(values, list) or not 1 <= len(values) <= most:
+        raise ValueError(f"{name} is no list of 1 to {most} numbers.")
+    if not all(type(value) in (int, float) for value in values):
+        raise ValueError(f"{name} has something else than numbers.")
+    if not all(low <= value <= high for value in values):
+        raise ValueError(f"{name} has something outside {low:g} to {high:g}.")
+    return values
+
+
+def _text(result: dict, name: str) -> str:
+    value = result.get(name, "")
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise ValueError(f"{name} is no text of at most {MAX_TEXT} characters.")
+    return _printable(value)
+
+
+def _num_threads(result: dict) -> int:
+    value = result.get("num_threads")
+    if type(value) is not int or not 1 <= value <= MAX_THREADS:
+        raise ValueError(f"num_threads is no number from 1 to {MAX_THREADS}.")
+    return value
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is no number.")
+
+
+def _device_name(device: dict) -> str:
+    """Names a device and its browser."""
+    user_agent = _text(device, "user_agent")
+    system = re.search(r"\(([^)]*)\)", user_agent)
+    name = _text(device, "platform") or (system[1] if system else "")
+    known = re.findall(r"(Edg|Chrome|CriOS|Firefox|Version)/(\d+)", user_agent)
+    browser = " ".join(known[-1]).replace("Version", "Safari") if known else ""
+    return ", ".join(filter(None, [_text(device, "model"), name, browser]))
+
+
+def parse_result(content: bytes, files: list[PageFile]):
+    """Checks what a page posted.
+
+    Args:
+        content: of the request.
+        files: those that the page got.
+
+    Returns:
+        A `BrowserMeasurement`.
+
+    Raises:
+        ValueError: if it is anything that the page would not post.
+    """
+    try:
+        result = json.loads(content, parse_constant=_refuse_constant)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"The result is no JSON: {error}") from error
+    if not isinstance(result, dict) or not isinstance(result.get("device"), dict):
+        raise ValueError("The result is no object with a device.")
+    index, accelerator = result.get("file"), result.get("accelerator")
+    if type(index) is not int or not 0 <= index < len(files):
+        raise ValueError(f"There is no file {index!r}.")
+    if accelerator not in ACCELERATORS:
+        raise ValueError(f"There is no accelerator {accelerator!r}.")
+    file, device = files[index], result["device"]
+    common = {
+        "file": file.path,
+        "sha256": file.sha256,
+        "accelerator": accelerator,
+        "num_threads": _num_threads(result) if accelerator == "wasm" else None,
+        "visit": _text(result, "visit"),
+        "device": _device_name(device),
+        "user_agent": _text(device, "user_agent"),
+        "gpu": _text(device, "gpu"),
+    }
+    if error := _text(result, "error"):
+        return BrowserMeasurement(status=NOT_MEASURED, reason=error, **common)
+    times = _numbers(result, "times_ms", MAX_RUNS, 0, MAX_MS)
+    outputs = _numbers(result, "output", MAX_OUTPUTS, -MAX_OUTPUT, MAX_OUTPUT)
+    outputs = np.array(outputs, np.float64)
+    if outputs.shape != file.outputs.shape:
+        raise ValueError(
+            f"output has {outputs.size} values. Expected: {file.outputs.size}."
+        )
+    return BrowserMeasurement(
+        init_ms=_number(result, "init_ms"),
+        first_ms=_number(result, "first_ms"),
+        warmup_ms=_number(result, "warmup_ms"),
+        fully_accelerated=result.get("fully_accelerated") is True,
+        max_abs_difference=float(np.abs(outputs - file.outputs).max()),
+        **common,
+        **summary(times),
+    )
