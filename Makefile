@@ -42,6 +42,7 @@ demo-run:
 
 # The runtime of the page of `benchmark.py --target=browser`; npm checks its hashes.
 $(WEB): tflite/web/package-lock.json
+	@command -v npm >/dev/null || { echo "The page takes npm, from nodejs.org."; exit 1; }
 	npm ci --prefix tflite/web --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 

@@ -352,10 +352,13 @@ def test_a_log_of_a_device_farm_is_taken(tmp_path, tflite_file):
     assert (second.tool, second.accelerator) == ("litert", "cpu")
     (named,) = android.parse_logs(logs[:1], [str(tflite_file)])
     assert len(named.sha256) == 64
-    with pytest.raises(ValueError, match="cut: The log ends before"):
+    with pytest.raises(ValueError, match="cut, run 1: The log ends before"):
         list(android.parse_logs([str(tmp_path / "cut")], []))
-    with pytest.raises(ValueError, match="2 logs and 1 files"):
+    with pytest.raises(ValueError, match="2 runs in the logs, and 1 files"):
         list(android.parse_logs(logs, ["a.tflite"]))
+    (tmp_path / "both.log").write_text("Farm says:\n" + CLASSIC + LITERT)
+    runs = list(android.parse_logs([str(tmp_path / "both.log")], []))
+    assert [run.median_ms for run in runs] == [105.801, 71.45]
 
 
 def test_the_app_is_started_and_its_log_read(start_phone, tflite_file, tmp_path):
@@ -402,11 +405,14 @@ def test_a_program_is_downloaded_once(tmp_path, monkeypatch, capfd):
     ("arguments", "message"),
     [
         (["--cpu_mask=xyz"], "--cpu_mask is hexadecimal"),
-        (["--accelerators=dsp"], "has the accelerators cpu, gpu, npu. Received: dsp"),
+        (["--accelerators=dsp"], "has the accelerators cpu, gpu, npu. Received: --acc"),
         (["--team=A"], "--team is for --target=coreml: leave it away."),
         (["--port=1"], "--port is for --target=browser: leave it away."),
         (["--adb=/nowhere/adb"], "--adb=/nowhere/adb is no program."),
-        ([], "error: No Android device is connected."),
+        (["--accelerators=npu"], "--tools=classic has no npu; litert has all."),
+        (["--tools=best"], "--tools must be some of classic, litert, apk."),
+        (["--npu_libraries=tests"], "--npu_libraries=tests holds no .so file."),
+        (["--cpu_mask=0xF0"], "error: No Android device is connected."),
     ],
 )
 def test_errors_of_android(arguments, message, tflite_file):

@@ -15,6 +15,7 @@ import pytest
 
 from tflite import benchmark, run_report, targets
 from tflite.drivers import coreml, host
+from tflite.drivers.measurement import Measurement
 from tflite.drivers.runtimes import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,8 @@ def test_help_from_another_folder(script, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((), "at least one .tflite, .onnx or"),
+        ((), "Name at least one .tflite or .onnx file (or see --help)."),
+        (("a.keras",), "There is no file a.keras"),
         (("cut.pb",), "cut.pb is no .tflite or .onnx, which --target=host takes."),
         (("nowhere.tflite",), "There is no file nowhere.tflite"),
         (("cut.tflite",), "cut.tflite is no TFLite model"),
@@ -74,6 +76,31 @@ def test_errors_of_the_benchmark(arguments, message, tflite_file, tmp_path):
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_files_of_one_name_have_rows_of_their_own():
+    same = {"sha256": "", "runtime": "litert", "num_threads": 1, "device": "PC"}
+    paths = ("a/best.tflite", "b/best.tflite", "b/other.tflite")
+    measurements = [
+        Measurement(file=path, median_ms=median, **same)
+        for median, path in enumerate(paths, 1)
+    ]
+    table = benchmark.format_table(measurements, (("median", "median_ms"),))
+    assert [line.split() for line in table.splitlines()[2:]] == [
+        ["a/best.tflite", "litert", "cpu", "x1", "1", "1"],
+        ["b/best.tflite", "litert", "cpu", "x1", "2", "2"],
+        ["other.tflite", "litert", "cpu", "x1", "3", "3"],
+    ]
+
+
+def test_a_cut_line_is_dropped_before_the_next(tmp_path, capsys):
+    path = tmp_path / "latency.jsonl"
+    path.write_text('{"a": 1}\n{"a": ')
+    benchmark.drop_cut_line(str(path))
+    assert path.read_text() == '{"a": 1}\n'
+    assert "dropping its last line" in capsys.readouterr().err
+    benchmark.drop_cut_line(str(path))
+    assert capsys.readouterr().err == ""
 
 
 def test_files_take_turns(tflite_file):

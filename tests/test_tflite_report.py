@@ -32,6 +32,9 @@ def record(model="mobilevit_xxs", median=10.0, **fields) -> dict:
         "partitions": 1,
         "model": model,
         "format": "fp32",
+        "size": 224 if model == "mobilenet_v2" else 256,
+        "sha256": model,
+        "measured_by": "Linux",
     } | fields
 
 
@@ -49,7 +52,8 @@ RECORDS = [
     record("mobilenet_v2", 4.0, **PHONE, warnings=["throttled: thermal status light"]),
     record("mobilenet_v2", None, **PHONE)
     | {"status": "not measured", "accelerator": "gpu", "reason": "No GPU | at all"},
-    record("runs/photos/best.keras", 5.0, file="out/best_160_int8.tflite"),
+    record("runs/photos/best.keras", 5.0, file="out/best_160_int8.tflite", size=160),
+    record("mobilevit_xxs", 1.0, file="out/mobilevit_xxs_64_fp32.tflite", size=64),
 ]
 
 
@@ -89,16 +93,22 @@ def test_the_page_and_the_markdown_hold_everything(tmp_path):
     lines = text.splitlines()
     (line,) = [x for x in lines if x.startswith("| MobileViT-XXS | fp32")]
     assert line == (
-        "| MobileViT-XXS | fp32 | litert cpu 1 thread | 12.00 | 10.80 to 14.40 | 1.50 "
-        "| 20.0 | 12.5 | 1 | 1.3 M | 69.0 |"
+        "| MobileViT-XXS | fp32 | 256 | 69.0 | litert cpu 1 thread | 12.00 "
+        "| 10.80 to 14.40 | 1.50 | 20.0 | 12.5 | 1 | 1.3 M |"
     )
+    # Nothing is published of another network, or at another size.
     (line,) = [x for x in lines if x.startswith("| best_160_int8.tflite")]
-    assert line.endswith("|  |  |")  # nothing published of it
+    assert "| 160 |  |" in line and line.endswith("|  |")
+    (line,) = [x for x in lines if x.startswith("| mobilevit_xxs_64_fp32.tflite")]
+    assert "| 64 |  |" in line and " 1.00 |" in line
     (line,) = [x for x in lines if "classic gpu" in x]
     assert line.startswith(
-        "| Pixel 8 <Pro> | MobileNetV2 1.0 fp32 classic gpu 1 thread"
+        "| Pixel 8 <Pro> | MobileNetV2 1.0 fp32 224 benchmark_model classic gpu 1 thread"
     )
     assert line.endswith("No GPU \\| at all |")
+    assert [x for x in lines if "nobody tried" in x] == [
+        "| Pixel 8 <Pro> | MobileViT-XXS fp32 | nobody tried |"
+    ]
 
 
 def test_several_measurements_count_as_their_median():
@@ -106,8 +116,14 @@ def test_several_measurements_count_as_their_median():
     assert [(r.label, r.median_ms, r.count) for r in rows if r.device == "Laptop"] == [
         ("MobileNetV2 1.0 fp32", 8.0, 1),
         ("MobileViT-XXS fp32", 12.0, 3),
-        ("best_160_int8.tflite", 5.0, 1),
+        ("best_160_int8.tflite fp32 160", 5.0, 1),
+        ("mobilevit_xxs_64_fp32.tflite fp32 64", 1.0, 1),
     ]
+
+
+def test_files_of_one_name_stay_apart():
+    rows = report.make_rows([record(median=1.0, sha256=x) for x in "ab"])
+    assert [row.count for row in rows] == [1, 1]
 
 
 def test_the_same_records_make_the_same_page(tmp_path):
@@ -115,6 +131,11 @@ def test_the_same_records_make_the_same_page(tmp_path):
     for name in ("a.html", "b.html"):
         report.write_report([path], tmp_path / name)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_a_mean_is_told_where_there_is_no_median():
+    (missing,) = report.not_measured([record(median=None, mean_ms=14.6)])
+    assert missing[2] == "its log has no median; the mean is 14.6 ms"
 
 
 def test_nothing_measured_still_makes_a_page(tmp_path):
@@ -128,8 +149,12 @@ def test_a_cut_line_is_left_out_and_anything_else_is_told(tmp_path):
     path = write(tmp_path)
     path.write_text(path.read_text()[:-30])
     assert len(report.read_measurements(path)) == len(RECORDS) - 1
-    path.write_text('{"epoch": 1}\n')
-    with pytest.raises(ValueError, match="latency.jsonl, line 1 is no measurement"):
+    for other in ({"epoch": 1}, RECORDS[0] | {"median_ms": "fast"}, [1]):
+        path.write_text(json.dumps(other) + "\n")
+        with pytest.raises(ValueError, match="latency.jsonl, line 1 is no measurement"):
+            report.read_measurements(path)
+    path.write_bytes(b"\x80\x81")
+    with pytest.raises(ValueError, match="latency.jsonl is no text"):
         report.read_measurements(path)
     path.write_text("x\n" + json.dumps(RECORDS[0]))
     with pytest.raises(ValueError, match="latency.jsonl, line 1: Expecting value"):
@@ -143,6 +168,7 @@ def test_a_cut_line_is_left_out_and_anything_else_is_told(tmp_path):
         (("nowhere.jsonl",), "No such file or directory: 'nowhere.jsonl'"),
         (("empty.jsonl",), "There is no measurement in empty.jsonl"),
         (("latency.jsonl", "--output=page.pdf"), "--output must end in .html"),
+        (("latency.jsonl", "--output=no/a.html"), "There is no folder no."),
     ],
 )
 def test_errors_of_the_report(arguments, message, tmp_path):

@@ -41,6 +41,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ["KERAS_BACKEND"] = "numpy"  # nothing needs TensorFlow, which is slow
 
+import collections
 import dataclasses
 import datetime
 import json
@@ -66,16 +67,16 @@ def format_table(measurements: list, columns) -> str:
         measurements: what was measured.
         columns: `(heading, field)` pairs.
     """
-    rows = {}
-    for m in measurements:
-        if m.status == MEASURED:
-            key = f"{Path(m.file).name} {m.variant}"
-            rows.setdefault(m.device, {}).setdefault(key, []).append(m)
+    measured = [m for m in measurements if m.status == MEASURED]
+    names, rows = _short_names(measured), {}
+    for m in measured:
+        key = f"{names[m.file]} {m.variant}"
+        rows.setdefault(m.device, {}).setdefault(key, []).append(m)
     width = max(len(name) for device in rows.values() for name in device)
     headings = [*(heading for heading, _ in columns), "ratio"]
     lines = []
     for device, groups in rows.items():
-        lines.append(device)
+        lines.append(f"{device}, milliseconds")
         lines.append("file".ljust(width) + "".join(f"{name:>11}" for name in headings))
         first = None
         for name, group in groups.items():
@@ -84,7 +85,14 @@ def format_table(measurements: list, columns) -> str:
             first = first or median
             values.append(median / first if median and first else None)
             lines.append(name.ljust(width) + "".join(f"{_cell(v):>11}" for v in values))
-    return "\n".join(line for line in lines if line)
+    return "\n".join(lines)
+
+
+def _short_names(measurements: list) -> dict[str, str]:
+    """Returns the files' names by their paths; the paths where names are the same."""
+    paths = dict.fromkeys(m.file for m in measurements)
+    counts = collections.Counter(Path(path).name for path in paths)
+    return {p: Path(p).name if counts[Path(p).name] == 1 else p for p in paths}
 
 
 def _median(group: list, field: str):
@@ -95,7 +103,9 @@ def _median(group: list, field: str):
 def _cell(value) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return str(value)
 
 
 def make_record(measurement, target: str) -> dict:
@@ -104,12 +114,24 @@ def make_record(measurement, target: str) -> dict:
     known = {
         "model": card.get("model", Path(measurement.file).stem),
         "format": card.get("format", ""),
+        "size": card.get("parity", {}).get("size"),
         "top1": (card.get("accuracy") or {}).get("top1"),
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
-        "machine": platform.machine(),
-        "system": platform.platform(),
+        "measured_by": platform.platform(),
     }
     return {"target": target} | dataclasses.asdict(measurement) | known
+
+
+def drop_cut_line(path: str | None) -> None:
+    """Removes a last line that a kill cut off, which the next would be glued to."""
+    if not path or not Path(path).is_file():
+        return
+    with open(path, "rb+") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            print(f"{path}: dropping its last line, which is cut", file=sys.stderr)
+            file.truncate(end)
 
 
 def measure(paths: list[str], args, measurements: list) -> None:
@@ -120,6 +142,7 @@ def measure(paths: list[str], args, measurements: list) -> None:
         args: flags.
         measurements: gets them.
     """
+    drop_cut_line(args.output)
     with open(args.output or os.devnull, "a") as output:
         for measurement in targets.TARGETS[args.target].measure(paths, args):
             measurements.append(measurement)
@@ -146,7 +169,12 @@ def _failure(measurements: list) -> str | None:
     if any(m.status == MEASURED for m in measurements):
         return None
     reasons = dict.fromkeys(m.reason for m in measurements)
-    return "error: not measured. " + " ".join(reasons)
+    if len(reasons) == 1:
+        return f"error: not measured. {measurements[0].reason}"
+    return "\n".join(
+        ["error: not measured."]
+        + [f"  {Path(m.file).name} {m.variant}: {m.reason}" for m in measurements]
+    )
 
 
 def define_flags() -> None:
@@ -164,7 +192,8 @@ def _paths(argv: list[str], args) -> list[str]:
     if args.suite:
         return suites.prepare(args.suite, Path(args.suite_dir).expanduser())
     if not argv and not args.parse:
-        raise app.UsageError("Name at least one .tflite, .onnx or .mlpackage.")
+        suffixes = " or ".join(targets.TARGETS[args.target].suffixes)
+        raise ValueError(f"Name at least one {suffixes} file (or see --help).")
     targets.check_paths(argv, args.target)
     return argv
 
@@ -176,6 +205,7 @@ def main(argv) -> None:
         measure(_paths(argv[1:], args), args, measurements)
     except KeyboardInterrupt:
         code = None if targets.TARGETS[args.target].ends_by_hand else INTERRUPTED
+        print("interrupted" if code else "ended", file=sys.stderr)
     except (ValueError, RuntimeError, OSError) as error:
         code = f"error: {error}"
     failure = _failure(measurements) if measurements else None
@@ -186,4 +216,5 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     define_flags()
+    flags.adopt_module_key_flags(targets)  # so that --help shows them
     app.run(main)

@@ -33,6 +33,7 @@ from tflite.drivers.measurement import MEASURED
 from tflite.suites import SUITES, Entry
 
 ENTRIES = {entry.model: entry for suite in SUITES.values() for entry in suite.entries}
+NUMBERS = ("median_ms", "mean_ms", "p5_ms", "p95_ms", "init_ms", "peak_memory_mb")
 MARKERS = {"fp32": "o", "fp16": "^", "int8-mixed": "s", "int8": "D"}
 
 
@@ -44,6 +45,7 @@ class Row:
         device: name.
         model: title.
         form: precision.
+        size: side of the images in pixels, as text.
         setting: runtime, accelerator and threads.
         median_ms, low_ms, high_ms: medians of the median and of the 5 and 95 %.
         init_ms, memory_mb, partitions: medians, or `None`.
@@ -54,6 +56,7 @@ class Row:
     device: str
     model: str
     form: str
+    size: str
     setting: str
     median_ms: float
     low_ms: float | None
@@ -66,7 +69,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        return f"{self.model} {self.form}".strip()
+        size = "" if self.entry else self.size
+        return " ".join(filter(None, [self.model, self.form, size]))
 
 
 def read_measurements(path) -> list[dict]:
@@ -75,7 +79,10 @@ def read_measurements(path) -> list[dict]:
     Raises:
         ValueError: if a line is something else, with its number.
     """
-    lines = Path(path).read_text().splitlines()
+    try:
+        lines = Path(path).read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: {error}") from error
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -84,7 +91,7 @@ def read_measurements(path) -> list[dict]:
             if number == len(lines):
                 break
             raise ValueError(f"{path}, line {number}: {error}") from error
-        if not isinstance(record, dict) or "status" not in record:
+        if not _is_measurement(record):
             raise ValueError(
                 f"{path}, line {number} is no measurement of tflite/benchmark.py."
             )
@@ -92,20 +99,41 @@ def read_measurements(path) -> list[dict]:
     return records
 
 
+def _is_measurement(record) -> bool:
+    if not isinstance(record, dict):
+        return False
+    texts = [record.get(name) for name in ("file", "status", "runtime", "accelerator")]
+    numbers = [record.get(name) for name in NUMBERS]
+    return all(isinstance(text, str) for text in texts) and all(
+        number is None or type(number) in (int, float) for number in numbers
+    )
+
+
 def _setting(record: dict) -> str:
-    parts = [record.get("tool") or record["runtime"], record["accelerator"]]
+    runtime = " ".join(filter(None, [record["runtime"], record.get("tool")]))
+    parts = [runtime, record["accelerator"]]
     if record.get("num_threads"):
         count = record["num_threads"]
         parts.append(f"{count} thread{'s' if count > 1 else ''}")
     return " ".join(parts)
 
 
-def _key(record: dict) -> tuple[str, str, str, str]:
-    model = record.get("model") or Path(record["file"]).stem
-    entry = ENTRIES.get(model)
+def _entry(record: dict) -> Entry | None:
+    """Returns what is published of a model at the size of its images."""
+    entry = ENTRIES.get(record.get("model"))
+    return entry if entry and entry.size == record.get("size") else None
+
+
+def _device(record: dict) -> str:
+    return record.get("device") or "unknown device"
+
+
+def _key(record: dict) -> tuple[str, str, str, str, str]:
+    entry = _entry(record)
     title = entry.title if entry else Path(record["file"]).name
-    form = record.get("format", "") if entry else ""
-    return record.get("device") or "unknown device", title, form, _setting(record)
+    size = str(record.get("size") or "")
+    form = record.get("format") or ""
+    return _device(record), title, form, size, _setting(record)
 
 
 def _median(records: list[dict], name: str) -> float | None:
@@ -113,12 +141,18 @@ def _median(records: list[dict], name: str) -> float | None:
     return None if None in values else statistics.median(values)
 
 
+def _is_measured(record: dict) -> bool:
+    return record["status"] == MEASURED and record.get("median_ms") is not None
+
+
 def make_rows(records: list[dict]) -> list[Row]:
     """Returns what was measured, device by device, in the order of the suite."""
     groups = {}
     for record in records:
-        if record["status"] == MEASURED and record.get("median_ms") is not None:
-            groups.setdefault(_key(record), []).append(record)
+        if _is_measured(record):
+            # Two files may have the same name, and a file may have changed.
+            key = _key(record), record.get("sha256")
+            groups.setdefault(key, []).append(record)
     rows = [
         Row(
             *key,
@@ -128,10 +162,10 @@ def make_rows(records: list[dict]) -> list[Row]:
             init_ms=_median(group, "init_ms"),
             memory_mb=_median(group, "peak_memory_mb"),
             partitions=_median(group, "partitions"),
-            entry=ENTRIES.get(group[0].get("model")),
+            entry=_entry(group[0]),
             count=len(group),
         )
-        for key, group in groups.items()
+        for (key, _), group in groups.items()
     ]
     devices = list(dict.fromkeys(row.device for row in rows))
     settings = list(dict.fromkeys(row.setting for row in rows))
@@ -141,30 +175,41 @@ def make_rows(records: list[dict]) -> list[Row]:
 
 
 def not_measured(records: list[dict]) -> list[tuple[str, str, str]]:
-    """Returns `(device, what, why)` of everything without a number."""
-    found = {}
+    """Returns `(device, what, why)` of everything without a number.
+
+    Of a suite also what one device has and another that began it has not.
+    """
+    found, measured = {}, {}
     for record in records:
-        device, model, form, setting = _key(record)
-        if record["status"] != MEASURED or record.get("median_ms") is None:
-            reason = record.get("reason") or "it has no median"
-            found[device, f"{model} {form} {setting}".replace("  ", " "), reason] = None
-    rows = make_rows(records)
-    labels = dict.fromkeys(row.label for row in rows)
-    settings = dict.fromkeys((row.device, row.setting) for row in rows)
-    measured = {(row.device, row.label, row.setting) for row in rows}
-    told = {(device, what) for device, what, _ in found}
-    for device, setting in settings:
-        for label in labels:
-            what = f"{label} {setting}"
-            if (device, label, setting) not in measured and (device, what) not in told:
-                found[device, what, "nobody tried"] = None
+        device, model, form, size, setting = _key(record)
+        if _is_measured(record):
+            if _entry(record):
+                measured.setdefault(device, {})[f"{model} {form}"] = None
+            continue
+        what = " ".join(filter(None, [model, form, size, setting]))
+        found[device, what, _why(record)] = None
+    everywhere = dict.fromkeys(
+        label for labels in measured.values() for label in labels
+    )
+    for device, labels in measured.items():
+        for label in everywhere:
+            told = any(d == device and what.startswith(label) for d, what, _ in found)
+            if label not in labels and not told:
+                found[device, label, "nobody tried"] = None
     return list(found)
+
+
+def _why(record: dict) -> str:
+    if record.get("reason"):
+        return record["reason"]
+    return f"its log has no median; the mean is {record.get('mean_ms')} ms"
 
 
 def facts_of(records: list[dict], device: str) -> dict[str, str]:
     """Returns what the last record of a device knows of it."""
-    record = [r for r in records if (r.get("device") or "unknown device") == device][-1]
+    record = [r for r in records if _device(r) == device][-1]
     facts = record.get("facts") or {}
+    is_this = record.get("target") in ("host", "coreml")
     known = {
         "Cores": facts.get("cores") or "",
         "Frequencies, MHz": ", ".join(map(str, facts.get("max_mhz") or [])),
@@ -172,13 +217,13 @@ def facts_of(records: list[dict], device: str) -> dict[str, str]:
         "Build": facts.get("fingerprint", ""),
         "Browser": record.get("user_agent", ""),
         "GPU": record.get("gpu", ""),
-        "System": "" if facts or record.get("user_agent") else record.get("system", ""),
+        "System": record.get("measured_by", "") if is_this else "",
         "Measured": record.get("time", ""),
     }
     warnings = dict.fromkeys(
         warning
         for r in records
-        if (r.get("device") or "unknown device") == device
+        if _device(r) == device
         for warning in r.get("warnings") or []
     )
     known["Warnings"] = "; ".join(warnings)
@@ -188,15 +233,16 @@ def facts_of(records: list[dict], device: str) -> dict[str, str]:
 COLUMNS = (
     "model",
     "format",
+    "size",
+    "top-1 %",
     "setting",
     "median ms",
     "5 to 95 %",
     "ratio",
-    "start ms",
+    "init ms",
     "memory MB",
-    "pieces",
+    "partitions",
     "parameters",
-    "top-1 %",
 )
 
 
@@ -208,6 +254,8 @@ def _cells(row: Row, base: Row) -> list[str]:
     return [
         row.model,
         row.form,
+        row.size,
+        shown(row.entry and row.entry.top1),
         row.setting,
         shown(row.median_ms, 2),
         "" if row.low_ms is None or row.high_ms is None else spread,
@@ -216,7 +264,6 @@ def _cells(row: Row, base: Row) -> list[str]:
         shown(row.memory_mb),
         shown(row.partitions, 0),
         f"{row.entry.millions} M" if row.entry else "",
-        shown(row.entry and row.entry.top1),
     ]
 
 
@@ -285,7 +332,7 @@ def plot_accuracy(rows: list[Row]) -> Figure | None:
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.margins(x=0.12, y=0.08)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower left")
     return figure
 
 
@@ -318,19 +365,19 @@ def _markdown_table(columns, lines: list[list[str]]) -> str:
 
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto;
        padding: 0 1rem; color: #222; background: #fff; }
 .wide { overflow-x: auto; }
-svg { max-width: 100%; height: auto; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid #ddd;
+svg { width: 100%; max-width: 64rem; height: auto; }
+table { border-collapse: collapse; font-size: .85rem; margin: 1rem 0; }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd;
          font-variant-numeric: tabular-nums; white-space: nowrap; }
 """
 TITLE = "Latency"
 ABOUT = (
-    "Times are of one image. Pieces are the parts of the graph that the delegate runs; "
-    "one is best. Accuracies are published ones, each of its own training recipe, and "
-    "were not measured here."
+    "Times are of one image. Partitions are the parts of the graph that the delegate "
+    "runs; one is best. Accuracies are published ones, each of its own training "
+    "recipe, and were not measured here."
 )
 
 
@@ -385,18 +432,23 @@ def render_markdown(records: list[dict], rows: list[Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_report(paths: list[str], output: Path) -> None:
+def write_report(paths: list[str], output: Path) -> list[Row]:
     """Writes the page, and the Markdown beside it.
 
     Args:
         paths: of files of JSON lines.
         output: the page, `.html`.
 
+    Returns:
+        What was measured.
+
     Raises:
         ValueError: if a file has anything else, or there is no measurement at all.
     """
     if output.suffix != ".html":
         raise ValueError(f"--output must end in .html. Received: {output}.")
+    if not output.parent.is_dir():
+        raise ValueError(f"There is no folder {output.parent}.")
     records = [record for path in paths for record in read_measurements(path)]
     if not records:
         raise ValueError(f"There is no measurement in {', '.join(map(str, paths))}.")
@@ -410,6 +462,7 @@ def write_report(paths: list[str], output: Path) -> None:
     for path, text in pages.items():
         with whole_file(path) as temporary:
             temporary.write_text(text)
+    return rows
 
 
 def main(argv) -> None:
@@ -417,10 +470,12 @@ def main(argv) -> None:
         raise app.UsageError("Name at least one file of tflite/benchmark.py --output.")
     output = Path(flags.FLAGS.output).expanduser()
     try:
-        write_report(argv[1:], output)
+        rows = write_report(argv[1:], output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{output} and {output.with_suffix('.md')}")
+    if not rows:
+        print("Nothing was measured: the page says why.")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import logging
-from tqdm import tqdm
 
 from tflite.conversion import convert, make_reference, prepare
 from tflite.images import load_images
@@ -62,15 +62,19 @@ def convert_entry(entry: Entry, formats, folder: Path) -> None:
 
 
 def main(suite: str, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     row = SUITES[suite]
-    for entry in tqdm(row.entries, "converting", disable=None, leave=False):
-        try:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in row.entries:
+            print(f"converting {entry.title}", file=sys.stderr, flush=True)
             convert_entry(entry, row.formats, folder)
-        except ValueError as error:
-            sys.exit(f"error: {entry.model}: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; what is converted stays")
 
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
+    tf.get_logger().setLevel("ERROR")  # each model is traced anew, as it says
     main(sys.argv[1], Path(sys.argv[2]))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import flags
+from tqdm import tqdm
 
 from tflite.drivers import (
     adb,
@@ -45,6 +46,7 @@ class Target:
         flags: names of those that it heeds, of all that some target has.
         columns: `(heading, field)` of its table, before the ratio.
         ends_by_hand: whether it goes on until it is interrupted.
+        check: raises what can be told before any file is read, from the flags.
     """
 
     purpose: str
@@ -53,6 +55,7 @@ class Target:
     flags: tuple[str, ...]
     columns: tuple[tuple[str, str], ...]
     ends_by_hand: bool = False
+    check: Callable[[object], None] = lambda args: None
 
 
 def _on_host(paths: list[str], args) -> Iterator[Measurement]:
@@ -77,31 +80,67 @@ def _with_core_ml(paths: list[str], args) -> Iterator[Measurement]:
 
 
 def _accelerators(args, known, default) -> tuple[str, ...]:
-    chosen = tuple(args.accelerators or default)
-    unknown = [name for name in chosen if name not in known]
-    if unknown:
+    chosen = default if args.accelerators is None else tuple(args.accelerators)
+    if not chosen or set(chosen) - set(known):
         raise ValueError(
             f"--target={args.target} has the accelerators {', '.join(known)}. "
-            f"Received: {', '.join(unknown)}."
+            f"Received: --accelerators={','.join(chosen)}."
         )
     return chosen
 
 
-def _programs(args, abi: str) -> dict[str, str]:
-    """Returns the tools by name: the named program, or downloads."""
+def _tell(measurement: Measurement) -> None:
+    """Says a result as it comes, where one waits for the next."""
+    median = measurement.median_ms
+    told = measurement.reason if median is None else f"{median:.2f} ms"
+    name = f"{Path(measurement.file).name} {measurement.variant}"
+    tqdm.write(f"{measurement.device}: {name}: {told}", file=sys.stderr)
+
+
+def _android_accelerators(args) -> tuple[str, ...]:
+    """Returns those that were asked for, each of which some tool must have."""
+    chosen = _accelerators(args, ("cpu", "gpu", "npu"), ("cpu", "gpu"))
+    tools = [benchmark_tool.TOOLS[name] for name in args.tools]
+    for name in chosen:
+        if not any(name in tool.accelerators for tool in tools):
+            raise ValueError(
+                f"--tools={','.join(args.tools)} has no {name}; litert has all."
+            )
+    return chosen
+
+
+def _check_android(args) -> None:
     unknown = [name for name in args.tools if name not in benchmark_tool.TOOLS]
     if unknown or not args.tools:
         raise ValueError(
             f"--tools must be some of {', '.join(benchmark_tool.TOOLS)}. "
-            f"Received: {', '.join(args.tools)}."
+            f"Received: --tools={','.join(args.tools)}."
         )
-    if not args.benchmark_binary:
-        return {name: str(benchmark_tool.fetch(name, abi)) for name in args.tools}
-    if len(args.tools) > 1:
+    _android_accelerators(args)
+    if args.benchmark_binary and len(args.tools) > 1:
         raise ValueError("--benchmark_binary is one program: name it with --tools.")
-    if not Path(args.benchmark_binary).is_file():
+    if args.benchmark_binary and not Path(args.benchmark_binary).is_file():
         raise ValueError(f"There is no file {args.benchmark_binary}.")
-    return {args.tools[0]: args.benchmark_binary}
+    if set(_cpu_mask(args)) - set(string.hexdigits):
+        raise ValueError(
+            f"--cpu_mask is hexadecimal, f0 for cores 4 to 7. Received: {args.cpu_mask}"
+        )
+    folder = args.npu_libraries
+    if folder is not None and not list(Path(folder).glob("*.so")):
+        raise ValueError(f"--npu_libraries={folder} holds no .so file.")
+    if not args.parse:
+        adb.find_device(adb.find_adb(args.adb), args.serial)
+
+
+def _cpu_mask(args) -> str:
+    return args.cpu_mask.lower().removeprefix("0x")
+
+
+def _programs(args, abi: str) -> dict[str, str]:
+    """Returns the tools by name: the named program, or downloads."""
+    if args.benchmark_binary:
+        return {args.tools[0]: args.benchmark_binary}
+    return {name: str(benchmark_tool.fetch(name, abi)) for name in args.tools}
 
 
 def _check_hash(programs: dict[str, str], expected: str | None) -> None:
@@ -116,19 +155,21 @@ def _on_android(paths: list[str], args) -> Iterator[Measurement]:
     if args.parse:
         yield from android.parse_logs(args.parse, paths)
         return
-    accelerators = _accelerators(args, ("cpu", "gpu", "npu"), ("cpu", "gpu"))
-    if set(args.cpu_mask) - set(string.hexdigits):
-        raise ValueError(
-            f"--cpu_mask is hexadecimal, f0 for cores 4 to 7. Received: {args.cpu_mask}"
-        )
     device = adb.find_device(adb.find_adb(args.adb), args.serial)
-    programs = _programs(args, android_device.read_facts(device).abi)
+    facts = android_device.read_facts(device)
+    print(f"{facts.title} ({device.serial})", file=sys.stderr, flush=True)
+    if facts.cores and args.num_threads > facts.cores:
+        raise ValueError(
+            f"{facts.model} has {facts.cores} cores. "
+            f"Received: --num_threads={args.num_threads}."
+        )
+    programs = _programs(args, facts.abi)
     _check_hash(programs, args.benchmark_sha256)
     setup = android.Setup(
         tools=programs,
-        accelerators=accelerators,
+        accelerators=_android_accelerators(args),
         num_threads=args.num_threads,
-        cpu_mask=args.cpu_mask,
+        cpu_mask=_cpu_mask(args),
         runs=args.runs or HOST_RUNS,
         warmup_runs=args.warmup_runs,
         repeats=args.repeats,
@@ -137,8 +178,9 @@ def _on_android(paths: list[str], args) -> Iterator[Measurement]:
         more_flags=tuple(args.tool_flags),
     )
     with android.Session(device, setup) as session:
-        print(f"{session.facts.title} ({device.serial})", file=sys.stderr)
-        yield from android.measure_all(session, paths)
+        for measurement in android.measure_all(session, paths):
+            _tell(measurement)
+            yield measurement
         print(f"pushed {session.store.pushed_bytes} bytes", file=sys.stderr)
         if args.clear:
             session.store.clear()
@@ -159,13 +201,14 @@ def _in_browsers(paths: list[str], args) -> Iterator[Measurement]:
     )
     with server:
         _invite(server.address, args.browsers)
-        count = args.browsers and args.browsers * len(paths) * len(accelerators)
-        for measurement in browser.measurements(server, count):
-            median = measurement.median_ms
-            told = measurement.reason if median is None else f"{median:.2f} ms"
-            name = f"{Path(measurement.file).name} {measurement.variant}"
-            print(f"{measurement.device}: {name}: {told}", file=sys.stderr)
+        for measurement in browser.measurements(server, args.browsers):
+            _tell(measurement)
             yield measurement
+
+
+def _check_browser(args) -> None:
+    _accelerators(args, browser.ACCELERATORS, browser.ACCELERATORS)
+    browser.runtime_version()
 
 
 def _invite(address: str, browsers: int | None) -> None:
@@ -176,6 +219,13 @@ def _invite(address: str, browsers: int | None) -> None:
         segno.make(address).terminal(out=sys.stderr, compact=True)
     end = f"{browsers} browser(s) have measured" if browsers else "Ctrl-C"
     print(f"Open {address}\nuntil {end}.", file=sys.stderr, flush=True)
+    if not address.startswith(("https:", "http://127.")):
+        print(
+            "Browsers give WebGPU and threads to HTTPS (--certificate) or localhost "
+            "only; see docs/latency.md.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 _ANDROID_FLAGS = (
@@ -220,6 +270,7 @@ TARGETS = {
             ("memory MB", "peak_memory_mb"),
             ("partitions", "partitions"),
         ),
+        check=_check_android,
     ),
     "browser": Target(
         "every browser that opens a page",
@@ -238,6 +289,7 @@ TARGETS = {
         ),
         (("init", "init_ms"), *_TIMES, ("difference", "max_abs_difference")),
         ends_by_hand=True,
+        check=_check_browser,
     ),
     "coreml": Target(
         "this Mac, or an iPhone or iPad on a cable",
@@ -253,7 +305,7 @@ TARGETS = {
 
 
 def check_flags(args) -> None:
-    """Raises a ValueError if a flag was given that the target does not heed."""
+    """Raises what is wrong whatever the files are: a ValueError or an AdbError."""
     heeded = TARGETS[args.target].flags
     for name in sorted({name for row in TARGETS.values() for name in row.flags}):
         if args[name].present and name not in heeded:
@@ -261,6 +313,7 @@ def check_flags(args) -> None:
             raise ValueError(
                 f"--{name} is for --target={' or '.join(targets)}: leave it away."
             )
+    TARGETS[args.target].check(args)
 
 
 def check_paths(paths: list[str], target: str) -> None:
@@ -274,6 +327,8 @@ def check_paths(paths: list[str], target: str) -> None:
             continue
         others = [key for key, row in TARGETS.items() if suffix in row.suffixes]
         hint = f" --target={' or '.join(others)} takes it." if others else ""
+        if suffix == ".keras":
+            hint = " Convert it first, with tflite/convert.py."
         raise ValueError(
             f"{path} is no {' or '.join(TARGETS[target].suffixes)}, which "
             f"--target={target} takes.{hint}"
@@ -352,8 +407,12 @@ def _define_android_flags() -> None:
     flags.DEFINE_bool(
         "clear", False, "Android: remove the files from the device at the end."
     )
-    flags.DEFINE_list(
-        "parse", None, "Android: read these logs of the tool, of a device farm, say."
+    flags.DEFINE_multi_string(
+        "parse",
+        None,
+        "Android: measure nothing, but read this log of the tool's output, of a device "
+        "farm for example; several times for several logs. The files may be named too, "
+        "one for each log.",
     )
 
 
@@ -363,7 +422,13 @@ def _define_browser_flags() -> None:
         "127.0.0.1",
         "Browser: address to serve on; 0.0.0.0 for the whole local network.",
     )
-    flags.DEFINE_integer("port", 0, "Browser: likewise; 0 for any free one.")
+    flags.DEFINE_integer(
+        "port",
+        0,
+        "Browser: TCP port to serve on; 0 for any free one.",
+        lower_bound=0,
+        upper_bound=65535,
+    )
     flags.DEFINE_string(
         "certificate",
         None,

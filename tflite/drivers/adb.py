@@ -113,7 +113,7 @@ def find_device(adb: str, serial: str | None = None) -> "Device":
     if not devices:
         raise AdbError(
             "No Android device is connected. Turn on USB debugging in its developer "
-            "options and plug it in; `adb devices` must list it."
+            f"options and plug it in; `{adb} devices` must list it."
         )
     if serial is None and len(devices) > 1:
         raise AdbError(f"Choose one of the devices with --serial: {shown}.")

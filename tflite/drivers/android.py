@@ -58,7 +58,8 @@ class AndroidMeasurement(Measurement):
 
     @property
     def variant(self) -> str:
-        return f"{self.tool} {self.accelerator} x{self.num_threads}"
+        threads = f" x{self.num_threads}" if self.num_threads else ""
+        return f"{self.tool} {self.accelerator}{threads}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,8 +280,8 @@ def parse_logs(logs: list[str], paths: list[str]) -> Iterator[AndroidMeasurement
     """Reads logs of the tool from elsewhere, from a device farm for example.
 
     Args:
-        logs: paths of the logs, of one run each.
-        paths: of the `.tflite` files that were measured, in the same order; or none.
+        logs: paths of the logs, of one run or several each.
+        paths: of the `.tflite` files that were measured, one for each run; or none.
 
     Yields:
         An `AndroidMeasurement` for each.
@@ -288,17 +289,22 @@ def parse_logs(logs: list[str], paths: list[str]) -> Iterator[AndroidMeasurement
     Raises:
         ValueError: if a log is not whole.
     """
-    if paths and len(paths) != len(logs):
+    runs = [
+        (path, run)
+        for path in logs
+        for run in benchmark_tool.split_log(Path(path).read_text(errors="replace"))
+    ]
+    if paths and len(paths) != len(runs):
         raise ValueError(
-            f"There are {len(logs)} logs and {len(paths)} files: name one for each log."
+            f"There are {len(runs)} runs in the logs, and {len(paths)} files: name one "
+            "for each run."
         )
-    for index, path in enumerate(logs):
-        log = Path(path).read_text(errors="replace")
+    for index, (path, log) in enumerate(runs):
         try:
             fields = benchmark_tool.parse_log(log)
             tool = benchmark_tool.tool_of(log)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{path}, run {index + 1}: {error}") from error
         file = paths[index] if paths else benchmark_tool.graph_of(log)
         yield AndroidMeasurement(
             file=file,

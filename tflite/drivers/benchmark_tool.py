@@ -248,6 +248,14 @@ def parse_log(log: str) -> dict:
     return fields
 
 
+def split_log(log: str) -> list[str]:
+    """Returns the logs of the runs that a log holds; itself if it does not tell."""
+    starts = [found.start() for found in re.finditer(r"^.*STARTING!", log, re.M)]
+    if not starts:
+        return [log]
+    return [log[a:b] for a, b in zip(starts, [*starts[1:], len(log)])]
+
+
 def graph_of(log: str) -> str:
     """Returns the path of the file that a log is of; "" if it does not tell."""
     found = re.search(r"(?:Loaded model|Loading model from:) (\S+)", log)
@@ -308,8 +316,9 @@ def fetch(tool: str, abi: str) -> Path:
             if announced and file.tell() != int(announced):
                 raise OSError(f"it ended after {file.tell()} of {announced} bytes")
     except (OSError, http.client.HTTPException) as error:
+        why = getattr(error, "reason", error)
         raise ValueError(
-            f"{address} cannot be downloaded: {error}. Download it elsewhere, and name "
+            f"{address} cannot be downloaded: {why}. Download it elsewhere, and name "
             "it with --benchmark_binary."
         ) from error
     return path

@@ -358,10 +358,8 @@ def measurements(server: PageServer, browsers: int | None) -> Iterator[Measureme
             never. A page that was loaded again counts anew.
     """
     everything = len(server.files) * len(server.accelerators)
-    seen = collections.defaultdict(set)
-    while browsers is None or browsers > sum(
-        len(s) == everything for s in seen.values()
-    ):
+    seen, done = collections.defaultdict(set), 0
+    while browsers is None or done < browsers:
         measurement = server.results.get()
         seen[measurement.visit].add((measurement.file, measurement.accelerator))
         done = sum(len(measured) == everything for measured in seen.values())
