@@ -87,7 +87,13 @@ fi""",
     "taskset": 'echo "$1" >> ROOT/taskset.log\nshift\nexec "$@"',
     "nproc": "echo 9",
     "logcat": "cat ROOT/logcat.txt 2>/dev/null || true",
-    "am": 'echo "$*" >> ROOT/am.log',
+    # The app gets the string after "args" as it is, and splits it at spaces.
+    "am": """echo "$*" >> ROOT/am.log
+while [ "$1" != args ]; do shift; done
+set -f
+ROOT/app $2 >> ROOT/logcat.txt 2>&1""",
+    "log": 'shift 2\necho "$*" >> ROOT/logcat.txt',
+    "pidof": "true",
     "pm": 'echo "$*" >> ROOT/pm.log\necho Success',
 }
 

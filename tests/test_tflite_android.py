@@ -67,9 +67,10 @@ def start_phone(tmp_path):
 
 def make_session(phone, tmp_path, kind="classic", fault=None, **options):
     tool = write_tool(tmp_path / f"{kind}_{fault}", kind, fault=fault)
-    setup = android.Setup(tools={kind: str(tool)}, more_flags=AT_ONCE, **options)
+    setup = android.Setup(tools={kind: str(tool)}, tool_flags=AT_ONCE, **options)
     setup = dataclasses.replace(setup, runs=3, repeats=1, cool_down_s=0.0)
-    return android.Session(adb.Device(CLIENT, phone.address), setup)
+    device = adb.Device(CLIENT, phone.address)
+    return android.Session(device, android_device.read_facts(device), setup)
 
 
 def test_the_device_is_read(start_phone):
@@ -78,7 +79,7 @@ def test_the_device_is_read(start_phone):
     facts = android_device.read_facts(device)
     assert facts.serial == phone.address
     assert facts.title == "Google Pixel 8 Pro, Google Tensor G3, Android 15"
-    assert (facts.abi, facts.sdk, facts.cores) == ("arm64-v8a", "35", 9)
+    assert (facts.abi, facts.sdk, facts.cores) == ("arm64-v8a", "35", os.cpu_count())
     state = android_device.read_state(device)
     assert (state.battery_percent, state.battery_celsius) == (84, 29.1)
     assert state.warnings(facts) == ["throttled: thermal status moderate"]
@@ -100,6 +101,7 @@ def test_files_are_measured_by_the_tool(kind, start_phone, tflite_file, tmp_path
         )
     if kind == "classic":  # the other tells no partitions
         assert [r.partitions for r in records] == [1, 1]
+        assert all(r.fully_accelerated for r in records)
     assert (phone.folder / "taskset.log").read_text().split() == ["3", "3"]
     assert pushed == phone.pushed_bytes > tflite_file.stat().st_size
     left = phone.folder / android_device.FOLDER[1:]
@@ -112,7 +114,7 @@ def test_the_second_time_nothing_is_pushed(start_phone, tflite_file, tmp_path):
         with make_session(phone, tmp_path, accelerators=("cpu",)) as session:
             list(android.measure_all(session, [tflite_file]))
     assert session.store.pushed_bytes == 0
-    remote = phone.folder / session.store.put(tflite_file)[1:]
+    remote = phone.folder / session.store.put(tflite_file).place[1:]
     remote.write_bytes(remote.read_bytes()[:-1])  # as if something had cut it
     with make_session(phone, tmp_path) as session:
         session.store.put(tflite_file)
@@ -123,7 +125,9 @@ def test_the_second_time_nothing_is_pushed(start_phone, tflite_file, tmp_path):
 
 def test_the_numbers_are_the_tools_own(start_phone, tflite_file, tmp_path, monkeypatch):
     phone, logs = start_phone(), []
-    monkeypatch.setattr(benchmark_tool, "partitions", lambda log: logs.append(log) or 1)
+    monkeypatch.setattr(
+        benchmark_tool, "delegation", lambda log, _: logs.append(log) or {}
+    )
     with make_session(phone, tmp_path, accelerators=("cpu",)) as session:
         (record,) = android.measure_all(session, [tflite_file])
     logged = parse_log(logs[0])
@@ -161,6 +165,65 @@ def test_a_gpu_that_takes_parts_is_measured(start_phone, tflite_file, tmp_path):
     ) as session:
         (record,) = android.measure_all(session, [tflite_file])
     assert record.status == "measured" and record.partitions == 1
+    assert record.notes() == ["parts of it ran elsewhere"]
+
+
+def test_another_delegate_is_not_taken_for_the_gpu(start_phone, tflite_file, tmp_path):
+    with make_session(
+        start_phone(), tmp_path, fault="no_gpu", accelerators=("gpu",)
+    ) as session:
+        flags = (*AT_ONCE, "--use_xnnpack=true")
+        session.setup = dataclasses.replace(session.setup, tool_flags=flags)
+        (record,) = android.measure_all(session, [tflite_file])
+    assert record.status == "not measured"
+    assert "GPU acceleration is unsupported" in record.reason
+
+
+def test_a_damaged_result_leaves_the_log(
+    start_phone, tflite_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        adb.Device, "pull", lambda self, remote, local: Path(local).write_bytes(b"")
+    )
+    with make_session(start_phone(), tmp_path, accelerators=("cpu",)) as session:
+        (record,) = android.measure_all(session, [tflite_file])
+    assert record.status == "measured" and record.source == "log"
+
+
+def test_a_run_that_does_not_end_is_stopped_and_told(
+    start_phone, tflite_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(android, "RUN_TIMEOUT_S", 1.0)
+    phone = start_phone()
+    with make_session(phone, tmp_path, accelerators=("cpu",)) as session:
+        flags = ("--min_secs=60",)
+        session.setup = dataclasses.replace(session.setup, tool_flags=flags)
+        (record,) = android.measure_all(session, [tflite_file])
+        place = session.store.put(session.setup.tools["classic"]).place
+    assert record.status == "not measured" and "did not end within" in record.reason
+    running = subprocess.run(["pgrep", "-f", Path(place).name], capture_output=True)
+    assert running.returncode == 1
+
+
+def test_heat_before_a_run_is_told_too(start_phone, tflite_file, tmp_path):
+    phone = start_phone(dumpsys={"thermalservice": "Thermal Status: 3\n"})
+    with make_session(phone, tmp_path, accelerators=("cpu",)) as session:
+        (record,) = android.measure_all(session, [tflite_file])
+    assert record.notes() == ["throttled: thermal status severe"]
+
+
+def test_a_device_without_sha256sum_is_served(start_phone, tflite_file, tmp_path):
+    phone = start_phone()
+    command = phone.folder / "bin" / "command"
+    assert not command.exists()
+    device = adb.Device(CLIENT, phone.address)
+    store = android_device.Store(device)
+    store.__dict__["_program"] = "md5sum"  # as found where the other is missing
+    place = store.put(tflite_file).place
+    assert device.ask(f"md5sum {place}")
+    again = android_device.Store(device)
+    again.put(tflite_file)
+    assert again.pushed_bytes == 0
 
 
 def test_without_exit_codes_failures_are_seen(start_phone, tflite_file, tmp_path):
@@ -296,7 +359,13 @@ def test_the_classic_log_is_read():
     assert (fields["init_ms"], fields["first_ms"]) == (87.639, 106.436)
     assert fields["peak_memory_mb"] == pytest.approx(14.8164 * 1.048576)
     assert benchmark_tool.tool_of(CLASSIC) == "classic"
-    assert benchmark_tool.partitions(CLASSIC) == 3
+    assert benchmark_tool.delegation(CLASSIC, "gpu") == {
+        "partitions": 3,
+        "fully_accelerated": False,
+    }
+    assert benchmark_tool.delegation(CLASSIC, "cpu")["partitions"] is None
+    profiled = CLASSIC + "Timings (microseconds): count=50 first=1 curr=1 avg=1\n"
+    assert parse_log(profiled) == fields
 
 
 def test_an_older_log_has_no_percentiles():
@@ -350,6 +419,15 @@ def test_a_log_of_a_device_farm_is_taken(tmp_path, tflite_file):
     assert first.file == "/data/local/tmp/mobilenet.tflite"
     assert (first.accelerator, first.num_threads, first.partitions) == ("gpu", 4, 3)
     assert (second.tool, second.accelerator) == ("litert", "cpu")
+    lost = CLASSIC.replace("Explicitly applied GPU", "Could not apply GPU")
+    (tmp_path / "cpu.log").write_text(lost)
+    (on_cpu,) = android.parse_logs([str(tmp_path / "cpu.log")], [])
+    assert on_cpu.status == "not measured" and "gpu ran nothing" in on_cpu.reason
+    headless = CLASSIC[CLASSIC.index("INFO: Initialized") :]
+    (tmp_path / "tail.log").write_text(headless)
+    (tail,) = android.parse_logs([str(tmp_path / "tail.log")], [])
+    assert (tail.accelerator, tail.variant) == ("unknown", "classic unknown")
+    assert tail.file == str(tmp_path / "tail.log")
     (named,) = android.parse_logs(logs[:1], [str(tflite_file)])
     assert len(named.sha256) == 64
     with pytest.raises(ValueError, match="cut, run 1: The log ends before"):
@@ -362,22 +440,29 @@ def test_a_log_of_a_device_farm_is_taken(tmp_path, tflite_file):
 
 
 def test_the_app_is_started_and_its_log_read(start_phone, tflite_file, tmp_path):
+    """The phone's `am` runs the stand-in with what the app would get of its flags."""
     phone = start_phone()
-    (phone.folder / "logcat.txt").write_text(CLASSIC)
-    apk = tmp_path / "benchmark.apk"
-    apk.write_bytes(b"PK")
-    setup = android.Setup({"apk": str(apk)}, ("gpu",), repeats=1, cool_down_s=0.0)
-    session = android.Session(adb.Device(CLIENT, phone.address), setup)
+    tool = write_tool(tmp_path / "benchmark.apk")
+    write_tool(phone.folder / "app")
+    device = adb.Device(CLIENT, phone.address)
+    facts = android_device.read_facts(device)
+    setup = android.Setup(
+        {"apk": str(tool)}, ("cpu",), runs=3, repeats=2, cool_down_s=0.0
+    )
+    setup = dataclasses.replace(setup, tool_flags=AT_ONCE)
     installed = []
-    with pytest.MonkeyPatch.context() as patch, session:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adb.Device, "install", lambda _, path: installed.append(path))
-        patch.setattr(android, "APK_STEP_S", 0.01)
-        (record,) = android.measure_all(session, [tflite_file])
-    assert installed == [str(apk)]
-    assert record.median_ms == 105.801 and record.partitions == 3
-    started = (phone.folder / "am.log").read_text()
-    assert started.startswith("start -S -n org.tensorflow.lite.benchmark/.Benchmark")
-    assert '"--graph=/data/local/tmp' in started.replace(str(phone.folder), "")
+        patch.setattr(android, "APK_STEP_S", 0.05)
+        with android.Session(device, facts, setup) as session:
+            first, second = android.measure_all(session, [tflite_file])
+    assert installed == [str(tool)] * 2
+    for record in (first, second):
+        assert record.status == "measured", record.reason
+        assert (record.runs, record.partitions, record.source) == (3, 1, "log")
+    assert first.median_ms != second.median_ms or first.mean_ms != second.mean_ms
+    log = (phone.folder / "logcat.txt").read_text()
+    assert "Unconsumed" not in log and log.count("STARTING!") == 2
 
 
 def test_a_program_is_downloaded_once(tmp_path, monkeypatch, capfd):

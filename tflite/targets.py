@@ -117,8 +117,13 @@ def _check_android(args) -> None:
             f"Received: --tools={','.join(args.tools)}."
         )
     _android_accelerators(args)
-    if args.benchmark_binary and len(args.tools) > 1:
-        raise ValueError("--benchmark_binary is one program: name it with --tools.")
+    if len(args.tools) > 1 and (args.benchmark_binary or args.benchmark_sha256):
+        raise ValueError(
+            "--benchmark_binary and --benchmark_sha256 are of one program: name it "
+            "with --tools."
+        )
+    if args.cpu_mask and "apk" in args.tools:
+        raise ValueError("--cpu_mask is not for --tools=apk, which Android schedules.")
     if args.benchmark_binary and not Path(args.benchmark_binary).is_file():
         raise ValueError(f"There is no file {args.benchmark_binary}.")
     if set(_cpu_mask(args)) - set(string.hexdigits):
@@ -175,15 +180,17 @@ def _on_android(paths: list[str], args) -> Iterator[Measurement]:
         repeats=args.repeats,
         cool_down_s=args.cool_down,
         npu_libraries=args.npu_libraries,
-        more_flags=tuple(args.tool_flags),
+        tool_flags=tuple(args.tool_flags),
     )
-    with android.Session(device, setup) as session:
-        for measurement in android.measure_all(session, paths):
-            _tell(measurement)
-            yield measurement
-        print(f"pushed {session.store.pushed_bytes} bytes", file=sys.stderr)
-        if args.clear:
-            session.store.clear()
+    with android.Session(device, facts, setup) as session:
+        try:
+            for measurement in android.measure_all(session, paths):
+                _tell(measurement)
+                yield measurement
+        finally:
+            print(f"pushed {session.store.pushed_bytes} bytes", file=sys.stderr)
+            if args.clear:
+                session.store.clear()
 
 
 def _in_browsers(paths: list[str], args) -> Iterator[Measurement]:
@@ -395,7 +402,8 @@ def _define_android_flags() -> None:
     flags.DEFINE_float(
         "cool_down",
         5.0,
-        "Android: seconds before each run; longer while the phone is throttled.",
+        "Android: seconds before each run; longer while the phone is throttled. 0 for "
+        "no waiting at all.",
         lower_bound=0,
     )
     flags.DEFINE_string(

@@ -44,8 +44,14 @@ class LiteRTModel:
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is no TFLite model: {error}") from error
-        (self.input,) = self.interpreter.get_input_details()
-        (self.output,) = self.interpreter.get_output_details()
+        inputs = self.interpreter.get_input_details()
+        outputs = self.interpreter.get_output_details()
+        if (len(inputs), len(outputs)) != (1, 1):
+            raise ValueError(
+                f"{path} has {len(inputs)} inputs and {len(outputs)} outputs. "
+                "Expected one of each."
+            )
+        (self.input,), (self.output,) = inputs, outputs
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -24,6 +24,10 @@ class AdbError(RuntimeError):
     """A device that cannot be reached, or a transfer that failed."""
 
 
+class AdbTimeout(AdbError):
+    """A command that did not end."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Completed:
     """A command that ended on a device.
@@ -81,7 +85,7 @@ def _run(command: list[str], timeout: float) -> subprocess.CompletedProcess:
             timeout=timeout,
         )
     except subprocess.TimeoutExpired as error:
-        raise AdbError(
+        raise AdbTimeout(
             f"`adb {' '.join(command[1:])}` did not end within {timeout:.0f} s."
         ) from error
 
@@ -103,11 +107,12 @@ def list_devices(adb: str) -> dict[str, str]:
 
 
 def find_device(adb: str, serial: str | None = None) -> "Device":
-    """Returns the device of a serial number, or the only one.
+    """Returns the device of a serial number, of `ANDROID_SERIAL`, or the only one.
 
     Raises:
         AdbError: if there is none, there are several, or it does not let us in.
     """
+    serial = serial or os.environ.get("ANDROID_SERIAL") or None
     devices = list_devices(adb)
     shown = ", ".join(f"{name} ({state})" for name, state in devices.items())
     if not devices:

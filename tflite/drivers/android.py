@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import os
+import secrets
 import shlex
 import tempfile
 import time
@@ -12,12 +12,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tflite.drivers import benchmark_tool
-from tflite.drivers.adb import AdbError, Device
+from tflite.drivers.adb import AdbError, AdbTimeout, Device
 from tflite.drivers.android_device import (
     FOLDER,
+    Facts,
     Store,
+    Stored,
     cool_down,
-    read_facts,
     read_state,
 )
 from tflite.drivers.measurement import NOT_MEASURED, Measurement
@@ -25,6 +26,8 @@ from tflite.fingerprint import sha256
 
 APK_STEP_S = 1.0  # between looks at its log
 RUN_TIMEOUT_S = 600  # of one run of the tool, which itself stops after 150 s
+# Programs that this driver started; the pattern does not match the shell that looks.
+_OURS = f"{FOLDER.rpartition('/')[2]}/[0-9a-f]{{16}}_"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,9 @@ class AndroidMeasurement(Measurement):
 
     Attributes:
         tool: a key of `tflite.drivers.benchmark_tool.TOOLS`.
-        tool_sha256: of the program; "" of the APK.
+        tool_sha256: of the program.
+        cpu_mask: hexadecimal mask of the cores, "" for all.
+        tool_flags: further flags of the tool.
         command: what ran on the device.
         repeat: 1, 2, ... of the same.
         source: where the numbers come from, `result` (binary) or `log`.
@@ -45,6 +50,8 @@ class AndroidMeasurement(Measurement):
     runtime: str = "benchmark_model"
     tool: str = "classic"
     tool_sha256: str = ""
+    cpu_mask: str = ""
+    tool_flags: list[str] = dataclasses.field(default_factory=list)
     command: str = ""
     repeat: int = 1
     source: str = "log"
@@ -58,8 +65,14 @@ class AndroidMeasurement(Measurement):
 
     @property
     def variant(self) -> str:
-        threads = f" x{self.num_threads}" if self.num_threads else ""
-        return f"{self.tool} {self.accelerator}{threads}"
+        parts = [
+            self.tool,
+            self.accelerator,
+            self.num_threads and f"x{self.num_threads}",
+            self.cpu_mask and f"mask {self.cpu_mask}",
+            *self.tool_flags,
+        ]
+        return " ".join(filter(None, parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +83,13 @@ class Setup:
         tools: `{tool: path of its program here}`, keys of `TOOLS`.
         accelerators: names; a tool that lacks one is passed over.
         num_threads: CPU threads.
-        cpu_mask: hexadecimal mask of the cores, "" for all.
+        cpu_mask: hexadecimal mask of the cores, "" for all; not for the app.
         runs, warmup_runs: at least so many inferences.
         repeats: runs of the tool for each file.
-        cool_down_s: seconds to wait before each.
+        cool_down_s: seconds to wait before each, and longer while the phone is
+            throttled; 0 for no waiting at all.
         npu_libraries: folder with the vendor's dispatch library, for the NPU.
-        more_flags: further flags of the tool.
+        tool_flags: further flags of the tool.
     """
 
     tools: dict[str, str]
@@ -87,11 +101,11 @@ class Setup:
     repeats: int = 3
     cool_down_s: float = 5.0
     npu_libraries: str | None = None
-    more_flags: tuple[str, ...] = ()
+    tool_flags: tuple[str, ...] = ()
 
 
-def _run_tool(device: Device, command: str, result: str) -> tuple[dict, str, str]:
-    """Runs the tool; returns the fields, where they are from, and the log.
+def _run_tool(device: Device, command: str, result: str) -> tuple[dict, str]:
+    """Runs the tool; returns the fields and the log.
 
     Raises:
         ValueError: if the tool fails; the message tells why.
@@ -102,20 +116,22 @@ def _run_tool(device: Device, command: str, result: str) -> tuple[dict, str, str
         raise ValueError(benchmark_tool.failure(log, completed.code))
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder, "result.pb")
-        with contextlib.suppress(AdbError):  # an old tool writes none; the log has it
+        # An old tool writes none, a full device a cut one; the log has most of it.
+        with contextlib.suppress(AdbError, ValueError):
             device.pull(result, local)
-        if local.exists():
-            return benchmark_tool.parse_result(local.read_bytes()), "result", log
-    return benchmark_tool.parse_log(log), "log", log
+            fields = benchmark_tool.parse_result(local.read_bytes())
+            return fields | {"source": "result"}, log
+    return benchmark_tool.parse_log(log) | {"source": "log"}, log
 
 
-def _run_apk(device: Device, command: str) -> tuple[dict, str, str]:
-    """Starts the tool's APK and reads Android's log until the tool is done.
+def _run_apk(device: Device, command: str) -> tuple[dict, str]:
+    """Starts the tool's app and reads Android's log until it is done.
 
     Raises:
         ValueError: if it fails, or does not end.
     """
-    since = device.ask("date +'%m-%d %H:%M:%S.000'")
+    start = f"keras_mobilevit {secrets.token_hex(8)}"
+    device.shell(f"log -t tflite {shlex.quote(start)}")
     started = device.shell(command)
     if started.code or "Error" in started.output:
         raise ValueError(benchmark_tool.failure(started.output, started.code))
@@ -123,20 +139,12 @@ def _run_apk(device: Device, command: str) -> tuple[dict, str, str]:
     while time.monotonic() < end:
         time.sleep(APK_STEP_S)
         is_running = device.ask(f"pidof {benchmark_tool.APK_PACKAGE}")
-        log = device.ask(f"logcat -d -v raw -T '{since}' -s tflite:V litert:V")
+        log = device.ask("logcat -d -v raw -s tflite:V litert:V").rpartition(start)[2]
         with contextlib.suppress(ValueError):  # it is not done
-            return benchmark_tool.parse_log(log), "log", log
+            return benchmark_tool.parse_log(log), log
         if not is_running:
             raise ValueError(f"The app ended early. {benchmark_tool.failure(log, 1)}")
     raise ValueError(f"The app did not end within {RUN_TIMEOUT_S} s.")
-
-
-def _ran_elsewhere(tool: str, accelerator: str, partitions: int | None) -> bool:
-    """Tells whether a file ran on the CPU though it was told to run elsewhere.
-
-    The classic tool goes on there if there is no GPU, or the GPU takes nothing.
-    """
-    return tool != "litert" and accelerator != "cpu" and not partitions
 
 
 class Session:
@@ -144,17 +152,17 @@ class Session:
 
     Args:
         device: that works.
-        setup: how.
+        facts: what it is.
+        setup: how to measure.
 
     Attributes:
-        facts: of the device.
-        store: the files on it.
+        store: the files on the device.
     """
 
-    def __init__(self, device: Device, setup: Setup):
-        self.device, self.setup = device, setup
-        self.facts, self.store = read_facts(device), Store(device)
-        self.folder = f"{FOLDER}/run.{os.getpid()}"  # of what one run leaves
+    def __init__(self, device: Device, facts: Facts, setup: Setup):
+        self.device, self.facts, self.setup = device, facts, setup
+        self.store = Store(device)
+        self.folder = f"{FOLDER}/run.{secrets.token_hex(4)}"  # of what one run leaves
 
     def _flags(self, tool: str, accelerator: str, graph: str) -> list[str]:
         setup = self.setup
@@ -163,25 +171,24 @@ class Session:
         )
         if accelerator == "npu" and setup.npu_libraries:
             flags.append(f"--dispatch_library_path={self._put_libraries()}")
-        return [*flags, *setup.more_flags]
+        return [*flags, *setup.tool_flags]
 
-    def _run(self, tool: str, flags: list[str]):
+    def _prepare(self, tool: str, program: Stored, flags: list[str]):
         """Returns the command, and a function that runs it like `_run_tool`."""
-        program = self.setup.tools[tool]
         if tool == "apk":
-            self._install(program)
+            self._install(self.setup.tools[tool])
             command = benchmark_tool.apk_command(flags)
             return command, lambda: _run_apk(self.device, command)
         result = f"{self.folder}/result.pb"
         self.device.shell(f"rm -f {result}; mkdir -p {self.folder}")
-        parts = [self.store.put(program, executable=True), *flags]
+        parts = [program.place, *flags]
         if self.setup.cpu_mask:
             parts = ["taskset", self.setup.cpu_mask, *parts]
         command = shlex.join([*parts, f"--result_file_path={result}"])
         return command, lambda: _run_tool(self.device, command, result)
 
     def _install(self, apk: str) -> None:
-        """Installs the APK unless this very one is there."""
+        """Installs the app unless this very one is there."""
         package = benchmark_tool.APK_PACKAGE
         installed = self.device.ask(f"pm path {package}").removeprefix("package:")
         content = self.device.ask(f"sha256sum {installed}") if installed else ""
@@ -191,10 +198,12 @@ class Session:
     def _put_libraries(self) -> str:
         """Links the vendor's libraries by their own names in a folder."""
         folder = f"{self.folder}/npu"
-        self.device.shell(f"mkdir -p {folder}")
         for path in sorted(Path(self.setup.npu_libraries).glob("*.so")):
-            remote = self.store.put(path)
-            self.device.shell(f"ln -sf {remote} {folder}/{shlex.quote(path.name)}")
+            library = shlex.quote(f"{folder}/{path.name}")
+            place = self.store.put(path).place
+            done = self.device.shell(f"mkdir -p {folder} && ln -sf {place} {library}")
+            if done.code:
+                raise AdbError(f"Linking {path} on the device failed: {done.output}")
         return folder
 
     def measure(self, path, tool: str, accelerator: str, repeat: int):
@@ -203,36 +212,45 @@ class Session:
         Raises:
             AdbError: if the device is lost, or a file cannot be copied to it.
         """
-        flags = self._flags(tool, accelerator, self.store.put(path))
-        command, run = self._run(tool, flags)
+        graph = self.store.put(path)
+        program = self.store.put(self.setup.tools[tool], executable=True)
+        flags = self._flags(tool, accelerator, graph.place)
+        command, run = self._prepare(tool, program, flags)
         before = cool_down(self.device, self.setup.cool_down_s)
-        source = "log"
         try:
-            fields, source, log = run()
-            fields["partitions"] = benchmark_tool.partitions(log)
-            if _ran_elsewhere(tool, accelerator, fields["partitions"]):
-                why = benchmark_tool.failure(log, 0)
-                raise ValueError(f"The {accelerator} ran nothing of it. {why}")
+            fields, log = run()
+            benchmark_tool.refuse_other_accelerator(tool, accelerator, log)
+            fields |= benchmark_tool.delegation(log, accelerator)
+        except AdbTimeout as error:
+            self._stop()
+            fields = {"status": NOT_MEASURED, "reason": str(error)}
         except ValueError as error:
             fields = {"status": NOT_MEASURED, "reason": str(error)}
         after = read_state(self.device)
+        doubts = before.warnings(self.facts) + after.warnings(self.facts)
         return AndroidMeasurement(
             file=str(path),
-            sha256=sha256(path),
+            sha256=graph.sha256,
             accelerator=accelerator,
             num_threads=self.setup.num_threads,
             device=self.facts.title,
+            device_id=self.facts.serial,
             tool=tool,
-            tool_sha256=sha256(self.setup.tools[tool]),
+            tool_sha256=program.sha256,
+            cpu_mask=self.setup.cpu_mask,
+            tool_flags=list(self.setup.tool_flags),
             command=command,
             repeat=repeat,
-            source=source,
             facts=dataclasses.asdict(self.facts),
             before=dataclasses.asdict(before),
             after=dataclasses.asdict(after),
-            warnings=after.warnings(self.facts),
+            warnings=list(dict.fromkeys(doubts)),
             **fields,
         )
+
+    def _stop(self) -> None:
+        """Ends what still runs: the tool outlives a connection that was given up."""
+        self.device.shell(f"pkill -f '{_OURS}'")
 
     def __enter__(self):
         return self
@@ -240,7 +258,8 @@ class Session:
     def __exit__(self, kind, error, trace):
         """Removes what runs left, but for the files that the next run needs."""
         try:
-            self.device.shell(f"rm -rf {self.folder}")
+            self._stop()
+            self.device.shell(f"rm -rf {self.folder} {FOLDER}/*.part")
         except AdbError:
             if kind is None:  # else the device was lost before, and that is being told
                 raise
@@ -301,18 +320,22 @@ def parse_logs(logs: list[str], paths: list[str]) -> Iterator[AndroidMeasurement
         )
     for index, (path, log) in enumerate(runs):
         try:
-            fields = benchmark_tool.parse_log(log)
             tool = benchmark_tool.tool_of(log)
+            fields = benchmark_tool.parse_log(log)
         except ValueError as error:
             raise ValueError(f"{path}, run {index + 1}: {error}") from error
-        file = paths[index] if paths else benchmark_tool.graph_of(log)
+        accelerator = benchmark_tool.accelerator_of(log)
+        fields |= benchmark_tool.delegation(log, accelerator)
+        try:
+            benchmark_tool.refuse_other_accelerator(tool, accelerator, log)
+        except ValueError as error:
+            fields = {"status": NOT_MEASURED, "reason": str(error)}
         yield AndroidMeasurement(
-            file=file,
-            sha256=sha256(file) if paths else "",
-            accelerator=benchmark_tool.accelerator_of(log),
+            file=paths[index] if paths else benchmark_tool.graph_of(log) or path,
+            sha256=sha256(paths[index]) if paths else "",
+            accelerator=accelerator,
             num_threads=benchmark_tool.num_threads_of(log),
             device=f"log {Path(path).name}",
             tool=tool,
-            partitions=benchmark_tool.partitions(log),
             **fields,
         )

@@ -1,11 +1,15 @@
 """What an Android device is, how it is at a moment, and the files on it."""
 
 import dataclasses
+import functools
+import hashlib
 import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from tflite.drivers.adb import AdbError, Device
+from tflite.drivers.measurement import printable
 from tflite.fingerprint import sha256
 
 FOLDER = "/data/local/tmp/keras_mobilevit"  # where a shell may write and run
@@ -89,7 +93,7 @@ def read_facts(device: Device) -> Facts:
     """Asks a device what it is."""
 
     def prop(name: str) -> str:
-        return device.ask(f"getprop {name}")
+        return printable(device.ask(f"getprop {name}"))
 
     maker, model = prop("ro.product.manufacturer"), prop("ro.product.model")
     soc = f"{prop('ro.soc.manufacturer')} {prop('ro.soc.model')}".strip()
@@ -101,7 +105,7 @@ def read_facts(device: Device) -> Facts:
         android=prop("ro.build.version.release"),
         sdk=prop("ro.build.version.sdk"),
         fingerprint=prop("ro.build.fingerprint"),
-        cores=int(device.ask("nproc") or 0),
+        cores=len(device.ask("ls -d /sys/devices/system/cpu/cpu[0-9]*").split()),
         max_mhz=_frequencies(device, "cpuinfo_max_freq"),
     )
 
@@ -135,6 +139,18 @@ def cool_down(device: Device, seconds: float) -> State:
         time.sleep(COOL_STEP_S)
 
 
+# Programs of a device that tell a file's content, and how Python does. Old ones lack
+# the first.
+DIGESTS = {"sha256sum": "sha256", "md5sum": "md5"}
+
+
+class Stored(NamedTuple):
+    """A file on a device: where, and the sha256 of what was copied there."""
+
+    place: str
+    sha256: str
+
+
 @dataclasses.dataclass
 class Store:
     """The files on a device, by their content.
@@ -142,44 +158,58 @@ class Store:
     Attributes:
         device: where they are.
         pushed_bytes: what was copied there.
-        places: where they are, by their paths here.
+        files: what is there, by the path here.
     """
 
     device: Device
     pushed_bytes: int = 0
-    places: dict[str, str] = dataclasses.field(default_factory=dict)
+    files: dict[str, Stored] = dataclasses.field(default_factory=dict)
 
-    def put(self, path, executable: bool = False) -> str:
-        """Copies a file unless it is there already; returns where it is.
+    def put(self, path, executable: bool = False) -> Stored:
+        """Copies a file unless it is there already.
 
         Raises:
             AdbError: if it cannot be copied whole.
         """
         key = str(path)
-        if key not in self.places:
-            self.places[key] = self._put(path, executable)
-        return self.places[key]
+        if key not in self.files:
+            self.files[key] = self._put(path, executable)
+        return self.files[key]
 
-    def _put(self, path, executable: bool) -> str:
+    def _put(self, path, executable: bool) -> Stored:
         content, name = sha256(path), re.sub(r"[^\w.-]", "_", Path(path).name)
         remote = f"{FOLDER}/{content[:16]}_{name}"
-        if self._holds(remote, content):
-            return remote
+        stored, digest = Stored(remote, content), self._digest(path)
+        if self._holds(remote, digest):
+            return stored
         partial = f"{remote}.part"
         self.device.shell(f"mkdir -p {FOLDER}")
         self.device.push(path, partial)
         self.pushed_bytes += Path(path).stat().st_size
-        if not self._holds(partial, content):
+        if not self._holds(partial, digest):
             self.device.shell(f"rm -f {partial}")
             raise AdbError(f"{path} did not arrive whole on {self.device.serial}.")
         mode = "755" if executable else "644"
         moved = self.device.shell(f"chmod {mode} {partial} && mv {partial} {remote}")
         if moved.code:
             raise AdbError(f"Storing {path} on the device failed: {moved.output}")
-        return remote
+        return stored
 
-    def _holds(self, remote: str, content: str) -> bool:
-        return self.device.ask(f"sha256sum {remote}").startswith(content)
+    @functools.cached_property
+    def _program(self) -> str:
+        for program in DIGESTS:
+            if self.device.ask(f"command -v {program}"):
+                return program
+        raise AdbError(
+            f"The device {self.device.serial} has none of {', '.join(DIGESTS)}, which "
+            "tell whether a file arrived whole."
+        )
+
+    def _digest(self, path) -> str:
+        return hashlib.new(DIGESTS[self._program], Path(path).read_bytes()).hexdigest()
+
+    def _holds(self, remote: str, digest: str) -> bool:
+        return self.device.ask(f"{self._program} {remote}").startswith(digest)
 
     def clear(self) -> None:
         """Removes everything that was ever put there."""

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
+from tflite.drivers.measurement import printable
+
 TIMEOUT_S = 60  # of a download on which nothing comes
 LINES_TOLD = 4  # of those that say why a run failed
 KIB = 1024 / 1e6  # in MB
@@ -29,8 +31,8 @@ class Tool:
 
     Attributes:
         addresses: of the published program, by the ABI of the device.
-        accelerators: flags that choose one, by its name. Whatever could run a part of
-            the graph elsewhere unseen is turned off.
+        accelerators: flags that choose one, by its name. LiteRT's tool tells no
+            partitions, so it must refuse what it cannot run whole.
         end: pattern of what its log has at the end only.
     """
 
@@ -77,12 +79,17 @@ TOOLS["apk"] = dataclasses.replace(
 )
 APK_PACKAGE = "org.tensorflow.lite.benchmark"
 
-# What the classic tool says of the delegate that it was told to use.
-_WHOLE = "graph will be completely executed by the delegate"
-_PARTS = re.compile(r"partially executed by the delegate w/ (\d+) delegate kernels")
-_NOTHING = "graph will not be executed by the delegate"
-# Microseconds: of the warm-up, then of the measured runs.
-_COUNT = re.compile(r"\bcount=(\d+)((?: \w+=[^\s(]+)+)")
+# What the classic tool says of a delegate that it was told to use.
+DELEGATES = {"cpu": "XNNPACK", "gpu": "GPU", "nnapi": "NNAPI"}
+_WHOLE = "applied {} delegate, and the model graph will be completely executed"
+_PARTS = (
+    r"applied {} delegate, and the model graph will be partially executed by the "
+    r"delegate w/ (\d+) delegate kernels"
+)
+_NOTHING = "Though {} delegate is explicitly applied, the model graph will not be"
+# Microseconds: of the warm-up, then of the measured runs. The profiler has such lines
+# too ("Timings (microseconds): count=...").
+_COUNT = re.compile(r"^(?!.*Timings).*?\bcount=(\d+)((?: \w+=[^\s(]+)+)", re.MULTILINE)
 # Lines that say why a run failed.
 _TELLING = re.compile(
     r"error|fail|not supported|unsupported|cannot|can't|unable|killed|no such|denied"
@@ -185,13 +192,35 @@ def parse_result(content: bytes) -> dict:
     return fields
 
 
-def partitions(log: str) -> int | None:
-    """Returns how many pieces of the graph the delegate runs, if the log tells."""
-    if _WHOLE in log:
-        return 1
-    if found := _PARTS.findall(log):
-        return int(found[-1])
-    return 0 if _NOTHING in log else None
+def delegation(log: str, accelerator: str) -> dict:
+    """Returns how much of the graph an accelerator's delegate took.
+
+    Args:
+        log: of the classic tool, which tells it of delegates that it was told to use.
+        accelerator: whose.
+
+    Returns:
+        `{"partitions", "fully_accelerated"}`, both `None` if the log tells nothing.
+    """
+    name = DELEGATES.get(accelerator, accelerator)
+    if _WHOLE.format(name) in log:
+        return {"partitions": 1, "fully_accelerated": True}
+    if found := re.findall(_PARTS.format(name), log):
+        return {"partitions": int(found[-1]), "fully_accelerated": False}
+    if _NOTHING.format(name) in log:
+        return {"partitions": 0, "fully_accelerated": False}
+    return {"partitions": None, "fully_accelerated": None}
+
+
+def refuse_other_accelerator(tool: str, accelerator: str, log: str) -> None:
+    """Raises a ValueError if a file ran on the CPU though it was told to run elsewhere.
+
+    The classic tool goes on there if there is no GPU, or the GPU takes nothing.
+    """
+    if tool == "litert" or accelerator in ("cpu", "unknown"):
+        return
+    if not delegation(log, accelerator)["partitions"]:
+        raise ValueError(f"The {accelerator} ran nothing of it. {failure(log, 0)}")
 
 
 def tool_of(log: str) -> str:
@@ -225,9 +254,12 @@ def parse_log(log: str) -> dict:
     """
     tool_of(log)
     counts = _COUNT.findall(log)
-    if len(counts) < 2:
-        raise ValueError("The log lacks the lines that count warm-up and runs.")
-    (_, warmup), (runs, measured) = counts[-2:]
+    if len(counts) != 2:
+        raise ValueError(
+            f"The log has {len(counts)} lines with count=. Expected two, of the "
+            "warm-up and of the runs."
+        )
+    (_, warmup), (runs, measured) = counts
     warmup, measured = _milliseconds(warmup), _milliseconds(measured)
     same = None if "avg" in measured else measured["curr"]  # all are, or only one is
     fields = {
@@ -258,9 +290,9 @@ def split_log(log: str) -> list[str]:
 
 def graph_of(log: str) -> str:
     """Returns the path of the file that a log is of; "" if it does not tell."""
-    found = re.search(r"(?:Loaded model|Loading model from:) (\S+)", log)
+    found = re.search(r"(?:Loaded model|Loading model from:) (.+?)\s*$", log, re.M)
     found = found or re.search(r"Graph: \[(.+?)\]", log)
-    return found[1] if found else ""
+    return printable(found[1]) if found else ""
 
 
 def num_threads_of(log: str) -> int | None:
@@ -270,11 +302,11 @@ def num_threads_of(log: str) -> int | None:
 
 
 def accelerator_of(log: str) -> str:
-    """Returns what ran the file, by the parameters at the start of a log."""
-    for name in ("gpu", "npu"):
+    """Returns what should run the file, by the parameters at the start of a log."""
+    for name in ("gpu", "npu", "nnapi"):
         if re.search(rf"use[ _]{name}: \[(1|true)\]", log, re.IGNORECASE):
             return name
-    return "cpu"
+    return "cpu" if "STARTING!" in log else "unknown"
 
 
 def fetch(tool: str, abi: str) -> Path:
@@ -332,7 +364,7 @@ def failure(log: str, code: int) -> str:
     if code:
         ended = {137: ", killed, perhaps for its memory", 139: ", crashed"}
         parts.append(f"exit code {code}{ended.get(code, '')}")
-    return " / ".join(parts)
+    return printable(" / ".join(parts))
 
 
 def tool_flags(
@@ -358,7 +390,6 @@ def tool_flags(
 
 
 def apk_command(flags: list[str]) -> str:
-    """Returns the shell command that starts the app with flags."""
+    """Returns the shell command that starts the app with flags, split at spaces."""
     activity = f"{APK_PACKAGE}/.BenchmarkModelActivity"
-    arguments = shlex.quote(f'"{" ".join(flags)}"')
-    return f"am start -S -n {activity} --es args {arguments}"
+    return f"am start -S -n {activity} --es args {shlex.quote(' '.join(flags))}"

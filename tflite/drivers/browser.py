@@ -6,6 +6,7 @@ requests that name this very address.
 """
 
 import collections
+import hashlib
 import hmac
 import http.server
 import ipaddress
@@ -16,6 +17,7 @@ import re
 import secrets
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -26,16 +28,17 @@ import numpy as np
 from tflite.drivers.browser_results import (
     ACCELERATORS,
     MAX_OUTPUTS,
+    MAX_RUNS,
     PageFile,
     parse_result,
 )
 from tflite.drivers.measurement import Measurement
-from tflite.fingerprint import sha256
 from train.litert import LiteRTModel, read_card
 
 WEB = Path(__file__).parents[1] / "web"
 RUNTIME = WEB / "node_modules/@litertjs"
-MAX_BODY = 256 * 1024  # bytes of a posted result
+MAX_BODY = 512 * 1024  # bytes of a posted result
+MAX_CONNECTIONS = 64  # at once; a browser opens six
 TIMEOUT_S = 30  # of a connection on which nothing comes
 
 CONTENT_TYPES = {
@@ -100,8 +103,11 @@ def read_file(path: str, index: int) -> PageFile:
     Raises:
         ValueError: if it is no classifier of one image.
     """
+    content = Path(path).read_bytes()
     model = LiteRTModel(path)
     card = read_card(path)
+    if model.input["dtype"] not in (np.float32, np.int8, np.uint8):
+        raise ValueError(f"{path} takes {np.dtype(model.input['dtype']).name} images.")
     if len(model.output["shape"]) != 2:
         raise ValueError(
             f"{path} returns {tuple(model.output['shape'].tolist())}. Expected a value "
@@ -125,7 +131,8 @@ def read_file(path: str, index: int) -> PageFile:
     outputs = model.predict(image).ravel()[:MAX_OUTPUTS]
     if not np.all(np.isfinite(outputs)):
         raise ValueError(f"{path} returns numbers that are not finite.")
-    return PageFile(path, sha256(path), description, outputs)
+    fingerprint = hashlib.sha256(content).hexdigest()
+    return PageFile(path, fingerprint, content, description, outputs)
 
 
 def _routes(files: list[PageFile], config: dict) -> dict[str, Path | bytes]:
@@ -139,7 +146,7 @@ def _routes(files: list[PageFile], config: dict) -> dict[str, Path | bytes]:
             if path.suffix in (".js", ".wasm"):
                 routes[f"runtime/{folder}/{path.name}"] = path
     for file in files:
-        routes[file.description["url"]] = Path(file.path)
+        routes[file.description["url"]] = file.content
     return routes
 
 
@@ -191,11 +198,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not self._names_this_address():
             self._refuse(HTTPStatus.FORBIDDEN, "This server has another address.")
             return None
-        _, token, *rest = self.path.partition("?")[0].split("/", 2) + [None]
+        parts = self.path.partition("?")[0].split("/", 2)
+        token, rest = (parts[1:] + ["", ""])[:2]
         if not hmac.compare_digest(token.encode(), self.server.token.encode()):
             self._refuse(HTTPStatus.NOT_FOUND, "The address is not complete.")
             return None
-        return rest[0] or ""
+        return rest
 
     def do_GET(self):
         route = self._route()
@@ -226,7 +234,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
             return
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        if not re.fullmatch(r"[0-9]{1,9}", length):
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing.")
             return
         if int(length) > MAX_BODY:
@@ -288,6 +296,8 @@ class PageServer(http.server.ThreadingHTTPServer):
         key: str | None = None,
     ):
         version = runtime_version()
+        if runs > MAX_RUNS:
+            raise ValueError(f"A page measures at most {MAX_RUNS} times, not {runs}.")
         self.files = [read_file(path, index) for index, path in enumerate(paths)]
         self.accelerators = tuple(accelerators)
         config = {
@@ -301,6 +311,7 @@ class PageServer(http.server.ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(16)
         self.routes = _routes(self.files, config)
         self.results = queue.Queue()
+        self.places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         if key and not certificate:
             raise ValueError("The key is of no use without its certificate.")
         context = _read_certificate(certificate, key) if certificate else None
@@ -323,8 +334,23 @@ class PageServer(http.server.ThreadingHTTPServer):
             host = _network_address()
         return f"{self.scheme}://{host}:{port}/{self.token}/"
 
+    def process_request(self, request, client_address):
+        """Takes a connection, if there are not too many."""
+        if not self.places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request, client_address):
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.places.release()
+
     def handle_error(self, request, client_address):
-        """Passes over browsers that hang up."""
+        """Passes over browsers that hang up; anything else is a defect."""
+        if not isinstance(sys.exc_info()[1], OSError):  # of connections, time and TLS
+            super().handle_error(request, client_address)
 
     def take(self, content: bytes) -> None:
         """Takes a posted result, or raises a ValueError."""
@@ -357,7 +383,7 @@ def measurements(server: PageServer, browsers: int | None) -> Iterator[Measureme
         browsers: after how many that have measured everything to stop; `None` for
             never. A page that was loaded again counts anew.
     """
-    everything = len(server.files) * len(server.accelerators)
+    everything = len({file.path for file in server.files}) * len(server.accelerators)
     seen, done = collections.defaultdict(set), 0
     while browsers is None or done < browsers:
         measurement = server.results.get()

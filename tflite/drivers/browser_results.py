@@ -6,7 +6,12 @@ import re
 
 import numpy as np
 
-from tflite.drivers.measurement import NOT_MEASURED, Measurement, summary
+from tflite.drivers.measurement import (
+    NOT_MEASURED,
+    Measurement,
+    printable,
+    summary,
+)
 
 ACCELERATORS = ("wasm", "webgpu")
 MAX_THREADS = 256
@@ -15,6 +20,8 @@ MAX_OUTPUTS = 4096  # as in tflite/web/runtime.js
 MAX_OUTPUT = 1e30
 MAX_TEXT = 500
 MAX_MS = 1e7
+# Of the largest output: more is another network, also in the 16 bits of a GPU.
+TOLERANCE = 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,22 +34,33 @@ class BrowserMeasurement(Measurement):
     Attributes:
         user_agent: by which the browser calls itself.
         gpu: by which it calls the GPU, if it tells.
-        fully_accelerated: whether nothing ran outside the accelerator.
+        has_fine_clock: whether the page was isolated, and its clock so to be trusted
+            with less than a millisecond.
         max_abs_difference: of an output from LiteRT's on this machine, for a test
             picture.
+        max_abs_output: largest output of LiteRT's there.
         visit: of the page, random; what it measures twice has another.
     """
 
     runtime: str = "litert.js"
     user_agent: str = ""
     gpu: str = ""
-    fully_accelerated: bool | None = None
+    has_fine_clock: bool | None = None
     max_abs_difference: float | None = None
+    max_abs_output: float | None = None
     visit: str = ""
 
     def notes(self) -> list[str]:
-        parts = self.fully_accelerated is False
-        return super().notes() + (["parts of it ran elsewhere"] if parts else [])
+        found = super().notes()
+        if self.has_fine_clock is False:
+            found.append("the clock is coarse: the page is not on HTTPS or localhost")
+        difference, largest = self.max_abs_difference, self.max_abs_output
+        if difference is not None and difference > TOLERANCE * largest:
+            found.append(
+                f"its outputs differ from LiteRT's by up to {difference:.3g}, where "
+                f"the largest is {largest:.3g}"
+            )
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +70,16 @@ class PageFile:
     Attributes:
         path: of the `.tflite`.
         sha256: of its content.
+        content: that is served, whatever becomes of the file.
         description: what the page is told of it.
         outputs: LiteRT's for the test picture, as real values.
     """
 
     path: str
     sha256: str
+    content: bytes
     description: dict
     outputs: np.ndarray
-
-
-def _printable(text: str) -> str:
-    """Drops what could steer a terminal."""
-    return "".join(character for character in text if character.isprintable())
 
 
 def _number(result: dict, name: str) -> float:
@@ -91,7 +106,7 @@ def _text(result: dict, name: str) -> str:
     value = result.get(name, "")
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise ValueError(f"{name} is no text of at most {MAX_TEXT} characters.")
-    return _printable(value)
+    return printable(value)
 
 
 def _num_threads(result: dict) -> int:
@@ -146,6 +161,7 @@ def parse_result(content: bytes, files: list[PageFile]):
         "accelerator": accelerator,
         "num_threads": _num_threads(result) if accelerator == "wasm" else None,
         "visit": _text(result, "visit"),
+        "device_id": _text(result, "browser"),
         "device": _device_name(device),
         "user_agent": _text(device, "user_agent"),
         "gpu": _text(device, "gpu"),
@@ -160,11 +176,13 @@ def parse_result(content: bytes, files: list[PageFile]):
             f"output has {outputs.size} values. Expected: {file.outputs.size}."
         )
     return BrowserMeasurement(
+        has_fine_clock=result.get("has_fine_clock") is True,
         init_ms=_number(result, "init_ms"),
         first_ms=_number(result, "first_ms"),
         warmup_ms=_number(result, "warmup_ms"),
         fully_accelerated=result.get("fully_accelerated") is True,
         max_abs_difference=float(np.abs(outputs - file.outputs).max()),
+        max_abs_output=float(np.abs(file.outputs).max()),
         **common,
         **summary(times),
     )

@@ -22,6 +22,7 @@ class Measurement:
         status: `measured` or `not measured`.
         reason: why not.
         device: name and system of the device.
+        device_id: what tells it from another of that name, if anything does.
         runs: measured inferences.
         init_ms: from the file to a model that is ready to run.
         first_ms: the first inference.
@@ -29,6 +30,7 @@ class Measurement:
         mean_ms, median_ms, p5_ms, p95_ms: of the measured ones.
         peak_memory_mb: by how much loading and running raised the peak.
         partitions: pieces of the graph that the delegate of the accelerator runs.
+        fully_accelerated: whether nothing ran outside of it.
     """
 
     file: str
@@ -39,6 +41,7 @@ class Measurement:
     status: str = MEASURED
     reason: str = ""
     device: str = ""
+    device_id: str = ""
     runs: int = 0
     init_ms: float | None = None
     first_ms: float | None = None
@@ -49,6 +52,7 @@ class Measurement:
     p95_ms: float | None = None
     peak_memory_mb: float | None = None
     partitions: int | None = None
+    fully_accelerated: bool | None = None
 
     @property
     def variant(self) -> str:
@@ -60,7 +64,13 @@ class Measurement:
 
     def notes(self) -> list[str]:
         """What a reader must know beside the numbers."""
-        return [self.reason] if self.reason else []
+        parts = ["parts of it ran elsewhere"] if self.fully_accelerated is False else []
+        return [self.reason, *parts] if self.reason else parts
+
+
+def printable(text: str) -> str:
+    """Drops what could steer a terminal, from words that come from elsewhere."""
+    return "".join(character for character in text if character.isprintable())
 
 
 def summary(times) -> dict:

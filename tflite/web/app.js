@@ -124,10 +124,22 @@ async function measureAll(config) {
   }
 }
 
+const randomName = () => Math.random().toString(36).slice(2);
+
+// Tells this browser from others of its kind, as long as it keeps the name.
+function browserName() {
+  try {
+    localStorage.name ??= randomName();
+    return localStorage.name;
+  } catch {  // private browsing
+    return randomName();
+  }
+}
+
 async function measureEach(config) {
   const device = await describeDevice();
   const num_threads = allowedThreads(config.num_threads);
-  const visit = `${Math.random()}`;
+  const visit = randomName();
   const results = [];
   for (const index of config.files.keys()) {
     for (const accelerator of config.accelerators) {
@@ -135,7 +147,10 @@ async function measureEach(config) {
       const result = {file: index, accelerator, error: "", ...measured};
       results.push(result);
       drawResults(config, results);
-      await send({...result, num_threads, visit, device});
+      await send({
+        ...result, num_threads, visit, browser: browserName(), device,
+        has_fine_clock: crossOriginIsolated,
+      });
     }
   }
 }

@@ -4,6 +4,7 @@ import {loadAndCompile, loadLiteRt, supportsFeature, Tensor, unloadLiteRt}
     from "@litertjs/core";
 
 const ARRAYS = {float32: Float32Array, int8: Int8Array, uint8: Uint8Array};
+const RANGES = {int8: [-128, 127], uint8: [0, 255]};  // arrays would wrap around
 const OUTPUTS_SENT = 4096;  // values that are compared with those of the server
 
 let loaded = null;  // which build of the runtime
@@ -64,9 +65,10 @@ export class Model {
   input(pixels) {
     const {dtype, shape, scale, zero_point, largest_value} = this.file.input;
     const real = value => value * (largest_value / 255);
-    // A clamped array for bytes: others would wrap around.
+    const [low, high] = RANGES[dtype] ?? [-Infinity, Infinity];
+    const steps = value => Math.round(value / scale) + zero_point;
     const values = scale
-      ? pixels.map(pixel => Math.round(real(pixel) / scale) + zero_point)
+      ? pixels.map(pixel => Math.min(high, Math.max(low, steps(real(pixel)))))
       : pixels.map(real);
     return new Tensor(ARRAYS[dtype].from(values), shape);
   }
