@@ -66,7 +66,7 @@ def test_help_from_another_folder(script, tmp_path):
         (("nowhere.tflite",), "There is no file nowhere.tflite"),
         (("cut.tflite",), "cut.tflite is no TFLite model"),
         (("cut.tflite", "--num_threads=0"), "num_threads"),
-        (("cut.tflite", "--output=/nowhere/x"), "No such file or directory"),
+        (("cut.tflite", "--output=/nowhere/x"), "no folder for --output=/nowhere/x"),
     ],
 )
 def test_errors_of_the_benchmark(arguments, message, tflite_file, tmp_path):
@@ -93,14 +93,14 @@ def test_files_of_one_name_have_rows_of_their_own():
     ]
 
 
-def test_a_cut_line_is_dropped_before_the_next(tmp_path, capsys):
+def test_a_cut_line_is_ended_before_the_next(tmp_path):
     path = tmp_path / "latency.jsonl"
-    path.write_text('{"a": 1}\n{"a": ')
-    benchmark.drop_cut_line(str(path))
-    assert path.read_text() == '{"a": 1}\n'
-    assert "dropping its last line" in capsys.readouterr().err
-    benchmark.drop_cut_line(str(path))
-    assert capsys.readouterr().err == ""
+    for before, after in (("", ""), ("a\n", "a\n"), ("a\n{", "a\n{\n")):
+        path.write_text(before)
+        benchmark.end_last_line(str(path))
+        assert path.read_text() == after
+    benchmark.end_last_line(str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
 
 
 def test_files_take_turns(tflite_file):

@@ -1,5 +1,6 @@
 """The page of measurements."""
 
+import html
 import json
 import subprocess
 import sys
@@ -9,6 +10,12 @@ from pathlib import Path
 import pytest
 
 from tflite import report
+from tflite.report_rows import (
+    make_rows,
+    name_devices,
+    not_measured,
+    read_measurements,
+)
 from tflite.suites import PAPER, SUITES, files_of
 
 ROOT = Path(__file__).parents[1]
@@ -18,9 +25,7 @@ def record(model="mobilevit_xxs", median=10.0, **fields) -> dict:
     return {
         "target": "host",
         "file": f"runs/suite/{model}_256_fp32.tflite",
-        "runtime": "litert",
-        "accelerator": "cpu",
-        "num_threads": 1,
+        "setting": "litert cpu x1",
         "status": "measured",
         "reason": "",
         "device": "Laptop",
@@ -40,18 +45,24 @@ def record(model="mobilevit_xxs", median=10.0, **fields) -> dict:
 
 PHONE = {
     "device": "Pixel 8 <Pro>",
-    "runtime": "benchmark_model",
-    "tool": "classic",
+    "setting": "classic cpu x1",
     "facts": {"cores": 9, "abi": "arm64-v8a", "max_mhz": [1704, 2914]},
 }
+HOT = {"notes": ["throttled: light"], "warnings": ["throttled: light"]}
 RECORDS = [
     record("mobilenet_v2", 8.0),
     record("mobilevit_xxs", 11.0),
     record("mobilevit_xxs", 13.0),
     record("mobilevit_xxs", 12.0),
-    record("mobilenet_v2", 4.0, **PHONE, warnings=["throttled: thermal status light"]),
+    record(
+        "mobilenet_v2",
+        4.0,
+        **PHONE,
+        notes=["throttled: light"],
+        warnings=["throttled: light"],
+    ),
     record("mobilenet_v2", None, **PHONE)
-    | {"status": "not measured", "accelerator": "gpu", "reason": "No GPU | at all"},
+    | {"status": "not measured", "setting": "classic gpu x1", "reason": "No GPU | <b>"},
     record("runs/photos/best.keras", 5.0, file="out/best_160_int8.tflite", size=160),
     record("mobilevit_xxs", 1.0, file="out/mobilevit_xxs_64_fp32.tflite", size=64),
 ]
@@ -88,40 +99,89 @@ def test_the_page_and_the_markdown_hold_everything(tmp_path):
     assert page.count("<svg") == 3  # accuracy, and one for each device
     for shown in ("12.00", "1.50", "Pixel 8 <Pro>", "1704, 2914", "nobody tried"):
         assert any(shown in word for word in checker.words), shown
-        assert shown in text
-    assert "throttled: thermal status light" in text
+        assert html.escape(shown) in text
     lines = text.splitlines()
     (line,) = [x for x in lines if x.startswith("| MobileViT-XXS | fp32")]
     assert line == (
-        "| MobileViT-XXS | fp32 | 256 | 69.0 | litert cpu 1 thread | 12.00 "
-        "| 10.80 to 14.40 | 1.50 | 20.0 | 12.5 | 1 | 1.3 M |"
+        "| MobileViT-XXS | fp32 | 256 | 69.0 | litert cpu x1 | 12.00 "
+        "| 10.80 to 14.40 | 1.50 | 20.0 | 12.5 | 1 | 1.3 M |  |"
     )
     # Nothing is published of another network, or at another size.
     (line,) = [x for x in lines if x.startswith("| best_160_int8.tflite")]
-    assert "| 160 |  |" in line and line.endswith("|  |")
+    assert "| 160 |  |" in line and line.endswith("|  |  |")
     (line,) = [x for x in lines if x.startswith("| mobilevit_xxs_64_fp32.tflite")]
     assert "| 64 |  |" in line and " 1.00 |" in line
     (line,) = [x for x in lines if "classic gpu" in x]
-    assert line.startswith("| Pixel 8 <Pro> | MobileNetV2 1.0 fp32 224 classic gpu x1")
-    assert line.endswith("No GPU \\| at all |")
+    assert line.startswith(
+        "| Pixel 8 &lt;Pro&gt; | MobileNetV2 1.0 fp32 224 classic gpu"
+    )
+    assert line.endswith("No GPU \\| &lt;b&gt; |")
+    (line,) = [x for x in lines if "throttled" in x]
+    assert line.startswith(
+        "| MobileNetV2 1.0 | fp32 | 224 | 73.3 | classic cpu x1 | 4.00"
+    )
     assert [x for x in lines if "nobody tried" in x] == [
-        "| Pixel 8 <Pro> | MobileViT-XXS fp32 | nobody tried |"
+        "| Pixel 8 &lt;Pro&gt; | MobileViT-XXS fp32 | nobody tried |"
     ]
 
 
 def test_several_measurements_count_as_their_median():
-    rows = report.make_rows(RECORDS)
-    assert [(r.label, r.median_ms, r.count) for r in rows if r.device == "Laptop"] == [
-        ("MobileNetV2 1.0 fp32", 8.0, 1),
-        ("MobileViT-XXS fp32", 12.0, 3),
-        ("best_160_int8.tflite fp32 160", 5.0, 1),
-        ("mobilevit_xxs_64_fp32.tflite fp32 64", 1.0, 1),
+    rows = make_rows(RECORDS[::-1])
+    assert [(r.label, r.median_ms, r.ratio) for r in rows if r.device == "Laptop"] == [
+        ("MobileNetV2 1.0 fp32", 8.0, 1.0),
+        ("MobileViT-XXS fp32", 12.0, 1.5),
+        ("mobilevit_xxs_64_fp32.tflite fp32 64", 1.0, 0.125),
+        ("best_160_int8.tflite fp32 160", 5.0, 0.625),
     ]
 
 
 def test_files_of_one_name_stay_apart():
-    rows = report.make_rows([record(median=1.0, sha256=x) for x in "ab"])
-    assert [row.count for row in rows] == [1, 1]
+    rows = make_rows([record(median=1.0, sha256=x) for x in ("aaaaaaaa", "bbbbbbbb")])
+    assert [row.label for row in rows] == [
+        "MobileViT-XXS (aaaaaaa) fp32",
+        "MobileViT-XXS (bbbbbbb) fp32",
+    ]
+
+
+def test_devices_of_one_name_and_settings_stay_apart():
+    records = [record(median=5.0, device_id=x) for x in ("a", "b", "a")]
+    rows = make_rows(name_devices([*records, record(setting="litert cpu x4")]))
+    assert [(row.device, row.setting) for row in rows] == [
+        ("Laptop", "litert cpu x1"),
+        ("Laptop (2)", "litert cpu x1"),
+        ("Laptop (3)", "litert cpu x4"),  # without an identity
+    ]
+
+
+def test_a_ratio_is_to_the_same_network_in_the_same_setting():
+    base = record("mobilenet_v2", 8.0)
+    gpu = [
+        record(median=4.0, setting="gpu"),
+        record("mobilenet_v2", 2.0, setting="gpu"),
+    ]
+    assert [r.ratio for r in make_rows([record(median=4.0), base])] == [1.0, 0.5]
+    assert [r.ratio for r in make_rows([base, *gpu])] == [1.0, 1.0, 2.0]
+    assert [r.ratio for r in make_rows([record(median=4.0)])] == [None]
+    assert [r.ratio for r in make_rows([base | {"median_ms": 0.0}])] == [None]
+    own = [record("a", 2.0, file="a"), record("b", 3.0, file="b")]
+    assert [r.ratio for r in make_rows(own)] == [1.0, 1.5]
+
+
+def test_measurements_with_warnings_count_only_alone():
+    hot = record(median=14.0, warnings=["hot"], notes=["hot"])
+    (row,) = make_rows([record(median=4.0), hot, hot])
+    assert (row.median_ms, row.notes) == (4.0, ())
+    (row,) = make_rows([hot, hot])
+    assert (row.median_ms, row.notes) == (14.0, ("hot",))
+
+
+def test_a_device_cannot_break_the_page(tmp_path):
+    strange = "$\\foo$ <script>\n## x"
+    path = write(tmp_path, [record(device=strange, file="$\\b$.tflite", model="m")])
+    report.write_report([path], tmp_path / "latency.html")
+    text = (tmp_path / "latency.md").read_text()
+    assert "\n## $\\foo$ &lt;script&gt; ## x\n" in text
+    assert "<script>" not in (tmp_path / "latency.html").read_text()
 
 
 def test_the_same_records_make_the_same_page(tmp_path):
@@ -132,7 +192,7 @@ def test_the_same_records_make_the_same_page(tmp_path):
 
 
 def test_a_mean_is_told_where_there_is_no_median():
-    (missing,) = report.not_measured([record(median=None, mean_ms=14.6)])
+    (missing,) = not_measured([record(median=None, mean_ms=14.6)])
     assert missing[2] == "its log has no median; the mean is 14.6 ms"
 
 
@@ -143,20 +203,18 @@ def test_nothing_measured_still_makes_a_page(tmp_path):
     assert "## Not measured" in text and "No GPU" in text
 
 
-def test_a_cut_line_is_left_out_and_anything_else_is_told(tmp_path):
+def test_a_cut_line_is_left_out_and_anything_else_is_told(tmp_path, capsys):
     path = write(tmp_path)
-    path.write_text(path.read_text()[:-30])
-    assert len(report.read_measurements(path)) == len(RECORDS) - 1
+    path.write_text(path.read_text()[:-30] + "\n" + json.dumps(RECORDS[0]))
+    assert len(read_measurements(path)) == len(RECORDS)
+    assert f"left out: {path}, line {len(RECORDS)}: " in capsys.readouterr().err
     for other in ({"epoch": 1}, RECORDS[0] | {"median_ms": "fast"}, [1]):
         path.write_text(json.dumps(other) + "\n")
         with pytest.raises(ValueError, match="latency.jsonl, line 1 is no measurement"):
-            report.read_measurements(path)
+            read_measurements(path)
     path.write_bytes(b"\x80\x81")
     with pytest.raises(ValueError, match="latency.jsonl is no text"):
-        report.read_measurements(path)
-    path.write_text("x\n" + json.dumps(RECORDS[0]))
-    with pytest.raises(ValueError, match="latency.jsonl, line 1: Expecting value"):
-        report.read_measurements(path)
+        read_measurements(path)
 
 
 @pytest.mark.parametrize(

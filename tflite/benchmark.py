@@ -71,11 +71,12 @@ def format_table(measurements: list, columns) -> str:
     names, rows = _short_names(measured), {}
     for m in measured:
         key = f"{names[m.file]} {m.variant}"
-        rows.setdefault(m.device, {}).setdefault(key, []).append(m)
+        device = rows.setdefault((m.device, m.device_id), {})
+        device.setdefault(key, []).append(m)
     width = max(len(name) for device in rows.values() for name in device)
     headings = [*(heading for heading, _ in columns), "ratio"]
     lines = []
-    for device, groups in rows.items():
+    for (device, _), groups in rows.items():
         lines.append(f"{device}, milliseconds")
         lines.append("file".ljust(width) + "".join(f"{name:>11}" for name in headings))
         first = None
@@ -119,19 +120,25 @@ def make_record(measurement, target: str) -> dict:
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
         "measured_by": platform.platform(),
     }
-    return {"target": target} | dataclasses.asdict(measurement) | known
+    told = {"setting": measurement.variant, "notes": measurement.notes()}
+    return {"target": target} | dataclasses.asdict(measurement) | told | known
 
 
-def drop_cut_line(path: str | None) -> None:
-    """Removes a last line that a kill cut off, which the next would be glued to."""
-    if not path or not Path(path).is_file():
-        return
-    with open(path, "rb+") as file:
-        content = file.read()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            print(f"{path}: dropping its last line, which is cut", file=sys.stderr)
-            file.truncate(end)
+def check_output(path: str | None) -> None:
+    """Raises a ValueError if records cannot be written there."""
+    if path and not Path(path).absolute().parent.is_dir():
+        raise ValueError(f"There is no folder for --output={path}.")
+
+
+def end_last_line(path: str | None) -> None:
+    """Ends a line that a kill has cut, so that the next is not glued to it."""
+    if (
+        path
+        and Path(path).is_file()
+        and Path(path).read_bytes()[-1:] not in (b"", b"\n")
+    ):
+        with open(path, "a") as file:
+            file.write("\n")
 
 
 def measure(paths: list[str], args, measurements: list) -> None:
@@ -142,7 +149,7 @@ def measure(paths: list[str], args, measurements: list) -> None:
         args: flags.
         measurements: gets them.
     """
-    drop_cut_line(args.output)
+    end_last_line(args.output)
     with open(args.output or os.devnull, "a") as output:
         for measurement in targets.TARGETS[args.target].measure(paths, args):
             measurements.append(measurement)
@@ -201,11 +208,13 @@ def _paths(argv: list[str], args) -> list[str]:
 def main(argv) -> None:
     args, measurements, code = flags.FLAGS, [], None
     try:
+        check_output(args.output)
         targets.check_flags(args)
         measure(_paths(argv[1:], args), args, measurements)
     except KeyboardInterrupt:
-        code = None if targets.TARGETS[args.target].ends_by_hand else INTERRUPTED
-        print("interrupted" if code else "ended", file=sys.stderr)
+        ends_so = measurements and targets.TARGETS[args.target].ends_by_hand
+        code = None if ends_so else INTERRUPTED
+        print("ended" if ends_so else "interrupted", file=sys.stderr)
     except (ValueError, RuntimeError, OSError) as error:
         code = f"error: {error}"
     failure = _failure(measurements) if measurements else None

@@ -7,8 +7,8 @@ Examples:
 
 Takes the JSON lines of tflite/benchmark.py. Writes a page that holds its pictures
 itself, and the same tables as Markdown beside it (latency.md). Of several measurements
-of one file in one setting, the median counts. Ratios are to the first model of the
-suite, MobileNetV2 in 32 bits, or to the first that was measured.
+of one file in one setting, the median counts; those that came with a warning, of heat
+for example, only if all did.
 """
 
 import os
@@ -19,216 +19,25 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ["KERAS_BACKEND"] = "numpy"  # nothing is computed, and TensorFlow is slow
 
-import dataclasses
 import html
 import io
-import json
-import statistics
 
 import matplotlib
 from absl import app, flags
 from matplotlib.figure import Figure
 
-from tflite.drivers.measurement import MEASURED
-from tflite.suites import SUITES, Entry
+from tflite.report_rows import (
+    Row,
+    facts_of,
+    make_rows,
+    name_devices,
+    not_measured,
+    read_measurements,
+)
 
-ENTRIES = {entry.model: entry for suite in SUITES.values() for entry in suite.entries}
-NUMBERS = ("median_ms", "mean_ms", "p5_ms", "p95_ms", "init_ms", "peak_memory_mb")
 MARKERS = {"fp32": "o", "fp16": "^", "int8-mixed": "s", "int8": "D"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One file in one setting on one device: all of its measurements as one.
-
-    Attributes:
-        device: name.
-        model: title.
-        form: precision.
-        size: side of the images in pixels, as text.
-        setting: runtime, accelerator and threads.
-        median_ms, low_ms, high_ms: medians of the median and of the 5 and 95 %.
-        init_ms, memory_mb, partitions: medians, or `None`.
-        entry: what is published of the model, if it is one of a suite.
-        count: measurements.
-    """
-
-    device: str
-    model: str
-    form: str
-    size: str
-    setting: str
-    median_ms: float
-    low_ms: float | None
-    high_ms: float | None
-    init_ms: float | None
-    memory_mb: float | None
-    partitions: float | None
-    entry: Entry | None
-    count: int
-
-    @property
-    def label(self) -> str:
-        size = "" if self.entry else self.size
-        return " ".join(filter(None, [self.model, self.form, size]))
-
-
-def read_measurements(path) -> list[dict]:
-    """Reads JSON lines; a last one that was cut off by a kill is left out.
-
-    Raises:
-        ValueError: if a line is something else, with its number.
-    """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text: {error}") from error
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        if not _is_measurement(record):
-            raise ValueError(
-                f"{path}, line {number} is no measurement of tflite/benchmark.py."
-            )
-        records.append(record)
-    return records
-
-
-def _is_measurement(record) -> bool:
-    if not isinstance(record, dict):
-        return False
-    texts = [record.get(name) for name in ("file", "status", "runtime", "accelerator")]
-    numbers = [record.get(name) for name in NUMBERS]
-    return all(isinstance(text, str) for text in texts) and all(
-        number is None or type(number) in (int, float) for number in numbers
-    )
-
-
-def _setting(record: dict) -> str:
-    runtime = " ".join(filter(None, [record["runtime"], record.get("tool")]))
-    parts = [runtime, record["accelerator"]]
-    if record.get("num_threads"):
-        count = record["num_threads"]
-        parts.append(f"{count} thread{'s' if count > 1 else ''}")
-    return " ".join(parts)
-
-
-def _entry(record: dict) -> Entry | None:
-    """Returns what is published of a model at the size of its images."""
-    entry = ENTRIES.get(record.get("model"))
-    return entry if entry and entry.size == record.get("size") else None
-
-
-def _device(record: dict) -> str:
-    return record.get("device") or "unknown device"
-
-
-def _key(record: dict) -> tuple[str, str, str, str, str]:
-    entry = _entry(record)
-    title = entry.title if entry else Path(record["file"]).name
-    size = str(record.get("size") or "")
-    form = record.get("format") or ""
-    return _device(record), title, form, size, _setting(record)
-
-
-def _median(records: list[dict], name: str) -> float | None:
-    values = [record.get(name) for record in records]
-    return None if None in values else statistics.median(values)
-
-
-def _is_measured(record: dict) -> bool:
-    return record["status"] == MEASURED and record.get("median_ms") is not None
-
-
-def make_rows(records: list[dict]) -> list[Row]:
-    """Returns what was measured, device by device, in the order of the suite."""
-    groups = {}
-    for record in records:
-        if _is_measured(record):
-            # Two files may have the same name, and a file may have changed.
-            key = _key(record), record.get("sha256")
-            groups.setdefault(key, []).append(record)
-    rows = [
-        Row(
-            *key,
-            median_ms=_median(group, "median_ms"),
-            low_ms=_median(group, "p5_ms"),
-            high_ms=_median(group, "p95_ms"),
-            init_ms=_median(group, "init_ms"),
-            memory_mb=_median(group, "peak_memory_mb"),
-            partitions=_median(group, "partitions"),
-            entry=_entry(group[0]),
-            count=len(group),
-        )
-        for (key, _), group in groups.items()
-    ]
-    devices = list(dict.fromkeys(row.device for row in rows))
-    settings = list(dict.fromkeys(row.setting for row in rows))
-    return sorted(
-        rows, key=lambda row: (devices.index(row.device), settings.index(row.setting))
-    )
-
-
-def not_measured(records: list[dict]) -> list[tuple[str, str, str]]:
-    """Returns `(device, what, why)` of everything without a number.
-
-    Of a suite also what one device has and another that began it has not.
-    """
-    found, measured = {}, {}
-    for record in records:
-        device, model, form, size, setting = _key(record)
-        if _is_measured(record):
-            if _entry(record):
-                measured.setdefault(device, {})[f"{model} {form}"] = None
-            continue
-        what = " ".join(filter(None, [model, form, size, setting]))
-        found[device, what, _why(record)] = None
-    everywhere = dict.fromkeys(
-        label for labels in measured.values() for label in labels
-    )
-    for device, labels in measured.items():
-        for label in everywhere:
-            told = any(d == device and what.startswith(label) for d, what, _ in found)
-            if label not in labels and not told:
-                found[device, label, "nobody tried"] = None
-    return list(found)
-
-
-def _why(record: dict) -> str:
-    if record.get("reason"):
-        return record["reason"]
-    return f"its log has no median; the mean is {record.get('mean_ms')} ms"
-
-
-def facts_of(records: list[dict], device: str) -> dict[str, str]:
-    """Returns what the last record of a device knows of it."""
-    record = [r for r in records if _device(r) == device][-1]
-    facts = record.get("facts") or {}
-    is_this = record.get("target") in ("host", "coreml")
-    known = {
-        "Cores": facts.get("cores") or "",
-        "Frequencies, MHz": ", ".join(map(str, facts.get("max_mhz") or [])),
-        "ABI": facts.get("abi", ""),
-        "Build": facts.get("fingerprint", ""),
-        "Browser": record.get("user_agent", ""),
-        "GPU": record.get("gpu", ""),
-        "System": record.get("measured_by", "") if is_this else "",
-        "Measured": record.get("time", ""),
-    }
-    warnings = dict.fromkeys(
-        warning
-        for r in records
-        if _device(r) == device
-        for warning in r.get("warnings") or []
-    )
-    known["Warnings"] = "; ".join(warnings)
-    return {name: str(value) for name, value in known.items() if value}
-
+# A device may call itself anything, also what looks like a formula.
+matplotlib.rcParams["text.parse_math"] = False
 
 COLUMNS = (
     "model",
@@ -243,10 +52,11 @@ COLUMNS = (
     "memory MB",
     "partitions",
     "parameters",
+    "notes",
 )
 
 
-def _cells(row: Row, base: Row) -> list[str]:
+def _cells(row: Row) -> list[str]:
     def shown(value, digits=1) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
@@ -259,17 +69,18 @@ def _cells(row: Row, base: Row) -> list[str]:
         row.setting,
         shown(row.median_ms, 2),
         "" if row.low_ms is None or row.high_ms is None else spread,
-        shown(row.median_ms / base.median_ms, 2),
+        shown(row.ratio, 2),
         shown(row.init_ms),
         shown(row.memory_mb),
         shown(row.partitions, 0),
         f"{row.entry.millions} M" if row.entry else "",
+        "; ".join(row.notes),
     ]
 
 
 def table_of(rows: list[Row]) -> list[list[str]]:
     """Returns the cells of one device's table, below `COLUMNS`."""
-    return [_cells(row, rows[0]) for row in rows]
+    return [_cells(row) for row in rows]
 
 
 def plot_latency(rows: list[Row]) -> Figure:
@@ -357,9 +168,14 @@ def _html_table(columns, lines: list[list[str]]) -> str:
     return f"<table><tr>{head}</tr>\n{body}</table>"
 
 
+def _markdown(text: str) -> str:
+    """Returns words from elsewhere as nothing but words, in one line."""
+    return html.escape(" ".join(text.split()), quote=False)
+
+
 def _markdown_table(columns, lines: list[list[str]]) -> str:
     def line(cells) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(_markdown(c).replace("|", "\\|") for c in cells) + " |"
 
     return "\n".join([line(columns), "|" + "---|" * len(columns), *map(line, lines)])
 
@@ -376,8 +192,9 @@ th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px soli
 TITLE = "Latency"
 ABOUT = (
     "Times are of one image. Partitions are the parts of the graph that the delegate "
-    "runs; one is best. Accuracies are published ones, each of its own training "
-    "recipe, and were not measured here."
+    "runs; one is best. Ratios are to MobileNetV2 in 32 bits in the same setting, or "
+    "to the first row where there is nothing of the suite. Accuracies are published "
+    "ones, each of its own training recipe, and were not measured here."
 )
 
 
@@ -420,9 +237,11 @@ def render_markdown(records: list[dict], rows: list[Row]) -> str:
     """Returns the same without pictures."""
     parts = [f"# {TITLE}", ABOUT]
     for device, measured in _by_device(rows).items():
-        parts.append(f"## {device}")
+        parts.append(f"## {_markdown(device)}")
         facts = facts_of(records, device).items()
-        parts.append("\n".join(f"- {name}: {value}" for name, value in facts))
+        parts.append(
+            "\n".join(f"- {name}: {_markdown(value)}" for name, value in facts)
+        )
         parts.append(_markdown_table(COLUMNS, table_of(measured)))
     missing = not_measured(records)
     if missing:
@@ -449,7 +268,7 @@ def write_report(paths: list[str], output: Path) -> list[Row]:
         raise ValueError(f"--output must end in .html. Received: {output}.")
     if not output.parent.is_dir():
         raise ValueError(f"There is no folder {output.parent}.")
-    records = [record for path in paths for record in read_measurements(path)]
+    records = name_devices([r for path in paths for r in read_measurements(path)])
     if not records:
         raise ValueError(f"There is no measurement in {', '.join(map(str, paths))}.")
     rows = make_rows(records)
