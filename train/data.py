@@ -152,7 +152,7 @@ def shuffle_seed(config, epoch: int) -> int:
 
 
 def train_batches(
-    source: Source, config, schedule: list[BatchShape], epoch: int
+    source: Source, config, schedule: list[BatchShape], epoch: int, first_step: int = 0
 ) -> tf.data.Dataset:
     """Makes an epoch's training batches, each of the scheduled shape.
 
@@ -161,9 +161,11 @@ def train_batches(
         config: a `TrainConfig`; its `seed`, `crop_scale` and `flip` are used.
         schedule: the epoch's batch shapes, in order; see `train.sampler`.
         epoch: counted from 0; another epoch, another order and other crops.
+        first_step: of the schedule, to continue an epoch: its batches are those that
+            the whole epoch has there, and nothing before them is decoded.
 
     Returns:
-        A `tf.data.Dataset` of one batch for each entry of the schedule:
+        A `tf.data.Dataset` of one batch for each entry of the schedule from there on:
 
         - `image`: uint8 `[batch, height, width, 3]`
         - `label`: int32 `[batch]`
@@ -175,6 +177,7 @@ def train_batches(
     batches = tf.constant([shape.batch for shape in schedule], tf.int64)
     # The place of an example in the epoch settles its step, and so its size.
     steps = np.repeat(np.arange(len(schedule)), batches)[:count]
+    first = sum(shape.batch for shape in schedule[:first_step])
 
     def with_place(example, step, place):
         return {**example, "step": step, "place": place}
@@ -186,12 +189,13 @@ def train_batches(
         return _train_image(example, size, seed, config.crop_scale, config.flip)
 
     examples = tf.data.Dataset.zip(
-        source.examples("train", shuffle_seed(config, epoch)),
-        tf.data.Dataset.from_tensor_slices(steps),
-        tf.data.Dataset.range(count),
+        source.examples("train", shuffle_seed(config, epoch)).skip(first),
+        tf.data.Dataset.from_tensor_slices(steps[first:]),
+        tf.data.Dataset.range(first, count),
     ).map(with_place)
     decoded = _decode_all(examples, load, lambda example: sizes[example["step"]])
-    dataset = tf.data.Dataset.zip(decoded, tf.data.Dataset.from_tensor_slices(steps))
+    steps_left = tf.data.Dataset.from_tensor_slices(steps[first:])
+    dataset = tf.data.Dataset.zip(decoded, steps_left)
     dataset = dataset.group_by_window(
         key_func=lambda example, step: step,
         reduce_func=lambda step, window: window.map(lambda e, _: e).batch(
@@ -199,7 +203,8 @@ def train_batches(
         ),
         window_size_func=lambda step: batches[step],
     )
-    whole = tf.data.Dataset.from_tensor_slices(tf.cast(batches, tf.int32))
+    whole = tf.cast(batches[first_step:], tf.int32)
+    whole = tf.data.Dataset.from_tensor_slices(whole)
     return tf.data.Dataset.zip(dataset, whole).map(_fill).prefetch(2)
 
 

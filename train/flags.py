@@ -21,7 +21,7 @@ def _defaults(name: str) -> str:
 
 
 def define_flags() -> None:
-    """Defines --mode, --workdir, --recipe, and a flag for each configuration field."""
+    """Defines a flag for each configuration field, and those of a run beside it."""
     flags.DEFINE_enum(
         "mode",
         "train",
@@ -31,6 +31,12 @@ def define_flags() -> None:
         "each class.",
     )
     flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.")
+    flags.DEFINE_float(
+        "save_minutes",
+        10.0,
+        "Between two checkpoints within an epoch; each epoch ends with one.",
+        lower_bound=0.0,
+    )
     flags.DEFINE_enum(
         "recipe", None, list(train_config.RECIPES), "Values of the flags not given."
     )

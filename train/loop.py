@@ -1,6 +1,7 @@
 """The training loop, for any task."""
 
 import dataclasses
+import functools
 import time
 import typing
 from pathlib import Path
@@ -18,6 +19,7 @@ from train import data, sampler, schedules
 from train.checkpoint import load_checkpoint, save_checkpoint, save_model
 from train.config import FILENAME, TrainConfig, load_config, save_config
 from train.optimizers import apply_gradients, make_optimizers
+from train.progress import Keeper, Progress, asked_to_stop
 from train.records import RecordWriter
 from train.sources import Source
 from train.tasks import Task
@@ -25,6 +27,7 @@ from train.tasks import Task
 CHECKPOINT = "checkpoint.safetensors"
 BEST_MODEL = "best.keras"
 LABELS = "labels.txt"
+SAVE_SECONDS = 600.0  # between checkpoints within an epoch
 
 
 def prepare_workdir(workdir, config: TrainConfig, source: Source) -> Path:
@@ -135,14 +138,15 @@ class _Tally:
     Args:
         source: where the images come from.
         split: `"train"` or `"validation"`.
+        seen, skipped: those of the epoch's part that was done before.
     """
 
     # An unreadable file comes back every epoch; the log of a process names it once.
     named: typing.ClassVar[set] = set()
 
-    def __init__(self, source: Source, split: str):
+    def __init__(self, source: Source, split: str, seen: int = 0, skipped=()):
         self.source, self.split = source, split
-        self.seen, self.skipped = 0, []
+        self.seen, self.skipped = seen, list(skipped)
 
     def add(self, batch) -> int:
         """Adds a batch; returns how many of its images count."""
@@ -164,13 +168,16 @@ class _Tally:
             )
 
 
-def evaluate(eval_step, source: Source, config: TrainConfig) -> dict:
+def evaluate(
+    eval_step, source: Source, config: TrainConfig, after_step=lambda: None
+) -> dict:
     """Evaluates on the validation split.
 
     Args:
         eval_step: from `make_eval_step`.
         source: where the images come from.
         config: gives size, crop and batch.
+        after_step: called after each batch; may raise.
 
     Returns:
         The mean of each of the task's metrics, and `skipped_validation`, the number
@@ -185,20 +192,23 @@ def evaluate(eval_step, source: Source, config: TrainConfig) -> dict:
         del batch["id"]
         for name, value in eval_step(batch).items():
             sums[name] = sums.get(name, 0.0) + float(value)
+        after_step()
     tally.close()
     means = {name: value / tally.seen for name, value in sums.items()}
     return {**means, "skipped_validation": len(tally.skipped)}
 
 
-def train_epoch(train_step, source: Source, config: TrainConfig, epoch: int, step: int):
-    """Passes once over the training images.
+def train_epoch(
+    train_step, source: Source, config: TrainConfig, progress: Progress, after_step
+) -> dict:
+    """Passes once over the training images, or over what is left of an epoch.
 
     Args:
         train_step: from `make_train_step`.
         source: where the images come from.
         config: the run's configuration.
-        epoch: counted from 0.
-        step: steps done before it.
+        progress: where the run is; each step brings it forward.
+        after_step: called with it after each step; may raise.
 
     Returns:
         A dict: `step` (done after it), `train_loss`, `learning_rate`,
@@ -207,42 +217,48 @@ def train_epoch(train_step, source: Source, config: TrainConfig, epoch: int, ste
     Raises:
         FloatingPointError: if the loss is not finite.
     """
-    num_examples = source.num_examples["train"]
+    epoch, num_examples = progress.epoch, source.num_examples["train"]
     shapes = sampler.batch_shapes(config.sizes, config.base_size, config.batch_size)
     schedule = sampler.epoch_schedule(
         shapes, num_examples, epoch, config.seed, config.grow_epochs
     )
-    tally, total, start = _Tally(source, "train"), 0.0, time.perf_counter()
-    progress = tqdm(
+    tally = _Tally(source, "train", progress.seen, progress.skipped)
+    start = time.perf_counter() - progress.seconds
+    batches = data.train_batches(source, config, schedule, epoch, progress.epoch_step)
+    bar = tqdm(
         total=num_examples,
+        initial=progress.seen,
         desc=f"epoch {epoch + 1}/{config.epochs}",
         unit="img",
         disable=None,  # no bar where the output is no terminal
         leave=False,
     )
-    with progress:
-        for batch in data.train_batches(source, config, schedule, epoch):
-            rate = schedules.learning_rate(config, step, epoch)
-            momentum = schedules.ema_momentum(config, step)
+    with bar:
+        for batch in batches:
+            rate = schedules.learning_rate(config, progress.step, epoch)
+            momentum = schedules.ema_momentum(config, progress.step)
             count = tally.add(batch)
             del batch["id"]  # strings, which an accelerator cannot hold
             loss = float(train_step(batch, tf.constant(rate), tf.constant(momentum)))
-            _refuse_divergence(loss, step, epoch, rate, batch)
-            step += 1
-            total += loss
-            progress.set_postfix(
+            _refuse_divergence(loss, progress.step, epoch, rate, batch)
+            progress.step += 1
+            progress.epoch_step += 1
+            progress.loss += loss
+            progress.seen, progress.skipped = tally.seen, tally.skipped
+            progress.seconds = time.perf_counter() - start
+            bar.set_postfix(
                 loss=f"{loss / max(count, 1):.3f}", lr=f"{rate:.2e}", refresh=False
             )
-            progress.update(count)
-    seconds = time.perf_counter() - start
+            bar.update(count)
+            after_step(progress)
     tally.close()
     return {
-        "step": step,
+        "step": progress.step,
         "skipped_train": len(tally.skipped),
-        "train_loss": total / tally.seen,
-        "learning_rate": rate,
-        "images_per_second": tally.seen / seconds,
-        "epoch_seconds": seconds,
+        "train_loss": progress.loss / tally.seen,
+        "learning_rate": schedules.learning_rate(config, progress.step - 1, epoch),
+        "images_per_second": tally.seen / progress.seconds,
+        "epoch_seconds": progress.seconds,
     }
 
 
@@ -281,22 +297,16 @@ def _warn_of_unused_sizes(config: TrainConfig, source: Source) -> None:
         )
 
 
-def _save_epoch(
-    workdir: Path, groups: dict, writer: RecordWriter, record: dict, progress: dict
-) -> dict:
-    """Saves what an epoch gave; returns the run's progress after it."""
+def _finish_epoch(
+    workdir: Path, average, writer: RecordWriter, record: dict, best: float
+) -> float:
+    """Writes what an epoch gave; returns the best value of the run after it."""
     value = record[writer.best_metric]
-    if value > progress["best"]:
-        save_model(groups["average"], workdir / BEST_MODEL)
+    if value > best:
+        save_model(average, workdir / BEST_MODEL)
     # Before the checkpoint, which makes the epoch done: what a kill between the two
     # leaves is written again.
     writer.write(record)
-    progress = {
-        "epoch": record["epoch"],
-        "step": record["step"],
-        "best": max(value, progress["best"]),
-    }
-    save_checkpoint(workdir / CHECKPOINT, groups, progress)
     logging.info(
         "epoch %d  loss %.3f  %s %.2f %%  %.0f images/s",
         record["epoch"],
@@ -305,15 +315,21 @@ def _save_epoch(
         100 * value,
         record["images_per_second"],
     )
-    return progress
+    return max(value, best)
 
 
 def train_and_evaluate(
-    task: Task, config: TrainConfig, source: Source, workdir
+    task: Task,
+    config: TrainConfig,
+    source: Source,
+    workdir,
+    save_seconds: float = SAVE_SECONDS,
 ) -> list[dict]:
     """Trains for the configured epochs, evaluates after each, and saves as it goes.
 
-    A run that was interrupted continues from its last checkpoint.
+    A run that was interrupted continues from its last checkpoint, also within an
+    epoch, with the images that an undisturbed one has there. SIGTERM saves and stops
+    it.
 
     Args:
         task: what to train.
@@ -321,7 +337,9 @@ def train_and_evaluate(
         source: on what.
         workdir: where everything goes: `config.json`, `labels.txt`, `metrics.jsonl`,
             `curves.png`, `tensorboard/`, `checkpoint.safetensors` (weights, moving
-            average, optimizer), `best.keras` (the moving average at its best).
+            average, optimizer, random state, progress), `best.keras` (the moving
+            average at its best).
+        save_seconds: between two checkpoints within an epoch; each epoch ends with one.
 
     Returns:
         The records of `metrics.jsonl`, one for each epoch.
@@ -329,6 +347,7 @@ def train_and_evaluate(
     Raises:
         ValueError: if `workdir` holds another run, or no image can be decoded.
         FloatingPointError: if the loss is not finite.
+        Preempted: after SIGTERM, when everything is saved.
     """
     is_fresh = not (Path(workdir).expanduser() / CHECKPOINT).exists()
     model, average = _build_models(task, config, source, is_fresh)
@@ -336,21 +355,31 @@ def train_and_evaluate(
     groups = {"model": model, "average": average}
     groups |= {f"optimizer{i or ''}": x.optimizer for i, x in enumerate(optimizers)}
     workdir = prepare_workdir(workdir, config, source)
-    progress = {"epoch": 0, "step": 0, "best": -1.0}
+    progress = Progress()
     if not is_fresh:
-        progress = load_checkpoint(workdir / CHECKPOINT, groups)
-        logging.info("continuing after epoch %d", progress["epoch"])
-    writer = RecordWriter(workdir, progress["epoch"], task.best_metric)
+        progress = Progress(**load_checkpoint(workdir / CHECKPOINT, groups))
+        logging.info("continuing after step %d", progress.step)
+    writer = RecordWriter(workdir, progress.epoch, task.best_metric)
     _warn_of_unused_sizes(config, source)
+
+    def save(progress: Progress) -> None:
+        save_checkpoint(workdir / CHECKPOINT, groups, dataclasses.asdict(progress))
 
     train_step = make_train_step(task, config, model, average, optimizers)
     eval_step = make_eval_step(task, average)
-    for epoch in range(progress["epoch"], config.epochs):
-        record = train_epoch(train_step, source, config, epoch, progress["step"])
-        record |= evaluate(eval_step, source, config)
-        record |= {
-            "epoch": epoch + 1,
-            "traces": train_step.experimental_get_tracing_count(),
-        }
-        progress = _save_epoch(workdir, groups, writer, record, progress)
+    with asked_to_stop() as stop:
+        keeper = Keeper(save, save_seconds, stop)
+        while progress.epoch < config.epochs:
+            record = train_epoch(
+                train_step, source, config, progress, keeper.after_step
+            )
+            check = functools.partial(keeper.after_step, progress)
+            record |= evaluate(eval_step, source, config, check)
+            record |= {
+                "epoch": progress.epoch + 1,
+                "traces": train_step.experimental_get_tracing_count(),
+            }
+            best = _finish_epoch(workdir, average, writer, record, progress.best)
+            progress = progress.next_epoch(best)
+            save(progress)
     return writer.records

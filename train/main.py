@@ -9,9 +9,10 @@ Examples:
 
 A recipe sets every flag that is not given: `digits`, `small` (a few thousand photos) or
 `imagenet` (the paper's), by the kind of the data or by --recipe. Run the same command
-again to continue an interrupted run. --workdir then holds best.keras (the moving
-average of the weights at its best epoch), checkpoint.safetensors, metrics.jsonl,
-curves.png, tensorboard/, config.json and labels.txt.
+again to continue an interrupted run, within its epoch too; SIGTERM saves it and ends
+with the exit code 75. --workdir then holds best.keras (the moving average of the
+weights at its best epoch), checkpoint.safetensors, metrics.jsonl, curves.png,
+tensorboard/, config.json and labels.txt.
 """
 
 import os
@@ -31,6 +32,7 @@ from absl import app, flags, logging
 from train import flags as train_flags
 from train.evaluation import evaluate_classifier, format_report, load_predictor
 from train.loop import train_and_evaluate
+from train.progress import PREEMPTED, Preempted
 from train.sources import load_source
 from train.tasks import CLASSIFICATION
 
@@ -38,7 +40,10 @@ from train.tasks import CLASSIFICATION
 def train(config, source) -> None:
     if flags.FLAGS.workdir is None:
         raise ValueError("Training takes a --workdir, the directory of the run.")
-    train_and_evaluate(CLASSIFICATION, config, source, flags.FLAGS.workdir)
+    save_seconds = 60 * flags.FLAGS.save_minutes
+    train_and_evaluate(
+        CLASSIFICATION, config, source, flags.FLAGS.workdir, save_seconds
+    )
 
 
 def evaluate(config, source) -> None:
@@ -59,6 +64,9 @@ def main(argv) -> None:
             source.num_examples,
         )
         {"train": train, "eval": evaluate}[flags.FLAGS.mode](config, source)
+    except Preempted as error:
+        logging.info("%s", error)
+        sys.exit(PREEMPTED)
     except (ValueError, OSError, FloatingPointError) as error:
         logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
         sys.exit(f"error: {error}")

@@ -1,0 +1,142 @@
+"""A run that is stopped anywhere continues as if nothing had happened."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from safetensors.numpy import load_file
+
+from train import data, loop, sampler
+from train.config import make_config
+from train.progress import Keeper, Preempted, Progress, asked_to_stop
+from train.sources import digits_source
+from train.tasks import CLASSIFICATION
+
+CONFIG = make_config(
+    data="digits",
+    sizes=(32, 48),
+    base_size=32,
+    batch_size=256,
+    epochs=1,
+    warmup_steps=2,
+    eval_size=32,
+)
+
+
+def checkpoint(workdir) -> dict:
+    return load_file(Path(workdir) / loop.CHECKPOINT)
+
+
+def test_the_rest_of_an_epoch_is_the_same():
+    source = digits_source()
+    shapes = sampler.batch_shapes(CONFIG.sizes, CONFIG.base_size, CONFIG.batch_size)
+    schedule = sampler.epoch_schedule(shapes, source.num_examples["train"], 3, 0)
+    whole = list(data.train_batches(source, CONFIG, schedule, 3))
+    assert len(whole) == len(schedule) > 3
+    for first in (3, len(schedule)):
+        rest = list(data.train_batches(source, CONFIG, schedule, 3, first))
+        assert len(rest) == len(schedule) - first
+        for one, other in zip(whole[first:], rest):
+            for name in one:
+                np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_the_keeper_saves_when_it_is_time_or_shall_stop():
+    saved, stop = [], threading.Event()
+    keeper = Keeper(saved.append, 3600.0, stop)
+    keeper.after_step(Progress(step=1))
+    assert saved == []
+    keeper.saved -= 3600
+    keeper.after_step(Progress(step=2))
+    keeper.after_step(Progress(step=3))
+    assert [progress.step for progress in saved] == [2]
+    stop.set()
+    with pytest.raises(Preempted, match="SIGTERM after step 4, and saved. The same"):
+        keeper.after_step(Progress(step=4))
+    assert [progress.step for progress in saved] == [2, 4]
+
+
+def test_only_the_main_thread_is_asked_to_stop():
+    before = signal.getsignal(signal.SIGTERM)
+    with asked_to_stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(10)
+    assert signal.getsignal(signal.SIGTERM) is before
+    entered = []
+
+    def elsewhere():
+        with asked_to_stop() as event:
+            entered.append(event.is_set())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert entered == [False]
+
+
+def test_an_epoch_that_was_stopped_counts_every_image_once():
+    """With a step that adds up labels in place of a network."""
+    source = digits_source()
+
+    def step(batch, rate, momentum):
+        return float(
+            (batch["weight"] * tf.cast(batch["label"], tf.float32)).numpy().sum()
+        )
+
+    def stop_after_two(progress):
+        if progress.epoch_step == 2:
+            raise Preempted
+
+    whole = loop.train_epoch(step, source, CONFIG, Progress(), lambda progress: None)
+    progress = Progress()
+    with pytest.raises(Preempted):
+        loop.train_epoch(step, source, CONFIG, progress, stop_after_two)
+    saved = json.loads(json.dumps(dataclasses.asdict(progress)))
+    assert saved["step"] == saved["epoch_step"] == 2
+    rest = loop.train_epoch(step, source, CONFIG, Progress(**saved), lambda p: None)
+    for key in ("step", "train_loss", "learning_rate", "skipped_train"):
+        assert rest[key] == whole[key], key
+    assert rest["epoch_seconds"] > saved["seconds"] > 0
+    done = Progress(**saved | {"epoch_step": whole["step"], "step": whole["step"]})
+    again = loop.train_epoch(step, source, CONFIG, done, stop_after_two)
+    assert again["step"] == whole["step"]  # nothing is left, as after an evaluation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [2, "all"])
+def test_a_stopped_run_continues_within_the_epoch(steps, tmp_path, monkeypatch):
+    """Stopped after two steps, or while the epoch is evaluated."""
+    source, calls = digits_source(), []
+    after_step = Keeper.after_step
+
+    def stopping(self, progress):
+        calls.append(progress.step)
+        if steps == 2 and len(calls) == 2 or calls.count(progress.step) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert self.stop.wait(10)
+        after_step(self, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "after_step", stopping)
+        with pytest.raises(Preempted):
+            loop.train_and_evaluate(CLASSIFICATION, CONFIG, source, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    groups_before = checkpoint(tmp_path)
+
+    (record,) = loop.train_and_evaluate(CLASSIFICATION, CONFIG, source, tmp_path)
+    count = source.num_examples["train"]
+    shapes = sampler.batch_shapes(CONFIG.sizes, CONFIG.base_size, CONFIG.batch_size)
+    assert record["step"] == len(sampler.epoch_schedule(shapes, count, 0, CONFIG.seed))
+    assert record["epoch"] == 1 and record["skipped_train"] == 0
+    assert record["images_per_second"] * record["epoch_seconds"] == pytest.approx(count)
+    weights = next(name for name in groups_before if name.startswith("model/"))
+    changed = not np.array_equal(groups_before[weights], checkpoint(tmp_path)[weights])
+    assert changed == (steps == 2)

@@ -1,0 +1,94 @@
+"""How far a run is, also within an epoch, and what makes it stop early."""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+# What a preempted run exits with: EX_TEMPFAIL of sysexits.h, "try again". The same
+# command continues it.
+PREEMPTED = 75
+
+
+class Preempted(Exception):
+    """A run that was asked to stop, and has saved where it is."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run is; all of it is saved with a checkpoint.
+
+    Attributes:
+        epoch: epochs done.
+        step: steps done in all.
+        best: of the task's metric so far.
+        epoch_step: steps done of the epoch that is under way.
+        seen: its images so far that could be read.
+        skipped: names of those that could not.
+        loss: sum of its examples' losses so far.
+        seconds: that it took so far.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best: float = -1.0
+    epoch_step: int = 0
+    seen: int = 0
+    skipped: list[str] = dataclasses.field(default_factory=list)
+    loss: float = 0.0
+    seconds: float = 0.0
+
+    def next_epoch(self, best: float) -> "Progress":
+        """Returns where a run is when the epoch that is under way is done."""
+        return Progress(self.epoch + 1, self.step, best)
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[threading.Event]:
+    """Gives an event that SIGTERM sets, which clusters send some seconds in advance.
+
+    Signals reach the main thread only; in another one nothing sets the event.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclasses.dataclass
+class Keeper:
+    """Saves a run from time to time, and when it is asked to stop.
+
+    Attributes:
+        save: from a `Progress`, saves everything.
+        seconds: between two savings.
+        stop: event that asks the run to stop.
+    """
+
+    save: Callable[[Progress], None]
+    seconds: float
+    stop: threading.Event
+    saved: float = dataclasses.field(default_factory=time.monotonic)
+
+    def after_step(self, progress: Progress) -> None:
+        """Saves if it is time, or the run shall stop.
+
+        Raises:
+            Preempted: if it shall.
+        """
+        if not self.stop.is_set() and time.monotonic() - self.saved < self.seconds:
+            return
+        self.save(progress)
+        self.saved = time.monotonic()
+        if self.stop.is_set():
+            raise Preempted(
+                f"Stopped by SIGTERM after step {progress.step}, and saved. The same "
+                "command continues."
+            )
