@@ -212,18 +212,19 @@ def test_heat_before_a_run_is_told_too(start_phone, tflite_file, tmp_path):
     assert record.notes() == ["throttled: thermal status severe"]
 
 
-def test_a_device_without_sha256sum_is_served(start_phone, tflite_file, tmp_path):
-    phone = start_phone()
-    command = phone.folder / "bin" / "command"
-    assert not command.exists()
-    device = adb.Device(CLIENT, phone.address)
-    store = android_device.Store(device)
-    store.__dict__["_program"] = "md5sum"  # as found where the other is missing
-    place = store.put(tflite_file).place
-    assert device.ask(f"md5sum {place}")
-    again = android_device.Store(device)
-    again.put(tflite_file)
-    assert again.pushed_bytes == 0
+def test_a_device_without_sha256sum_is_served(start_phone, tflite_file, monkeypatch):
+    device = adb.Device(CLIENT, start_phone().address)
+    ask = adb.Device.ask
+    monkeypatch.setattr(
+        adb.Device, "ask", lambda d, c: "" if "sha256sum" in c else ask(d, c)
+    )
+    for pushed in (tflite_file.stat().st_size, 0):
+        store = android_device.Store(device)
+        store.put(tflite_file)
+        assert store.pushed_bytes == pushed
+    monkeypatch.setattr(adb.Device, "ask", lambda *_: "")
+    with pytest.raises(adb.AdbError, match="none of sha256sum, md5sum, which tell"):
+        android_device.Store(device).put(tflite_file)
 
 
 def test_without_exit_codes_failures_are_seen(start_phone, tflite_file, tmp_path):

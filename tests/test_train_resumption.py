@@ -14,21 +14,13 @@ import pytest
 import tensorflow as tf
 from safetensors.numpy import load_file
 
+from tests.test_train_loop import CONFIG as TWO_EPOCHS
 from train import data, loop, sampler
-from train.config import make_config
-from train.progress import Keeper, Preempted, Progress, asked_to_stop
+from train.progress import CheckpointManager, Preempted, Progress, asked_to_stop
 from train.sources import digits_source
 from train.tasks import CLASSIFICATION
 
-CONFIG = make_config(
-    data="digits",
-    sizes=(32, 48),
-    base_size=32,
-    batch_size=256,
-    epochs=1,
-    warmup_steps=2,
-    eval_size=32,
-)
+CONFIG = dataclasses.replace(TWO_EPOCHS, epochs=1)
 
 
 def checkpoint(workdir) -> dict:
@@ -49,18 +41,18 @@ def test_the_rest_of_an_epoch_is_the_same():
                 np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_the_keeper_saves_when_it_is_time_or_shall_stop():
+def test_the_manager_saves_when_it_is_time_or_shall_stop():
     saved, stop = [], threading.Event()
-    keeper = Keeper(saved.append, 3600.0, stop)
-    keeper.after_step(Progress(step=1))
+    manager = CheckpointManager(saved.append, 3600.0, stop)
+    manager.after_step(Progress(step=1))
     assert saved == []
-    keeper.saved -= 3600
-    keeper.after_step(Progress(step=2))
-    keeper.after_step(Progress(step=3))
+    manager.saved -= 3600
+    manager.after_step(Progress(step=2))
+    manager.after_step(Progress(step=3))
     assert [progress.step for progress in saved] == [2]
     stop.set()
     with pytest.raises(Preempted, match="SIGTERM after step 4, and saved. The same"):
-        keeper.after_step(Progress(step=4))
+        manager.after_step(Progress(step=4))
     assert [progress.step for progress in saved] == [2, 4]
 
 
@@ -115,7 +107,7 @@ def test_an_epoch_that_was_stopped_counts_every_image_once():
 def test_a_stopped_run_continues_within_the_epoch(steps, tmp_path, monkeypatch):
     """Stopped after two steps, or while the epoch is evaluated."""
     source, calls = digits_source(), []
-    after_step = Keeper.after_step
+    after_step = CheckpointManager.after_step
 
     def stopping(self, progress):
         calls.append(progress.step)
@@ -125,7 +117,7 @@ def test_a_stopped_run_continues_within_the_epoch(steps, tmp_path, monkeypatch):
         after_step(self, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "after_step", stopping)
+        patch.setattr(CheckpointManager, "after_step", stopping)
         with pytest.raises(Preempted):
             loop.train_and_evaluate(CLASSIFICATION, CONFIG, source, tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()

@@ -50,7 +50,7 @@ import statistics
 
 from absl import app, flags
 
-from tflite import suites, targets
+from tflite import suites, target_flags, targets
 from tflite.drivers.measurement import MEASURED
 from train.litert import read_card
 
@@ -185,7 +185,7 @@ def _failure(measurements: list) -> str | None:
 
 
 def define_flags() -> None:
-    targets.define_flags()
+    target_flags.define_flags()
     flags.DEFINE_enum(
         "suite", None, list(suites.SUITES), "Measure these models instead of files."
     )
@@ -225,5 +225,5 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    flags.adopt_module_key_flags(targets)  # so that --help shows them
+    flags.adopt_module_key_flags(target_flags)  # so that --help shows them
     app.run(main)

@@ -19,7 +19,7 @@ from train import data, sampler, schedules
 from train.checkpoint import load_checkpoint, save_checkpoint, save_model
 from train.config import FILENAME, TrainConfig, load_config, save_config
 from train.optimizers import apply_gradients, make_optimizers
-from train.progress import Keeper, Progress, asked_to_stop
+from train.progress import CheckpointManager, Progress, asked_to_stop
 from train.records import RecordWriter
 from train.sources import Source
 from train.tasks import Task
@@ -368,12 +368,12 @@ def train_and_evaluate(
     train_step = make_train_step(task, config, model, average, optimizers)
     eval_step = make_eval_step(task, average)
     with asked_to_stop() as stop:
-        keeper = Keeper(save, save_seconds, stop)
+        manager = CheckpointManager(save, save_seconds, stop)
         while progress.epoch < config.epochs:
             record = train_epoch(
-                train_step, source, config, progress, keeper.after_step
+                train_step, source, config, progress, manager.after_step
             )
-            check = functools.partial(keeper.after_step, progress)
+            check = functools.partial(manager.after_step, progress)
             record |= evaluate(eval_step, source, config, check)
             record |= {
                 "epoch": progress.epoch + 1,

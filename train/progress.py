@@ -63,7 +63,7 @@ def asked_to_stop() -> Iterator[threading.Event]:
 
 
 @dataclasses.dataclass
-class Keeper:
+class CheckpointManager:
     """Saves a run from time to time, and when it is asked to stop.
 
     Attributes:
