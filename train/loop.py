@@ -252,12 +252,18 @@ def train_epoch(
             bar.update(count)
             after_step(progress)
     tally.close()
+    return _epoch_record(config, progress)
+
+
+def _epoch_record(config: TrainConfig, progress: Progress) -> dict:
+    """Returns what `train_epoch` does, of an epoch whose steps are all done."""
+    last_step = progress.step - 1
     return {
         "step": progress.step,
-        "skipped_train": len(tally.skipped),
-        "train_loss": progress.loss / tally.seen,
-        "learning_rate": schedules.learning_rate(config, progress.step - 1, epoch),
-        "images_per_second": tally.seen / progress.seconds,
+        "skipped_train": len(progress.skipped),
+        "train_loss": progress.loss / progress.seen,
+        "learning_rate": schedules.learning_rate(config, last_step, progress.epoch),
+        "images_per_second": progress.seen / progress.seconds,
         "epoch_seconds": progress.seconds,
     }
 
@@ -318,6 +324,21 @@ def _finish_epoch(
     return max(value, best)
 
 
+def _saved_groups(model, average, optimizers) -> dict:
+    """Names everything that a checkpoint holds, see `train.checkpoint`."""
+    groups = {"model": model, "average": average}
+    return groups | {
+        f"optimizer{i or ''}": share.optimizer for i, share in enumerate(optimizers)
+    }
+
+
+def _continue(file: Path, groups: dict) -> Progress:
+    """Sets everything to what a checkpoint holds, and returns where it was saved."""
+    progress = Progress(**load_checkpoint(file, groups))
+    logging.info("continuing after step %d", progress.step)
+    return progress
+
+
 def train_and_evaluate(
     task: Task,
     config: TrainConfig,
@@ -352,18 +373,15 @@ def train_and_evaluate(
     is_fresh = not (Path(workdir).expanduser() / CHECKPOINT).exists()
     model, average = _build_models(task, config, source, is_fresh)
     optimizers = make_optimizers(config, model, task.is_head)
-    groups = {"model": model, "average": average}
-    groups |= {f"optimizer{i or ''}": x.optimizer for i, x in enumerate(optimizers)}
+    groups = _saved_groups(model, average, optimizers)
     workdir = prepare_workdir(workdir, config, source)
-    progress = Progress()
-    if not is_fresh:
-        progress = Progress(**load_checkpoint(workdir / CHECKPOINT, groups))
-        logging.info("continuing after step %d", progress.step)
+    file = workdir / CHECKPOINT
+    progress = Progress() if is_fresh else _continue(file, groups)
     writer = RecordWriter(workdir, progress.epoch, task.best_metric)
     _warn_of_unused_sizes(config, source)
 
     def save(progress: Progress) -> None:
-        save_checkpoint(workdir / CHECKPOINT, groups, dataclasses.asdict(progress))
+        save_checkpoint(file, groups, dataclasses.asdict(progress))
 
     train_step = make_train_step(task, config, model, average, optimizers)
     eval_step = make_eval_step(task, average)
