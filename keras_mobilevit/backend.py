@@ -4,6 +4,8 @@ Everything else in this library is `keras.layers` and `keras.ops`. Each function
 gives the same numbers on every backend.
 """
 
+import functools
+
 import keras
 from keras import ops
 
@@ -48,14 +50,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, with TensorFlow's fused kernel in training.
 
     Keras composes the batch statistics from elementwise operations; the kernel reads
-    the feature map once. Channels-last float32 feature maps take it.
+    the feature map once. Channels-last feature maps take it; statistics are float32 whatever they are.
     """
 
     def call(self, inputs, training=None, mask=None):
         tf = _tensorflow()
         is_fusable = (
             len(inputs.shape) == 4
-            and inputs.dtype == "float32"
+            and inputs.dtype in ("float32", "bfloat16", "float16")
             and self.axis in (-1, 3)
             and self.center
             and self.scale
@@ -76,3 +78,90 @@ class BatchNormalization(keras.layers.BatchNormalization):
         ):
             moving.assign(moving * self.momentum + batch * (1 - self.momentum))
         return outputs
+
+
+@keras.saving.register_keras_serializable(package="keras_mobilevit")
+class Activation(keras.layers.Activation):
+    """`keras.layers.Activation`, with one kernel for swish and one for its gradient.
+
+    TensorFlow composes the gradient of swish from six elementwise operations; XLA
+    makes one of them. Only training takes these kernels.
+    """
+
+    def call(self, inputs, training=None):
+        tf = _tensorflow()
+        if tf and training and self.activation is keras.activations.silu:
+            return _fused_silu(tf)(inputs)
+        return super().call(inputs)
+
+
+@functools.cache
+def _fused_silu(tf):
+    @tf.function(jit_compile=True)
+    def silu(x):
+        return x * tf.sigmoid(x)
+
+    @tf.function(jit_compile=True)
+    def gradient(x, upstream):
+        sigmoid = tf.sigmoid(x)
+        return upstream * sigmoid * (1 + x * (1 - sigmoid))
+
+    @tf.custom_gradient
+    def fused(x):
+        return silu(x), lambda upstream: gradient(x, upstream)
+
+    return fused
+
+
+def attention(query, key, value, training: bool | None = None):
+    """Softmax attention; scores are scaled already. The softmax is in float32.
+
+    Args:
+        query: `[batch, heads, tokens, channels]`.
+        key: of the same shape.
+        value: of the same shape.
+        training: whether gradients will be asked for.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    tf = _tensorflow()
+    if tf and training and query.dtype == "float32":
+        return _attention_for_training(tf)(query, key, value)
+    scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+    weights = ops.softmax(ops.cast(scores, "float32"))  # [batch, heads, tokens, tokens]
+    return ops.matmul(ops.cast(weights, value.dtype), value)
+
+
+@functools.cache
+def _attention_for_training(tf):
+    """Returns `attention` with a gradient that passes fewer times over the weights.
+
+    With weights P and their gradient dP, that of the scores is `P * (dP - D)`, where D
+    is the sum of `P * dP` over a row. It equals the sum of `output * upstream`
+    (https://arxiv.org/abs/2205.14135, appendix B), which has few channels, and one more
+    column in the product that gives dP subtracts it.
+    """
+
+    @tf.custom_gradient
+    def attend(query, key, value):
+        weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True))
+        output = tf.matmul(weights, value)
+
+        def gradient(upstream):
+            row_sums = tf.reduce_sum(output * upstream, axis=-1, keepdims=True)
+            shifted = tf.matmul(  # [batch, heads, tokens, tokens]
+                tf.concat([upstream, -row_sums], axis=-1),
+                tf.concat([value, tf.ones_like(value[..., :1])], axis=-1),
+                transpose_b=True,
+            )
+            scores = weights * shifted
+            return (
+                tf.matmul(scores, key),
+                tf.matmul(scores, query, transpose_a=True),
+                tf.matmul(weights, upstream, transpose_a=True),
+            )
+
+        return output, gradient
+
+    return attend

@@ -10,7 +10,12 @@ import warnings
 import keras
 from keras import layers, ops
 
-from keras_mobilevit.backend import BatchNormalization, resize_bilinear
+from keras_mobilevit.backend import (
+    Activation,
+    BatchNormalization,
+    attention,
+    resize_bilinear,
+)
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9  # what PyTorch calls momentum 0.1
@@ -83,7 +88,7 @@ def conv_bn(x, filters: int, kernel_size: int, name: str, strides: int = 1):
 def conv_bn_act(x, filters: int, kernel_size: int, name: str, strides: int = 1):
     """Convolution, batch normalization, swish."""
     x = conv_bn(x, filters, kernel_size, name, strides)
-    return layers.Activation("silu", name=f"{name}_act")(x)
+    return Activation("silu", name=f"{name}_act")(x)
 
 
 def depthwise_bn_act(x, name: str, strides: int = 1):
@@ -103,7 +108,7 @@ def depthwise_bn_act(x, name: str, strides: int = 1):
         name=f"{name}_conv",
     )(x)
     x = batch_norm(x, f"{name}_bn")
-    return layers.Activation("silu", name=f"{name}_act")(x)
+    return Activation("silu", name=f"{name}_act")(x)
 
 
 def inverted_residual(x, filters: int, expansion: int, name: str, strides: int = 1):
@@ -254,18 +259,23 @@ class DotProductAttention(layers.Layer):
                 f"{self.num_heads} and channels={query_shape[-1]}."
             )
 
-    def call(self, query, key, value):
+    def call(self, query, key, value, training=None):
         _, tokens, channels = ops.shape(query)
         head_dim = channels // self.num_heads
-        heads = (-1, tokens, self.num_heads, head_dim)
-        query = ops.transpose(ops.reshape(query * head_dim**-0.5, heads), (0, 2, 1, 3))
-        key = ops.transpose(ops.reshape(key, heads), (0, 2, 3, 1))
-        value = ops.transpose(ops.reshape(value, heads), (0, 2, 1, 3))
+
+        def split_heads(x):  # to [B, heads, tokens, head_dim]
+            x = ops.reshape(x, (-1, tokens, self.num_heads, head_dim))
+            return ops.transpose(x, (0, 2, 1, 3))
+
         with warnings.catch_warnings():
             # At 32 pixels there is one token, whose softmax is rightly always 1.
             warnings.filterwarnings("ignore", "You are using a softmax over axis")
-            weights = ops.softmax(ops.matmul(query, key))  # [B, heads, tokens, tokens]
-        x = ops.matmul(weights, value)  # [B, heads, tokens, head_dim]
+            x = attention(
+                split_heads(query * head_dim**-0.5),
+                split_heads(key),
+                split_heads(value),
+                training,
+            )
         return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, tokens, channels))
 
     def compute_output_shape(self, query_shape, key_shape, value_shape):
@@ -300,7 +310,7 @@ def transformer_layer(x, num_heads: int, dropout: float, name: str):
 
     y = layer_norm(x, f"{name}_ffn_norm")
     y = dense(2 * channels, f"{name}_ffn_expand")(y)
-    y = layers.Activation("silu", name=f"{name}_ffn_act")(y)
+    y = Activation("silu", name=f"{name}_ffn_act")(y)
     y = dense(channels, f"{name}_ffn_project")(y)
     y = layers.Dropout(dropout, name=f"{name}_ffn_dropout")(y)
     return layers.Add(name=f"{name}_ffn_add")([x, y])
