@@ -8,13 +8,17 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from safetensors.numpy import load_file
 
 import keras_mobilevit
 from train import loop
-from train.config import make_config
+from train.config import load_config, make_config
+from train.models import build_models
 from train.sources import digits_source, load_source
+from train.step import make_eval_step
 from train.tasks import CLASSIFICATION
+from train.workdir import prepare_workdir
 
 CONFIG = make_config(
     data="digits",
@@ -63,14 +67,15 @@ def test_files(finished):
     }
     assert list((workdir / "tensorboard").iterdir())
     assert (workdir / "labels.txt").read_text().split() == list("0123456789")
-    assert loop.load_config(workdir / "config.json") == CONFIG
+    assert load_config(workdir / "config.json") == CONFIG
 
 
 def test_best_model_is_the_average_at_its_best(finished):
     workdir, records = finished
     model = keras.models.load_model(workdir / "best.keras")
-    step = loop.make_eval_step(CLASSIFICATION, model)
-    metrics = loop.evaluate(step, digits_source(), CONFIG)
+    strategy = tf.distribute.get_strategy()
+    step = make_eval_step(CLASSIFICATION, model, strategy)
+    metrics = loop.evaluate(step, digits_source(), CONFIG, strategy)
     best = max(records, key=lambda record: record["top1"])
     assert metrics["top1"] == pytest.approx(best["top1"], abs=1e-6)
     assert metrics["loss"] == pytest.approx(best["loss"], rel=1e-4)
@@ -129,7 +134,7 @@ def test_other_classes_are_refused(finished):
     workdir, _ = finished
     source = dataclasses.replace(digits_source(), class_names=("a", "b"))
     with pytest.raises(ValueError, match="other classes"):
-        loop.prepare_workdir(workdir, CONFIG, source)
+        prepare_workdir(workdir, CONFIG, source)
     assert (workdir / "labels.txt").read_text().startswith("0\n")
 
 
@@ -171,7 +176,7 @@ def test_fine_tuning_starts_from_the_backbone_of_a_file_of_other_classes(tmp_pat
     keras_mobilevit.save_safetensors(donor, path)
     config = dataclasses.replace(CONFIG, weights=str(path))
     source = digits_source()
-    model, average = loop._build_models(CLASSIFICATION, config, source, is_fresh=True)
+    model, average = build_models(CLASSIFICATION, config, source, is_fresh=True)
     for name in ("stem_conv", "stage5_vit_transformer2_ffn_expand", "head_bn"):
         for one, two, three in zip(
             donor.get_layer(name).get_weights(),
@@ -183,7 +188,7 @@ def test_fine_tuning_starts_from_the_backbone_of_a_file_of_other_classes(tmp_pat
     assert model.output_shape == (None, 10)
     # A run that continues has its weights from the checkpoint.
     path.unlink()
-    loop._build_models(CLASSIFICATION, config, source, is_fresh=False)
+    build_models(CLASSIFICATION, config, source, is_fresh=False)
 
 
 def test_a_frozen_backbone_is_deterministic():

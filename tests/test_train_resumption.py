@@ -19,12 +19,13 @@ from train import data, loop, sampler
 from train.progress import CheckpointManager, Preempted, Progress, asked_to_stop
 from train.sources import digits_source
 from train.tasks import CLASSIFICATION
+from train.workdir import CHECKPOINT
 
 CONFIG = dataclasses.replace(TWO_EPOCHS, epochs=1)
 
 
 def checkpoint(workdir) -> dict:
-    return load_file(Path(workdir) / loop.CHECKPOINT)
+    return load_file(Path(workdir) / CHECKPOINT)
 
 
 def test_the_rest_of_an_epoch_is_the_same():
@@ -44,15 +45,17 @@ def test_the_rest_of_an_epoch_is_the_same():
 def test_the_manager_saves_when_it_is_time_or_shall_stop():
     saved, stop = [], threading.Event()
     manager = CheckpointManager(saved.append, 3600.0, stop)
-    manager.after_step(Progress(step=1))
+    manager.after_step(Progress(step=1), False)
     assert saved == []
     manager.saved -= 3600
-    manager.after_step(Progress(step=2))
-    manager.after_step(Progress(step=3))
+    manager.after_step(Progress(step=2), False)
+    manager.after_step(Progress(step=3), False)
     assert [progress.step for progress in saved] == [2]
+    assert manager.asked() == 0.0
     stop.set()
+    assert manager.asked() == 1.0
     with pytest.raises(Preempted, match="SIGTERM after step 4, and saved. The same"):
-        manager.after_step(Progress(step=4))
+        manager.after_step(Progress(step=4), True)
     assert [progress.step for progress in saved] == [2, 4]
 
 
@@ -76,29 +79,40 @@ def test_only_the_main_thread_is_asked_to_stop():
 
 def test_an_epoch_that_was_stopped_counts_every_image_once():
     """With a step that adds up labels in place of a network."""
-    source = digits_source()
+    source, strategy = digits_source(), tf.distribute.get_strategy()
 
-    def step(batch, rate, momentum):
-        return float(
-            (batch["weight"] * tf.cast(batch["label"], tf.float32)).numpy().sum()
-        )
+    def step(batches, rates, momenta, asked):
+        (batch,) = batches
+        labels = tf.cast(batch["label"], tf.float32)
+        return {
+            "loss": tf.reduce_sum(batch["weight"] * labels),
+            "count": tf.reduce_sum(batch["weight"]),
+            "not_finite": 0.0,
+            "asked": asked,
+        }
 
-    def stop_after_two(progress):
-        if progress.epoch_step == 2:
-            raise Preempted
+    def epoch(progress: Progress, stop_after: int = 10**6) -> dict:
+        stop = threading.Event()
 
-    whole = loop.train_epoch(step, source, CONFIG, Progress(), lambda progress: None)
+        def save(progress):
+            if progress.epoch_step == stop_after:
+                raise Preempted
+
+        manager = CheckpointManager(save, 0.0, stop)
+        return loop.train_epoch(step, source, CONFIG, strategy, progress, manager)
+
+    whole = epoch(Progress())
     progress = Progress()
     with pytest.raises(Preempted):
-        loop.train_epoch(step, source, CONFIG, progress, stop_after_two)
+        epoch(progress, stop_after=2)
     saved = json.loads(json.dumps(dataclasses.asdict(progress)))
     assert saved["step"] == saved["epoch_step"] == 2
-    rest = loop.train_epoch(step, source, CONFIG, Progress(**saved), lambda p: None)
+    rest = epoch(Progress(**saved))
     for key in ("step", "train_loss", "learning_rate", "skipped_train"):
         assert rest[key] == whole[key], key
     assert rest["epoch_seconds"] > saved["seconds"] > 0
     done = Progress(**saved | {"epoch_step": whole["step"], "step": whole["step"]})
-    again = loop.train_epoch(step, source, CONFIG, done, stop_after_two)
+    again = epoch(done, stop_after=2)
     assert again["step"] == whole["step"]  # nothing is left, as after an evaluation
 
 
@@ -109,12 +123,12 @@ def test_a_stopped_run_continues_within_the_epoch(steps, tmp_path, monkeypatch):
     source, calls = digits_source(), []
     after_step = CheckpointManager.after_step
 
-    def stopping(self, progress):
+    def stopping(self, progress, shall_stop):
         calls.append(progress.step)
         if steps == 2 and len(calls) == 2 or calls.count(progress.step) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
             assert self.stop.wait(10)
-        after_step(self, progress)
+        after_step(self, progress, shall_stop or self.stop.is_set())
 
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointManager, "after_step", stopping)

@@ -13,6 +13,7 @@ from keras_mobilevit.preprocessing import CROP_FRACTION
 MAX_SEED = 2**32 - 1  # what keras.utils.set_random_seed takes
 FILENAME = "config.json"
 FREEZE = ("none", "backbone")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def _field(default, help_text: str):
@@ -44,8 +45,8 @@ class TrainConfig:
     base_size: int = _field(256, "Side at which the batch has `batch_size` images.")
     batch_size: int = _field(
         1024,
-        "Images in a batch at `base_size`; at another size as many as have the same "
-        "number of pixels.",
+        "Images in a batch at `base_size`, over all devices; at another size as many "
+        "as have the same number of pixels.",
     )
     eval_size: int = _field(256, "Side of the images at evaluation.")
     eval_crop: float = _field(
@@ -55,8 +56,18 @@ class TrainConfig:
         0, "Start with the smallest size and let the range grow over so many epochs."
     )
     epochs: int = _field(300, "Passes over the training images.")
+    accumulation_steps: int = _field(
+        1,
+        "Parts in which one device passes through a batch, to need less memory; batch "
+        "normalization takes its statistics from each part.",
+    )
     learning_rate: float = _field(0.002, "Peak of the learning rate.")
     min_learning_rate: float = _field(0.0002, "Where warm-up starts and cosine ends.")
+    learning_rate_batch: int = _field(
+        0,
+        "The batch, over all devices, that both learning rates are meant for: for "
+        "another --batch_size they are scaled in proportion. 0 takes them as they are.",
+    )
     warmup_steps: int = _field(3000, "Steps of linear warm-up.")
     weight_decay: float = _field(0.01, "AdamW's weight decay, of every parameter.")
     label_smoothing: float = _field(0.1, "Label smoothing, in [0, 1).")
@@ -80,6 +91,22 @@ class TrainConfig:
     )
     head_lr_multiplier: float = _field(
         1.0, "Learning rate of the classifier, as a multiple of the others'."
+    )
+    precision: str = _field(
+        "float32",
+        "What layers compute in: float32, mixed_bfloat16 (TPUs, recent GPUs) or "
+        "mixed_float16 (older GPUs, with a loss scale). Weights, norms, softmax and "
+        "loss stay float32, and so does the evaluation.",
+    )
+    xla: bool = _field(
+        False,
+        "Compile the step with XLA, once for each size. TPUs always do. It pays on "
+        "GPUs; on a CPU it is slower.",
+    )
+    steps_per_execution: int = _field(
+        1,
+        "Steps of one size that follow each other in one call; more hide the time "
+        "between calls on a TPU, and take longer to compile.",
     )
     seed: int = _field(0, "Of initialization, order, sizes and augmentation.")
 
@@ -119,9 +146,12 @@ _PART = (lambda value: 0 < value <= 1, "in (0, 1]")
 _BELOW_1 = (lambda value: 0 <= value < 1, "in [0, 1)")
 _RANGES = {
     "batch_size": _AT_LEAST_1,
+    "accumulation_steps": _AT_LEAST_1,
+    "steps_per_execution": _AT_LEAST_1,
     "epochs": _AT_LEAST_1,
     "grow_epochs": _NOT_NEGATIVE,
     "warmup_steps": _NOT_NEGATIVE,
+    "learning_rate_batch": _NOT_NEGATIVE,
     "min_learning_rate": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "head_lr_multiplier": (lambda value: value > 0, "positive"),
@@ -130,6 +160,10 @@ _RANGES = {
     "eval_crop": _PART,
     "crop_scale": _PART,
     "freeze": (lambda value: value in FREEZE, f"one of: {', '.join(FREEZE)}"),
+    "precision": (
+        lambda value: value in PRECISIONS,
+        f"one of: {', '.join(PRECISIONS)}",
+    ),
     "seed": (lambda value: 0 <= value <= MAX_SEED, f"in [0, {MAX_SEED}]"),
 }
 
@@ -149,7 +183,7 @@ def _check_type(field, value) -> None:
 
 # The defaults above for ImageNet; what is different for less data.
 RECIPES = {
-    "imagenet": TrainConfig(data="tfds:imagenet2012"),
+    "imagenet": TrainConfig(data="tfds:imagenet2012", learning_rate_batch=1024),
     # A few thousand photographs. Measured: 72.4 % top-1 on 10 classes of clothing (3068
     # images) from scratch with mobilevit_xxs; see README.md.
     "small": TrainConfig(

@@ -1,12 +1,15 @@
 """From a source to batches: decode, augment, batch as scheduled.
 
-    source -> examples -> decode, crop and resize to the scheduled size -> batch
+    source -> examples, each with its place in a scheduled batch -> this process's share
+    of them -> decode, crop and resize to the scheduled size -> batch
 
 An image that cannot be decoded never stops a run: its place in the batch is filled with
 another image of weight 0, and `unreadable` names it.
 A truncated JPEG counts as readable where the crop lies above the cut. The orientation
 in EXIF data is ignored, as by Keras's own `image_dataset_from_directory`.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +21,30 @@ from train.sources import Source
 
 AUTOTUNE = tf.data.AUTOTUNE
 DECODE_AHEAD = 64  # examples that are decoded at once, at most
+
+
+class Share(NamedTuple):
+    """The part of every batch that a pipeline makes.
+
+    Attributes:
+        replicas: among which a batch is dealt out, example by example.
+        first: of the pipeline's replicas.
+        count: of its replicas.
+    """
+
+    replicas: int = 1
+    first: int = 0
+    count: int = 1
+
+    @classmethod
+    def of(cls, context: tf.distribute.InputContext) -> "Share":
+        """Returns the share of one input pipeline of a strategy."""
+        count = context.num_replicas_in_sync // context.num_input_pipelines
+        first = context.input_pipeline_id * count
+        return cls(context.num_replicas_in_sync, first, count)
+
+
+WHOLE = Share()
 
 
 def _decode(encoded):
@@ -86,29 +113,22 @@ def _decode_all(examples, load, image_size) -> tf.data.Dataset:
     """Maps `load` over examples, in order and in parallel, without losing any.
 
     Args:
-        examples: a `tf.data.Dataset` of `{"label", "id", ...}`.
+        examples: a `tf.data.Dataset` of `{"label", "id", "weight", ...}`.
         load: from an example to its image.
         image_size: from an example to the height and width of its image.
 
     Returns:
-        A `tf.data.Dataset` of `{"image", "label", "id", "weight"}`; an example that
-        `load` failed on has a black image and the weight 0.
+        A `tf.data.Dataset` of the examples with their `image`, and whether it was
+        `readable`; one that `load` failed on has a black image and the weight 0.
     """
 
-    def element(example, image, weight: float) -> dict:
-        return {
-            "image": image,
-            "label": example["label"],
-            "id": example["id"],
-            "weight": tf.constant(weight),
-        }
-
     def decoded(example):
-        return element(example, load(example), 1.0)
+        return {**example, "image": load(example), "readable": True}
 
     def black(example):
         shape = tf.concat([image_size(example), [3]], axis=0)
-        return element(example, tf.zeros(shape, tf.uint8), 0.0)
+        image = tf.zeros(shape, tf.uint8)
+        return {**example, "image": image, "readable": False, "weight": 0.0}
 
     def decoded_or_black(example):
         # The only way to catch an error inside a tf.data pipeline: it ends a data set
@@ -124,24 +144,115 @@ def _decode_all(examples, load, image_size) -> tf.data.Dataset:
     )
 
 
-def _fill(batch, size):
-    """Fills a batch to `size`, and the places of weight 0, with its other images.
+def _with_places(examples, schedule: list[BatchShape], first_step: int, count: int):
+    """Gives each example its place in the batches of a schedule.
 
-    Every batch of a shape then runs through the same compiled step, and batch
-    normalization sees real images only.
+    Args:
+        examples: a `tf.data.Dataset` of those of the steps from `first_step` on.
+        schedule: the batch shapes, in order.
+        first_step: of the schedule.
+        count: examples of the whole schedule.
+
+    Returns:
+        A `tf.data.Dataset` of `{"step", "place", "number", "weight", ...}`: which
+        batch, which place in it, and which example of the whole schedule. The places
+        that the examples do not fill, at the end of the last batch, get its first ones
+        again, with the weight 0 and without an id: every batch of a shape then runs
+        through the same compiled step, and batch normalization sees real images only.
     """
-    weight = tf.pad(batch["weight"], [[0, size - tf.shape(batch["weight"])[0]]])
-    own = tf.range(size)
-    readable = tf.cast(tf.where(weight > 0)[:, 0], tf.int32)
-    if_none = tf.zeros([1], tf.int32)
-    donors = tf.cond(tf.size(readable) > 0, lambda: readable, lambda: if_none)
-    places = tf.where(weight > 0, own, tf.gather(donors, own % tf.size(donors)))
-    ids = tf.concat([batch["id"], tf.fill([size - tf.size(batch["id"])], "")], axis=0)
+    batches = np.array([shape.batch for shape in schedule], np.int64)
+    starts = np.concatenate([[0], np.cumsum(batches)])
+    step_of = np.repeat(np.arange(len(schedule)), batches)[:count]
+    batches, starts, step_of = map(tf.constant, (batches, starts, step_of))
+
+    def fill(batch):
+        found = tf.size(batch["number"])
+        step = step_of[batch["number"][0]]
+        place = tf.range(tf.cast(batches[step], tf.int32))
+        batch = {key: tf.gather(value, place % found) for key, value in batch.items()}
+        real = place < found
+        return {
+            **batch,
+            "step": tf.fill(tf.shape(place), step),
+            "place": place,
+            "weight": tf.cast(real, tf.float32),
+            "id": tf.where(real, batch["id"], ""),
+        }
+
+    numbers = tf.data.Dataset.range(starts[first_step], count)
+    numbered = tf.data.Dataset.zip(examples, numbers).map(
+        lambda example, number: {**example, "number": number}
+    )
+    return numbered.group_by_window(
+        key_func=lambda example: step_of[example["number"]],
+        reduce_func=lambda step, window: (
+            window.batch(batches[step]).map(fill).unbatch()
+        ),
+        window_size_func=lambda step: batches[step],
+    )
+
+
+def _batches(examples, load, schedule: list[BatchShape], share: Share, options):
+    """Decodes a pipeline's share of the batches of a schedule.
+
+    Args:
+        examples: from `_with_places`.
+        load: from an example and the (height, width) of its batch to its image.
+        schedule: the batch shapes, in order.
+        share: of each batch.
+        options: `tf.data.Options`, or `None`.
+
+    Returns:
+        A `tf.data.Dataset` of the batches of the share's replicas, one after the
+        other, step by step; see `train_batches`.
+
+    Raises:
+        ValueError: if a batch cannot be dealt out evenly.
+    """
+    for shape in schedule:
+        if shape.batch % share.replicas:
+            raise ValueError(
+                f"A batch of {shape.batch} images cannot be dealt out evenly to "
+                f"{share.replicas} replicas."
+            )
+    sizes = tf.constant([shape[:2] for shape in schedule], tf.int32)
+    batches = tf.constant([shape.batch // share.replicas for shape in schedule])
+    batches = tf.cast(batches, tf.int64)
+
+    def replica(example):
+        return tf.cast(example["place"] % share.replicas - share.first, tf.int64)
+
+    def in_share(example):
+        return (replica(example) >= 0) & (replica(example) < share.count)
+
+    if share.count < share.replicas:
+        examples = examples.filter(in_share)
+    decoded = _decode_all(
+        examples,
+        lambda example: load(example, sizes[example["step"]]),
+        lambda example: sizes[example["step"]],
+    )
+    dataset = decoded.group_by_window(
+        key_func=lambda example: example["step"] * share.count + replica(example),
+        reduce_func=lambda key, window: window.batch(batches[key // share.count]),
+        window_size_func=lambda key: batches[key // share.count],
+    )
+    dataset = dataset.map(_replace_black).prefetch(2)
+    return dataset if options is None else dataset.with_options(options)
+
+
+def _replace_black(batch):
+    """Puts readable images of a batch in the place of those that could not be read."""
+    own = tf.range(tf.size(batch["weight"]))
+    is_readable = batch["readable"]
+    readable = tf.cast(tf.where(is_readable)[:, 0], tf.int32)
+    donors = tf.cond(tf.size(readable) > 0, lambda: readable, lambda: own)
+    places = tf.where(is_readable, own, tf.gather(donors, own % tf.size(donors)))
     return {
         "image": tf.gather(batch["image"], places),
         "label": tf.gather(batch["label"], places),
-        "weight": weight,
-        "id": ids,
+        "weight": batch["weight"],
+        "id": batch["id"],
     }
 
 
@@ -152,7 +263,13 @@ def shuffle_seed(config, epoch: int) -> int:
 
 
 def train_batches(
-    source: Source, config, schedule: list[BatchShape], epoch: int, first_step: int = 0
+    source: Source,
+    config,
+    schedule: list[BatchShape],
+    epoch: int,
+    first_step: int = 0,
+    share: Share = WHOLE,
+    options: tf.data.Options | None = None,
 ) -> tf.data.Dataset:
     """Makes an epoch's training batches, each of the scheduled shape.
 
@@ -163,53 +280,42 @@ def train_batches(
         epoch: counted from 0; another epoch, another order and other crops.
         first_step: of the schedule, to continue an epoch: its batches are those that
             the whole epoch has there, and nothing before them is decoded.
+        share: of every batch; only its images are decoded. The shares of all
+            pipelines together are the whole batches, whatever their number.
+        options: of the data set, for instance its number of threads.
 
     Returns:
-        A `tf.data.Dataset` of one batch for each entry of the schedule from there on:
+        A `tf.data.Dataset` of one batch for each entry of the schedule from there on,
+        or of as many as the share has replicas:
 
         - `image`: uint8 `[batch, height, width, 3]`
         - `label`: int32 `[batch]`
         - `weight`: float32 `[batch]`, 0 for what fills a place and must not count
         - `id`: string `[batch]`, the example whose place it is, empty beyond the last
+
+    Raises:
+        ValueError: if a batch cannot be dealt out evenly to the share's replicas.
     """
     count = source.num_examples["train"]
-    sizes = tf.constant([shape[:2] for shape in schedule], tf.int32)
-    batches = tf.constant([shape.batch for shape in schedule], tf.int64)
-    # The place of an example in the epoch settles its step, and so its size.
-    steps = np.repeat(np.arange(len(schedule)), batches)[:count]
     first = sum(shape.batch for shape in schedule[:first_step])
 
-    def with_place(example, step, place):
-        return {**example, "step": step, "place": place}
-
-    def load(example):
-        place = tf.cast(example["place"], tf.int32)
-        seed = tf.stack([config.seed * 1_000_003 + epoch, place])
-        size = sizes[example["step"]]
+    def load(example, size):
+        number = tf.cast(example["number"], tf.int32)
+        seed = tf.stack([config.seed * 1_000_003 + epoch, number])
         return _train_image(example, size, seed, config.crop_scale, config.flip)
 
-    examples = tf.data.Dataset.zip(
-        source.examples("train", shuffle_seed(config, epoch)).skip(first),
-        tf.data.Dataset.from_tensor_slices(steps[first:]),
-        tf.data.Dataset.range(first, count),
-    ).map(with_place)
-    decoded = _decode_all(examples, load, lambda example: sizes[example["step"]])
-    steps_left = tf.data.Dataset.from_tensor_slices(steps[first:])
-    dataset = tf.data.Dataset.zip(decoded, steps_left)
-    dataset = dataset.group_by_window(
-        key_func=lambda example, step: step,
-        reduce_func=lambda step, window: window.map(lambda e, _: e).batch(
-            batches[step]
-        ),
-        window_size_func=lambda step: batches[step],
-    )
-    whole = tf.cast(batches[first_step:], tf.int32)
-    whole = tf.data.Dataset.from_tensor_slices(whole)
-    return tf.data.Dataset.zip(dataset, whole).map(_fill).prefetch(2)
+    examples = source.examples("train", shuffle_seed(config, epoch)).skip(first)
+    examples = _with_places(examples, schedule, first_step, count)
+    return _batches(examples, load, schedule, share, options)
 
 
 def eval_batches(
-    source: Source, split: str, size: int, batch_size: int, crop_fraction: float
+    source: Source,
+    split: str,
+    size: int,
+    batch_size: int,
+    crop_fraction: float,
+    share: Share = WHOLE,
 ) -> tf.data.Dataset:
     """Makes the batches of an evaluation: every example once, in the stored order.
 
@@ -219,16 +325,19 @@ def eval_batches(
         size: side of the images in pixels.
         batch_size: images in a batch; the last is filled as in `train_batches`.
         crop_fraction: see `keras_mobilevit.preprocessing.resize_and_center_crop`.
+        share: of every batch.
 
     Returns:
         A `tf.data.Dataset` of the dicts that `train_batches` describes.
     """
-    dataset = _decode_all(
-        source.examples(split, None),
-        lambda example: _eval_image(example, size, crop_fraction),
-        lambda example: tf.constant([size, size]),
-    )
-    return dataset.batch(batch_size).map(lambda b: _fill(b, batch_size)).prefetch(2)
+    count = source.num_examples[split]
+    schedule = [BatchShape(size, size, batch_size)] * -(-count // batch_size)
+    examples = _with_places(source.examples(split, None), schedule, 0, count)
+
+    def load(example, _):
+        return _eval_image(example, size, crop_fraction)
+
+    return _batches(examples, load, schedule, share, None)
 
 
 def unreadable(batch) -> list[str]:

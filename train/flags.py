@@ -37,6 +37,12 @@ def define_flags() -> None:
         "Between two checkpoints within an epoch; each epoch ends with one.",
         lower_bound=0.0,
     )
+    flags.DEFINE_boolean(
+        "deterministic",
+        False,
+        "Only operations that give the same bits each time, so that a run which was "
+        "interrupted ends with the weights of an undisturbed one. Slower.",
+    )
     flags.DEFINE_enum(
         "recipe", None, list(train_config.RECIPES), "Values of the flags not given."
     )

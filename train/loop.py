@@ -1,266 +1,237 @@
-"""The training loop, for any task."""
+"""The training loop, for any task, on one device or on many."""
 
 import dataclasses
-import functools
 import time
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from keras_mobilevit.files import whole_file
-from keras_mobilevit.hub import weights_file
-from keras_mobilevit.weights import load_weights
 from train import data, sampler, schedules
 from train.checkpoint import load_checkpoint, save_checkpoint, save_model
-from train.config import FILENAME, TrainConfig, load_config, save_config
-from train.optimizers import apply_gradients, make_optimizers
+from train.config import TrainConfig
+from train.models import build_models
+from train.optimizers import make_optimizer
 from train.progress import CheckpointManager, Progress, asked_to_stop
 from train.records import RecordWriter
+from train.sampler import BatchShape
 from train.sources import Source
+from train.step import make_eval_step, make_train_step
+from train.strategies import is_chief
 from train.tasks import Task
+from train.workdir import BEST_MODEL, CHECKPOINT, prepare_workdir
 
-CHECKPOINT = "checkpoint.safetensors"
-BEST_MODEL = "best.keras"
-LABELS = "labels.txt"
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
 
 
-def prepare_workdir(workdir, config: TrainConfig, source: Source) -> Path:
-    """Makes a working directory, or checks that it belongs to the same run.
+class _Unreadable:
+    """Takes the names of the images that could not be read out of batches.
 
-    Args:
-        workdir: the directory.
-        config: the run's configuration, saved there as `config.json`.
-        source: its class names are saved there as `labels.txt`.
-
-    Returns:
-        The directory.
-
-    Raises:
-        ValueError: if the directory holds a run of another configuration or other
-            classes; it is left as it was.
-    """
-    workdir = Path(workdir).expanduser()
-    labels = "".join(f"{name}\n" for name in source.class_names)
-    if (workdir / FILENAME).exists():
-        _refuse_other_run(workdir, config, labels)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with whole_file(workdir / LABELS) as temporary:
-            temporary.write_text(labels)
-        save_config(config, workdir / FILENAME)
-    except OSError as error:
-        raise ValueError(f"Cannot write into --workdir: {error}.") from error
-    return workdir
-
-
-def _refuse_other_run(workdir: Path, config: TrainConfig, labels: str) -> None:
-    saved = load_config(workdir / FILENAME)
-    changes = [
-        f"{field.name}: {getattr(saved, field.name)!r} there, "
-        f"{getattr(config, field.name)!r} now"
-        for field in dataclasses.fields(config)
-        if getattr(saved, field.name) != getattr(config, field.name)
-    ]
-    if changes:
-        raise ValueError(
-            f"{workdir} holds a run of another configuration. Choose another "
-            "--workdir, or the same flags to continue it.\n  " + "\n  ".join(changes)
-        )
-    if (workdir / LABELS).exists() and (workdir / LABELS).read_text() != labels:
-        raise ValueError(
-            f"{workdir} holds a run with other classes, see {workdir / LABELS}. "
-            "Choose another --workdir."
-        )
-
-
-def make_train_step(task: Task, config: TrainConfig, model, average, optimizers):
-    """Makes the function of one training step, traced once for each batch shape.
-
-    Args:
-        task: gives the loss.
-        config: the run's configuration.
-        model: what is trained.
-        average: a model of the same weights that follows as a moving average,
-            statistics of batch normalization included.
-        optimizers: from `train.optimizers.make_optimizers`.
-
-    Returns:
-        A `tf.function` from (batch, learning rate, momentum of the average) to the
-        sum of the examples' losses, each times its weight.
+    An unreadable file comes back every epoch; the log of a process names it once.
     """
 
-    @tf.function
-    def update(gradients, learning_rate, momentum):
-        apply_gradients(optimizers, gradients, model.trainable_variables, learning_rate)
-        for mean, value in zip(average.weights, model.weights):
-            mean.assign(mean * momentum + value * (1 - momentum))
-
-    @tf.function
-    def train_step(batch, learning_rate, momentum):
-        with tf.GradientTape() as tape:
-            outputs = model(tf.cast(batch["image"], tf.float32), training=True)
-            losses = batch["weight"] * task.loss(config, batch, outputs)
-            # A mean over the nominal batch: examples weigh the same in every step,
-            # also in the last one, which may be partly filling.
-            loss = tf.reduce_mean(losses)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        # Its own function, since it is the same for every shape and slow to trace.
-        update(gradients, learning_rate, momentum)
-        return tf.reduce_sum(losses)
-
-    return train_step
-
-
-def make_eval_step(task: Task, model):
-    """Makes the function of one evaluation step: a batch to its metrics' sums."""
-
-    @tf.function
-    def eval_step(batch):
-        outputs = model(tf.cast(batch["image"], tf.float32), training=False)
-        values = task.metrics(batch, outputs)
-        return {
-            name: tf.reduce_sum(batch["weight"] * value)
-            for name, value in values.items()
-        }
-
-    return eval_step
-
-
-class _Tally:
-    """Counts an epoch's examples: those that were seen, and the unreadable.
-
-    Args:
-        source: where the images come from.
-        split: `"train"` or `"validation"`.
-        seen, skipped: those of the epoch's part that was done before.
-    """
-
-    # An unreadable file comes back every epoch; the log of a process names it once.
     named: typing.ClassVar[set] = set()
 
-    def __init__(self, source: Source, split: str, seen: int = 0, skipped=()):
-        self.source, self.split = source, split
-        self.seen, self.skipped = seen, list(skipped)
+    def __init__(self):
+        self.example = ""
 
-    def add(self, batch) -> int:
-        """Adds a batch; returns how many of its images count."""
-        count = int(np.sum(batch["weight"].numpy()))
-        self.seen += count
-        self.skipped += data.unreadable(batch)
-        return count
+    def take_names(self, strategy, batch: dict) -> dict:
+        """Returns the batch without names, which are strings: no accelerator's."""
+        ids, weights = map(
+            strategy.experimental_local_results, (batch.pop("id"), batch["weight"])
+        )
+        for replica_ids, replica_weights in zip(ids, weights):
+            for name in data.unreadable({"id": replica_ids, "weight": replica_weights}):
+                self.example = self.example or name
+                if name not in self.named:
+                    self.named.add(name)
+                    logging.warning("skipped, cannot be read: %s", name)
+        return batch
 
-    def close(self) -> None:
-        """Logs the names of the unreadable; raises if there was nothing else."""
-        for name in self.skipped:
-            if name not in self.named:
-                self.named.add(name)
-                logging.warning("skipped, cannot be read: %s", name)
-        if not self.seen:
-            raise ValueError(
-                f"None of the {len(self.skipped)} {self.split} images of "
-                f"{self.source.name} can be read, {self.skipped[0]} among them."
-            )
+
+def _refuse_nothing_seen(
+    seen: int, source: Source, split: str, unreadable: _Unreadable
+) -> None:
+    if not seen:
+        raise ValueError(
+            f"None of the {source.num_examples[split]} {split} images of "
+            f"{source.name} can be read, {unreadable.example} among them."
+        )
+
+
+def _distribute(strategy, make_dataset: Callable[[data.Share], tf.data.Dataset]):
+    """Makes each pipeline's share of the batches of a distributed data set."""
+    options = tf.distribute.InputOptions(experimental_fetch_to_device=False)  # strings
+    return strategy.distribute_datasets_from_function(
+        lambda context: make_dataset(data.Share.of(context)), options
+    )
+
+
+def _as_numbers(sums: dict) -> dict[str, float]:
+    return {name: float(value) for name, value in sums.items()}
 
 
 def evaluate(
-    eval_step, source: Source, config: TrainConfig, after_step=lambda: None
+    eval_step,
+    source: Source,
+    config: TrainConfig,
+    strategy,
+    manager: CheckpointManager | None = None,
+    progress: Progress | None = None,
 ) -> dict:
     """Evaluates on the validation split.
 
     Args:
-        eval_step: from `make_eval_step`.
+        eval_step: from `train.step.make_eval_step`.
         source: where the images come from.
         config: gives size, crop and batch.
-        after_step: called after each batch; may raise.
+        strategy: that of the step.
+        manager: saves and stops a run in between, if there is one.
+        progress: what it saves.
 
     Returns:
         The mean of each of the task's metrics, and `skipped_validation`, the number
         of images that could not be decoded.
     """
-    batches = data.eval_batches(
-        source, "validation", config.eval_size, config.batch_size, config.eval_crop
+    replicas = strategy.num_replicas_in_sync
+    part = -(-config.batch_size // (replicas * config.accumulation_steps))
+    arguments = source, "validation", config.eval_size, replicas * part
+    batches = _distribute(
+        strategy,
+        lambda share: data.eval_batches(*arguments, config.eval_crop, share),
     )
-    tally, sums = _Tally(source, "validation"), {}
+    unreadable, totals = _Unreadable(), {}
     for batch in batches:
-        tally.add(batch)
-        del batch["id"]
-        for name, value in eval_step(batch).items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-        after_step()
-    tally.close()
-    means = {name: value / tally.seen for name, value in sums.items()}
-    return {**means, "skipped_validation": len(tally.skipped)}
+        batch = unreadable.take_names(strategy, batch)
+        asked = tf.constant(manager.asked() if manager else 0.0)
+        for name, value in _as_numbers(eval_step(batch, asked)).items():
+            totals[name] = totals.get(name, 0.0) + value
+        if manager:
+            manager.after_step(progress, totals["asked"] > 0)
+    seen = round(totals.pop("count"))
+    del totals["asked"]
+    _refuse_nothing_seen(seen, source, "validation", unreadable)
+    means = {name: value / seen for name, value in totals.items()}
+    return {
+        **means,
+        "skipped_validation": source.num_examples["validation"] - seen,
+    }
+
+
+def _shapes(config: TrainConfig, strategy) -> list[BatchShape]:
+    """Returns the batch shapes of a run, which all its replicas can share evenly."""
+    multiple = strategy.num_replicas_in_sync * config.accumulation_steps
+    return sampler.batch_shapes(
+        config.sizes, config.base_size, config.batch_size, multiple
+    )
+
+
+def _steps_of_calls(schedule: list[BatchShape], steps_per_call: int) -> list[int]:
+    """Deals steps out to calls: as many of one shape as a call takes, or one.
+
+    No other number of them, since each is compiled.
+    """
+    calls, step = [], 0
+    while step < len(schedule):
+        following = schedule[step : step + steps_per_call]
+        is_full = len(following) == steps_per_call and len(set(following)) == 1
+        calls.append(steps_per_call if is_full else 1)
+        step += calls[-1]
+    return calls
 
 
 def train_epoch(
-    train_step, source: Source, config: TrainConfig, progress: Progress, after_step
+    train_step,
+    source: Source,
+    config: TrainConfig,
+    strategy,
+    progress: Progress,
+    manager: CheckpointManager,
 ) -> dict:
     """Passes once over the training images, or over what is left of an epoch.
 
     Args:
-        train_step: from `make_train_step`.
+        train_step: from `train.step.make_train_step`.
         source: where the images come from.
         config: the run's configuration.
+        strategy: that of the step.
         progress: where the run is; each step brings it forward.
-        after_step: called with it after each step; may raise.
+        manager: saves it, and stops the run when it is asked to.
 
     Returns:
         A dict: `step` (done after it), `train_loss`, `learning_rate`,
         `images_per_second`, `epoch_seconds`, `skipped_train`.
 
     Raises:
-        FloatingPointError: if the loss is not finite.
+        FloatingPointError: if loss or gradients are not finite.
+        Preempted: if the run was asked to stop, and is saved.
     """
     epoch, num_examples = progress.epoch, source.num_examples["train"]
-    shapes = sampler.batch_shapes(config.sizes, config.base_size, config.batch_size)
     schedule = sampler.epoch_schedule(
-        shapes, num_examples, epoch, config.seed, config.grow_epochs
+        _shapes(config, strategy),
+        num_examples,
+        epoch,
+        config.seed,
+        config.grow_epochs,
+        config.steps_per_execution,
     )
-    tally = _Tally(source, "train", progress.seen, progress.skipped)
+    first = progress.epoch_step
+    batches = _distribute(
+        strategy,
+        lambda share: data.train_batches(
+            source, config, schedule, epoch, first, share=share
+        ),
+    )
+    iterator, unreadable = iter(batches), _Unreadable()
     start = time.perf_counter() - progress.seconds
-    batches = data.train_batches(source, config, schedule, epoch, progress.epoch_step)
-    bar = tqdm(
+    with _progress_bar(config, progress, num_examples) as bar:
+        for count in _steps_of_calls(schedule[first:], config.steps_per_execution):
+            some = [
+                unreadable.take_names(strategy, next(iterator)) for _ in range(count)
+            ]
+            steps = range(progress.step, progress.step + count)
+            rates = [schedules.learning_rate(config, step, epoch) for step in steps]
+            momenta = [schedules.ema_momentum(config, step) for step in steps]
+            asked = tf.constant(manager.asked())
+            sums = train_step(
+                tuple(some), tf.constant(rates), tf.constant(momenta), asked
+            )
+            sums = _as_numbers(sums)
+            _refuse_divergence(sums, steps, epoch, rates[-1], schedule[first])
+            first += count
+            progress.add(count, sums, time.perf_counter() - start)
+            bar.set_postfix(
+                loss=f"{sums['loss'] / max(sums['count'], 1):.3f}",
+                lr=f"{rates[-1]:.2e}",
+                refresh=False,
+            )
+            bar.update(round(sums["count"]))
+            manager.after_step(progress, sums["asked"] > 0)
+    _refuse_nothing_seen(progress.seen, source, "train", unreadable)
+    return _epoch_record(config, progress, num_examples)
+
+
+def _progress_bar(config: TrainConfig, progress: Progress, num_examples: int) -> tqdm:
+    return tqdm(
         total=num_examples,
         initial=progress.seen,
-        desc=f"epoch {epoch + 1}/{config.epochs}",
+        desc=f"epoch {progress.epoch + 1}/{config.epochs}",
         unit="img",
         disable=None,  # no bar where the output is no terminal
         leave=False,
     )
-    with bar:
-        for batch in batches:
-            rate = schedules.learning_rate(config, progress.step, epoch)
-            momentum = schedules.ema_momentum(config, progress.step)
-            count = tally.add(batch)
-            del batch["id"]  # strings, which an accelerator cannot hold
-            loss = float(train_step(batch, tf.constant(rate), tf.constant(momentum)))
-            _refuse_divergence(loss, progress.step, epoch, rate, batch)
-            progress.step += 1
-            progress.epoch_step += 1
-            progress.loss += loss
-            progress.seen, progress.skipped = tally.seen, tally.skipped
-            progress.seconds = time.perf_counter() - start
-            bar.set_postfix(
-                loss=f"{loss / max(count, 1):.3f}", lr=f"{rate:.2e}", refresh=False
-            )
-            bar.update(count)
-            after_step(progress)
-    tally.close()
-    return _epoch_record(config, progress)
 
 
-def _epoch_record(config: TrainConfig, progress: Progress) -> dict:
+def _epoch_record(config: TrainConfig, progress: Progress, num_examples: int) -> dict:
     """Returns what `train_epoch` does, of an epoch whose steps are all done."""
     last_step = progress.step - 1
     return {
         "step": progress.step,
-        "skipped_train": len(progress.skipped),
+        "skipped_train": num_examples - progress.seen,
         "train_loss": progress.loss / progress.seen,
         "learning_rate": schedules.learning_rate(config, last_step, progress.epoch),
         "images_per_second": progress.seen / progress.seconds,
@@ -268,31 +239,20 @@ def _epoch_record(config: TrainConfig, progress: Progress) -> dict:
     }
 
 
-def _refuse_divergence(loss: float, step: int, epoch: int, rate: float, batch) -> None:
-    if not np.isfinite(loss):
+def _refuse_divergence(
+    sums: dict, steps: range, epoch: int, rate: float, shape: BatchShape
+) -> None:
+    if sums["not_finite"] or not np.isfinite(sums["loss"]):
         raise FloatingPointError(
-            f"The loss is {loss} at step {step} of epoch {epoch + 1} (images "
-            f"{tuple(batch['image'].shape)}, learning rate {rate:.2e}). The last "
-            "checkpoint is of the epoch before; try a lower --learning_rate or more "
-            "--warmup_steps."
+            f"The loss is {sums['loss'] / max(sums['count'], 1)} at step {steps[-1]} "
+            f"of epoch {epoch + 1}, or its gradients are not finite ({shape.batch} "
+            f"images of {shape.height}x{shape.width} pixels, learning rate {rate:.2e})."
+            " The last checkpoint is of an earlier step and whole; try a lower "
+            "--learning_rate or more --warmup_steps."
         )
 
 
-def _build_models(task: Task, config: TrainConfig, source: Source, is_fresh: bool):
-    """Builds the model and its moving average."""
-    keras.utils.set_random_seed(config.seed)
-    model = task.build_model(config, source)
-    if is_fresh and config.weights:
-        file = weights_file(config.weights, config.model)
-        load_weights(model, file, include_top=False)
-    average = keras.models.clone_model(model)
-    average.set_weights(model.get_weights())
-    average.trainable = True  # as the user of best.keras expects, whatever was frozen
-    return model, average
-
-
-def _warn_of_unused_sizes(config: TrainConfig, source: Source) -> None:
-    shapes = sampler.batch_shapes(config.sizes, config.base_size, config.batch_size)
+def _warn_of_unused_sizes(shapes: list[BatchShape], source: Source) -> None:
     count = source.num_examples["train"]
     if count < sum(shape.batch for shape in shapes):
         logging.warning(
@@ -305,8 +265,8 @@ def _warn_of_unused_sizes(config: TrainConfig, source: Source) -> None:
 
 def _finish_epoch(
     workdir: Path, average, writer: RecordWriter, record: dict, best: float
-) -> float:
-    """Writes what an epoch gave; returns the best value of the run after it."""
+) -> None:
+    """Writes what an epoch gave."""
     value = record[writer.best_metric]
     if value > best:
         save_model(average, workdir / BEST_MODEL)
@@ -321,15 +281,6 @@ def _finish_epoch(
         100 * value,
         record["images_per_second"],
     )
-    return max(value, best)
-
-
-def _saved_groups(model, average, optimizers) -> dict:
-    """Names everything that a checkpoint holds, see `train.checkpoint`."""
-    groups = {"model": model, "average": average}
-    return groups | {
-        f"optimizer{i or ''}": share.optimizer for i, share in enumerate(optimizers)
-    }
 
 
 def _continue(file: Path, groups: dict) -> Progress:
@@ -339,18 +290,48 @@ def _continue(file: Path, groups: dict) -> Progress:
     return progress
 
 
+def _refuse_xla_of_replicas(config: TrainConfig, strategy) -> None:
+    on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    replicas = strategy.num_replicas_in_sync
+    if config.xla and replicas > 1 and not on_tpu:
+        raise ValueError(
+            f"--xla compiles the step of one device, but {replicas} train together, "
+            "whose sums TensorFlow does not compile. Leave --xla away, or use one "
+            "device: --gpus=1 --cluster=none."
+        )
+
+
+def _refuse_other_progress(strategy, progress: Progress) -> None:
+    """Checks that all workers found the same checkpoint."""
+
+    @tf.function
+    def total(step):
+        steps = strategy.run(tf.identity, (step,))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, steps, axis=None)
+
+    mean = float(total(tf.constant(float(progress.step))))
+    mean /= strategy.num_replicas_in_sync
+    if mean != progress.step:
+        raise ValueError(
+            f"This worker found a checkpoint of step {progress.step}, but over all "
+            f"workers the mean is {mean}. --workdir must be a directory that all of "
+            "them share."
+        )
+
+
 def train_and_evaluate(
     task: Task,
     config: TrainConfig,
     source: Source,
     workdir,
     save_seconds: float = SAVE_SECONDS,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> list[dict]:
     """Trains for the configured epochs, evaluates after each, and saves as it goes.
 
     A run that was interrupted continues from its last checkpoint, also within an
     epoch, with the images that an undisturbed one has there. SIGTERM saves and stops
-    it.
+    it, on all workers if one of them gets it.
 
     Args:
         task: what to train.
@@ -359,8 +340,9 @@ def train_and_evaluate(
         workdir: where everything goes: `config.json`, `labels.txt`, `metrics.jsonl`,
             `curves.png`, `tensorboard/`, `checkpoint.safetensors` (weights, moving
             average, optimizer, random state, progress), `best.keras` (the moving
-            average at its best).
+            average at its best). The chief alone writes, all workers read.
         save_seconds: between two checkpoints within an epoch; each epoch ends with one.
+        strategy: the devices, see `train.strategies`; by default one.
 
     Returns:
         The records of `metrics.jsonl`, one for each epoch.
@@ -370,34 +352,40 @@ def train_and_evaluate(
         FloatingPointError: if the loss is not finite.
         Preempted: after SIGTERM, when everything is saved.
     """
+    strategy = strategy or tf.distribute.get_strategy()
+    _refuse_xla_of_replicas(config, strategy)
     is_fresh = not (Path(workdir).expanduser() / CHECKPOINT).exists()
-    model, average = _build_models(task, config, source, is_fresh)
-    optimizers = make_optimizers(config, model, task.is_head)
-    groups = _saved_groups(model, average, optimizers)
-    workdir = prepare_workdir(workdir, config, source)
-    file = workdir / CHECKPOINT
+    with strategy.scope():
+        model, average = build_models(task, config, source, is_fresh)
+        optimizer = make_optimizer(config, model, task.is_head)
+    groups = {"model": model, "average": average, "optimizer": optimizer}
+    if is_chief(strategy):
+        workdir = prepare_workdir(workdir, config, source)
+    file = Path(workdir).expanduser() / CHECKPOINT
     progress = Progress() if is_fresh else _continue(file, groups)
+    _refuse_other_progress(strategy, progress)
     writer = RecordWriter(workdir, progress.epoch, task.best_metric)
-    _warn_of_unused_sizes(config, source)
+    _warn_of_unused_sizes(_shapes(config, strategy), source)
 
     def save(progress: Progress) -> None:
-        save_checkpoint(file, groups, dataclasses.asdict(progress))
+        if is_chief(strategy):
+            save_checkpoint(file, groups, dataclasses.asdict(progress))
 
-    train_step = make_train_step(task, config, model, average, optimizers)
-    eval_step = make_eval_step(task, average)
+    train_step = make_train_step(task, config, model, average, optimizer, strategy)
+    eval_step = make_eval_step(task, average, strategy)
     with asked_to_stop() as stop:
         manager = CheckpointManager(save, save_seconds, stop)
         while progress.epoch < config.epochs:
             record = train_epoch(
-                train_step, source, config, progress, manager.after_step
+                train_step, source, config, strategy, progress, manager
             )
-            check = functools.partial(manager.after_step, progress)
-            record |= evaluate(eval_step, source, config, check)
+            record |= evaluate(eval_step, source, config, strategy, manager, progress)
             record |= {
                 "epoch": progress.epoch + 1,
                 "traces": train_step.experimental_get_tracing_count(),
             }
-            best = _finish_epoch(workdir, average, writer, record, progress.best)
-            progress = progress.next_epoch(best)
+            if is_chief(strategy):
+                _finish_epoch(file.parent, average, writer, record, progress.best)
+            progress = progress.next_epoch(record[task.best_metric])
             save(progress)
     return writer.records

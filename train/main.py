@@ -6,6 +6,7 @@ Examples:
   python train/main.py --data=folder:photos --model=mobilevit_xxs --workdir=runs/photos
   python train/main.py --data=folder:photos --weights=imagenet --workdir=runs/tuned
   python train/main.py --mode=eval --data=folder:photos --model=out/best_160_int8.tflite
+  python train/main.py --tpu --data=tfds:imagenet2012 --workdir=/shared/run
 
 A recipe sets every flag that is not given: `digits`, `small` (a few thousand photos) or
 `imagenet` (the paper's), by the kind of the data or by --recipe. Run the same command
@@ -27,9 +28,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # tf.data and the training step are TensorFlow's, whatever Keras runs on elsewhere.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
+import tensorflow as tf
 from absl import app, flags, logging
 
 from train import flags as train_flags
+from train import strategies
 from train.evaluation import evaluate_classifier, format_report, load_predictor
 from train.loop import train_and_evaluate
 from train.progress import PREEMPTED, Preempted
@@ -37,18 +40,32 @@ from train.sources import load_source
 from train.tasks import CLASSIFICATION
 
 
-def train(config, source) -> None:
-    if flags.FLAGS.workdir is None:
+def train(config) -> None:
+    args = flags.FLAGS
+    if args.workdir is None:
         raise ValueError("Training takes a --workdir, the directory of the run.")
-    save_seconds = 60 * flags.FLAGS.save_minutes
+    if args.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    # Before anything else of TensorFlow, which is too late for a cluster then.
+    strategy = strategies.make_strategy(strategies.devices_from_flags())
+    source = _load_source(config)
+    save_seconds = 60 * args.save_minutes
     train_and_evaluate(
-        CLASSIFICATION, config, source, flags.FLAGS.workdir, save_seconds
+        CLASSIFICATION, config, source, args.workdir, save_seconds, strategy
     )
 
 
-def evaluate(config, source) -> None:
+def evaluate(config) -> None:
+    source = _load_source(config)
     predictor = load_predictor(config, source)
     print(format_report(evaluate_classifier(predictor, source, config)))
+
+
+def _load_source(config):
+    source = load_source(config.data)
+    classes = len(source.class_names)
+    logging.info("%s: %s classes, %s", source.name, classes, source.num_examples)
+    return source
 
 
 def main(argv) -> None:
@@ -56,14 +73,7 @@ def main(argv) -> None:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     try:
         config = train_flags.config_from_flags()
-        source = load_source(config.data)
-        logging.info(
-            "%s: %s classes, %s",
-            source.name,
-            len(source.class_names),
-            source.num_examples,
-        )
-        {"train": train, "eval": evaluate}[flags.FLAGS.mode](config, source)
+        {"train": train, "eval": evaluate}[flags.FLAGS.mode](config)
     except Preempted as error:
         logging.info("%s", error)
         sys.exit(PREEMPTED)
@@ -74,6 +84,7 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.INFO)
-    train_flags.define_flags()
-    flags.adopt_module_key_flags(train_flags)  # so that --help shows them
+    for module in (train_flags, strategies):
+        module.define_flags()
+        flags.adopt_module_key_flags(module)  # so that --help shows them
     app.run(main)

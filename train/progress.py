@@ -26,7 +26,6 @@ class Progress:
         best: of the task's metric so far.
         epoch_step: steps done of the epoch that is under way.
         seen: its images so far that could be read.
-        skipped: names of those that could not.
         loss: sum of its examples' losses so far.
         seconds: that it took so far.
     """
@@ -36,13 +35,20 @@ class Progress:
     best: float = -1.0
     epoch_step: int = 0
     seen: int = 0
-    skipped: list[str] = dataclasses.field(default_factory=list)
     loss: float = 0.0
     seconds: float = 0.0
 
-    def next_epoch(self, best: float) -> "Progress":
+    def add(self, steps: int, sums: dict[str, float], seconds: float) -> None:
+        """Brings it forward by some steps, with what `train.step` sums up of them."""
+        self.step += steps
+        self.epoch_step += steps
+        self.seen += round(sums["count"])
+        self.loss += sums["loss"]
+        self.seconds = seconds
+
+    def next_epoch(self, metric: float) -> "Progress":
         """Returns where a run is when the epoch that is under way is done."""
-        return Progress(self.epoch + 1, self.step, best)
+        return Progress(self.epoch + 1, self.step, max(self.best, metric))
 
 
 @contextlib.contextmanager
@@ -77,17 +83,25 @@ class CheckpointManager:
     stop: threading.Event
     saved: float = dataclasses.field(default_factory=time.monotonic)
 
-    def after_step(self, progress: Progress) -> None:
+    def asked(self) -> float:
+        """Returns 1.0 if this process was asked to stop, to be told to all workers."""
+        return float(self.stop.is_set())
+
+    def after_step(self, progress: Progress, shall_stop: bool) -> None:
         """Saves if it is time, or the run shall stop.
+
+        Args:
+            progress: of the run.
+            shall_stop: whether any worker was asked to, so that all stop at one step.
 
         Raises:
             Preempted: if it shall.
         """
-        if not self.stop.is_set() and time.monotonic() - self.saved < self.seconds:
+        if not shall_stop and time.monotonic() - self.saved < self.seconds:
             return
         self.save(progress)
         self.saved = time.monotonic()
-        if self.stop.is_set():
+        if shall_stop:
             raise Preempted(
                 f"Stopped by SIGTERM after step {progress.step}, and saved. The same "
                 "command continues."

@@ -18,20 +18,23 @@ class BatchShape(NamedTuple):
     batch: int
 
 
-def batch_shapes(sizes, base_size, base_batch: int) -> list[BatchShape]:
+def batch_shapes(
+    sizes, base_size, base_batch: int, multiple: int = 1
+) -> list[BatchShape]:
     """Gives each image size the batch that has as many pixels as the base batch.
 
     Args:
         sizes: sides in pixels, or (height, width) pairs.
         base_size: the side, or (height, width), at which the batch is `base_batch`.
         base_batch: images in a batch at `base_size`.
+        multiple: of which every batch is one, so that it can be dealt out evenly.
 
     Returns:
-        A `BatchShape` for each size, smallest area first, each with
-        `batch = round(base area * base_batch / area)`, and at least 1.
+        A `BatchShape` for each size, smallest area first, each with the multiple that
+        is next to `base area * base_batch / area`, and at least one multiple.
 
     Raises:
-        ValueError: if a size or the batch is not a positive integer.
+        ValueError: if a size, the batch or the multiple is not a positive integer.
 
     Example:
 
@@ -39,15 +42,17 @@ def batch_shapes(sizes, base_size, base_batch: int) -> list[BatchShape]:
     BatchShape(height=128, width=128, batch=100)
     """
     base_height, base_width = _pair(base_size)
-    if type(base_batch) is not int or base_batch < 1:
-        raise ValueError(
-            f"The base batch must be a positive integer. Received: {base_batch!r}."
-        )
+    for name, value in (("base batch", base_batch), ("multiple", multiple)):
+        if type(value) is not int or value < 1:
+            raise ValueError(
+                f"The {name} must be a positive integer. Received: {value!r}."
+            )
     base_pixels = base_height * base_width * base_batch
     shapes = []
     for size in sizes:
         height, width = _pair(size)
-        batch = max(1, round(base_pixels / (height * width)))
+        batches = base_pixels / (height * width * multiple)
+        batch = multiple * max(1, round(batches))
         shapes.append(BatchShape(height, width, batch))
     if not shapes:
         raise ValueError("Expected at least one size. Received none.")
@@ -88,6 +93,7 @@ def epoch_schedule(
     epoch: int,
     seed: int = 0,
     grow_epochs: int = 0,
+    repeats: int = 1,
 ) -> list[BatchShape]:
     """Draws the shapes of an epoch's batches until every example has its place.
 
@@ -103,6 +109,7 @@ def epoch_schedule(
         epoch: counted from 0.
         seed: another seed draws another schedule.
         grow_epochs: see `shapes_in_use`.
+        repeats: batches of a shape that follow each other, where examples suffice.
 
     Returns:
         One `BatchShape` a step. Their batches sum to `num_examples`, or to less than
@@ -121,7 +128,7 @@ def epoch_schedule(
         if left < smallest.batch:
             return [*schedule, smallest]
         for i in rng.permutation(len(shapes)):
-            if shapes[i].batch <= left:
-                schedule.append(shapes[i])
-                left -= shapes[i].batch
+            count = min(repeats, left // shapes[i].batch)
+            schedule += [shapes[i]] * count
+            left -= count * shapes[i].batch
     return schedule

@@ -1,0 +1,189 @@
+"""Which processes train together: the addresses of all workers, and which one this is.
+
+They come from `TF_CONFIG` (https://www.tensorflow.org/guide/distributed_training) or
+from the variables that SLURM sets for the tasks of a job step.
+"""
+
+import dataclasses
+import json
+import re
+import socket
+from collections.abc import Mapping
+
+FIRST_PORT = 20_000  # of SLURM's workers, plus their job's number, so jobs do not meet
+PORTS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The workers of a run.
+
+    Attributes:
+        addresses: `host:port` of each.
+        index: of this process among them; the first is the chief.
+    """
+
+    addresses: tuple[str, ...]
+    index: int
+
+    def to_tf_config(self) -> str:
+        """Returns the value of `TF_CONFIG` for this process."""
+        task = {"type": "worker", "index": self.index}
+        return json.dumps({"cluster": {"worker": self.addresses}, "task": task})
+
+    def unreachable(self, seconds: float = 2.0) -> list[int]:
+        """Returns the other workers that no connection can be made to."""
+        others = set(range(len(self.addresses))) - {self.index}
+        return [i for i in sorted(others) if not _answers(self.addresses[i], seconds)]
+
+
+def _answers(address: str, seconds: float) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
+    """Finds the workers that the environment names.
+
+    Args:
+        environment: such as `os.environ`; `TF_CONFIG` comes before SLURM.
+
+    Returns:
+        The `Cluster`, or `None` if there is no more than this one process.
+
+    Raises:
+        ValueError: if the variables do not describe a cluster of workers.
+    """
+    if environment.get("TF_CONFIG"):
+        cluster = _from_tf_config(environment["TF_CONFIG"])
+    elif "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment:
+        cluster = _from_slurm(environment)
+    else:
+        return None
+    return cluster if len(cluster.addresses) > 1 else None
+
+
+def _from_tf_config(text: str) -> Cluster:
+    example = (
+        'Expected for instance {"cluster": {"worker": ["a:12345", "b:12345"]}, '
+        '"task": {"type": "worker", "index": 0}}.'
+    )
+    try:
+        values = json.loads(text)
+        jobs, task = values.get("cluster", {}), values.get("task", {})
+        jobs = {job: list(addresses) for job, addresses in jobs.items()}
+        job, index = task.get("type", "worker"), int(task.get("index", 0))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"TF_CONFIG cannot be read: {error}. {example}") from error
+    unknown = sorted(set(jobs) - {"chief", "worker"})
+    if unknown:
+        raise ValueError(
+            f"TF_CONFIG has the jobs {', '.join(unknown)}, but all processes of a "
+            f"training are workers, of which one may be called chief. {example}"
+        )
+    addresses = jobs.get("chief", []) + jobs.get("worker", [])
+    if not addresses:
+        if jobs or task:
+            raise ValueError(f"TF_CONFIG names no worker. {example}")
+        return Cluster(("",), 0)
+    _check_addresses(addresses)
+    if not 0 <= index < len(jobs.get(job, [])):
+        raise ValueError(
+            f"TF_CONFIG says that this is {job} {index}, but has the jobs "
+            f"{ {job: len(addresses) for job, addresses in jobs.items()} }. {example}"
+        )
+    offset = len(jobs.get("chief", [])) if job == "worker" else 0
+    return Cluster(tuple(addresses), offset + index)
+
+
+def _check_addresses(addresses: list) -> None:
+    for address in addresses:
+        if not re.fullmatch(r".+:\d+", str(address)):
+            raise ValueError(
+                f"TF_CONFIG has the address {address!r}. Expected HOST:PORT."
+            )
+    if len(set(addresses)) < len(addresses):
+        raise ValueError(f"TF_CONFIG names an address twice: {', '.join(addresses)}.")
+
+
+def _from_slurm(environment: Mapping[str, str]) -> Cluster:
+    nodes = expand_node_list(environment["SLURM_STEP_NODELIST"])
+    counts = _expand_counts(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    counts = counts * len(nodes) if len(counts) == 1 else counts
+    index = int(environment["SLURM_PROCID"])
+    if len(counts) != len(nodes) or index >= sum(counts):
+        raise ValueError(
+            "SLURM's variables do not fit together: SLURM_STEP_NODELIST="
+            f"{environment['SLURM_STEP_NODELIST']}, SLURM_STEP_TASKS_PER_NODE="
+            f"{environment.get('SLURM_STEP_TASKS_PER_NODE')}, SLURM_PROCID={index}. "
+            "--cluster=none trains in this process alone."
+        )
+    # SLURM numbers the tasks of a step node by node, unless told otherwise.
+    first = FIRST_PORT + int(environment.get("SLURM_JOB_ID", "0")) % PORTS
+    addresses = [
+        f"{node}:{first + i}"
+        for node, count in zip(nodes, counts)
+        for i in range(count)
+    ]
+    return Cluster(tuple(addresses), index)
+
+
+def _expand_counts(text: str) -> list[int]:
+    """Expands SLURM's `2(x3),1` to `[2, 2, 2, 1]`."""
+    counts = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not match:
+            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}, such as 2(x3),1.")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def expand_node_list(text: str) -> list[str]:
+    """Expands SLURM's list of nodes.
+
+    Args:
+        text: names and ranges, such as `login,node[01-03,07]`.
+
+    Returns:
+        The names, in order.
+
+    Raises:
+        ValueError: if the text is no such list.
+
+    Example:
+
+    >>> expand_node_list("a,n[08-10]-x")
+    ['a', 'n08-x', 'n09-x', 'n10-x']
+    """
+    part = r"(?:[^,\[\]]|\[[^\[\]]*\])+"  # commas within brackets do not separate
+    if not re.fullmatch(f"{part}(,{part})*", text):
+        raise ValueError(f"Expected a list of nodes such as a,n[01-03]. Got {text!r}.")
+    return [
+        name for one in re.findall(part, text) for name in _expand_ranges(one, text)
+    ]
+
+
+def _expand_ranges(name: str, text: str) -> list[str]:
+    before, bracket, rest = name.partition("[")
+    if not bracket:
+        return [before]
+    ranges, _, after = rest.partition("]")
+    numbers = []
+    for item in ranges.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
+        if not match:
+            raise ValueError(f"{item!r} is no range of nodes, in {text!r}.")
+        first, last = match[1], match[2] or match[1]
+        numbers += [
+            f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)
+        ]
+    return [
+        f"{before}{number}{tail}"
+        for number in numbers
+        for tail in (_expand_ranges(after, text) if after else [""])
+    ]

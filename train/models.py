@@ -1,0 +1,59 @@
+"""The model that is trained, and the moving average of its weights."""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from keras_mobilevit.hub import weights_file
+from keras_mobilevit.weights import load_weights
+from train.config import TrainConfig
+from train.sources import Source
+from train.tasks import Task
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Builds layers of another dtype policy, such as `mixed_bfloat16`."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def build_models(
+    task: Task, config: TrainConfig, source: Source, is_fresh: bool
+) -> tuple[keras.Model, keras.Model]:
+    """Builds a task's model and its moving average, within a strategy's scope.
+
+    Args:
+        task: what to train.
+        config: the run's configuration.
+        source: on what.
+        is_fresh: whether a run starts, so that pretrained weights have to be loaded.
+
+    Returns:
+        The model, which computes in `config.precision` and whose batch normalization
+        has the statistics of all replicas; and a model of the same weights in float32.
+    """
+    keras.utils.set_random_seed(config.seed)
+    with dtype_policy(config.precision):
+        model = task.build_model(config, source)
+    average = task.build_model(config, source)
+    if is_fresh and config.weights:
+        file = weights_file(config.weights, config.model)
+        load_weights(model, file, include_top=False)
+    average.set_weights(model.get_weights())
+    average.trainable = True  # as the user of best.keras expects, whatever was frozen
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        _synchronize_batch_norm(model)
+    return model, average
+
+
+def _synchronize_batch_norm(model: keras.Model) -> None:
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True

@@ -1,0 +1,208 @@
+"""Which devices train, as a `tf.distribute.Strategy`; one device is a strategy too."""
+
+import contextlib
+import dataclasses
+import os
+import sys
+import threading
+from collections.abc import Iterator
+
+import tensorflow as tf
+from absl import flags, logging
+
+from train.cluster import Cluster, find_cluster
+
+THIS_MACHINE = "local"  # the TPU that `--tpu` without a name means
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """What to train on.
+
+    Attributes:
+        tpu: its name, or `"local"`; empty without one.
+        tpu_zone: Google Cloud's zone.
+        tpu_project: Google Cloud's project.
+        cluster: `"auto"` looks for other workers, `"none"` does not.
+        cluster_timeout: seconds to wait for a TPU, or for the other workers.
+        gpus: how many to use; `None` for all there are.
+    """
+
+    tpu: str = ""
+    tpu_zone: str | None = None
+    tpu_project: str | None = None
+    cluster: str = "auto"
+    cluster_timeout: float = 300.0
+    gpus: int | None = None
+
+
+class _TPUParser(flags.ArgumentParser):
+    """Reads `--tpu` as well as `--tpu=NAME`."""
+
+    syntactic_help = "the TPU's name, or nothing"
+
+    def parse(self, argument):
+        return {"true": THIS_MACHINE, "false": "", None: ""}.get(argument, argument)
+
+
+def define_flags() -> None:
+    """Defines the flags of `Devices`."""
+    parser = _TPUParser()
+    flags.DEFINE_flag(
+        flags.Flag(
+            parser,
+            flags.ArgumentSerializer(),
+            "tpu",
+            "",
+            "Train on the TPU of this name, of $TPU_NAME or of this machine. Without, "
+            "on all GPUs of this machine, or on the CPU.",
+            boolean=True,
+        )
+    )
+    flags.DEFINE_string("tpu_zone", None, "The TPU's zone in Google Cloud.")
+    flags.DEFINE_string("tpu_project", None, "The TPU's project in Google Cloud.")
+    flags.DEFINE_enum(
+        "cluster",
+        "auto",
+        ("auto", "none"),
+        "auto trains with all workers that $TF_CONFIG or SLURM names, each of which "
+        "runs this command; --workdir must be storage that they share. none is this "
+        "process alone.",
+    )
+    flags.DEFINE_float(
+        "cluster_timeout",
+        Devices.cluster_timeout,
+        "Seconds to wait for a TPU, or for the other workers.",
+        lower_bound=1.0,
+    )
+    flags.DEFINE_integer(
+        "gpus", None, "GPUs to use. Default: all there are.", lower_bound=0
+    )
+
+
+def devices_from_flags() -> Devices:
+    """Returns the `Devices` that the flags name."""
+    names = [field.name for field in dataclasses.fields(Devices)]
+    return Devices(**{name: flags.FLAGS[name].value for name in names})
+
+
+def make_strategy(devices: Devices) -> tf.distribute.Strategy:
+    """Makes the strategy of a training. Call it before anything else of TensorFlow.
+
+    Args:
+        devices: what to train on.
+
+    Returns:
+        `TPUStrategy`; `MultiWorkerMirroredStrategy` with more than one worker;
+        `MirroredStrategy` with more than one GPU; or the default, of one device.
+
+    Raises:
+        ValueError: if there are no such devices, or the environment does not describe
+            a cluster; the message says what was looked for. A worker that does not
+            come within the timeout ends the process with such a message.
+    """
+    cluster = find_cluster(os.environ) if devices.cluster == "auto" else None
+    if devices.tpu:
+        if cluster:
+            raise ValueError(
+                f"--tpu, and a cluster of {len(cluster.addresses)} workers in the "
+                "environment. A TPU's hosts need no cluster: add --cluster=none."
+            )
+        return _tpu_strategy(devices)
+    gpus = _use_gpus(devices.gpus)
+    if cluster:
+        return _multi_worker_strategy(cluster, devices.cluster_timeout)
+    if len(gpus) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Tells whether this is the one process that writes files."""
+    resolver = strategy.cluster_resolver
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return True
+    jobs = resolver.cluster_spec().as_dict()
+    chief = "chief" if "chief" in jobs else "worker"
+    return resolver.task_type == chief and resolver.task_id == 0
+
+
+def _use_gpus(count: int | None) -> list:
+    found = tf.config.list_physical_devices("GPU")
+    if count is not None and count > len(found):
+        raise ValueError(
+            f"--gpus={count}, but TensorFlow finds {len(found)} GPUs on this machine."
+        )
+    gpus = found[:count]
+    if len(gpus) < len(found):
+        tf.config.set_visible_devices(gpus, "GPU")
+    return gpus
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float, explain) -> Iterator[None]:
+    """Ends the process with an explanation if something takes longer.
+
+    TensorFlow's calls wait in C++, some of them without a limit, and cannot be
+    interrupted from Python.
+    """
+
+    def give_up():
+        print(f"error: {explain()}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _tpu_strategy(devices: Devices) -> tf.distribute.Strategy:
+    name = None if devices.tpu == THIS_MACHINE else devices.tpu
+    name = name or os.environ.get("TPU_NAME") or THIS_MACHINE
+
+    def explain(error="") -> str:
+        return (
+            f"No TPU. Looked for {name!r} (zone {devices.tpu_zone}, project "
+            f"{devices.tpu_project}) for at most {devices.cluster_timeout:.0f} s. "
+            "Name it by --tpu=NAME, --tpu_zone and --tpu_project, or leave --tpu away "
+            f"to train on GPUs or the CPU. {error}"
+        )
+
+    with _at_most(devices.cluster_timeout, explain):
+        try:
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+                name, zone=devices.tpu_zone, project=devices.tpu_project
+            )
+            if name != THIS_MACHINE:
+                tf.config.experimental_connect_to_cluster(resolver)
+            tf.tpu.experimental.initialize_tpu_system(resolver)
+            return tf.distribute.TPUStrategy(resolver)
+        except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
+            raise ValueError(explain(f"TensorFlow said: {error}")) from error
+
+
+def _multi_worker_strategy(cluster: Cluster, timeout: float):
+    os.environ["TF_CONFIG"] = cluster.to_tf_config()
+    own = cluster.addresses[cluster.index]
+    logging.info("worker %d of %d: %s", cluster.index, len(cluster.addresses), own)
+
+    def explain() -> str:
+        missing = cluster.unreachable()
+        names = [f"worker {i} ({cluster.addresses[i]})" for i in missing]
+        return (
+            f"Worker {cluster.index} ({own}) waited {timeout:.0f} s (--cluster_timeout)"
+            f" for the others. No answer from {', '.join(names) or 'none of them, but'}"
+            f"{'' if names else ' all are reachable'}. Start the same command on each; "
+            "--cluster=none trains in one process alone."
+        )
+
+    with _at_most(timeout, explain):
+        try:
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        except (ValueError, RuntimeError, tf.errors.OpError) as error:
+            raise ValueError(f"{explain()} TensorFlow said: {error}") from error
+    return strategy
