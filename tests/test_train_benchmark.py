@@ -109,7 +109,10 @@ def test_runtimes_are_those_that_are_installed(monkeypatch):
         benchmark.choose_runtimes([])
 
 
-def test_sizes_and_threads_are_checked():
+def test_models_sizes_and_threads_are_checked():
+    assert benchmark.choose_models(["mobilevit_xs"]) == ["mobilevit_xs"]
+    with pytest.raises(ValueError, match="at least one variant"):
+        benchmark.choose_models([])
     assert benchmark.parse_sizes(["128", "32"]) == [128, 32]
     with pytest.raises(ValueError, match="such as 128,160,192"):
         benchmark.parse_sizes(["128", "big"])
@@ -164,7 +167,7 @@ def test_notes_say_where_it_was_measured():
     on_cpu, on_gpu = step_record("timm", 1.0), step_record("jax", 9.0)
     on_gpu |= {"accelerator": "gpu", "device": "a furnace"}
     assert benchmark.notes([on_cpu]) == [
-        "a toaster, 2 CPU threads",
+        "a toaster, CPU threads: 2",
         "Measured on the CPU; the figure for a GPU is not measured.",
     ]
     assert len(benchmark.notes([on_gpu])) == 1

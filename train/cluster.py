@@ -4,10 +4,12 @@ They come from `TF_CONFIG` (https://www.tensorflow.org/guide/distributed_trainin
 from the variables that SLURM sets for the tasks of a job step.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
 import socket
+import time
 from collections.abc import Mapping
 
 FIRST_PORT = 20_000  # of SLURM's workers, plus their job's number, so jobs do not meet
@@ -31,19 +33,79 @@ class Cluster:
         task = {"type": "worker", "index": self.index}
         return json.dumps({"cluster": {"worker": self.addresses}, "task": task})
 
-    def unreachable(self, seconds: float = 2.0) -> list[int]:
-        """Returns the other workers that no connection can be made to."""
-        others = set(range(len(self.addresses))) - {self.index}
-        return [i for i in sorted(others) if not _answers(self.addresses[i], seconds)]
+    def meet(self, seconds: float) -> None:
+        """Waits until all workers are there.
+
+        TensorFlow waits too, but without a limit, and in a call that neither a thread
+        nor a signal can interrupt. So the workers first say hello to the chief, at the
+        address where TensorFlow's own server listens afterwards.
+
+        Args:
+            seconds: to wait at most.
+
+        Raises:
+            ValueError: if a worker did not come; the message names it.
+        """
+        deadline = time.monotonic() + seconds
+        if self.index == 0:
+            missing = self._await_hellos(deadline)
+        else:
+            missing = self._say_hello(deadline)
+        if missing:
+            names = ", ".join(f"{i} ({self.addresses[i]})" for i in missing)
+            raise ValueError(
+                f"This is worker {self.index} of {len(self.addresses)}. Nothing was "
+                f"heard of worker {names} in {seconds:.0f} s. Start the same command "
+                "for each; --cluster_timeout waits longer, and --cluster=none trains "
+                "in one process alone."
+            )
+
+    def _await_hellos(self, deadline: float) -> list[int]:
+        """Returns the workers that did not come, and tells it to those that did."""
+        connections = {}
+        try:
+            server = socket.create_server(("", _port(self.addresses[0])))
+        except OSError as error:
+            raise ValueError(
+                f"Cannot listen at {self.addresses[0]}: {error}."
+            ) from error
+        with server:
+            while len(connections) < len(self.addresses) - 1:
+                server.settimeout(max(0.01, deadline - time.monotonic()))
+                try:
+                    connection, _ = server.accept()
+                    connection.settimeout(1.0)
+                    index = int(connection.recv(16))
+                except TimeoutError:
+                    break
+                except (OSError, ValueError):  # something else that knocks at ports
+                    continue
+                connections[index] = connection
+        expected = range(1, len(self.addresses))
+        missing = [index for index in expected if index not in connections]
+        for connection in connections.values():
+            with contextlib.suppress(OSError), connection:
+                connection.sendall(json.dumps(missing).encode())
+        return missing
+
+    def _say_hello(self, deadline: float) -> list[int]:
+        host = self.addresses[0].rpartition(":")[0].strip("[]")
+        while (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(OSError, ValueError):
+                chief = socket.create_connection(
+                    (host, _port(self.addresses[0])), timeout=left
+                )
+                with chief:
+                    chief.sendall(str(self.index).encode())
+                    # The chief answers when it has heard of all, or gives up.
+                    chief.settimeout(deadline - time.monotonic() + 2.0)
+                    return json.loads(chief.recv(2**16))
+            time.sleep(0.2)
+        return [0]
 
 
-def _answers(address: str, seconds: float) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), seconds).close()
-    except OSError:
-        return False
-    return True
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 def find_cluster(environment: Mapping[str, str]) -> Cluster | None:

@@ -45,22 +45,23 @@ class _TPUParser(flags.ArgumentParser):
         return {"true": THIS_MACHINE, "false": "", None: ""}.get(argument, argument)
 
 
-def define_flags() -> None:
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of `Devices`."""
-    parser = _TPUParser()
     flags.DEFINE_flag(
         flags.Flag(
-            parser,
+            _TPUParser(),
             flags.ArgumentSerializer(),
             "tpu",
             "",
             "Train on the TPU of this name, of $TPU_NAME or of this machine. Without, "
             "on all GPUs of this machine, or on the CPU.",
             boolean=True,
-        )
+        ),
+        flag_values=flag_values,
     )
-    flags.DEFINE_string("tpu_zone", None, "The TPU's zone in Google Cloud.")
-    flags.DEFINE_string("tpu_project", None, "The TPU's project in Google Cloud.")
+    for name, what in (("tpu_zone", "zone"), ("tpu_project", "project")):
+        help_text = f"The TPU's {what} in Google Cloud."
+        flags.DEFINE_string(name, None, help_text, flag_values=flag_values)
     flags.DEFINE_enum(
         "cluster",
         "auto",
@@ -68,22 +69,28 @@ def define_flags() -> None:
         "auto trains with all workers that $TF_CONFIG or SLURM names, each of which "
         "runs this command; --workdir must be storage that they share. none is this "
         "process alone.",
+        flag_values=flag_values,
     )
     flags.DEFINE_float(
         "cluster_timeout",
         Devices.cluster_timeout,
         "Seconds to wait for a TPU, or for the other workers.",
         lower_bound=1.0,
+        flag_values=flag_values,
     )
     flags.DEFINE_integer(
-        "gpus", None, "GPUs to use. Default: all there are.", lower_bound=0
+        "gpus",
+        None,
+        "GPUs to use. Default: all there are.",
+        lower_bound=0,
+        flag_values=flag_values,
     )
 
 
-def devices_from_flags() -> Devices:
+def devices_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Devices:
     """Returns the `Devices` that the flags name."""
     names = [field.name for field in dataclasses.fields(Devices)]
-    return Devices(**{name: flags.FLAGS[name].value for name in names})
+    return Devices(**{name: flag_values[name].value for name in names})
 
 
 def make_strategy(devices: Devices) -> tf.distribute.Strategy:
@@ -98,8 +105,8 @@ def make_strategy(devices: Devices) -> tf.distribute.Strategy:
 
     Raises:
         ValueError: if there are no such devices, or the environment does not describe
-            a cluster; the message says what was looked for. A worker that does not
-            come within the timeout ends the process with such a message.
+            a cluster, or a worker does not come within the timeout; the message says
+            what was looked for.
     """
     cluster = find_cluster(os.environ) if devices.cluster == "auto" else None
     if devices.tpu:
@@ -182,27 +189,13 @@ def _tpu_strategy(devices: Devices) -> tf.distribute.Strategy:
             tf.tpu.experimental.initialize_tpu_system(resolver)
             return tf.distribute.TPUStrategy(resolver)
         except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
-            raise ValueError(explain(f"TensorFlow said: {error}")) from error
+            reason = str(error).splitlines()[0]
+            raise ValueError(explain(f"TensorFlow said: {reason}")) from error
 
 
 def _multi_worker_strategy(cluster: Cluster, timeout: float):
-    os.environ["TF_CONFIG"] = cluster.to_tf_config()
     own = cluster.addresses[cluster.index]
     logging.info("worker %d of %d: %s", cluster.index, len(cluster.addresses), own)
-
-    def explain() -> str:
-        missing = cluster.unreachable()
-        names = [f"worker {i} ({cluster.addresses[i]})" for i in missing]
-        return (
-            f"Worker {cluster.index} ({own}) waited {timeout:.0f} s (--cluster_timeout)"
-            f" for the others. No answer from {', '.join(names) or 'none of them, but'}"
-            f"{'' if names else ' all are reachable'}. Start the same command on each; "
-            "--cluster=none trains in one process alone."
-        )
-
-    with _at_most(timeout, explain):
-        try:
-            strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        except (ValueError, RuntimeError, tf.errors.OpError) as error:
-            raise ValueError(f"{explain()} TensorFlow said: {error}") from error
-    return strategy
+    cluster.meet(timeout)
+    os.environ["TF_CONFIG"] = cluster.to_tf_config()
+    return tf.distribute.MultiWorkerMirroredStrategy()

@@ -33,6 +33,8 @@ def prepare_workdir(workdir, config: TrainConfig, source: Source) -> Path:
         _refuse_other_run(workdir, config, labels)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        for half_written in workdir.glob(".*.tmp.*"):  # by a run that was killed
+            half_written.unlink()
         with whole_file(workdir / LABELS) as temporary:
             temporary.write_text(labels)
         save_config(config, workdir / FILENAME)

@@ -1,0 +1,133 @@
+"""Many devices and many workers give the numbers of one device."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from safetensors.numpy import load_file
+
+from train import strategies
+from train.cluster import Cluster
+from train.workdir import CHECKPOINT
+
+ROOT = Path(__file__).parents[1]
+STEPS = 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ""),
+        (["--tpu"], strategies.THIS_MACHINE),
+        (["--tpu=pod"], "pod"),
+        (["--notpu"], ""),
+    ],
+)
+def test_a_tpu_has_a_name_or_none(arguments, expected):
+    values = flags.FlagValues()
+    strategies.define_flags(values)
+    values(["main.py", *arguments])
+    assert strategies.devices_from_flags(values) == strategies.Devices(tpu=expected)
+
+
+def test_devices_that_are_not_there(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(ValueError, match="--gpus=99, but TensorFlow finds"):
+        strategies.make_strategy(strategies.Devices(gpus=99))
+    monkeypatch.setenv("TF_CONFIG", Cluster(("a:1", "b:1"), 0).to_tf_config())
+    with pytest.raises(ValueError, match="--tpu, and a cluster of 2 workers"):
+        strategies.make_strategy(strategies.Devices(tpu="pod"))
+
+
+def test_one_device_is_the_default_strategy_and_its_chief():
+    strategy = strategies.make_strategy(strategies.Devices(cluster="none", gpus=0))
+    assert strategy is tf.distribute.get_strategy()
+    assert strategies.is_chief(strategy)
+
+
+def start(workdir, network: str, devices: int, steps=STEPS, tf_config=""):
+    command = [sys.executable, "-m", "tests.train_worker", str(workdir), network]
+    environment = {
+        **os.environ,
+        "TF_CONFIG": tf_config,
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "KERAS_BACKEND": "tensorflow",
+    }
+    return subprocess.Popen(
+        [*command, str(devices), str(steps)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(*processes) -> None:
+    for process in processes:
+        output, _ = process.communicate(timeout=1200)
+        assert process.returncode == 0, output
+
+
+def start_workers(workdir, network: str, count: int) -> list:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    names = tuple("127.0.0.1:%d" % s.getsockname()[1] for s in sockets)
+    for one in sockets:
+        one.close()
+    return [
+        start(workdir, network, 1, tf_config=Cluster(names, i).to_tf_config())
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    def run(network: str) -> Path:
+        workdir = tmp_path_factory.mktemp("one") / network
+        finish(start(workdir, network, 1))
+        return workdir
+
+    return run
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Losses of all steps within 1e-4, all weights together within 1e-3."""
+    losses = [
+        np.array(json.loads((run / "losses.json").read_text())) for run in (one, other)
+    ]
+    assert len(losses[0]) == STEPS
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    weights = [load_file(run / CHECKPOINT) for run in (one, other)]
+    assert weights[0].keys() == weights[1].keys()
+    parts = [
+        np.concatenate(
+            [
+                w[name].ravel()
+                for name in sorted(w)
+                if name.startswith("model/") and "/seed_" not in name
+            ]
+        )
+        for w in weights
+    ]
+    distance = np.linalg.norm(parts[1] - parts[0]) / np.linalg.norm(parts[0])
+    assert distance <= 1e-3
+    print(
+        f"losses {np.max(abs(losses[1] / losses[0] - 1)):.1e}, weights {distance:.1e}"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["small", "mobilevit_xxs"])
+def test_two_workers_and_two_devices_are_as_one(network, one_device, tmp_path):
+    expected = one_device(network)
+    finish(*start_workers(tmp_path / "workers", network, 2))
+    assert_same_run(expected, tmp_path / "workers")
+    finish(start(tmp_path / "devices", network, 2))
+    assert_same_run(expected, tmp_path / "devices")
