@@ -89,6 +89,34 @@ def test_large_seeds(digits, seed):
     assert len(weighed(train_batches(digits, config), "id")) == 1437
 
 
+@pytest.mark.parametrize(("replicas", "pipelines"), [(2, 1), (2, 2), (4, 2)])
+def test_shares_make_up_the_whole(digits, replicas, pipelines):
+    """Example `i` of a batch belongs to replica `i % replicas`, the filling too."""
+    config = dataclasses.replace(CONFIG, batch_size=40 * replicas, sizes=(32, 64))
+    shapes = sampler.batch_shapes((32, 64), 32, config.batch_size, replicas)
+    count = digits.num_examples["train"]
+    schedule = sampler.epoch_schedule(shapes, count, 0)
+    whole = list(data.train_batches(digits, config, schedule, 0).as_numpy_iterator())
+    for pipeline in range(pipelines):
+        context = tf.distribute.InputContext(pipelines, pipeline, replicas)
+        share = data.Share.of(context)
+        assert share.count == replicas // pipelines
+        batches = data.train_batches(digits, config, schedule, 0, share=share)
+        batches = list(batches.as_numpy_iterator())
+        assert len(batches) == len(whole) * share.count
+        for i, batch in enumerate(batches):
+            replica = share.first + i % share.count
+            for key, value in whole[i // share.count].items():
+                np.testing.assert_array_equal(batch[key], value[replica::replicas])
+
+
+def test_a_batch_that_cannot_be_dealt_out(digits):
+    schedule = schedule_of(CONFIG, digits)
+    share = data.Share(replicas=3, first=0, count=3)
+    with pytest.raises(ValueError, match="batch of 44 images.*evenly to 3|100 images"):
+        data.train_batches(digits, CONFIG, schedule, 0, share=share)
+
+
 @pytest.mark.parametrize("split", sources.SPLITS)
 def test_evaluation_has_every_example_once_in_order(digits, split):
     batches = list(data.eval_batches(digits, split, 32, 100, 1.0).as_numpy_iterator())

@@ -31,6 +31,27 @@ def test_batches_have_the_pixels_of_the_base_batch(sizes, base_size, base_batch)
     assert [s.batch for s in shapes] == [max(1, round(pixels / a)) for a in areas]
 
 
+@given(st.lists(sizes, min_size=1, max_size=6), st.integers(1, 64), st.integers(1, 64))
+def test_batches_are_the_next_multiple(sizes, base_batch, multiple):
+    single = batch_shapes(sizes, 100, base_batch)
+    for one, many in zip(single, batch_shapes(sizes, 100, base_batch, multiple)):
+        assert many[:2] == one[:2] and many.batch % multiple == 0
+        assert (
+            abs(many.batch - one.batch) <= multiple / 2 + 0.5 or many.batch == multiple
+        )
+
+
+@given(shape_lists, st.integers(1, 5000), seeds, st.integers(1, 5))
+def test_shapes_repeat_where_examples_suffice(shapes, num_examples, seed, repeats):
+    schedule = epoch_schedule(shapes, num_examples, 0, seed, 0, repeats)
+    total = sum(shape.batch for shape in schedule)
+    smallest = min(shape.batch for shape in shapes)
+    assert num_examples <= total < num_examples + smallest
+    first = schedule[0]
+    expected = min(repeats, num_examples // first.batch)
+    assert set(schedule[:expected]) <= {first}
+
+
 def test_sizes_that_are_not_square():
     assert batch_shapes([(64, 128), [32, 64], 32], (64, 64), 8) == [
         BatchShape(32, 32, 32),

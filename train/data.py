@@ -20,7 +20,7 @@ from train.sampler import BatchShape
 from train.sources import Source
 
 AUTOTUNE = tf.data.AUTOTUNE
-DECODE_AHEAD = 64  # examples that are decoded at once, at most
+BATCHES_AHEAD = 2  # that are decoded at once
 
 
 class Share(NamedTuple):
@@ -98,50 +98,13 @@ def _train_image(example, size, seed, crop_scale: float, flip: bool):
     seeds = tf.random.experimental.stateless_split(seed, 2)
     window = augment.random_crop_window(height, width, crop_scale, seeds[0])
     image = _decode_window(encoded, window)
-    image = tf.image.resize(image, size, antialias=True)
-    if flip:
-        image = augment.random_flip(image, seeds[1])
-    return _to_uint8(image)
+    image = _to_uint8(tf.image.resize(image, size, antialias=True))
+    return augment.random_flip(image, seeds[1]) if flip else image
 
 
 def _eval_image(example, size: int, crop_fraction: float):
     image = _decode(_read(example))
     return _to_uint8(resize_and_center_crop(image, (size, size), crop_fraction))
-
-
-def _decode_all(examples, load, image_size) -> tf.data.Dataset:
-    """Maps `load` over examples, in order and in parallel, without losing any.
-
-    Args:
-        examples: a `tf.data.Dataset` of `{"label", "id", "weight", ...}`.
-        load: from an example to its image.
-        image_size: from an example to the height and width of its image.
-
-    Returns:
-        A `tf.data.Dataset` of the examples with their `image`, and whether it was
-        `readable`; one that `load` failed on has a black image and the weight 0.
-    """
-
-    def decoded(example):
-        return {**example, "image": load(example), "readable": True}
-
-    def black(example):
-        shape = tf.concat([image_size(example), [3]], axis=0)
-        image = tf.zeros(shape, tf.uint8)
-        return {**example, "image": image, "readable": False, "weight": 0.0}
-
-    def decoded_or_black(example):
-        # The only way to catch an error inside a tf.data pipeline: it ends a data set
-        # of one, and the next takes its place.
-        one = tf.data.Dataset.from_tensors(example)
-        return one.map(decoded).ignore_errors().concatenate(one.map(black)).take(1)
-
-    return examples.interleave(
-        decoded_or_black,
-        cycle_length=DECODE_AHEAD,
-        num_parallel_calls=AUTOTUNE,
-        deterministic=True,
-    )
 
 
 def _with_places(examples, schedule: list[BatchShape], first_step: int, count: int):
@@ -227,31 +190,70 @@ def _batches(examples, load, schedule: list[BatchShape], share: Share, options):
 
     if share.count < share.replicas:
         examples = examples.filter(in_share)
-    decoded = _decode_all(
-        examples,
-        lambda example: load(example, sizes[example["step"]]),
-        lambda example: sizes[example["step"]],
-    )
-    dataset = decoded.group_by_window(
+    dataset = examples.group_by_window(
         key_func=lambda example: example["step"] * share.count + replica(example),
         reduce_func=lambda key, window: window.batch(batches[key // share.count]),
         window_size_func=lambda key: batches[key // share.count],
     )
-    dataset = dataset.map(_replace_black).prefetch(2)
+    dataset = dataset.interleave(
+        lambda batch: _decoded(batch, load, sizes[batch["step"][0]]),
+        cycle_length=BATCHES_AHEAD,
+        num_parallel_calls=BATCHES_AHEAD,
+        deterministic=True,
+    ).prefetch(1)
     return dataset if options is None else dataset.with_options(options)
 
 
-def _replace_black(batch):
-    """Puts readable images of a batch in the place of those that could not be read."""
-    own = tf.range(tf.size(batch["weight"]))
-    is_readable = batch["readable"]
-    readable = tf.cast(tf.where(is_readable)[:, 0], tf.int32)
-    donors = tf.cond(tf.size(readable) > 0, lambda: readable, lambda: own)
-    places = tf.where(is_readable, own, tf.gather(donors, own % tf.size(donors)))
+def _decoded(batch, load, size) -> tf.data.Dataset:
+    """Makes a data set of one decoded batch, without losing a place of it.
+
+    An error can only be caught inside a data set, which then lacks the element.
+    """
+    count = tf.size(batch["place"])
+    examples = tf.data.Dataset.from_tensor_slices((tf.range(count), batch))
+    images = examples.map(
+        lambda index, example: (index, load(example, size)),
+        num_parallel_calls=AUTOTUNE,
+        deterministic=True,
+    ).ignore_errors()
+    none = tf.zeros([0], tf.int32), tf.zeros(tf.concat([[0], size, [3]], 0), tf.uint8)
+    images = images.batch(tf.cast(count, tf.int64)).concatenate(
+        tf.data.Dataset.from_tensors(none)
+    )
+    return images.take(1).map(lambda *readable: _fill(batch, size, *readable))
+
+
+def _fill(batch, size, indices, images) -> dict:
+    """Puts readable images of a batch in the places of those that were not.
+
+    Args:
+        batch: its examples.
+        size: (height, width) of its images.
+        indices: of the examples that were readable, ascending.
+        images: theirs.
+
+    Returns:
+        The batch as `train_batches` describes it; black if nothing was readable.
+    """
+    own, count = tf.range(tf.size(batch["place"])), tf.size(indices)
+    readable = tf.scatter_nd(indices[:, None], tf.ones_like(indices), tf.shape(own))
+    is_readable = readable > 0
+    shape = tf.concat([tf.shape(own), size, [3]], axis=0)
+    # The place among the readable; what is not readable takes any of them.
+    places = tf.where(is_readable, tf.cumsum(readable) - 1, own)
+    images = tf.cond(
+        count == tf.size(own),
+        lambda: images,
+        lambda: tf.cond(
+            count > 0,
+            lambda: tf.gather(images, places % tf.maximum(count, 1)),
+            lambda: tf.zeros(shape, tf.uint8),
+        ),
+    )
     return {
-        "image": tf.gather(batch["image"], places),
-        "label": tf.gather(batch["label"], places),
-        "weight": batch["weight"],
+        "image": images,
+        "label": batch["label"],
+        "weight": tf.where(is_readable, batch["weight"], 0.0),
         "id": batch["id"],
     }
 
