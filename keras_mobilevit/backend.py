@@ -50,7 +50,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, with TensorFlow's fused kernel in training.
 
     Keras composes the batch statistics from elementwise operations; the kernel reads
-    the feature map once. Channels-last feature maps take it; statistics are float32 whatever they are.
+    the feature map once. Channels-last feature maps take it, and have statistics in
+    float32, whatever type they are of.
     """
 
     def call(self, inputs, training=None, mask=None):

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -68,8 +69,9 @@ def slurm(**changes) -> dict:
 def test_tasks_of_slurm():
     addresses = ("n09:20007", "n09:20008", "n10:20007", "x:20007")
     assert find_cluster(slurm()) == Cluster(addresses, 2)
-    with pytest.raises(ValueError, match="do not fit together.*PROCID=4.*cluster=none"):
-        find_cluster(slurm(SLURM_PROCID="4"))
+    for number in ("4", "x"):
+        with pytest.raises(ValueError, match=f"PROCID={number}.*cluster=none"):
+            find_cluster(slurm(SLURM_PROCID=number))
     with pytest.raises(ValueError, match="TASKS_PER_NODE is 'two'"):
         find_cluster(slurm(SLURM_STEP_TASKS_PER_NODE="two"))
 
@@ -144,8 +146,29 @@ def test_a_chief_that_does_not_come():
     assert f"of worker 0 ({names[0]}) in 1 s" in meet(names, {1}, 0.7)[1]
 
 
-def test_a_port_that_is_taken():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_port_that_is_taken(index):
+    with socket.create_server(("", 0)) as taken:
         name = "127.0.0.1:%d" % taken.getsockname()[1]
+        names = [name, "b:1"] if index == 0 else ["b:1", name]
         with pytest.raises(ValueError, match=f"Cannot listen at {name}"):
-            Cluster((name, "b:1"), 0).meet(1.0)
+            Cluster(tuple(names), index).meet(1.0)
+
+
+def test_what_knocks_at_the_port_is_no_worker():
+    names = addresses(2)
+    stranger = threading.Thread(target=knock, args=(names[0], b"7"))
+    stranger.start()
+    assert meet(names, {0, 1}, 10.0) == {0: "", 1: ""}
+    stranger.join()
+
+
+def knock(address: str, hello: bytes) -> None:
+    host, _, port = address.rpartition(":")
+    for _ in range(50):
+        try:
+            with socket.create_connection((host, int(port)), 1.0) as connection:
+                connection.sendall(hello)
+            return
+        except OSError:
+            time.sleep(0.02)

@@ -41,6 +41,10 @@ def test_devices_that_are_not_there(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(ValueError, match="--gpus=99, but TensorFlow finds"):
         strategies.make_strategy(strategies.Devices(gpus=99))
+    with pytest.raises(ValueError, match="go with --tpu=NAME"):
+        strategies.make_strategy(strategies.Devices(tpu_zone="zone"))
+    with pytest.raises(ValueError, match="exclude each other"):
+        strategies.make_strategy(strategies.Devices(tpu="pod", gpus=1))
     monkeypatch.setenv("TF_CONFIG", Cluster(("a:1", "b:1"), 0).to_tf_config())
     with pytest.raises(ValueError, match="--tpu, and a cluster of 2 workers"):
         strategies.make_strategy(strategies.Devices(tpu="pod"))

@@ -63,45 +63,56 @@ class Cluster:
     def _await_hellos(self, deadline: float) -> list[int]:
         """Returns the workers that did not come, and tells it to those that did."""
         connections = {}
-        try:
-            server = socket.create_server(("", _port(self.addresses[0])))
-        except OSError as error:
-            raise ValueError(
-                f"Cannot listen at {self.addresses[0]}: {error}."
-            ) from error
-        with server:
-            while len(connections) < len(self.addresses) - 1:
+        expected = range(1, len(self.addresses))
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(_listen(self.addresses[0]))
+            while len(connections) < len(expected):
                 server.settimeout(max(0.01, deadline - time.monotonic()))
                 try:
-                    connection, _ = server.accept()
+                    connection = stack.enter_context(server.accept()[0])
                     connection.settimeout(1.0)
                     index = int(connection.recv(16))
                 except TimeoutError:
-                    break
+                    if time.monotonic() > deadline:
+                        break
+                    continue
                 except (OSError, ValueError):  # something else that knocks at ports
                     continue
-                connections[index] = connection
-        expected = range(1, len(self.addresses))
-        missing = [index for index in expected if index not in connections]
-        for connection in connections.values():
-            with contextlib.suppress(OSError), connection:
-                connection.sendall(json.dumps(missing).encode())
+                if index in expected:
+                    connections[index] = connection
+            missing = [index for index in expected if index not in connections]
+            for connection in connections.values():
+                with contextlib.suppress(OSError):
+                    connection.sendall(json.dumps(missing).encode())
         return missing
 
     def _say_hello(self, deadline: float) -> list[int]:
-        host = self.addresses[0].rpartition(":")[0].strip("[]")
-        while (left := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(OSError, ValueError):
-                chief = socket.create_connection(
-                    (host, _port(self.addresses[0])), timeout=left
-                )
-                with chief:
-                    chief.sendall(str(self.index).encode())
-                    # The chief answers when it has heard of all, or gives up.
-                    chief.settimeout(deadline - time.monotonic() + 2.0)
-                    return json.loads(chief.recv(2**16))
-            time.sleep(0.2)
+        chief = self.addresses[0]
+        host = chief.rpartition(":")[0].strip("[]")
+        # TensorFlow's server must have this port, or all others wait for it forever.
+        with _listen(self.addresses[self.index]):
+            while (left := deadline - time.monotonic()) > 0:
+                with contextlib.suppress(OSError, ValueError):
+                    with socket.create_connection(
+                        (host, _port(chief)), left
+                    ) as connection:
+                        connection.sendall(str(self.index).encode())
+                        # The answer comes when the chief has heard of all, or gives up.
+                        connection.settimeout(deadline - time.monotonic() + 2.0)
+                        return json.loads(connection.recv(2**16))
+                time.sleep(0.2)
         return [0]
+
+
+def _listen(address: str) -> socket.socket:
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(
+                ("", _port(address)), family=socket.AF_INET6, dualstack_ipv6=True
+            )
+        return socket.create_server(("", _port(address)))
+    except OSError as error:
+        raise ValueError(f"Cannot listen at {address}: {error}.") from error
 
 
 def _port(address: str) -> int:
@@ -176,15 +187,16 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster:
     nodes = expand_node_list(environment["SLURM_STEP_NODELIST"])
     counts = _expand_counts(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     counts = counts * len(nodes) if len(counts) == 1 else counts
-    index = int(environment["SLURM_PROCID"])
-    if len(counts) != len(nodes) or index >= sum(counts):
+    number = environment["SLURM_PROCID"]
+    index = int(number) if number.isdigit() else -1
+    if len(counts) != len(nodes) or not 0 <= index < sum(counts):
         raise ValueError(
             "SLURM's variables do not fit together: SLURM_STEP_NODELIST="
             f"{environment['SLURM_STEP_NODELIST']}, SLURM_STEP_TASKS_PER_NODE="
-            f"{environment.get('SLURM_STEP_TASKS_PER_NODE')}, SLURM_PROCID={index}. "
+            f"{environment.get('SLURM_STEP_TASKS_PER_NODE')}, SLURM_PROCID={number}. "
             "--cluster=none trains in this process alone."
         )
-    # SLURM numbers the tasks of a step node by node, unless told otherwise.
+    # SLURM numbers the tasks of a step node by node: srun --distribution=block.
     first = FIRST_PORT + int(environment.get("SLURM_JOB_ID", "0")) % PORTS
     addresses = [
         f"{node}:{first + i}"

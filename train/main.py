@@ -77,6 +77,11 @@ def main(argv) -> None:
     except Preempted as error:
         logging.info("%s", error)
         sys.exit(PREEMPTED)
+    except tf.errors.UnavailableError as error:
+        reason = str(error).splitlines()[0]
+        sys.exit(
+            f"error: another worker has gone. The same command continues. {reason}"
+        )
     except (ValueError, OSError, FloatingPointError) as error:
         logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
         sys.exit(f"error: {error}")

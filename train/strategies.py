@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import faulthandler
 import os
 import sys
 import threading
@@ -81,7 +82,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer(
         "gpus",
         None,
-        "GPUs to use. Default: all there are.",
+        "GPUs to use, of each worker and as many on all. Default: all that it sees; "
+        "with several tasks a node, srun --gpus-per-task deals them out.",
         lower_bound=0,
         flag_values=flag_values,
     )
@@ -108,6 +110,10 @@ def make_strategy(devices: Devices) -> tf.distribute.Strategy:
             a cluster, or a worker does not come within the timeout; the message says
             what was looked for.
     """
+    if (devices.tpu_zone or devices.tpu_project) and not devices.tpu:
+        raise ValueError("--tpu_zone and --tpu_project go with --tpu=NAME.")
+    if devices.tpu and devices.gpus is not None:
+        raise ValueError("--tpu and --gpus exclude each other.")
     cluster = find_cluster(os.environ) if devices.cluster == "auto" else None
     if devices.tpu:
         if cluster:
@@ -120,7 +126,9 @@ def make_strategy(devices: Devices) -> tf.distribute.Strategy:
     if cluster:
         return _multi_worker_strategy(cluster, devices.cluster_timeout)
     if len(gpus) > 1:
-        return tf.distribute.MirroredStrategy()
+        # By name, since without it TensorFlow looks for other workers too.
+        names = [f"GPU:{index}" for index in range(len(gpus))]
+        return tf.distribute.MirroredStrategy(names)
     return tf.distribute.get_strategy()
 
 
@@ -198,4 +206,13 @@ def _multi_worker_strategy(cluster: Cluster, timeout: float):
     logging.info("worker %d of %d: %s", cluster.index, len(cluster.addresses), own)
     cluster.meet(timeout)
     os.environ["TF_CONFIG"] = cluster.to_tf_config()
-    return tf.distribute.MultiWorkerMirroredStrategy()
+    # TensorFlow now waits without a limit for a worker that has died since, in a call
+    # that keeps Python's threads from running; this one is none of Python's.
+    faulthandler.dump_traceback_later(timeout, exit=True)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"Worker {own} cannot join the others: {reason}") from error
+    finally:
+        faulthandler.cancel_dump_traceback_later()
