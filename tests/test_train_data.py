@@ -243,6 +243,16 @@ def test_training_skips_and_names_what_it_cannot_decode(mixed_folder, batch_size
     assert_decoded(batches, colors)
 
 
+def test_files_in_memory_give_the_same_batches(mixed_folder):
+    source, _ = mixed_folder
+    cached = sources.load_source(source.name, cache=True)
+    config = dataclasses.replace(CONFIG, batch_size=8, sizes=(32,))
+    assert "encoded" in next(iter(cached.examples("train", 0)))
+    for one, other in zip(train_batches(source, config), train_batches(cached, config)):
+        for key, value in one.items():
+            np.testing.assert_array_equal(other[key], value)
+
+
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_evaluation_skips_and_names_what_it_cannot_decode(mixed_folder, batch_size):
     source, colors = mixed_folder

@@ -38,6 +38,12 @@ def define_flags() -> None:
         lower_bound=0.0,
     )
     flags.DEFINE_boolean(
+        "cache",
+        False,
+        "Read the files of folder:PATH once and keep them in memory, still encoded: "
+        "for storage that is slow. A Linux machine does so by itself for local disks.",
+    )
+    flags.DEFINE_boolean(
         "deterministic",
         False,
         "Only operations that give the same bits each time, so that a run which was "

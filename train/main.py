@@ -62,7 +62,7 @@ def evaluate(config) -> None:
 
 
 def _load_source(config):
-    source = load_source(config.data)
+    source = load_source(config.data, flags.FLAGS.cache)
     classes = len(source.class_names)
     logging.info("%s: %s classes, %s", source.name, classes, source.num_examples)
     return source

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from tqdm import tqdm
 
 SPLITS = ("train", "validation")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
@@ -32,11 +33,12 @@ class Source:
     examples: Callable[[str, int | None], tf.data.Dataset]
 
 
-def load_source(name: str) -> Source:
+def load_source(name: str, cache: bool = False) -> Source:
     """Opens a data source.
 
     Args:
         name: `digits`, `folder:PATH` or `tfds:NAME`.
+        cache: read the files of a folder once, and keep them in memory as they are.
 
     Returns:
         The `Source`.
@@ -49,7 +51,7 @@ def load_source(name: str) -> Source:
     if kind == "digits":
         return digits_source()
     if kind == "folder" and argument:
-        return folder_source(argument)
+        return folder_source(argument, cache)
     if kind == "tfds" and argument:
         return tfds_source(argument)
     raise ValueError(
@@ -143,8 +145,23 @@ def _class_folders(path: Path, split: str) -> dict[str, list[str]]:
     return classes
 
 
-def folder_source(path) -> Source:
+def _read_all(files: list[str], split: str) -> list[bytes]:
+    """Reads files; one that cannot be read is empty, and skipped as such later."""
+    contents = []
+    for file in tqdm(files, f"reading {split}", unit="img", disable=None, leave=False):
+        try:
+            contents.append(Path(file).read_bytes())
+        except OSError:
+            contents.append(b"")
+    return contents
+
+
+def folder_source(path, cache: bool = False) -> Source:
     """Images in folders named by class: `PATH/train/<class>/*`, `PATH/validation/...`.
+
+    Args:
+        path: of the folder.
+        cache: read all files now, and keep them in memory as they are.
 
     Raises:
         ValueError: if a folder is missing, there are no images, a class is empty, or
@@ -165,7 +182,8 @@ def folder_source(path) -> Source:
         files = [file for name in class_names for file in classes[name]]
         counts = [len(classes[name]) for name in class_names]
         labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
-        columns[split] = {"path": files, "label": labels, "id": files}
+        images = {"encoded": _read_all(files, split)} if cache else {"path": files}
+        columns[split] = {**images, "label": labels, "id": files}
     return _indexed_source(f"folder:{path}", class_names, columns)
 
 
