@@ -102,7 +102,7 @@ def test_what_is_no_node_list(text):
 
 def addresses(count: int) -> tuple[str, ...]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    names = tuple("127.0.0.1:%d" % s.getsockname()[1] for s in sockets)
+    names = tuple(f"127.0.0.1:{s.getsockname()[1]}" for s in sockets)
     for one in sockets:
         one.close()
     return names
@@ -149,7 +149,7 @@ def test_a_chief_that_does_not_come():
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_port_that_is_taken(index):
     with socket.create_server(("", 0)) as taken:
-        name = "127.0.0.1:%d" % taken.getsockname()[1]
+        name = f"127.0.0.1:{taken.getsockname()[1]}"
         names = [name, "b:1"] if index == 0 else ["b:1", name]
         with pytest.raises(ValueError, match=f"Cannot listen at {name}"):
             Cluster(tuple(names), index).meet(1.0)

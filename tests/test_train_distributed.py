@@ -82,7 +82,7 @@ def finish(*processes) -> None:
 
 def start_workers(workdir, network: str, count: int) -> list:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    names = tuple("127.0.0.1:%d" % s.getsockname()[1] for s in sockets)
+    names = tuple(f"127.0.0.1:{s.getsockname()[1]}" for s in sockets)
     for one in sockets:
         one.close()
     return [

@@ -12,6 +12,7 @@ import tensorflow as tf
 from safetensors.numpy import load_file
 
 import keras_mobilevit
+from keras_mobilevit.backend import Activation, BatchNormalization
 from train import loop
 from train.config import load_config, make_config
 from train.models import build_models
@@ -31,7 +32,26 @@ CONFIG = make_config(
 )
 
 
-def run(workdir, config=CONFIG, task=CLASSIFICATION):
+def build_network(config, source):
+    """A network with statistics and random state that is traced in a second.
+
+    The real ones run in tests/test_train_killed.py, and in the demo that
+    tests/test_tflite_convert.py makes.
+    """
+    layers = keras.layers
+    inputs = keras.Input((None, None, 3))
+    x = layers.Rescaling(1 / 255)(inputs)
+    for filters in (8, 16):
+        x = layers.Conv2D(filters, 3, strides=2, use_bias=False)(x)
+        x = Activation("silu")(BatchNormalization()(x))
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, layers.Dense(10, name="predictions")(x))
+
+
+NETWORK = dataclasses.replace(CLASSIFICATION, build_model=build_network)
+
+
+def run(workdir, config=CONFIG, task=NETWORK):
     return loop.train_and_evaluate(task, config, digits_source(), workdir)
 
 
@@ -236,7 +256,7 @@ def test_frozen_backbone_stays_as_it_was(tmp_path):
     config = dataclasses.replace(CONFIG, freeze="backbone", epochs=1, sizes=(32,))
     keras.utils.set_random_seed(config.seed)
     initial = CLASSIFICATION.build_model(config, digits_source())
-    run(tmp_path, config)
+    run(tmp_path, config, CLASSIFICATION)
     trained = load_file(tmp_path / "checkpoint.safetensors")
     for variable in initial.weights:
         same = np.array_equal(variable.numpy(), trained[f"model/{variable.path}"])
