@@ -67,7 +67,7 @@ def slurm(**changes) -> dict:
 
 
 def test_tasks_of_slurm():
-    addresses = ("n09:20007", "n09:20008", "n10:20007", "x:20007")
+    addresses = ("n09:20112", "n09:20113", "n10:20112", "x:20112")
     assert find_cluster(slurm()) == Cluster(addresses, 2)
     for number in ("4", "x"):
         with pytest.raises(ValueError, match=f"PROCID={number}.*cluster=none"):
@@ -157,10 +157,25 @@ def test_a_port_that_is_taken(index):
 
 def test_what_knocks_at_the_port_is_no_worker():
     names = addresses(2)
-    stranger = threading.Thread(target=knock, args=(names[0], b"7"))
+    hello = b'[1, ["another", "run"]]\n'
+    stranger = threading.Thread(target=knock, args=(names[0], hello))
     stranger.start()
     assert meet(names, {0, 1}, 10.0) == {0: "", 1: ""}
     stranger.join()
+
+
+def test_a_worker_that_gave_up_is_not_counted():
+    names = addresses(3)
+    told = {}
+
+    def early():
+        told[1] = meet(names, {1}, 0.5)[1]
+
+    thread = threading.Thread(target=early)
+    thread.start()
+    told |= meet(names, {0}, 3.0)
+    thread.join()
+    assert f"worker 1 ({names[1]}) and worker 2" in told[0]
 
 
 def knock(address: str, hello: bytes) -> None:

@@ -58,12 +58,11 @@ def test_one_device_is_the_default_strategy_and_its_chief():
 
 def start(workdir, network: str, devices: int, steps=STEPS, tf_config=""):
     command = [sys.executable, "-m", "tests.train_worker", str(workdir), network]
-    environment = {
-        **os.environ,
-        "TF_CONFIG": tf_config,
+    environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": "-1",
         "KERAS_BACKEND": "tensorflow",
     }
+    environment |= {"TF_CONFIG": tf_config} if tf_config else {}
     return subprocess.Popen(
         [*command, str(devices), str(steps)],
         cwd=ROOT,

@@ -42,9 +42,12 @@ def build_network(config, source):
     inputs = keras.Input((None, None, 3))
     x = layers.Rescaling(1 / 255)(inputs)
     for filters in (8, 16):
-        x = layers.Conv2D(filters, 3, strides=2, use_bias=False)(x)
-        x = Activation("silu")(BatchNormalization()(x))
-    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
+        x = layers.Conv2D(filters, 3, strides=2, use_bias=False, name=f"conv{filters}")(
+            x
+        )
+        x = BatchNormalization(name=f"norm{filters}")(x)
+        x = Activation("silu")(x)
+    x = layers.Dropout(0.2, name="dropout")(layers.GlobalAveragePooling2D()(x))
     return keras.Model(inputs, layers.Dense(10, name="predictions")(x))
 
 
@@ -246,7 +249,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         return CLASSIFICATION.loss(config, batch, outputs) * float("nan")
 
     task = dataclasses.replace(SMALL, loss=no_number)
-    with pytest.raises(FloatingPointError, match="nan at step 0 of epoch 1"):
+    with pytest.raises(
+        FloatingPointError, match="nan at step 1 of the run, in epoch 1"
+    ):
         run(tmp_path, task=task)
     assert not (tmp_path / "checkpoint.safetensors").exists()
 

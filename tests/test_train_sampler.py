@@ -47,9 +47,13 @@ def test_shapes_repeat_where_examples_suffice(shapes, num_examples, seed, repeat
     total = sum(shape.batch for shape in schedule)
     smallest = min(shape.batch for shape in shapes)
     assert num_examples <= total < num_examples + smallest
-    first = schedule[0]
-    expected = min(repeats, num_examples // first.batch)
-    assert set(schedule[:expected]) <= {first}
+    # In runs of `repeats`, and then the smallest batch alone: no other length.
+    runs = schedule[: len(schedule) // repeats * repeats]
+    groups = [runs[i : i + repeats] for i in range(0, len(runs), repeats)]
+    mixed = [group for group in groups if len(set(group)) > 1]
+    assert all(group[-1].batch == smallest for group in mixed) and len(mixed) <= 1
+    if num_examples >= repeats * min(shape.batch for shape in shapes):
+        assert len(set(schedule[:repeats])) == 1
 
 
 def test_sizes_that_are_not_square():

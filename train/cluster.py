@@ -12,8 +12,10 @@ import socket
 import time
 from collections.abc import Mapping
 
-FIRST_PORT = 20_000  # of SLURM's workers, plus their job's number, so jobs do not meet
-PORTS = 10_000
+FIRST_PORT, PORTS = 20_000, 10_000  # of SLURM's workers
+POLL_SECONDS = 0.5
+MAX_HELLO = 2**20  # bytes
+TASKS_PER_NODE = 16  # that a job can have without meeting the ports of the next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,56 +54,70 @@ class Cluster:
         else:
             missing = self._say_hello(deadline)
         if missing:
-            names = ", ".join(f"{i} ({self.addresses[i]})" for i in missing)
+            names = [f"worker {i} ({self.addresses[i]})" for i in missing]
             raise ValueError(
                 f"This is worker {self.index} of {len(self.addresses)}. Nothing was "
-                f"heard of worker {names} in {seconds:.0f} s. Start the same command "
+                f"heard of {' and '.join(names)} in {seconds:.0f} s. Start the command "
                 "for each; --cluster_timeout waits longer, and --cluster=none trains "
                 "in one process alone."
             )
 
+    def _hello(self) -> bytes:
+        """Returns what a worker says, which one of another run does not."""
+        return json.dumps([self.index, self.addresses]).encode() + b"\n"
+
     def _await_hellos(self, deadline: float) -> list[int]:
         """Returns the workers that did not come, and tells it to those that did."""
-        connections = {}
-        expected = range(1, len(self.addresses))
+        expected = {
+            dataclasses.replace(self, index=index)._hello(): index
+            for index in range(1, len(self.addresses))
+        }
+        present = {}
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(_listen(self.addresses[0]))
-            while len(connections) < len(expected):
-                server.settimeout(max(0.01, deadline - time.monotonic()))
-                try:
+            server.settimeout(POLL_SECONDS)
+            while len(present) < len(expected) and time.monotonic() < deadline:
+                with contextlib.suppress(OSError):  # nobody, or what is no worker
                     connection = stack.enter_context(server.accept()[0])
-                    connection.settimeout(1.0)
-                    index = int(connection.recv(16))
-                except TimeoutError:
-                    if time.monotonic() > deadline:
-                        break
-                    continue
-                except (OSError, ValueError):  # something else that knocks at ports
-                    continue
-                if index in expected:
-                    connections[index] = connection
-            missing = [index for index in expected if index not in connections]
-            for connection in connections.values():
+                    connection.settimeout(POLL_SECONDS)
+                    hello = connection.makefile("rb").readline(MAX_HELLO)
+                    if hello in expected:
+                        present[expected[hello]] = connection
+                present = {i: c for i, c in present.items() if _is_open(c)}
+            missing = sorted(set(expected.values()) - set(present))
+            for connection in present.values():
                 with contextlib.suppress(OSError):
                     connection.sendall(json.dumps(missing).encode())
         return missing
 
     def _say_hello(self, deadline: float) -> list[int]:
+        """Returns the workers that did not come, as far as this one knows."""
         chief = self.addresses[0]
         host = chief.rpartition(":")[0].strip("[]")
         # TensorFlow's server must have this port, or all others wait for it forever.
         with _listen(self.addresses[self.index]):
             while (left := deadline - time.monotonic()) > 0:
                 with contextlib.suppress(OSError, ValueError):
-                    with socket.create_connection(
-                        (host, _port(chief)), left
-                    ) as connection:
-                        connection.sendall(str(self.index).encode())
+                    with socket.create_connection((host, _port(chief)), left) as line:
+                        line.sendall(self._hello())
                         # The answer comes when the chief has heard of all, or gives up.
-                        connection.settimeout(deadline - time.monotonic() + 2.0)
-                        return json.loads(connection.recv(2**16))
-                time.sleep(0.2)
+                        line.settimeout(deadline - time.monotonic() + 2 * POLL_SECONDS)
+                        return json.loads(line.recv(MAX_HELLO))
+                time.sleep(POLL_SECONDS / 2)
         return [0]
+
+
+def _is_open(connection: socket.socket) -> bool:
+    """Tells whether the other end still waits: it says nothing after its hello."""
+    connection.setblocking(False)
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        connection.settimeout(POLL_SECONDS)
 
 
 def _listen(address: str) -> socket.socket:
@@ -137,10 +153,10 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
         cluster = _from_slurm(environment)
     else:
         return None
-    return cluster if len(cluster.addresses) > 1 else None
+    return cluster if cluster and len(cluster.addresses) > 1 else None
 
 
-def _from_tf_config(text: str) -> Cluster:
+def _from_tf_config(text: str) -> Cluster | None:
     example = (
         'Expected for instance {"cluster": {"worker": ["a:12345", "b:12345"]}, '
         '"task": {"type": "worker", "index": 0}}.'
@@ -162,7 +178,7 @@ def _from_tf_config(text: str) -> Cluster:
     if not addresses:
         if jobs or task:
             raise ValueError(f"TF_CONFIG names no worker. {example}")
-        return Cluster(("",), 0)
+        return None
     _check_addresses(addresses)
     if not 0 <= index < len(jobs.get(job, [])):
         raise ValueError(
@@ -197,7 +213,8 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster:
             "--cluster=none trains in this process alone."
         )
     # SLURM numbers the tasks of a step node by node: srun --distribution=block.
-    first = FIRST_PORT + int(environment.get("SLURM_JOB_ID", "0")) % PORTS
+    job = int(environment.get("SLURM_JOB_ID", "0"))
+    first = FIRST_PORT + job * TASKS_PER_NODE % PORTS
     addresses = [
         f"{node}:{first + i}"
         for node, count in zip(nodes, counts)

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 import typing
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,18 +24,15 @@ from train.sources import Source
 from train.step import make_eval_step, make_train_step
 from train.strategies import is_chief
 from train.tasks import Task
-from train.workdir import BEST_MODEL, CHECKPOINT, prepare_workdir
+from train.workdir import BEST_MODEL, CHECKPOINT, check_workdir, prepare_workdir
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
 
 
 class _Unreadable:
-    """Takes the names of the images that could not be read out of batches.
+    """Logs the names of unreadable images, once in a process, and takes them away."""
 
-    An unreadable file comes back every epoch; the log of a process names it once.
-    """
-
-    named: typing.ClassVar[set] = set()
+    logged: typing.ClassVar[set] = set()
 
     def __init__(self):
         self.example = ""
@@ -47,8 +45,8 @@ class _Unreadable:
         for replica_ids, replica_weights in zip(ids, weights):
             for name in data.unreadable({"id": replica_ids, "weight": replica_weights}):
                 self.example = self.example or name
-                if name not in self.named:
-                    self.named.add(name)
+                if name not in self.logged:
+                    self.logged.add(name)
                     logging.warning("skipped, cannot be read: %s", name)
         return batch
 
@@ -122,9 +120,21 @@ def evaluate(
     }
 
 
+def _multiple(config: TrainConfig, strategy) -> int:
+    """Returns the number of parts in which every batch is dealt out."""
+    return strategy.num_replicas_in_sync * config.accumulation_steps
+
+
 def _shapes(config: TrainConfig, strategy) -> list[BatchShape]:
     """Returns the batch shapes of a run, which all its replicas can share evenly."""
-    multiple = strategy.num_replicas_in_sync * config.accumulation_steps
+    multiple = _multiple(config, strategy)
+    if config.batch_size % multiple:
+        below = config.batch_size // multiple * multiple
+        raise ValueError(
+            f"--batch_size={config.batch_size} cannot be dealt out evenly to "
+            f"{strategy.num_replicas_in_sync} devices in {config.accumulation_steps} "
+            f"parts each. {f'{below} or ' if below else ''}{below + multiple} can."
+        )
     return sampler.batch_shapes(
         config.sizes, config.base_size, config.batch_size, multiple
     )
@@ -244,11 +254,12 @@ def _refuse_divergence(
 ) -> None:
     if sums["not_finite"] or not np.isfinite(sums["loss"]):
         raise FloatingPointError(
-            f"The loss is {sums['loss'] / max(sums['count'], 1)} at step {steps[-1]} "
-            f"of epoch {epoch + 1}, or its gradients are not finite ({shape.batch} "
-            f"images of {shape.height}x{shape.width} pixels, learning rate {rate:.2e})."
-            " The last checkpoint is of an earlier step and whole; try a lower "
-            "--learning_rate or more --warmup_steps."
+            f"The loss is {sums['loss'] / max(sums['count'], 1)} at step "
+            f"{'-'.join(str(step + 1) for step in sorted({steps[0], steps[-1]}))} of "
+            f"the run, in epoch {epoch + 1}, or its gradients are not finite "
+            f"({shape.batch} images of {shape.height}x{shape.width} pixels, learning "
+            f"rate {rate:.2e}). The last checkpoint is of an earlier step and whole; "
+            "try a lower --learning_rate or more --warmup_steps."
         )
 
 
@@ -285,9 +296,16 @@ def _finish_epoch(
 
 def _continue(file: Path, groups: dict) -> Progress:
     """Sets everything to what a checkpoint holds, and returns where it was saved."""
-    progress = Progress(**load_checkpoint(file, groups))
-    logging.info("continuing after step %d", progress.step)
-    return progress
+    saved = load_checkpoint(file, groups)
+    unknown = set(saved) - {field.name for field in dataclasses.fields(Progress)}
+    if unknown:
+        raise ValueError(
+            f"{file} was written by another version of train/, which saved "
+            f"{', '.join(sorted(unknown))}. Continue with that, or choose another "
+            "--workdir."
+        )
+    logging.info("continuing after step %d", saved["step"])
+    return Progress(**saved)
 
 
 def _refuse_xla_of_replicas(config: TrainConfig, strategy) -> None:
@@ -301,21 +319,20 @@ def _refuse_xla_of_replicas(config: TrainConfig, strategy) -> None:
         )
 
 
-def _refuse_other_progress(strategy, progress: Progress) -> None:
-    """Checks that all workers found the same checkpoint."""
-
-    @tf.function
-    def total(step):
-        steps = strategy.run(tf.identity, (step,))
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, steps, axis=None)
-
-    mean = float(total(tf.constant(float(progress.step))))
-    mean /= strategy.num_replicas_in_sync
-    if mean != progress.step:
+def _refuse_other_workers(
+    strategy, config: TrainConfig, source: Source, progress: Progress
+) -> None:
+    """Checks that all workers do the same run, from the same step."""
+    place = progress.step, progress.epoch_step
+    subject = config, source.num_examples, source.class_names, place
+    digest = tf.constant([zlib.crc32(repr(subject).encode()) >> 1])
+    per_replica = strategy.run(tf.identity, (digest,))
+    found = set(strategy.gather(per_replica, axis=0).numpy().tolist())
+    if len(found) > 1:
         raise ValueError(
-            f"This worker found a checkpoint of step {progress.step}, but over all "
-            f"workers the mean is {mean}. --workdir must be a directory that all of "
-            "them share."
+            f"The workers do not do the same: this one has {config}, "
+            f"{source.num_examples} images and a checkpoint of step {progress.step}. "
+            "Give all of them the same flags and data, and a --workdir that they share."
         )
 
 
@@ -345,7 +362,8 @@ def train_and_evaluate(
         strategy: the devices, see `train.strategies`; by default one.
 
     Returns:
-        The records of `metrics.jsonl`, one for each epoch.
+        The records of `metrics.jsonl`, one for each epoch; none for workers other
+        than the chief.
 
     Raises:
         ValueError: if `workdir` holds another run, or no image can be decoded.
@@ -354,18 +372,22 @@ def train_and_evaluate(
     """
     strategy = strategy or tf.distribute.get_strategy()
     _refuse_xla_of_replicas(config, strategy)
-    is_fresh = not (Path(workdir).expanduser() / CHECKPOINT).exists()
+    workdir = Path(workdir).expanduser()
+    check_workdir(workdir, config, source)
+    _warn_of_unused_sizes(_shapes(config, strategy), source)
+    file = workdir / CHECKPOINT
+    is_fresh = not file.exists()
     with strategy.scope():
         model, average = build_models(task, config, source, is_fresh)
         optimizer = make_optimizer(config, model, task.is_head)
     groups = {"model": model, "average": average, "optimizer": optimizer}
-    if is_chief(strategy):
-        workdir = prepare_workdir(workdir, config, source)
-    file = Path(workdir).expanduser() / CHECKPOINT
     progress = Progress() if is_fresh else _continue(file, groups)
-    _refuse_other_progress(strategy, progress)
-    writer = RecordWriter(workdir, progress.epoch, task.best_metric)
-    _warn_of_unused_sizes(_shapes(config, strategy), source)
+    _refuse_other_workers(strategy, config, source, progress)
+    progress.check_schedule(_multiple(config, strategy), source.num_examples["train"])
+    writer = None
+    if is_chief(strategy):
+        prepare_workdir(workdir, config, source)
+        writer = RecordWriter(workdir, progress.epoch, task.best_metric)
 
     def save(progress: Progress) -> None:
         if is_chief(strategy):
@@ -384,8 +406,8 @@ def train_and_evaluate(
                 "epoch": progress.epoch + 1,
                 "traces": train_step.experimental_get_tracing_count(),
             }
-            if is_chief(strategy):
-                _finish_epoch(file.parent, average, writer, record, progress.best)
+            if writer:
+                _finish_epoch(workdir, average, writer, record, progress.best)
             progress = progress.next_epoch(record[task.best_metric])
             save(progress)
-    return writer.records
+    return writer.records if writer else []

@@ -46,7 +46,7 @@ def train(config) -> None:
         raise ValueError("Training takes a --workdir, the directory of the run.")
     if args.deterministic:
         tf.config.experimental.enable_op_determinism()
-    # Before anything else of TensorFlow, which is too late for a cluster then.
+    # Before anything else: TensorFlow joins a cluster only at its start.
     strategy = strategies.make_strategy(strategies.devices_from_flags())
     source = _load_source(config)
     save_seconds = 60 * args.save_minutes
@@ -56,6 +56,11 @@ def train(config) -> None:
 
 
 def evaluate(config) -> None:
+    if strategies.devices_from_flags() != strategies.Devices():
+        raise ValueError(
+            "--tpu, --gpus and --cluster are for training; --mode=eval runs on one "
+            "device. Leave them away."
+        )
     source = _load_source(config)
     predictor = load_predictor(config, source)
     print(format_report(evaluate_classifier(predictor, source, config)))
@@ -68,6 +73,23 @@ def _load_source(config):
     return source
 
 
+def _explain(error: tf.errors.OpError) -> str:
+    """Says what ended a training within TensorFlow."""
+    lines = (line.strip() for line in error.message.splitlines())
+    noise = ("File ", "Detected at", "Graph execution error", "[[", "<stack")
+    told = [line for line in lines if line and not line.startswith(noise)]
+    reason = told[-1] if told else type(error).__name__
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        return (
+            "The device has too little memory. A smaller --batch_size or more "
+            f"--accumulation_steps take less. TensorFlow said: {reason}"
+        )
+    return (
+        f"TensorFlow ended the training: {reason} Where several workers train, one of "
+        "them may have gone: its own output tells why. The same command continues."
+    )
+
+
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
@@ -77,11 +99,9 @@ def main(argv) -> None:
     except Preempted as error:
         logging.info("%s", error)
         sys.exit(PREEMPTED)
-    except tf.errors.UnavailableError as error:
-        reason = str(error).splitlines()[0]
-        sys.exit(
-            f"error: another worker has gone. The same command continues. {reason}"
-        )
+    except tf.errors.OpError as error:
+        logging.debug("where it happened:", exc_info=True)
+        sys.exit(f"error: {_explain(error)}")
     except (ValueError, OSError, FloatingPointError) as error:
         logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
         sys.exit(f"error: {error}")
@@ -89,6 +109,7 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.INFO)
+    tf.get_logger().setLevel("WARNING")  # it tells of every sum over workers
     for module in (train_flags, strategies):
         module.define_flags()
         flags.adopt_module_key_flags(module)  # so that --help shows them

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from absl import logging
+
 # What a preempted run exits with: EX_TEMPFAIL of sysexits.h, "try again". The same
 # command continues it.
 PREEMPTED = 75
@@ -28,6 +30,8 @@ class Progress:
         seen: its images so far that could be read.
         loss: sum of its examples' losses so far.
         seconds: that it took so far.
+        multiple: of which its batches are one, see `train.sampler.batch_shapes`.
+        num_examples: of an epoch.
     """
 
     epoch: int = 0
@@ -37,6 +41,8 @@ class Progress:
     seen: int = 0
     loss: float = 0.0
     seconds: float = 0.0
+    multiple: int = 0
+    num_examples: int = 0
 
     def add(self, steps: int, sums: dict[str, float], seconds: float) -> None:
         """Brings it forward by some steps, with what `train.step` sums up of them."""
@@ -46,9 +52,35 @@ class Progress:
         self.loss += sums["loss"]
         self.seconds = seconds
 
+    def check_schedule(self, multiple: int, num_examples: int) -> None:
+        """Begins an epoch again that cannot be continued where it stopped.
+
+        Args:
+            multiple: of which batches are one.
+            num_examples: of an epoch.
+        """
+        found = multiple, num_examples
+        if self.epoch_step and found != (self.multiple, self.num_examples):
+            logging.warning(
+                "epoch %d begins again, and its images so far count twice: it was "
+                "stopped with batches that are multiples of %d and %d images, which "
+                "now are %d and %d",
+                self.epoch + 1,
+                *(self.multiple, self.num_examples, *found),
+            )
+            self.epoch_step = self.seen = 0
+            self.loss = self.seconds = 0.0
+        self.multiple, self.num_examples = found
+
     def next_epoch(self, metric: float) -> "Progress":
         """Returns where a run is when the epoch that is under way is done."""
-        return Progress(self.epoch + 1, self.step, max(self.best, metric))
+        return Progress(
+            self.epoch + 1,
+            self.step,
+            max(self.best, metric),
+            multiple=self.multiple,
+            num_examples=self.num_examples,
+        )
 
 
 @contextlib.contextmanager

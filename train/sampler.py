@@ -109,7 +109,8 @@ def epoch_schedule(
         epoch: counted from 0.
         seed: another seed draws another schedule.
         grow_epochs: see `shapes_in_use`.
-        repeats: batches of a shape that follow each other, where examples suffice.
+        repeats: batches of a shape that follow each other; only the smallest batches
+            come singly, at the end, where too few examples are left.
 
     Returns:
         One `BatchShape` a step. Their batches sum to `num_examples`, or to less than
@@ -125,10 +126,12 @@ def epoch_schedule(
     rng = np.random.default_rng((seed, epoch))
     schedule, left = [], num_examples
     while left > 0:
-        if left < smallest.batch:
-            return [*schedule, smallest]
-        for i in rng.permutation(len(shapes)):
-            count = min(repeats, left // shapes[i].batch)
-            schedule += [shapes[i]] * count
-            left -= count * shapes[i].batch
+        fitting = [s for s in shapes if repeats * s.batch <= left]
+        for i in rng.permutation(len(shapes)) if fitting else ():
+            if repeats * shapes[i].batch <= left:
+                schedule += [shapes[i]] * repeats
+                left -= repeats * shapes[i].batch
+        if not fitting:
+            schedule.append(smallest)
+            left -= smallest.batch
     return schedule

@@ -1,9 +1,14 @@
 """One step, compiled once for each shape of a batch, on one device or on many."""
 
+import functools
+
 import tensorflow as tf
 
 from train.config import TrainConfig
 from train.tasks import Task
+
+# Nothing here branches on tensors, and AutoGraph would rewrite all that is called.
+_function = functools.partial(tf.function, autograph=False)
 
 
 def _sum_over_replicas(strategy, sums: dict) -> dict:
@@ -47,7 +52,7 @@ def make_train_step(
     # Traced for one shape, called for each part of a batch; and the update is the same
     # for every shape. With several replicas, what they exchange cannot stand in a
     # function of its own.
-    traced_once = tf.function if replicas == 1 else lambda function: function
+    traced_once = _function if replicas == 1 else lambda function: function
 
     @traced_once
     def gradients_of(batch):
@@ -72,7 +77,9 @@ def make_train_step(
         gradients, loss = _accumulate(gradients_of, batch, config.accumulation_steps)
         is_finite = tf.math.is_finite(loss)
         if config.precision == "mixed_float16":
-            gradients = _agree(gradients, replicas)  # may overflow, which is no error
+            # Gradients may overflow, but not until nothing is left of the loss's scale.
+            gradients = _agree(gradients, replicas)
+            is_finite &= optimizer.scale_loss(1.0) >= 1.0
         else:
             is_finite &= tf.math.is_finite(tf.linalg.global_norm(gradients))
         update(gradients, learning_rate, momentum)
@@ -90,7 +97,9 @@ def make_train_step(
         sums = {key: tf.add_n([r[key] for r in results]) for key in results[0]}
         return {**sums, "asked": tf.identity(asked)}
 
-    @tf.function(jit_compile=(config.xla and replicas == 1) or None)
+    is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)  # compiles by itself
+
+    @_function(jit_compile=(config.xla and not is_tpu) or None)
     def train_step(batches, learning_rates, momenta, asked):
         sums = strategy.run(steps, (batches, learning_rates, momenta, asked))
         return _sum_over_replicas(strategy, sums)
@@ -162,7 +171,7 @@ def make_eval_step(task: Task, model, strategy):
             "asked": tf.identity(asked),
         }
 
-    @tf.function
+    @_function
     def eval_step(batch, asked):
         return _sum_over_replicas(strategy, strategy.run(one_step, (batch, asked)))
 

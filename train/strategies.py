@@ -134,12 +134,9 @@ def make_strategy(devices: Devices) -> tf.distribute.Strategy:
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Tells whether this is the one process that writes files."""
-    resolver = strategy.cluster_resolver
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return True
-    jobs = resolver.cluster_spec().as_dict()
-    chief = "chief" if "chief" in jobs else "worker"
-    return resolver.task_type == chief and resolver.task_id == 0
+    return strategy.cluster_resolver.task_id == 0  # of workers, see `train.cluster`
 
 
 def _use_gpus(count: int | None) -> list:
@@ -208,6 +205,7 @@ def _multi_worker_strategy(cluster: Cluster, timeout: float):
     os.environ["TF_CONFIG"] = cluster.to_tf_config()
     # TensorFlow now waits without a limit for a worker that has died since, in a call
     # that keeps Python's threads from running; this one is none of Python's.
+    logging.info("all workers are there; joining them takes %.0f s at most", timeout)
     faulthandler.dump_traceback_later(timeout, exit=True)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()

@@ -12,7 +12,7 @@ BEST_MODEL = "best.keras"
 LABELS = "labels.txt"
 
 
-def prepare_workdir(workdir, config: TrainConfig, source: Source) -> Path:
+def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
     """Makes a working directory, or checks that it belongs to the same run.
 
     Args:
@@ -20,30 +20,34 @@ def prepare_workdir(workdir, config: TrainConfig, source: Source) -> Path:
         config: the run's configuration, saved there as `config.json`.
         source: its class names are saved there as `labels.txt`.
 
-    Returns:
-        The directory.
-
     Raises:
-        ValueError: if the directory holds a run of another configuration or other
-            classes; it is left as it was.
+        ValueError: if it cannot be written, or holds a run of another configuration
+            or other classes; it is left as it was then.
     """
-    workdir = Path(workdir).expanduser()
-    labels = "".join(f"{name}\n" for name in source.class_names)
-    if (workdir / FILENAME).exists():
-        _refuse_other_run(workdir, config, labels)
+    check_workdir(workdir, config, source)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         for half_written in workdir.glob(".*.tmp.*"):  # by a run that was killed
             half_written.unlink()
         with whole_file(workdir / LABELS) as temporary:
-            temporary.write_text(labels)
+            temporary.write_text(_labels(source))
         save_config(config, workdir / FILENAME)
     except OSError as error:
         raise ValueError(f"Cannot write into --workdir: {error}.") from error
-    return workdir
 
 
-def _refuse_other_run(workdir: Path, config: TrainConfig, labels: str) -> None:
+def _labels(source: Source) -> str:
+    return "".join(f"{name}\n" for name in source.class_names)
+
+
+def check_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
+    """Refuses the directory of another run, and leaves it as it is.
+
+    Raises:
+        ValueError: if it has another configuration or other classes.
+    """
+    if not (workdir / FILENAME).exists():
+        return
     saved = load_config(workdir / FILENAME)
     changes = [
         f"{field.name}: {getattr(saved, field.name)!r} there, "
@@ -56,7 +60,9 @@ def _refuse_other_run(workdir: Path, config: TrainConfig, labels: str) -> None:
             f"{workdir} holds a run of another configuration. Choose another "
             "--workdir, or the same flags to continue it.\n  " + "\n  ".join(changes)
         )
-    if (workdir / LABELS).exists() and (workdir / LABELS).read_text() != labels:
+    if (workdir / LABELS).exists() and (workdir / LABELS).read_text() != _labels(
+        source
+    ):
         raise ValueError(
             f"{workdir} holds a run with other classes, see {workdir / LABELS}. "
             "Choose another --workdir."
