@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_mobilevit.backend import BatchNormalization
+from keras_mobilevit.backend import Activation, BatchNormalization
 from keras_mobilevit.layers import DotProductAttention, Fold, Unfold
 from tflite.baselines import TokenEmbedding
 
@@ -259,15 +259,18 @@ def _read_embedding(layer) -> list[tuple]:
     return [("pad_tokens", {}, {}), ("positions", {"positions": embeddings}, {})]
 
 
+def _read_activation(layer) -> list[tuple]:
+    return [("activation", {}, {"function": _activation_name(layer)})]
+
+
 def _identity(layer) -> list[tuple]:
     return []
 
 
 # From a layer to rows of (op, weights, options), each taking the one before.
 READERS: dict[type, Callable] = {
-    layers.Activation: lambda layer: [
-        ("activation", {}, {"function": _activation_name(layer)})
-    ],
+    layers.Activation: _read_activation,
+    Activation: _read_activation,
     layers.Softmax: _read_softmax,
     layers.ReLU: _read_relu,
     layers.Add: lambda layer: [("add", {}, {})],
