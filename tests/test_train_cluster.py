@@ -49,6 +49,9 @@ def test_one_process_is_no_cluster(environment):
         (tf_config({"ps": ["p:1"], "worker": TWO}), "the jobs ps, but all"),
         (tf_config({"worker": ["a:1", "a:1"]}), "an address twice"),
         (tf_config({"worker": ["a:1", "b"]}), "'b'. Expected HOST:PORT"),
+        (tf_config({"worker": ["a:1", "b:99999"]}), "'b:99999'. Expected HOST:PORT"),
+        (tf_config({"worker": "a:1"}), "each job has a list of addresses"),
+        ({"TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:2"]}}'}, "which task this"),
     ],
 )
 def test_a_cluster_that_cannot_be(environment, message):

@@ -41,6 +41,8 @@ def test_devices_that_are_not_there(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(ValueError, match="--gpus=99, but TensorFlow finds"):
         strategies.make_strategy(strategies.Devices(gpus=99))
+    with pytest.raises(ValueError, match="number of seconds. Received: nan"):
+        strategies.make_strategy(strategies.Devices(cluster_timeout=float("nan")))
     with pytest.raises(ValueError, match="go with --tpu=NAME"):
         strategies.make_strategy(strategies.Devices(tpu_zone="zone"))
     with pytest.raises(ValueError, match="exclude each other"):

@@ -70,7 +70,10 @@ def choose_runtimes(names: list[str] | None) -> list[str]:
         ValueError: if there is no such runtime, or it is not installed.
     """
     if names is None:
-        return ["tensorflow", *(["timm"] if is_installed("timm") else [])]
+        if is_installed("timm"):
+            return ["tensorflow", "timm"]
+        print("timm is not measured, since it is not installed.")
+        return ["tensorflow"]
     for name in names:
         if name not in _PACKAGES:
             raise ValueError(

@@ -164,7 +164,10 @@ def _from_tf_config(text: str) -> Cluster | None:
     try:
         values = json.loads(text)
         jobs, task = values.get("cluster", {}), values.get("task", {})
-        jobs = {job: list(addresses) for job, addresses in jobs.items()}
+        if not all(isinstance(addresses, list) for addresses in jobs.values()):
+            raise ValueError("each job has a list of addresses")
+        if not task and sum(map(len, jobs.values())) > 1:
+            raise ValueError("it does not say which task this process is")
         job, index = task.get("type", "worker"), int(task.get("index", 0))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"TF_CONFIG cannot be read: {error}. {example}") from error
@@ -191,7 +194,8 @@ def _from_tf_config(text: str) -> Cluster | None:
 
 def _check_addresses(addresses: list) -> None:
     for address in addresses:
-        if not re.fullmatch(r".+:\d+", str(address)):
+        match = re.fullmatch(r".+:(\d+)", str(address))
+        if not match or not 0 < int(match[1]) < 2**16:
             raise ValueError(
                 f"TF_CONFIG has the address {address!r}. Expected HOST:PORT."
             )
@@ -213,7 +217,8 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster:
             "--cluster=none trains in this process alone."
         )
     # SLURM numbers the tasks of a step node by node: srun --distribution=block.
-    job = int(environment.get("SLURM_JOB_ID", "0"))
+    job = environment.get("SLURM_JOB_ID", "")
+    job = int(job) if job.isdigit() else 0
     first = FIRST_PORT + job * TASKS_PER_NODE % PORTS
     addresses = [
         f"{node}:{first + i}"
@@ -229,7 +234,9 @@ def _expand_counts(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if not match:
-            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}, such as 2(x3),1.")
+            raise ValueError(
+                f"SLURM_STEP_TASKS_PER_NODE is {text!r}. Expected such as 2(x3),1."
+            )
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 

@@ -36,6 +36,7 @@ def define_flags() -> None:
         10.0,
         "Between two checkpoints within an epoch; each epoch ends with one.",
         lower_bound=0.0,
+        upper_bound=1e6,
     )
     flags.DEFINE_boolean(
         "cache",
@@ -46,7 +47,7 @@ def define_flags() -> None:
     flags.DEFINE_boolean(
         "deterministic",
         False,
-        "Only operations that give the same bits each time, so that a run which was "
+        "In training: only operations that give the same bits each time, so that a run which was "
         "interrupted ends with the weights of an undisturbed one. Slower.",
     )
     flags.DEFINE_enum(

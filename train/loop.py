@@ -393,6 +393,8 @@ def train_and_evaluate(
         if is_chief(strategy):
             save_checkpoint(file, groups, dataclasses.asdict(progress))
 
+    if progress.epoch >= config.epochs:
+        logging.info("all %d epochs are done", config.epochs)
     train_step = make_train_step(task, config, model, average, optimizer, strategy)
     eval_step = make_eval_step(task, average, strategy)
     with asked_to_stop() as stop:

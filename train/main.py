@@ -16,6 +16,7 @@ weights at its best epoch), checkpoint.safetensors, metrics.jsonl, curves.png,
 tensorboard/, config.json and labels.txt.
 """
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -39,11 +40,15 @@ from train.progress import PREEMPTED, Preempted
 from train.sources import load_source
 from train.tasks import CLASSIFICATION
 
+INTERRUPTED = 130  # exit code, as of a shell
+
 
 def train(config) -> None:
     args = flags.FLAGS
     if args.workdir is None:
         raise ValueError("Training takes a --workdir, the directory of the run.")
+    if not math.isfinite(args.save_minutes):
+        raise ValueError(f"--save_minutes is a number. Received: {args.save_minutes}.")
     if args.deterministic:
         tf.config.experimental.enable_op_determinism()
     # Before anything else: TensorFlow joins a cluster only at its start.
@@ -78,7 +83,7 @@ def _explain(error: tf.errors.OpError) -> str:
     lines = (line.strip() for line in error.message.splitlines())
     noise = ("File ", "Detected at", "Graph execution error", "[[", "<stack")
     told = [line for line in lines if line and not line.startswith(noise)]
-    reason = told[-1] if told else type(error).__name__
+    reason = " ".join(told[-2:]) if told else type(error).__name__
     if isinstance(error, tf.errors.ResourceExhaustedError):
         return (
             "The device has too little memory. A smaller --batch_size or more "
@@ -99,6 +104,9 @@ def main(argv) -> None:
     except Preempted as error:
         logging.info("%s", error)
         sys.exit(PREEMPTED)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint")
+        sys.exit(INTERRUPTED)
     except tf.errors.OpError as error:
         logging.debug("where it happened:", exc_info=True)
         sys.exit(f"error: {_explain(error)}")

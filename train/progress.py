@@ -93,7 +93,13 @@ def asked_to_stop() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+
+    def stop(*_):
+        logging.info("SIGTERM: saving after this step; a second one ends at once")
+        event.set()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield event
     finally:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import faulthandler
+import math
 import os
 import sys
 import threading
@@ -13,6 +14,7 @@ from absl import flags, logging
 
 from train.cluster import Cluster, find_cluster
 
+LONGEST_TIMEOUT = 7 * 24 * 3600.0  # seconds
 THIS_MACHINE = "local"  # the TPU that `--tpu` without a name means
 
 
@@ -77,6 +79,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         Devices.cluster_timeout,
         "Seconds to wait for a TPU, or for the other workers.",
         lower_bound=1.0,
+        upper_bound=LONGEST_TIMEOUT,
         flag_values=flag_values,
     )
     flags.DEFINE_integer(
@@ -110,6 +113,11 @@ def make_strategy(devices: Devices) -> tf.distribute.Strategy:
             a cluster, or a worker does not come within the timeout; the message says
             what was looked for.
     """
+    if not math.isfinite(devices.cluster_timeout):
+        raise ValueError(
+            "--cluster_timeout is a number of seconds. Received: "
+            f"{devices.cluster_timeout}."
+        )
     if (devices.tpu_zone or devices.tpu_project) and not devices.tpu:
         raise ValueError("--tpu_zone and --tpu_project go with --tpu=NAME.")
     if devices.tpu and devices.gpus is not None:
