@@ -47,8 +47,8 @@ def define_flags() -> None:
     flags.DEFINE_boolean(
         "deterministic",
         False,
-        "In training: only operations that give the same bits each time, so that a run which was "
-        "interrupted ends with the weights of an undisturbed one. Slower.",
+        "In training: only operations that give the same bits each time, so that a "
+        "run which was interrupted ends with the weights of an undisturbed one. Slower.",
     )
     flags.DEFINE_enum(
         "recipe", None, list(train_config.RECIPES), "Values of the flags not given."
