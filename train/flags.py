@@ -48,7 +48,7 @@ def define_flags() -> None:
         "deterministic",
         False,
         "In training: only operations that give the same bits each time, so that a "
-        "run which was interrupted ends with the weights of an undisturbed one. Slower.",
+        "run which was interrupted ends with the weights of one that was not. Slower.",
     )
     flags.DEFINE_enum(
         "recipe", None, list(train_config.RECIPES), "Values of the flags not given."
