@@ -1,7 +1,9 @@
 """Runs of the whole loop on the digits, two epochs at two sizes."""
 
 import dataclasses
+import math
 import os
+import threading
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
@@ -16,6 +18,7 @@ from keras_mobilevit.backend import Activation, BatchNormalization
 from train import loop
 from train.config import load_config, make_config
 from train.models import build_models
+from train.progress import CheckpointManager, Progress
 from train.sources import digits_source, load_source
 from train.step import make_eval_step
 from train.tasks import CLASSIFICATION
@@ -98,7 +101,10 @@ def test_best_model_is_the_average_at_its_best(finished):
     model = keras.models.load_model(workdir / "best.keras")
     strategy = tf.distribute.get_strategy()
     step = make_eval_step(CLASSIFICATION, model, strategy)
-    metrics = loop.evaluate(step, digits_source(), CONFIG, strategy)
+    manager = CheckpointManager(lambda progress: None, math.inf, threading.Event())
+    metrics = loop.evaluate(
+        step, digits_source(), CONFIG, strategy, Progress(), manager
+    )
     best = max(records, key=lambda record: record["top1"])
     assert metrics["top1"] == pytest.approx(best["top1"], abs=1e-6)
     assert metrics["loss"] == pytest.approx(best["loss"], rel=1e-4)

@@ -100,8 +100,8 @@ class TrainConfig:
     )
     xla: bool = _field(
         False,
-        "Compile the step with XLA, once for each size. TPUs always do. It pays on "
-        "GPUs; on a CPU it is slower.",
+        "Compile the step of one device with XLA, once for each size. TPUs always do. "
+        "On a CPU it is slower; on GPUs it was not measured.",
     )
     steps_per_execution: int = _field(
         1,

@@ -155,7 +155,7 @@ def _with_places(examples, schedule: list[BatchShape], first_step: int, count: i
     )
 
 
-def _batches(examples, load, schedule: list[BatchShape], share: Share, options):
+def _batches(examples, load, schedule: list[BatchShape], share: Share):
     """Decodes a pipeline's share of the batches of a schedule.
 
     Args:
@@ -163,7 +163,6 @@ def _batches(examples, load, schedule: list[BatchShape], share: Share, options):
         load: from an example and the (height, width) of its batch to its image.
         schedule: the batch shapes, in order.
         share: of each batch.
-        options: `tf.data.Options`, or `None`.
 
     Returns:
         A `tf.data.Dataset` of the batches of the share's replicas, one after the
@@ -195,13 +194,12 @@ def _batches(examples, load, schedule: list[BatchShape], share: Share, options):
         reduce_func=lambda key, window: window.batch(batches[key // share.count]),
         window_size_func=lambda key: batches[key // share.count],
     )
-    dataset = dataset.interleave(
+    return dataset.interleave(
         lambda batch: _decoded(batch, load, sizes[batch["step"][0]]),
         cycle_length=BATCHES_AHEAD,
         num_parallel_calls=BATCHES_AHEAD,
         deterministic=True,
     ).prefetch(1)
-    return dataset if options is None else dataset.with_options(options)
 
 
 def _decoded(batch, load, size) -> tf.data.Dataset:
@@ -271,7 +269,6 @@ def train_batches(
     epoch: int,
     first_step: int = 0,
     share: Share = WHOLE,
-    options: tf.data.Options | None = None,
 ) -> tf.data.Dataset:
     """Makes an epoch's training batches, each of the scheduled shape.
 
@@ -284,7 +281,6 @@ def train_batches(
             the whole epoch has there, and nothing before them is decoded.
         share: of every batch; only its images are decoded. The shares of all
             pipelines together are the whole batches, whatever their number.
-        options: of the data set, for instance its number of threads.
 
     Returns:
         A `tf.data.Dataset` of one batch for each entry of the schedule from there on,
@@ -308,7 +304,7 @@ def train_batches(
 
     examples = source.examples("train", shuffle_seed(config, epoch)).skip(first)
     examples = _with_places(examples, schedule, first_step, count)
-    return _batches(examples, load, schedule, share, options)
+    return _batches(examples, load, schedule, share)
 
 
 def eval_batches(
@@ -339,7 +335,7 @@ def eval_batches(
     def load(example, _):
         return _eval_image(example, size, crop_fraction)
 
-    return _batches(examples, load, schedule, share, None)
+    return _batches(examples, load, schedule, share)
 
 
 def unreadable(batch) -> list[str]:

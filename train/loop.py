@@ -78,8 +78,8 @@ def evaluate(
     source: Source,
     config: TrainConfig,
     strategy,
-    manager: CheckpointManager | None = None,
-    progress: Progress | None = None,
+    progress: Progress,
+    manager: CheckpointManager,
 ) -> dict:
     """Evaluates on the validation split.
 
@@ -88,12 +88,15 @@ def evaluate(
         source: where the images come from.
         config: gives size, crop and batch.
         strategy: that of the step.
-        manager: saves and stops a run in between, if there is one.
-        progress: what it saves.
+        progress: where the run is.
+        manager: saves it, and stops the run when it is asked to.
 
     Returns:
         The mean of each of the task's metrics, and `skipped_validation`, the number
         of images that could not be decoded.
+
+    Raises:
+        Preempted: if the run was asked to stop, and is saved.
     """
     replicas = strategy.num_replicas_in_sync
     part = -(-config.batch_size // (replicas * config.accumulation_steps))
@@ -105,11 +108,10 @@ def evaluate(
     unreadable, totals = _Unreadable(), {}
     for batch in batches:
         batch = unreadable.take_names(strategy, batch)
-        asked = tf.constant(manager.asked() if manager else 0.0)
+        asked = tf.constant(manager.asked())
         for name, value in _as_numbers(eval_step(batch, asked)).items():
             totals[name] = totals.get(name, 0.0) + value
-        if manager:
-            manager.after_step(progress, totals["asked"] > 0)
+        manager.after_step(progress, totals["asked"] > 0)
     seen = round(totals.pop("count"))
     del totals["asked"]
     _refuse_nothing_seen(seen, source, "validation", unreadable)
@@ -252,15 +254,17 @@ def _epoch_record(config: TrainConfig, progress: Progress, num_examples: int) ->
 def _refuse_divergence(
     sums: dict, steps: range, epoch: int, rate: float, shape: BatchShape
 ) -> None:
-    if sums["not_finite"] or not np.isfinite(sums["loss"]):
-        raise FloatingPointError(
-            f"The loss is {sums['loss'] / max(sums['count'], 1)} at step "
-            f"{'-'.join(str(step + 1) for step in sorted({steps[0], steps[-1]}))} of "
-            f"the run, in epoch {epoch + 1}, or its gradients are not finite "
-            f"({shape.batch} images of {shape.height}x{shape.width} pixels, learning "
-            f"rate {rate:.2e}). The last checkpoint is of an earlier step and whole; "
-            "try a lower --learning_rate or more --warmup_steps."
-        )
+    is_loss = not np.isfinite(sums["loss"])
+    if not is_loss and not sums["not_finite"]:
+        return
+    what = f"The loss is {sums['loss']}" if is_loss else "Gradients are not finite"
+    numbers = "-".join(str(step + 1) for step in sorted({steps[0], steps[-1]}))
+    raise FloatingPointError(
+        f"{what} at step {numbers} of the run, in epoch {epoch + 1} ({shape.batch} "
+        f"images of {shape.height}x{shape.width} pixels, learning rate {rate:.2e}). "
+        "The last checkpoint is of an earlier step and whole; try a lower "
+        "--learning_rate or more --warmup_steps."
+    )
 
 
 def _warn_of_unused_sizes(shapes: list[BatchShape], source: Source) -> None:
@@ -403,7 +407,7 @@ def train_and_evaluate(
             record = train_epoch(
                 train_step, source, config, strategy, progress, manager
             )
-            record |= evaluate(eval_step, source, config, strategy, manager, progress)
+            record |= evaluate(eval_step, source, config, strategy, progress, manager)
             record |= {
                 "epoch": progress.epoch + 1,
                 "traces": train_step.experimental_get_tracing_count(),
