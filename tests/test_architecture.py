@@ -51,6 +51,7 @@ ALLOWED = {
         "train.records",
         "train.sampler",
         "train.sources",
+        "train.tables",
         "train.tasks",
         "tflite",
         "keras",

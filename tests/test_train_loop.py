@@ -14,7 +14,7 @@ import tensorflow as tf
 from safetensors.numpy import load_file
 
 import keras_mobilevit
-from keras_mobilevit.backend import Activation, BatchNormalization
+from tests.networks import build_network
 from train import loop
 from train.config import load_config, make_config
 from train.models import build_models
@@ -35,25 +35,8 @@ CONFIG = make_config(
 )
 
 
-def build_network(config, source):
-    """A network with statistics and random state that is traced in a second.
-
-    The real ones run in tests/test_train_killed.py, and in the demo that
-    tests/test_tflite_convert.py makes.
-    """
-    layers = keras.layers
-    inputs = keras.Input((None, None, 3))
-    x = layers.Rescaling(1 / 255)(inputs)
-    for filters in (8, 16):
-        x = layers.Conv2D(filters, 3, strides=2, use_bias=False, name=f"conv{filters}")(
-            x
-        )
-        x = BatchNormalization(name=f"norm{filters}")(x)
-        x = Activation("silu")(x)
-    x = layers.Dropout(0.2, name="dropout")(layers.GlobalAveragePooling2D()(x))
-    return keras.Model(inputs, layers.Dense(10, name="predictions")(x))
-
-
+# The real networks run in tests/test_train_killed.py, and in the demo that
+# tests/test_tflite_convert.py makes.
 NETWORK = dataclasses.replace(CLASSIFICATION, build_model=build_network)
 
 

@@ -81,14 +81,14 @@ def test_an_epoch_that_was_stopped_counts_every_image_once():
     """With a step that adds up labels in place of a network."""
     source, strategy = digits_source(), tf.distribute.get_strategy()
 
-    def step(batches, rates, momenta, asked):
+    def step(batches, rates, momenta, stop):
         (batch,) = batches
         labels = tf.cast(batch["label"], tf.float32)
         return {
             "loss": tf.reduce_sum(batch["weight"] * labels),
             "count": tf.reduce_sum(batch["weight"]),
             "not_finite": 0.0,
-            "asked": asked,
+            "stop": stop,
         }
 
     def epoch(progress: Progress, stop_after: int = 10**6) -> dict:

@@ -1,6 +1,7 @@
 """One step: in parts, in fewer bits, under XLA, for several batches a call."""
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mobilevit.layers import DotProductAttention
-from tests.train_worker import build_small
+from tests.networks import build_network
 from train import loop, sampler
 from train.config import make_config
 from train.models import build_models
@@ -21,8 +22,10 @@ from train.tasks import CLASSIFICATION
 SIZES = (32, 48)
 CONFIG = make_config("digits", sizes=SIZES, base_size=32, batch_size=8)
 SOURCE = Source("random", tuple("0123456789"), {"train": 40, "validation": 40}, None)
-SMALL = dataclasses.replace(CLASSIFICATION, build_model=build_small)
-ASKED = tf.constant(0.0)
+SMALL = dataclasses.replace(
+    CLASSIFICATION, build_model=functools.partial(build_network, dropout=0.0)
+)
+GO_ON = tf.constant(0.0)
 
 
 def build_without_norm(config, source):
@@ -62,7 +65,7 @@ def run(step, *batches) -> dict:
     count = len(batches)
     rates, momenta = tf.fill([count], 1e-3), tf.fill([count], 0.9)
     return {
-        key: float(value) for key, value in step(batches, rates, momenta, ASKED).items()
+        key: float(value) for key, value in step(batches, rates, momenta, GO_ON).items()
     }
 
 

@@ -8,6 +8,7 @@ writes `losses.json`, the loss of each step, into WORKDIR.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -15,10 +16,9 @@ from pathlib import Path
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-import keras
 import tensorflow as tf
 
-from keras_mobilevit.backend import BatchNormalization
+from tests.networks import build_network, build_without_dropout
 from train import loop
 from train.config import make_config
 from train.sources import digits_source
@@ -34,25 +34,6 @@ CONFIG = make_config(
     warmup_steps=20,
     eval_size=32,
 )
-
-
-def build_small(config, source):
-    layers = keras.layers
-    inputs = keras.Input((None, None, 3))
-    x = layers.Rescaling(1 / 255)(inputs)
-    for filters in (8, 16):
-        x = layers.Conv2D(filters, 3, strides=2, use_bias=False)(x)
-        x = layers.Activation("silu")(BatchNormalization()(x))
-    x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(10, name="predictions")(x))
-
-
-def build_without_dropout(config, source):
-    model = CLASSIFICATION.build_model(config, source)
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Dropout):
-            layer.rate = 0.0
-    return model
 
 
 def make_devices(count: int) -> tf.distribute.Strategy:
@@ -83,7 +64,8 @@ def digits_for(steps: int):
 
 def main(workdir: str, network: str, devices: str, steps: str) -> None:
     strategy = make_devices(int(devices))
-    build = build_small if network == "small" else build_without_dropout
+    small = functools.partial(build_network, dropout=0.0)
+    build = small if network == "small" else build_without_dropout
     model = "mobilevit_xxs" if network == "small" else network
     task = dataclasses.replace(CLASSIFICATION, build_model=build)
     config = dataclasses.replace(CONFIG, model=model)

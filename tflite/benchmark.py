@@ -53,6 +53,7 @@ from absl import app, flags
 from tflite import suites, target_flags, targets
 from tflite.drivers.measurement import MEASURED
 from train.litert import read_card
+from train.tables import format_cell
 
 INTERRUPTED = 130  # exit code, as of a shell
 
@@ -85,7 +86,8 @@ def format_table(measurements: list, columns) -> str:
             median = _median(group, "median_ms")
             first = first or median
             values.append(median / first if median and first else None)
-            lines.append(name.ljust(width) + "".join(f"{_cell(v):>11}" for v in values))
+            cells = "".join(f"{format_cell(value):>11}" for value in values)
+            lines.append(name.ljust(width) + cells)
     return "\n".join(lines)
 
 
@@ -99,14 +101,6 @@ def _short_names(measurements: list) -> dict[str, str]:
 def _median(group: list, field: str):
     values = [getattr(m, field) for m in group]
     return None if None in values else statistics.median(values)
-
-
-def _cell(value) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-    return str(value)
 
 
 def make_record(measurement, target: str) -> dict:

@@ -51,6 +51,7 @@ from train import benchmark_input, benchmark_steps
 from train.benchmark_workers import available_cores, started, take_turns
 from train.config import PRECISIONS
 from train.sampler import batch_shapes
+from train.tables import format_table
 
 WHAT = ("step", "inference", "input")
 STEPS, INPUT_STEPS = 5, 40  # a turn, unless it is said
@@ -237,24 +238,6 @@ def measure_input(args) -> Iterator[dict]:
         for worker in workers:
             named = subject | common | {"pipeline": worker.name}
             yield make_record(named, seconds[worker.name], worker.greeting)
-
-
-def format_table(headings: list[str], rows: list[list]) -> str:
-    """Lays out rows as text, the first column to the left and numbers to the right."""
-    cells = [headings, *([_cell(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0])] + [*map(str.rjust, row[1:], widths[1:])])
-        for row in cells
-    )
-
-
-def _cell(value) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-    return str(value)
 
 
 def _speeds(records: list[dict], key: str) -> dict[str, float]:

@@ -108,12 +108,12 @@ def evaluate(
     unreadable, totals = _Unreadable(), {}
     for batch in batches:
         batch = unreadable.take_names(strategy, batch)
-        asked = tf.constant(manager.asked())
-        for name, value in _as_numbers(eval_step(batch, asked)).items():
+        stop = tf.constant(manager.asked())
+        for name, value in _as_numbers(eval_step(batch, stop)).items():
             totals[name] = totals.get(name, 0.0) + value
-        manager.after_step(progress, totals["asked"] > 0)
+        manager.after_step(progress, totals["stop"] > 0)
     seen = round(totals.pop("count"))
-    del totals["asked"]
+    del totals["stop"]
     _refuse_nothing_seen(seen, source, "validation", unreadable)
     means = {name: value / seen for name, value in totals.items()}
     return {
@@ -191,40 +191,46 @@ def train_epoch(
         config.grow_epochs,
         config.steps_per_execution,
     )
-    first = progress.epoch_step
+    done = progress.epoch_step
     batches = _distribute(
         strategy,
-        lambda share: data.train_batches(
-            source, config, schedule, epoch, first, share=share
-        ),
+        lambda share: data.train_batches(source, config, schedule, epoch, done, share),
     )
     iterator, unreadable = iter(batches), _Unreadable()
     start = time.perf_counter() - progress.seconds
     with _progress_bar(config, progress, num_examples) as bar:
-        for count in _steps_of_calls(schedule[first:], config.steps_per_execution):
-            some = [
+        for count in _steps_of_calls(schedule[done:], config.steps_per_execution):
+            call = [
                 unreadable.take_names(strategy, next(iterator)) for _ in range(count)
             ]
-            steps = range(progress.step, progress.step + count)
-            rates = [schedules.learning_rate(config, step, epoch) for step in steps]
-            momenta = [schedules.ema_momentum(config, step) for step in steps]
-            asked = tf.constant(manager.asked())
-            sums = train_step(
-                tuple(some), tf.constant(rates), tf.constant(momenta), asked
-            )
-            sums = _as_numbers(sums)
-            _refuse_divergence(sums, steps, epoch, rates[-1], schedule[first])
-            first += count
+            shape = schedule[progress.epoch_step]
+            sums = _run_call(train_step, call, config, progress, manager, shape)
             progress.add(count, sums, time.perf_counter() - start)
             bar.set_postfix(
-                loss=f"{sums['loss'] / max(sums['count'], 1):.3f}",
-                lr=f"{rates[-1]:.2e}",
-                refresh=False,
+                loss=f"{sums['loss'] / max(sums['count'], 1):.3f}", refresh=False
             )
             bar.update(round(sums["count"]))
-            manager.after_step(progress, sums["asked"] > 0)
+            manager.after_step(progress, sums["stop"] > 0)
     _refuse_nothing_seen(progress.seen, source, "train", unreadable)
     return _epoch_record(config, progress, num_examples)
+
+
+def _run_call(
+    train_step,
+    batches: list[dict],
+    config: TrainConfig,
+    progress: Progress,
+    manager: CheckpointManager,
+    shape: BatchShape,
+) -> dict[str, float]:
+    """Trains on batches of one shape, one step each, and returns the step's sums."""
+    steps = range(progress.step, progress.step + len(batches))
+    rates = [schedules.learning_rate(config, step, progress.epoch) for step in steps]
+    momenta = [schedules.ema_momentum(config, step) for step in steps]
+    numbers = map(tf.constant, (rates, momenta, manager.asked()))
+    sums = _as_numbers(train_step(tuple(batches), *numbers))
+    _refuse_divergence(sums, steps, progress.epoch, rates[-1], shape)
+    return sums
 
 
 def _progress_bar(config: TrainConfig, progress: Progress, num_examples: int) -> tqdm:
@@ -340,6 +346,25 @@ def _refuse_other_workers(
         )
 
 
+def _start_or_continue(
+    task: Task, config: TrainConfig, source: Source, file: Path, strategy
+) -> tuple[dict, Progress]:
+    """Builds all that a checkpoint holds, and sets it to the last one if there is one.
+
+    Returns:
+        Model, average and optimizer by these names, and where the run is.
+    """
+    is_fresh = not file.exists()
+    with strategy.scope():
+        model, average = build_models(task, config, source, is_fresh)
+        optimizer = make_optimizer(config, model, task.is_head)
+    trained = {"model": model, "average": average, "optimizer": optimizer}
+    progress = Progress() if is_fresh else _continue(file, trained)
+    _refuse_other_workers(strategy, config, source, progress)
+    progress.check_schedule(_multiple(config, strategy), source.num_examples["train"])
+    return trained, progress
+
+
 def train_and_evaluate(
     task: Task,
     config: TrainConfig,
@@ -380,14 +405,7 @@ def train_and_evaluate(
     check_workdir(workdir, config, source)
     _warn_of_unused_sizes(_shapes(config, strategy), source)
     file = workdir / CHECKPOINT
-    is_fresh = not file.exists()
-    with strategy.scope():
-        model, average = build_models(task, config, source, is_fresh)
-        optimizer = make_optimizer(config, model, task.is_head)
-    groups = {"model": model, "average": average, "optimizer": optimizer}
-    progress = Progress() if is_fresh else _continue(file, groups)
-    _refuse_other_workers(strategy, config, source, progress)
-    progress.check_schedule(_multiple(config, strategy), source.num_examples["train"])
+    trained, progress = _start_or_continue(task, config, source, file, strategy)
     writer = None
     if is_chief(strategy):
         prepare_workdir(workdir, config, source)
@@ -395,12 +413,12 @@ def train_and_evaluate(
 
     def save(progress: Progress) -> None:
         if is_chief(strategy):
-            save_checkpoint(file, groups, dataclasses.asdict(progress))
+            save_checkpoint(file, trained, dataclasses.asdict(progress))
 
     if progress.epoch >= config.epochs:
         logging.info("all %d epochs are done", config.epochs)
-    train_step = make_train_step(task, config, model, average, optimizer, strategy)
-    eval_step = make_eval_step(task, average, strategy)
+    train_step = make_train_step(task, config, **trained, strategy=strategy)
+    eval_step = make_eval_step(task, trained["average"], strategy)
     with asked_to_stop() as stop:
         manager = CheckpointManager(save, save_seconds, stop)
         while progress.epoch < config.epochs:
@@ -413,7 +431,9 @@ def train_and_evaluate(
                 "traces": train_step.experimental_get_tracing_count(),
             }
             if writer:
-                _finish_epoch(workdir, average, writer, record, progress.best)
+                _finish_epoch(
+                    workdir, trained["average"], writer, record, progress.best
+                )
             progress = progress.next_epoch(record[task.best_metric])
             save(progress)
     return writer.records if writer else []

@@ -45,33 +45,15 @@ def make_train_step(
         - `loss`: of the examples, each times its weight
         - `count`: of the examples that count
         - `not_finite`: steps and replicas whose loss or gradients are no numbers
-        - `asked`: the number; so each worker learns what another was asked for
+        - `stop`: the number; so each worker learns that another was asked to stop
     """
     replicas = strategy.num_replicas_in_sync
-    variables = model.trainable_variables
     # Traced for one shape, called for each part of a batch; and the update is the same
     # for every shape. With several replicas, what they exchange cannot stand in a
     # function of its own.
     traced_once = _function if replicas == 1 else lambda function: function
-
-    @traced_once
-    def gradients_of(batch):
-        with tf.GradientTape() as tape:
-            outputs = model(tf.cast(batch["image"], tf.float32), training=True)
-            losses = task.loss(config, batch, _as_float32(outputs)) * batch["weight"]
-            # A mean over the nominal batch: examples weigh the same in every step,
-            # also in the last one, which may be partly filling.
-            examples = tf.size(losses) * config.accumulation_steps * replicas
-            loss = tf.reduce_sum(losses) / tf.cast(examples, tf.float32)
-            loss = optimizer.scale_loss(loss)
-        return tape.gradient(loss, variables), tf.reduce_sum(losses)
-
-    @traced_once
-    def update(gradients, learning_rate, momentum):
-        optimizer.learning_rate.assign(learning_rate)
-        optimizer.apply(gradients, variables)
-        for mean, value in zip(average.weights, model.weights):
-            _move_average(mean, value, momentum)
+    gradients_of = traced_once(_gradients(task, config, model, optimizer, replicas))
+    update = traced_once(_update(model, average, optimizer))
 
     def one_step(batch, learning_rate, momentum):
         gradients, loss = _accumulate(gradients_of, batch, config.accumulation_steps)
@@ -89,22 +71,53 @@ def make_train_step(
             "not_finite": tf.cast(~is_finite, tf.float32),
         }
 
-    def steps(batches, learning_rates, momenta, asked):
+    def steps(batches, learning_rates, momenta, stop):
         results = [
             one_step(batch, learning_rates[i], momenta[i])
             for i, batch in enumerate(batches)
         ]
         sums = {key: tf.add_n([r[key] for r in results]) for key in results[0]}
-        return {**sums, "asked": tf.identity(asked)}
+        return {**sums, "stop": tf.identity(stop)}
 
     is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)  # compiles by itself
 
     @_function(jit_compile=(config.xla and not is_tpu) or None)
-    def train_step(batches, learning_rates, momenta, asked):
-        sums = strategy.run(steps, (batches, learning_rates, momenta, asked))
+    def train_step(batches, learning_rates, momenta, stop):
+        sums = strategy.run(steps, (batches, learning_rates, momenta, stop))
         return _sum_over_replicas(strategy, sums)
 
     return train_step
+
+
+def _gradients(task: Task, config: TrainConfig, model, optimizer, replicas: int):
+    """Makes the function from a part of a batch to gradients and the sum of losses."""
+    variables = model.trainable_variables
+
+    def gradients_of(batch):
+        with tf.GradientTape() as tape:
+            outputs = model(tf.cast(batch["image"], tf.float32), training=True)
+            losses = task.loss(config, batch, _as_float32(outputs)) * batch["weight"]
+            # A mean over the nominal batch: examples weigh the same in every step,
+            # also in the last one, which may be partly filling.
+            examples = tf.size(losses) * config.accumulation_steps * replicas
+            loss = tf.reduce_sum(losses) / tf.cast(examples, tf.float32)
+            loss = optimizer.scale_loss(loss)
+        return tape.gradient(loss, variables), tf.reduce_sum(losses)
+
+    return gradients_of
+
+
+def _update(model, average, optimizer):
+    """Makes the function that moves the weights, and their average after them."""
+    variables = model.trainable_variables
+
+    def update(gradients, learning_rate, momentum):
+        optimizer.learning_rate.assign(learning_rate)
+        optimizer.apply(gradients, variables)
+        for mean, value in zip(average.weights, model.weights):
+            _move_average(mean, value, momentum)
+
+    return update
 
 
 def _move_average(mean, value, momentum) -> None:
@@ -154,11 +167,11 @@ def make_eval_step(task: Task, model, strategy):
 
     Returns:
         A `tf.function` from a batch and a number to a dict of sums over all replicas:
-        of each metric, times the examples' weights; `count` and `asked` as in
+        of each metric, times the examples' weights; `count` and `stop` as in
         `make_train_step`.
     """
 
-    def one_step(batch, asked):
+    def one_step(batch, stop):
         outputs = model(tf.cast(batch["image"], tf.float32), training=False)
         values = task.metrics(batch, _as_float32(outputs))
         sums = {
@@ -168,11 +181,11 @@ def make_eval_step(task: Task, model, strategy):
         return {
             **sums,
             "count": tf.reduce_sum(batch["weight"]),
-            "asked": tf.identity(asked),
+            "stop": tf.identity(stop),
         }
 
     @_function
-    def eval_step(batch, asked):
-        return _sum_over_replicas(strategy, strategy.run(one_step, (batch, asked)))
+    def eval_step(batch, stop):
+        return _sum_over_replicas(strategy, strategy.run(one_step, (batch, stop)))
 
     return eval_step

@@ -1,0 +1,31 @@
+"""Networks that are traced in a second, and real ones without what is random."""
+
+import keras
+
+from keras_mobilevit.backend import Activation, BatchNormalization
+from train.tasks import CLASSIFICATION
+
+
+def build_network(config, source, dropout: float = 0.2) -> keras.Model:
+    """Builds a classifier with statistics and, in its dropout, random state."""
+    layers = keras.layers
+    inputs = keras.Input((None, None, 3))
+    x = layers.Rescaling(1 / 255)(inputs)
+    for filters in (8, 16):
+        name = f"conv{filters}"
+        x = layers.Conv2D(filters, 3, strides=2, use_bias=False, name=name)(x)
+        x = Activation("silu")(BatchNormalization(name=f"norm{filters}")(x))
+    x = layers.Dropout(dropout, name="dropout")(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, layers.Dense(10, name="predictions")(x))
+
+
+def build_without_dropout(config, source) -> keras.Model:
+    """Builds the real classifier without dropout.
+
+    No two numbers of devices, and no two compilers, draw it alike.
+    """
+    model = CLASSIFICATION.build_model(config, source)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+    return model
