@@ -1,8 +1,11 @@
 """MobileViT for Keras: https://arxiv.org/abs/2110.02178."""
 
+from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.classifier import MobileViT_S, MobileViT_XS, MobileViT_XXS
 from keras_mobilevit.configs import VARIANTS
+from keras_mobilevit.detection import detect
 from keras_mobilevit.preprocessing import decode_predictions, preprocess_input
+from keras_mobilevit.ssdlite import SSDLite
 from keras_mobilevit.weights import save_safetensors
 
 __version__ = "0.1.0"
@@ -12,7 +15,10 @@ __all__ = [
     "MobileViT_S",
     "MobileViT_XS",
     "MobileViT_XXS",
+    "SSDLite",
+    "anchor_boxes",
     "decode_predictions",
+    "detect",
     "preprocess_input",
     "save_safetensors",
 ]

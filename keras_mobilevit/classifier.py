@@ -1,12 +1,15 @@
 """MobileViT image classifiers with the interface of `keras.applications`."""
 
-import os
-
 import keras
 from keras import layers
 
+from keras_mobilevit.arguments import (
+    check_classes,
+    check_input_shape,
+    check_weights,
+)
 from keras_mobilevit.backbone import feature_maps
-from keras_mobilevit.configs import CLASSIFIER_DROPOUT, MIN_SIZE, VARIANTS, ModelConfig
+from keras_mobilevit.configs import CLASSIFIER_DROPOUT, VARIANTS, ModelConfig
 from keras_mobilevit.hub import weights_file
 from keras_mobilevit.layers import conv_bn_act, dense
 from keras_mobilevit.weights import load_weights
@@ -70,54 +73,18 @@ def _resolve_input_shape(input_shape, input_tensor, include_top: bool, weights):
     if input_shape is None:
         size = DEFAULT_SIZE if include_top else None
         input_shape = (size, size, 3)
-    input_shape = tuple(input_shape)
-    if len(input_shape) != 3:
-        raise ValueError(
-            "`input_shape` must be (height, width, channels). "
-            f"Received: input_shape={input_shape}."
-        )
-    *size, channels = input_shape
-    if any(side is not None and side < MIN_SIZE for side in size):
-        raise ValueError(
-            f"Input height and width must be at least {MIN_SIZE}. "
-            f"Received: input_shape={input_shape}."
-        )
-    if channels not in (1, 3, 4):
-        raise ValueError(
-            "Images have 1, 3 or 4 channels, in the last axis. "
-            f"Received: input_shape={input_shape}."
-        )
-    if weights == "imagenet" and channels != 3:
-        raise ValueError(
-            'With `weights="imagenet"` images have 3 channels. '
-            f"Received: input_shape={input_shape}."
-        )
-    return input_shape
+    return check_input_shape(input_shape, weights)
 
 
 def _check_arguments(weights, include_top, pooling, classes, classifier_activation):
-    if keras.config.image_data_format() == "channels_first":
-        raise ValueError(
-            "MobileViT is channels-last only. Set "
-            '`keras.config.set_image_data_format("channels_last")`.'
-        )
-    is_path = isinstance(weights, (str, os.PathLike)) and os.path.exists(weights)
-    if weights not in (None, "imagenet") and not is_path:
-        raise ValueError(
-            "`weights` must be `None` (random initialization), `imagenet` "
-            "(pre-training on ImageNet), or the path of an existing weights file. "
-            f"Received: weights={weights!r}."
-        )
+    check_weights(weights, ("imagenet",))
     if pooling not in (None, "avg", "max"):
         raise ValueError(
             f'`pooling` must be None, "avg" or "max". Received: pooling={pooling!r}.'
         )
     if not include_top:
         return
-    if not isinstance(classes, int) or classes < 1:
-        raise ValueError(
-            f"`classes` must be a positive integer. Received: classes={classes!r}."
-        )
+    check_classes(classes)
     if weights == "imagenet" and classes != 1000:
         raise ValueError(
             '`weights="imagenet"` with `include_top=True` has 1000 classes. '

@@ -1,14 +1,21 @@
-"""The published weights on the Hugging Face Hub: where they are, and the way here.
+"""The published weights: where they are, and the way here.
 
-`huggingface_hub` keeps the cache (`HF_HOME`), downloads into a temporary file, takes
-up a connection that broke (within one call; a process that was killed starts anew), and
-honours `HF_ENDPOINT` and `HF_HUB_OFFLINE`.
+Classifiers are on the Hugging Face Hub: `huggingface_hub` keeps the cache (`HF_HOME`),
+downloads into a temporary file, takes up a connection that broke (within one call; a
+process that was killed starts anew), and honours `HF_ENDPOINT` and `HF_HUB_OFFLINE`.
+Detectors are on Apple's server alone, and are kept in `$KERAS_HOME/models`, by default
+`~/.keras/models`.
 """
 
 import dataclasses
 import hashlib
+import os
 import re
 from pathlib import Path
+
+import keras
+
+from keras_mobilevit.files import whole_file
 
 FILENAME = "model.safetensors"
 
@@ -43,6 +50,9 @@ IMAGENET = {
         "87f5585cb61814a5e18920d556772ed9c3af6c9ad72b6cf798c654021c306f81",
     ),
 }
+
+# SSDLite at 320x320 on COCO, 80 classes. Apple's licence; no checksum is published.
+COCO = "https://docs-assets.developer.apple.com/ml-research/models/cvnets/detection"
 
 
 def _verify(file: HubFile, path: Path) -> None:
@@ -116,20 +126,49 @@ def fetch(file: HubFile) -> Path:
     return path
 
 
+def _fetch_coco(variant: str) -> Path:
+    """Returns the local copy of a published detector, downloaded when first asked for.
+
+    Raises:
+        OSError: as `fetch`.
+    """
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    path = home / "models" / f"ssd_{variant}_320.pt"
+    if path.exists():
+        return path
+    url = f"{COCO}/{path.name}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with whole_file(path) as temporary:
+            keras.utils.get_file(
+                temporary.name, url, cache_dir=home, cache_subdir="models"
+            )
+    except Exception as error:  # of the network or the disk; Keras raises a bare one
+        raise OSError(
+            f"{path.name} is not cached and cannot be downloaded. Without a network, "
+            f"fetch {url} on another machine and pass the file's path as `weights`. "
+            f"The cause: {error}"
+        ) from error
+    return path
+
+
 def weights_file(weights, variant: str) -> Path:
     """Returns the file that the argument `weights` of a model means.
 
     Args:
-        weights: `"imagenet"`, or a path, which is returned as it is.
+        weights: `"imagenet"`, `"coco"`, or a path, which is returned as it is.
         variant: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
 
     Returns:
-        For `"imagenet"` the path of a safetensors file with timm's names.
+        For `"imagenet"` the path of a safetensors file with timm's names, for `"coco"`
+        that of Apple's `.pt` file of a detector.
 
     Raises:
         OSError: see `fetch`.
         ValueError: if there are no such weights, or see `fetch`.
     """
+    if weights == "coco":
+        return _fetch_coco(variant)
     if weights != "imagenet":
         return Path(weights)
     if variant not in IMAGENET:

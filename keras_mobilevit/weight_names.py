@@ -1,7 +1,7 @@
 """Which layer is called what in timm, transformers and ml-cvnets.
 
 The names are made by rule: one row for each kind of layer, repeated for the stages,
-blocks and transformer layers of the backbone; the head adds its own rows.
+blocks and transformer layers of the backbone; each head adds its own rows.
 """
 
 import dataclasses
@@ -115,12 +115,42 @@ def classifier_rows() -> Iterator[tuple[str, str, str, str]]:
     yield "predictions", "head.fc", "classifier", "classifier.fc"
 
 
+_SSDLITE_STRIDES = (16, 32, 64, 128, 256)
+
+
+def _ssdlite_rows() -> Iterator[tuple[str, str]]:
+    """Yields what an SSDLite detector has beyond its backbone, here and in ml-cvnets.
+
+    Which maps have a projection depends on the variant; a row too much does no harm.
+    """
+    for index, stride in enumerate(_SSDLITE_STRIDES):
+        here, head = f"ssd{stride}", f"ssd_heads.{index}"
+        parts = {
+            f"{here}_extra_depthwise": f"extra_layers.os_{stride}.dw_conv",
+            f"{here}_extra_pointwise": f"extra_layers.os_{stride}.pw_conv",
+            f"{here}_project": f"{head}.proj_layer",
+            f"{here}_depthwise": f"{head}.loc_cls_layer.dw_conv",
+        }
+        for name, module in parts.items():
+            yield f"{name}_conv", f"{module}.block.conv"
+            yield f"{name}_bn", f"{module}.block.norm"
+        yield f"{here}_predictions", f"{head}.loc_cls_layer.pw_conv.block.conv"
+    yield "ssd_global_extra_conv", "extra_layers.os_-1.1.block.conv"
+    last = len(_SSDLITE_STRIDES)
+    yield "ssd_global_predictions", f"ssd_heads.{last}.loc_cls_layer.block.conv"
+
+
+def is_backbone(layer_name: str) -> bool:
+    """Tells whether a layer belongs to the stem or one of the five stages."""
+    return layer_name.startswith(("stem_", "stage"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """A library that MobileViT's weights come from.
+    """A library that MobileViT's weights come from, and a kind of model in it.
 
     Attributes:
-        name: of the library.
+        name: of the library, and of the model if it is no classifier.
         modules: the names of its modules by the names of the layers here.
         is_bgr: whether its weights expect images with the channels reversed.
     """
@@ -135,12 +165,18 @@ class Library:
         return f"{self.modules['stem_conv']}.weight"
 
 
-def _library(name: str, column: int, is_bgr: bool) -> Library:
+def _classifier(library: str, column: int, is_bgr: bool) -> Library:
     modules = {row[0]: row[column] for row in classifier_rows()}
-    return Library(name, modules, is_bgr)
+    return Library(library, modules, is_bgr)
 
 
-TIMM = _library("timm", 1, is_bgr=False)
-TRANSFORMERS = _library("transformers", 2, is_bgr=True)
-CVNETS = _library("ml-cvnets", 3, is_bgr=True)
-LIBRARIES = (TIMM, TRANSFORMERS, CVNETS)
+def _cvnets_ssdlite() -> Library:
+    modules = {row[0]: f"encoder.{row[3]}" for row in backbone_rows()}
+    return Library("ml-cvnets SSDLite", modules | dict(_ssdlite_rows()), is_bgr=True)
+
+
+TIMM = _classifier("timm", 1, is_bgr=False)
+TRANSFORMERS = _classifier("transformers", 2, is_bgr=True)
+CVNETS = _classifier("ml-cvnets", 3, is_bgr=True)
+CVNETS_SSDLITE = _cvnets_ssdlite()
+LIBRARIES = (TIMM, TRANSFORMERS, CVNETS, CVNETS_SSDLITE)

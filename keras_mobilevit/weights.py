@@ -8,6 +8,7 @@ model set, in equal shape, or nothing is loaded.
 import os
 import tempfile
 import zipfile
+from collections.abc import Callable
 from typing import NamedTuple
 
 import h5py
@@ -19,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from keras_mobilevit.backend import BatchNormalization
 from keras_mobilevit.files import whole_file
-from keras_mobilevit.weight_names import LIBRARIES, TIMM, Library
+from keras_mobilevit.weight_names import LIBRARIES, TIMM, Library, is_backbone
 
 OLDEST_TORCH = (2, 6)  # earlier ones run code in spite of `weights_only`
 LISTED = 10  # names of a kind of difference that an error lists
@@ -90,16 +91,20 @@ def _place(layer, variable, library: Library) -> _Place:
     return _Place(name, shape, axes, int(third) if third else None)
 
 
-def _weighted_layers(model: keras.Model, include_top: bool) -> list:
-    return [
-        layer
-        for layer in model.layers
-        if layer.weights and (include_top or layer.name != "predictions")
-    ]
+def _is_any(layer_name: str) -> bool:
+    return True
+
+
+def _is_below_top(layer_name: str) -> bool:
+    return layer_name != "predictions"
+
+
+def _weighted_layers(model: keras.Model, chosen: Callable[[str], bool]) -> list:
+    return [layer for layer in model.layers if layer.weights and chosen(layer.name)]
 
 
 def _has_top(model: keras.Model) -> bool:
-    return any(layer.name == "predictions" for layer in model.layers)
+    return any(layer.name in ("predictions", "ssd_split") for layer in model.layers)
 
 
 def _listed(names: list[str]) -> str:
@@ -170,21 +175,28 @@ def _identify(tensors: dict, path: str) -> Library:
             return library
     expected = ", ".join(f"{x.stem!r} ({x.name}'s)" for x in LIBRARIES)
     raise ValueError(
-        f"{path} holds no MobileViT classifier: expected one of the tensors {expected}."
+        f"{path} holds no MobileViT: expected one of the tensors {expected}."
         f" Its first names are: {', '.join(sorted(tensors)[:3])}."
     )
 
 
-def _load_pytorch(model, tensors: dict, path: str, include_top: bool) -> None:
+def _load_pytorch(model, tensors: dict, path: str, chosen) -> None:
     library = _identify(tensors, path)
-    # Batches counted, which nothing here needs.
-    tensors = {k: v for k, v in tensors.items() if not k.endswith("batches_tracked")}
-    if not include_top or not _has_top(model):
-        top = library.modules["predictions"]
-        tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{top}.")}
+    others = {
+        module.partition("#")[0]
+        for layer_name, module in library.modules.items()
+        if not chosen(layer_name)
+    }
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name.rpartition(".")[0] not in others
+        # Batches counted, which nothing here needs.
+        and not name.endswith("batches_tracked")
+    }
     places = [
         (variable, _place(layer, variable, library))
-        for layer in _weighted_layers(model, include_top)
+        for layer in _weighted_layers(model, chosen)
         for variable in layer.weights
     ]
     _match(
@@ -216,14 +228,13 @@ def load_model_file(path) -> keras.Model:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
 
 
-def _load_keras(model: keras.Model, path: str, include_top: bool) -> None:
+def _load_keras(model: keras.Model, path: str, chosen) -> None:
     donor = load_model_file(path)
-    include_top = include_top and _has_top(model)
 
     def variables(of):
         return {
             f"{layer.name}/{variable.name}": variable
-            for layer in _weighted_layers(of, include_top)
+            for layer in _weighted_layers(of, chosen)
             for variable in layer.weights
         }
 
@@ -265,11 +276,37 @@ def _load_h5(model: keras.Model, path: str) -> None:
     model.load_weights(path)
 
 
-def load_weights(model: keras.Model, weights, include_top: bool = True) -> None:
-    """Sets every weight of a MobileViT classifier from a file.
+def _load(model: keras.Model, weights, chosen: Callable[[str], bool]) -> None:
+    """Sets the chosen layers from a file, whose other layers are not used.
 
     Args:
-        model: a model made by `MobileViT_S` or its siblings.
+        model: what to set.
+        weights: the path of a file.
+        chosen: tells by its name whether a layer is set.
+    """
+    path = os.fspath(weights)
+    if not os.path.isfile(path):
+        raise ValueError(f"`weights` must be an existing file. Received: {path!r}.")
+    if path.endswith(".safetensors"):
+        _load_pytorch(model, _read_safetensors(path), path, chosen)
+    elif path.endswith(".pt"):
+        _load_pytorch(model, _read_pt(path), path, chosen)
+    elif path.endswith(".keras"):
+        _load_keras(model, path, chosen)
+    elif path.endswith(".weights.h5") and chosen is _is_any:
+        _load_h5(model, path)
+    else:
+        raise ValueError(
+            "Weights are read from `.keras`, `.safetensors`, `.pt` and, for a whole "
+            f"model, `.weights.h5` files. Received: {path}."
+        )
+
+
+def load_weights(model: keras.Model, weights, include_top: bool = True) -> None:
+    """Sets every weight of a MobileViT from a file.
+
+    Args:
+        model: a model made by `MobileViT_S`, its siblings or `SSDLite`.
         weights: the path of a `.keras` or `.weights.h5` file written from such a
             model, of a `.safetensors` file with the names of timm, transformers or
             ml-cvnets, or of Apple's `.pt` (takes PyTorch).
@@ -286,22 +323,28 @@ def load_weights(model: keras.Model, weights, include_top: bool = True) -> None:
     >>> model = keras_mobilevit.MobileViT_S(weights=None, classes=10)
     >>> load_weights(model, "mobilevit_s.safetensors", include_top=False)
     """
-    path = os.fspath(weights)
-    if not os.path.isfile(path):
-        raise ValueError(f"`weights` must be an existing file. Received: {path!r}.")
-    if path.endswith(".safetensors"):
-        _load_pytorch(model, _read_safetensors(path), path, include_top)
-    elif path.endswith(".pt"):
-        _load_pytorch(model, _read_pt(path), path, include_top)
-    elif path.endswith(".keras"):
-        _load_keras(model, path, include_top)
-    elif path.endswith(".weights.h5") and include_top:
-        _load_h5(model, path)
-    else:
-        raise ValueError(
-            "Weights are read from `.keras`, `.safetensors`, `.pt` and, with the top, "
-            f"`.weights.h5` files. Received: {path} with include_top={include_top}."
-        )
+    is_h5 = os.fspath(weights).endswith(".weights.h5")  # which is a whole model's
+    whole = include_top and (is_h5 or _has_top(model))
+    _load(model, weights, _is_any if whole else _is_below_top)
+
+
+def load_backbone(model: keras.Model, weights) -> None:
+    """Sets the stem and the five stages from a file, and leaves the head as it is.
+
+    Args:
+        model: any MobileViT: a classifier or a detector.
+        weights: the path of a file that holds any MobileViT of the same variant, as
+            `load_weights` reads it. What it has beyond a backbone is not used.
+
+    Raises:
+        ValueError: as `load_weights`.
+
+    Example:
+
+    >>> detector = keras_mobilevit.SSDLite("mobilevit_s", classes=3, weights=None)
+    >>> load_backbone(detector, "runs/photos/best.keras")  # a classifier
+    """
+    _load(model, weights, is_backbone)
 
 
 def save_safetensors(model: keras.Model, path) -> None:
@@ -324,7 +367,7 @@ def save_safetensors(model: keras.Model, path) -> None:
     >>> timm_model.load_state_dict(safetensors.torch.load_file("trained.safetensors"))
     """
     tensors, thirds = {}, {}
-    for layer in _weighted_layers(model, include_top=True):
+    for layer in _weighted_layers(model, _is_any):
         if layer.name not in TIMM.modules:
             raise ValueError(f"timm's MobileViT has no layer like {layer.name!r}.")
         for variable in layer.weights:

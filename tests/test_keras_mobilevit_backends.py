@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 import keras_mobilevit
 from tests.golden import reference
+from tests.test_keras_mobilevit_boxes import test_non_max_suppression
 
 backend, folder = sys.argv[1:]
 assert keras.backend.backend() == backend
@@ -41,6 +42,7 @@ for size in ((256, 256), (224, 224)):
     difference = np.abs(logits - golden[reference.size_key(*size)]).max()
     print(size, difference)
     assert difference <= 1e-4, size
+test_non_max_suppression(0.05, 400, 200)
 """
 
 

@@ -1,0 +1,78 @@
+"""What every model refuses of its arguments, with a message that says what to give."""
+
+import os
+
+import keras
+
+from keras_mobilevit.configs import MIN_SIZE
+
+
+def check_weights(weights, names: tuple[str, ...]) -> None:
+    """Refuses weights that are neither published nor a file.
+
+    Args:
+        weights: `None`, one of `names`, or a path.
+        names: of published weights.
+
+    Raises:
+        ValueError: if there are no such weights.
+    """
+    is_path = isinstance(weights, (str, os.PathLike)) and os.path.exists(weights)
+    if weights not in (None, *names) and not is_path:
+        published = " or ".join(f'"{name}"' for name in names)
+        raise ValueError(
+            f"`weights` must be `None` (random initialization), {published} (published "
+            "weights), or the path of an existing weights file. "
+            f"Received: weights={weights!r}."
+        )
+
+
+def check_classes(classes) -> None:
+    """Refuses a number of classes that is none."""
+    if not isinstance(classes, int) or classes < 1:
+        raise ValueError(
+            f"`classes` must be a positive integer. Received: classes={classes!r}."
+        )
+
+
+def check_input_shape(input_shape, weights) -> tuple:
+    """Refuses images that no model here can take.
+
+    Args:
+        input_shape: (height, width, channels).
+        weights: published ones have 3 channels.
+
+    Returns:
+        The shape as a tuple.
+
+    Raises:
+        ValueError: if the shape is not valid, or Keras's images are channels first.
+    """
+    if keras.config.image_data_format() == "channels_first":
+        raise ValueError(
+            "MobileViT is channels-last only. Set "
+            '`keras.config.set_image_data_format("channels_last")`.'
+        )
+    input_shape = tuple(input_shape)
+    if len(input_shape) != 3:
+        raise ValueError(
+            "`input_shape` must be (height, width, channels). "
+            f"Received: input_shape={input_shape}."
+        )
+    *size, channels = input_shape
+    if any(side is not None and side < MIN_SIZE for side in size):
+        raise ValueError(
+            f"Input height and width must be at least {MIN_SIZE}. "
+            f"Received: input_shape={input_shape}."
+        )
+    if channels not in (1, 3, 4):
+        raise ValueError(
+            "Images have 1, 3 or 4 channels, in the last axis. "
+            f"Received: input_shape={input_shape}."
+        )
+    if isinstance(weights, str) and not os.path.exists(weights) and channels != 3:
+        raise ValueError(
+            f'With `weights="{weights}"` images have 3 channels. '
+            f"Received: input_shape={input_shape}."
+        )
+    return input_shape

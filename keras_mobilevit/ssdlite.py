@@ -1,0 +1,174 @@
+"""SSDLite: a MobileViT backbone with separable heads that detect objects.
+
+Source: section 4.2 of MobileViT, https://arxiv.org/abs/2110.02178, Table 1; SSD,
+https://arxiv.org/abs/1512.02325; SSDLite, https://arxiv.org/abs/1801.04381.
+"""
+
+import keras
+from keras import layers, ops
+
+from keras_mobilevit.anchors import ANCHORS_PER_CELL, STRIDES
+from keras_mobilevit.arguments import (
+    check_classes,
+    check_input_shape,
+    check_weights,
+)
+from keras_mobilevit.backbone import feature_maps
+from keras_mobilevit.configs import get_config
+from keras_mobilevit.hub import weights_file
+from keras_mobilevit.layers import batch_norm, pad_for_stride
+from keras_mobilevit.weights import load_backbone, load_weights
+
+DEFAULT_SIZE = 320  # what the paper trains and evaluates at
+COCO_CLASSES = 80
+
+EXTRA_CHANNELS = {64: 256, 128: 128, 256: 128}  # of the maps at these strides
+GLOBAL_CHANNELS = 64  # of the map that is a single cell
+HEAD_CHANNELS = (512, 256, 256, 128, 128)  # that each map is projected to
+MAP_NAMES = (*(f"ssd{stride}" for stride in STRIDES), "ssd_global")
+
+
+def _conv(filters: int, name: str, use_bias: bool = False):
+    """Makes a 1x1 convolution with the initialization of the published heads."""
+    return layers.Conv2D(
+        filters, 1, use_bias=use_bias, kernel_initializer="glorot_uniform", name=name
+    )
+
+
+def _conv_bn_relu(x, filters: int, name: str):
+    x = batch_norm(_conv(filters, f"{name}_conv")(x), f"{name}_bn")
+    return layers.ReLU(name=f"{name}_act")(x)
+
+
+def _depthwise_bn(x, name: str, strides: int = 1):
+    """3x3 depthwise convolution and batch normalization, the first half of SSDLite's
+    separable convolutions: linear, unlike MobileNet's."""
+    if strides > 1:
+        x = pad_for_stride(x, 3, f"{name}_pad")
+    x = layers.DepthwiseConv2D(
+        3,
+        strides=strides,
+        padding="same" if strides == 1 else "valid",
+        use_bias=False,
+        depthwise_initializer="glorot_uniform",
+        name=f"{name}_conv",
+    )(x)
+    return batch_norm(x, f"{name}_bn")
+
+
+def _detection_maps(maps: dict) -> list:
+    """Adds the coarser maps to those of the backbone at strides 16 and 32."""
+    results = [maps["P4"], maps["P5"]]
+    for stride, channels in EXTRA_CHANNELS.items():
+        name = f"ssd{stride}_extra"
+        x = _depthwise_bn(results[-1], f"{name}_depthwise", strides=2)
+        results.append(_conv_bn_relu(x, channels, f"{name}_pointwise"))
+    x = layers.GlobalAveragePooling2D(keepdims=True, name="ssd_global_pool")(
+        results[-1]
+    )
+    x = _conv(GLOBAL_CHANNELS, "ssd_global_extra_conv")(x)
+    return [*results, layers.ReLU(name="ssd_global_extra_act")(x)]
+
+
+def _predict(x, index: int, numbers: int):
+    """Predicts `numbers` for each anchor of a map: `[batch, anchors, numbers]`."""
+    name = MAP_NAMES[index]
+    if index < len(STRIDES):
+        if x.shape[-1] != HEAD_CHANNELS[index]:
+            x = _conv_bn_relu(x, HEAD_CHANNELS[index], f"{name}_project")
+        x = _depthwise_bn(x, f"{name}_depthwise")
+    filters = ANCHORS_PER_CELL[index] * numbers
+    x = _conv(filters, f"{name}_predictions", use_bias=True)(x)
+    return layers.Reshape((-1, numbers), name=f"{name}_anchors")(x)
+
+
+@keras.saving.register_keras_serializable(package="keras_mobilevit")
+class SplitPredictions(layers.Layer):
+    """Splits what is predicted for an anchor into offsets and logits.
+
+    Input shape: `[batch, anchors, 4 + classes + 1]`.
+
+    Output: a dict, `offsets` `[batch, anchors, 4]` and `logits`
+    `[batch, anchors, classes + 1]`.
+    """
+
+    def call(self, x):
+        offsets, logits = ops.split(x, [4], axis=-1)
+        return {"offsets": offsets, "logits": logits}
+
+    def compute_output_shape(self, input_shape):
+        *anchors, numbers = input_shape
+        return {"offsets": (*anchors, 4), "logits": (*anchors, numbers - 4)}
+
+
+def SSDLite(
+    backbone: str = "mobilevit_s",
+    classes: int = COCO_CLASSES,
+    weights: str | None = "coco",
+    input_shape: tuple = (DEFAULT_SIZE, DEFAULT_SIZE, 3),
+    include_preprocessing: bool = True,
+    name: str | None = None,
+) -> keras.Model:
+    """SSDLite detector: boxes and classes at every anchor of an image.
+
+    Args:
+        backbone: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
+        classes: number of classes, without the background.
+        weights: `"coco"` (Apple's published detector of 80 classes, downloaded once;
+            reading it takes PyTorch), `"imagenet"` (the published backbone, and a head
+            of random weights), `None` for random initialization, or the path of a file
+            that holds a whole detector: `.keras`, `.weights.h5`, `.safetensors` with
+            ml-cvnets' names, or Apple's `.pt`.
+        input_shape: `(height, width, channels)`; height and width may be `None`.
+        include_preprocessing: if true, the model takes values in [0, 255] and scales
+            them itself; if false, it takes values in [0, 1]. Images are RGB.
+        name: name of the model.
+
+    Returns:
+        A functional `keras.Model` from images `[batch, height, width, channels]`, of
+        which the whole is seen (resized to the input's shape, whatever its aspect), to
+        a dict: `offsets` `[batch, anchors, 4]` from `anchor_boxes(height, width)`, and
+        `logits` `[batch, anchors, classes + 1]`, of which class 0 is the background.
+        `detect` makes boxes and scores of them.
+
+    Raises:
+        ValueError: if an argument or a combination of them is not valid, or the weights
+            do not fit; the message says what was expected.
+        OSError: if the published weights are not cached and cannot be downloaded.
+
+    Example:
+
+    >>> model = keras_mobilevit.SSDLite("mobilevit_xxs", classes=3, weights=None)
+    >>> outputs = model(images)  # [2, 320, 320, 3], values in [0, 255]
+    >>> found = keras_mobilevit.detect(outputs, keras_mobilevit.anchor_boxes(320, 320))
+    >>> found["boxes"].shape
+    (2, 200, 4)
+
+    Source: Table 1 of https://arxiv.org/abs/2110.02178: 24.8 (XS) and 27.7 (S) COCO mAP
+    at 320x320.
+    """
+    config = get_config(backbone)
+    check_weights(weights, ("imagenet", "coco"))
+    check_classes(classes)
+    if weights == "coco" and classes != COCO_CLASSES:
+        raise ValueError(
+            f'`weights="coco"` has {COCO_CLASSES} classes; `weights="imagenet"` takes '
+            f"any number. Received: classes={classes}."
+        )
+    inputs = keras.Input(check_input_shape(input_shape, weights), name="images")
+    x = inputs
+    if include_preprocessing:
+        x = layers.Rescaling(1 / 255, name="rescaling")(x)
+    numbers = 4 + 1 + classes  # offsets, background, classes
+    predictions = [
+        _predict(x, index, numbers)
+        for index, x in enumerate(_detection_maps(feature_maps(x, config)))
+    ]
+    x = layers.Concatenate(axis=1, name="ssd_concat")(predictions)
+    outputs = SplitPredictions(name="ssd_split")(x)
+    model = keras.Model(inputs, outputs, name=name or f"ssdlite_{config.name}")
+    if weights == "imagenet":
+        load_backbone(model, weights_file(weights, config.name))
+    elif weights is not None:
+        load_weights(model, weights_file(weights, config.name))
+    return model

@@ -1,0 +1,142 @@
+"""SSDLite: its sizes, its parity with ml-cvnets, its weights, its errors."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mobilevit
+from keras_mobilevit import MobileViT_XXS, SSDLite, hub
+from keras_mobilevit.weight_names import is_backbone
+from keras_mobilevit.weights import load_backbone
+
+# Outputs of ml-cvnets v0.1 with random weights, which cannot be made here.
+SHARED = Path(__file__).parents[2] / "shared" / "golden"
+PARAMETERS = [
+    ("mobilevit_xxs", 1_755_050),
+    ("mobilevit_xs", 2_742_042),
+    ("mobilevit_s", 5_738_826),
+]
+needs_golden = pytest.mark.skipif(
+    not SHARED.exists(), reason="the outputs of ml-cvnets are not here"
+)
+
+
+def small(**arguments):
+    arguments = {"classes": 3, "weights": None, "input_shape": (64, 96, 3)} | arguments
+    return SSDLite("mobilevit_xxs", **arguments)
+
+
+@pytest.mark.parametrize(("backbone", "parameters"), PARAMETERS)
+def test_variant(backbone: str, parameters: int):
+    model = SSDLite(backbone, weights=None)
+    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    assert trainable == parameters
+    assert model.name == f"ssdlite_{backbone}"
+    shapes = {name: output.shape for name, output in model.output.items()}
+    assert shapes == {"offsets": (None, 3232, 4), "logits": (None, 3232, 81)}
+
+
+@pytest.mark.parametrize("size", [(64, 96), (75, 51), (320, 256)])
+def test_any_size_has_an_output_for_each_anchor(size: tuple):
+    model = small(input_shape=(None, None, 3))
+    images = np.zeros((2, *size, 3), np.float32)
+    outputs, anchors = model(images), keras_mobilevit.anchor_boxes(*size)
+    assert outputs["offsets"].shape == (2, len(anchors), 4)
+    assert outputs["logits"].shape == (2, len(anchors), 4)
+    found = keras_mobilevit.detect(outputs, anchors, max_detections=7)
+    assert found["boxes"].shape == (2, 7, 4)
+
+
+@needs_golden
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_outputs_equal_the_reference(ending: str):
+    if ending == "pt":
+        pytest.importorskip("torch", reason="reading .pt files takes PyTorch")
+    model = SSDLite(
+        "mobilevit_xxs",
+        weights=str(SHARED / f"ssd_xxs.{ending}"),
+        include_preprocessing=False,
+    )
+    golden = np.load(SHARED / "ssd_xxs.npz")
+    images = np.random.default_rng(7).random((2, 320, 320, 3), dtype=np.float32)
+    outputs = model(images)
+    for name, wanted in (("logits", "conf"), ("offsets", "loc")):
+        found = keras.ops.convert_to_numpy(outputs[name])
+        assert np.abs(golden[wanted]).max() > 1
+        assert np.abs(found - golden[wanted]).max() <= 1e-4, name
+    assert (keras_mobilevit.anchor_boxes(320, 320) == golden["anchors"]).all()
+
+
+def test_a_file_of_another_kind_says_what_is_missing(tmp_path):
+    classifier = MobileViT_XXS(weights=None, classes=3)
+    file = tmp_path / "classifier.safetensors"
+    keras_mobilevit.save_safetensors(classifier, file)
+    with pytest.raises(ValueError, match="not in the file: ssd128_depthwise_bn"):
+        small(weights=str(file))
+
+
+def test_a_saved_detector_is_the_same(tmp_path):
+    model, images = small(), np.random.default_rng(0).uniform(0, 255, (1, 64, 96, 3))
+    for ending in ("keras", "weights.h5"):
+        file = tmp_path / f"detector.{ending}"
+        (model.save if ending == "keras" else model.save_weights)(file)
+        again = small(weights=str(file))
+        for name, value in model(images).items():
+            assert (np.asarray(again(images)[name]) == np.asarray(value)).all()
+    loaded = keras_mobilevit.weights.load_model_file(tmp_path / "detector.keras")
+    assert set(loaded(images)) == {"offsets", "logits"}
+
+
+@pytest.mark.parametrize("ending", ["keras", "safetensors"])
+def test_the_backbone_of_a_classifier(ending: str, tmp_path):
+    classifier, model = MobileViT_XXS(weights=None, classes=10), small()
+    file = tmp_path / f"classifier.{ending}"
+    if ending == "keras":
+        classifier.save(file)
+    else:
+        keras_mobilevit.save_safetensors(classifier, file)
+    before = {layer.name: layer.get_weights() for layer in model.layers}
+    load_backbone(model, file)
+    theirs = {layer.name: layer.get_weights() for layer in classifier.layers}
+    for layer in model.layers:
+        wanted = (theirs if is_backbone(layer.name) else before)[layer.name]
+        for value, expected in zip(layer.get_weights(), wanted, strict=True):
+            assert (value == expected).all(), layer.name
+
+
+def test_published_detectors(tmp_path, monkeypatch):
+    """A local file server stands in for Apple's, which tests do not reach."""
+    served, home = tmp_path / "served", tmp_path / "home"
+    served.mkdir()
+    monkeypatch.setattr(hub, "COCO", served.as_uri())
+    monkeypatch.setenv("KERAS_HOME", str(home))
+    with pytest.raises(OSError, match=r"fetch file:.*ssd_mobilevit_s_320\.pt on"):
+        hub.weights_file("coco", "mobilevit_s")
+    assert not list(home.rglob("*.*"))
+    (served / "ssd_mobilevit_s_320.pt").write_bytes(b"weights")
+    path = hub.weights_file("coco", "mobilevit_s")
+    assert path.read_bytes() == b"weights"
+    (served / "ssd_mobilevit_s_320.pt").unlink()
+    assert hub.weights_file("coco", "mobilevit_s") == path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": 0}, "positive integer. Received: classes=0"),
+        ({"weights": "coco"}, "has 80 classes.*Received: classes=3"),
+        ({"weights": "voc"}, '"imagenet" or "coco" .*weights=.voc'),
+        ({"input_shape": (31, 64, 3)}, "at least 32"),
+        ({"weights": "imagenet", "input_shape": (64, 64, 1)}, "3 channels"),
+    ],
+)
+def test_invalid_arguments(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        small(**arguments)
+
+
+def test_unknown_backbone():
+    with pytest.raises(ValueError, match="Unknown model 'resnet'"):
+        SSDLite("resnet", weights=None)
