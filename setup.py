@@ -12,9 +12,12 @@ VERSION = re.search(
 
 TRAIN = [
     "absl-py",
+    "defusedxml",
     "importlib_resources",  # tensorflow-datasets imports it without asking for it
     "keras-cv",
     "matplotlib",
+    "pillow",
+    "pycocotools",
     "scikit-learn",
     "tensorboard",
     "tensorflow>=2.18",
@@ -32,7 +35,7 @@ TFLITE = [
     "tf_keras",
 ]
 PEERS = [*TFLITE, "onnx", "onnxruntime", "onnxscript", "openvino", "timm", "torch"]
-COREML = [*TFLITE, "coremltools>=9.0", "pillow"]
+COREML = [*TFLITE, "coremltools>=9.0"]
 DEV = [*COREML, "adbutils", "hypothesis", "jax", "pytest", "ruff"]
 
 setup(

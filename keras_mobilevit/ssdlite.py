@@ -101,6 +101,24 @@ class SplitPredictions(layers.Layer):
         return {"offsets": (*anchors, 4), "logits": (*anchors, numbers - 4)}
 
 
+def detection_head(maps: dict, classes: int) -> dict:
+    """Predicts offsets and logits at every anchor.
+
+    Args:
+        maps: feature maps at strides 16 and 32, `"P4"` and `"P5"`, of any channels.
+        classes: number of classes, without the background.
+
+    Returns:
+        The dict that `SSDLite` describes.
+    """
+    numbers = 4 + 1 + classes  # offsets, background, classes
+    predictions = [
+        _predict(x, index, numbers) for index, x in enumerate(_detection_maps(maps))
+    ]
+    x = layers.Concatenate(axis=1, name="ssd_concat")(predictions)
+    return SplitPredictions(name="ssd_split")(x)
+
+
 def SSDLite(
     backbone: str = "mobilevit_s",
     classes: int = COCO_CLASSES,
@@ -159,13 +177,7 @@ def SSDLite(
     x = inputs
     if include_preprocessing:
         x = layers.Rescaling(1 / 255, name="rescaling")(x)
-    numbers = 4 + 1 + classes  # offsets, background, classes
-    predictions = [
-        _predict(x, index, numbers)
-        for index, x in enumerate(_detection_maps(feature_maps(x, config)))
-    ]
-    x = layers.Concatenate(axis=1, name="ssd_concat")(predictions)
-    outputs = SplitPredictions(name="ssd_split")(x)
+    outputs = detection_head(feature_maps(x, config), classes)
     model = keras.Model(inputs, outputs, name=name or f"ssdlite_{config.name}")
     if weights == "imagenet":
         load_backbone(model, weights_file(weights, config.name))

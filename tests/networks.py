@@ -3,7 +3,8 @@
 import keras
 
 from keras_mobilevit.backend import Activation, BatchNormalization
-from train.tasks import CLASSIFICATION
+from keras_mobilevit.ssdlite import detection_head
+from train.classification import CLASSIFICATION
 
 
 def build_network(config, source, dropout: float = 0.2) -> keras.Model:
@@ -17,6 +18,20 @@ def build_network(config, source, dropout: float = 0.2) -> keras.Model:
         x = Activation("silu")(BatchNormalization(name=f"norm{filters}")(x))
     x = layers.Dropout(dropout, name="dropout")(layers.GlobalAveragePooling2D()(x))
     return keras.Model(inputs, layers.Dense(10, name="predictions")(x))
+
+
+def build_detector(config, source) -> keras.Model:
+    """Builds a detector of the real anchors on four convolutions."""
+    inputs = keras.Input((None, None, 3))
+    x, maps = keras.layers.Rescaling(1 / 255)(inputs), {}
+    for stride in (4, 8, 16, 32):
+        strides = 4 if stride == 4 else 2
+        x = keras.layers.Conv2D(
+            8, 5, strides=strides, padding="same", activation="relu"
+        )(x)
+        maps[stride] = x
+    maps = {"P4": maps[16], "P5": maps[32]}
+    return keras.Model(inputs, detection_head(maps, len(source.class_names)))
 
 
 def build_without_dropout(config, source) -> keras.Model:

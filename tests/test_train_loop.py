@@ -16,12 +16,12 @@ from safetensors.numpy import load_file
 import keras_mobilevit
 from tests.networks import build_network
 from train import loop
+from train.classification import CLASSIFICATION
 from train.config import load_config, make_config
 from train.models import build_models
 from train.progress import CheckpointManager, Progress
 from train.sources import digits_source, load_source
 from train.step import make_eval_step
-from train.tasks import CLASSIFICATION
 from train.workdir import prepare_workdir
 
 CONFIG = make_config(
@@ -86,7 +86,7 @@ def test_best_model_is_the_average_at_its_best(finished):
     step = make_eval_step(CLASSIFICATION, model, strategy)
     manager = CheckpointManager(lambda progress: None, math.inf, threading.Event())
     metrics = loop.evaluate(
-        step, digits_source(), CONFIG, strategy, Progress(), manager
+        CLASSIFICATION, step, digits_source(), CONFIG, strategy, Progress(), manager
     )
     best = max(records, key=lambda record: record["top1"])
     assert metrics["top1"] == pytest.approx(best["top1"], abs=1e-6)

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 from tests.test_train_loop import CONFIG as TWO_EPOCHS
 from train import data, loop, sampler
+from train.classification import CLASSIFICATION
 from train.progress import CheckpointManager, Preempted, Progress, asked_to_stop
 from train.sources import digits_source
-from train.tasks import CLASSIFICATION
 from train.workdir import CHECKPOINT
 
 CONFIG = dataclasses.replace(TWO_EPOCHS, epochs=1)
@@ -99,7 +99,9 @@ def test_an_epoch_that_was_stopped_counts_every_image_once():
                 raise Preempted
 
         manager = CheckpointManager(save, 0.0, stop)
-        return loop.train_epoch(step, source, CONFIG, strategy, progress, manager)
+        return loop.train_epoch(
+            CLASSIFICATION, step, source, CONFIG, strategy, progress, manager
+        )
 
     whole = epoch(Progress())
     progress = Progress()

@@ -11,13 +11,13 @@ import tensorflow as tf
 from keras_mobilevit.layers import DotProductAttention
 from tests.networks import build_network
 from train import loop, sampler
+from train.classification import CLASSIFICATION
 from train.config import make_config
 from train.models import build_models
 from train.optimizers import make_optimizer
 from train.sampler import BatchShape
 from train.sources import Source
 from train.step import make_train_step
-from train.tasks import CLASSIFICATION
 
 SIZES = (32, 48)
 CONFIG = make_config("digits", sizes=SIZES, base_size=32, batch_size=8)

@@ -20,10 +20,10 @@ import tensorflow as tf
 
 from tests.networks import build_network, build_without_dropout
 from train import loop
+from train.classification import CLASSIFICATION
 from train.config import make_config
 from train.sources import digits_source
 from train.strategies import Devices, is_chief, make_strategy
-from train.tasks import CLASSIFICATION
 
 CONFIG = make_config(
     data="digits",

@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from tflite import operations
 from tflite.graph import Graph, Node
+from train.classification import CLASSIFICATION
 from train.config import TrainConfig
 from train.data import train_batches
 from train.sampler import batch_shapes, epoch_schedule
 from train.sources import Source
-from train.tasks import CLASSIFICATION
 
 # What only moves values, or has none of its own to round.
 _NOT_ROUNDED = ("fold", "pad", "unfold")

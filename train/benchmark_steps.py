@@ -77,11 +77,11 @@ def _tensorflow_train_step(settings: StepSettings):
     """Makes the step that train/loop.py trains with, from a batch to its sums."""
     import tensorflow as tf
 
+    from train.classification import CLASSIFICATION as TASK
     from train.models import build_models
     from train.optimizers import make_optimizer
     from train.sources import Source
     from train.step import make_train_step
-    from train.tasks import CLASSIFICATION as TASK
 
     config = _recipe(settings)
     source = Source("random", tuple(map(str, range(CLASSES))), {}, None)

@@ -13,6 +13,7 @@ from keras_mobilevit.preprocessing import CROP_FRACTION
 MAX_SEED = 2**32 - 1  # what keras.utils.set_random_seed takes
 FILENAME = "config.json"
 FREEZE = ("none", "backbone")
+TASKS = ("classification", "detection")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -31,13 +32,23 @@ class TrainConfig:
             field, what was expected and what came.
     """
 
+    task: str = _field(
+        "classification",
+        "classification, or detection (SSDLite: boxes and classes of objects).",
+    )
     data: str = _field(
         "digits",
-        "What to train on: `digits` (scikit-learn's handwritten digits, no download), "
-        "`folder:PATH` (PATH/train/<class>/* and PATH/validation/<class>/*), or "
-        "`tfds:NAME` (TensorFlow Datasets).",
+        "What to train on. Classification: `digits` (scikit-learn's handwritten "
+        "digits, no download), `folder:PATH` (PATH/train/<class>/* and "
+        "PATH/validation/<class>/*), `tfds:NAME` (TensorFlow Datasets). Detection: "
+        "`digits` (scenes composed of them), `voc:PATH` (PATH/Annotations/*.xml, "
+        "JPEGImages, ImageSets/Main/train.txt and val.txt), `coco:PATH` "
+        "(PATH/annotations/instances_train*.json and instances_val*.json, and the "
+        "images in PATH/train*, PATH/val*), `tfds:NAME`.",
     )
-    model: str = _field("mobilevit_s", "mobilevit_xxs, mobilevit_xs or mobilevit_s.")
+    model: str = _field(
+        "mobilevit_s", "mobilevit_xxs, mobilevit_xs or mobilevit_s; the backbone."
+    )
     sizes: tuple[int, ...] = _field(
         (160, 192, 256, 288, 320),
         "Image sides in pixels, drawn in turn from step to step.",
@@ -50,7 +61,9 @@ class TrainConfig:
     )
     eval_size: int = _field(256, "Side of the images at evaluation.")
     eval_crop: float = _field(
-        CROP_FRACTION, "Part of the image's short side that evaluation sees, in (0, 1]."
+        CROP_FRACTION,
+        "Part of the image's short side that evaluation sees, in (0, 1]; detection "
+        "always sees the whole image.",
     )
     grow_epochs: int = _field(
         0, "Start with the smallest size and let the range grow over so many epochs."
@@ -78,6 +91,11 @@ class TrainConfig:
         0.08, "Smallest part of an image's area that a random crop keeps, in (0, 1]."
     )
     flip: bool = _field(True, "Mirror half of the training images.")
+    color_jitter: bool = _field(
+        False,
+        "Change contrast, brightness, saturation and hue of training images at random; "
+        "detection only.",
+    )
     weights: str = _field(
         "",
         "Start from the backbone of `imagenet` (the published weights) or of this "
@@ -159,6 +177,7 @@ _RANGES = {
     "ema_momentum": _BELOW_1,
     "eval_crop": _PART,
     "crop_scale": _PART,
+    "task": (lambda value: value in TASKS, f"one of: {', '.join(TASKS)}"),
     "freeze": (lambda value: value in FREEZE, f"one of: {', '.join(FREEZE)}"),
     "precision": (
         lambda value: value in PRECISIONS,
@@ -211,20 +230,80 @@ RECIPES = {
         crop_scale=0.5,
         flip=False,
     ),
+    # The published detectors' (section 4.2): 200 epochs of COCO in batches of 128.
+    "coco": TrainConfig(
+        task="detection",
+        data="tfds:coco/2017",
+        sizes=(320,),
+        base_size=320,
+        batch_size=128,
+        eval_size=320,
+        epochs=200,
+        learning_rate=9e-4,
+        min_learning_rate=9e-5,
+        learning_rate_batch=128,
+        warmup_steps=500,
+        label_smoothing=0.0,
+        crop_scale=0.09,
+        color_jitter=True,
+        weights="imagenet",
+    ),
+    # A few hundred to a few thousand photographs with boxes.
+    "boxes": TrainConfig(
+        task="detection",
+        data="voc:",
+        model="mobilevit_xxs",
+        sizes=(256, 320, 384),
+        base_size=320,
+        batch_size=16,
+        eval_size=320,
+        epochs=60,
+        warmup_steps=100,
+        label_smoothing=0.0,
+        ema_momentum=0.998,
+        crop_scale=0.09,
+        color_jitter=True,
+    ),
+    # 1,600 scenes of 128x128 pixels.
+    "scenes": TrainConfig(
+        task="detection",
+        data="digits",
+        model="mobilevit_xxs",
+        sizes=(96, 128),
+        base_size=96,
+        batch_size=16,
+        eval_size=128,
+        epochs=16,
+        warmup_steps=100,
+        label_smoothing=0.0,
+        ema_momentum=0.99,
+        crop_scale=0.3,
+        flip=False,
+    ),
+}
+
+# By task and kind of data.
+_DEFAULT_RECIPES = {
+    "classification": {"digits": "digits", "folder": "small", "tfds": "imagenet"},
+    "detection": {"digits": "scenes", "voc": "boxes", "coco": "coco", "tfds": "coco"},
 }
 
 
-def default_recipe(data: str) -> str:
-    """Names the recipe for a data source: by its kind.
+def default_recipe(data: str, task: str = "classification") -> str:
+    """Names the recipe for a data source: by its kind and the task.
 
     Raises:
-        ValueError: if there is no such kind; the message lists the valid ones.
+        ValueError: if there is no such task or kind; the message lists the valid ones.
     """
-    recipes = {"digits": "digits", "folder": "small", "tfds": "imagenet"}
+    if task not in _DEFAULT_RECIPES:
+        raise ValueError(f"Unknown task {task!r}. Expected one of: {', '.join(TASKS)}.")
+    recipes = _DEFAULT_RECIPES[task]
     kind = data.partition(":")[0]
     if kind not in recipes:
+        kinds = [name if name == "digits" else f"{name}:..." for name in recipes]
         raise ValueError(
-            f"Unknown data {data!r}. Expected `digits`, `folder:PATH` or `tfds:NAME`."
+            f"Unknown data {data!r}. With --task={task} it is one of: "
+            f"{', '.join(kinds)}."
         )
     return recipes[kind]
 
@@ -248,7 +327,9 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
     >>> make_config(data="folder:photos", epochs=10).sizes
     (128, 160, 192)
     """
-    recipe = recipe or default_recipe(overrides.get("data", "digits"))
+    if not recipe:
+        task = overrides.get("task", "classification")
+        recipe = default_recipe(overrides.get("data", "digits"), task)
     if recipe not in RECIPES:
         raise ValueError(
             f"Unknown recipe {recipe!r}. Expected one of: {', '.join(RECIPES)}."
@@ -256,8 +337,8 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
     _refuse_unknown(overrides, "the overrides")
     # A run is continued, and its data found again, from any folder.
     kind, _, path = overrides.get("data", "").partition(":")
-    if kind == "folder" and path:
-        overrides["data"] = f"folder:{_absolute(path)}"
+    if kind in ("folder", "voc", "coco") and path:
+        overrides["data"] = f"{kind}:{_absolute(path)}"
     if overrides.get("weights") not in (None, "", "imagenet"):
         overrides["weights"] = _absolute(overrides["weights"])
     return dataclasses.replace(RECIPES[recipe], **overrides)

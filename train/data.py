@@ -1,21 +1,20 @@
-"""From a source to batches: decode, augment, batch as scheduled.
+"""From a source to batches, as scheduled.
 
     source -> examples, each with its place in a scheduled batch -> this process's share
-    of them -> decode, crop and resize to the scheduled size -> batch
+    of them -> the task's image and targets at the scheduled size -> batch
 
 An image that cannot be decoded never stops a run: its place in the batch is filled with
 another image of weight 0, and `unreadable` names it.
-A truncated JPEG counts as readable where the crop lies above the cut. The orientation
-in EXIF data is ignored, as by Keras's own `image_dataset_from_directory`.
+A truncated JPEG counts as readable where the crop lies above the cut.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from keras_mobilevit.preprocessing import resize_and_center_crop
-from train import augment
+from train import images
 from train.sampler import BatchShape
 from train.sources import Source
 
@@ -45,66 +44,6 @@ class Share(NamedTuple):
 
 
 WHOLE = Share()
-
-
-def _decode(encoded):
-    """Decodes any image format to RGB in uint8; of an animation, the first frame."""
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    image.set_shape([None, None, 3])
-    return image
-
-
-def _decode_window(encoded, window):
-    """Decodes one window of an image, and no more of a JPEG than that takes."""
-
-    def crop_decoded():
-        top, left, height, width = tf.unstack(window)
-        return _decode(encoded)[top : top + height, left : left + width]
-
-    image = tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: tf.io.decode_and_crop_jpeg(encoded, window, channels=3),
-        crop_decoded,
-    )
-    image.set_shape([None, None, 3])
-    return image
-
-
-def _image_size(encoded):
-    """Returns the height and width; only of a JPEG without decoding it."""
-    return tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: tf.io.extract_jpeg_shape(encoded)[:2],
-        lambda: tf.shape(_decode(encoded))[:2],
-    )
-
-
-def _read(example):
-    return (
-        example["encoded"]
-        if "path" not in example
-        else tf.io.read_file(example["path"])
-    )
-
-
-def _to_uint8(image):
-    return tf.saturate_cast(tf.round(image), tf.uint8)
-
-
-def _train_image(example, size, seed, crop_scale: float, flip: bool):
-    """Decodes a random crop of an example at `size`, perhaps mirrored."""
-    encoded = _read(example)
-    height, width = tf.unstack(_image_size(encoded))
-    seeds = tf.random.experimental.stateless_split(seed, 2)
-    window = augment.random_crop_window(height, width, crop_scale, seeds[0])
-    image = _decode_window(encoded, window)
-    image = _to_uint8(tf.image.resize(image, size, antialias=True))
-    return augment.random_flip(image, seeds[1]) if flip else image
-
-
-def _eval_image(example, size: int, crop_fraction: float):
-    image = _decode(_read(example))
-    return _to_uint8(resize_and_center_crop(image, (size, size), crop_fraction))
 
 
 def _with_places(examples, schedule: list[BatchShape], first_step: int, count: int):
@@ -160,7 +99,8 @@ def _batches(examples, load, schedule: list[BatchShape], share: Share):
 
     Args:
         examples: from `_with_places`.
-        load: from an example and the (height, width) of its batch to its image.
+        load: from an example and the (height, width) of its batch to its image and
+            targets.
         schedule: the batch shapes, in order.
         share: of each batch.
 
@@ -209,48 +149,57 @@ def _decoded(batch, load, size) -> tf.data.Dataset:
     """
     count = tf.size(batch["place"])
     examples = tf.data.Dataset.from_tensor_slices((tf.range(count), batch))
-    images = examples.map(
+    loaded = examples.map(
         lambda index, example: (index, load(example, size)),
         num_parallel_calls=AUTOTUNE,
         deterministic=True,
     ).ignore_errors()
-    none = tf.zeros([0], tf.int32), tf.zeros(tf.concat([[0], size, [3]], 0), tf.uint8)
-    images = images.batch(tf.cast(count, tf.int64)).concatenate(
+    none = tf.nest.map_structure(lambda spec: _none(spec, size), loaded.element_spec)
+    loaded = loaded.batch(tf.cast(count, tf.int64)).concatenate(
         tf.data.Dataset.from_tensors(none)
     )
-    return images.take(1).map(lambda *readable: _fill(batch, size, *readable))
+    return loaded.take(1).map(lambda *readable: _fill(batch, *readable))
 
 
-def _fill(batch, size, indices, images) -> dict:
-    """Puts readable images of a batch in the places of those that were not.
+def _none(spec: tf.TensorSpec, size):
+    """Returns a batch of no elements, whose open sides are those of `size`."""
+    sides = iter(tf.unstack(size))
+    shape = [next(sides) if side is None else side for side in spec.shape]
+    return tf.zeros([0, *shape], spec.dtype)
+
+
+def _fill(batch, indices, loaded) -> dict:
+    """Puts readable examples of a batch in the places of those that were not.
 
     Args:
         batch: its examples.
-        size: (height, width) of its images.
         indices: of the examples that were readable, ascending.
-        images: theirs.
+        loaded: their images and targets.
 
     Returns:
-        The batch as `train_batches` describes it; black if nothing was readable.
+        The batch as `train_batches` describes it; zeros if nothing was readable.
     """
     own, count = tf.range(tf.size(batch["place"])), tf.size(indices)
     readable = tf.scatter_nd(indices[:, None], tf.ones_like(indices), tf.shape(own))
     is_readable = readable > 0
-    shape = tf.concat([tf.shape(own), size, [3]], axis=0)
     # The place among the readable; what is not readable takes any of them.
     places = tf.where(is_readable, tf.cumsum(readable) - 1, own)
-    images = tf.cond(
-        count == tf.size(own),
-        lambda: images,
-        lambda: tf.cond(
+
+    def filled(value):
+        shape = tf.concat([tf.shape(own), tf.shape(value)[1:]], axis=0)
+        return tf.cond(
             count > 0,
-            lambda: tf.gather(images, places % tf.maximum(count, 1)),
-            lambda: tf.zeros(shape, tf.uint8),
-        ),
+            lambda: tf.gather(value, places % tf.maximum(count, 1)),
+            lambda: tf.zeros(shape, value.dtype),
+        )
+
+    loaded = tf.cond(
+        count == tf.size(own),
+        lambda: loaded,
+        lambda: {key: filled(value) for key, value in loaded.items()},
     )
     return {
-        "image": images,
-        "label": batch["label"],
+        **loaded,
         "weight": tf.where(is_readable, batch["weight"], 0.0),
         "id": batch["id"],
     }
@@ -269,25 +218,27 @@ def train_batches(
     epoch: int,
     first_step: int = 0,
     share: Share = WHOLE,
+    load: Callable = images.train_example,
 ) -> tf.data.Dataset:
     """Makes an epoch's training batches, each of the scheduled shape.
 
     Args:
         source: where the images come from.
-        config: a `TrainConfig`; its `seed`, `crop_scale` and `flip` are used.
+        config: a `TrainConfig`: its `seed`, and what `load` uses.
         schedule: the epoch's batch shapes, in order; see `train.sampler`.
         epoch: counted from 0; another epoch, another order and other crops.
         first_step: of the schedule, to continue an epoch: its batches are those that
             the whole epoch has there, and nothing before them is decoded.
         share: of every batch; only its images are decoded. The shares of all
             pipelines together are the whole batches, whatever their number.
+        load: the task's, see `train.task.Task.train_example`.
 
     Returns:
         A `tf.data.Dataset` of one batch for each entry of the schedule from there on,
         or of as many as the share has replicas:
 
         - `image`: uint8 `[batch, height, width, 3]`
-        - `label`: int32 `[batch]`
+        - the task's targets; for classification `label`, int32 `[batch]`
         - `weight`: float32 `[batch]`, 0 for what fills a place and must not count
         - `id`: string `[batch]`, the example whose place it is, empty beyond the last
 
@@ -297,14 +248,14 @@ def train_batches(
     count = source.num_examples["train"]
     first = sum(shape.batch for shape in schedule[:first_step])
 
-    def load(example, size):
+    def load_at(example, size):
         number = tf.cast(example["number"], tf.int32)
         seed = tf.stack([config.seed * 1_000_003 + epoch, number])
-        return _train_image(example, size, seed, config.crop_scale, config.flip)
+        return load(example, size, seed, config)
 
     examples = source.examples("train", shuffle_seed(config, epoch)).skip(first)
     examples = _with_places(examples, schedule, first_step, count)
-    return _batches(examples, load, schedule, share)
+    return _batches(examples, load_at, schedule, share)
 
 
 def eval_batches(
@@ -314,6 +265,7 @@ def eval_batches(
     batch_size: int,
     crop_fraction: float,
     share: Share = WHOLE,
+    load: Callable = images.eval_example,
 ) -> tf.data.Dataset:
     """Makes the batches of an evaluation: every example once, in the stored order.
 
@@ -324,6 +276,7 @@ def eval_batches(
         batch_size: images in a batch; the last is filled as in `train_batches`.
         crop_fraction: see `keras_mobilevit.preprocessing.resize_and_center_crop`.
         share: of every batch.
+        load: the task's, see `train.task.Task.eval_example`.
 
     Returns:
         A `tf.data.Dataset` of the dicts that `train_batches` describes.
@@ -332,10 +285,10 @@ def eval_batches(
     schedule = [BatchShape(size, size, batch_size)] * -(-count // batch_size)
     examples = _with_places(source.examples(split, None), schedule, 0, count)
 
-    def load(example, _):
-        return _eval_image(example, size, crop_fraction)
+    def load_at(example, _):
+        return load(example, (size, size), crop_fraction)
 
-    return _batches(examples, load, schedule, share)
+    return _batches(examples, load_at, schedule, share)
 
 
 def unreadable(batch) -> list[str]:

@@ -23,7 +23,7 @@ from train.sampler import BatchShape
 from train.sources import Source
 from train.step import make_eval_step, make_train_step
 from train.strategies import is_chief
-from train.tasks import Task
+from train.task import Task
 from train.workdir import BEST_MODEL, CHECKPOINT, check_workdir, prepare_workdir
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
@@ -74,6 +74,7 @@ def _as_numbers(sums: dict) -> dict[str, float]:
 
 
 def evaluate(
+    task: Task,
     eval_step,
     source: Source,
     config: TrainConfig,
@@ -84,6 +85,7 @@ def evaluate(
     """Evaluates on the validation split.
 
     Args:
+        task: what is trained.
         eval_step: from `train.step.make_eval_step`.
         source: where the images come from.
         config: gives size, crop and batch.
@@ -92,8 +94,8 @@ def evaluate(
         manager: saves it, and stops the run when it is asked to.
 
     Returns:
-        The mean of each of the task's metrics, and `skipped_validation`, the number
-        of images that could not be decoded.
+        The mean of each of the task's metrics, what its `score` gives, and
+        `skipped_validation`, the number of images that could not be decoded.
 
     Raises:
         Preempted: if the run was asked to stop, and is saved.
@@ -103,14 +105,17 @@ def evaluate(
     arguments = source, "validation", config.eval_size, replicas * part
     batches = _distribute(
         strategy,
-        lambda share: data.eval_batches(*arguments, config.eval_crop, share),
+        lambda share: data.eval_batches(
+            *arguments, config.eval_crop, share, task.eval_example
+        ),
     )
-    unreadable, totals = _Unreadable(), {}
+    unreadable, totals, collected = _Unreadable(), {}, []
     for batch in batches:
         batch = unreadable.take_names(strategy, batch)
-        stop = tf.constant(manager.asked())
-        for name, value in _as_numbers(eval_step(batch, stop)).items():
+        sums, predictions = eval_step(batch, tf.constant(manager.asked()))
+        for name, value in _as_numbers(sums).items():
             totals[name] = totals.get(name, 0.0) + value
+        collected.append({name: value.numpy() for name, value in predictions.items()})
         manager.after_step(progress, totals["stop"] > 0)
     seen = round(totals.pop("count"))
     del totals["stop"]
@@ -118,8 +123,16 @@ def evaluate(
     means = {name: value / seen for name, value in totals.items()}
     return {
         **means,
+        **task.score(source, _join(collected)),
         "skipped_validation": source.num_examples["validation"] - seen,
     }
+
+
+def _join(batches: list[dict]) -> dict[str, np.ndarray]:
+    """Joins the predictions of all batches for the examples that count."""
+    joined = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
+    counts = joined.pop("weight", np.array([])) > 0
+    return {key: value[counts] for key, value in joined.items()}
 
 
 def _multiple(config: TrainConfig, strategy) -> int:
@@ -157,6 +170,7 @@ def _steps_of_calls(schedule: list[BatchShape], steps_per_call: int) -> list[int
 
 
 def train_epoch(
+    task: Task,
     train_step,
     source: Source,
     config: TrainConfig,
@@ -167,6 +181,7 @@ def train_epoch(
     """Passes once over the training images, or over what is left of an epoch.
 
     Args:
+        task: what is trained.
         train_step: from `train.step.make_train_step`.
         source: where the images come from.
         config: the run's configuration.
@@ -194,7 +209,9 @@ def train_epoch(
     done = progress.epoch_step
     batches = _distribute(
         strategy,
-        lambda share: data.train_batches(source, config, schedule, epoch, done, share),
+        lambda share: data.train_batches(
+            source, config, schedule, epoch, done, share, task.train_example
+        ),
     )
     iterator, unreadable = iter(batches), _Unreadable()
     start = time.perf_counter() - progress.seconds
@@ -422,10 +439,9 @@ def train_and_evaluate(
     with asked_to_stop() as stop:
         manager = CheckpointManager(save, save_seconds, stop)
         while progress.epoch < config.epochs:
-            record = train_epoch(
-                train_step, source, config, strategy, progress, manager
-            )
-            record |= evaluate(eval_step, source, config, strategy, progress, manager)
+            run = source, config, strategy, progress, manager
+            record = train_epoch(task, train_step, *run)
+            record |= evaluate(task, eval_step, *run)
             record |= {
                 "epoch": progress.epoch + 1,
                 "traces": train_step.experimental_get_tracing_count(),

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from train.matching import hard_negatives
+
 
 def smoothed_cross_entropy(labels, logits, label_smoothing: float = 0.0):
     """Softmax cross-entropy against smoothed one-hot labels.
@@ -22,3 +24,50 @@ def smoothed_cross_entropy(labels, logits, label_smoothing: float = 0.0):
         off_value=label_smoothing / classes,
     )
     return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+
+
+def smooth_l1(differences):
+    """Half the square of what is below 1, and the absolute value less a half above.
+
+    Source: Fast R-CNN, https://arxiv.org/abs/1504.08083.
+
+    Args:
+        differences: of any shape.
+
+    Returns:
+        Losses of the same shape.
+    """
+    absolute = tf.abs(differences)
+    return tf.where(absolute < 1.0, 0.5 * differences**2, absolute - 0.5)
+
+
+def multibox(offsets, logits, target_offsets, labels, weights, label_smoothing=0.0):
+    """SSD's loss, of boxes and classes.
+
+    Args:
+        offsets: predicted, `[batch, anchors, 4]`.
+        logits: `[batch, anchors, classes + 1]`, of which class 0 is the background.
+        target_offsets: `[batch, anchors, 4]`, used where an anchor is positive.
+        labels: int32 `[batch, anchors]`: 0, or 1 more than the class of an anchor that
+            is positive.
+        weights: of the examples, `[batch]`, 0 for what does not count.
+        label_smoothing: see `smoothed_cross_entropy`.
+
+    Returns:
+        The loss of each example, `[batch]`: the sum over its positive anchors and hard
+        negatives, times the batch, divided by the positive anchors of the whole batch.
+        So its mean is the published loss: what an image weighs goes by its objects.
+
+    Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325.
+    """
+    is_positive = labels > 0
+    entropy = smoothed_cross_entropy(labels, logits, label_smoothing)
+    background = -tf.nn.log_softmax(logits)[..., 0]
+    negatives = hard_negatives(tf.stop_gradient(background), is_positive)
+    counted = tf.where(is_positive | negatives, entropy, 0.0)
+    distance = tf.reduce_sum(smooth_l1(offsets - target_offsets), axis=-1)
+    located = tf.where(is_positive, distance, 0.0)
+    total = tf.reduce_sum(counted + located, axis=1)  # [batch]
+    positives = tf.reduce_sum(tf.cast(is_positive, tf.float32), axis=1) * weights
+    batch = tf.cast(tf.size(weights), tf.float32)
+    return total * batch / tf.maximum(tf.reduce_sum(positives), 1.0)

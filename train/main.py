@@ -6,14 +6,17 @@ Examples:
   python train/main.py --data=folder:photos --model=mobilevit_xxs --workdir=runs/photos
   python train/main.py --data=folder:photos --weights=imagenet --workdir=runs/tuned
   python train/main.py --mode=eval --data=folder:photos --model=out/best_160_int8.tflite
+  python train/main.py --task=detection --workdir=runs/scenes
+  python train/main.py --task=detection --data=voc:cells --workdir=runs/cells
   python train/main.py --tpu --data=tfds:imagenet2012 --workdir=/shared/run
 
-A recipe sets every flag that is not given: `digits`, `small` (a few thousand photos) or
-`imagenet` (the paper's), by the kind of the data or by --recipe. Run the same command
-again to continue an interrupted run, within its epoch too; SIGTERM saves it and ends
-with the exit code 75. --workdir then holds best.keras (the moving average of the
-weights at its best epoch), checkpoint.safetensors, metrics.jsonl, curves.png,
-tensorboard/, config.json and labels.txt.
+A recipe sets every flag that is not given, by the task and the kind of the data or by
+--recipe: `digits`, `small` (a few thousand photos), `imagenet` (the paper's); for
+detection `scenes` (of digits), `boxes` (a few thousand photos), `coco` (the paper's).
+Run the same command again to continue an interrupted run, within its epoch too; SIGTERM
+saves it and ends with the exit code 75. --workdir then holds best.keras (the moving
+average of the weights at its best epoch), checkpoint.safetensors, metrics.jsonl,
+curves.png, tensorboard/, config.json and labels.txt.
 """
 
 import math
@@ -37,8 +40,7 @@ from train import strategies
 from train.evaluation import evaluate_classifier, format_report, load_predictor
 from train.loop import train_and_evaluate
 from train.progress import PREEMPTED, Preempted
-from train.sources import load_source
-from train.tasks import CLASSIFICATION
+from train.tasks import TASKS
 
 INTERRUPTED = 130  # exit code, as of a shell
 
@@ -55,9 +57,8 @@ def train(config) -> None:
     strategy = strategies.make_strategy(strategies.devices_from_flags())
     source = _load_source(config)
     save_seconds = 60 * args.save_minutes
-    train_and_evaluate(
-        CLASSIFICATION, config, source, args.workdir, save_seconds, strategy
-    )
+    task = TASKS[config.task]
+    train_and_evaluate(task, config, source, args.workdir, save_seconds, strategy)
 
 
 def evaluate(config) -> None:
@@ -72,7 +73,7 @@ def evaluate(config) -> None:
 
 
 def _load_source(config):
-    source = load_source(config.data, flags.FLAGS.cache)
+    source = TASKS[config.task].load_source(config.data, flags.FLAGS.cache)
     classes = len(source.class_names)
     logging.info("%s: %s classes, %s", source.name, classes, source.num_examples)
     return source

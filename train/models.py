@@ -7,10 +7,9 @@ import keras
 import tensorflow as tf
 
 from keras_mobilevit.hub import weights_file
-from keras_mobilevit.weights import load_weights
 from train.config import TrainConfig
 from train.sources import Source
-from train.tasks import Task
+from train.task import Task
 
 
 @contextlib.contextmanager
@@ -45,7 +44,7 @@ def build_models(
     average = task.build_model(config, source)
     if is_fresh and config.weights:
         file = weights_file(config.weights, config.model)
-        load_weights(model, file, include_top=False)
+        task.load_pretrained(model, file)
     average.set_weights(model.get_weights())
     average.trainable = True  # as the user of best.keras expects, whatever was frozen
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:

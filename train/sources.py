@@ -17,14 +17,15 @@ SHUFFLE_BUFFER = 16_384  # encoded images held to shuffle a stream
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A labelled set of images in two splits.
+    """A set of images with targets in two splits.
 
     Attributes:
         name: as given to `load_source`.
         class_names: in the order of the labels.
         num_examples: number of images by split.
         examples: a function of a split and a seed, or `None` for the stored order, to
-            a `tf.data.Dataset` of `{"encoded" or "path", "label", "id"}`.
+            a `tf.data.Dataset` of dicts: `encoded` or `path`, `id`, and the task's
+            targets; for classification `label`.
     """
 
     name: str
@@ -59,13 +60,13 @@ def load_source(name: str, cache: bool = False) -> Source:
     )
 
 
-def _indexed_source(name, class_names, columns: dict) -> Source:
+def indexed_source(name, class_names, columns: dict) -> Source:
     """Makes a source of examples that are all listed: `{split: {key: values}}`."""
     tensors = {
         split: {key: tf.constant(values) for key, values in column.items()}
         for split, column in columns.items()
     }
-    num_examples = {split: len(column["label"]) for split, column in columns.items()}
+    num_examples = {split: len(column["id"]) for split, column in columns.items()}
 
     def examples(split: str, seed: int | None) -> tf.data.Dataset:
         order = np.arange(num_examples[split])
@@ -95,7 +96,7 @@ def digits_source() -> Source:
             "label": digits.target[indices].astype(np.int32),
             "id": [f"digits/{i}" for i in indices],
         }
-    return _indexed_source("digits", map(str, range(10)), columns)
+    return indexed_source("digits", map(str, range(10)), columns)
 
 
 def _image_files(folder: Path, others: Counter) -> list[str]:
@@ -184,7 +185,7 @@ def folder_source(path, cache: bool = False) -> Source:
         labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
         images = {"encoded": _read_all(files, split)} if cache else {"path": files}
         columns[split] = {**images, "label": labels, "id": files}
-    return _indexed_source(f"folder:{path}", class_names, columns)
+    return indexed_source(f"folder:{path}", class_names, columns)
 
 
 def _class_label(features, name: str):

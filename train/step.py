@@ -5,7 +5,7 @@ import functools
 import tensorflow as tf
 
 from train.config import TrainConfig
-from train.tasks import Task
+from train.task import Task
 
 # Nothing here branches on tensors, and AutoGraph would rewrite all that is called.
 _function = functools.partial(tf.function, autograph=False)
@@ -166,26 +166,32 @@ def make_eval_step(task: Task, model, strategy):
         strategy: the `tf.distribute.Strategy` in whose scope it was made.
 
     Returns:
-        A `tf.function` from a batch and a number to a dict of sums over all replicas:
-        of each metric, times the examples' weights; `count` and `stop` as in
-        `make_train_step`.
+        A `tf.function` from a batch and a number to two dicts: sums over all replicas
+        of each metric times the examples' weights, with `count` and `stop` as in
+        `make_train_step`; and the task's predictions for all examples of all replicas,
+        with their `weight`.
     """
 
     def one_step(batch, stop):
         outputs = model(tf.cast(batch["image"], tf.float32), training=False)
-        values = task.metrics(batch, _as_float32(outputs))
+        outputs = _as_float32(outputs)
+        values = task.metrics(batch, outputs)
         sums = {
             name: tf.reduce_sum(batch["weight"] * value)
             for name, value in values.items()
         }
-        return {
-            **sums,
-            "count": tf.reduce_sum(batch["weight"]),
-            "stop": tf.identity(stop),
-        }
+        sums |= {"count": tf.reduce_sum(batch["weight"]), "stop": tf.identity(stop)}
+        predictions = task.predictions(batch, outputs)
+        if predictions:
+            predictions |= {"weight": batch["weight"]}
+        return sums, predictions
 
     @_function
     def eval_step(batch, stop):
-        return _sum_over_replicas(strategy, strategy.run(one_step, (batch, stop)))
+        sums, predictions = strategy.run(one_step, (batch, stop))
+        gathered = {
+            name: strategy.gather(value, axis=0) for name, value in predictions.items()
+        }
+        return _sum_over_replicas(strategy, sums), gathered
 
     return eval_step

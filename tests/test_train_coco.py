@@ -1,0 +1,105 @@
+"""COCO's measure, through this project's own reading and scoring."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train.annotations import Repairs, coco_categories, coco_objects, read_coco
+from train.coco import average_precision
+from train.detection import DETECTION
+from train.sources import Source
+
+COCO_EVAL = Path(__file__).parents[2] / "shared" / "data" / "coco_eval"
+
+
+def padded(rows: list[np.ndarray], filler=0) -> np.ndarray:
+    shape = (len(rows), max(map(len, rows)), *rows[0].shape[1:])
+    array = np.full(shape, filler, rows[0].dtype)
+    for index, row in enumerate(rows):
+        array[index, : len(row)] = row
+    return array
+
+
+@pytest.mark.skipif(not COCO_EVAL.exists(), reason="COCO's annotations are not here")
+def test_known_numbers_of_coco(tmp_path):
+    """100 images of COCO and made-up detections, as an evaluation scores them."""
+    file = COCO_EVAL / "instances_val2014_100.json"
+    content = read_coco(file)
+    for image in content["images"]:
+        (tmp_path / image["file_name"]).touch()
+    images = list(coco_objects(content, tmp_path, file, Repairs()))
+    assert sum(len(image.boxes) for image in images) == 839
+    categories = coco_categories(content)
+    labels = {key: label for label, key in enumerate(categories)}
+    found = json.loads(
+        (COCO_EVAL / "instances_val2014_fakebbox100_results.json").read_text()
+    )
+    sizes = [(image["height"], image["width"]) for image in content["images"]]
+    columns = {"boxes": [], "scores": [], "classes": []}
+    for image, (height, width) in zip(content["images"], sizes):
+        rows = [row for row in found if row["image_id"] == image["id"]]
+        xywh = np.array([row["bbox"] for row in rows]).reshape(-1, 4)
+        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+        columns["boxes"].append(corners / [width, height, width, height])
+        columns["scores"].append(np.array([row["score"] for row in rows], float))
+        classes = [labels[row["category_id"]] for row in rows]
+        columns["classes"].append(np.array(classes, int))
+    predictions = {
+        "boxes": padded(columns["boxes"]),
+        "scores": padded(columns["scores"]),
+        "classes": padded(columns["classes"], -1),
+        "true_image_size": np.array(sizes),
+        "true_boxes": padded([image.boxes for image in images]),
+        "true_classes": padded([image.classes for image in images], -1),
+        "true_is_crowd": padded([image.is_crowd for image in images]),
+        "true_areas": padded([image.areas for image in images]),
+    }
+    source = Source("coco", tuple(categories.values()), {}, None)
+    metrics = DETECTION.score(source, predictions)
+    assert metrics["AP"] == pytest.approx(0.505, abs=5e-4)
+    assert metrics["AP50"] == pytest.approx(0.697, abs=5e-4)
+    assert metrics["AP75"] == pytest.approx(0.573, abs=5e-4)
+    per_class = [metrics[f"AP/{name}"] for name in categories.values()]
+    known = [value for value in per_class if value >= 0]
+    assert np.mean(known) == pytest.approx(metrics["AP"], abs=1e-9)
+
+
+def image(**changes) -> dict:
+    """One image, of which both objects are found where they are."""
+    corners = np.array([[10.0, 10, 50, 60], [100, 20, 160, 90]])
+    return {
+        "boxes": corners,
+        "scores": np.array([0.9, 0.8]),
+        "classes": np.array([0, 1]),
+        "true_boxes": corners,
+        "true_classes": np.array([0, 1]),
+        "is_crowd": np.array([False, False]),
+    } | changes
+
+
+def test_perfect_and_wrong_detections():
+    names = ("a", "b", "never")
+    metrics = average_precision([image()], names)
+    for name in ("AP", "AP50/a", "AP/b"):
+        assert metrics[name] == pytest.approx(1.0)
+    assert metrics["AP/never"] == -1
+    wrong = image(classes=np.array([0, 0]))
+    metrics = average_precision([wrong], names)
+    assert metrics["AP50/a"] == pytest.approx(1.0)
+    assert metrics["AP50/b"] == 0
+    moved = image(boxes=image()["boxes"] + [8, 0, 8, 0])  # of 40 and of 60 pixels
+    metrics = average_precision([moved], names)
+    assert metrics["AP50"] == pytest.approx(1.0)
+    assert metrics["AP75"] == pytest.approx(0.5)
+
+
+def test_nothing_found_and_crowds():
+    nothing = image(boxes=np.zeros((0, 4)), scores=np.zeros(0), classes=np.zeros(0))
+    assert average_precision([nothing, nothing], ("a", "b"))["AP"] == 0
+    # What is found in a crowd counts neither way.
+    crowd = image(is_crowd=np.array([False, True]))
+    metrics = average_precision([crowd], ("a", "b"))
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert metrics["AP/b"] == -1

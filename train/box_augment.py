@@ -1,0 +1,124 @@
+"""Crops, flips and colours of images with boxes, as pure functions of a seed.
+
+Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325. keras-cv's layers for the
+same draw from generators of their own, which a run that continues could not restore,
+and take decoded images: here a crop is chosen before the image is decoded.
+"""
+
+import tensorflow as tf
+
+from keras_mobilevit import boxes as box_math
+
+TRIES = 40  # at a crop
+MIN_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # of which a crop has to have one
+ASPECT_RATIOS = (0.5, 2.0)
+CONTRAST, BRIGHTNESS, SATURATION, HUE = 0.5, 0.2, 0.5, 0.05
+
+
+def random_crop(boxes, is_object, aspect, min_side: float, seed):
+    """Draws the window of SSD's crop, as fractions of the image.
+
+    In one of seven cases the whole image is taken; in the others a window that overlaps
+    some object by at least 0, 0.1, 0.3, 0.5, 0.7 or 0.9 (intersection over union) and
+    has the centre of one: the first of 40 draws that does, or the whole image.
+
+    Args:
+        boxes: corners `[objects, 4]`.
+        is_object: bool `[objects]`, false for padding.
+        aspect: width of the image over its height.
+        min_side: of a window, as a fraction of the image's; sides are uniform from it
+            to 1. With 1 the whole image is always taken.
+        seed: two integers.
+
+    Returns:
+        Corners `[4]`.
+    """
+    seeds = tf.random.experimental.stateless_split(seed, 3)
+    sides = tf.random.stateless_uniform([TRIES, 2], seeds[0], min_side, 1.0)  # w, h
+    first = tf.random.stateless_uniform([TRIES, 2], seeds[1]) * (1 - sides)
+    windows = tf.concat([first, first + sides], axis=1)  # [tries, 4]
+    ratios = aspect * sides[:, 0] / sides[:, 1]
+    mode = tf.random.stateless_uniform([], seeds[2], 0, len(MIN_IOUS) + 1, tf.int32)
+    min_iou = tf.gather(tf.constant([*MIN_IOUS, 2.0]), mode)  # 2: none has so much
+    overlaps = box_math.iou(windows[:, None], boxes[None])  # [tries, objects]
+    overlaps = tf.where(is_object & _has_center(windows[:, None], boxes), overlaps, -1)
+    fits = tf.reduce_any(overlaps >= min_iou, axis=1)
+    fits &= (ratios >= ASPECT_RATIOS[0]) & (ratios <= ASPECT_RATIOS[1])
+    # The whole image stands behind the others, as the one that always fits.
+    chosen = tf.argmax(tf.concat([fits, [True]], axis=0))
+    return tf.concat([windows, [[0.0, 0.0, 1.0, 1.0]]], axis=0)[chosen]
+
+
+def _has_center(windows, boxes):
+    centers = (boxes[..., :2] + boxes[..., 2:]) / 2
+    inside = (centers > windows[..., :2]) & (centers < windows[..., 2:])
+    return tf.reduce_all(inside, axis=-1)
+
+
+def crop_boxes(boxes, is_object, window):
+    """Expresses boxes within a window; an object whose centre is outside is none.
+
+    Args:
+        boxes: corners `[objects, 4]`.
+        is_object: bool `[objects]`.
+        window: corners `[4]`.
+
+    Returns:
+        Corners `[objects, 4]` as fractions of the window, clipped to it, and which of
+        them are objects.
+    """
+    is_object &= _has_center(window, boxes)
+    size = window[2:] - window[:2]
+    moved = (boxes - tf.tile(window[:2], [2])) / tf.tile(size, [2])
+    return box_math.clip(moved), is_object
+
+
+def random_flip(image, boxes, seed):
+    """Mirrors image and boxes, left to right, in half of the cases.
+
+    Args:
+        image: `[height, width, 3]`.
+        boxes: corners `[objects, 4]`.
+        seed: two integers.
+
+    Returns:
+        Both.
+    """
+    is_mirrored = tf.random.stateless_uniform([], seed) < 0.5
+    x1, y1, x2, y2 = tf.unstack(boxes, axis=1)
+    mirrored = tf.stack([1 - x2, y1, 1 - x1, y2], axis=1)
+    image = tf.cond(is_mirrored, lambda: image[:, ::-1], lambda: image)
+    return image, tf.where(is_mirrored, mirrored, boxes)
+
+
+def random_colors(image, seed):
+    """Changes contrast, brightness, saturation and hue, each in half of the cases.
+
+    Args:
+        image: uint8 `[height, width, 3]`.
+        seed: two integers.
+
+    Returns:
+        The image, uint8.
+    """
+    seeds = tf.random.experimental.stateless_split(seed, 5)
+    is_changed = tf.random.stateless_uniform([4], seeds[4]) < 0.5
+    random = tf.image
+    changes = (
+        lambda x, s: random.stateless_random_contrast(x, 1 - CONTRAST, 1 + CONTRAST, s),
+        lambda x, s: random.stateless_random_brightness(x, BRIGHTNESS, s),
+        lambda x, s: tf.image.stateless_random_saturation(
+            x, 1 - SATURATION, 1 + SATURATION, s
+        ),
+        lambda x, s: random.stateless_random_hue(x, HUE, s),
+    )
+    image = tf.image.convert_image_dtype(image, tf.float32)
+    for index, change in enumerate(changes):
+        image = tf.cond(
+            is_changed[index],
+            lambda image=image, change=change, index=index: tf.clip_by_value(
+                change(image, seeds[index]), 0.0, 1.0
+            ),
+            lambda image=image: image,
+        )
+    return tf.image.convert_image_dtype(image, tf.uint8, saturate=True)

@@ -1,0 +1,51 @@
+"""What is trained, as a value: the loop knows nothing of classes, boxes or masks."""
+
+import dataclasses
+from collections.abc import Callable
+
+
+def _nothing(batch, outputs) -> dict:
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A model, its data, its loss and its metrics.
+
+    Attributes:
+        name: of the task.
+        load_source: from the name of a data source, and whether to keep its files in
+            memory, to a `train.sources.Source`.
+        build_model: from a `TrainConfig` and a `Source` to a model of random weights
+            that takes images of any size, values in [0, 255]; what is frozen is so.
+        load_pretrained: sets what a model has in common with a file of weights: from
+            the two.
+        train_example: from an example of the source, a (height, width), a seed of two
+            integers and a `TrainConfig` to a dict of tensors without a batch axis:
+            `image`, uint8 `[height, width, 3]`, augmented, and the targets.
+        eval_example: from an example, a (height, width) and the part of the image to
+            see to the same dict, without augmentation.
+        loss: from a `TrainConfig`, a batch and the model's outputs to the loss of each
+            example, `[batch]`.
+        metrics: from a batch and the model's outputs to `{name: [batch]}`; an
+            evaluation reports their means.
+        predictions: from a batch and the outputs to `{name: [batch, ...]}`, which an
+            evaluation collects for `score`.
+        score: from a source and the predictions of all examples that count,
+            `{name: [examples, ...]}` in NumPy, to more metrics.
+        is_head: tells by a variable's path whether it belongs to the head.
+        best_metric: the one whose maximum decides which weights are kept as the best.
+    """
+
+    name: str
+    load_source: Callable
+    build_model: Callable
+    load_pretrained: Callable
+    train_example: Callable
+    eval_example: Callable
+    loss: Callable
+    metrics: Callable
+    is_head: Callable[[str], bool]
+    best_metric: str
+    predictions: Callable = _nothing
+    score: Callable = _nothing
