@@ -119,6 +119,11 @@ def detection_head(maps: dict, classes: int) -> dict:
     return SplitPredictions(name="ssd_split")(x)
 
 
+def is_detector(model: keras.Model) -> bool:
+    """Tells whether a model gives what `SSDLite` describes."""
+    return isinstance(model.output, dict) and set(model.output) == {"offsets", "logits"}
+
+
 def SSDLite(
     backbone: str = "mobilevit_s",
     classes: int = COCO_CLASSES,

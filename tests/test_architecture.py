@@ -18,6 +18,7 @@ ALLOWED = {
         "keras_mobilevit",
         "keras",
         "numpy",
+        "PIL",
         "h5py",
         "huggingface_hub",
         "safetensors",

@@ -11,6 +11,7 @@ import pytest
 
 import keras_mobilevit
 from keras_mobilevit import __main__ as cli
+from keras_mobilevit.drawing import class_color
 from tests.image_files import pil_file
 
 ROOT = Path(__file__).parents[1]
@@ -112,3 +113,39 @@ def test_help():
         text=True,
     )
     assert "--weights" in result.stdout and "Traceback" not in result.stderr
+
+
+def test_a_detector_draws_its_boxes(tmp_path, monkeypatch, capsys):
+    model = keras_mobilevit.SSDLite(
+        "mobilevit_xxs", classes=2, weights=None, input_shape=(None, None, 3)
+    )
+    for layer in model.layers:  # one box in the middle, of the second class
+        if layer.name.endswith("_predictions"):
+            kernel, bias = (np.zeros(w.shape, np.float32) for w in layer.weights)
+            bias.reshape(-1, 7)[:, 4] = 9.0
+            if layer.name.startswith("ssd_global"):
+                bias.reshape(-1, 7)[0, 6] = 12.0
+            layer.set_weights([kernel, bias])
+    model.save(tmp_path / "best.keras")
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(pil_file("RGB", (90, 90, 90), "JPEG", size=(300, 200)))
+    arguments = "predict", photo, f"--weights={tmp_path / 'best.keras'}", "--size=64"
+    lines = run(monkeypatch, capsys, *arguments)
+    file = tmp_path / "photo_boxes.png"
+    assert lines[0] == f"{photo}: 1 objects, drawn in {file}"
+    assert "95.3 %  dog  [16, 11, 284, 189]" in lines[1]
+    drawn = keras.utils.img_to_array(keras.utils.load_img(file))
+    assert drawn.shape == (200, 300, 3)
+    assert (drawn[100, 16] != 90).any() and (drawn[100, 150] == 90).all()
+    nothing = run(monkeypatch, capsys, *arguments, "--score=0.99")
+    assert nothing == [f"{photo}: 0 objects, drawn in {file}"]
+    monkeypatch.setattr(sys, "argv", ["keras_mobilevit", *map(str, arguments)])
+    (tmp_path / "labels.txt").write_text("cat\n")
+    with pytest.raises(SystemExit, match="1 class names for 2 classes"):
+        cli.main()
+
+
+def test_colors_of_neighbouring_classes_differ():
+    colors = np.array([class_color(label) for label in range(12)])
+    assert np.abs(np.diff(colors, axis=0)).sum(axis=1).min() > 150

@@ -63,11 +63,13 @@ def test_unknown_key():
 
 
 def test_unknown_recipe():
-    with pytest.raises(ValueError, match="'large'.*imagenet, small, digits"):
+    with pytest.raises(
+        ValueError, match="'large'.*imagenet, small, digits, coco, boxes, scenes"
+    ):
         make_config("large")
 
 
-@pytest.mark.parametrize("recipe", ["imagenet", "small", "digits"])
+@pytest.mark.parametrize("recipe", list(RECIPES))
 def test_recipes(recipe):
     config = make_config(recipe)
     assert config == RECIPES[recipe]
@@ -83,10 +85,21 @@ def test_default_recipe(data, recipe):
     assert make_config(data=data) == dataclasses.replace(RECIPES[recipe], data=data)
 
 
-@pytest.mark.parametrize("data", ["", "nonsense", "Digits"])
+@pytest.mark.parametrize(
+    "data, recipe",
+    [("digits", "scenes"), ("voc:cells", "boxes"), ("coco:x", "coco")],
+)
+def test_default_recipe_of_detection(data, recipe):
+    assert default_recipe(data, "detection") == recipe
+    assert make_config(task="detection", data=data).task == "detection"
+
+
+@pytest.mark.parametrize("data", ["", "nonsense", "Digits", "voc:cells"])
 def test_no_recipe_for_unknown_data(data):
     with pytest.raises(ValueError, match="`digits`, `folder:PATH` or `tfds:NAME`"):
         default_recipe(data)
+    with pytest.raises(ValueError, match="Unknown task 'tracking'. Expected one of"):
+        default_recipe(data, "tracking")
 
 
 @pytest.mark.parametrize(

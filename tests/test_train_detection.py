@@ -181,3 +181,21 @@ def test_an_image_that_cannot_be_read_is_filled(tmp_path):
     assert [name[-5:] for name in data.unreadable(batch)] == ["b.jpg"]
     real = batch["classes"].numpy()[batch["weight"].numpy() > 0]
     assert sorted(real[:, 0].tolist()) == [-1, 0]
+
+
+def test_a_report_of_a_file(scenes, tmp_path):
+    model = build_detector(CONFIG, scenes)
+    file = tmp_path / "best.keras"
+    model.save(file)
+    config = dataclasses.replace(CONFIG, weights=str(file))
+    lines = DETECTION.report(config, scenes).splitlines()
+    assert [line.split()[0] for line in lines[1:12]] == [*"0123456789", "all"]
+    assert lines[-1] == "at 64x64 pixels, in percent, by COCO's rules"
+    other = dataclasses.replace(scenes, class_names=("a", "b"))
+    with pytest.raises(ValueError, match="has 10 classes, but digits has 2"):
+        DETECTION.report(config, other)
+    with pytest.raises(ValueError, match="takes --model: a .keras file.*coco"):
+        DETECTION.report(CONFIG, scenes)
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match="trained on other classes"):
+        DETECTION.report(config, scenes)

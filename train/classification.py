@@ -7,7 +7,7 @@ import keras
 from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.configs import get_config
 from keras_mobilevit.weights import load_weights
-from train import images, losses, metrics
+from train import evaluation, images, losses, metrics
 from train.sources import load_source
 from train.task import Task
 
@@ -40,6 +40,12 @@ def _classification_metrics(batch, logits) -> dict:
     }
 
 
+def _report(config, source) -> str:
+    predictor = evaluation.load_predictor(config, source)
+    found = evaluation.evaluate_classifier(predictor, source, config)
+    return evaluation.format_report(found)
+
+
 CLASSIFICATION = Task(
     name="classification",
     load_source=load_source,
@@ -49,6 +55,7 @@ CLASSIFICATION = Task(
     eval_example=images.eval_example,
     loss=_classification_loss,
     metrics=_classification_metrics,
+    report=_report,
     is_head=lambda path: path.startswith("predictions/"),
     best_metric="top1",
 )

@@ -300,10 +300,11 @@ def default_recipe(data: str, task: str = "classification") -> str:
     recipes = _DEFAULT_RECIPES[task]
     kind = data.partition(":")[0]
     if kind not in recipes:
-        kinds = [name if name == "digits" else f"{name}:..." for name in recipes]
+        forms = {"digits": "digits", "tfds": "tfds:NAME"}
+        *kinds, last = (f"`{forms.get(name, f'{name}:PATH')}`" for name in recipes)
         raise ValueError(
-            f"Unknown data {data!r}. With --task={task} it is one of: "
-            f"{', '.join(kinds)}."
+            f"Unknown data {data!r}. With --task={task} it is {', '.join(kinds)} or "
+            f"{last}."
         )
     return recipes[kind]
 
@@ -339,7 +340,7 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
     kind, _, path = overrides.get("data", "").partition(":")
     if kind in ("folder", "voc", "coco") and path:
         overrides["data"] = f"{kind}:{_absolute(path)}"
-    if overrides.get("weights") not in (None, "", "imagenet"):
+    if overrides.get("weights") not in (None, "", "imagenet", "coco"):
         overrides["weights"] = _absolute(overrides["weights"])
     return dataclasses.replace(RECIPES[recipe], **overrides)
 

@@ -12,7 +12,7 @@ from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.detection import detect
 from keras_mobilevit.ssdlite import SSDLite
 from keras_mobilevit.weights import load_backbone
-from train import box_augment, images, losses
+from train import box_augment, detection_evaluation, images, losses
 from train.box_sources import load_source
 from train.coco import average_precision
 from train.matching import match
@@ -131,6 +131,16 @@ def _in_pixels(row: dict) -> dict:
     }
 
 
+def _report(config, source) -> str:
+    model = detection_evaluation.load_detector(config, source)
+    size = model.input_shape[1] or config.eval_size
+    found = detection_evaluation.evaluate_detector(model, source, size, DETECTION)
+    metrics, skipped = found
+    return detection_evaluation.format_metrics(
+        metrics, source.class_names, size, skipped
+    )
+
+
 DETECTION = Task(
     name="detection",
     load_source=load_source,
@@ -142,6 +152,7 @@ DETECTION = Task(
     metrics=_metrics,
     predictions=_predictions,
     score=_score,
+    report=_report,
     is_head=lambda path: path.startswith("ssd"),
     best_metric="AP",
 )

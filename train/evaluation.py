@@ -53,7 +53,7 @@ def load_predictor(config, source: Source) -> Predictor:
             "An evaluation takes --model: a .keras or .tflite file; or --weights: "
             "imagenet, or a .safetensors, .pt or .weights.h5 file."
         )
-    _check_labels(config.weights, source)
+    check_labels(config.weights, source)
     if config.weights.endswith(".tflite"):
         litert = LiteRTModel(config.weights, num_threads=os.cpu_count())
         _check_output(tuple(map(int, litert.output["shape"])), source, config.weights)
@@ -92,8 +92,12 @@ def _labels_of(weights: str) -> tuple[Path, list[str]]:
     return file, []
 
 
-def _check_labels(weights: str, source: Source) -> None:
-    """Compares the class names that were left beside a model with a source's."""
+def check_labels(weights: str, source: Source) -> None:
+    """Compares the class names that were left beside a model with a source's.
+
+    Raises:
+        ValueError: if they differ.
+    """
     file, labels = _labels_of(weights)
     if labels and labels != list(source.class_names):
         differing = sorted(set(labels) ^ set(source.class_names))

@@ -37,7 +37,6 @@ from absl import app, flags, logging
 
 from train import flags as train_flags
 from train import strategies
-from train.evaluation import evaluate_classifier, format_report, load_predictor
 from train.loop import train_and_evaluate
 from train.progress import PREEMPTED, Preempted
 from train.tasks import TASKS
@@ -68,8 +67,7 @@ def evaluate(config) -> None:
             "device. Leave them away."
         )
     source = _load_source(config)
-    predictor = load_predictor(config, source)
-    print(format_report(evaluate_classifier(predictor, source, config)))
+    print(TASKS[config.task].report(config, source))
 
 
 def _load_source(config):

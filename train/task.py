@@ -33,6 +33,8 @@ class Task:
             evaluation collects for `score`.
         score: from a source and the predictions of all examples that count,
             `{name: [examples, ...]}` in NumPy, to more metrics.
+        report: from a `TrainConfig`, whose `weights` name a file, and a source to what
+            `--mode=eval` prints of it.
         is_head: tells by a variable's path whether it belongs to the head.
         best_metric: the one whose maximum decides which weights are kept as the best.
     """
@@ -45,6 +47,7 @@ class Task:
     eval_example: Callable
     loss: Callable
     metrics: Callable
+    report: Callable
     is_head: Callable[[str], bool]
     best_metric: str
     predictions: Callable = _nothing
