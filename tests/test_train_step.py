@@ -9,15 +9,17 @@ import pytest
 import tensorflow as tf
 
 from keras_mobilevit.layers import DotProductAttention
-from tests.networks import build_network
+from tests.networks import build_detector, build_network
 from train import loop, sampler
 from train.classification import CLASSIFICATION
 from train.config import make_config
+from train.detection import DETECTION
 from train.models import build_models
 from train.optimizers import make_optimizer
 from train.sampler import BatchShape
 from train.sources import Source
 from train.step import make_train_step
+from train.tasks import TASKS
 
 SIZES = (32, 48)
 CONFIG = make_config("digits", sizes=SIZES, base_size=32, batch_size=8)
@@ -44,9 +46,12 @@ LINEAR = dataclasses.replace(CLASSIFICATION, build_model=build_without_norm)
 def random_batch(shape: BatchShape, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (shape.batch, shape.height, shape.width, 3), np.uint8)
+    corners = np.sort(rng.uniform(0, 1, (shape.batch, 5, 2, 2)), axis=2)
     return {
         "image": tf.constant(images),
         "label": tf.constant(rng.integers(0, 10, shape.batch, np.int32)),
+        "boxes": tf.constant(corners.reshape(-1, 5, 4), tf.float32),
+        "classes": tf.constant(rng.integers(-1, 10, (shape.batch, 5)), tf.int32),
         "weight": tf.constant(np.arange(shape.batch) > 0, tf.float32),  # one is filling
     }
 
@@ -108,8 +113,18 @@ def test_xla_gives_the_same_step_and_compiles_once_for_each_size():
     assert_same_weights(model, model_of_xla, rtol=1e-3)
 
 
+def test_the_loss_of_boxes_is_the_same_under_xla():
+    task = dataclasses.replace(DETECTION, build_model=build_detector)
+    plain, _, _ = make_step(task)
+    compiled, _, _ = make_step(task, xla=True)
+    batch = random_batch(BatchShape(64, 48, 4))
+    for _ in range(2):
+        loss = run(plain, batch)["loss"]
+        assert run(compiled, batch)["loss"] == pytest.approx(loss, rel=1e-3)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [CLASSIFICATION], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_the_step_of_each_task_compiles_for_each_size(task):
     sizes = (64, 80, 96)  # the last map of 80 is odd: it is resized
     step, _, average = make_step(task, xla=True, model="mobilevit_xxs", sizes=sizes)
