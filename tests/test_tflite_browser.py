@@ -254,8 +254,8 @@ def test_chromium_measures_and_names_a_picture(server, tmp_path):
         page.wait_for("document.getElementById('status')?.innerText.startsWith('Done')")
         wasm, webgpu = server.results.get(timeout=10), server.results.get(timeout=10)
         page.choose_file("#file", tmp_path / "a.png")
-        page.wait_for("document.querySelectorAll('#classes li').length")
-        shown = page.evaluate("document.getElementById('classes').innerText")
+        page.wait_for("document.querySelectorAll('#found li').length")
+        shown = page.evaluate("document.getElementById('found').innerText")
         page.choose_file("#file", tmp_path / "b.png")
         told = page.wait_for("document.querySelector('.error')?.innerText")
         bars = page.evaluate("document.querySelectorAll('#results .bar').length")
@@ -268,10 +268,9 @@ def test_chromium_measures_and_names_a_picture(server, tmp_path):
     assert len(requests) > 8
     assert all(url.startswith(("data:", server.address)) for url in requests)
 
-    logits = LiteRTModel(server.files[0].path).predict(pixels[None].astype("float32"))
-    shares = np.exp(logits[0] - logits.max())
-    shares = 100 * shares / shares.sum()
-    expected = [f"class {i} {shares[i]:.1f} %" for i in np.argsort(-shares)]
+    model = LiteRTModel(server.files[0].path)
+    shares = model.predict(pixels[None].astype("float32"))["probabilities"][0]
+    expected = [f"class {i} {100 * shares[i]:.1f} %" for i in np.argsort(-shares)]
     assert shown.split("\n") == expected
 
 

@@ -26,6 +26,7 @@ from tflite.formats import FORMATS
 from tflite.graph import read_model
 from tflite.images import load_images
 from tflite.rewrites import COREML_REWRITES, deployment_graph
+from train.classification import CLASSIFICATION
 
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
 
@@ -37,6 +38,7 @@ ROOT = Path(__file__).parents[1]
 CLASSES = 10
 LABELS = tuple(f"garment {i}" for i in range(CLASSES))
 LAYOUTS = ("tokens", "ane")
+MEANINGS = {"logits": "one for each class"}
 # What is left of the network, all of it Core ML's own.
 NATIVE = {
     *("add", "cast", "concat", "conv", "layer_norm", "linear", "mul", "pixel_shuffle"),
@@ -101,7 +103,7 @@ def test_float32_is_keras_own(layout, tmp_path):
     """96 leaves a map of 3x3, which is resized to be cut into patches."""
     path = save(core_ml("float32", sizes=(96,), layout=layout), tmp_path)
     assert difference(path, 96, classifier()) <= 1e-6
-    card = describe_package(path, "logits", 255)
+    card = describe_package(path, MEANINGS, 255)
     assert set(card["ops"]) - {"resize_bilinear", "mul"} == (
         {"tokens": IN_TOKENS, "ane": IN_ANE}[layout] - {"cast", "mul"}
         | ({"linear"} if layout == "ane" else set())
@@ -113,7 +115,7 @@ def test_float32_is_keras_own(layout, tmp_path):
 def test_float16_is_near_and_all_native(layout, tmp_path):
     path = save(core_ml("float16", layout=layout), tmp_path)
     assert difference(path, 64, classifier()) <= 5e-3
-    card = describe_package(path, "logits", 255)
+    card = describe_package(path, MEANINGS, 255)
     assert set(card["ops"]) == {"tokens": IN_TOKENS, "ane": IN_ANE}[layout]
     assert card["ops"]["layer_norm"] == 21  # none is left in pieces
     assert card["ops"]["reduce_mean"] == 1  # of the classifier
@@ -134,7 +136,7 @@ def test_every_variant(name, size, tmp_path):
             path = save(model, tmp_path)
             assert difference(path, size, classifier(name, 1000)) <= limit
             if (name, precision) == ("mobilevit_xxs", "float16"):
-                assert describe_package(path, "logits", 255)["bytes"] <= 2.85e6
+                assert describe_package(path, MEANINGS, 255)["bytes"] <= 2.85e6
 
 
 @pytest.mark.skipif(sys.platform != "darwin", reason="coremltools predicts on macOS")
@@ -169,7 +171,7 @@ def test_an_image_goes_in_and_names_come_out(tmp_path):
     assert tuple(probabilities) == LABELS
     np.testing.assert_allclose(sum(probabilities.values()), 1, atol=1e-3)
     assert difference(path, 64, classifier()) <= 5e-3  # of what the softmax takes
-    card = describe_package(path, "logits", 255)
+    card = describe_package(path, MEANINGS, 255)
     assert card["casts"] == 0 and card["labels"] == list(LABELS)
 
 
@@ -187,7 +189,7 @@ def test_several_sizes(layout, tmp_path):
     path = save(model, tmp_path)
     for size in (64, 96, 128):
         assert difference(path, size, classifier()) <= 1e-6
-    card = describe_package(path, "logits", 255)
+    card = describe_package(path, MEANINGS, 255)
     assert card["input"]["sizes"] == [[64, 64], [96, 96], [128, 128]]
     assert card["input"]["default_size"] == [64, 64]
     assert card["ios"] == 17
@@ -197,7 +199,7 @@ def test_several_sizes(layout, tmp_path):
 @pytest.mark.slow
 def test_several_sizes_without_odd_maps_run_on_ios_16(tmp_path):
     path = save(core_ml("float16", sizes=(64, 128)), tmp_path)
-    card = describe_package(path, "logits", 255)
+    card = describe_package(path, MEANINGS, 255)
     assert card["ios"] == 16 and "resize" not in card["ops"]
     assert card["casts"] == 0 and difference(path, 128, classifier()) <= 5e-3
 
@@ -262,7 +264,7 @@ def test_pixels_stay_exact_in_float16(before, largest, power, ops):
 def references(model, sizes) -> list[conversion.Reference]:
     return [
         conversion.make_reference(
-            model, load_images("digits", "validation", 4, size, 1.0)
+            model, load_images(CLASSIFICATION, "digits", "validation", 4, size, 1.0)
         )
         for size in sizes
     ]
@@ -559,7 +561,7 @@ def test_an_operation_that_is_not_known_is_named(tmp_path):
     )
     with pytest.raises(ValueError, match="operations not known: .*erf"):
         evaluator.Evaluator(save(model, tmp_path))
-    card = describe_package(tmp_path / "model.mlpackage", "logits", 255)
+    card = describe_package(tmp_path / "model.mlpackage", MEANINGS, 255)
     assert card["foreign_ops"] == ["erf"]
 
 

@@ -12,6 +12,7 @@ from tflite import operations, qat
 from tflite.graph import read_model
 from tflite.images import load_images
 from tflite.rewrites import deployment_graph
+from train.classification import CLASSIFICATION
 from train.config import make_config
 from train.sources import evenly_spaced, load_source
 
@@ -36,7 +37,7 @@ def graph(model):
 
 @pytest.fixture(scope="module")
 def images():
-    found = load_images("digits", "validation", 32, SIZE, 1.0)
+    found = load_images(CLASSIFICATION, "digits", "validation", 32, SIZE, 1.0)
     return found.images.astype(np.float32)
 
 

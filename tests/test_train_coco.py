@@ -57,7 +57,7 @@ def test_known_numbers_of_coco(tmp_path):
         "true_areas": padded([image.areas for image in images]),
     }
     source = Source("coco", tuple(categories.values()), {}, None)
-    metrics = DETECTION.score(source, predictions)
+    metrics = DETECTION.score(source.class_names, predictions)
     assert metrics["AP"] == pytest.approx(0.505, abs=5e-4)
     assert metrics["AP50"] == pytest.approx(0.697, abs=5e-4)
     assert metrics["AP75"] == pytest.approx(0.573, abs=5e-4)

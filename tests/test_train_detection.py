@@ -149,7 +149,7 @@ def test_perfect_outputs_score_1(scenes):
     outputs = {"offsets": tf.constant(offsets), "logits": tf.constant(logits)}
     predictions = DETECTION.predictions(batch, outputs)
     found = {name: np.asarray(value) for name, value in predictions.items()}
-    metrics = DETECTION.score(scenes, found)
+    metrics = DETECTION.score(scenes.class_names, found)
     assert metrics["AP"] == pytest.approx(1.0, abs=1e-6)
     perfect = float(tf.reduce_mean(DETECTION.metrics(batch, outputs)["loss"]))
     worse = outputs | {"offsets": outputs["offsets"] + 1.0}
@@ -194,7 +194,7 @@ def test_a_report_of_a_file(scenes, tmp_path):
     other = dataclasses.replace(scenes, class_names=("a", "b"))
     with pytest.raises(ValueError, match="has 10 classes, but digits has 2"):
         DETECTION.report(config, other)
-    with pytest.raises(ValueError, match="takes --model: a .keras file.*coco"):
+    with pytest.raises(ValueError, match="takes --model: a .keras or .tflite.*coco"):
         DETECTION.report(CONFIG, scenes)
     (tmp_path / "labels.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match="trained on other classes"):

@@ -13,6 +13,7 @@ import keras_mobilevit
 from tests.image_files import make_folder, pil_file
 from tflite import conversion
 from tflite.images import load_images
+from train.classification import CLASSIFICATION
 from train.config import is_config, make_config, save_config
 from train.evaluation import (
     ClassificationReport,
@@ -42,7 +43,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     )
     # Logits that vary from image to image, so that it does not answer with one class.
     features = keras.Model(model.inputs, model.get_layer("head_pool").output)
-    images = load_images("digits", "validation", 32, 32, 1.0).images
+    images = load_images(CLASSIFICATION, "digits", "validation", 32, 32, 1.0).images
     features = features.predict(images, verbose=0)
     kernel = np.random.default_rng(0).normal(size=(320, 10)) / features.std()
     model.get_layer("predictions").set_weights(
@@ -148,13 +149,15 @@ def test_a_file_and_other_weights_for_it_are_refused(files, tmp_path):
 def test_integers_are_rounded_and_clipped():
     model = LiteRTModel.__new__(LiteRTModel)
     model.input = {"dtype": np.int8, "quantization": (0.5, -10)}
-    model.output = {"quantization": (0.25, 4)}
+    model.outputs = {"logits": {"quantization": (0.25, 4)}}
     quantized = model.quantize([-100.0, 0.2, 0.3, 100.0])
     assert quantized.dtype == np.int8
     assert quantized.tolist() == [-128, -10, -9, 127]
-    assert model.dequantize(np.array([4, 8], np.int8)).tolist() == [0.0, 1.0]
-    floats = np.array([0.5], np.float32)
-    assert model.dequantize(floats) is floats
+    logits = model.dequantize("logits", np.array([4, 8], np.int8))
+    assert logits.tolist() == [0.0, 1.0]
+    model.outputs = {"classes": {"quantization": (0.0, 0)}}
+    numbers = np.array([-1], np.int32)
+    assert model.dequantize("classes", numbers) is numbers
 
 
 def test_labels_of_another_training_are_refused(tmp_path, digits):

@@ -36,12 +36,12 @@ def _tensor(name: str, details, meaning: str) -> dict:
     return described
 
 
-def describe_file(path, output_name: str, largest_value: float) -> dict:
+def describe_file(path, meanings: dict[str, str], largest_value: float) -> dict:
     """Describes what a file is.
 
     Args:
         path: of the `.tflite`.
-        output_name: `logits` or `probabilities`.
+        meanings: of its outputs, by their names.
         largest_value: of the images that it takes, 255 or 1.
 
     Returns:
@@ -52,7 +52,10 @@ def describe_file(path, output_name: str, largest_value: float) -> dict:
     return {
         "input": _tensor("images", litert.input, image)
         | {"largest_value": largest_value},
-        "output": _tensor(output_name, litert.output, "one for each class"),
+        "outputs": [
+            _tensor(name, details, meanings[name])
+            for name, details in litert.outputs.items()
+        ],
         "ops": opcheck.count_ops(path),
         "float_ops": opcheck.count_float_ops(path),
         "foreign_ops": opcheck.foreign_ops(opcheck.count_ops(path)),
@@ -68,7 +71,7 @@ def describe_file(path, output_name: str, largest_value: float) -> dict:
 
 
 def _package_input(program) -> dict:
-    (given,) = program.description.input
+    (given,) = (i for i in program.description.input if i.name == program.input)
     image = given.type.imageType
     sizes = [(s.width, s.height) for s in image.enumeratedSizes.sizes]
     return {
@@ -81,12 +84,20 @@ def _package_input(program) -> dict:
     }
 
 
+def _shape(array) -> list[int | None] | None:
+    """Returns the shape of an output, `None` for a side that depends on the image."""
+    ranges = array.shapeRange.sizeRanges
+    if ranges:
+        return [r.lowerBound if r.lowerBound == r.upperBound else None for r in ranges]
+    return list(array.shape) or None
+
+
 def _package_output(program) -> list[dict]:
     return [
         {
             "name": output.name,
             "type": output.type.WhichOneof("Type"),
-            "shape": list(output.type.multiArrayType.shape) or None,
+            "shape": _shape(output.type.multiArrayType),
         }
         for output in program.description.output
     ]
@@ -94,28 +105,53 @@ def _package_output(program) -> list[dict]:
 
 def _package_labels(program) -> list[str]:
     found = [o.inputs["classes"] for o in program.operations if o.kind == "classify"]
-    return [str(label) for labels in found for label in labels]
+    return [str(label) for labels in [*found, program.classes] for label in labels]
+
+
+def _package_suppression(program) -> dict:
+    """Returns the entry on non-maximum suppression, where a package has it."""
+    suppression = program.suppression
+    if suppression is None:
+        return {}
+    return {
+        "nms": {
+            "where": "inside",
+            "score_threshold": suppression.confidenceThreshold,
+            "iou_threshold": suppression.iouThreshold,
+            "per_class": suppression.pickTop.perClass,
+        }
+    }
+
+
+# What may stand in float32 between a network in float16 and Core ML: the naming of
+# classes, and the decoding of boxes.
+FINISHING = {"add", "classify", "clip", "concat", "exp", "mul", "split", "squeeze"}
+FINISHING |= {"sub"}
 
 
 def _casts(program) -> tuple[int, int]:
     """Counts the casts within a program, and those at its ends.
 
-    Core ML gives images, and takes probabilities, in float32.
+    Core ML gives images, and takes probabilities and boxes, in float32.
     """
-    ends = {program.description.input[0].name, *program.outputs}
+    ends = {program.input, *program.outputs}
     scaled = [o for o in program.operations if o.kind in ("mul", "add")]
     for operation in scaled:  # the scale of the pixels
         if operation.inputs["x"][0] in ends:
             ends.add(operation.outputs[0])
-    for operation in program.operations:
-        if operation.kind == "classify":
-            ends |= set(operation.inputs["probabilities"])
+    for operation in reversed(program.operations):
+        is_half = np.float16 in operation.dtypes
+        if operation.kind in FINISHING and ends & {*operation.outputs} and not is_half:
+            given = operation.inputs.values()
+            ends |= {
+                name for names in given if isinstance(names, list) for name in names
+            }
     casts = [o for o in program.operations if o.kind == "cast"]
     at_ends = [o for o in casts if ends & {*o.inputs["x"], *o.outputs}]
     return len(casts) - len(at_ends), len(at_ends)
 
 
-def describe_package(path, output_name: str, largest_value: float) -> dict:
+def describe_package(path, meanings: dict[str, str], largest_value: float) -> dict:
     """Describes what a Core ML package is; see `describe_file`."""
     from tflite.coreml.evaluator import unknown_operations
     from tflite.coreml.program import OPSET_IOS, read_program
@@ -125,9 +161,10 @@ def describe_package(path, output_name: str, largest_value: float) -> dict:
     return {
         "input": _package_input(program),
         "outputs": _package_output(program),
-        "network_returns": output_name,
+        "network_returns": " and ".join(meanings),
         # Of a package without names those stay that the training left.
         **({"labels": labels} if (labels := _package_labels(program)) else {}),
+        **_package_suppression(program),
         "ios": OPSET_IOS[program.opset],
         "ops": opcheck.count(operation.kind for operation in program.operations),
         "foreign_ops": unknown_operations(program),
@@ -144,12 +181,13 @@ def describe_package(path, output_name: str, largest_value: float) -> dict:
 
 
 def _accuracy_loss(card: dict) -> float | None:
-    """Returns the points of top-1 that were lost, but for one image: chance's share."""
+    """Returns the points of accuracy that were lost, but for chance's share."""
     accuracy = card["accuracy"]
     if accuracy is None:
         return None
-    one_image = 100 / accuracy["images"]
-    return max(0.0, accuracy["keras_top1"] - accuracy["top1"] - one_image * 1.001)
+    metric = accuracy["metric"]
+    lost = accuracy[f"keras_{metric}"] - accuracy[metric]
+    return max(0.0, lost - accuracy["tolerance"] * 1.001)
 
 
 def _gpu_fault(card: dict, limit) -> str | None:
@@ -196,13 +234,18 @@ CHECKS = {
         limit,
         "at most",
     ),
+    "agreement": lambda card, limit: _too_little(
+        "has, of the objects that Keras finds, this part:",
+        card["parity"].get("agreement", 1.0),
+        limit,
+    ),
     "psnr": lambda card, limit: _too_little(
         "has outputs with a PSNR in dB against Keras's of",
         card["parity"]["psnr_db"],
         limit,
     ),
     "accuracy": lambda card, limit: _too_much(
-        "loses points of top-1 against Keras, beyond one image:",
+        "loses points of accuracy against Keras, beyond chance's share:",
         _accuracy_loss(card),
         limit,
         "at most",
@@ -225,7 +268,7 @@ def _too_little(what: str, value, limit) -> str | None:
 
 
 def refuse_faults(card: dict, limits: dict[str, float], allowed=()) -> None:
-    """Raises a ValueError if a card exceeds its format's limits.
+    """Raises a ValueError if a card exceeds its limits.
 
     Args:
         card: of the file.

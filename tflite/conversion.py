@@ -12,13 +12,15 @@ import numpy as np
 from keras_mobilevit.files import whole_file
 from keras_mobilevit.preprocessing import largest_value
 from tflite import card as cards
-from tflite import gpu, parity
-from tflite.converter import output_kind, trace_graph, trace_model
+from tflite import gpu
+from tflite.converter import trace_graph, trace_model
 from tflite.file_types import TFLITE, FileType
 from tflite.formats import FORMATS, Conversion
-from tflite.graph import UnknownLayer, read_model
+from tflite.graph import UnknownLayer, outputs_of, read_model
 from tflite.images import ImageSet
 from tflite.rewrites import deployment_graph
+from tflite.task import Task
+from tflite.tasks import task_of
 from train.litert import LiteRTModel
 
 KERAS_BATCH = 8  # MobileViT_S at 256 takes 100 MB an image
@@ -53,14 +55,16 @@ def prepare(
     calibration_images,
     fine_tuned,
     core_ml=None,
+    task: Task | None = None,
 ) -> Conversion:
     """Prepares the conversion of a model for square images.
 
     Args:
-        model: an image classifier.
+        model: an image classifier or a detector.
         size: side of the image in pixels.
         rewrite: whether to convert the deployment graph, not the model as it is.
         calibration_images, fine_tuned, core_ml: see `Conversion`.
+        task: what the model is for; by default what `task_of` says.
 
     Returns:
         The `Conversion`.
@@ -70,16 +74,28 @@ def prepare(
             rewriting does not know.
     """
     check_size(model, size)
-    channels = model.inputs[0].shape[-1]
-    graph, name = _deployment_graph(model, size, rewrite), output_kind(model)
+    task = task or task_of(model)
+    graph, finish = _deployment_graph(model, size, rewrite), task.finish(model, size)
     if graph is not None:
-        serve = trace_graph(graph, name)
+        serve = trace_graph(graph, finish)
     else:
-        shape = (size, size, channels)
-        serve = trace_model(lambda x: model(x, training=False), shape, name)
+        shape = (size, size, model.inputs[0].shape[-1])
+        serve = trace_model(_as_list(model), shape, finish)
     return Conversion(
-        serve, graph, largest_value(model), calibration_images, fine_tuned, core_ml
+        task,
+        serve,
+        graph,
+        largest_value(model),
+        calibration_images,
+        fine_tuned,
+        core_ml,
     )
+
+
+def _as_list(model: keras.Model):
+    """Makes the function from images to what `outputs_of` lists."""
+    functional = keras.Model(model.inputs, outputs_of(model))
+    return lambda images: keras.tree.flatten(functional([images], training=False))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,92 +103,105 @@ class Reference:
     """What Keras says of the validation images.
 
     Attributes:
+        task: what the model is for.
         model: the Keras model.
         validation: the images.
         images: float32, in the range that the model takes.
-        outputs: `[images, classes]`.
+        outputs: `{name: [images, ...]}`, what a file has to return.
         has_labels: whether the model's classes are the data's.
     """
 
+    task: Task
     model: keras.Model
     validation: ImageSet
     images: np.ndarray
-    outputs: np.ndarray
+    outputs: dict[str, np.ndarray]
     has_labels: bool
 
-    def top1(self, outputs) -> float:
-        """Returns the percentage of images whose best class is right."""
-        return float(100 * np.mean(outputs.argmax(-1) == self.validation.labels))
 
-
-def has_classes_of(model: keras.Model, labels: list[str], class_names) -> bool:
+def has_classes_of(classes: int, labels: list[str], class_names) -> bool:
     """Tells whether a model's classes are a data set's.
 
     By their names, where its training left them; otherwise by their number.
     """
     if labels:
         return list(labels) == list(class_names)
-    return model.output_shape[-1] == len(class_names)
+    return classes == len(class_names)
 
 
 def make_reference(
-    model: keras.Model, validation: ImageSet, labels: list[str] = ()
+    model: keras.Model,
+    validation: ImageSet,
+    labels: list[str] = (),
+    task: Task | None = None,
 ) -> Reference:
     """Runs the Keras model on the validation images.
 
     Args:
-        model: an image classifier.
+        model: an image classifier or a detector.
         validation: the images.
         labels: names of the model's classes, if known.
+        task: what the model is for; by default what `task_of` says.
     """
+    task = task or task_of(model)
     images = validation.images.astype(np.float32)
     images *= np.float32(largest_value(model) / 255)
-    outputs = model.predict(images, KERAS_BATCH, verbose=0)
-    if not np.all(np.isfinite(outputs)):
+    run, finish = _as_list(model), task.reference(model, images.shape[1])
+    rows = []
+    for start in range(0, len(images), KERAS_BATCH):
+        found = finish(run(images[start : start + KERAS_BATCH]))
+        rows.append({n: keras.ops.convert_to_numpy(x) for n, x in found.items()})
+    outputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    if not all(np.all(np.isfinite(values)) for values in outputs.values()):
         raise ValueError(
             f"{model.name} returns numbers that are not finite for images of "
             f"{validation.data}."
         )
-    has_labels = has_classes_of(model, labels, validation.class_names)
-    return Reference(model, validation, images, outputs, has_labels)
+    classes = task.num_classes(model)
+    has_labels = has_classes_of(classes, labels, validation.class_names)
+    return Reference(task, model, validation, images, outputs, has_labels)
 
 
 def _compare(path, file_type: FileType, reference: Reference) -> dict:
     """Returns the parts of the card for which the file is run."""
-    kind = output_kind(reference.model)
-    outputs = file_type.run(
-        path, reference.validation.images, reference.images, kind == "logits"
-    )
-    bad = ~np.isfinite(outputs).all(axis=-1)
-    if bad.any():
-        raise ValueError(
-            f"The file's outputs are not finite for {bad.sum()} of {len(bad)} images; "
-            "Keras's are."
-        )
-    agreement = parity.compare(
-        reference.outputs,
-        outputs,
-        are_probabilities=kind == "probabilities",
-    )
+    task, validation = reference.task, reference.validation
+    names = list(reference.outputs)
+    outputs = file_type.run(path, validation.images, reference.images, names)
+    _refuse_bad_numbers(outputs)
+    images = len(reference.images)
     described = {
-        "data": reference.validation.data,
+        "data": validation.data,
         "split": "validation",
-        "images": len(outputs),
+        "images": images,
         "size": reference.images.shape[1],
     }
     accuracy = None
     if reference.has_labels:
         accuracy = described | {
-            "top1": reference.top1(outputs),
-            "keras_top1": reference.top1(reference.outputs),
+            "metric": task.metric,
+            task.metric: task.score(validation, outputs),
+            f"keras_{task.metric}": task.score(validation, reference.outputs),
+            "tolerance": task.tolerance(images),
         }
+    agreement = task.compare(reference.outputs, outputs)
     return {"parity": agreement | described, "accuracy": accuracy}
+
+
+def _refuse_bad_numbers(outputs: dict[str, np.ndarray]) -> None:
+    for name, values in outputs.items():
+        bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=-1)
+        if bad.any():
+            raise ValueError(
+                f"The file's {name} are not finite for {bad.sum()} of {len(bad)} "
+                "images; Keras's are."
+            )
 
 
 def _gpu_verdict(path, reference: Reference) -> dict:
     litert = LiteRTModel(path)
     verdict = gpu.check_gpu(path, litert.quantize(reference.images[:1]))
-    scale = litert.output["quantization"][0] or 1.0  # of an integer output
+    # Of an integer output, which a classifier alone has.
+    scale = max(x["quantization"][0] for x in litert.outputs.values()) or 1.0
     difference = verdict.max_abs and verdict.max_abs * scale
     return dataclasses.asdict(dataclasses.replace(verdict, max_abs=difference))
 
@@ -204,14 +233,13 @@ def convert(
         ValueError: if the file misses a limit of its format. It is not written then,
             and an earlier one of its name stays.
     """
-    row = FORMATS[file_format]
-    model = references[0].model
+    row, task = FORMATS[file_format], conversion.task
+    limits = {n: x for n, x in (row.limits | task.limits).items() if x is not None}
+    meanings = {name: task.meanings[name] for name in references[0].outputs}
     with tempfile.TemporaryDirectory() as folder:  # nothing unproven in its place
         unproven = Path(folder, output.name)
         row.file_type.save(row.make(conversion), unproven)
-        described = row.file_type.describe(
-            unproven, output_kind(model), largest_value(model)
-        )
+        described = row.file_type.describe(unproven, meanings, conversion.largest_value)
         if row.file_type is TFLITE:
             described["gpu"] = "not checked"
             if check_gpu:
@@ -219,18 +247,20 @@ def convert(
         compared = [_compare(unproven, row.file_type, r) for r in references]
         card = {
             **provenance,
+            "task": task.name,
+            **(task.facts if row.file_type is TFLITE else {}),
             "format": file_format,
             "rewritten": conversion.graph is not None,
             **described,
             **compared[0],
-            "limits": dict(row.limits),
+            "limits": limits,
             "allowed": list(allowed),
         }
         if compared[1:]:
             card["other_sizes"] = compared[1:]
         try:
             for found in compared:
-                cards.refuse_faults(card | found, row.limits, allowed)
+                cards.refuse_faults(card | found, limits, allowed)
         except ValueError as error:
             if not output.exists():
                 raise

@@ -6,6 +6,7 @@ Examples:
   python tflite/convert.py --model=runs/photos/best.keras \\
       --formats=fp32,fp16,dynamic,int8-mixed,int8 --output_dir=out
   python tflite/convert.py --model=mobilevit_xxs --weights=none --output_dir=out
+  python tflite/convert.py --model=runs/cells/best.keras --nms=builtin --output_dir=out
   python tflite/convert.py --model=runs/photos/best.keras \\
       --formats=coreml,coreml-int8 --output_dir=out
 
@@ -37,7 +38,6 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 import contextlib
 import dataclasses
 import functools
-import tempfile
 import textwrap
 
 import keras
@@ -45,12 +45,9 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
-from keras_mobilevit.classifier import DEFAULT_SIZE
-from keras_mobilevit.configs import MIN_SIZE
+from keras_mobilevit import ssdlite
 from keras_mobilevit.preprocessing import largest_value
-from tflite import card as cards
-from tflite import gpu
-from tflite.baselines import BASELINES
+from tflite import classification, convert_flags
 from tflite.conversion import (
     check_size,
     convert,
@@ -58,14 +55,15 @@ from tflite.conversion import (
     make_reference,
     prepare,
 )
-from tflite.converter import output_kind, trace_graph
+from tflite.converter import trace_graph
 from tflite.coreml import options as coreml_options
 from tflite.file_types import COREML, TFLITE
 from tflite.formats import FORMATS, Conversion
 from tflite.images import check_calibration_images, load_images
 from tflite.models import labels_beside, load_model
+from tflite.task import Task
+from tflite.tasks import BY_NMS, task_of
 from train.config import load_config, make_config
-from train.sources import load_source
 
 __doc__ = __doc__.format(
     formats="\n".join(
@@ -78,127 +76,6 @@ __doc__ = __doc__.format(
         for name, row in FORMATS.items()
     )
 )
-
-
-def define_flags() -> None:
-    flags.DEFINE_string(
-        "model",
-        None,
-        "mobilevit_xxs, mobilevit_xs, mobilevit_s, a .keras file, or with --size=224 "
-        f"one of {', '.join(BASELINES)}.",
-    )
-    flags.DEFINE_string(
-        "weights", "none", "For a named model: none (random), imagenet, or a path."
-    )
-    flags.DEFINE_integer(
-        "size",
-        None,
-        "Side of the input image in pixels. By default the first of --sizes, or that "
-        "of the training's evaluation, if config.json is beside a .keras file, else "
-        f"{DEFAULT_SIZE}.",
-    )
-    flags.DEFINE_list("formats", ["fp32"], f"One or more of: {', '.join(FORMATS)}.")
-    flags.DEFINE_string("output_dir", None, "Where the files go; made if missing.")
-    flags.DEFINE_string(
-        "data",
-        None,
-        "Validation images for parity and accuracy: digits, folder:PATH or tfds:NAME. "
-        "By default what a .keras file was trained on, if config.json is beside it, "
-        "else digits.",
-    )
-    flags.DEFINE_integer(
-        "eval_images",
-        200,
-        "About how many, from all over the split; 0 for all (held in memory).",
-    )
-    flags.DEFINE_string(
-        "calibration",
-        None,
-        "Training images that set the ranges of the int8 formats: digits, folder:PATH "
-        "or tfds:NAME. By default --data.",
-    )
-    flags.DEFINE_integer("calibration_images", 200, "About how many; 0 for all.")
-    flags.DEFINE_integer(
-        "qat_epochs", 2, "Epochs of int8-qat's training on --data.", lower_bound=1
-    )
-    flags.DEFINE_float(
-        "qat_learning_rate", 1e-5, "Its learning rate at the start.", lower_bound=0
-    )
-    flags.DEFINE_integer("qat_batch_size", 32, "Its batch.", lower_bound=1)
-    flags.DEFINE_float(
-        "crop",
-        None,
-        "Part of their short side that is used, in (0, 1]. By default as at the "
-        "training's evaluation, else 1.",
-    )
-    flags.DEFINE_list(
-        "allow", [], f"Limits that may be missed: {', '.join(cards.CHECKS)}."
-    )
-    flags.DEFINE_bool(
-        "no_rewrite", False, "Convert the model as it is, with any layers."
-    )
-    flags.DEFINE_bool(
-        "check_gpu",
-        False,
-        "Run the files on LiteRT's GPU accelerator too: any GPU, or SwiftShader "
-        "(apt install chromium libvulkan1).",
-    )
-    coreml_options.define_flags()
-    flags.mark_flags_as_required(["model", "output_dir"])
-
-
-def _config_file(model: str) -> Path | None:
-    """Returns the configuration that a training left beside a `.keras` file."""
-    file = Path(model).with_name("config.json")
-    return file if model.endswith(".keras") and file.exists() else None
-
-
-def _default_size(model: str) -> int:
-    file = _config_file(model)
-    return load_config(file).eval_size if file else DEFAULT_SIZE
-
-
-def _check_names(flag: str, names: list[str], known) -> None:
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(
-            f"Unknown {flag}: {', '.join(unknown)}. Expected some of: "
-            f"{', '.join(known)}."
-        )
-
-
-def _file_types(args) -> set:
-    return {FORMATS[name].file_type for name in args.formats}
-
-
-def _check_flags() -> Path:
-    args = flags.FLAGS
-    if not args.formats:
-        raise ValueError(f"--formats needs one or more of: {', '.join(FORMATS)}.")
-    _check_names("formats", args.formats, FORMATS)
-    _check_names("limits in --allow", args.allow, cards.CHECKS)
-    coreml_options.check_flags(args, COREML in _file_types(args))
-    if args.size is None:
-        args.size = int(args.sizes[0]) if args.sizes else _default_size(args.model)
-    if args.size < MIN_SIZE:
-        raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
-    if args.crop is not None and not 0 < args.crop <= 1:
-        raise ValueError(f"--crop must be in (0, 1]. Received: {args.crop}.")
-    for name in ("eval_images", "calibration_images"):
-        if args[name].value < 0:
-            raise ValueError(f"--{name} must not be negative.")
-    if args.check_gpu and TFLITE not in _file_types(args):
-        raise ValueError("--check_gpu is for .tflite files: leave it away.")
-    if args.check_gpu:
-        gpu.require_driver()
-    folder = Path(args.output_dir).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"Cannot write into --output_dir: {error}.") from error
-    return folder
 
 
 @contextlib.contextmanager
@@ -226,9 +103,9 @@ def _provenance(args, model: keras.Model) -> tuple[dict, str, float]:
     """Returns what the card says of the model, its data, and the evaluation's crop."""
     data, crop = "digits", 1.0
     if args.model.endswith(".keras"):
-        labels = labels_beside(args.model, model.output_shape[-1])
+        labels = labels_beside(args.model, task_of(model).num_classes(model))
         provenance = {"model": args.model, "labels": labels}
-        config_file = _config_file(args.model)
+        config_file = convert_flags.config_file(args.model)
         if config_file:
             config = load_config(config_file)
             data, crop = config.data, config.eval_crop
@@ -240,6 +117,8 @@ def _provenance(args, model: keras.Model) -> tuple[dict, str, float]:
             )
     else:
         provenance = {"model": args.model, "weights": args.weights}
+    if ssdlite.is_detector(model):
+        crop = 1.0  # sees the whole image
     return provenance, args.data or data, args.crop or crop
 
 
@@ -250,17 +129,24 @@ def _summary(path: Path, card: dict) -> str:
         *FORMATS[card["format"]].file_type.facts(card),
         f"max abs difference {card['parity']['max_abs']:.1e}",
         f"PSNR {card['parity']['psnr_db']:.0f} dB",
-        f"top-1 {accuracy['top1']:.2f} % (Keras {accuracy['keras_top1']:.2f} %)"
-        if accuracy
-        else f"top-1 agreement {100 * card['parity']['top1_agreement']:.1f} %",
+        _accuracy(accuracy, card["parity"]),
         f"on {card['parity']['images']} images of {card['parity']['data']}",
     ]
     return f"{path}: {', '.join(parts)}"
 
 
+def _accuracy(accuracy: dict | None, parity: dict) -> str:
+    if accuracy:
+        metric = accuracy["metric"]
+        values = accuracy[metric], accuracy[f"keras_{metric}"]
+        return "{} {:.2f} % (Keras {:.2f} %)".format(metric, *values)
+    name = "agreement" if "agreement" in parity else "top1_agreement"
+    return f"{name.replace('_', ' ')} {100 * parity[name]:.1f} %"
+
+
 def _training_config(args, data: str):
     """Returns how the model was trained, with the schedule of the fine-tuning."""
-    file = _config_file(args.model)
+    file = convert_flags.config_file(args.model)
     config = load_config(file) if file else make_config(data=data)
     return dataclasses.replace(
         config,
@@ -273,14 +159,22 @@ def _training_config(args, data: str):
 
 
 def _conversion_from_flags(
-    args, model, labels: list[str], data: str, crop: float, calibration: dict
+    args,
+    task: Task,
+    model,
+    labels: list[str],
+    data: str,
+    crop: float,
+    calibration: dict,
 ) -> Conversion:
     """Prepares the conversion; `calibration` gets the number of images that it used."""
     scale = np.float32(largest_value(model) / 255)
 
     def calibration_images() -> np.ndarray:
         count = args.calibration_images
-        found = load_images(calibration["data"], "train", count, args.size, crop)
+        found = load_images(
+            task.training, calibration["data"], "train", count, args.size, crop
+        )
         check_calibration_images(found)
         calibration["images"] = len(found.images)
         return found.images.astype(np.float32) * scale
@@ -290,19 +184,18 @@ def _conversion_from_flags(
 
         if conversion.graph is None:
             raise ValueError("int8-qat trains the rewritten network: no --no_rewrite.")
-        source = load_source(data)
-        if not has_classes_of(model, labels, source.class_names):
+        source = task.training.load_source(data)
+        if not has_classes_of(task.num_classes(model), labels, source.class_names):
             raise ValueError(
                 f"int8-qat trains on {data}, which has other classes than the model. "
                 "Name the model's data with --data."
             )
-        name = output_kind(model)
         config = _training_config(args, data)
-        graph = qat.fine_tune(
-            conversion.graph, config, source, scale, gives_logits=name == "logits"
-        )
-        serve = trace_graph(graph, name)
+        is_logits = classification.output_name(model) == "logits"
+        graph = qat.fine_tune(conversion.graph, config, source, scale, is_logits)
+        serve = trace_graph(graph, task.finish(model, args.size))
         return Conversion(
+            task,
             serve,
             graph,
             largest_value(model),
@@ -312,10 +205,8 @@ def _conversion_from_flags(
         )
 
     core_ml = None
-    if COREML in _file_types(args):
-        core_ml = coreml_options.core_ml_from_flags(
-            args, model, labels, crop, output_kind(model)
-        )
+    if COREML in convert_flags.file_types(args):
+        core_ml = coreml_options.core_ml_from_flags(args, model, labels, crop)
     conversion = prepare(  # which `fine_tuned` starts from
         model,
         args.size,
@@ -323,6 +214,7 @@ def _conversion_from_flags(
         calibration_images,
         fine_tuned,
         core_ml,
+        task,
     )
     return conversion
 
@@ -344,23 +236,30 @@ def _how_made(args, name: str, data: str, calibration: dict) -> dict:
 
 def _convert_all(args, folder: Path) -> None:
     model = load_model(args.model, args.weights)
+    task = convert_flags.task_from_flags(args, model)
     provenance, data, crop = _provenance(args, model)
     labels = provenance.get("labels", [])
     calibration = {"data": args.calibration or data}
-    conversion = _conversion_from_flags(args, model, labels, data, crop, calibration)
+    conversion = _conversion_from_flags(
+        args, task, model, labels, data, crop, calibration
+    )
     sizes = {TFLITE: (args.size,), COREML: coreml_options.package_sizes(args)}
-    for file_type in _file_types(args):
+    for file_type in convert_flags.file_types(args):
         for size in sizes[file_type]:
             check_size(model, size)
 
     @functools.cache
     def reference(size: int):
-        validation = load_images(data, "validation", args.eval_images, size, crop)
-        return make_reference(model, validation, labels)
+        validation = load_images(
+            task.training, data, "validation", args.eval_images, size, crop
+        )
+        return make_reference(model, validation, labels, task)
 
     for name in dict.fromkeys(args.formats):
         file_type = FORMATS[name].file_type
         parts = [Path(args.model).stem, *sizes[file_type], name]
+        if task is BY_NMS["builtin"]:
+            parts.append("nms")
         if file_type is COREML:
             parts += coreml_options.name_parts(args)
         stem = "_".join(map(str, parts))
@@ -381,7 +280,7 @@ def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     try:
-        folder = _check_flags()
+        folder = convert_flags.check_flags()
         with _only_conversion(folder):
             _convert_all(flags.FLAGS, folder)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
@@ -393,5 +292,7 @@ if __name__ == "__main__":
     # Warnings only: TensorFlow and the quantizer tell every step otherwise.
     logging.set_verbosity(logging.WARNING)
     tf.get_logger().setLevel("WARNING")
-    define_flags()
+    convert_flags.define_flags()
+    for module in (convert_flags, coreml_options):
+        flags.adopt_module_key_flags(module)  # so that --help shows them
     app.run(main)

@@ -3,21 +3,14 @@
 import tempfile
 from collections.abc import Callable
 
-import keras
 import tensorflow as tf
 from tensorflow.python.framework import convert_to_constants
 
-from keras_mobilevit.classifier import returns_probabilities
 from tflite import operations
 from tflite.graph import Graph
 
 SIGNATURE = "serving_default"
 INPUT_NAME = "images"
-
-
-def output_kind(model: keras.Model) -> str:
-    """Returns `"probabilities"` if the model ends in a softmax, else `"logits"`."""
-    return "probabilities" if returns_probabilities(model) else "logits"
 
 
 def _image_spec(shape) -> tf.TensorSpec:
@@ -26,24 +19,29 @@ def _image_spec(shape) -> tf.TensorSpec:
     return tf.TensorSpec([1, *shape], tf.float32, INPUT_NAME)
 
 
-def trace_graph(graph: Graph, output_name: str) -> Callable:
-    """Makes a traceable function of a graph, from an image to `{name: output}`."""
+def trace_graph(graph: Graph, finish: Callable) -> Callable:
+    """Makes a traceable function of a graph, from an image to `{name: output}`.
+
+    Args:
+        graph: of the network.
+        finish: from the network's outputs to what the file returns, see
+            `tflite.task.Task`.
+    """
 
     @tf.function(input_signature=[_image_spec(graph.input_shape)])
     def serve(images):
-        (output,) = operations.run(graph, images)
-        return {output_name: output}
+        return finish(operations.run(graph, images))
 
     return serve
 
 
-def trace_model(function: Callable, image_shape, output_name: str) -> Callable:
+def trace_model(function: Callable, image_shape, finish: Callable) -> Callable:
     """Makes a traceable function of a model with variables, which become constants.
 
     Args:
-        function: from images `[1, height, width, channels]` to the output.
+        function: from images `[1, height, width, channels]` to a list of outputs.
         image_shape: `(height, width, channels)`.
-        output_name: of the output.
+        finish: as in `trace_graph`.
     """
     specification = _image_spec(image_shape)
     traced = tf.function(function).get_concrete_function(specification)
@@ -51,8 +49,7 @@ def trace_model(function: Callable, image_shape, output_name: str) -> Callable:
 
     @tf.function(input_signature=[specification])
     def serve(images):
-        (output,) = frozen(images)
-        return {output_name: output}
+        return finish(frozen(images))
 
     return serve
 

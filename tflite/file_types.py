@@ -19,31 +19,34 @@ class FileType:
     Attributes:
         suffix: ending of its name.
         save: writes what a format made to a path.
-        describe: from a path, the name of the network's output and the largest value
-            of its images to the entries of a card.
+        describe: from a path, the meanings of the outputs by their names and the
+            largest value of its images to the entries of a card.
         run: from a path, validation images (uint8 `[images, height, width, 3]`), those
-            images on the network's own scale in float32, and whether it returns
-            logits, to the outputs `[images, classes]`.
+            images on the network's own scale in float32, and the names of the
+            outputs, to these `{name: [images, ...]}`.
         whole: `whole_file` or `whole_folder`.
         facts: what the summary of a card says of this kind.
     """
 
     suffix: str
     save: Callable[[object, Path], None]
-    describe: Callable[[Path, str, float], dict]
-    run: Callable[[Path, np.ndarray, np.ndarray, bool], np.ndarray]
+    describe: Callable[[Path, dict, float], dict]
+    run: Callable[[Path, np.ndarray, np.ndarray, list[str]], dict[str, np.ndarray]]
     whole: Callable
     facts: Callable[[dict], list[str]]
 
 
-def _run_tflite(path, pixels, images, gives_logits) -> np.ndarray:
+def _run_tflite(path, pixels, images, names) -> dict[str, np.ndarray]:
     return LiteRTModel(path, os.cpu_count()).predict(images)
 
 
-def _run_package(path, pixels, images, gives_logits) -> np.ndarray:
+def _run_package(path, pixels, images, names) -> dict[str, np.ndarray]:
     from tflite.coreml.evaluator import Evaluator
 
-    return Evaluator(path).predict(pixels, gives_logits)
+    if len(names) > 1:
+        return Evaluator(path).predict_outputs(pixels)
+    (name,) = names
+    return {name: Evaluator(path).predict(pixels, name == "logits")}
 
 
 def _save_package(model, path) -> None:

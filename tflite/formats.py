@@ -11,6 +11,7 @@ from tflite.converter import tflite_content
 from tflite.coreml import package
 from tflite.file_types import COREML, TFLITE, FileType
 from tflite.graph import Graph
+from tflite.task import Task
 
 
 @dataclasses.dataclass
@@ -18,6 +19,7 @@ class Conversion:
     """What the formats are made from; made once where several need it.
 
     Attributes:
+        task: what the network is for.
         serve: a traceable function of the network, of `tflite.converter`.
         graph: the deployment graph, or `None` if the network is converted as it is.
         largest_value: of the images that the network takes, 255 or 1.
@@ -25,15 +27,16 @@ class Conversion:
         fine_tuned: a function that returns the `Conversion` of the network after
             quantization-aware training.
         core_ml: a function that returns the Core ML model of a precision, `float16` or
-            `float32`.
+            `float32`, and perhaps of what makes its weights smaller.
     """
 
+    task: Task
     serve: Callable
     graph: Graph | None
     largest_value: float
     calibration_images: Callable[[], np.ndarray]
     fine_tuned: Callable[[], "Conversion"]
-    core_ml: Callable[[str], object]
+    core_ml: Callable[..., object]
 
     @functools.cached_property
     def float32(self) -> bytes:
@@ -72,7 +75,7 @@ def _dynamic(conversion: Conversion) -> bytes:
 
 
 def _int8_mixed(conversion: Conversion) -> bytes:
-    recipe = quantize.mixed_recipe(conversion.graph)
+    recipe = quantize.mixed_recipe(conversion.graph, conversion.task.float_scopes)
     return quantize.quantize(conversion.float32, recipe, conversion.ranges)
 
 
@@ -81,8 +84,9 @@ def _int8(conversion: Conversion) -> bytes:
     return quantize.quantize(conversion.float32, recipe, conversion.ranges)
 
 
-# `parity` is the largest difference of a logit, `psnr` in dB, `accuracy` the points of
-# top-1 that may be lost on the validation images beyond one image, `outside` the
+# `parity` is the largest difference of an output, `psnr` in dB, `accuracy` the points
+# that may be lost on the validation images beyond chance's share, `agreement` the part
+# of the objects found that are Keras's, `outside` the
 # operations that XNNPACK may leave to slower kernels, `gpu` the largest difference
 # between GPU and CPU, `float` the operations on floats, `casts` those
 # within a program, `relative` the largest difference over the largest logit.
@@ -93,6 +97,7 @@ FORMATS = {
         {
             "foreign": 0,
             "parity": 1e-4,
+            "agreement": 0.999,
             "accuracy": 0.0,
             "rank": 4,
             "outside": 0,
@@ -147,13 +152,13 @@ FORMATS = {
         COREML,
     ),
     "coreml-int8": Format(
-        lambda conversion: package.int8_weights(conversion.core_ml("float16")),
+        lambda conversion: conversion.core_ml("float16", package.int8_weights),
         "coreml with weights of 8 bits, half of its size",
         {"psnr": 30.0, "accuracy": 0.5, "rank": 5, "casts": 0},
         COREML,
     ),
     "coreml-palette6": Format(
-        lambda conversion: package.palette_weights(conversion.core_ml("float16")),
+        lambda conversion: conversion.core_ml("float16", package.palette_weights),
         "coreml with weights out of tables of 64 values, two fifths of its size",
         {"psnr": 20.0, "accuracy": 0.5, "rank": 5, "casts": 0},
         COREML,

@@ -124,19 +124,23 @@ def _check_here(path: str, folder: str) -> None:
 
     image = np.load(f"{folder}/image.npy")
 
-    def run(accelerator) -> tuple[bool, np.ndarray]:
+    def run(accelerator) -> tuple[bool, list[np.ndarray]]:
         model = CompiledModel.from_file(path, hardware_accel=accelerator)
         inputs, outputs = model.create_input_buffers(0), model.create_output_buffers(0)
         inputs[0].write(np.ascontiguousarray(image))
         model.run_by_index(0, inputs, outputs)
         (key,) = model.get_signature_list()
-        (details,) = model.get_output_tensor_details(key).values()
-        values = outputs[0].read(int(np.prod(details["shape"])), details["dtype"])
-        return model.is_fully_accelerated(), np.asarray(values, np.float64)
+        details = model.get_output_tensor_details(key)
+        values = []
+        for buffer, name in zip(outputs, model.get_signature_by_index(0)["outputs"]):
+            count = int(np.prod(details[name]["shape"]))
+            read = buffer.read(count, details[name]["dtype"])
+            values.append(np.asarray(read, np.float64))
+        return model.is_fully_accelerated(), values
 
     fully, outputs = run(HardwareAccelerator.GPU)
     _, reference = run(HardwareAccelerator.CPU)
-    difference = float(np.abs(outputs - reference).max())
+    difference = max(float(np.abs(x - y).max()) for x, y in zip(outputs, reference))
     result = {"fully_accelerated": bool(fully), "max_abs": difference}
     Path(folder, "result.json").write_text(json.dumps(result))
 

@@ -14,6 +14,7 @@ from keras import layers
 
 from keras_mobilevit.backend import Activation, BatchNormalization
 from keras_mobilevit.layers import DotProductAttention, Fold, Unfold
+from keras_mobilevit.ssdlite import SplitPredictions, is_detector
 from tflite.baselines import TokenEmbedding
 
 ACTIVATIONS = (
@@ -267,7 +268,16 @@ def _identity(layer) -> list[tuple]:
     return []
 
 
-# From a layer to rows of (op, weights, options), each taking the one before.
+def _split_predictions(layer) -> dict[str, tuple]:
+    numbers = layer.input.shape[-1]
+    return {
+        name: ("slice_channels", {}, {"start": start, "stop": stop})
+        for name, start, stop in (("offsets", 0, 4), ("logits", 4, numbers))
+    }
+
+
+# From a layer to rows of (op, weights, options), each taking the one before; a dict
+# of rows where the layer returns one, each taking what the layer takes.
 READERS: dict[type, Callable] = {
     layers.Activation: _read_activation,
     Activation: _read_activation,
@@ -297,6 +307,7 @@ READERS: dict[type, Callable] = {
     ],
     Fold: lambda layer: [("fold", {}, {"patch_size": layer.patch_size})],
     TokenEmbedding: _read_embedding,
+    SplitPredictions: _split_predictions,
     Unfold: lambda layer: [("unfold", {}, {"patch_size": layer.patch_size})],
 }
 
@@ -325,6 +336,13 @@ def _read_operator(operation, arguments) -> list[tuple]:
     return [("rescale", {"scale": scale, "offset": offset}, {})]
 
 
+def outputs_of(model: keras.Model) -> list:
+    """Returns a model's output tensors: of a detector its offsets, then its logits."""
+    if is_detector(model):  # a dict, which Keras itself would sort
+        return [model.output["offsets"], model.output["logits"]]
+    return model.outputs
+
+
 class _Reader:
     """Follows a model's calls and writes them down as nodes."""
 
@@ -338,7 +356,7 @@ class _Reader:
 
     def follow(self, model: keras.Model, inputs):
         """Calls copies of a model's layers, so that the model stays as it is."""
-        functional = keras.Model(model.inputs, model.outputs, name=model.name)
+        functional = keras.Model(model.inputs, outputs_of(model), name=model.name)
         return keras.models.clone_model(
             functional,
             input_tensors=inputs,
@@ -378,10 +396,18 @@ class _Reader:
             rows = _read_operator(original, arguments)
         else:
             rows = READERS[type(original)](original)
-        name = self._add(original.name, rows, [self.name_of(x) for x in inputs])
-        self.sources[id(outputs)] = name
-        self.tensors.append(outputs)
+        names = [self.name_of(x) for x in inputs]
+        if isinstance(rows, dict):
+            for key, row in rows.items():
+                name = self._add(f"{original.name}_{key}", [row], names)
+                self._remember(outputs[key], name)
+        else:
+            self._remember(outputs, self._add(original.name, rows, names))
         return outputs
+
+    def _remember(self, tensor, name: str) -> None:
+        self.sources[id(tensor)] = name
+        self.tensors.append(tensor)
 
     def name_of(self, tensor) -> str:
         return self.sources[id(tensor)]

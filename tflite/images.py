@@ -6,7 +6,8 @@ import numpy as np
 from absl import logging
 
 from train.data import eval_batches
-from train.sources import evenly_spaced, load_source
+from train.sources import evenly_spaced
+from train.task import Task
 
 BATCH_SIZE = 64
 FEW_IMAGES = 50  # ranges of fewer images clip what others contain
@@ -18,25 +19,26 @@ class ImageSet:
     """Some images of one split.
 
     Attributes:
-        data: `digits`, `folder:PATH` or `tfds:NAME`.
+        data: as `--data` of the task's training.
         class_names: in the order of the labels.
         images: uint8 `[images, height, width, 3]`.
-        labels: `[images]`.
+        targets: the task's, `{name: [images, ...]}`.
     """
 
     data: str
     class_names: tuple[str, ...]
     images: np.ndarray
-    labels: np.ndarray
+    targets: dict[str, np.ndarray]
 
 
 def load_images(
-    data: str, split: str, count: int, size: int, crop_fraction: float
+    task: Task, data: str, split: str, count: int, size: int, crop_fraction: float
 ) -> ImageSet:
     """Loads images from all over a split, cropped as for an evaluation.
 
     Args:
-        data: `digits`, `folder:PATH` or `tfds:NAME`.
+        task: of training, whose sources and examples are loaded.
+        data: as `--data` of its training.
         split: `train` or `validation`.
         count: about how many; 0 for all.
         size: side in pixels.
@@ -48,18 +50,21 @@ def load_images(
     Raises:
         ValueError: if there is no such data, or no image of it can be read.
     """
-    source = load_source(data)
+    source = task.load_source(data)
     if count:
         source = evenly_spaced(source, split, count)
-    images, labels = [], []
-    for batch in eval_batches(source, split, size, BATCH_SIZE, crop_fraction):
-        readable = batch["weight"].numpy() > 0
-        images.append(batch["image"].numpy()[readable])
-        labels.append(batch["label"].numpy()[readable])
-    images, labels = np.concatenate(images), np.concatenate(labels)
+    rows = []
+    for batch in eval_batches(
+        source, split, size, BATCH_SIZE, crop_fraction, load=task.eval_example
+    ):
+        readable = batch.pop("weight").numpy() > 0
+        del batch["id"]
+        rows.append({name: x.numpy()[readable] for name, x in batch.items()})
+    targets = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    images = targets.pop("image")
     if not len(images):
         raise ValueError(f"None of the {split} images of {data} can be read.")
-    return ImageSet(data, source.class_names, images, labels)
+    return ImageSet(data, source.class_names, images, targets)
 
 
 def check_calibration_images(calibration: ImageSet) -> None:

@@ -6,19 +6,23 @@ import keras
 import numpy as np
 
 from keras_mobilevit.classifier import build_classifier
-from keras_mobilevit.configs import get_config
+from keras_mobilevit.configs import VARIANTS, get_config
+from keras_mobilevit.ssdlite import SSDLite, is_detector
 from keras_mobilevit.weights import load_model_file
 from tflite.baselines import BASELINES, build_baseline
+
+DETECTOR = "ssdlite_"  # before the name of a backbone
 
 
 def load_model(model: str, weights: str = "none") -> keras.Model:
     """Loads a `.keras` file, or builds a variant or a baseline that returns logits.
 
     Args:
-        model: `mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s`, a key of `BASELINES`
-            (for images of 224x224 pixels), or the path of a `.keras` file.
-        weights: for a variant: `none` (random), `imagenet`, or a path; for a baseline
-            `none`.
+        model: `mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s`, one of these as a
+            detector (`ssdlite_mobilevit_s`), a key of `BASELINES` (for images of
+            224x224 pixels), or the path of a `.keras` file.
+        weights: for a variant: `none` (random), `imagenet`, `coco` of a detector, or a
+            path; for a baseline `none`.
 
     Returns:
         The model.
@@ -37,19 +41,22 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
                 f"{model} has random weights only. Received: --weights={weights}."
             )
         return build_baseline(model)
+    weights = None if weights == "none" else weights
+    backbone, shape = model.removeprefix(DETECTOR), (None, None, 3)
     try:
-        config = get_config(model)
+        config = get_config(backbone)
     except ValueError as error:
+        detectors = ", ".join(DETECTOR + name for name in VARIANTS)
         raise ValueError(
-            f"{error} Or a baseline, {', '.join(BASELINES)}. Or the path of a `.keras` "
-            "file."
+            f"{error} Or a detector, {detectors}. Or a baseline, "
+            f"{', '.join(BASELINES)}. Or the path of a `.keras` file."
         ) from error
-    built = build_classifier(
-        config,
-        weights=None if weights == "none" else weights,
-        input_shape=(None, None, 3),
-        classifier_activation=None,
-    )
+    if backbone != model:
+        built = SSDLite(backbone, weights=weights, input_shape=shape)
+    else:
+        built = build_classifier(
+            config, weights=weights, input_shape=shape, classifier_activation=None
+        )
     _refuse_nan(built, weights)
     return built
 
@@ -62,11 +69,13 @@ def _load_keras_file(path: str) -> keras.Model:
             f"{path} takes inputs of the shapes {shapes}. "
             "Expected RGB images: (None, height, width, 3)."
         )
-    if [len(tensor.shape) for tensor in loaded.outputs] != [2]:
+    is_classifier = [len(tensor.shape) for tensor in loaded.outputs] == [2]
+    if not is_classifier and not is_detector(loaded):
         raise ValueError(
             f"{path} gives outputs of the shapes "
             f"{[tuple(tensor.shape) for tensor in loaded.outputs]}. "
-            "Expected those of a classifier: (None, classes)."
+            "Expected those of a classifier, (None, classes), or of a detector, "
+            "`offsets` and `logits` of each anchor."
         )
     _refuse_nan(loaded, path)
     return loaded

@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from tflite.graph import Graph, Node
 
+MOST_JOINED = 4
+
 
 def _constant(node: Node, name: str, like) -> tf.Tensor:
     return tf.constant(node.weights[name], like.dtype)
@@ -140,6 +142,21 @@ def _unfold(node: Node, x):
     return tf.reshape(x, (_times(x.shape[0], patch**2), patches, channels))
 
 
+def _slice_channels(node: Node, x):
+    """Takes some of the numbers of `[batch, tokens, numbers]`."""
+    start, stop = node.options["start"], node.options["stop"]
+    _, tokens, _ = x.shape
+    return tf.slice(x, (0, 0, start), (_static_batch(x), tokens, stop - start))
+
+
+def _join_tokens(node: Node, *inputs):
+    """Joins along the tokens; XNNPACK takes five inputs at once, the last are few."""
+    inputs = list(inputs)
+    while len(inputs) > MOST_JOINED:
+        inputs[-MOST_JOINED:] = [tf.concat(inputs[-MOST_JOINED:], 1)]
+    return tf.concat(inputs, 1)
+
+
 def _times(batch: int | None, count: int) -> int:
     return -1 if batch is None else batch * count
 
@@ -217,7 +234,7 @@ OPERATIONS = {
     "depthwise": functools.partial(_convolve, tf.nn.depthwise_conv2d),
     "fold": _fold,
     "global_average": _global_average,
-    "join_tokens": lambda node, *inputs: tf.concat(inputs, 1),
+    "join_tokens": _join_tokens,
     "layer_norm": _layer_norm,
     "multiply": lambda node, *inputs: functools.reduce(tf.multiply, inputs),
     "pad": _pad,
@@ -226,6 +243,7 @@ OPERATIONS = {
     "rescale": _rescale,
     "reshape": _reshape,
     "rms_norm": _rms_norm,
+    "slice_channels": _slice_channels,
     "unfold": _unfold,
 }
 

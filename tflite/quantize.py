@@ -60,10 +60,8 @@ def measure_ranges(
         experimental_preserve_all_tensors=True,
     )
     interpreter.allocate_tensors()
-    (image_input,), (output,) = (
-        interpreter.get_input_details(),
-        interpreter.get_output_details(),
-    )
+    (image_input,) = interpreter.get_input_details()
+    outputs = {output["name"] for output in interpreter.get_output_details()}
     names = _computed_tensors(content)
     extremes = {name: [] for name in names.values()}
     for image in tqdm(images, "calibrating", unit="img", disable=None, leave=False):
@@ -74,7 +72,7 @@ def measure_ranges(
             extremes[name].append((values.min(), values.max()))
     # Never clip what leaves the network.
     ranges = {
-        name: _range(pairs, 1.0 if name == output["name"] else IMAGES_IN_RANGE)
+        name: _range(pairs, 1.0 if name in outputs else IMAGES_IN_RANGE)
         for name, pairs in extremes.items()
     }
     ranges[image_input["name"]] = {
@@ -212,12 +210,13 @@ def integer_recipe() -> list[dict]:
     return recipe.get_quantization_recipe()
 
 
-def mixed_recipe(graph: Graph | None) -> list[dict]:
+def mixed_recipe(graph: Graph | None, float_scopes: tuple[str, ...] = ()) -> list[dict]:
     """8 bits but for norms of tokens, `_FLOAT_FUNCTIONS`, the input and the output.
 
     Args:
         graph: what the file was made of. Without it, only what has weights is
             quantized.
+        float_scopes: patterns of what returns floats too; its weights have 8 bits.
     """
     recipe = recipe_manager.RecipeManager()
     bits = {"activation_num_bits": 8, "weight_num_bits": 8}
@@ -230,6 +229,10 @@ def mixed_recipe(graph: Graph | None) -> list[dict]:
         _in_float(recipe, ".*", op)
     _in_float(recipe, _scope(graph, "rms_norm"))
     _in_float(recipe, _scope(graph, "layer_norm"))
+    for scope in float_scopes:
+        _in_float(recipe, f"^{scope}/")
+        for op in (Op.CONV_2D, Op.FULLY_CONNECTED):
+            recipe.add_dynamic_config(f"^{scope}/", op, num_bits=8)
     return recipe.get_quantization_recipe()
 
 

@@ -92,7 +92,7 @@ def predict(
             images = batch["image"].numpy()[real]
             inputs = images.astype(np.float32)
             reference = model.predict_on_batch(inputs)
-            outputs = litert.predict(inputs)
+            (outputs,) = litert.predict(inputs).values()
             max_abs = max(max_abs, float(np.abs(reference - outputs).max()))
             for image, label, guess in zip(
                 images, batch["label"].numpy()[real], outputs.argmax(-1)

@@ -20,6 +20,7 @@ from tflite.conversion import convert, make_reference, prepare
 from tflite.images import load_images
 from tflite.models import load_model
 from tflite.suites import SUITES, Entry, file_of
+from tflite.tasks import task_of
 
 SEED = 0
 CALIBRATION_IMAGES, VALIDATION_IMAGES = 16, 4
@@ -49,11 +50,14 @@ def convert_entry(entry: Entry, formats, folder: Path) -> None:
         return
     keras.utils.set_random_seed(SEED)
     model = load_model(entry.model)
-    found = load_images("digits", "train", CALIBRATION_IMAGES, entry.size, 1.0)
+    task = task_of(model).training
+    found = load_images(task, "digits", "train", CALIBRATION_IMAGES, entry.size, 1.0)
     images = found.images.astype(np.float32)
     settle_batch_norms(model, images)
     conversion = prepare(model, entry.size, True, lambda: images, None)
-    validation = load_images("digits", "validation", VALIDATION_IMAGES, entry.size, 1.0)
+    validation = load_images(
+        task, "digits", "validation", VALIDATION_IMAGES, entry.size, 1.0
+    )
     reference = make_reference(model, validation)
     provenance = {"model": entry.model, "weights": "none"}
     for name in missing:

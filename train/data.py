@@ -23,17 +23,21 @@ BATCHES_AHEAD = 2  # that are decoded at once
 
 
 class Share(NamedTuple):
-    """The part of every batch that a pipeline makes.
+    """The part of every batch, or of the batches of some steps, that a pipeline makes.
 
     Attributes:
         replicas: among which a batch is dealt out, example by example.
         first: of the pipeline's replicas.
         count: of its replicas.
+        stride: of the steps whose batches it makes; the others it leaves out.
+        offset: of the first of them, counted from the schedule's first step.
     """
 
     replicas: int = 1
     first: int = 0
     count: int = 1
+    stride: int = 1
+    offset: int = 0
 
     @classmethod
     def of(cls, context: tf.distribute.InputContext) -> "Share":
@@ -125,9 +129,10 @@ def _batches(examples, load, schedule: list[BatchShape], share: Share):
         return tf.cast(example["place"] % share.replicas - share.first, tf.int64)
 
     def in_share(example):
-        return (replica(example) >= 0) & (replica(example) < share.count)
+        is_step = example["step"] % share.stride == share.offset
+        return is_step & (replica(example) >= 0) & (replica(example) < share.count)
 
-    if share.count < share.replicas:
+    if share.count < share.replicas or share.stride > 1:
         examples = examples.filter(in_share)
     dataset = examples.group_by_window(
         key_func=lambda example: example["step"] * share.count + replica(example),
@@ -235,7 +240,7 @@ def train_batches(
 
     Returns:
         A `tf.data.Dataset` of one batch for each entry of the schedule from there on,
-        or of as many as the share has replicas:
+        or of as many as the share has replicas, for each step of the share's stride:
 
         - `image`: uint8 `[batch, height, width, 3]`
         - the task's targets; for classification `label`, int32 `[batch]`

@@ -15,6 +15,7 @@ from keras_mobilevit.weights import load_backbone
 from train import box_augment, detection_evaluation, images, losses
 from train.box_sources import load_source
 from train.coco import average_precision
+from train.detection_pictures import draw_examples
 from train.matching import match
 from train.task import Task
 
@@ -104,13 +105,15 @@ def _metrics(batch, outputs) -> dict:
 def _predictions(batch, outputs) -> dict:
     found = detect(outputs, _anchors(batch))
     targets = ("image_size", "boxes", "classes", "is_crowd", "areas")
+    # Several devices exchange numbers only.
+    batch = batch | {"is_crowd": tf.cast(batch["is_crowd"], tf.int32)}
     return found | {f"true_{name}": batch[name] for name in targets}
 
 
-def _score(source, predictions: dict) -> dict:
+def _score(class_names, predictions: dict) -> dict:
     """Measures by COCO's rules, in the pixels of the images as they are."""
     rows = [dict(zip(predictions, values)) for values in zip(*predictions.values())]
-    return average_precision([_in_pixels(row) for row in rows], source.class_names)
+    return average_precision([_in_pixels(row) for row in rows], class_names)
 
 
 def _in_pixels(row: dict) -> dict:
@@ -132,13 +135,10 @@ def _in_pixels(row: dict) -> dict:
 
 
 def _report(config, source) -> str:
-    model = detection_evaluation.load_detector(config, source)
-    size = model.input_shape[1] or config.eval_size
-    found = detection_evaluation.evaluate_detector(model, source, size, DETECTION)
-    metrics, skipped = found
-    return detection_evaluation.format_metrics(
-        metrics, source.class_names, size, skipped
-    )
+    detector = detection_evaluation.load_detector(config, source)
+    found = detection_evaluation.evaluate_detector(detector, source, DETECTION)
+    names = source.class_names
+    return detection_evaluation.format_metrics(*found, names, detector.size)
 
 
 DETECTION = Task(
@@ -152,6 +152,7 @@ DETECTION = Task(
     metrics=_metrics,
     predictions=_predictions,
     score=_score,
+    pictures=draw_examples,
     report=_report,
     is_head=lambda path: path.startswith("ssd"),
     best_metric="AP",

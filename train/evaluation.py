@@ -56,16 +56,19 @@ def load_predictor(config, source: Source) -> Predictor:
     check_labels(config.weights, source)
     if config.weights.endswith(".tflite"):
         litert = LiteRTModel(config.weights, num_threads=os.cpu_count())
-        _check_output(tuple(map(int, litert.output["shape"])), source, config.weights)
+        shapes = [tuple(map(int, x["shape"])) for x in litert.outputs.values()]
+        _check_output(shapes, source, config.weights)
         largest = read_card(config.weights).get("input", {}).get("largest_value", 255)
 
         def litert_scores(images: np.ndarray) -> np.ndarray:
-            return litert.predict(images * np.float32(largest / 255))
+            (scores,) = litert.predict(images * np.float32(largest / 255)).values()
+            return scores
 
         return Predictor(_side(litert.input_shape, config), litert_scores)
     if config.weights.endswith(".keras"):
         model = load_model_file(config.weights)
-        _check_output(model.output_shape, source, config.weights)
+        shapes = [tuple(output.shape) for output in model.outputs]
+        _check_output(shapes, source, config.weights)
     else:
         model = build_classifier(
             get_config(config.model),
@@ -107,12 +110,12 @@ def check_labels(weights: str, source: Source) -> None:
         )
 
 
-def _check_output(shape: tuple, source: Source, weights: str) -> None:
+def _check_output(shapes: list[tuple], source: Source, weights: str) -> None:
     classes = len(source.class_names)
-    if len(shape) != 2 or shape[-1] != classes:
+    if [(len(shape), shape[-1]) for shape in shapes] != [(2, classes)]:
         raise ValueError(
-            f"{weights} gives outputs of the shape {tuple(shape)}, but {source.name} "
-            f"has {classes} classes. Expected (batch, {classes})."
+            f"{weights} gives outputs of the shape {' and '.join(map(str, shapes))}, "
+            f"but {source.name} has {classes} classes. Expected (batch, {classes})."
         )
 
 

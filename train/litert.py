@@ -14,11 +14,15 @@ def read_card(path) -> dict:
 
 
 class LiteRTModel:
-    """A `.tflite` file with one input and one output.
+    """A `.tflite` file with one input.
 
     Args:
         path: of the file.
         num_threads: CPU threads.
+
+    Attributes:
+        input: what LiteRT tells of the input.
+        outputs: what it tells of each output, by the names of the file's signature.
 
     Raises:
         ValueError: if the file is missing or is no TFLite model.
@@ -26,7 +30,7 @@ class LiteRTModel:
     Example:
 
     >>> model = LiteRTModel("mobilevit_xxs_fp32.tflite")
-    >>> model.predict(images).shape
+    >>> model.predict(images)["logits"].shape
     (8, 1000)
     """
 
@@ -45,13 +49,18 @@ class LiteRTModel:
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is no TFLite model: {error}") from error
         inputs = self.interpreter.get_input_details()
-        outputs = self.interpreter.get_output_details()
-        if (len(inputs), len(outputs)) != (1, 1):
-            raise ValueError(
-                f"{path} has {len(inputs)} inputs and {len(outputs)} outputs. "
-                "Expected one of each."
-            )
-        (self.input,), (self.output,) = inputs, outputs
+        if len(inputs) != 1:
+            raise ValueError(f"{path} has {len(inputs)} inputs. Expected one.")
+        (self.input,), self.outputs = inputs, self._named_outputs()
+
+    def _named_outputs(self) -> dict[str, dict]:
+        signatures = self.interpreter.get_signature_list()
+        if not signatures:  # a file that something else has made
+            details = self.interpreter.get_output_details()
+            return {output["name"]: output for output in details}
+        key = next(iter(signatures))
+        found = self.interpreter.get_signature_runner(key).get_output_details()
+        return {name: found[name] for name in signatures[key]["outputs"]}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -71,31 +80,37 @@ class LiteRTModel:
         steps = np.round(np.asarray(image) / scale) + zero_point
         return np.clip(steps, limits.min, limits.max).astype(dtype)
 
-    def dequantize(self, values) -> np.ndarray:
-        """Returns an output as real values."""
-        if not np.issubdtype(values.dtype, np.integer):
+    def dequantize(self, name: str, values) -> np.ndarray:
+        """Returns an output as real values; class numbers stay what they are."""
+        scale, zero_point = self.outputs[name]["quantization"]
+        if not scale:
             return values
-        scale, zero_point = self.output["quantization"]
         return (values.astype(np.float32) - zero_point) * np.float32(scale)
 
-    def invoke(self, image) -> np.ndarray:
+    def invoke(self, image) -> dict[str, np.ndarray]:
         """Runs one input of exactly the file's shape and type."""
         self.interpreter.set_tensor(self.input["index"], image)
         self.interpreter.invoke()
-        return self.interpreter.get_tensor(self.output["index"])
+        return {
+            name: self.interpreter.get_tensor(details["index"])
+            for name, details in self.outputs.items()
+        }
 
-    def predict(self, images) -> np.ndarray:
+    def predict(self, images) -> dict[str, np.ndarray]:
         """Runs images one by one.
 
         Args:
             images: float32 `[images, height, width, channels]`.
 
         Returns:
-            The outputs, `[images, ...]`, also of an integer file as real values.
+            The outputs by their names, `[images, ...]`, also of an integer file as real
+            values.
         """
-        return np.concatenate(
-            [self.dequantize(self.invoke(self.quantize(x[None]))) for x in images]
-        )
+        rows = [self.invoke(self.quantize(image[None])) for image in images]
+        return {
+            name: np.concatenate([self.dequantize(name, row[name]) for row in rows])
+            for name in self.outputs
+        }
 
     def _nodes(self) -> tuple[list[dict], list[dict]]:
         """Returns the pieces that XNNPACK runs, and the operations of the file."""
@@ -117,7 +132,8 @@ class LiteRTModel:
         pieces, operations = self._nodes()
         inside = {tensor for piece in pieces for tensor in piece["outputs"]}
         wanted = {tensor for piece in pieces for tensor in piece["inputs"]}
-        wanted = (wanted | {self.output["index"]}) - inside
+        wanted |= {details["index"] for details in self.outputs.values()}
+        wanted -= inside
         producers = {tensor: node for node in operations for tensor in node["outputs"]}
         found = {}
         while wanted:

@@ -17,6 +17,7 @@ from train.checkpoint import load_checkpoint, save_checkpoint, save_model
 from train.config import TrainConfig
 from train.models import build_models
 from train.optimizers import make_optimizer
+from train.pictures import make_drawing
 from train.progress import CheckpointManager, Progress, asked_to_stop
 from train.records import RecordWriter
 from train.sampler import BatchShape
@@ -123,7 +124,7 @@ def evaluate(
     means = {name: value / seen for name, value in totals.items()}
     return {
         **means,
-        **task.score(source, _join(collected)),
+        **task.score(source.class_names, _join(collected)),
         "skipped_validation": source.num_examples["validation"] - seen,
     }
 
@@ -177,6 +178,7 @@ def train_epoch(
     strategy,
     progress: Progress,
     manager: CheckpointManager,
+    train_batches: Callable = data.train_batches,
 ) -> dict:
     """Passes once over the training images, or over what is left of an epoch.
 
@@ -188,6 +190,7 @@ def train_epoch(
         strategy: that of the step.
         progress: where the run is; each step brings it forward.
         manager: saves it, and stops the run when it is asked to.
+        train_batches: makes the batches.
 
     Returns:
         A dict: `step` (done after it), `train_loss`, `learning_rate`,
@@ -209,7 +212,7 @@ def train_epoch(
     done = progress.epoch_step
     batches = _distribute(
         strategy,
-        lambda share: data.train_batches(
+        lambda share: train_batches(
             source, config, schedule, epoch, done, share, task.train_example
         ),
     )
@@ -389,6 +392,7 @@ def train_and_evaluate(
     workdir,
     save_seconds: float = SAVE_SECONDS,
     strategy: tf.distribute.Strategy | None = None,
+    train_batches: Callable = data.train_batches,
 ) -> list[dict]:
     """Trains for the configured epochs, evaluates after each, and saves as it goes.
 
@@ -401,11 +405,14 @@ def train_and_evaluate(
         config: how.
         source: on what.
         workdir: where everything goes: `config.json`, `labels.txt`, `metrics.jsonl`,
-            `curves.png`, `tensorboard/`, `checkpoint.safetensors` (weights, moving
-            average, optimizer, random state, progress), `best.keras` (the moving
-            average at its best). The chief alone writes, all workers read.
+            `curves.png`, `predictions.png` (of a task that draws what it predicts),
+            `tensorboard/`, `checkpoint.safetensors` (weights, moving average,
+            optimizer, random state, progress), `best.keras` (the moving average at
+            its best). The chief alone writes, all workers read.
         save_seconds: between two checkpoints within an epoch; each epoch ends with one.
         strategy: the devices, see `train.strategies`; by default one.
+        train_batches: makes an epoch's batches, as `train.data.train_batches` does;
+            see `train.data_service`.
 
     Returns:
         The records of `metrics.jsonl`, one for each epoch; none for workers other
@@ -426,7 +433,8 @@ def train_and_evaluate(
     writer = None
     if is_chief(strategy):
         prepare_workdir(workdir, config, source)
-        writer = RecordWriter(workdir, progress.epoch, task.best_metric)
+        draw = make_drawing(task, trained["average"], source, config)
+        writer = RecordWriter(workdir, progress.epoch, task.best_metric, draw)
 
     def save(progress: Progress) -> None:
         if is_chief(strategy):
@@ -440,7 +448,7 @@ def train_and_evaluate(
         manager = CheckpointManager(save, save_seconds, stop)
         while progress.epoch < config.epochs:
             run = source, config, strategy, progress, manager
-            record = train_epoch(task, train_step, *run)
+            record = train_epoch(task, train_step, *run, train_batches)
             record |= evaluate(task, eval_step, *run)
             record |= {
                 "epoch": progress.epoch + 1,

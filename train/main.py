@@ -16,7 +16,8 @@ detection `scenes` (of digits), `boxes` (a few thousand photos), `coco` (the pap
 Run the same command again to continue an interrupted run, within its epoch too; SIGTERM
 saves it and ends with the exit code 75. --workdir then holds best.keras (the moving
 average of the weights at its best epoch), checkpoint.safetensors, metrics.jsonl,
-curves.png, tensorboard/, config.json and labels.txt.
+curves.png, predictions.png (of detection: what the last epoch finds on eight images,
+beside the truth), tensorboard/, config.json and labels.txt.
 """
 
 import math
@@ -35,8 +36,8 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 import tensorflow as tf
 from absl import app, flags, logging
 
+from train import data_service, strategies
 from train import flags as train_flags
-from train import strategies
 from train.loop import train_and_evaluate
 from train.progress import PREEMPTED, Preempted
 from train.tasks import TASKS
@@ -52,19 +53,28 @@ def train(config) -> None:
         raise ValueError(f"--save_minutes is a number. Received: {args.save_minutes}.")
     if args.deterministic:
         tf.config.experimental.enable_op_determinism()
+    servers = data_service.servers_from_flags()
+    if servers and args.cache:
+        raise ValueError(
+            "--cache keeps the files on this machine, but --data_servers read them on "
+            "theirs. Leave one of both away."
+        )
+    devices = strategies.devices_from_flags()
     # Before anything else: TensorFlow joins a cluster only at its start.
-    strategy = strategies.make_strategy(strategies.devices_from_flags())
+    strategy = strategies.make_strategy(devices)
     source = _load_source(config)
-    save_seconds = 60 * args.save_minutes
+    how = 60 * args.save_minutes, strategy
     task = TASKS[config.task]
-    train_and_evaluate(task, config, source, args.workdir, save_seconds, strategy)
+    with data_service.connected(servers, source, devices.cluster_timeout) as batches:
+        train_and_evaluate(task, config, source, args.workdir, *how, batches)
 
 
 def evaluate(config) -> None:
-    if strategies.devices_from_flags() != strategies.Devices():
+    is_one_device = strategies.devices_from_flags() == strategies.Devices()
+    if not is_one_device or data_service.servers_from_flags():
         raise ValueError(
-            "--tpu, --gpus and --cluster are for training; --mode=eval runs on one "
-            "device. Leave them away."
+            "--tpu, --gpus, --cluster and --data_servers are for training; --mode=eval "
+            "runs on one device. Leave them away."
         )
     source = _load_source(config)
     print(TASKS[config.task].report(config, source))
@@ -89,8 +99,9 @@ def _explain(error: tf.errors.OpError) -> str:
             f"--accumulation_steps take less. TensorFlow said: {reason}"
         )
     return (
-        f"TensorFlow ended the training: {reason} Where several workers train, one of "
-        "them may have gone: its own output tells why. The same command continues."
+        f"TensorFlow ended the training: {reason} Where several workers train or data "
+        "servers decode, one of them may have gone or started anew: its own output "
+        "tells why. The same command continues."
     )
 
 
@@ -117,7 +128,7 @@ def main(argv) -> None:
 if __name__ == "__main__":
     logging.set_verbosity(logging.INFO)
     tf.get_logger().setLevel("WARNING")  # it tells of every sum over workers
-    for module in (train_flags, strategies):
+    for module in (train_flags, strategies, data_service):
         module.define_flags()
         flags.adopt_module_key_flags(module)  # so that --help shows them
     app.run(main)

@@ -1,12 +1,18 @@
-"""What a run leaves to read: one JSON line an epoch, TensorBoard, a picture."""
+"""What a run leaves to read: one JSON line an epoch, TensorBoard, pictures."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
+from PIL import Image
 
 from keras_mobilevit.files import whole_file
+from train.pictures import contact_sheet
+
+JPEG_QUALITY = 90
 
 
 def read_records(path) -> list[dict]:
@@ -62,15 +68,24 @@ class RecordWriter:
     """Writes the records of a run into its working directory.
 
     Args:
-        workdir: where `metrics.jsonl`, `curves.png` and `tensorboard/` go.
+        workdir: where `metrics.jsonl`, `curves.png`, `predictions.png` and
+            `tensorboard/` go.
         epochs_done: records of later epochs, left by a run that was killed, are
             dropped.
         best_metric: the metric to plot.
+        draw: makes an epoch's pictures, see `train.pictures`; by default none.
     """
 
-    def __init__(self, workdir, epochs_done: int, best_metric: str):
+    def __init__(
+        self,
+        workdir,
+        epochs_done: int,
+        best_metric: str,
+        draw: Callable[[], Sequence[np.ndarray]] = list,
+    ):
         self.workdir = Path(workdir)
         self.best_metric = best_metric
+        self.draw = draw
         records = read_records(self.workdir / "metrics.jsonl")
         self.records = [r for r in records if r["epoch"] <= epochs_done]
         self.summaries = tf.summary.create_file_writer(
@@ -89,3 +104,18 @@ class RecordWriter:
         self.summaries.flush()
         with whole_file(self.workdir / "curves.png") as temporary:
             plot_curves(self.records, self.best_metric).savefig(temporary, dpi=100)
+        if pictures := self.draw():
+            self._write_pictures(contact_sheet(pictures), record["epoch"])
+
+    def _write_pictures(self, sheet: np.ndarray, epoch: int) -> None:
+        with whole_file(self.workdir / "predictions.png") as temporary:
+            Image.fromarray(sheet).save(temporary)
+        # As `tf.summary.image` does, which only knows PNG: three times the space, on
+        # the digits' scenes, and TensorBoard keeps the sheets of all epochs.
+        metadata = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "images"})
+        jpeg = tf.io.encode_jpeg(sheet, quality=JPEG_QUALITY)
+        height, width = map(str, sheet.shape[:2])
+        with self.summaries.as_default(step=epoch):
+            content = tf.stack([width, height, jpeg])
+            tf.summary.write("predictions", content, metadata=metadata)
+        self.summaries.flush()

@@ -27,7 +27,8 @@ class Devices:
         tpu_zone: Google Cloud's zone.
         tpu_project: Google Cloud's project.
         cluster: `"auto"` looks for other workers, `"none"` does not.
-        cluster_timeout: seconds to wait for a TPU, or for the other workers.
+        cluster_timeout: seconds to wait for a TPU, the other workers or the servers of
+            `train.data_service`.
         gpus: how many to use; `None` for all there are.
     """
 
@@ -77,7 +78,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_float(
         "cluster_timeout",
         Devices.cluster_timeout,
-        "Seconds to wait for a TPU, or for the other workers.",
+        "Seconds to wait for a TPU, for the other workers, or for --data_servers.",
         lower_bound=1.0,
         upper_bound=LONGEST_TIMEOUT,
         flag_values=flag_values,
@@ -159,19 +160,20 @@ def _use_gpus(count: int | None) -> list:
     return gpus
 
 
-@contextlib.contextmanager
-def _at_most(seconds: float, explain) -> Iterator[None]:
-    """Ends the process with an explanation if something takes longer.
+def give_up(message: str) -> None:
+    """Ends the process from any thread.
 
     TensorFlow's calls wait in C++, some of them without a limit, and cannot be
     interrupted from Python.
     """
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
 
-    def give_up():
-        print(f"error: {explain()}", file=sys.stderr, flush=True)
-        os._exit(1)
 
-    timer = threading.Timer(seconds, give_up)
+@contextlib.contextmanager
+def at_most(seconds: float, explain) -> Iterator[None]:
+    """Ends the process with an explanation if something takes longer."""
+    timer = threading.Timer(seconds, lambda: give_up(explain()))
     timer.daemon = True
     timer.start()
     try:
@@ -192,7 +194,7 @@ def _tpu_strategy(devices: Devices) -> tf.distribute.Strategy:
             f"to train on GPUs or the CPU. {error}"
         )
 
-    with _at_most(devices.cluster_timeout, explain):
+    with at_most(devices.cluster_timeout, explain):
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
                 name, zone=devices.tpu_zone, project=devices.tpu_project

@@ -31,8 +31,11 @@ class Task:
             evaluation reports their means.
         predictions: from a batch and the outputs to `{name: [batch, ...]}`, which an
             evaluation collects for `score`.
-        score: from a source and the predictions of all examples that count,
+        score: from the names of the classes and the predictions of all that counts,
             `{name: [examples, ...]}` in NumPy, to more metrics.
+        pictures: from the names of the classes, a batch and the model's outputs for it,
+            in NumPy, to a list of uint8 `[height, width, 3]`, on which a person sees
+            how good the outputs are; `None` where there is nothing to draw.
         report: from a `TrainConfig`, whose `weights` name a file, and a source to what
             `--mode=eval` prints of it.
         is_head: tells by a variable's path whether it belongs to the head.
@@ -52,3 +55,4 @@ class Task:
     best_metric: str
     predictions: Callable = _nothing
     score: Callable = _nothing
+    pictures: Callable | None = None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tflite.coreml.program import Operation, Program, read_program, unpack_bits
+from tflite.coreml.suppression import to_corners
 
 HALF_PIXEL = "UNALIGN_CORNERS"
 OVERFLOW = 65520  # from here on, the nearest float16 is infinite
@@ -147,12 +148,16 @@ def _resize(x, shape, resized_dims, interpolation_mode, sampling_mode):
     return _resize_bilinear(x, *shape[-2:], sampling_mode)
 
 
-def _slice(x, begin, end, stride=None, begin_mask=None, end_mask=None):
-    """Along the one axis of a shape."""
-    if x.ndim != 1 or stride is not None:
-        raise ValueError("Only shapes are sliced here.")
-    start = None if begin_mask is not None and begin_mask[0] else int(begin[0])
-    return x[start : None if end_mask is not None and end_mask[0] else int(end[0])]
+def _slice(x, begin, end, begin_mask=None, end_mask=None):
+    """Takes a part of each axis; where a mask is true, from its start or to its end."""
+    nothing = [False] * x.ndim
+    masks = (nothing if mask is None else mask for mask in (begin_mask, end_mask))
+    return x[
+        tuple(
+            slice(None if from_start else int(first), None if to_end else int(last))
+            for first, last, from_start, to_end in zip(begin, end, *masks)
+        )
+    ]
 
 
 def _split(x, axis, num_splits=None, split_sizes=None):
@@ -206,12 +211,14 @@ OPERATIONS: dict[str, Callable] = {
     "add": lambda x, y: x + y,
     "cast": lambda x, dtype: x,  # rounded below, as everything is
     "classify": _classify,
+    "clip": lambda x, alpha, beta: np.clip(x, alpha, beta),
     "concat": lambda values, axis, interleave=False: np.concatenate(values, int(axis)),
     "constexpr_affine_dequantize": _affine_dequantize,
     "constexpr_blockwise_shift_scale": _shift_scale,
     "constexpr_lut_to_dense": _lut_to_dense,
     "conv": _conv,
     "einsum": _einsum,
+    "exp": lambda x: np.exp(x),
     "expand_dims": lambda x, axes: np.expand_dims(x, tuple(axes)),
     "floor_div": lambda x, y: x // y,
     "layer_norm": _layer_norm,
@@ -234,6 +241,7 @@ OPERATIONS: dict[str, Callable] = {
     "softmax": _softmax,
     "split": _split,
     "squeeze": lambda x, axes: np.squeeze(x, tuple(axes)),
+    "sub": lambda x, y: x - y,
     "transpose": lambda x, perm: x.transpose(perm),
 }
 
@@ -322,9 +330,8 @@ class Evaluator:
         Returns:
             Every value of the program by name.
         """
-        (given,) = self.program.description.input
         x = np.asarray(image, np.float32).transpose(2, 0, 1)[None]
-        values = self.constants | {given.name: x}
+        values = self.constants | {self.program.input: x}
         for operation in self.operations:
             self._run(operation, values)
         return values
@@ -353,3 +360,35 @@ class Evaluator:
         """
         name = self._output_name(logits)
         return np.concatenate([self.run(image)[name] for image in images])
+
+    def predict_outputs(self, pixels) -> dict[str, np.ndarray]:
+        """Runs a detector's images one by one, without non-maximum suppression.
+
+        Args:
+            pixels: uint8 `[images, height, width, 3]`, RGB.
+
+        Returns:
+            A dict: `boxes` `[images, anchors, 4]`, corners as fractions of the image,
+            and `scores` `[images, anchors, classes]`.
+
+        Raises:
+            ValueError: if the package is no detector.
+        """
+        found = [self._boxes_and_scores(self.run(image)) for image in pixels]
+        boxes, scores = (np.stack(values) for values in zip(*found))
+        return {"boxes": boxes, "scores": scores}
+
+    def _boxes_and_scores(self, values: dict) -> tuple[np.ndarray, np.ndarray]:
+        """Finds a detector's corners `[anchors, 4]` and scores among its values."""
+        suppression = self.program.suppression
+        if suppression is not None:
+            coordinates = values[suppression.coordinatesInputFeatureName]
+            scores = values[suppression.confidenceInputFeatureName]
+            # Behind the classes stand columns that only fill up.
+            return to_corners(coordinates), scores[:, : len(self.program.classes)]
+        if set(self.program.outputs) != {"boxes", "scores"}:
+            raise ValueError(
+                "The package is no detector. Expected the outputs boxes and scores, or "
+                f"non-maximum suppression. Found: {', '.join(self.program.outputs)}."
+            )
+        return values["boxes"][0], values["scores"][0]

@@ -120,6 +120,38 @@ def _global_average(node: Node, x):
     return mb.reduce_mean(x=x, axes=SIDES, keep_dims=keepdims, name=node.name)
 
 
+def _reshape(node: Node, x):
+    """From a map, or from rows of numbers, to rows: `[1, rows, numbers]` or `[1, n]`.
+
+    The numbers come in the order in which channels are last, as in Keras.
+    """
+    shape = node.options["shape"]
+    if len(shape) > 2:
+        raise ValueError(
+            f"Layer {node.name!r} reshapes to a map of {shape}, which has no form for "
+            "Core ML here. Expected rows of numbers: (rows, numbers) or (numbers,)."
+        )
+    if len(x.shape) == 4:
+        x = mb.transpose(x=x, perm=(0, 2, 3, 1))
+    return mb.reshape(x=x, shape=(1, *shape), name=node.name)
+
+
+def _join_tokens(node: Node, *inputs):
+    return mb.concat(values=inputs, axis=1, name=node.name)
+
+
+def _slice_channels(node: Node, x):
+    """Takes some of the numbers of `[1, rows, numbers]`."""
+    return mb.slice_by_index(
+        x=x,
+        begin=[0, 0, node.options["start"]],
+        end=[0, 0, node.options["stop"]],
+        begin_mask=[True, True, False],
+        end_mask=[True, True, False],
+        name=node.name,
+    )
+
+
 ACTIVATIONS = {
     "linear": lambda x, name: x,
     "relu": mb.relu,
@@ -297,9 +329,12 @@ _COMMON = {
     "conv": _conv,
     "depthwise": _depthwise,
     "global_average": _global_average,
+    "join_tokens": _join_tokens,
     "layer_norm": _layer_norm,
     "pad": _pad,
     "rescale": _rescale,
+    "reshape": _reshape,
+    "slice_channels": _slice_channels,
 }
 # How tokens lie in memory, and what that makes of the operations on them.
 LAYOUTS = {

@@ -9,8 +9,13 @@ import numpy as np
 from absl import flags, logging
 
 import keras_mobilevit
+from keras_mobilevit.anchors import anchor_boxes
+from keras_mobilevit.coco_names import COCO_NAMES
 from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.preprocessing import decode_predictions, largest_value
+from keras_mobilevit.ssdlite import is_detector
+from tflite.classification import output_name
+from tflite.coreml.detector import check_one_size, finish_detector, make_program
 from tflite.coreml.package import (
     VERSIONS,
     Interface,
@@ -26,6 +31,7 @@ FLAGS = ("sizes", "ios", "layout", "raw_outputs", "labels", "author", "license")
 APPLE = "Sachin Mehta and Mohammad Rastegari, Apple; ported by Ross Wightman (timm)"
 APPLE_LICENSE = "Apple's, see https://github.com/apple/ml-cvnets/blob/main/LICENSE"
 NOT_STATED = "not stated"
+IMAGENET_CLASSES = 1000  # a detector on that backbone has others
 
 
 def define_flags() -> None:
@@ -48,7 +54,10 @@ def define_flags() -> None:
         "Only a phone can tell which is faster.",
     )
     flags.DEFINE_bool(
-        "raw_outputs", False, "Core ML: return the network's numbers, not class names."
+        "raw_outputs",
+        False,
+        "Core ML: return the network's numbers, not class names; of a detector, the "
+        "boxes and scores of every anchor.",
     )
     flags.DEFINE_string(
         "labels",
@@ -133,8 +142,10 @@ def class_labels(args, beside: list[str], classes: int) -> tuple[str, ...]:
         labels = Path(args.labels).read_text("utf-8").splitlines()
     elif beside:
         labels = beside
-    elif args.weights == "imagenet":
+    elif args.weights == "imagenet" and classes == IMAGENET_CLASSES:
         labels = _imagenet_labels()
+    elif args.weights == "coco":
+        labels = COCO_NAMES
     else:
         logging.warning("Classes are called by their numbers: name them with --labels.")
         labels = list(map(str, range(classes)))
@@ -142,51 +153,91 @@ def class_labels(args, beside: list[str], classes: int) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _metadata(args, sizes: tuple[int, ...], crop: float) -> dict[str, str]:
-    is_published = args.weights == "imagenet"
+def _metadata(args, what: str, preprocessing: str) -> dict[str, str]:
+    is_published = args.weights in ("imagenet", "coco")
     name = Path(args.model).name
-    shorter = " or ".join(str(round(size / crop)) for size in sizes)
     return {
         "author": args.author or (APPLE if is_published else NOT_STATED),
         "license": args.license or (APPLE_LICENSE if is_published else NOT_STATED),
         "version": f"keras_mobilevit {keras_mobilevit.__version__}",
-        "short_description": f"MobileViT image classifier, from {name}",
-        "preprocessing": f"RGB; the short side resized to {shorter} pixels, "
-        "bilinearly, and the centre cut out. The package scales the pixels itself.",
+        "short_description": f"{what}, from {name}",
+        "preprocessing": f"RGB; {preprocessing}. The package scales the pixels itself.",
         "source": "MobileViT, https://arxiv.org/abs/2110.02178; weights: "
         f"{name if args.weights == 'none' else args.weights}",
         "layout": args.layout,
     }
 
 
-def core_ml_from_flags(args, model: keras.Model, labels: list[str], crop: float, name):
-    """Returns a function that makes the Core ML model of a precision.
-
-    Args:
-        args: the parsed flags.
-        model: an image classifier.
-        labels: names of its classes, if its training left them.
-        crop: see `resize_and_center_crop`.
-        name: of what the model returns, `logits` or `probabilities`.
-
-    Raises:
-        ValueError: if the labels do not fit the model.
-    """
+def _classifier_interface(args, model, labels: list[str], crop: float) -> Interface:
     sizes = package_sizes(args)
-    interface = Interface(
+    shorter = " or ".join(str(round(size / crop)) for size in sizes)
+    preprocessing = (
+        f"the short side resized to {shorter} pixels, bilinearly, and the centre cut "
+        "out"
+    )
+    return Interface(
         sizes=sizes,
         labels=class_labels(args, labels, model.output_shape[-1]),
         layout=args.layout,
         ios=args.ios and int(args.ios),
-        metadata=_metadata(args, sizes, crop),
+        metadata=_metadata(args, "MobileViT image classifier", preprocessing),
     )
 
+
+def _detector_interface(args, model, labels: list[str]) -> Interface:
+    sizes = package_sizes(args)
+    check_one_size(sizes)
+    classes = model.output["logits"].shape[-1] - 1  # without the background
+    preprocessing = (
+        f"the whole image resized to {sizes[0]}x{sizes[0]} pixels, bilinearly, "
+        "whatever its aspect"
+    )
+    return Interface(
+        sizes=sizes,
+        labels=class_labels(args, labels, classes),
+        layout=args.layout,
+        ios=args.ios and int(args.ios),
+        metadata=_metadata(args, "SSDLite object detector", preprocessing),
+    )
+
+
+def core_ml_from_flags(args, model: keras.Model, labels: list[str], crop: float):
+    """Returns a function that makes the Core ML model of a precision.
+
+    Args:
+        args: the parsed flags.
+        model: an image classifier or a detector.
+        labels: names of its classes, if its training left them.
+        crop: of a classifier, see `resize_and_center_crop`.
+
+    Returns:
+        A function of a precision, `float16` or `float32`, and of what makes its
+        weights smaller, `int8_weights` or `palette_weights` of `tflite.coreml.package`,
+        or nothing.
+
+    Raises:
+        ValueError: if the labels do not fit the model, or a detector shall take images
+            of several sizes.
+    """
+    detects = is_detector(model)
+    if detects:
+        interface = _detector_interface(args, model, labels)
+    else:
+        interface = _classifier_interface(args, model, labels, crop)
+    size = interface.sizes[0]
+
     @functools.cache
-    def core_ml(precision: str):
-        graph = read_model(model, sizes[0], sizes[0])
+    def program(precision: str):
+        graph = read_model(model, size, size)
         graph = deployment_graph(graph, COREML_REWRITES)
         graph, scale = share_scale(graph, largest_value(model))
         scaled = dataclasses.replace(interface, pixel_scale=scale)
-        return make_model(graph, scaled, precision, name)
+        if detects:
+            return make_program(graph, anchor_boxes(size, size), scaled, precision)
+        return make_model(graph, scaled, precision, output_name(model))
+
+    def core_ml(precision: str, compress=None):
+        made = compress(program(precision)) if compress else program(precision)
+        return finish_detector(made, interface) if detects else made
 
     return core_ml

@@ -19,6 +19,7 @@ VERSIONS = (16, 17, 18, 26)  # of iOS
 NEEDED_VERSION = 9  # of coremltools
 # Smaller arrays stay as they are: what describes a compressed one outweighs its gain.
 SMALLEST_COMPRESSED = 512
+WEIGHED = {"conv", "layer_norm", "linear"}  # kinds of operations whose constants are
 
 
 def load_coremltools():
@@ -133,8 +134,20 @@ def _end_in_probabilities(graph: Graph) -> Graph:
 # The program --------------------------------------------------------------------------
 
 
-def _trace(graph: Graph, shape, layout: str, opset):
-    """Returns a graph's program for images of a shape, and its values by node."""
+def trace(graph: Graph, shape, layout: str, opset, finish=None):
+    """Traces the program of a graph.
+
+    Args:
+        graph: what to compute.
+        shape: of the image.
+        layout: of tokens, a key of `tflite.coreml.operations.LAYOUTS`.
+        opset: version of iOS whose operations may be used, as coremltools has it.
+        finish: from the network's outputs to a tuple of what the program returns; by
+            default these.
+
+    Returns:
+        The program, and its values by node.
+    """
     from coremltools.converters.mil import Builder as mb
 
     from tflite.coreml.operations import run_node
@@ -147,7 +160,8 @@ def _trace(graph: Graph, shape, layout: str, opset):
         for node in graph.in_order():
             inputs = [values[name] for name in node.inputs]
             values[node.name] = run_node(layout, node, inputs)
-        return tuple(values[name] for name in graph.outputs)
+        outputs = tuple(values[name] for name in graph.outputs)
+        return finish(*outputs) if finish else outputs
 
     return program, values
 
@@ -156,7 +170,7 @@ def _resize_odd_maps(graph: Graph, interface: Interface, opset) -> Graph:
     """Marks what folds and unfolds maps that patches do not cover at some size."""
     odd = set()
     for size in interface.sizes:
-        _, values = _trace(graph, (1, 3, size, size), interface.layout, opset)
+        _, values = trace(graph, (1, 3, size, size), interface.layout, opset)
         for node in graph.nodes.values():
             if node.op in ("fold", "unfold"):
                 _, _, *sides = values[node.inputs[-1]].shape
@@ -181,7 +195,8 @@ def _flexible(graph: Graph, interface: Interface, ct) -> tuple[Graph, tuple, int
     return marked, (1, 3, get_new_symbol(), get_new_symbol()), needed
 
 
-def _input_type(interface: Interface, ct):
+def image_type(interface: Interface, ct):
+    """Returns the type of the image as coremltools has it."""
     shape, *others = [(1, 3, size, size) for size in interface.sizes]
     if others:
         shape = ct.EnumeratedShapes([shape, *others], default=shape)
@@ -191,6 +206,38 @@ def _input_type(interface: Interface, ct):
         scale=interface.pixel_scale,
         color_layout=ct.colorlayout.RGB,
     )
+
+
+def convert_program(program, shape_type, target, precision, classifier=None):
+    """Converts a traced program to a Core ML model.
+
+    Args:
+        program: of `trace`.
+        shape_type: what coremltools calls the type of the image.
+        target: oldest version of iOS that runs it, as coremltools has it.
+        precision: of weights and maps, likewise.
+        classifier: of a classifier, its labels, likewise.
+
+    Returns:
+        A `coremltools.models.MLModel`.
+    """
+    ct = load_coremltools()
+    passes = ct.PassPipeline.DEFAULT
+    # Each convolution would have strides, pads and so on of its own: a tenth of a file
+    # with weights of 8 bits.
+    passes.set_options("common::const_deduplication", {"const_threshold": 1})
+    with _quietly():
+        return ct.convert(
+            program,
+            source="milinternal",
+            convert_to="mlprogram",
+            inputs=[shape_type],
+            classifier_config=classifier,
+            minimum_deployment_target=target,
+            compute_precision=precision,
+            pass_pipeline=passes,
+            skip_model_load=True,
+        )
 
 
 def make_model(graph: Graph, interface: Interface, precision: str, output_name: str):
@@ -224,27 +271,20 @@ def make_model(graph: Graph, interface: Interface, precision: str, output_name: 
             "of 64."
         )
     target = getattr(ct.target, f"iOS{ios}")
-    program, _ = _trace(graph, shape, interface.layout, target)
-    if not interface.labels:
+    program, _ = trace(graph, shape, interface.layout, target)
+    texts, classifier = {}, None
+    if interface.labels:
+        classifier = ct.ClassifierConfig(list(interface.labels), LABEL_NAME)
+        texts = {
+            LABEL_NAME: "Name of the most likely class",
+            f"{LABEL_NAME}_probs": "Probability of each class by name",
+        }
+    else:
         program.functions["main"].outputs[0].set_name(output_name)
-    classifier = ct.ClassifierConfig(list(interface.labels), LABEL_NAME)
-    passes = ct.PassPipeline.DEFAULT
-    # Each convolution would have strides, pads and so on of its own: a tenth of a file
-    # with weights of 8 bits.
-    passes.set_options("common::const_deduplication", {"const_threshold": 1})
-    with _quietly():
-        model = ct.convert(
-            program,
-            source="milinternal",
-            convert_to="mlprogram",
-            inputs=[_input_type(interface, ct)],
-            classifier_config=classifier if interface.labels else None,
-            minimum_deployment_target=target,
-            compute_precision=ct.precision(precision),
-            pass_pipeline=passes,
-            skip_model_load=True,
-        )
-    _describe(model, interface)
+    model = convert_program(
+        program, image_type(interface, ct), target, ct.precision(precision), classifier
+    )
+    describe(model, interface, texts)
     return model
 
 
@@ -255,7 +295,14 @@ def _quietly():
         yield
 
 
-def _describe(model, interface: Interface) -> None:
+def describe(model, interface: Interface, outputs: dict[str, str]) -> None:
+    """Writes what Xcode shows of a model into it.
+
+    Args:
+        model: a Core ML model.
+        interface: what an application sees of it.
+        outputs: what each output is, by name.
+    """
     known = ("author", "license", "version", "short_description")
     for name, text in interface.metadata.items():
         if name in known:
@@ -264,10 +311,8 @@ def _describe(model, interface: Interface) -> None:
             model.user_defined_metadata[name] = text
     sizes = " or ".join(f"{size}x{size}" for size in interface.sizes)
     model.input_description[IMAGE_NAME] = f"RGB image of {sizes} pixels"
-    if interface.labels:
-        model.output_description[LABEL_NAME] = "Name of the most likely class"
-        probabilities = f"{LABEL_NAME}_probs"
-        model.output_description[probabilities] = "Probability of each class by name"
+    for name, text in outputs.items():
+        model.output_description[name] = text
 
 
 # Smaller weights ----------------------------------------------------------------------
@@ -278,12 +323,14 @@ def int8_weights(model):
     from coremltools.optimize import coreml as optimize
 
     with _quietly():
+        known = optimize.get_weights_metadata(model, SMALLEST_COMPRESSED)
         return optimize.linear_quantize_weights(
             model,
             optimize.OptimizationConfig(
                 optimize.OpLinearQuantizerConfig(
                     mode="linear_symmetric", weight_threshold=SMALLEST_COMPRESSED
-                )
+                ),
+                op_name_configs=dict.fromkeys(_other_constants(known)),
             ),
         )
 
@@ -306,10 +353,19 @@ def palette_weights(model, bits: int = 6):
                 optimize.OpPalettizerConfig(
                     mode="kmeans", nbits=bits, weight_threshold=SMALLEST_COMPRESSED
                 ),
-                op_name_configs=dict.fromkeys(depthwise),
+                op_name_configs=dict.fromkeys(depthwise + _other_constants(known)),
             ),
         )
 
 
 def _is_depthwise(weight: np.ndarray) -> bool:
     return weight.ndim == 4 and weight.shape[1] == 1
+
+
+def _other_constants(known: dict) -> list[str]:
+    """Returns the names of large constants that are no weights: anchors."""
+    return [
+        name
+        for name, found in known.items()
+        if not WEIGHED & {operation.op_type for operation in found.child_ops}
+    ]

@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from coremltools.proto import MIL_pb2, Model_pb2
+from coremltools.proto import MIL_pb2, Model_pb2, NonMaximumSuppression_pb2
+
+from tflite.coreml.suppression import CLASS_COUNT
 
 _TYPES = MIL_pb2.DataType
 DTYPES = {
@@ -68,14 +70,20 @@ class Program:
         opset: a key of `OPSET_IOS`, which is the iOS that has its operations.
         constants: arrays by name.
         operations: in their order, without those that are constants.
+        input: name of the value that it takes.
         outputs: names of the values that it returns.
+        suppression: of a detector, the `NonMaximumSuppression` that takes these.
+        classes: names of the detector's classes, if it has them.
     """
 
     description: Model_pb2.ModelDescription
     opset: str
     constants: dict[str, np.ndarray]
     operations: list[Operation]
+    input: str
     outputs: tuple[str, ...]
+    suppression: NonMaximumSuppression_pb2.NonMaximumSuppression | None = None
+    classes: tuple[str, ...] = ()
 
 
 def unpack_bits(packed, bits: int, count: int) -> np.ndarray:
@@ -166,9 +174,33 @@ def _read_specification(package: Path) -> tuple[Model_pb2.Model, Path]:
         specification.ParseFromString(file.read_bytes())
     except Exception as error:  # protobuf has kinds of its own
         raise ValueError(f"{package} is no Core ML package: {error}") from error
-    if specification.WhichOneof("Type") != "mlProgram":
-        raise ValueError(f"{package} holds no ML Program.")
     return specification, file.parent
+
+
+def _find_program(specification, package: Path):
+    """Returns the ML Program of a package, and what suppresses its boxes, or None."""
+    kinds = [specification.WhichOneof("Type")]
+    models = [specification]
+    if kinds == ["pipeline"]:
+        models = list(specification.pipeline.models)
+        kinds = [model.WhichOneof("Type") for model in models]
+    if kinds == ["mlProgram"]:
+        return models[0].mlProgram, None
+    if kinds == ["mlProgram", "nonMaximumSuppression"]:
+        return models[0].mlProgram, models[1].nonMaximumSuppression
+    raise ValueError(
+        f"{package} holds no ML Program. Expected one, or one and after it non-maximum "
+        f"suppression. Found: {', '.join(map(str, kinds))}."
+    )
+
+
+def _classes(specification, suppression) -> tuple[str, ...]:
+    """Returns the names of the classes, without those that only fill up."""
+    if suppression is None:
+        return ()
+    labels = suppression.stringClassLabels.vector
+    count = specification.description.metadata.userDefined.get(CLASS_COUNT)
+    return tuple(labels[: int(count)] if count else labels)
 
 
 def read_program(package) -> Program:
@@ -184,7 +216,9 @@ def read_program(package) -> Program:
         ValueError: if it is no such package, or its weights are damaged.
     """
     specification, folder = _read_specification(Path(package))
-    function = specification.mlProgram.functions["main"]
+    program, suppression = _find_program(specification, Path(package))
+    function = program.functions["main"]
+    (given,) = function.inputs
     block = function.block_specializations[function.opset]
     reader = _Reader(folder)
     operations = [reader.operation(spec) for spec in block.operations]
@@ -197,5 +231,8 @@ def read_program(package) -> Program:
             if operation.kind == "const"
         },
         operations=[o for o in operations if o.kind != "const"],
+        input=given.name,
         outputs=tuple(block.outputs),
+        suppression=suppression,
+        classes=_classes(specification, suppression),
     )

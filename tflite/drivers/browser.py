@@ -6,12 +6,10 @@ requests that name this very address.
 """
 
 import collections
-import hashlib
 import hmac
 import http.server
 import ipaddress
 import json
-import math
 import queue
 import re
 import secrets
@@ -23,17 +21,14 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
 
-import numpy as np
-
+from tflite.drivers.browser_files import read_file
 from tflite.drivers.browser_results import (
     ACCELERATORS,
-    MAX_OUTPUTS,
     MAX_RUNS,
     PageFile,
     parse_result,
 )
 from tflite.drivers.measurement import Measurement
-from train.litert import LiteRTModel, read_card
 
 WEB = Path(__file__).parents[1] / "web"
 RUNTIME = WEB / "node_modules/@litertjs"
@@ -79,60 +74,6 @@ def runtime_version() -> str:
             "checkout (`make web`)."
         )
     return json.loads(file.read_text())["version"]
-
-
-def test_pixels(shape) -> np.ndarray:
-    """Returns the picture that the page measures with, values in [0, 255]."""
-    index = np.arange(math.prod(shape), dtype=np.int64)
-    return ((31 * index**2 + 17 * index) % 256).reshape(shape).astype(np.float32)
-
-
-def _tensor(details: dict) -> dict:
-    scale, zero_point = details["quantization"]
-    return {
-        "shape": [int(side) for side in details["shape"]],
-        "dtype": np.dtype(details["dtype"]).name,
-        "scale": float(scale),
-        "zero_point": int(zero_point),
-    }
-
-
-def read_file(path: str, index: int) -> PageFile:
-    """Reads a `.tflite` and the card beside it, and runs it once.
-
-    Raises:
-        ValueError: if it is no classifier of one image.
-    """
-    content = Path(path).read_bytes()
-    model = LiteRTModel(path)
-    card = read_card(path)
-    if model.input["dtype"] not in (np.float32, np.int8, np.uint8):
-        raise ValueError(f"{path} takes {np.dtype(model.input['dtype']).name} images.")
-    if len(model.output["shape"]) != 2:
-        raise ValueError(
-            f"{path} returns {tuple(model.output['shape'].tolist())}. Expected a value "
-            "for each class: (1, classes)."
-        )
-    shape, largest = model.input_shape, card.get("input", {}).get("largest_value", 255)
-    if len(shape) != 4 or shape[0] != 1 or shape[-1] != 3:
-        raise ValueError(
-            f"{path} takes {shape}. Expected one RGB image: (1, height, width, 3)."
-        )
-    image = test_pixels(shape) * np.float32(largest / 255)
-    description = {
-        "name": Path(path).name,
-        "url": f"files/{index}.tflite",
-        "input": _tensor(model.input) | {"largest_value": largest},
-        "output": _tensor(model.output)
-        | {"name": card.get("output", {}).get("name", "logits")},
-        "labels": card.get("labels", []),
-        "crop": card.get("crop", 1.0),
-    }
-    outputs = model.predict(image).ravel()[:MAX_OUTPUTS]
-    if not np.all(np.isfinite(outputs)):
-        raise ValueError(f"{path} returns numbers that are not finite.")
-    fingerprint = hashlib.sha256(content).hexdigest()
-    return PageFile(path, fingerprint, content, description, outputs)
 
 
 def _routes(files: list[PageFile], config: dict) -> dict[str, Path | bytes]:
@@ -277,8 +218,8 @@ class PageServer(http.server.ThreadingHTTPServer):
         certificate, key: PEM files, for HTTPS.
 
     Raises:
-        ValueError: if LiteRT.js is not installed, a file is no classifier, the
-            certificate cannot be read, or it cannot listen there.
+        ValueError: if LiteRT.js is not installed, a file is no classifier and no
+            detector, the certificate cannot be read, or it cannot listen there.
     """
 
     daemon_threads = True

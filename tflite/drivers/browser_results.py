@@ -72,7 +72,9 @@ class PageFile:
         sha256: of its content.
         content: that is served, whatever becomes of the file.
         description: what the page is told of it.
-        outputs: LiteRT's for the test picture, as real values.
+        outputs: LiteRT's for the test picture, as real values: one output after the
+            other, every n-th value if there are many. Of a list of objects only the
+            scores: those that score alike may trade places.
     """
 
     path: str

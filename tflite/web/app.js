@@ -1,28 +1,8 @@
-// The page: measures every file on every accelerator, then names what a picture shows.
+// The page: measures every file on every accelerator, then looks at pictures.
 
-import {bestClasses, pixelsOf} from "./picture.js";
+import {closeModel, preparePictures} from "./look.js";
+import {$, element, inTurn, say} from "./page.js";
 import {allowedThreads, measure, Model, quantile, whyNot} from "./runtime.js";
-
-const CLASSES_SHOWN = 5;
-const $ = id => document.getElementById(id);
-
-function element(name, className, text = "") {
-  const made = document.createElement(name);
-  made.className = className;
-  made.textContent = text;
-  return made;
-}
-
-function say(where, text, isError = false) {
-  $(where).textContent = text;
-  $(where).classList.toggle("error", isError);
-}
-
-// One thing at a time: measuring would be disturbed by anything else.
-let last = Promise.resolve();
-function inTurn(work, where) {
-  last = last.then(work).catch(error => say(where, `${error.message ?? error}`, true));
-}
 
 async function describeDevice() {
   const hints = await navigator.userAgentData
@@ -155,69 +135,13 @@ async function measureEach(config) {
   }
 }
 
-let opened = null;  // the model that looks at pictures
-
-async function closeModel() {
-  opened?.close();
-  opened = null;
-}
-
-async function look(config, blob) {
-  const file = config.files[$("model").value];
-  if (opened?.file !== file) {
-    await closeModel();
-    say("picture-status", `Loading ${file.name} …`);
-    opened = await Model.open(file, "wasm", 1);
-  }
-  let pixels;
-  try {
-    pixels = await pixelsOf(blob, $("preview"), opened);
-  } catch {
-    throw new Error(`${blob.name} is no picture that this browser reads.`);
-  }
-  const input = opened.input(pixels);
-  const start = performance.now();
-  const values = await opened.run(input);
-  const milliseconds = (performance.now() - start).toFixed(1);
-  say("picture-status", `${milliseconds} ms on one CPU thread.`);
-  input.delete();
-  const best = bestClasses(opened, values, CLASSES_SHOWN);
-  $("classes").replaceChildren(...best.map(({name, probability}) => {
-    const item = element("li", "", `${name} ${(100 * probability).toFixed(1)} %`);
-    const bar = element("div", "bar"), body = element("span");
-    body.style.width = `${100 * probability}%`;
-    bar.append(body);
-    item.append(bar);
-    return item;
-  }));
-}
-
-function preparePictures(config) {
-  config.files.forEach((file, index) => {
-    const option = element("option", "", file.name);
-    option.value = index;
-    $("model").append(option);
-  });
-  let blob = null;
-  const again = () => blob && inTurn(() => look(config, blob), "picture-status");
-  for (const name of ["camera", "file"]) {
-    $(name).addEventListener("change", event => {
-      blob = event.target.files[0] ?? blob;
-      event.target.value = "";  // so that the same file can be chosen again
-      again();
-    });
-  }
-  $("model").addEventListener("change", again);
-  $("picture").hidden = false;
-}
-
 async function start() {
   const config = await (await ask("config.json")).json();
   const device = await describeDevice();
   $("device").textContent =
     [device.model, device.platform || device.system, device.gpu]
       .filter(Boolean).join(", ") + `, LiteRT.js ${config.runtime_version}`;
-  preparePictures(config);
+  preparePictures(config.files);
   $("again").addEventListener("click", () => inTurn(() => measureAll(config), "status"));
   await measureAll(config);
 }

@@ -1,23 +1,23 @@
-// Pictures in, class names out.
+// Pictures in, pixels out.
 
-// Draws the middle of a picture as the model sees it, and returns its pixels.
-export async function pixelsOf(blob, canvas, model) {
-  const [, height, width] = model.file.input.shape;
-  const bitmap = await createImageBitmap(blob);
-  const side = Math.max(width / bitmap.width, height / bitmap.height);
-  const scale = side / model.file.crop;
+export async function openPicture(blob) {
+  try {
+    return await createImageBitmap(blob);
+  } catch {
+    throw new Error(`${blob.name} is no picture that this browser reads.`);
+  }
+}
+
+// Makes a canvas empty, of a new size, and ready to be drawn on.
+export function contextOf(canvas, width, height) {
   canvas.width = width;
   canvas.height = height;
   const context = canvas.getContext("2d", {willReadFrequently: true});
   context.imageSmoothingQuality = "high";
-  context.drawImage(
-    bitmap,
-    (width - bitmap.width * scale) / 2,
-    (height - bitmap.height * scale) / 2,
-    bitmap.width * scale,
-    bitmap.height * scale,
-  );
-  bitmap.close();
+  return context;
+}
+
+function rgbOf(context, width, height) {
   const rgba = context.getImageData(0, 0, width, height).data;
   return Float32Array.from(
     {length: width * height * 3},
@@ -25,20 +25,27 @@ export async function pixelsOf(blob, canvas, model) {
   );
 }
 
-function softmax(logits) {
-  const largest = logits.reduce((a, b) => Math.max(a, b));
-  const powers = logits.map(logit => Math.exp(logit - largest));
-  const sum = powers.reduce((a, b) => a + b);
-  return powers.map(power => power / sum);
+// Draws the middle of a picture as a classifier sees it, and returns its pixels.
+export function middleOf(bitmap, canvas, file) {
+  const [, height, width] = file.input.shape;
+  const side = Math.max(width / bitmap.width, height / bitmap.height);
+  const scale = side / file.crop;
+  const context = contextOf(canvas, width, height);
+  canvas.style.width = "";  // that of the style sheet, whatever was shown before
+  context.drawImage(
+    bitmap,
+    (width - bitmap.width * scale) / 2,
+    (height - bitmap.height * scale) / 2,
+    bitmap.width * scale,
+    bitmap.height * scale,
+  );
+  return rgbOf(context, width, height);
 }
 
-// The best classes, [{name, probability}], best first.
-export function bestClasses(model, values, count) {
-  const outputs = model.dequantize(values);
-  const {labels, output} = model.file;
-  const probabilities = output.name === "probabilities" ? outputs : softmax(outputs);
-  return probabilities
-    .map((probability, i) => ({name: labels[i] ?? `class ${i}`, probability}))
-    .sort((a, b) => b.probability - a.probability)
-    .slice(0, count);
+// The pixels of a whole picture, whatever its aspect, in a detector's square.
+export function wholeOf(bitmap, file) {
+  const [, height, width] = file.input.shape;
+  const context = contextOf(new OffscreenCanvas(width, height), width, height);
+  context.drawImage(bitmap, 0, 0, width, height);
+  return rgbOf(context, width, height);
 }

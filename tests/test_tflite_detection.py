@@ -1,0 +1,218 @@
+"""Detectors as files: the same boxes as Keras's, suppressed inside or outside."""
+
+import dataclasses
+import functools
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_mobilevit import SSDLite
+from keras_mobilevit.detection import non_max_suppression
+from tests.networks import build_detector
+from tests.test_keras_mobilevit_boxes import random_boxes
+from tests.test_tflite_rewrites import randomized
+from tflite import conversion, convert_flags, detection, gpu, models, opcheck
+from tflite.images import load_images
+from tflite.tasks import task_of
+from train import box_sources
+from train.config import make_config
+from train.detection import DETECTION
+from train.litert import LiteRTModel
+
+SIZE, CLASSES = 64, 10
+# Random weights give some maps ranges that no trained network has.
+RANDOM = ("outside", "psnr", "agreement", "accuracy")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_scenes():
+    """Takes a few of the digits' scenes, which are made in a second."""
+    patch = pytest.MonkeyPatch()
+    few = functools.partial(box_sources.digits_source, {"train": 16, "validation": 12})
+    patch.setattr(box_sources, "digits_source", few)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    source = dataclasses.make_dataclass("Source", ["class_names"])(range(CLASSES))
+    return randomized(build_detector(None, source), 1)
+
+
+@pytest.fixture(scope="module")
+def validation():
+    return load_images(DETECTION, "digits", "validation", 0, SIZE, 1.0)
+
+
+def converted(model, validation, folder, nms="none", file_format="fp32", allowed=()):
+    """Converts a detector; returns its card."""
+    task = detection.BY_NMS[nms]
+    images = validation.images.astype(np.float32)
+    reference = conversion.make_reference(model, validation, task=task)
+    prepared = conversion.prepare(model, SIZE, True, lambda: images, None, task=task)
+    path = folder / "model.tflite"
+    return conversion.convert(prepared, file_format, [reference], path, {}, allowed)
+
+
+def test_boxes_and_scores_of_every_anchor(model, validation, tmp_path):
+    card = converted(model, validation, tmp_path)
+    assert json.loads((tmp_path / "model.json").read_text()) == card
+    assert card["task"] == "detection" and card["nms"]["where"] == "outside"
+    anchors = 6 * (16 + 4 + 1 + 1 + 1) + 4  # of the maps of 64 pixels
+    shapes = {output["name"]: output["shape"] for output in card["outputs"]}
+    assert shapes == {"boxes": [1, anchors, 4], "scores": [1, anchors, CLASSES]}
+    assert card["parity"]["max_abs"] <= 1e-4 and card["parity"]["agreement"] == 1
+    assert card["xnnpack"] == {"partitions": 1, "ops_outside": {}}
+    assert card["max_rank"] == 4
+    accuracy = card["accuracy"]
+    assert accuracy["AP"] == pytest.approx(accuracy["keras_AP"], abs=0.2)  # of ties
+
+
+def test_suppression_inside_finds_what_keras_finds(model, validation, tmp_path):
+    card = converted(model, validation, tmp_path, "builtin")
+    assert card["nms"]["where"] == "inside"
+    assert card["ops"]["NON_MAX_SUPPRESSION_V4"] == 1 and card["foreign_ops"] == []
+    assert card["parity"]["agreement"] == 1 and card["parity"]["max_abs"] <= 1e-4
+    outputs = LiteRTModel(tmp_path / "model.tflite").predict(
+        validation.images.astype(np.float32)
+    )
+    reference = conversion.make_reference(
+        model, validation, task=detection.SUPPRESSED
+    ).outputs
+    assert (reference["classes"] >= 0).sum() > 100
+    # Of equally good ones the order may differ.
+    np.testing.assert_allclose(outputs["scores"], reference["scores"], atol=1e-4)
+    differences, part = detection.agreement(reference, outputs)
+    assert part == 1 and differences.max() <= 1e-4
+
+
+suppress, expected_of = (
+    tf.function(function, autograph=False)
+    for function in (detection.suppress, non_max_suppression)
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([1, 20]))
+def test_one_suppression_does_for_all_classes(seed, classes):
+    random = np.random.default_rng(seed)
+    boxes = tf.constant(random_boxes(random, 60)[None], tf.float32)
+    scores = tf.constant(random.uniform(0, 1, (1, 60, classes)) ** 6, tf.float32)
+    found, expected = suppress(boxes, scores), expected_of(boxes, scores)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-6)
+
+
+@pytest.mark.parametrize("file_format", ["fp16", "dynamic", "int8-mixed"])
+def test_smaller_formats(model, validation, file_format, tmp_path):
+    card = converted(model, validation, tmp_path, "none", file_format, RANDOM)
+    assert [output["dtype"] for output in card["outputs"]] == ["float32"] * 2
+    if file_format == "int8-mixed":  # what leaves the heads is not rounded
+        assert card["float_ops"]["CONV_2D"] == 6
+        assert "CONCATENATION" in card["float_ops"]
+
+
+def test_objects_are_found_again_by_class_and_box():
+    boxes = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0, 0.5, 0.4, 1]])
+    reference = {
+        "boxes": boxes[None],
+        "scores": np.array([[0.9, 0.8, 0.01]]),  # the last is too little to count
+        "classes": np.array([[0, 1, 1]]),
+    }
+    same, part = detection.agreement(reference, reference)
+    assert same.tolist() == [0, 0] and part == 1
+    other = reference | {"classes": np.array([[0, 2, 1]]), "scores": np.ones((1, 3))}
+    differences, part = detection.agreement(reference, other)
+    assert differences.tolist() == pytest.approx([0.1]) and part == 0.5
+    nothing = {name: values[:, :0] for name, values in reference.items()}
+    assert detection.agreement(reference, nothing)[1] == 0
+    assert detection.agreement(nothing, reference)[1] == 1
+
+
+def test_a_file_is_evaluated_by_cocos_rules(model, validation, tmp_path):
+    reports = {}
+    source = DETECTION.load_source("digits")
+    for nms in detection.BY_NMS:
+        card = converted(model, validation, tmp_path, nms)
+        path = str(tmp_path / "model.tflite")
+        config = make_config(task="detection", weights=path)
+        *_, total, others, at = DETECTION.report(config, source).splitlines()
+        reports[nms] = total
+        assert at == "at 64x64 pixels, in percent, by COCO's rules"
+        assert float(total.split()[1]) == pytest.approx(
+            card["accuracy"]["AP"], abs=0.006
+        )
+    assert reports["none"] == reports["builtin"]
+
+
+def test_files_of_something_else_are_refused(tflite_file):
+    config = make_config(task="detection", weights=str(tflite_file))
+    with pytest.raises(ValueError, match="returns probabilities. Expected a detector"):
+        DETECTION.report(config, DETECTION.load_source("digits"))
+
+
+@dataclasses.dataclass
+class Flags:
+    nms: str | None = None
+    formats: tuple = ("fp32",)
+    check_gpu: bool = False
+    crop: float | None = None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (Flags(formats=("int8", "fp32")), "There is no int8 of this model.*int8-mixed"),
+        (Flags(nms="builtin", formats=("coreml",)), "--nms is for .tflite files"),
+        (Flags(nms="builtin", check_gpu=True), "before suppression.*--nms=none"),
+        (Flags(crop=0.9), "sees the whole image: leave --crop away"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(model, flags, message):
+    with pytest.raises(ValueError, match=message):
+        convert_flags.task_from_flags(flags, model)
+
+
+def test_suppression_is_for_detectors(model):
+    classifier = models.load_model("mobilevit_xxs")
+    with pytest.raises(ValueError, match="--nms is for detectors"):
+        convert_flags.task_from_flags(Flags(nms="none"), classifier)
+    assert convert_flags.task_from_flags(Flags(), classifier).name == "classification"
+    assert convert_flags.task_from_flags(Flags(), model) is detection.RAW
+
+
+@pytest.mark.skipif(not gpu.find_driver(), reason="apt install chromium libvulkan1")
+def test_the_gpu_takes_all_before_suppression(model, validation, tmp_path):
+    converted(model, validation, tmp_path)
+    verdict = gpu.check_gpu(
+        tmp_path / "model.tflite", validation.images[:1].astype(np.float32)
+    )
+    assert verdict.fully_accelerated, verdict.error
+    assert verdict.max_abs <= 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nms", detection.BY_NMS)
+def test_the_real_detector(nms, tmp_path):
+    model = randomized(SSDLite("mobilevit_xxs", weights=None), 1)
+    task = task_of(model, nms)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 320, 320, 3))
+    images = images.astype(np.float32)
+    prepared = conversion.prepare(model, 320, True, None, None, task=task)
+    path = tmp_path / "model.tflite"
+    path.write_bytes(prepared.float32)
+    assert opcheck.max_rank(path) == 4
+    litert = LiteRTModel(path)
+    if nms == "none":
+        assert (litert.xnnpack_partitions(), litert.ops_outside_xnnpack()) == (1, {})
+    run = conversion._as_list(model)
+    expected = task.reference(model, 320)(run(images))
+    for name, values in litert.predict(images).items():
+        np.testing.assert_allclose(values, expected[name], atol=1e-4)

@@ -1,0 +1,184 @@
+"""The flags of `tflite/convert.py`, and what is refused of them before any work."""
+
+import tempfile
+from pathlib import Path
+
+import keras
+from absl import flags
+
+from keras_mobilevit import classifier, ssdlite
+from keras_mobilevit.configs import MIN_SIZE
+from tflite import card as cards
+from tflite import gpu
+from tflite.baselines import BASELINES
+from tflite.coreml import options as coreml_options
+from tflite.file_types import COREML, TFLITE
+from tflite.formats import FORMATS
+from tflite.models import DETECTOR
+from tflite.task import Task
+from tflite.tasks import BY_NMS, task_of
+from train.config import load_config
+
+
+def define_flags() -> None:
+    flags.DEFINE_string(
+        "model",
+        None,
+        "mobilevit_xxs, mobilevit_xs, mobilevit_s, one of them as a detector "
+        f"({DETECTOR}mobilevit_s), a .keras file, or with --size=224 one of "
+        f"{', '.join(BASELINES)}.",
+    )
+    flags.DEFINE_string(
+        "weights",
+        "none",
+        "For a named model: none (random), imagenet, coco (of a detector), or a path.",
+    )
+    flags.DEFINE_enum(
+        "nms",
+        None,
+        list(BY_NMS),
+        "Of a detector's .tflite: none returns the box and the scores of every anchor, "
+        "for a suppression of your own; builtin returns what is on the image, with "
+        "TFLite's own non-maximum suppression inside, which runs on the CPU. Default: "
+        "none.",
+    )
+    flags.DEFINE_integer(
+        "size",
+        None,
+        "Side of the input image in pixels. By default the first of --sizes, or that "
+        "of the training's evaluation, if config.json is beside a .keras file, else "
+        f"{classifier.DEFAULT_SIZE}, or {ssdlite.DEFAULT_SIZE} of a detector.",
+    )
+    flags.DEFINE_list("formats", ["fp32"], f"One or more of: {', '.join(FORMATS)}.")
+    flags.DEFINE_string("output_dir", None, "Where the files go; made if missing.")
+    flags.DEFINE_string(
+        "data",
+        None,
+        "Validation images for parity and accuracy, as --data of train/main.py. By "
+        "default what a .keras file was trained on, if config.json is beside it, else "
+        "digits.",
+    )
+    flags.DEFINE_integer(
+        "eval_images",
+        200,
+        "About how many, from all over the split; 0 for all (held in memory).",
+    )
+    flags.DEFINE_string(
+        "calibration",
+        None,
+        "Training images that set the ranges of the int8 formats, as --data. By "
+        "default --data.",
+    )
+    flags.DEFINE_integer("calibration_images", 200, "About how many; 0 for all.")
+    flags.DEFINE_integer(
+        "qat_epochs", 2, "Epochs of int8-qat's training on --data.", lower_bound=1
+    )
+    flags.DEFINE_float(
+        "qat_learning_rate", 1e-5, "Its learning rate at the start.", lower_bound=0
+    )
+    flags.DEFINE_integer("qat_batch_size", 32, "Its batch.", lower_bound=1)
+    flags.DEFINE_float(
+        "crop",
+        None,
+        "Part of their short side that is used, in (0, 1]. By default as at the "
+        "training's evaluation, else 1. A detector sees the whole image.",
+    )
+    flags.DEFINE_list(
+        "allow", [], f"Limits that may be missed: {', '.join(cards.CHECKS)}."
+    )
+    flags.DEFINE_bool(
+        "no_rewrite", False, "Convert the model as it is, with any layers."
+    )
+    flags.DEFINE_bool(
+        "check_gpu",
+        False,
+        "Run the files on LiteRT's GPU accelerator too: any GPU, or SwiftShader "
+        "(apt install chromium libvulkan1).",
+    )
+    coreml_options.define_flags()
+    flags.mark_flags_as_required(["model", "output_dir"])
+
+
+def config_file(model: str) -> Path | None:
+    """Returns the configuration that a training left beside a `.keras` file."""
+    file = Path(model).with_name("config.json")
+    return file if model.endswith(".keras") and file.exists() else None
+
+
+def _default_size(model: str) -> int:
+    file = config_file(model)
+    if file:
+        return load_config(file).eval_size
+    of = ssdlite if model.startswith(DETECTOR) else classifier
+    return of.DEFAULT_SIZE
+
+
+def _check_names(flag: str, names: list[str], known) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(
+            f"Unknown {flag}: {', '.join(unknown)}. Expected some of: "
+            f"{', '.join(known)}."
+        )
+
+
+def file_types(args) -> set:
+    """Returns the kinds of files that the formats are written as."""
+    return {FORMATS[name].file_type for name in args.formats}
+
+
+def check_flags() -> Path:
+    """Refuses flags that cannot work; returns the folder of the files, made if new."""
+    args = flags.FLAGS
+    if not args.formats:
+        raise ValueError(f"--formats needs one or more of: {', '.join(FORMATS)}.")
+    _check_names("formats", args.formats, FORMATS)
+    _check_names("limits in --allow", args.allow, cards.CHECKS)
+    coreml_options.check_flags(args, COREML in file_types(args))
+    if args.size is None:
+        args.size = int(args.sizes[0]) if args.sizes else _default_size(args.model)
+    if args.size < MIN_SIZE:
+        raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
+    if args.crop is not None and not 0 < args.crop <= 1:
+        raise ValueError(f"--crop must be in (0, 1]. Received: {args.crop}.")
+    for name in ("eval_images", "calibration_images"):
+        if args[name].value < 0:
+            raise ValueError(f"--{name} must not be negative.")
+    if args.check_gpu and TFLITE not in file_types(args):
+        raise ValueError("--check_gpu is for .tflite files: leave it away.")
+    if args.check_gpu:
+        gpu.require_driver()
+    folder = Path(args.output_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"Cannot write into --output_dir: {error}.") from error
+    return folder
+
+
+def task_from_flags(args, model: keras.Model) -> Task:
+    """Returns what the model is for, and refuses flags of another task."""
+    is_detector = ssdlite.is_detector(model)
+    if args.nms and not is_detector:
+        raise ValueError("--nms is for detectors: leave it away.")
+    if args.nms and TFLITE not in file_types(args):
+        raise ValueError(
+            "--nms is for .tflite files: a Core ML package has its own suppression, "
+            "unless --raw_outputs leaves it away."
+        )
+    task = task_of(model, args.nms or "none")
+    missing = [name for name in args.formats if name not in task.formats]
+    if missing:
+        raise ValueError(
+            f"There is no {', '.join(missing)} of this model. Expected some of: "
+            f"{', '.join(task.formats)}."
+        )
+    if args.check_gpu and args.nms == "builtin":
+        raise ValueError(
+            "--check_gpu is for the part before suppression: give it --nms=none."
+        )
+    if is_detector and args.crop is not None:
+        raise ValueError("A detector sees the whole image: leave --crop away.")
+    return task

@@ -1,0 +1,48 @@
+"""What a network is for, as a value: what its file returns, and how good that is."""
+
+import dataclasses
+from collections.abc import Callable
+
+from train.task import Task as TrainingTask
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is converted, beside the network itself.
+
+    Attributes:
+        name: of the task.
+        training: the same task as it is trained; its sources and examples are used.
+        num_classes: from a model to the number of its classes.
+        finish: from a model and the side of its images to a traceable function, from
+            the network's outputs for one image to what a `.tflite` returns,
+            `{name: tensor}`.
+        reference: the same of what Keras returns, for a batch of images.
+        meanings: of the outputs, by their names.
+        compare: from reference and outputs, `{name: [images, ...]}`, to how far they
+            are from each other; has at least `max_abs`, `mean_abs`,
+            `max_abs_reference` and `psnr_db`.
+        metric: name of the accuracy.
+        score: from validation images and their outputs to it, in percent.
+        tolerance: points of it that chance may take, by the number of images.
+        formats: those that there are for it.
+        limits: of its files, in place of a format's; `None` lifts one.
+        float_scopes: patterns of what stays in floats in files of 8 bits: names of
+            nodes, or of what `finish` adds.
+        facts: more entries of a `.tflite` file's card.
+    """
+
+    name: str
+    training: TrainingTask
+    num_classes: Callable
+    finish: Callable
+    reference: Callable
+    meanings: dict[str, str]
+    compare: Callable
+    metric: str
+    score: Callable
+    tolerance: Callable[[int], float]
+    formats: tuple[str, ...]
+    limits: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    float_scopes: tuple[str, ...] = ()
+    facts: dict = dataclasses.field(default_factory=dict)
