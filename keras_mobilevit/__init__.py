@@ -3,6 +3,7 @@
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.classifier import MobileViT_S, MobileViT_XS, MobileViT_XXS
 from keras_mobilevit.configs import VARIANTS
+from keras_mobilevit.deeplab import DeepLabV3
 from keras_mobilevit.detection import detect
 from keras_mobilevit.preprocessing import decode_predictions, preprocess_input
 from keras_mobilevit.ssdlite import SSDLite
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "VARIANTS",
+    "DeepLabV3",
     "MobileViT_S",
     "MobileViT_XS",
     "MobileViT_XXS",

@@ -5,9 +5,11 @@ Examples:
   python -m keras_mobilevit predict photo.jpg --model=mobilevit_s
   python -m keras_mobilevit predict photo.jpg --weights=runs/photos/best.keras
   python -m keras_mobilevit predict photo.jpg --model=ssdlite_mobilevit_s
+  python -m keras_mobilevit predict photo.jpg --model=deeplabv3_mobilevit_s
 
 A classifier's best classes are printed. A detector's boxes are printed and drawn into
-photo_boxes.png, beside the picture or in --output.
+photo_boxes.png, beside the picture or in --output. A segmenter's classes are printed
+with their share of the pixels, and coloured in photo_classes.png.
 """
 
 import argparse
@@ -18,23 +20,26 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_mobilevit import classifier, coco_names, ssdlite
+from keras_mobilevit import classifier, coco_names, deeplab, ssdlite, voc_names
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.classifier import build_classifier, returns_probabilities
 from keras_mobilevit.configs import MIN_SIZE, VARIANTS, get_config
+from keras_mobilevit.deeplab import DeepLabV3, is_segmenter, without_auxiliary
 from keras_mobilevit.detection import detect
-from keras_mobilevit.drawing import draw_boxes
+from keras_mobilevit.drawing import BACKGROUND, add_legend, draw_boxes, draw_classes
 from keras_mobilevit.files import whole_file
 from keras_mobilevit.preprocessing import (
     decode_predictions,
     largest_value,
     resize_and_center_crop,
 )
+from keras_mobilevit.segmentation import class_map
 from keras_mobilevit.ssdlite import SSDLite, is_detector
 from keras_mobilevit.weights import load_model_file
 
 TOP = 5
-DETECTOR = "ssdlite_"  # before the name of a backbone
+DETECTOR, SEGMENTER = "ssdlite_", "deeplabv3_"  # before the name of a backbone
+PUBLISHED = ("imagenet", "coco", "voc")  # weights that have no labels beside them
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -45,21 +50,24 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="predict")
     predict = commands.add_parser(
-        "predict", help=f"print the {TOP} best classes, or draw the objects found"
+        "predict",
+        help=f"print the {TOP} best classes, or draw the objects or regions found",
     )
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="an image file")
-    names = [*VARIANTS, *(DETECTOR + name for name in VARIANTS)]
+    names = [kind + name for kind in ("", DETECTOR, SEGMENTER) for name in VARIANTS]
     predict.add_argument("--model", default="mobilevit_s", help=", ".join(names))
     predict.add_argument(
         "--weights",
-        help="imagenet (of a classifier), coco (of a detector), or a file: .keras (a "
-        "whole model), .safetensors, .pt or .weights.h5 (of --model)",
+        help="imagenet (of a classifier), coco (of a detector), voc (of a segmenter), "
+        "or a file: .keras (a whole model), .safetensors, .pt or .weights.h5 (of "
+        "--model)",
     )
     predict.add_argument(
         "--size",
         type=int,
         help="side in pixels; by default the model's own, or "
-        f"{classifier.DEFAULT_SIZE}, or {ssdlite.DEFAULT_SIZE} of a detector",
+        f"{classifier.DEFAULT_SIZE}, {ssdlite.DEFAULT_SIZE} of a detector, "
+        f"{deeplab.DEFAULT_SIZE} of a segmenter",
     )
     predict.add_argument(
         "--score",
@@ -68,12 +76,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="a detector's boxes that score less are left out",
     )
     predict.add_argument(
-        "--output", help="folder of the pictures with boxes; by default the image's"
+        "--output", help="folder of the pictures drawn; by default the image's"
     )
     predict.add_argument(
         "--labels",
         help="text file of one class name a line; by default labels.txt beside "
-        "--weights, else the 1,000 names of ImageNet or the 80 of COCO",
+        "--weights, else the 1,000 names of ImageNet, the 80 of COCO, the 21 of VOC",
     )
     return parser
 
@@ -102,7 +110,7 @@ def _labels(args) -> list[str] | None:
     if args.labels:
         return Path(args.labels).read_text().splitlines()
     beside = Path(args.weights or ".").parent / "labels.txt"
-    if args.weights not in ("imagenet", "coco") and beside.exists():
+    if args.weights not in PUBLISHED and beside.exists():
         return beside.read_text().splitlines()
     return None
 
@@ -115,6 +123,13 @@ def load_model(args, labels: list[str] | None) -> keras.Model:
         return SSDLite(
             args.model.removeprefix(DETECTOR),
             classes=len(labels or coco_names.COCO_NAMES),
+            weights=args.weights,
+            input_shape=(None, None, 3),
+        )
+    if args.model.startswith(SEGMENTER):
+        return DeepLabV3(
+            args.model.removeprefix(SEGMENTER),
+            classes=len(labels or voc_names.VOC_NAMES),
             weights=args.weights,
             input_shape=(None, None, 3),
         )
@@ -172,7 +187,7 @@ def print_classes(model: keras.Model, args, labels: list[str] | None) -> None:
     """Prints the best classes of each image."""
     if len(model.output_shape) != 2:
         raise ValueError(
-            f"{args.weights} is neither a classifier nor a detector: its output has "
+            f"{args.weights} is no classifier, detector or segmenter: its output has "
             f"the shape {model.output_shape}. Expected (None, classes)."
         )
     size = _side(model, args, classifier.DEFAULT_SIZE)
@@ -189,30 +204,66 @@ def draw_objects(model: keras.Model, args, labels: list[str] | None) -> None:
     """Prints the objects of each image, and draws them into a PNG."""
     size = _side(model, args, ssdlite.DEFAULT_SIZE)
     classes = model.output["logits"].shape[-1] - 1
-    if labels is None and classes == len(coco_names.COCO_NAMES):
-        labels = coco_names.COCO_NAMES
-    labels = labels or [f"class {i}" for i in range(classes)]
-    if len(labels) != classes:
-        raise ValueError(f"There are {len(labels)} class names for {classes} classes.")
+    labels = _class_names(labels, classes, coco_names.COCO_NAMES)
     anchors = anchor_boxes(size, size)
     scale = largest_value(model) / 255
     for path in args.images:
         image = load_image(path)
-        resized = keras.ops.image.resize(image[None], (size, size), antialias=True)
-        outputs = model.predict(keras.ops.convert_to_numpy(resized) * scale, verbose=0)
+        outputs = model.predict(_squeezed(image, size) * scale, verbose=0)
         found = detect(outputs, anchors, score_threshold=args.score)
         found = {name: keras.ops.convert_to_numpy(x)[0] for name, x in found.items()}
         found = {name: x[found["classes"] >= 0] for name, x in found.items()}
         drawn = draw_boxes(image, **found, labels=labels)
-        folder = Path(args.output) if args.output else Path(path).parent
-        file = folder / f"{Path(path).stem}_boxes.png"
-        with whole_file(file) as temporary:
-            keras.utils.save_img(temporary, drawn, scale=False)
+        file = _save_picture(drawn, path, "boxes", args)
         print(f"{path}: {len(found['boxes'])} objects, drawn in {file}")
         height, width = image.shape[:2]
         for box, score, label in zip(found["boxes"], found["scores"], found["classes"]):
             corners = np.round(box * [width, height, width, height]).astype(int)
             print(f"  {100 * score:5.1f} %  {labels[label]}  {corners.tolist()}")
+
+
+def color_classes(model: keras.Model, args, labels: list[str] | None) -> None:
+    """Prints the classes on each image, and colours them in a PNG."""
+    size = _side(model, args, deeplab.DEFAULT_SIZE)
+    model = without_auxiliary(model)
+    labels = _class_names(labels, model.output_shape[-1], voc_names.VOC_NAMES)
+    scale = largest_value(model) / 255
+    for path in args.images:
+        image = load_image(path)
+        logits = model.predict(_squeezed(image, size) * scale, verbose=0)[0]
+        classes = class_map(logits, *image.shape[:2])
+        shares = np.bincount(classes.ravel(), minlength=len(labels)) / classes.size
+        present = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
+        legend = {i: labels[i] for i in present if labels[i] != BACKGROUND}
+        drawn = add_legend(draw_classes(image, classes, labels), legend)
+        file = _save_picture(drawn, path, "classes", args)
+        print(f"{path}: {len(present)} classes, drawn in {file}")
+        for label in present:
+            print(f"  {100 * shares[label]:5.1f} %  {labels[label]}")
+
+
+def _class_names(labels, classes: int, published: tuple[str, ...]) -> list[str]:
+    """Returns the names given, else the published ones, else numbers."""
+    if labels is None and classes == len(published):
+        return list(published)
+    labels = labels or [f"class {i}" for i in range(classes)]
+    if len(labels) != classes:
+        raise ValueError(f"There are {len(labels)} class names for {classes} classes.")
+    return labels
+
+
+def _squeezed(image: np.ndarray, size: int) -> np.ndarray:
+    """Resizes a whole image to a square: `[1, size, size, 3]`."""
+    resized = keras.ops.image.resize(image[None], (size, size), antialias=True)
+    return keras.ops.convert_to_numpy(resized)
+
+
+def _save_picture(drawn: np.ndarray, path: str, ending: str, args) -> Path:
+    folder = Path(args.output) if args.output else Path(path).parent
+    file = folder / f"{Path(path).stem}_{ending}.png"
+    with whole_file(file) as temporary:
+        keras.utils.save_img(temporary, drawn, scale=False)
+    return file
 
 
 def _side(model: keras.Model, args, default: int) -> int:
@@ -224,11 +275,16 @@ def _side(model: keras.Model, args, default: int) -> int:
 
 def predict(args) -> None:
     if args.weights is None:
-        args.weights = "coco" if args.model.startswith(DETECTOR) else "imagenet"
+        kind = args.model.partition("mobilevit")[0]
+        args.weights = {DETECTOR: "coco", SEGMENTER: "voc"}.get(kind, "imagenet")
     labels = _labels(args)
     model = load_model(args, labels)
-    show = draw_objects if is_detector(model) else print_classes
-    show(model, args, labels)
+    if is_detector(model):
+        draw_objects(model, args, labels)
+    elif is_segmenter(model):
+        color_classes(model, args, labels)
+    else:
+        print_classes(model, args, labels)
 
 
 def main() -> None:

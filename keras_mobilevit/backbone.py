@@ -8,17 +8,21 @@ from keras_mobilevit.configs import (
 )
 from keras_mobilevit.layers import conv_bn_act, inverted_residual, mobilevit_block
 
+LAST_STRIDE = 32  # of the last feature map, unless less is asked for
 
-def feature_maps(x, config: ModelConfig) -> dict:
+
+def feature_maps(x, config: ModelConfig, output_stride: int = LAST_STRIDE) -> dict:
     """Applies the stem and the five stages to an image tensor.
 
     Args:
         x: images `[batch, height, width, channels]`, values in [0, 1], RGB.
         config: the variant.
+        output_stride: 8, 16 or 32; the stages beyond keep the size of their input.
 
     Returns:
-        The outputs of stages 1 to 5 as `"P1"` to `"P5"`, where `"Pn"` has stride
-        `2**n`: `[batch, ceil(height / 2**n), ceil(width / 2**n), channels]`.
+        The outputs of stages 1 to 5 as `"P1"` to `"P5"`, where `"Pn"` has the stride
+        `s = min(2**n, output_stride)`: `[batch, ceil(height / s), ceil(width / s),
+        channels]`.
     """
     c1, c2, *block_channels = config.stage_channels
     expansion = config.expansion
@@ -32,8 +36,15 @@ def feature_maps(x, config: ModelConfig) -> dict:
     maps["P2"] = x = inverted_residual(x, c2, expansion, "stage2_mv2")
 
     rows = zip(block_channels, config.transformer_dims, TRANSFORMER_DEPTHS)
+    stride, dilation = 4, 1
     for stage, (channels, dim, depth) in enumerate(rows, start=3):
-        x = inverted_residual(x, channels, expansion, f"stage{stage}_mv0", strides=2)
+        strides = 2 if stride < output_stride else 1
+        x = inverted_residual(
+            x, channels, expansion, f"stage{stage}_mv0", strides, dilation
+        )
+        # The published networks make up for a stride that they leave out in the stages
+        # after it, not in its own: nothing is dilated at stride 16.
+        stride, dilation = stride * strides, dilation * 2 // strides
         maps[f"P{stage}"] = x = mobilevit_block(
             x, dim, depth, NUM_HEADS, PATCH_SIZE, config.dropout, f"stage{stage}_vit"
         )

@@ -39,7 +39,8 @@ def non_max_suppression(
     """Keeps the best of boxes that overlap, class by class.
 
     The best box of all is taken, then those of its class that overlap it are dropped,
-    and so on: shapes are static, so that this compiles with XLA.
+    and so on: shapes are static, so that this compiles with XLA. A box without area,
+    as clipping leaves of one beyond the image, is none.
 
     Args:
         boxes: corners `[batch, anchors, 4]`.
@@ -57,6 +58,7 @@ def non_max_suppression(
     """
     classes = scores.shape[-1]
     candidates = min(candidates, scores.shape[1])
+    scores = ops.where((box_math.area(boxes) > 0)[..., None], scores, 0.0)
     # [batch, classes, candidates] and [batch, classes, candidates, 4]
     scores, indices = ops.top_k(ops.transpose(scores, (0, 2, 1)), candidates)
     scores = ops.where(scores > score_threshold, scores, 0.0)

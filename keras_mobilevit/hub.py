@@ -1,8 +1,9 @@
 """The published weights: where they are, and the way here.
 
-Classifiers are on the Hugging Face Hub: `huggingface_hub` keeps the cache (`HF_HOME`),
-downloads into a temporary file, takes up a connection that broke (within one call; a
-process that was killed starts anew), and honours `HF_ENDPOINT` and `HF_HUB_OFFLINE`.
+Classifiers and segmenters are on the Hugging Face Hub: `huggingface_hub` keeps the
+cache (`HF_HOME`), downloads into a temporary file, takes up a connection that broke
+(within one call; a process that was killed starts anew), and honours `HF_ENDPOINT` and
+`HF_HUB_OFFLINE`.
 Detectors are on Apple's server alone, and are kept in `$KERAS_HOME/models`, by default
 `~/.keras/models`.
 """
@@ -27,7 +28,8 @@ class HubFile:
     Attributes:
         repository: on the Hub.
         revision: a full commit, which pins the content and lets a cached file be
-            found without a request; or a branch, where `sha256` pins the content.
+            found without a request; or a branch, where `sha256` pins the content if
+            it is known.
         sha256: of the file, where it is known beforehand.
     """
 
@@ -48,6 +50,20 @@ IMAGENET = {
         "timm/mobilevit_s.cvnets_in1k",
         "main",
         "87f5585cb61814a5e18920d556772ed9c3af6c9ad72b6cf798c654021c306f81",
+    ),
+}
+
+# DeepLabv3 on PASCAL VOC 2012, 21 classes, as transformers names it. Apple's licence.
+VOC = {
+    # The safetensors file is only in a request to add it, whose commit is not known.
+    "mobilevit_xxs": HubFile("apple/deeplabv3-mobilevit-xx-small", "refs/pr/2"),
+    "mobilevit_xs": HubFile(
+        "apple/deeplabv3-mobilevit-x-small", "2e49c914d1480b8820c6302777165045664e2014"
+    ),
+    "mobilevit_s": HubFile(
+        "apple/deeplabv3-mobilevit-small",
+        "09a4c8fd616da94b5bc900a6babfbcb40d66f2af",
+        "5b12c75c0a4ea2e1615b4e41005f2981eab6b321a33ecfa0f47e59b203d58fc7",
     ),
 }
 
@@ -156,12 +172,13 @@ def weights_file(weights, variant: str) -> Path:
     """Returns the file that the argument `weights` of a model means.
 
     Args:
-        weights: `"imagenet"`, `"coco"`, or a path, which is returned as it is.
+        weights: `"imagenet"`, `"coco"`, `"voc"`, or a path, which is returned as it is.
         variant: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
 
     Returns:
-        For `"imagenet"` the path of a safetensors file with timm's names, for `"coco"`
-        that of Apple's `.pt` file of a detector.
+        For `"imagenet"` the path of a safetensors file with timm's names, for `"voc"`
+        that of a segmenter's with transformers', for `"coco"` that of Apple's `.pt`
+        file of a detector.
 
     Raises:
         OSError: see `fetch`.
@@ -169,11 +186,12 @@ def weights_file(weights, variant: str) -> Path:
     """
     if weights == "coco":
         return _fetch_coco(variant)
-    if weights != "imagenet":
+    if weights not in ("imagenet", "voc"):
         return Path(weights)
-    if variant not in IMAGENET:
+    files = IMAGENET if weights == "imagenet" else VOC
+    if variant not in files:
         raise ValueError(
-            f"There are no ImageNet weights of {variant!r}. "
-            f"Expected one of: {', '.join(IMAGENET)}."
+            f'There are no weights "{weights}" of {variant!r}. '
+            f"Expected one of: {', '.join(files)}."
         )
-    return fetch(IMAGENET[variant])
+    return fetch(files[variant])

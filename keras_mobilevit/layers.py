@@ -13,6 +13,7 @@ from keras import layers, ops
 from keras_mobilevit.backend import (
     Activation,
     BatchNormalization,
+    DilatedConv2D,
     attention,
     resize_bilinear,
 )
@@ -62,15 +63,20 @@ def pad_for_stride(x, kernel_size: int, name: str):
     return layers.ZeroPadding2D(kernel_size // 2, name=name)(x)
 
 
-def conv(x, filters: int, kernel_size: int, strides: int, name: str):
-    """A convolution without bias, padded by `kernel_size // 2` on every side."""
+def conv(x, filters: int, kernel_size: int, strides: int, name: str, dilation: int = 1):
+    """A convolution without bias, padded alike on every side.
+
+    The padding is `kernel_size // 2` times the dilation, which takes stride 1.
+    """
     if strides > 1:
         x = pad_for_stride(x, kernel_size, f"{name}_pad")
-    return layers.Conv2D(
+    kind = layers.Conv2D if dilation == 1 else DilatedConv2D
+    return kind(
         filters,
         kernel_size,
         strides=strides,
         padding="same" if strides == 1 else "valid",
+        dilation_rate=dilation,
         use_bias=False,
         kernel_initializer=keras.initializers.VarianceScaling(
             2.0, mode="fan_out", distribution="untruncated_normal"
@@ -91,7 +97,7 @@ def conv_bn_act(x, filters: int, kernel_size: int, name: str, strides: int = 1):
     return Activation("silu", name=f"{name}_act")(x)
 
 
-def depthwise_bn_act(x, name: str, strides: int = 1):
+def depthwise_bn_act(x, name: str, strides: int = 1, dilation: int = 1):
     """3x3 depthwise convolution, batch normalization, swish."""
     if strides > 1:
         x = pad_for_stride(x, 3, f"{name}_pad")
@@ -99,6 +105,7 @@ def depthwise_bn_act(x, name: str, strides: int = 1):
         3,
         strides=strides,
         padding="same" if strides == 1 else "valid",
+        dilation_rate=dilation,
         use_bias=False,
         # Keras counts 9 * channels as a depthwise kernel's fan-in, which is what
         # PyTorch, and so the published recipe, counts as its fan-out.
@@ -111,7 +118,9 @@ def depthwise_bn_act(x, name: str, strides: int = 1):
     return Activation("silu", name=f"{name}_act")(x)
 
 
-def inverted_residual(x, filters: int, expansion: int, name: str, strides: int = 1):
+def inverted_residual(
+    x, filters: int, expansion: int, name: str, strides: int = 1, dilation: int = 1
+):
     """MobileNetV2's block ("MV2" in Figure 1b), with swish.
 
     The input is added back where shape allows it: stride 1 and as many channels out
@@ -123,6 +132,7 @@ def inverted_residual(x, filters: int, expansion: int, name: str, strides: int =
         expansion: hidden channels are this times the input's, rounded to eights.
         name: prefix of the layers' names.
         strides: 1 or 2, of the depthwise convolution.
+        dilation: of the depthwise convolution; more than 1 takes stride 1.
 
     Returns:
         Feature map `[batch, ceil(height / strides), ceil(width / strides), filters]`.
@@ -130,7 +140,7 @@ def inverted_residual(x, filters: int, expansion: int, name: str, strides: int =
     inputs = x
     channels = x.shape[-1]
     x = conv_bn_act(x, make_divisible(channels * expansion), 1, f"{name}_expand")
-    x = depthwise_bn_act(x, f"{name}_depthwise", strides)
+    x = depthwise_bn_act(x, f"{name}_depthwise", strides, dilation)
     x = conv_bn(x, filters, 1, f"{name}_project")
     if strides == 1 and channels == filters:
         x = layers.Add(name=f"{name}_add")([inputs, x])

@@ -140,6 +140,27 @@ def _ssdlite_rows() -> Iterator[tuple[str, str]]:
     yield "ssd_global_predictions", f"ssd_heads.{last}.loc_cls_layer.block.conv"
 
 
+def _deeplab_rows() -> Iterator[tuple[str, str, str]]:
+    """Yields what a DeepLabv3 has beyond its backbone: here, there, in ml-cvnets.
+
+    "There" is transformers. Neither publishes weights of the auxiliary head.
+    """
+    parts = [(f"deeplab_aspp{i}", f"convs.{i}", f"convs.{i}") for i in range(4)]
+    parts += [
+        ("deeplab_pool", "convs.4.conv_1x1", "convs.4.aspp_pool.conv_1x1"),
+        ("deeplab_project", "project", "project"),
+    ]
+    for here, transformers, cvnets in parts:
+        there = f"segmentation_head.aspp.{transformers}"
+        for row in _conv_bn_rows(here, "", there, f"seg_head.aspp.aspp_layer.{cvnets}"):
+            yield row[0], row[2], row[3]
+    yield (
+        "deeplab_classifier",
+        "segmentation_head.classifier.convolution",
+        "seg_head.classifier.classifier.block.conv",
+    )
+
+
 def is_backbone(layer_name: str) -> bool:
     """Tells whether a layer belongs to the stem or one of the five stages."""
     return layer_name.startswith(("stem_", "stage"))
@@ -147,10 +168,10 @@ def is_backbone(layer_name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """A library that MobileViT's weights come from, and a kind of model in it.
+    """A library that MobileViT's weights come from, with the names of its modules.
 
     Attributes:
-        name: of the library, and of the model if it is no classifier.
+        name: of the library, and of the kind of models if others have other names.
         modules: the names of its modules by the names of the layers here.
         is_bgr: whether its weights expect images with the channels reversed.
     """
@@ -165,18 +186,24 @@ class Library:
         return f"{self.modules['stem_conv']}.weight"
 
 
-def _classifier(library: str, column: int, is_bgr: bool) -> Library:
-    modules = {row[0]: row[column] for row in classifier_rows()}
-    return Library(library, modules, is_bgr)
+def _classifier(column: int) -> dict[str, str]:
+    return {row[0]: row[column] for row in classifier_rows()}
 
 
-def _cvnets_ssdlite() -> Library:
+def _transformers() -> Library:
+    segmenter = {here: there for here, there, _ in _deeplab_rows()}
+    return Library("transformers", _classifier(2) | segmenter, is_bgr=True)
+
+
+def _cvnets_tasks() -> Library:
     modules = {row[0]: f"encoder.{row[3]}" for row in backbone_rows()}
-    return Library("ml-cvnets SSDLite", modules | dict(_ssdlite_rows()), is_bgr=True)
+    segmenter = {here: there for here, _, there in _deeplab_rows()}
+    modules = modules | dict(_ssdlite_rows()) | segmenter
+    return Library("ml-cvnets detectors and segmenters", modules, is_bgr=True)
 
 
-TIMM = _classifier("timm", 1, is_bgr=False)
-TRANSFORMERS = _classifier("transformers", 2, is_bgr=True)
-CVNETS = _classifier("ml-cvnets", 3, is_bgr=True)
-CVNETS_SSDLITE = _cvnets_ssdlite()
-LIBRARIES = (TIMM, TRANSFORMERS, CVNETS, CVNETS_SSDLITE)
+TIMM = Library("timm", _classifier(1), is_bgr=False)
+TRANSFORMERS = _transformers()
+CVNETS = Library("ml-cvnets", _classifier(3), is_bgr=True)
+CVNETS_TASKS = _cvnets_tasks()
+LIBRARIES = (TIMM, TRANSFORMERS, CVNETS, CVNETS_TASKS)

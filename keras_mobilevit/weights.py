@@ -18,12 +18,13 @@ from keras import layers
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from keras_mobilevit.backend import BatchNormalization
+from keras_mobilevit.backend import BatchNormalization, DilatedConv2D
 from keras_mobilevit.files import whole_file
 from keras_mobilevit.weight_names import LIBRARIES, TIMM, Library, is_backbone
 
 OLDEST_TORCH = (2, 6)  # earlier ones run code in spite of `weights_only`
 LISTED = 10  # names of a kind of difference that an error lists
+TOPS = ("predictions", "ssd_split", "deeplab_classifier")  # a layer of each whole model
 
 # Names of a variable here and in PyTorch, by kind of layer.
 _CONV = {"kernel": "weight"}
@@ -37,6 +38,7 @@ _BATCH_NORM = {
 }
 _VARIABLES = {
     layers.Conv2D: _CONV,
+    DilatedConv2D: _CONV,
     layers.DepthwiseConv2D: _CONV,
     layers.Dense: _DENSE,
     layers.LayerNormalization: _LAYER_NORM,
@@ -46,6 +48,7 @@ _VARIABLES = {
 # PyTorch's axes in Keras's order: OIHW to HWIO; C1HW to HWC1; (out, in) to (in, out).
 _KERNEL_AXES = {
     layers.Conv2D: (2, 3, 1, 0),
+    DilatedConv2D: (2, 3, 1, 0),
     layers.DepthwiseConv2D: (2, 3, 0, 1),
     layers.Dense: (1, 0),
 }
@@ -104,7 +107,7 @@ def _weighted_layers(model: keras.Model, chosen: Callable[[str], bool]) -> list:
 
 
 def _has_top(model: keras.Model) -> bool:
-    return any(layer.name in ("predictions", "ssd_split") for layer in model.layers)
+    return any(layer.name in TOPS for layer in model.layers)
 
 
 def _listed(names: list[str]) -> str:
@@ -306,7 +309,7 @@ def load_weights(model: keras.Model, weights, include_top: bool = True) -> None:
     """Sets every weight of a MobileViT from a file.
 
     Args:
-        model: a model made by `MobileViT_S`, its siblings or `SSDLite`.
+        model: made by `MobileViT_S`, its siblings, `SSDLite` or `DeepLabV3`.
         weights: the path of a `.keras` or `.weights.h5` file written from such a
             model, of a `.safetensors` file with the names of timm, transformers or
             ml-cvnets, or of Apple's `.pt` (takes PyTorch).
@@ -332,7 +335,7 @@ def load_backbone(model: keras.Model, weights) -> None:
     """Sets the stem and the five stages from a file, and leaves the head as it is.
 
     Args:
-        model: any MobileViT: a classifier or a detector.
+        model: any MobileViT: a classifier, a detector or a segmenter.
         weights: the path of a file that holds any MobileViT of the same variant, as
             `load_weights` reads it. What it has beyond a backbone is not used.
 

@@ -3,6 +3,7 @@
 import keras
 
 from keras_mobilevit.backend import Activation, BatchNormalization
+from keras_mobilevit.deeplab import CLASSIFIER, ResizeLike
 from keras_mobilevit.ssdlite import detection_head
 from train.classification import CLASSIFICATION
 
@@ -32,6 +33,22 @@ def build_detector(config, source) -> keras.Model:
         maps[stride] = x
     maps = {"P4": maps[16], "P5": maps[32]}
     return keras.Model(inputs, detection_head(maps, len(source.class_names)))
+
+
+def build_segmenter(config, source) -> keras.Model:
+    """Builds a segmenter on three convolutions, with an auxiliary head if asked to."""
+    layers, classes = keras.layers, len(source.class_names)
+    inputs = keras.Input((None, None, 3))
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(8, 5, strides=2, padding="same", activation="relu")(x)
+    stem = layers.Conv2D(16, 5, strides=2, padding="same", activation="relu")(x)
+    x = layers.Conv2D(16, 5, padding="same", activation="relu", name="deeplab")(stem)
+    outputs = {"logits": layers.Conv2D(classes, 1, name=CLASSIFIER)(x)}
+    if config.auxiliary_weight:
+        outputs["auxiliary"] = layers.Conv2D(classes, 1, name="auxiliary")(stem)
+    outputs = {key: ResizeLike()(value, inputs) for key, value in outputs.items()}
+    is_single = len(outputs) == 1
+    return keras.Model(inputs, outputs["logits"] if is_single else outputs)
 
 
 def build_without_dropout(config, source) -> keras.Model:

@@ -23,6 +23,11 @@ from safetensors.numpy import save_file
 import keras_mobilevit
 from tests.golden import reference
 from tests.test_keras_mobilevit_boxes import test_non_max_suppression
+from tests.test_keras_mobilevit_deeplab import (
+    assert_equals_the_golden,
+    reference_model,
+    write_reference,
+)
 
 backend, folder = sys.argv[1:]
 assert keras.backend.backend() == backend
@@ -43,6 +48,9 @@ for size in ((256, 256), (224, 224)):
     print(size, difference)
     assert difference <= 1e-4, size
 test_non_max_suppression(0.05, 400, 200)
+path = write_reference(Path(folder))
+for output_stride in (16, 8):
+    assert_equals_the_golden(reference_model(path, output_stride), output_stride)
 """
 
 

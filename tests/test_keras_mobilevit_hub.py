@@ -25,6 +25,8 @@ import keras_mobilevit
 from keras_mobilevit import hub
 from tests import hub_server
 from tests.golden import reference
+from tests.test_keras_mobilevit_deeplab import assert_equals_the_golden
+from tests.test_keras_mobilevit_deeplab import write_reference as write_segmenter
 from tests.test_keras_mobilevit_weights import GOLDEN, MODELS, write_reference
 
 ROOT = Path(__file__).parents[1]
@@ -43,9 +45,9 @@ def server(tmp_path, monkeypatch):
         yield server
 
 
-def publish(server, variant: str, content: bytes) -> str:
+def publish(server, variant: str, content: bytes, files=hub.IMAGENET) -> str:
     """Puts a file where the variant's weights are; returns its name on the server."""
-    name = f"{hub.IMAGENET[variant].repository}/{hub.FILENAME}"
+    name = f"{files[variant].repository}/{hub.FILENAME}"
     server.files[name] = content
     return name
 
@@ -66,7 +68,9 @@ def leftovers(tmp_path) -> list[str]:
 
 
 def test_revisions_are_pinned():
-    for file in hub.IMAGENET.values():
+    files = [*hub.IMAGENET.values(), *hub.VOC.values()]
+    files.remove(hub.VOC["mobilevit_xxs"])  # whose commit is not known
+    for file in files:
         assert len(file.revision) == 40 or len(file.sha256) == 64, file
 
 
@@ -98,6 +102,35 @@ def test_imagenet_weights_give_the_logits_of_timm(
     assert len(server.requests) == first  # the second load makes no request
     for one, two in zip(model.get_weights(), again.get_weights()):
         np.testing.assert_array_equal(one, two)
+
+
+def test_voc_weights_give_the_logits_of_transformers(server, tmp_path):
+    content = write_segmenter(tmp_path).read_bytes()
+    publish(server, "mobilevit_xxs", content, hub.VOC)
+    model = keras_mobilevit.DeepLabV3(
+        "mobilevit_xxs",
+        weights="voc",
+        input_shape=(None, None, 3),
+        include_preprocessing=False,
+        upsample=False,
+    )
+    assert_equals_the_golden(model, 16)
+    requests = len(server.requests)
+    again = hub.weights_file("voc", "mobilevit_xxs")
+    assert again.read_bytes() == content
+    assert len(server.requests) == requests  # the second time makes none
+    assert any("/refs%2Fpr%2F2/" in path for _, path, _ in server.requests)
+
+
+def test_another_segmenter_than_the_known_one_is_refused(server):
+    publish(server, "mobilevit_s", CONTENT, hub.VOC)
+    with pytest.raises(ValueError, match="Expected: 5b12c75c.*not the one that"):
+        hub.weights_file("voc", "mobilevit_s")
+
+
+def test_a_variant_without_published_weights_is_told():
+    with pytest.raises(ValueError, match='no weights "voc" of .mobilevit_m.. Expected'):
+        hub.weights_file("voc", "mobilevit_m")
 
 
 def test_without_the_top_any_number_of_classes_is_accepted(server, tmp_path):
@@ -247,30 +280,52 @@ ORACLE = {
 }
 
 
-def photo_of_two_cats(folder: Path) -> np.ndarray:
-    """Returns the photo as the script prepares it: `[1, 256, 256, 3]` in [0, 255]."""
+# The first logits of the background in the upper row, of the segmenters at 512.
+SEGMENTER_ORACLE = {
+    "mobilevit_xxs": (6.9811, 6.9743, 7.3123),
+    "mobilevit_xs": (5.4449, 5.5733, 5.6314),
+    "mobilevit_s": (6.2065, 6.1292, 6.2070),
+}
+
+
+def photo_of_two_cats(folder: Path, side: int) -> np.ndarray:
+    """Returns the photo as the script prepares it: `[1, side, side, 3]` in [0, 255]."""
     path = keras.utils.get_file(
         "000000039769.jpg",
         "http://images.cocodataset.org/val2017/000000039769.jpg",
         cache_dir=folder,
     )
     image = Image.open(path).convert("RGB")
-    scale = 288 / min(image.size)
-    size = [round(side * scale) for side in image.size]
+    scale = (side + 32) / min(image.size)
+    size = [round(length * scale) for length in image.size]
     image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = ((side - 256) // 2 for side in size)
-    image = image.crop((left, top, left + 256, top + 256))
+    left, top = ((length - side) // 2 for length in size)
+    image = image.crop((left, top, left + side, top + side))
     return np.asarray(image, np.float32)[None]
 
 
-@pytest.mark.network
-@pytest.mark.parametrize("variant", ORACLE)
-def test_published_weights_give_the_published_logits(variant, tmp_path):
+def skip_without_network() -> None:
     for host in ("huggingface.co", "images.cocodataset.org"):
         try:
             socket.create_connection((host, 80), timeout=3).close()
         except OSError as error:
             pytest.skip(f"{host} cannot be reached: {error}")
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("variant", ORACLE)
+def test_published_weights_give_the_published_logits(variant, tmp_path):
+    skip_without_network()
     model = MODELS[variant](weights="imagenet", classifier_activation=None)
-    logits = model.predict(photo_of_two_cats(tmp_path), verbose=0)[0, :3]
+    logits = model.predict(photo_of_two_cats(tmp_path, 256), verbose=0)[0, :3]
     np.testing.assert_allclose(logits, ORACLE[variant], atol=2e-3)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("variant", SEGMENTER_ORACLE)
+def test_published_segmenters_give_the_published_logits(variant, tmp_path):
+    skip_without_network()
+    model = keras_mobilevit.DeepLabV3(variant, weights="voc", upsample=False)
+    logits = model.predict(photo_of_two_cats(tmp_path, 512), verbose=0)
+    wanted = SEGMENTER_ORACLE[variant]
+    np.testing.assert_allclose(logits[0, 0, :3, 0], wanted, atol=5e-3)

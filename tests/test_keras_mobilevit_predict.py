@@ -146,6 +146,44 @@ def test_a_detector_draws_its_boxes(tmp_path, monkeypatch, capsys):
         cli.main()
 
 
+def test_a_segmenter_colours_its_classes(tmp_path, monkeypatch, capsys):
+    model = keras_mobilevit.DeepLabV3(
+        "mobilevit_xxs", classes=3, weights=None, input_shape=(None, None, 3)
+    )
+    model.save_weights(tmp_path / "random.weights.h5")
+    layer = model.get_layer("deeplab_classifier")  # the third class everywhere
+    kernel, bias = layer.get_weights()
+    layer.set_weights([0 * kernel, np.array([0.0, 1.0, 2.0])])
+    model.save(tmp_path / "best.keras")
+    (tmp_path / "labels.txt").write_text("background\ncat\ndog\n")
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(pil_file("RGB", (90, 90, 90), "JPEG", size=(300, 200)))
+    arguments = "predict", photo, f"--weights={tmp_path / 'best.keras'}", "--size=64"
+    lines = run(monkeypatch, capsys, *arguments)
+    file = tmp_path / "photo_classes.png"
+    assert lines == [f"{photo}: 1 classes, drawn in {file}", "  100.0 %  dog"]
+    drawn = keras.utils.img_to_array(keras.utils.load_img(file))
+    assert drawn.shape[1] == 300 and drawn.shape[0] > 200
+    mixed = np.round(0.4 * 90 + 0.6 * np.array(class_color(2)))
+    assert (drawn[:200] == mixed).all()
+
+    weights = f"--weights={tmp_path / 'random.weights.h5'}"
+    lines = run(
+        monkeypatch,
+        capsys,
+        *("predict", photo, weights, "--model=deeplabv3_mobilevit_xxs", "--size=64"),
+        f"--output={tmp_path}",
+    )
+    shares = [float(line.split("%")[0]) for line in lines[1:]]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert shares == sorted(shares, reverse=True)
+
+    (tmp_path / "labels.txt").write_text("cat\n")
+    monkeypatch.setattr(sys, "argv", ["keras_mobilevit", *map(str, arguments)])
+    with pytest.raises(SystemExit, match="1 class names for 3 classes"):
+        cli.main()
+
+
 def test_colors_of_neighbouring_classes_differ():
     colors = np.array([class_color(label) for label in range(12)])
     assert np.abs(np.diff(colors, axis=0)).sum(axis=1).min() > 150

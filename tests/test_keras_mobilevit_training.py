@@ -50,6 +50,39 @@ def test_attention(tokens):
     assert_close(found, gradients(lambda *x: layer(*x, training=False), *inputs))
 
 
+@pytest.mark.parametrize("dilation", [1, 2, (6, 3), 18])
+@pytest.mark.parametrize("kernel_size", [3, (1, 5)])
+def test_dilated_convolution(dilation, kernel_size):
+    layer = backend.DilatedConv2D(
+        4, kernel_size, padding="same", dilation_rate=dilation, use_bias=False
+    )
+    layer.build((None, None, None, 3))
+    plain = keras.layers.Conv2D.from_config(layer.get_config())
+    plain.build((None, None, None, 3))
+    plain.set_weights(layer.get_weights())
+    x = normal(2, 9, 14, 3)
+
+    def with_kernel(layer):
+        with tf.GradientTape() as tape:
+            output = layer(x, training=True)
+            loss = tf.reduce_sum(output * weight(output))
+        return tape.gradient(loss, layer.trainable_weights)
+
+    found = gradients(layer, x) + with_kernel(layer)
+    assert_close(found, gradients(plain, x) + with_kernel(plain))
+
+
+def test_other_dilated_convolutions_are_kerass_own():
+    x = normal(2, 9, 14, 4)
+    for options in ({"padding": "valid"}, {"padding": "same", "groups": 2}):
+        layer = backend.DilatedConv2D(4, 3, dilation_rate=2, **options)
+        plain = keras.layers.Conv2D.from_config(layer.get_config())
+        layer.build(x.shape)
+        plain.build(x.shape)
+        plain.set_weights(layer.get_weights())
+        np.testing.assert_array_equal(layer(x), plain(x))
+
+
 def test_another_activation_is_kerass_own():
     x = normal(2, 3)
     layer = backend.Activation("relu")

@@ -22,7 +22,7 @@ from tflite.baselines import (
     build_vit,
 )
 from tflite.formats import FORMATS
-from tflite.graph import ACTIVATIONS, UnknownLayer, read_model
+from tflite.reader import ACTIVATIONS, UnknownLayer, read_model
 from tflite.rewrites import deployment_graph
 from tflite.suites import PAPER
 from train.litert import LiteRTModel

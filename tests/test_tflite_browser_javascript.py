@@ -10,6 +10,7 @@ import pytest
 
 from keras_mobilevit.detection import non_max_suppression
 from keras_mobilevit.drawing import class_color
+from tests.test_keras_mobilevit_boxes import random_boxes
 
 WEB = Path(__file__).parents[1] / "tflite/web"
 NODE = shutil.which("node")
@@ -33,13 +34,6 @@ def run_javascript(module: str, expression: str, given):
     )
     assert completed.returncode == 0, completed.stderr
     return json.loads(completed.stdout)
-
-
-def random_boxes(rng, count: int) -> np.ndarray:
-    centers = rng.uniform(0.2, 0.8, (count, 2))
-    sizes = rng.uniform(0.05, 0.4, (count, 2))
-    corners = np.concatenate([centers - sizes / 2, centers + sizes / 2], axis=1)
-    return corners.astype(np.float32)
 
 
 def on_a_grid(values, steps: int) -> np.ndarray:

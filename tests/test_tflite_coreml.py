@@ -23,8 +23,8 @@ from tflite.card import describe_package, refuse_faults
 from tflite.coreml import options, package
 from tflite.fingerprint import sha256
 from tflite.formats import FORMATS
-from tflite.graph import read_model
 from tflite.images import load_images
+from tflite.reader import read_model
 from tflite.rewrites import COREML_REWRITES, deployment_graph
 from train.classification import CLASSIFICATION
 

@@ -18,7 +18,8 @@ from tests.test_tflite_coreml import flags, small_model
 from tests.test_tflite_rewrites import randomized
 from tflite.card import describe_package
 from tflite.coreml import options, package
-from tflite.graph import Node, read_model
+from tflite.graph import Node
+from tflite.reader import read_model
 from tflite.rewrites import COREML_REWRITES, deployment_graph
 
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")

@@ -9,8 +9,8 @@ import pytest
 from keras_mobilevit import VARIANTS
 from keras_mobilevit.classifier import build_classifier
 from tflite import operations, qat
-from tflite.graph import read_model
 from tflite.images import load_images
+from tflite.reader import read_model
 from tflite.rewrites import deployment_graph
 from train.classification import CLASSIFICATION
 from train.config import make_config

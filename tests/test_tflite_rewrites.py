@@ -12,7 +12,7 @@ from keras_mobilevit.classifier import build_classifier, returns_probabilities
 from keras_mobilevit.layers import Fold, Unfold
 from keras_mobilevit.preprocessing import largest_value
 from tflite import operations, rewrites
-from tflite.graph import ACTIVATIONS, UnknownLayer, read_model
+from tflite.reader import ACTIVATIONS, UnknownLayer, read_model
 
 SMALL = 1e-9  # float64 after some 200 layers; the logits are around 1
 

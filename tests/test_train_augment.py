@@ -1,4 +1,4 @@
-"""Random crops and flips, as functions of a seed."""
+"""Random crops, flips and colours, as functions of a seed."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.augment import random_crop_window, random_flip
+from train.augment import random_colors, random_crop_window, random_flip
 
 sides = st.integers(1, 2000)
 seeds = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
@@ -96,3 +96,12 @@ def test_half_of_the_images_are_mirrored():
     kept = [np.array_equal(i, image) for i in images]
     assert all(m != k for m, k in zip(mirrored, kept))
     assert 430 < sum(mirrored) < 570  # 4.4 standard deviations
+
+
+def test_colors_change_and_repeat():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    one = [random_colors(image, (1, i)).numpy() for i in range(12)]
+    two = [random_colors(image, (1, i)).numpy() for i in range(12)]
+    assert all((a == b).all() for a, b in zip(one, two))
+    assert 6 <= len({a.tobytes() for a in one}) <= 12
+    assert one[0].dtype == np.uint8

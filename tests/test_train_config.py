@@ -48,6 +48,9 @@ FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
         ({"crop_scale": 1.5}, r"`crop_scale` must be in \(0, 1\]. Received: 1.5"),
         ({"learning_rate": 1e-5}, "`min_learning_rate` <= `learning_rate`.*0.0002 and"),
         ({"min_learning_rate": -1.0}, "`min_learning_rate` must be at least 0.*-1.0"),
+        ({"rotation": 181.0}, r"`rotation` must be in \[0, 180\]. Received: 181.0"),
+        ({"output_stride": 32}, "`output_stride` must be 8 or 16. Received: 32"),
+        ({"auxiliary_weight": -1.0}, "`auxiliary_weight` must be at least 0.*-1.0"),
         ({"freeze": "head"}, "`freeze` must be one of: none, backbone.*'head'"),
     ],
 )
@@ -64,7 +67,8 @@ def test_unknown_key():
 
 def test_unknown_recipe():
     with pytest.raises(
-        ValueError, match="'large'.*imagenet, small, digits, coco, boxes, scenes"
+        ValueError,
+        match="'large'.*imagenet, small, digits, coco, boxes, scenes, voc2012",
     ):
         make_config("large")
 
@@ -92,6 +96,16 @@ def test_default_recipe(data, recipe):
 def test_default_recipe_of_detection(data, recipe):
     assert default_recipe(data, "detection") == recipe
     assert make_config(task="detection", data=data).task == "detection"
+
+
+@pytest.mark.parametrize(
+    "data, recipe", [("digits", "mask_scenes"), ("voc:roads", "masks")]
+)
+def test_default_recipe_of_segmentation(data, recipe):
+    assert default_recipe(data, "segmentation") == recipe
+    assert make_config(task="segmentation", data=data).task == "segmentation"
+    with pytest.raises(ValueError, match="it is `digits` or `voc:PATH`"):
+        default_recipe("coco:x", "segmentation")
 
 
 @pytest.mark.parametrize("data", ["", "nonsense", "Digits", "voc:cells"])

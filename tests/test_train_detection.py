@@ -88,15 +88,6 @@ def test_a_flip_moves_boxes_with_the_pixels():
     assert seen == {1, 5}
 
 
-def test_colors_change_and_repeat():
-    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    one = [box_augment.random_colors(image, (1, i)).numpy() for i in range(12)]
-    two = [box_augment.random_colors(image, (1, i)).numpy() for i in range(12)]
-    assert all((a == b).all() for a, b in zip(one, two))
-    assert 6 <= len({a.tobytes() for a in one}) <= 12
-    assert one[0].dtype == np.uint8
-
-
 def test_batches_have_boxes_on_their_objects(scenes):
     """The crop is resized; the boxes still hold the digits' ink."""
     shapes = sampler.batch_shapes((96,), 96, 40)

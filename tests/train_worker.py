@@ -69,7 +69,7 @@ def main(workdir: str, network: str, devices: str, steps: str) -> None:
     model = "mobilevit_xxs" if network == "small" else network
     task = dataclasses.replace(CLASSIFICATION, build_model=build)
     config = dataclasses.replace(CONFIG, model=model)
-    losses, as_numbers = [], loop._as_numbers
+    losses, as_numbers = [], loop.as_numbers
 
     def recorded(sums):
         numbers = as_numbers(sums)
@@ -77,7 +77,7 @@ def main(workdir: str, network: str, devices: str, steps: str) -> None:
             losses.append(numbers["loss"] / numbers["count"])
         return numbers
 
-    loop._as_numbers = recorded
+    loop.as_numbers = recorded
     source = digits_for(int(steps))
     loop.train_and_evaluate(task, config, source, workdir, strategy=strategy)
     if is_chief(strategy):

@@ -16,8 +16,8 @@ from tflite import gpu
 from tflite.converter import trace_graph, trace_model
 from tflite.file_types import TFLITE, FileType
 from tflite.formats import FORMATS, Conversion
-from tflite.graph import UnknownLayer, outputs_of, read_model
 from tflite.images import ImageSet
+from tflite.reader import UnknownLayer, outputs_of, read_model
 from tflite.rewrites import deployment_graph
 from tflite.task import Task
 from tflite.tasks import task_of

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_mobilevit import boxes as box_math
 from keras_mobilevit.anchors import anchor_boxes
-from keras_mobilevit.boxes import iou
 from keras_mobilevit.detection import (
     IOU_THRESHOLD,
     MAX_DETECTIONS,
@@ -105,6 +105,7 @@ def suppress(boxes, scores) -> dict:
     """
     _, anchors, classes = scores.shape
     boxes, scores = (tf.reshape(x, x.shape[1:]) for x in (boxes, scores))
+    scores *= tf.cast(box_math.area(boxes) > 0, tf.float32)[:, None]
     best = tf.reduce_max(scores, axis=-1)  # [anchors]
     _, kept = tf.math.top_k(best, min(ANCHORS_KEPT, anchors))
     boxes, scores = tf.gather(boxes, kept), tf.gather(scores, kept)
@@ -140,7 +141,7 @@ def matched_scores(reference: dict, found: dict) -> tuple[np.ndarray, int]:
         those that were not: no box of the class that overlaps by 0.9.
     """
     overlaps = np.asarray(
-        iou(np.float32(reference["boxes"])[:, None], np.float32(found["boxes"])[None])
+        box_math.iou(np.float32(reference["boxes"])[:, None], np.float32(found["boxes"])[None])
     )
     is_same = reference["classes"][:, None] == found["classes"][None]
     overlaps = np.where(is_same, overlaps, 0.0)
@@ -244,7 +245,12 @@ RAW = Task(
         "coreml-palette6",
     ),
     # One scale for the offsets and logits of all maps would round both too much.
-    float_scopes=("ssd[a-z0-9_]*_(predictions|anchors)", "ssd_(concat|split)", DECODE),
+    float_scopes=(
+        "ssd[a-z0-9_]*_(predictions|anchors)/",
+        "ssd_(concat|split_offsets|split_logits)/",
+        f"{DECODE}/",
+        "(Stateful)?PartitionedCall",  # what the converter calls the outputs
+    ),
     facts={"nms": {"where": "outside", **_NMS}},
 )
 SUPPRESSED = dataclasses.replace(

@@ -216,7 +216,8 @@ def mixed_recipe(graph: Graph | None, float_scopes: tuple[str, ...] = ()) -> lis
     Args:
         graph: what the file was made of. Without it, only what has weights is
             quantized.
-        float_scopes: patterns of what returns floats too; its weights have 8 bits.
+        float_scopes: patterns of the beginnings of names of tensors that are floats
+            too; the weights of what returns them have 8 bits.
     """
     recipe = recipe_manager.RecipeManager()
     bits = {"activation_num_bits": 8, "weight_num_bits": 8}
@@ -230,9 +231,9 @@ def mixed_recipe(graph: Graph | None, float_scopes: tuple[str, ...] = ()) -> lis
     _in_float(recipe, _scope(graph, "rms_norm"))
     _in_float(recipe, _scope(graph, "layer_norm"))
     for scope in float_scopes:
-        _in_float(recipe, f"^{scope}/")
+        _in_float(recipe, f"^{scope}")
         for op in (Op.CONV_2D, Op.FULLY_CONNECTED):
-            recipe.add_dynamic_config(f"^{scope}/", op, num_bits=8)
+            recipe.add_dynamic_config(f"^{scope}", op, num_bits=8)
     return recipe.get_quantization_recipe()
 
 

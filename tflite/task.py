@@ -27,8 +27,8 @@ class Task:
         tolerance: points of it that chance may take, by the number of images.
         formats: those that there are for it.
         limits: of its files, in place of a format's; `None` lifts one.
-        float_scopes: patterns of what stays in floats in files of 8 bits: names of
-            nodes, or of what `finish` adds.
+        float_scopes: patterns of what stays in floats in files of 8 bits: how names
+            of nodes, or of what `finish` adds, begin.
         facts: more entries of a `.tflite` file's card.
     """
 

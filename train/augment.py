@@ -1,4 +1,4 @@
-"""Random crops and flips, as pure functions of a seed.
+"""Random crops, flips and colours of images, as pure functions of a seed.
 
 Every random choice is a function of the seed that is passed in, so an example is
 augmented alike whatever the order and number of the threads that do it.
@@ -10,6 +10,7 @@ import tensorflow as tf
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 TRIES = 10
+CONTRAST, BRIGHTNESS, SATURATION, HUE = 0.5, 0.2, 0.5, 0.05
 
 
 def random_crop_window(height, width, min_scale: float, seed):
@@ -63,3 +64,36 @@ def random_flip(image, seed):
         The image or its mirror image.
     """
     return tf.image.stateless_random_flip_left_right(image, seed)
+
+
+def random_colors(image, seed):
+    """Changes contrast, brightness, saturation and hue, each in half of the cases.
+
+    Args:
+        image: uint8 `[height, width, 3]`.
+        seed: two integers.
+
+    Returns:
+        The image, uint8.
+    """
+    seeds = tf.random.experimental.stateless_split(seed, 5)
+    is_changed = tf.random.stateless_uniform([4], seeds[4]) < 0.5
+    random = tf.image
+    changes = (
+        lambda x, s: random.stateless_random_contrast(x, 1 - CONTRAST, 1 + CONTRAST, s),
+        lambda x, s: random.stateless_random_brightness(x, BRIGHTNESS, s),
+        lambda x, s: tf.image.stateless_random_saturation(
+            x, 1 - SATURATION, 1 + SATURATION, s
+        ),
+        lambda x, s: random.stateless_random_hue(x, HUE, s),
+    )
+    image = tf.image.convert_image_dtype(image, tf.float32)
+    for index, change in enumerate(changes):
+        image = tf.cond(
+            is_changed[index],
+            lambda image=image, change=change, index=index: tf.clip_by_value(
+                change(image, seeds[index]), 0.0, 1.0
+            ),
+            lambda image=image: image,
+        )
+    return tf.image.convert_image_dtype(image, tf.uint8, saturate=True)

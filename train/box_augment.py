@@ -1,4 +1,4 @@
-"""Crops, flips and colours of images with boxes, as pure functions of a seed.
+"""Crops and flips of images with boxes, as pure functions of a seed.
 
 Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325. keras-cv's layers for the
 same draw from generators of their own, which a run that continues could not restore,
@@ -12,7 +12,6 @@ from keras_mobilevit import boxes as box_math
 TRIES = 40  # at a crop
 MIN_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # of which a crop has to have one
 ASPECT_RATIOS = (0.5, 2.0)
-CONTRAST, BRIGHTNESS, SATURATION, HUE = 0.5, 0.2, 0.5, 0.05
 
 
 def random_crop(boxes, is_object, aspect, min_side: float, seed):
@@ -89,36 +88,3 @@ def random_flip(image, boxes, seed):
     mirrored = tf.stack([1 - x2, y1, 1 - x1, y2], axis=1)
     image = tf.cond(is_mirrored, lambda: image[:, ::-1], lambda: image)
     return image, tf.where(is_mirrored, mirrored, boxes)
-
-
-def random_colors(image, seed):
-    """Changes contrast, brightness, saturation and hue, each in half of the cases.
-
-    Args:
-        image: uint8 `[height, width, 3]`.
-        seed: two integers.
-
-    Returns:
-        The image, uint8.
-    """
-    seeds = tf.random.experimental.stateless_split(seed, 5)
-    is_changed = tf.random.stateless_uniform([4], seeds[4]) < 0.5
-    random = tf.image
-    changes = (
-        lambda x, s: random.stateless_random_contrast(x, 1 - CONTRAST, 1 + CONTRAST, s),
-        lambda x, s: random.stateless_random_brightness(x, BRIGHTNESS, s),
-        lambda x, s: tf.image.stateless_random_saturation(
-            x, 1 - SATURATION, 1 + SATURATION, s
-        ),
-        lambda x, s: random.stateless_random_hue(x, HUE, s),
-    )
-    image = tf.image.convert_image_dtype(image, tf.float32)
-    for index, change in enumerate(changes):
-        image = tf.cond(
-            is_changed[index],
-            lambda image=image, change=change, index=index: tf.clip_by_value(
-                change(image, seeds[index]), 0.0, 1.0
-            ),
-            lambda image=image: image,
-        )
-    return tf.image.convert_image_dtype(image, tf.uint8, saturate=True)

@@ -1,4 +1,4 @@
-"""The configuration of a training run, and the recipes that fill it in."""
+"""The configuration of a training run, which a recipe fills in."""
 
 import dataclasses
 import json
@@ -9,11 +9,13 @@ from pathlib import Path
 from keras_mobilevit.configs import MIN_SIZE, get_config
 from keras_mobilevit.files import whole_file
 from keras_mobilevit.preprocessing import CROP_FRACTION
+from train import recipes
+from train.recipes import default_recipe
 
 MAX_SEED = 2**32 - 1  # what keras.utils.set_random_seed takes
 FILENAME = "config.json"
 FREEZE = ("none", "backbone")
-TASKS = ("classification", "detection")
+TASKS = ("classification", "detection", "segmentation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -34,7 +36,8 @@ class TrainConfig:
 
     task: str = _field(
         "classification",
-        "classification, or detection (SSDLite: boxes and classes of objects).",
+        "classification, detection (SSDLite: boxes and classes of objects), or "
+        "segmentation (DeepLabv3: the class of every pixel).",
     )
     data: str = _field(
         "digits",
@@ -44,7 +47,9 @@ class TrainConfig:
         "`digits` (scenes composed of them), `voc:PATH` (PATH/Annotations/*.xml, "
         "JPEGImages, ImageSets/Main/train.txt and val.txt), `coco:PATH` "
         "(PATH/annotations/instances_train*.json and instances_val*.json, and the "
-        "images in PATH/train*, PATH/val*), `tfds:NAME`.",
+        "images in PATH/train*, PATH/val*), `tfds:NAME`. Segmentation: `digits` (the "
+        "scenes), `voc:PATH` (PATH/JPEGImages, SegmentationClass/*.png, "
+        "ImageSets/Segmentation/train.txt and val.txt, and classes.txt, the names).",
     )
     model: str = _field(
         "mobilevit_s", "mobilevit_xxs, mobilevit_xs or mobilevit_s; the backbone."
@@ -62,8 +67,8 @@ class TrainConfig:
     eval_size: int = _field(256, "Side of the images at evaluation.")
     eval_crop: float = _field(
         CROP_FRACTION,
-        "Part of the image's short side that evaluation sees, in (0, 1]; detection "
-        "always sees the whole image.",
+        "Part of the image's short side that evaluation sees, in (0, 1]; detection and "
+        "segmentation always see the whole image.",
     )
     grow_epochs: int = _field(
         0, "Start with the smallest size and let the range grow over so many epochs."
@@ -88,13 +93,20 @@ class TrainConfig:
         0.9995, "Momentum of the moving average of the weights, in [0, 1)."
     )
     crop_scale: float = _field(
-        0.08, "Smallest part of an image's area that a random crop keeps, in (0, 1]."
+        0.08,
+        "Smallest part of an image's area that a random crop keeps, in (0, 1]. "
+        "Segmentation also shrinks the image by as much, and fills up what is missing.",
     )
     flip: bool = _field(True, "Mirror half of the training images.")
     color_jitter: bool = _field(
         False,
         "Change contrast, brightness, saturation and hue of training images at random; "
-        "detection only.",
+        "not in classification.",
+    )
+    rotation: float = _field(
+        0.0,
+        "Largest angle, in degrees, by which a training image is turned at random, in "
+        "[0, 180]; segmentation only.",
     )
     weights: str = _field(
         "",
@@ -108,7 +120,16 @@ class TrainConfig:
         "inference; `none` trains everything.",
     )
     head_lr_multiplier: float = _field(
-        1.0, "Learning rate of the classifier, as a multiple of the others'."
+        1.0, "Learning rate of the head, as a multiple of the others'."
+    )
+    output_stride: int = _field(
+        16,
+        "Pixels of the image to one of the head's map, 8 or 16; segmentation only.",
+    )
+    auxiliary_weight: float = _field(
+        0.0,
+        "Weight of the loss of a second head, on stage 4, that helps training; 0.4 is "
+        "usual, 0 is without. Segmentation only.",
     )
     precision: str = _field(
         "float32",
@@ -173,6 +194,9 @@ _RANGES = {
     "min_learning_rate": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "head_lr_multiplier": (lambda value: value > 0, "positive"),
+    "auxiliary_weight": _NOT_NEGATIVE,
+    "output_stride": (lambda value: value in (8, 16), "8 or 16"),
+    "rotation": (lambda value: 0 <= value <= 180, "in [0, 180]"),
     "label_smoothing": _BELOW_1,
     "ema_momentum": _BELOW_1,
     "eval_crop": _PART,
@@ -200,113 +224,7 @@ def _check_type(field, value) -> None:
         raise ValueError(f"`{field.name}` must be {expected}. Received: {value!r}.")
 
 
-# The defaults above for ImageNet; what is different for less data.
-RECIPES = {
-    "imagenet": TrainConfig(data="tfds:imagenet2012", learning_rate_batch=1024),
-    # A few thousand photographs. Measured: 72.4 % top-1 on 10 classes of clothing (3068
-    # images) from scratch with mobilevit_xxs; see README.md.
-    "small": TrainConfig(
-        data="folder:",
-        model="mobilevit_xxs",
-        sizes=(128, 160, 192),
-        base_size=160,
-        batch_size=64,
-        eval_size=160,
-        epochs=30,
-        warmup_steps=240,
-    ),
-    # 1,437 scans of 8x8 pixels. They are centred, fill the frame and must not be
-    # mirrored.
-    "digits": TrainConfig(
-        data="digits",
-        model="mobilevit_xxs",
-        sizes=(32, 48, 64),
-        base_size=48,
-        batch_size=64,
-        eval_size=48,
-        eval_crop=1.0,
-        epochs=30,
-        warmup_steps=100,
-        crop_scale=0.5,
-        flip=False,
-    ),
-    # The published detectors' (section 4.2): 200 epochs of COCO in batches of 128.
-    "coco": TrainConfig(
-        task="detection",
-        data="tfds:coco/2017",
-        sizes=(320,),
-        base_size=320,
-        batch_size=128,
-        eval_size=320,
-        epochs=200,
-        learning_rate=9e-4,
-        min_learning_rate=9e-5,
-        learning_rate_batch=128,
-        warmup_steps=500,
-        label_smoothing=0.0,
-        crop_scale=0.09,
-        color_jitter=True,
-        weights="imagenet",
-    ),
-    # A few hundred to a few thousand photographs with boxes.
-    "boxes": TrainConfig(
-        task="detection",
-        data="voc:",
-        model="mobilevit_xxs",
-        sizes=(256, 320, 384),
-        base_size=320,
-        batch_size=16,
-        eval_size=320,
-        epochs=60,
-        warmup_steps=100,
-        label_smoothing=0.0,
-        ema_momentum=0.998,
-        crop_scale=0.09,
-        color_jitter=True,
-    ),
-    # 1,600 scenes of 128x128 pixels.
-    "scenes": TrainConfig(
-        task="detection",
-        data="digits",
-        model="mobilevit_xxs",
-        sizes=(96, 128),
-        base_size=96,
-        batch_size=16,
-        eval_size=128,
-        epochs=16,
-        warmup_steps=100,
-        label_smoothing=0.0,
-        ema_momentum=0.99,
-        crop_scale=0.3,
-        flip=False,
-    ),
-}
-
-# By task and kind of data.
-_DEFAULT_RECIPES = {
-    "classification": {"digits": "digits", "folder": "small", "tfds": "imagenet"},
-    "detection": {"digits": "scenes", "voc": "boxes", "coco": "coco", "tfds": "coco"},
-}
-
-
-def default_recipe(data: str, task: str = "classification") -> str:
-    """Names the recipe for a data source: by its kind and the task.
-
-    Raises:
-        ValueError: if there is no such task or kind; the message lists the valid ones.
-    """
-    if task not in _DEFAULT_RECIPES:
-        raise ValueError(f"Unknown task {task!r}. Expected one of: {', '.join(TASKS)}.")
-    recipes = _DEFAULT_RECIPES[task]
-    kind = data.partition(":")[0]
-    if kind not in recipes:
-        forms = {"digits": "digits", "tfds": "tfds:NAME"}
-        *kinds, last = (f"`{forms.get(name, f'{name}:PATH')}`" for name in recipes)
-        raise ValueError(
-            f"Unknown data {data!r}. With --task={task} it is {', '.join(kinds)} or "
-            f"{last}."
-        )
-    return recipes[kind]
+RECIPES = {name: TrainConfig(**values) for name, values in recipes.RECIPES.items()}
 
 
 def make_config(recipe: str = "", **overrides) -> TrainConfig:
@@ -340,7 +258,7 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
     kind, _, path = overrides.get("data", "").partition(":")
     if kind in ("folder", "voc", "coco") and path:
         overrides["data"] = f"{kind}:{_absolute(path)}"
-    if overrides.get("weights") not in (None, "", "imagenet", "coco"):
+    if overrides.get("weights") not in (None, "", "imagenet", "coco", "voc"):
         overrides["weights"] = _absolute(overrides["weights"])
     return dataclasses.replace(RECIPES[recipe], **overrides)
 

@@ -12,7 +12,7 @@ from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.detection import detect
 from keras_mobilevit.ssdlite import SSDLite
 from keras_mobilevit.weights import load_backbone
-from train import box_augment, detection_evaluation, images, losses
+from train import augment, box_augment, detection_evaluation, images, losses
 from train.box_sources import load_source
 from train.coco import average_precision
 from train.detection_pictures import draw_examples
@@ -57,7 +57,7 @@ def _train_example(example, size, seed, config) -> dict:
     if config.flip:
         image, boxes = box_augment.random_flip(image, boxes, seeds[1])
     if config.color_jitter:
-        image = box_augment.random_colors(image, seeds[2])
+        image = augment.random_colors(image, seeds[2])
     classes = tf.where(is_object, example["classes"], -1)
     return {"image": image, "boxes": boxes, "classes": classes}
 

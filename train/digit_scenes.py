@@ -1,4 +1,4 @@
-"""Scenes composed of scikit-learn's handwritten digits, with exact boxes.
+"""Scenes composed of scikit-learn's handwritten digits, with exact boxes and masks.
 
 The digits of the training scenes are those that classification trains on, and those of
 the validation scenes the others. A scene is a function of its number.
@@ -27,10 +27,13 @@ class Scene(NamedTuple):
     Attributes:
         encoded: a PNG.
         objects: the digits, whose `path` is a name.
+        mask: uint8 `[height, width]`: 0 on the ground, and 1 more than the digit whose
+            ink covers a pixel; of two, that of the one drawn last.
     """
 
     encoded: bytes
     objects: Objects
+    mask: np.ndarray
 
 
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +78,7 @@ def _make_scene(name: str, images, labels, rng) -> Scene:
     """Draws one to six digits in colours of their own on a noisy ground."""
     ground = rng.uniform(0, 110, 3)
     scene = ground + rng.normal(0, 8, (SIDE, SIDE, 3))
+    mask = np.zeros((SIDE, SIDE), np.uint8)
     boxes, classes = [], []
     for _ in range(rng.integers(1, MAX_DIGITS + 1)):
         index = rng.integers(len(images))
@@ -92,6 +96,8 @@ def _make_scene(name: str, images, labels, rng) -> Scene:
         color = rng.uniform(150, 255, 3)
         window = scene[top : top + height, left : left + width]
         window += ink[..., None] * (color - window)
+        covered = mask[top : top + height, left : left + width]
+        covered[ink > FOREGROUND] = labels[index] + 1
         boxes.append(placed)
         classes.append(labels[index])
     pixels = np.clip(np.round(scene), 0, 255).astype(np.uint8)
@@ -100,7 +106,7 @@ def _make_scene(name: str, images, labels, rng) -> Scene:
     objects = Objects(
         name, corners, np.int32(classes), np.zeros(len(boxes), bool), areas
     )
-    return Scene(tf.io.encode_png(pixels).numpy(), objects)
+    return Scene(tf.io.encode_png(pixels).numpy(), objects, mask)
 
 
 def make_scenes(split: str, count: int) -> list[Scene]:

@@ -27,8 +27,8 @@ def define_flags() -> None:
         "train",
         MODES,
         "train; or eval, which measures a file (--model=FILE.keras or FILE.tflite, or "
-        "--weights) on the validation split and prints top-1 and top-5, or a "
-        "detector's AP, and a line for each class.",
+        "--weights) on the validation split and prints top-1 and top-5, a "
+        "detector's AP or a segmenter's mean IoU, and a line for each class.",
     )
     flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.")
     flags.DEFINE_float(

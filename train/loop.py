@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-import typing
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from train import data, sampler, schedules
 from train.checkpoint import load_checkpoint, save_checkpoint, save_model
 from train.config import TrainConfig
+from train.feeding import Unreadable, distribute, refuse_nothing_seen
 from train.models import build_models
 from train.optimizers import make_optimizer
 from train.pictures import make_drawing
@@ -22,118 +22,13 @@ from train.progress import CheckpointManager, Progress, asked_to_stop
 from train.records import RecordWriter
 from train.sampler import BatchShape
 from train.sources import Source
-from train.step import make_eval_step, make_train_step
+from train.step import as_numbers, make_eval_step, make_train_step
 from train.strategies import is_chief
 from train.task import Task
+from train.validation import evaluate
 from train.workdir import BEST_MODEL, CHECKPOINT, check_workdir, prepare_workdir
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
-
-
-class _Unreadable:
-    """Logs the names of unreadable images, once in a process, and takes them away."""
-
-    logged: typing.ClassVar[set] = set()
-
-    def __init__(self):
-        self.example = ""
-
-    def take_names(self, strategy, batch: dict) -> dict:
-        """Returns the batch without names, which are strings: no accelerator's."""
-        ids, weights = map(
-            strategy.experimental_local_results, (batch.pop("id"), batch["weight"])
-        )
-        for replica_ids, replica_weights in zip(ids, weights):
-            for name in data.unreadable({"id": replica_ids, "weight": replica_weights}):
-                self.example = self.example or name
-                if name not in self.logged:
-                    self.logged.add(name)
-                    logging.warning("skipped, cannot be read: %s", name)
-        return batch
-
-
-def _refuse_nothing_seen(
-    seen: int, source: Source, split: str, unreadable: _Unreadable
-) -> None:
-    if not seen:
-        raise ValueError(
-            f"None of the {source.num_examples[split]} {split} images of "
-            f"{source.name} can be read, {unreadable.example} among them."
-        )
-
-
-def _distribute(strategy, make_dataset: Callable[[data.Share], tf.data.Dataset]):
-    """Makes each pipeline's share of the batches of a distributed data set."""
-    options = tf.distribute.InputOptions(experimental_fetch_to_device=False)  # strings
-    return strategy.distribute_datasets_from_function(
-        lambda context: make_dataset(data.Share.of(context)), options
-    )
-
-
-def _as_numbers(sums: dict) -> dict[str, float]:
-    return {name: float(value) for name, value in sums.items()}
-
-
-def evaluate(
-    task: Task,
-    eval_step,
-    source: Source,
-    config: TrainConfig,
-    strategy,
-    progress: Progress,
-    manager: CheckpointManager,
-) -> dict:
-    """Evaluates on the validation split.
-
-    Args:
-        task: what is trained.
-        eval_step: from `train.step.make_eval_step`.
-        source: where the images come from.
-        config: gives size, crop and batch.
-        strategy: that of the step.
-        progress: where the run is.
-        manager: saves it, and stops the run when it is asked to.
-
-    Returns:
-        The mean of each of the task's metrics, what its `score` gives, and
-        `skipped_validation`, the number of images that could not be decoded.
-
-    Raises:
-        Preempted: if the run was asked to stop, and is saved.
-    """
-    replicas = strategy.num_replicas_in_sync
-    part = -(-config.batch_size // (replicas * config.accumulation_steps))
-    arguments = source, "validation", config.eval_size, replicas * part
-    batches = _distribute(
-        strategy,
-        lambda share: data.eval_batches(
-            *arguments, config.eval_crop, share, task.eval_example
-        ),
-    )
-    unreadable, totals, collected = _Unreadable(), {}, []
-    for batch in batches:
-        batch = unreadable.take_names(strategy, batch)
-        sums, predictions = eval_step(batch, tf.constant(manager.asked()))
-        for name, value in _as_numbers(sums).items():
-            totals[name] = totals.get(name, 0.0) + value
-        collected.append({name: value.numpy() for name, value in predictions.items()})
-        manager.after_step(progress, totals["stop"] > 0)
-    seen = round(totals.pop("count"))
-    del totals["stop"]
-    _refuse_nothing_seen(seen, source, "validation", unreadable)
-    means = {name: value / seen for name, value in totals.items()}
-    return {
-        **means,
-        **task.score(source.class_names, _join(collected)),
-        "skipped_validation": source.num_examples["validation"] - seen,
-    }
-
-
-def _join(batches: list[dict]) -> dict[str, np.ndarray]:
-    """Joins the predictions of all batches for the examples that count."""
-    joined = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
-    counts = joined.pop("weight", np.array([])) > 0
-    return {key: value[counts] for key, value in joined.items()}
 
 
 def _multiple(config: TrainConfig, strategy) -> int:
@@ -210,13 +105,13 @@ def train_epoch(
         config.steps_per_execution,
     )
     done = progress.epoch_step
-    batches = _distribute(
+    batches = distribute(
         strategy,
         lambda share: train_batches(
             source, config, schedule, epoch, done, share, task.train_example
         ),
     )
-    iterator, unreadable = iter(batches), _Unreadable()
+    iterator, unreadable = iter(batches), Unreadable()
     start = time.perf_counter() - progress.seconds
     with _progress_bar(config, progress, num_examples) as bar:
         for count in _steps_of_calls(schedule[done:], config.steps_per_execution):
@@ -231,7 +126,7 @@ def train_epoch(
             )
             bar.update(round(sums["count"]))
             manager.after_step(progress, sums["stop"] > 0)
-    _refuse_nothing_seen(progress.seen, source, "train", unreadable)
+    refuse_nothing_seen(progress.seen, source, "train", unreadable)
     return _epoch_record(config, progress, num_examples)
 
 
@@ -248,7 +143,7 @@ def _run_call(
     rates = [schedules.learning_rate(config, step, progress.epoch) for step in steps]
     momenta = [schedules.ema_momentum(config, step) for step in steps]
     numbers = map(tf.constant, (rates, momenta, manager.asked()))
-    sums = _as_numbers(train_step(tuple(batches), *numbers))
+    sums = as_numbers(train_step(tuple(batches), *numbers))
     _refuse_divergence(sums, steps, progress.epoch, rates[-1], shape)
     return sums
 

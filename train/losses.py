@@ -71,3 +71,30 @@ def multibox(offsets, logits, target_offsets, labels, weights, label_smoothing=0
     positives = tf.reduce_sum(tf.cast(is_positive, tf.float32), axis=1) * weights
     batch = tf.cast(tf.size(weights), tf.float32)
     return total * batch / tf.maximum(tf.reduce_sum(positives), 1.0)
+
+
+def pixel_cross_entropy(labels, logits, is_counted, weights, label_smoothing=0.0):
+    """Softmax cross-entropy of the pixels that count.
+
+    Args:
+        labels: int32 `[batch, height, width]`, classes where a pixel counts.
+        logits: `[batch, height, width, classes]`.
+        is_counted: bool `[batch, height, width]`.
+        weights: of the examples, `[batch]`, 0 for what does not count.
+        label_smoothing: see `smoothed_cross_entropy`.
+
+    Returns:
+        The loss of each example, `[batch]`: the sum over its pixels, times the batch,
+        divided by the counted pixels of the whole batch, or zero where none counts. So
+        its mean is that over pixels: an image weighs as much as there is to see on it.
+    """
+    labels = tf.where(is_counted, labels, 0)
+    # Without one-hot labels, which would take as much memory as the logits.
+    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    if label_smoothing:
+        even = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
+        entropy = (1.0 - label_smoothing) * entropy + label_smoothing * even
+    total = tf.reduce_sum(tf.where(is_counted, entropy, 0.0), axis=(1, 2))  # [batch]
+    pixels = tf.reduce_sum(tf.cast(is_counted, tf.float32), axis=(1, 2)) * weights
+    batch = tf.cast(tf.size(weights), tf.float32)
+    return total * batch / tf.maximum(tf.reduce_sum(pixels), 1.0)

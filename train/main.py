@@ -8,16 +8,18 @@ Examples:
   python train/main.py --mode=eval --data=folder:photos --model=out/best_160_int8.tflite
   python train/main.py --task=detection --workdir=runs/scenes
   python train/main.py --task=detection --data=voc:cells --workdir=runs/cells
+  python train/main.py --task=segmentation --data=voc:roads --workdir=runs/roads
   python train/main.py --tpu --data=tfds:imagenet2012 --workdir=/shared/run
 
 A recipe sets every flag that is not given, by the task and the kind of the data or by
 --recipe: `digits`, `small` (a few thousand photos), `imagenet` (the paper's); for
-detection `scenes` (of digits), `boxes` (a few thousand photos), `coco` (the paper's).
+detection `scenes` (of digits), `boxes` (a few thousand photos), `coco` (the paper's);
+for segmentation `mask_scenes`, `masks` (a few hundred photos), `voc2012` (the paper's).
 Run the same command again to continue an interrupted run, within its epoch too; SIGTERM
 saves it and ends with the exit code 75. --workdir then holds best.keras (the moving
 average of the weights at its best epoch), checkpoint.safetensors, metrics.jsonl,
-curves.png, predictions.png (of detection: what the last epoch finds on eight images,
-beside the truth), tensorboard/, config.json and labels.txt.
+curves.png, predictions.png (of detection and segmentation: what the last epoch finds on
+eight images, beside the truth), tensorboard/, config.json and labels.txt.
 """
 
 import math

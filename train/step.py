@@ -23,6 +23,11 @@ def _as_float32(outputs):
     return tf.nest.map_structure(lambda x: tf.cast(x, tf.float32), outputs)
 
 
+def as_numbers(sums: dict) -> dict[str, float]:
+    """Returns a step's sums as Python numbers."""
+    return {name: float(value) for name, value in sums.items()}
+
+
 def make_train_step(
     task: Task, config: TrainConfig, model, average, optimizer, strategy
 ):

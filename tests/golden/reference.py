@@ -10,6 +10,8 @@ import numpy as np
 
 SEED = 0
 SIZES = ((256, 256), (224, 224), (192, 192), (288, 320))
+# Of segmenters; the last has maps of an odd side at every output stride.
+SEGMENTATION_SIZES = ((512, 512), (256, 256), (240, 200))
 
 # A little above 1, so that activations keep their size through the network.
 _GAIN = 1.2
@@ -54,3 +56,16 @@ def images(height: int, width: int) -> np.ndarray:
 def size_key(height: int, width: int) -> str:
     """Returns the name of a size's logits in the golden files."""
     return f"y{height}x{width}"
+
+
+def thinned(maps: np.ndarray) -> np.ndarray:
+    """Keeps so many rows and columns of logits that the golden files stay small.
+
+    Args:
+        maps: `[batch, rows, columns, classes]`.
+
+    Returns:
+        At most 11 of the rows and columns each, evenly spaced.
+    """
+    rows, columns = (-(-side // 11) for side in maps.shape[1:3])
+    return maps[:, ::rows, ::columns]

@@ -24,7 +24,7 @@ from tflite.coreml.package import (
     make_model,
     share_scale,
 )
-from tflite.graph import read_model
+from tflite.reader import read_model
 from tflite.rewrites import COREML_REWRITES, deployment_graph
 
 FLAGS = ("sizes", "ios", "layout", "raw_outputs", "labels", "author", "license")

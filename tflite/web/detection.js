@@ -20,7 +20,7 @@ function iou(a, b) {
   return intersection / Math.max(area(a) + area(b) - intersection, 1e-12);
 }
 
-// The boxes that score more than a threshold, best first.
+// The boxes with an area that score more than a threshold, best first.
 function candidatesOf(boxes, scores, threshold) {
   const classes = scores.length / (boxes.length / 4);
   const found = [];
@@ -28,6 +28,7 @@ function candidatesOf(boxes, scores, threshold) {
     if (!(scores[i] > threshold)) continue;
     const label = i % classes, anchor = (i - label) / classes;
     const box = boxes.subarray(4 * anchor, 4 * anchor + 4);
+    if (!area(box)) continue;  // clipping left nothing of it
     found.push({label, anchor, score: scores[i], box});
   }
   return found.sort(

@@ -1,0 +1,141 @@
+"""Segmentation as a task: the class of every pixel of an image.
+
+Source: section 4.2 of MobileViT, https://arxiv.org/abs/2110.02178.
+"""
+
+import keras
+import tensorflow as tf
+
+from keras_mobilevit.deeplab import DeepLabV3
+from keras_mobilevit.weights import load_backbone
+from train import augment, images, losses, mask_augment, metrics
+from train import segmentation_evaluation as evaluation
+from train.mask_sources import load_source
+from train.masks import IGNORED, decode_mask
+from train.segmentation_pictures import draw_examples
+from train.task import Task
+
+HEAD = "deeplab"  # begins the names of its layers
+
+
+def _build_segmenter(config, source) -> keras.Model:
+    model = DeepLabV3(
+        config.model,
+        classes=len(source.class_names),
+        weights=None,
+        input_shape=(None, None, 3),
+        output_stride=config.output_stride,
+        auxiliary=config.auxiliary_weight > 0,
+    )
+    if config.freeze == "backbone":
+        for layer in model.layers:
+            layer.trainable = layer.name.startswith(HEAD)
+    return model
+
+
+def _train_example(example, size, seed, config) -> dict:
+    """Scales, crops, turns, mirrors and colours an image, and its mask with it."""
+    encoded = images.read(example)
+    seeds = tf.random.experimental.stateless_split(seed, 4)
+    placement = mask_augment.random_placement(
+        images.image_size(encoded), size, config.crop_scale, seeds[0]
+    )
+    part = images.decode_window(encoded, placement.window)
+    image = mask_augment.place_image(part, placement, size)
+    mask = mask_augment.place_mask(decode_mask(example["mask"]), placement, size)
+    if config.rotation:
+        image, mask = mask_augment.random_rotation(
+            image, mask, config.rotation, seeds[1]
+        )
+    if config.flip:
+        image, mask = mask_augment.random_flip(image, mask, seeds[2])
+    if config.color_jitter:
+        image = augment.random_colors(image, seeds[3])
+    return {"image": image, "mask": mask}
+
+
+def _eval_example(example, size, crop_fraction: float) -> dict:
+    """Resizes the whole image, whatever its aspect; the mask keeps its pixels.
+
+    Nothing is cut off, and the network sees all of the image at its size, as on the
+    phone. The score is of the pixels of the mask as it is: one that was resized would
+    have lost what is thin. `full_mask` stands in a frame that all masks of the split
+    have, so that they go in one batch.
+    """
+    image = images.decode(images.read(example))
+    mask = decode_mask(example["mask"])
+    missing = example["frame"] - tf.shape(mask)
+    paddings = tf.stack([tf.zeros_like(missing), missing], axis=1)
+    return {
+        "image": images.resize(image, size),
+        "mask": mask_augment.resize_mask(mask, size),
+        "full_mask": tf.pad(mask, paddings, constant_values=IGNORED),
+        "image_size": tf.shape(mask),
+    }
+
+
+def _logits(outputs):
+    """Returns the head's logits: alone, or those beside an auxiliary head's."""
+    return outputs["logits"] if isinstance(outputs, dict) else outputs
+
+
+def _pixel_loss(batch, logits, label_smoothing: float):
+    return losses.pixel_cross_entropy(
+        tf.cast(batch["mask"], tf.int32),
+        logits,
+        batch["mask"] != IGNORED,
+        batch["weight"],
+        label_smoothing,
+    )
+
+
+def _loss(config, batch, outputs):
+    loss = _pixel_loss(batch, _logits(outputs), config.label_smoothing)
+    if config.auxiliary_weight:
+        auxiliary = _pixel_loss(batch, outputs["auxiliary"], config.label_smoothing)
+        loss += config.auxiliary_weight * auxiliary
+    return loss
+
+
+def _metrics(batch, outputs) -> dict:
+    return {"loss": _pixel_loss(batch, _logits(outputs), 0.0)}
+
+
+def _predictions(batch, outputs) -> dict:
+    """Counts an image's pixels by class: exact, however many images follow."""
+    logits = _logits(outputs)
+    class_maps = tf.argmax(logits, axis=-1, output_type=tf.int32)
+    masks = batch["full_mask"]
+    found = metrics.classes_at_pixels(
+        class_maps, batch["image_size"], tf.shape(masks)[1:]
+    )
+    return {"confusion": metrics.confusion_matrices(masks, found, logits.shape[-1])}
+
+
+def _score(class_names, predictions: dict) -> dict:
+    confusion = predictions["confusion"].sum(axis=0, dtype="int64")
+    return metrics.segmentation_metrics(confusion, class_names)
+
+
+def _report(config, source) -> str:
+    segmenter = evaluation.load_segmenter(config, source)
+    found = evaluation.evaluate_segmenter(segmenter, source, SEGMENTATION)
+    return evaluation.format_metrics(*found, source.class_names, segmenter.size)
+
+
+SEGMENTATION = Task(
+    name="segmentation",
+    load_source=load_source,
+    build_model=_build_segmenter,
+    load_pretrained=load_backbone,
+    train_example=_train_example,
+    eval_example=_eval_example,
+    loss=_loss,
+    metrics=_metrics,
+    predictions=_predictions,
+    score=_score,
+    pictures=draw_examples,
+    report=_report,
+    is_head=lambda path: path.startswith(HEAD),
+    best_metric="mIoU",
+)
