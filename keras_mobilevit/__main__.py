@@ -202,10 +202,10 @@ def print_classes(model: keras.Model, args, labels: list[str] | None) -> None:
 
 def draw_objects(model: keras.Model, args, labels: list[str] | None) -> None:
     """Prints the objects of each image, and draws them into a PNG."""
-    size = _side(model, args, ssdlite.DEFAULT_SIZE)
+    size = _whole_image_size(model, args, ssdlite.DEFAULT_SIZE)
     classes = model.output["logits"].shape[-1] - 1
     labels = _class_names(labels, classes, coco_names.COCO_NAMES)
-    anchors = anchor_boxes(size, size)
+    anchors = anchor_boxes(*size)
     scale = largest_value(model) / 255
     for path in args.images:
         image = load_image(path)
@@ -224,7 +224,7 @@ def draw_objects(model: keras.Model, args, labels: list[str] | None) -> None:
 
 def color_classes(model: keras.Model, args, labels: list[str] | None) -> None:
     """Prints the classes on each image, and colours them in a PNG."""
-    size = _side(model, args, deeplab.DEFAULT_SIZE)
+    size = _whole_image_size(model, args, deeplab.DEFAULT_SIZE)
     model = without_auxiliary(model)
     labels = _class_names(labels, model.output_shape[-1], voc_names.VOC_NAMES)
     scale = largest_value(model) / 255
@@ -252,9 +252,9 @@ def _class_names(labels, classes: int, published: tuple[str, ...]) -> list[str]:
     return labels
 
 
-def _squeezed(image: np.ndarray, size: int) -> np.ndarray:
-    """Resizes a whole image to a square: `[1, size, size, 3]`."""
-    resized = keras.ops.image.resize(image[None], (size, size), antialias=True)
+def _squeezed(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes a whole image, whatever its aspect: `[1, *size, 3]`."""
+    resized = keras.ops.image.resize(image[None], size, antialias=True)
     return keras.ops.convert_to_numpy(resized)
 
 
@@ -271,6 +271,15 @@ def _side(model: keras.Model, args, default: int) -> int:
     if size < MIN_SIZE:
         raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {size}.")
     return size
+
+
+def _whole_image_size(model: keras.Model, args, default: int) -> tuple[int, ...]:
+    """Returns the height and width to which an image is squeezed.
+
+    A model that is for oblong images alone takes no square.
+    """
+    side = _side(model, args, default)
+    return tuple((not args.size and own) or side for own in model.input_shape[1:3])
 
 
 def predict(args) -> None:

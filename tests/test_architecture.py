@@ -57,6 +57,7 @@ ALLOWED = {
         "train.metrics",
         "train.records",
         "train.sampler",
+        "train.segmentation",
         "train.sources",
         "train.tables",
         "train.task",

@@ -148,7 +148,7 @@ def test_a_detector_draws_its_boxes(tmp_path, monkeypatch, capsys):
 
 def test_a_segmenter_colours_its_classes(tmp_path, monkeypatch, capsys):
     model = keras_mobilevit.DeepLabV3(
-        "mobilevit_xxs", classes=3, weights=None, input_shape=(None, None, 3)
+        "mobilevit_xxs", classes=3, weights=None, input_shape=(64, 96, 3)
     )
     model.save_weights(tmp_path / "random.weights.h5")
     layer = model.get_layer("deeplab_classifier")  # the third class everywhere
@@ -158,7 +158,7 @@ def test_a_segmenter_colours_its_classes(tmp_path, monkeypatch, capsys):
     (tmp_path / "labels.txt").write_text("background\ncat\ndog\n")
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(pil_file("RGB", (90, 90, 90), "JPEG", size=(300, 200)))
-    arguments = "predict", photo, f"--weights={tmp_path / 'best.keras'}", "--size=64"
+    arguments = "predict", photo, f"--weights={tmp_path / 'best.keras'}"
     lines = run(monkeypatch, capsys, *arguments)
     file = tmp_path / "photo_classes.png"
     assert lines == [f"{photo}: 1 classes, drawn in {file}", "  100.0 %  dog"]

@@ -16,7 +16,15 @@ from keras_mobilevit.detection import non_max_suppression
 from tests.networks import build_detector
 from tests.test_keras_mobilevit_boxes import random_boxes
 from tests.test_tflite_rewrites import randomized
-from tflite import conversion, convert_flags, detection, gpu, models, opcheck
+from tflite import (
+    conversion,
+    convert_flags,
+    converter,
+    detection,
+    gpu,
+    models,
+    opcheck,
+)
 from tflite.images import load_images
 from tflite.tasks import task_of
 from train import box_sources
@@ -110,6 +118,29 @@ def test_one_suppression_does_for_all_classes(seed, classes):
         np.testing.assert_allclose(found[name], values, atol=1e-6)
 
 
+def test_tflites_own_suppression_is_keras_own(tmp_path):
+    """Of boxes on a grid many overlap by just the half at which they are dropped."""
+    random = np.random.default_rng(0)
+    anchors, classes = 1200, 3  # more than are kept
+    corners = np.round(random_boxes(random, anchors) * 16) / 16
+    scores = np.zeros((anchors, classes), np.float32)
+    some = random.choice(anchors, 300, replace=False)
+    scores[some] = random.uniform(0, 1, (300, classes)) ** 3
+
+    @tf.function(input_signature=[tf.TensorSpec([1, anchors, 4 + classes])])
+    def serve(x):
+        return detection.suppress(x[..., :4], x[..., 4:])
+
+    path = tmp_path / "suppression.tflite"
+    path.write_bytes(converter.tflite_content(serve))
+    given = np.concatenate([corners, scores], axis=1).astype(np.float32)
+    found = LiteRTModel(path).predict(given[None])
+    expected = expected_of(*(tf.constant(x[None]) for x in (given[:, :4], scores)))
+    assert (np.asarray(expected["classes"]) >= 0).sum() > 50
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-6)
+
+
 @pytest.mark.parametrize("file_format", ["fp16", "dynamic", "int8-mixed"])
 def test_smaller_formats(model, validation, file_format, tmp_path):
     card = converted(model, validation, tmp_path, "none", file_format, RANDOM)
@@ -161,6 +192,7 @@ def test_files_of_something_else_are_refused(tflite_file):
 @dataclasses.dataclass
 class Flags:
     nms: str | None = None
+    output: str | None = None
     formats: tuple = ("fp32",)
     check_gpu: bool = False
     crop: float | None = None
@@ -171,8 +203,11 @@ class Flags:
     [
         (Flags(formats=("int8", "fp32")), "There is no int8 of this model.*int8-mixed"),
         (Flags(nms="builtin", formats=("coreml",)), "--nms is for .tflite files"),
-        (Flags(nms="builtin", check_gpu=True), "before suppression.*--nms=none"),
-        (Flags(crop=0.9), "sees the whole image: leave --crop away"),
+        (
+            Flags(nms="builtin", check_gpu=True),
+            "no GPU runs non-maximum suppression",
+        ),
+        (Flags(crop=0.9), "In detection the whole image is seen: no --crop"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(model, flags, message):

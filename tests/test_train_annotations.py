@@ -192,7 +192,12 @@ def test_coco_errors(tmp_path):
     with pytest.raises(ValueError, match="object 4 has the category 1, which the file"):
         load_source(f"coco:{path}")
     file = path / "annotations" / "instances_train2017.json"
-    for content, message in (("{", "is not valid JSON"), ("[]", "no file of COCO's")):
+    for content, message in (
+        ("{", "is not valid JSON"),
+        ("[]", "no file of COCO's"),
+        ('[{"image_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "no list of images"),
+        ('{"images": 5}', "no list of images, annotations, categories"),
+    ):
         file.write_text(content)
         with pytest.raises(ValueError, match=message):
             load_source(f"coco:{path}")
@@ -200,6 +205,58 @@ def test_coco_errors(tmp_path):
     path = make_coco(tmp_path / "differing", good, other)
     with pytest.raises(ValueError, match="different categories.*dog"):
         load_source(f"coco:{path}")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("annotations", {"bbox": [1, 2]}, "a box that is no four numbers"),
+        ("annotations", {"bbox": None}, "one of its annotations has no valid 'bbox'"),
+        ("annotations", {"image_id": None}, "no valid 'image_id'"),
+        ("images", {"width": None}, "one of its images has no valid 'width'"),
+        ("categories", {"name": None}, "one of its categories has no valid 'name'"),
+    ],
+)
+def test_entries_of_coco_that_are_none(tmp_path, part, change, message):
+    good, bad = (coco((1, 7, [9, 6, 36, 24], 0)) for _ in range(2))
+    bad[part][0] |= change
+    make_coco(tmp_path, good, good)
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    file.write_text(json.dumps(bad))
+    with pytest.raises(ValueError, match=rf"instances_train2017.json: .*{message}"):
+        load_source(f"coco:{tmp_path}")
+
+
+def test_objects_without_an_id_or_an_image(tmp_path, caplog):
+    train = coco((1, 7, [9, 6, 36, 24], 0), (2, 3, [0, 0, 9, 9], 0))
+    for annotation in train["annotations"]:
+        del annotation["id"]
+        annotation["area"] = None
+    train["annotations"].append({"image_id": 8, "category_id": 3, "bbox": [0, 0, 9, 9]})
+    path = make_coco(tmp_path, train, coco((1, 3, [9, 6, 36, 24], 0)))
+    with caplog.at_level(logging.WARNING, "absl"):
+        (example,) = examples_of(load_source(f"coco:{path}"), "train")
+    assert example["classes"].tolist() == [1, 0]
+    assert example["areas"] == pytest.approx([0.16, 0.015])
+    assert "objects of images that are not listed, left out: 1" in caplog.text
+
+
+def test_annotations_that_cannot_be_read(tmp_path, caplog):
+    one = voc_xml(("cat", 1, 1, 9, 9))
+    train = {
+        "good": one,
+        "unknown": '<?xml version="1.0" encoding="foo"?>' + one,
+        "nameless": voc_xml(("", 1, 1, 9, 9), ("cat", 2, 2, 9, 9)),
+    }
+    path = make_voc(tmp_path, train, {"v": one})
+    with caplog.at_level(logging.WARNING, "absl"):
+        source = load_source(f"voc:{path}")
+    assert "no XML, images left out: 1, the first in" in caplog.text
+    assert "objects without a name, left out: 1, the first in" in caplog.text
+    assert source.class_names == ("cat",) and source.num_examples["train"] == 2
+    (path / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="train.txt is no list of names"):
+        load_source(f"voc:{path}")
 
 
 def test_unknown_source():

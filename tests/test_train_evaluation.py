@@ -1,6 +1,7 @@
 """Evaluation of any weights, whole and class by class."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import keras_mobilevit
 from tests.image_files import make_folder, pil_file
 from tflite import conversion
 from tflite.images import load_images
+from train import flags as train_flags
 from train.classification import CLASSIFICATION
 from train.config import is_config, make_config, save_config
 from train.evaluation import (
@@ -220,3 +222,14 @@ def test_only_a_runs_own_configuration_is_read(tmp_path):
     save_config(CONFIG, tmp_path / "config.json")
     assert is_config(tmp_path / "config.json")
     assert not is_config(tmp_path / "nowhere.json")
+
+
+def test_what_lies_beside_a_file_tells_how_it_was_trained(tmp_path):
+    file = str(tmp_path / "best_320_int8-mixed.tflite")
+    assert train_flags.trained_as(file) == {}
+    card = {"task": "detection", "crop": 1.0, "labels": ["a"]}
+    (tmp_path / "best_320_int8-mixed.json").write_text(json.dumps(card))
+    assert train_flags.trained_as(file) == {"task": "detection", "eval_crop": 1.0}
+    config = make_config("digits", epochs=7)
+    save_config(config, tmp_path / "config.json")
+    assert make_config(**train_flags.trained_as(file)) == config

@@ -85,10 +85,26 @@ def test_multibox_is_the_published_loss():
     weights = np.array([1.0, 1, 1, 0])
     arguments = [np.float32(x) for x in (offsets, logits, targets)]
     losses = multibox(*arguments, tf.constant(labels, tf.int32), np.float32(weights))
-    mean = np.sum(losses.numpy() * weights) / 4  # as a step takes it
+    mean = np.sum(losses.numpy() * weights) / 3  # of the images that count
     wanted = multibox_by_hand(offsets, logits, targets, labels, weights)
     assert mean == pytest.approx(wanted, rel=1e-5)
     assert losses[2] == 0
+
+
+def test_a_batch_that_is_partly_filled_weighs_its_images_alone():
+    """As `weight` has it: the same image gives the same loss, alone and twice."""
+    rng = np.random.default_rng(0)
+    offsets, targets = (np.float32(rng.normal(0, 1, (1, 60, 4))) for _ in range(2))
+    logits = np.float32(rng.normal(0, 2, (1, 60, 3)))
+    labels = np.where(rng.uniform(size=(1, 60)) < 0.1, 1, 0).astype(np.int32)
+
+    def sum_of_losses(weights):
+        arrays = [np.repeat(x, 4, 0) for x in (offsets, logits, targets, labels)]
+        return np.sum(multibox(*arrays, np.float32(weights)).numpy() * weights)
+
+    full = sum_of_losses(np.ones(4))
+    assert sum_of_losses(np.array([1.0, 0, 0, 0])) == pytest.approx(full / 4, rel=1e-5)
+    assert sum_of_losses(np.zeros(4)) == 0
 
 
 def test_without_positive_anchors_the_loss_is_zero_and_its_gradient_finite():

@@ -40,6 +40,7 @@ CLASSIFICATION = Task(
     metric="top1",
     score=_top1,
     tolerance=lambda images: 100 / images,  # one of them
+    crops=True,
     formats=(
         "fp32",
         "fp16",

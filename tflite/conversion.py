@@ -234,7 +234,8 @@ def convert(
             and an earlier one of its name stays.
     """
     row, task = FORMATS[file_format], conversion.task
-    limits = {n: x for n, x in (row.limits | task.limits).items() if x is not None}
+    limits = row.limits | task.limits.get("", {}) | task.limits.get(file_format, {})
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
     meanings = {name: task.meanings[name] for name in references[0].outputs}
     with tempfile.TemporaryDirectory() as folder:  # nothing unproven in its place
         unproven = Path(folder, output.name)

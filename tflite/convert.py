@@ -45,8 +45,9 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
-from keras_mobilevit import ssdlite
+from keras_mobilevit.coco_names import COCO_NAMES
 from keras_mobilevit.preprocessing import largest_value
+from keras_mobilevit.voc_names import VOC_NAMES
 from tflite import classification, convert_flags
 from tflite.conversion import (
     check_size,
@@ -62,8 +63,9 @@ from tflite.formats import FORMATS, Conversion
 from tflite.images import check_calibration_images, load_images
 from tflite.models import labels_beside, load_model
 from tflite.task import Task
-from tflite.tasks import BY_NMS, task_of
 from train.config import load_config, make_config
+
+PUBLISHED_NAMES = {"coco": COCO_NAMES, "voc": VOC_NAMES}  # of published weights
 
 __doc__ = __doc__.format(
     formats="\n".join(
@@ -99,11 +101,11 @@ def _only_conversion(folder: Path):
         os.close(handle)
 
 
-def _provenance(args, model: keras.Model) -> tuple[dict, str, float]:
+def _provenance(args, task: Task, model: keras.Model) -> tuple[dict, str, float]:
     """Returns what the card says of the model, its data, and the evaluation's crop."""
     data, crop = "digits", 1.0
     if args.model.endswith(".keras"):
-        labels = labels_beside(args.model, task_of(model).num_classes(model))
+        labels = labels_beside(args.model, task.num_classes(model))
         provenance = {"model": args.model, "labels": labels}
         config_file = convert_flags.config_file(args.model)
         if config_file:
@@ -117,9 +119,10 @@ def _provenance(args, model: keras.Model) -> tuple[dict, str, float]:
             )
     else:
         provenance = {"model": args.model, "weights": args.weights}
-    if ssdlite.is_detector(model):
-        crop = 1.0  # sees the whole image
-    return provenance, args.data or data, args.crop or crop
+        if args.weights in PUBLISHED_NAMES:
+            provenance["labels"] = list(PUBLISHED_NAMES[args.weights])
+    crop = (args.crop or crop) if task.crops else 1.0
+    return provenance, args.data or data, crop
 
 
 def _summary(path: Path, card: dict) -> str:
@@ -128,7 +131,7 @@ def _summary(path: Path, card: dict) -> str:
         f"{card['bytes'] / 1e6:.2f} MB",
         *FORMATS[card["format"]].file_type.facts(card),
         f"max abs difference {card['parity']['max_abs']:.1e}",
-        f"PSNR {card['parity']['psnr_db']:.0f} dB",
+        *(f"PSNR {x:.0f} dB" for key, x in card["parity"].items() if key == "psnr_db"),
         _accuracy(accuracy, card["parity"]),
         f"on {card['parity']['images']} images of {card['parity']['data']}",
     ]
@@ -237,7 +240,7 @@ def _how_made(args, name: str, data: str, calibration: dict) -> dict:
 def _convert_all(args, folder: Path) -> None:
     model = load_model(args.model, args.weights)
     task = convert_flags.task_from_flags(args, model)
-    provenance, data, crop = _provenance(args, model)
+    provenance, data, crop = _provenance(args, task, model)
     labels = provenance.get("labels", [])
     calibration = {"data": args.calibration or data}
     conversion = _conversion_from_flags(
@@ -258,8 +261,8 @@ def _convert_all(args, folder: Path) -> None:
     for name in dict.fromkeys(args.formats):
         file_type = FORMATS[name].file_type
         parts = [Path(args.model).stem, *sizes[file_type], name]
-        if task is BY_NMS["builtin"]:
-            parts.append("nms")
+        if task.suffix and file_type is TFLITE:
+            parts.append(task.suffix)
         if file_type is COREML:
             parts += coreml_options.name_parts(args)
         stem = "_".join(map(str, parts))

@@ -6,17 +6,18 @@ from pathlib import Path
 import keras
 from absl import flags
 
-from keras_mobilevit import classifier, ssdlite
 from keras_mobilevit.configs import MIN_SIZE
+from keras_mobilevit.deeplab import is_segmenter
+from keras_mobilevit.ssdlite import is_detector
 from tflite import card as cards
 from tflite import gpu
 from tflite.baselines import BASELINES
 from tflite.coreml import options as coreml_options
 from tflite.file_types import COREML, TFLITE
 from tflite.formats import FORMATS
-from tflite.models import DETECTOR
+from tflite.models import HEADS, default_size
 from tflite.task import Task
-from tflite.tasks import BY_NMS, task_of
+from tflite.tasks import BY_NMS, BY_OUTPUT, task_of
 from train.config import load_config
 
 
@@ -24,14 +25,16 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "mobilevit_xxs, mobilevit_xs, mobilevit_s, one of them as a detector "
-        f"({DETECTOR}mobilevit_s), a .keras file, or with --size=224 one of "
+        "mobilevit_xxs, mobilevit_xs, mobilevit_s, one of them with a head ("
+        f"{', '.join(f'{head}mobilevit_s' for head in HEADS)}), a .keras file, or with "
+        "--size=224 one of "
         f"{', '.join(BASELINES)}.",
     )
     flags.DEFINE_string(
         "weights",
         "none",
-        "For a named model: none (random), imagenet, coco (of a detector), or a path.",
+        "For a named model: none (random), imagenet, coco (of a detector), voc (of a "
+        "segmenter), or a path.",
     )
     flags.DEFINE_enum(
         "nms",
@@ -42,12 +45,20 @@ def define_flags() -> None:
         "TFLite's own non-maximum suppression inside, which runs on the CPU. Default: "
         "none.",
     )
+    flags.DEFINE_enum(
+        "output",
+        None,
+        list(BY_OUTPUT),
+        "Of a segmenter: logits returns those of each cell at the output stride, for "
+        "the application to resize; classmap the class of each pixel, in bytes. "
+        "Default: logits.",
+    )
     flags.DEFINE_integer(
         "size",
         None,
         "Side of the input image in pixels. By default the first of --sizes, or that "
         "of the training's evaluation, if config.json is beside a .keras file, else "
-        f"{classifier.DEFAULT_SIZE}, or {ssdlite.DEFAULT_SIZE} of a detector.",
+        "256, 320 of a detector, 512 of a segmenter.",
     )
     flags.DEFINE_list("formats", ["fp32"], f"One or more of: {', '.join(FORMATS)}.")
     flags.DEFINE_string("output_dir", None, "Where the files go; made if missing.")
@@ -107,10 +118,7 @@ def config_file(model: str) -> Path | None:
 
 def _default_size(model: str) -> int:
     file = config_file(model)
-    if file:
-        return load_config(file).eval_size
-    of = ssdlite if model.startswith(DETECTOR) else classifier
-    return of.DEFAULT_SIZE
+    return load_config(file).eval_size if file else default_size(model)
 
 
 def _check_names(flag: str, names: list[str], known) -> None:
@@ -160,25 +168,24 @@ def check_flags() -> Path:
 
 def task_from_flags(args, model: keras.Model) -> Task:
     """Returns what the model is for, and refuses flags of another task."""
-    is_detector = ssdlite.is_detector(model)
-    if args.nms and not is_detector:
+    if args.nms and not is_detector(model):
         raise ValueError("--nms is for detectors: leave it away.")
+    if args.output and not is_segmenter(model):
+        raise ValueError("--output is for segmenters: leave it away.")
     if args.nms and TFLITE not in file_types(args):
         raise ValueError(
             "--nms is for .tflite files: a Core ML package has its own suppression, "
             "unless --raw_outputs leaves it away."
         )
-    task = task_of(model, args.nms or "none")
+    task = task_of(model, args.nms or "none", args.output or "logits")
     missing = [name for name in args.formats if name not in task.formats]
     if missing:
         raise ValueError(
             f"There is no {', '.join(missing)} of this model. Expected some of: "
             f"{', '.join(task.formats)}."
         )
-    if args.check_gpu and args.nms == "builtin":
-        raise ValueError(
-            "--check_gpu is for the part before suppression: give it --nms=none."
-        )
-    if is_detector and args.crop is not None:
-        raise ValueError("A detector sees the whole image: leave --crop away.")
+    if args.check_gpu and task.cpu_part:
+        raise ValueError(f"--check_gpu: no GPU runs {task.cpu_part}.")
+    if args.crop is not None and not task.crops:
+        raise ValueError(f"In {task.name} the whole image is seen: no --crop.")
     return task

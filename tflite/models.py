@@ -5,24 +5,39 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_mobilevit.classifier import build_classifier
+from keras_mobilevit import classifier, deeplab, ssdlite
 from keras_mobilevit.configs import VARIANTS, get_config
-from keras_mobilevit.ssdlite import SSDLite, is_detector
 from keras_mobilevit.weights import load_model_file
 from tflite.baselines import BASELINES, build_baseline
 
-DETECTOR = "ssdlite_"  # before the name of a backbone
+# Before the name of a backbone: what is built on it, and the side of its images.
+HEADS = {
+    "ssdlite_": (ssdlite.SSDLite, ssdlite.DEFAULT_SIZE),
+    "deeplabv3_": (deeplab.DeepLabV3, deeplab.DEFAULT_SIZE),
+}
+
+
+def split_name(model: str) -> tuple[str, str]:
+    """Splits `"ssdlite_mobilevit_s"` into a key of `HEADS`, or "", and a backbone."""
+    head = next((head for head in HEADS if model.startswith(head)), "")
+    return head, model.removeprefix(head)
+
+
+def default_size(model: str) -> int:
+    """Returns the side of the images of a model by its name."""
+    head, _ = split_name(model)
+    return HEADS[head][1] if head else classifier.DEFAULT_SIZE
 
 
 def load_model(model: str, weights: str = "none") -> keras.Model:
     """Loads a `.keras` file, or builds a variant or a baseline that returns logits.
 
     Args:
-        model: `mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s`, one of these as a
-            detector (`ssdlite_mobilevit_s`), a key of `BASELINES` (for images of
-            224x224 pixels), or the path of a `.keras` file.
-        weights: for a variant: `none` (random), `imagenet`, `coco` of a detector, or a
-            path; for a baseline `none`.
+        model: `mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s`, one of these with a head
+            (`ssdlite_mobilevit_s`, `deeplabv3_mobilevit_s`), a key of `BASELINES` (for
+            images of 224x224 pixels), or the path of a `.keras` file.
+        weights: for a variant: `none` (random), `imagenet`, `coco` of a detector, `voc`
+            of a segmenter, or a path; for a baseline `none`.
 
     Returns:
         The model.
@@ -42,19 +57,20 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
             )
         return build_baseline(model)
     weights = None if weights == "none" else weights
-    backbone, shape = model.removeprefix(DETECTOR), (None, None, 3)
+    (head, backbone), shape = split_name(model), (None, None, 3)
     try:
         config = get_config(backbone)
     except ValueError as error:
-        detectors = ", ".join(DETECTOR + name for name in VARIANTS)
+        others = ", ".join(head + name for head in HEADS for name in VARIANTS)
         raise ValueError(
-            f"{error} Or a detector, {detectors}. Or a baseline, "
+            f"{error} Or one with a head, {others}. Or a baseline, "
             f"{', '.join(BASELINES)}. Or the path of a `.keras` file."
         ) from error
-    if backbone != model:
-        built = SSDLite(backbone, weights=weights, input_shape=shape)
+    if head:
+        build, _ = HEADS[head]
+        built = build(backbone, weights=weights, input_shape=shape)
     else:
-        built = build_classifier(
+        built = classifier.build_classifier(
             config, weights=weights, input_shape=shape, classifier_activation=None
         )
     _refuse_nan(built, weights)
@@ -69,13 +85,13 @@ def _load_keras_file(path: str) -> keras.Model:
             f"{path} takes inputs of the shapes {shapes}. "
             "Expected RGB images: (None, height, width, 3)."
         )
-    is_classifier = [len(tensor.shape) for tensor in loaded.outputs] == [2]
-    if not is_classifier and not is_detector(loaded):
+    is_known = ssdlite.is_detector(loaded) or deeplab.is_segmenter(loaded)
+    if not is_known and [len(tensor.shape) for tensor in loaded.outputs] != [2]:
         raise ValueError(
             f"{path} gives outputs of the shapes "
             f"{[tuple(tensor.shape) for tensor in loaded.outputs]}. "
-            "Expected those of a classifier, (None, classes), or of a detector, "
-            "`offsets` and `logits` of each anchor."
+            "Expected those of a classifier, (None, classes), or a model that SSDLite "
+            "or DeepLabV3 has built."
         )
     _refuse_nan(loaded, path)
     return loaded

@@ -242,6 +242,7 @@ OPERATIONS = {
     "positions": lambda node, x: x + _constant(node, "positions", x),
     "rescale": _rescale,
     "reshape": _reshape,
+    "resize_like": lambda node, x, like: _resize(x, *like.shape[1:3]),
     "rms_norm": _rms_norm,
     "slice_channels": _slice_channels,
     "unfold": _unfold,

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_mobilevit.backend import Activation, BatchNormalization
+from keras_mobilevit.backend import Activation, BatchNormalization, DilatedConv2D
+from keras_mobilevit.deeplab import CLASSIFIER, ResizeLike, is_segmenter
 from keras_mobilevit.layers import DotProductAttention, Fold, Unfold
 from keras_mobilevit.ssdlite import SplitPredictions, is_detector
 from tflite.baselines import TokenEmbedding
@@ -210,6 +211,7 @@ READERS: dict[type, Callable] = {
     BatchNormalization: _read_batch_norm,
     layers.Concatenate: _read_concatenate,
     layers.Conv2D: _read_conv,
+    DilatedConv2D: _read_conv,
     layers.Cropping1D: lambda layer: [
         ("crop_tokens", {}, {"cropping": tuple(layer.cropping)})
     ],
@@ -229,7 +231,9 @@ READERS: dict[type, Callable] = {
     ],
     Fold: lambda layer: [("fold", {}, {"patch_size": layer.patch_size})],
     TokenEmbedding: _read_embedding,
+    ResizeLike: lambda layer: [("resize_like", {}, {})],
     SplitPredictions: _split_predictions,
+    layers.SpatialDropout2D: _identity,
     Unfold: lambda layer: [("unfold", {}, {"patch_size": layer.patch_size})],
 }
 
@@ -259,9 +263,15 @@ def _read_operator(operation, arguments) -> list[tuple]:
 
 
 def outputs_of(model: keras.Model) -> list:
-    """Returns a model's output tensors: of a detector its offsets, then its logits."""
+    """Returns a model's output tensors, those that are converted.
+
+    Of a detector the offsets, then the logits; of a segmenter the logits before they
+    are resized, without those of an auxiliary head.
+    """
     if is_detector(model):  # a dict, which Keras itself would sort
         return [model.output["offsets"], model.output["logits"]]
+    if is_segmenter(model):
+        return [model.get_layer(CLASSIFIER).output]
     return model.outputs
 
 

@@ -26,10 +26,14 @@ class Task:
         score: from validation images and their outputs to it, in percent.
         tolerance: points of it that chance may take, by the number of images.
         formats: those that there are for it.
-        limits: of its files, in place of a format's; `None` lifts one.
+        limits: of its files, in place of a format's: by the format's name, or `""` for
+            all; `None` lifts one.
         float_scopes: patterns of what stays in floats in files of 8 bits: how names
             of nodes, or of what `finish` adds, begin.
         facts: more entries of a `.tflite` file's card.
+        suffix: tells its files from others of the same model by their names.
+        crops: whether an evaluation sees the centre of an image, not all of it.
+        cpu_part: what of a file only CPUs run.
     """
 
     name: str
@@ -43,6 +47,9 @@ class Task:
     score: Callable
     tolerance: Callable[[int], float]
     formats: tuple[str, ...]
-    limits: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    limits: dict[str, dict] = dataclasses.field(default_factory=dict)
     float_scopes: tuple[str, ...] = ()
     facts: dict = dataclasses.field(default_factory=dict)
+    suffix: str = ""
+    crops: bool = False
+    cpu_part: str = ""

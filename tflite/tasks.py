@@ -2,18 +2,25 @@
 
 import keras
 
+from keras_mobilevit.deeplab import is_segmenter
 from keras_mobilevit.ssdlite import is_detector
 from tflite.classification import CLASSIFICATION
 from tflite.detection import BY_NMS
+from tflite.segmentation import BY_OUTPUT
 from tflite.task import Task
 
+__all__ = ["BY_NMS", "BY_OUTPUT", "task_of"]
 
-def task_of(model: keras.Model, nms: str = "none") -> Task:
+
+def task_of(model: keras.Model, nms: str = "none", output: str = "logits") -> Task:
     """Returns the task of a model.
 
     Args:
-        model: a classifier or a detector.
+        model: a classifier, a detector or a segmenter.
         nms: of a detector: `none` for boxes and scores of every anchor, `builtin` for
             non-maximum suppression inside the file.
+        output: of a segmenter: `logits` or `classmap`.
     """
-    return BY_NMS[nms] if is_detector(model) else CLASSIFICATION
+    if is_detector(model):
+        return BY_NMS[nms]
+    return BY_OUTPUT[output] if is_segmenter(model) else CLASSIFICATION

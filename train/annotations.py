@@ -97,7 +97,7 @@ def _image_size(path: Path, repairs: Repairs) -> tuple[int, int] | None:
             return image.size
     except FileNotFoundError:
         repairs.add("images that are missing, left out", str(path))
-    except (UnidentifiedImageError, OSError):
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
         repairs.add("images that cannot be read, left out", str(path))
     return None
 
@@ -116,7 +116,11 @@ def _voc_names(path: Path, split: str) -> list[str]:
             f"There is no file {file}. Expected the layout of PASCAL VOC: {path}/"
             "Annotations/*.xml, JPEGImages/*, ImageSets/Main/train.txt and val.txt."
         )
-    return [line.split()[0] for line in file.read_text().splitlines() if line.split()]
+    try:
+        lines = file.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no list of names, but not even text.") from error
+    return [line.split()[0] for line in lines if line.split()]
 
 
 def _voc_root(file: Path, repairs: Repairs):
@@ -125,7 +129,8 @@ def _voc_root(file: Path, repairs: Repairs):
         return defusedxml.ElementTree.parse(file).getroot()
     except FileNotFoundError:
         repairs.add("annotations that are missing, images left out", str(file))
-    except (ParseError, DefusedXmlException, OSError):
+    except (ParseError, DefusedXmlException, OSError, LookupError, ValueError):
+        # The last two of encodings that are unknown, or that the parser cannot read.
         repairs.add("annotations that are no XML, images left out", str(file))
     return None
 
@@ -167,6 +172,10 @@ def voc_objects(path: Path, split: str, repairs: Repairs) -> Iterator[tuple]:
         ]
         boxes, kept = repair_boxes(corners, *size, str(file), repairs)
         names = np.array([node.findtext("name", "").strip() for node in nodes], object)
+        is_named = names[kept] != ""
+        unnamed = np.count_nonzero(~is_named)
+        repairs.add("objects without a name, left out", str(file), unnamed)
+        boxes, kept = boxes[is_named], np.flatnonzero(kept)[is_named]
         difficult = np.array([_number(node, "difficult") == 1 for node in nodes], bool)
         yield Objects(str(image), boxes, names[kept], difficult[kept], _areas(boxes))
 
@@ -185,13 +194,37 @@ def read_coco(file: Path) -> dict:
         content = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}.") from error
-    missing = {"images", "annotations", "categories"} - set(content)
-    if not isinstance(content, dict) or missing:
+    parts = ("images", "annotations", "categories")
+    keys = content if isinstance(content, dict) else {}
+    missing = [part for part in parts if not isinstance(keys.get(part), list)]
+    if missing:
         raise ValueError(
-            f"{file} is no file of COCO's annotations: it has no "
-            f"{', '.join(sorted(missing))}."
+            f"{file} is no file of COCO's annotations: it has no list of "
+            f"{', '.join(missing)}."
         )
+    for part, row_keys in _COCO_KEYS.items():
+        for row in content[part]:
+            _check_coco_row(row, row_keys, f"{file}: one of its {part}")
     return content
+
+
+_COCO_KEYS = {
+    "images": {"id": int, "file_name": str, "width": int, "height": int},
+    "annotations": {"image_id": int, "category_id": int, "bbox": list},
+    "categories": {"id": int, "name": str},
+}
+
+
+def _check_coco_row(row, keys: dict[str, type], where: str) -> None:
+    """Raises a ValueError if an entry lacks what is needed of it."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is no object, but {row!r}.")
+    for key, kind in keys.items():
+        if not isinstance(row.get(key), kind):
+            raise ValueError(f"{where} has no valid {key!r}: {str(row)[:200]}.")
+    box = row.get("bbox", [0] * 4)
+    if len(box) != 4 or not all(isinstance(x, int | float) for x in box):
+        raise ValueError(f"{where} has a box that is no four numbers: {box}.")
 
 
 def coco_categories(content: dict) -> dict[int, str]:
@@ -216,16 +249,21 @@ def coco_objects(
         of the categories' ids.
 
     Raises:
-        ValueError: if an object is of no listed category or image.
+        ValueError: if an object is of no listed category.
     """
     labels = {key: label for label, key in enumerate(coco_categories(content))}
     by_image, ids = {}, set()
+    images = {image["id"] for image in content["images"]}
     for annotation in content["annotations"]:
         key = annotation.get("id")
-        if key in ids:
+        if key is not None and key in ids:
             repairs.add("objects listed twice, taken once", f"{file}, id {key}")
             continue
         ids.add(key)
+        if annotation["image_id"] not in images:
+            kind = "objects of images that are not listed, left out"
+            repairs.add(kind, f"{file}, id {key}")
+            continue
         if annotation["category_id"] not in labels:
             raise ValueError(
                 f"{file}: the object {key} has the category "
@@ -252,7 +290,7 @@ def _coco_image(image: dict, found: list, labels: dict, folder: Path, repairs: R
     boxes, kept = repair_boxes(corners, width, height, image["file_name"], repairs)
     classes = np.array([labels[a["category_id"]] for a in found], np.int32)
     is_crowd = np.array([bool(a.get("iscrowd")) for a in found], bool)
-    areas = np.array([a.get("area", np.nan) for a in found]) / (width * height)
+    areas = np.array([a.get("area") for a in found], np.float64) / (width * height)
     areas = np.where(np.isfinite(areas[kept]), areas[kept], _areas(boxes))
     path = str(folder / image["file_name"])
     return Objects(path, boxes, classes[kept], is_crowd[kept], areas)

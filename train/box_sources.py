@@ -240,7 +240,8 @@ def _tfds_example(example) -> dict:
     boxes = tf.stack([x1, y1, x2, y2], axis=1)
     areas = (x2 - x1) * (y2 - y1)
     # Boxes without area, which COCO has a few of, are no objects.
-    classes = tf.where(areas > 0, tf.cast(objects["label"], tf.int32), -1)
+    is_box = (x2 > x1) & (y2 > y1)
+    classes = tf.where(is_box, tf.cast(objects["label"], tf.int32), -1)
     crowds = [objects[key] for key in ("is_crowd", "is_difficult") if key in objects]
     is_crowd = crowds[0] if crowds else tf.zeros_like(areas, tf.bool)
 

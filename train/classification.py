@@ -8,6 +8,7 @@ from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.configs import get_config
 from keras_mobilevit.weights import load_weights
 from train import evaluation, images, losses, metrics
+from train.freezing import freeze_backbone
 from train.sources import load_source
 from train.task import Task
 
@@ -20,11 +21,7 @@ def _build_classifier(config, source) -> keras.Model:
         classifier_activation=None,
     )
     if config.freeze == "backbone":
-        # Frozen batch normalization also keeps its statistics.
-        for layer in model.layers:
-            layer.trainable = layer.name == "predictions"
-            if isinstance(layer, keras.layers.Dropout) and "_vit_" in layer.name:
-                layer.rate = 0.0  # what is frozen shall not be noisy
+        freeze_backbone(model, lambda name: name in ("head_dropout", "predictions"))
     return model
 
 

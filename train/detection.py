@@ -16,6 +16,7 @@ from train import augment, box_augment, detection_evaluation, images, losses
 from train.box_sources import load_source
 from train.coco import average_precision
 from train.detection_pictures import draw_examples
+from train.freezing import freeze_backbone
 from train.matching import match
 from train.task import Task
 
@@ -28,8 +29,7 @@ def _build_detector(config, source) -> keras.Model:
         input_shape=(None, None, 3),
     )
     if config.freeze == "backbone":
-        for layer in model.layers:
-            layer.trainable = layer.name.startswith("ssd")
+        freeze_backbone(model, lambda name: name.startswith("ssd"))
     return model
 
 

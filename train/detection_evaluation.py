@@ -97,7 +97,13 @@ def load_detector(config, source: Source) -> Detector:
     else:
         shape = (None, None, 3)
         model = SSDLite(config.model, classes, weights=weights, input_shape=shape)
-    return _keras_detector(model, model.input_shape[1] or config.eval_size)
+    height, width = model.input_shape[1:3]
+    if height != width:
+        raise ValueError(
+            f"Evaluation is of square images, but {weights} takes {height}x{width} "
+            "pixels."
+        )
+    return _keras_detector(model, height or config.eval_size)
 
 
 def _check_classes(found: int, weights: str, source: Source) -> None:

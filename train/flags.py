@@ -67,6 +67,24 @@ def define_flags() -> None:
             define[field.type](field.name, None, help_text)
 
 
+def trained_as(weights: str) -> dict:
+    """Returns how a file was trained and evaluated, as what lies beside it tells.
+
+    Args:
+        weights: path of a `.keras` or a `.tflite` file.
+
+    Returns:
+        All fields of the `config.json` of its training; without one, what its card has
+        of them.
+    """
+    beside = Path(weights).with_name(train_config.FILENAME)
+    if train_config.is_config(beside):
+        return dataclasses.asdict(train_config.load_config(beside))
+    card = read_card(weights)
+    known = {"eval_crop": "crop", "task": "task"}
+    return {name: card[key] for name, key in known.items() if key in card}
+
+
 def config_from_flags() -> train_config.TrainConfig:
     """Makes the configuration of the flags that were given.
 
@@ -98,10 +116,5 @@ def config_from_flags() -> train_config.TrainConfig:
         overrides["weights"] = overrides.pop("model")
     weights = os.path.expanduser(overrides.get("weights", ""))
     if args.mode == "eval" and not args.recipe and weights.endswith(_OWN_FILES):
-        beside = Path(weights).with_name(train_config.FILENAME)
-        if train_config.is_config(beside):
-            trained = dataclasses.asdict(train_config.load_config(beside))
-            overrides = {**trained, **overrides}
-        elif "crop" in (card := read_card(weights)):
-            overrides.setdefault("eval_crop", card["crop"])
+        overrides = {**trained_as(weights), **overrides}
     return train_config.make_config(args.recipe or "", **overrides)

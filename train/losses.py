@@ -55,7 +55,7 @@ def multibox(offsets, logits, target_offsets, labels, weights, label_smoothing=0
 
     Returns:
         The loss of each example, `[batch]`: the sum over its positive anchors and hard
-        negatives, times the batch, divided by the positive anchors of the whole batch.
+        negatives, times the images that count, divided by their positive anchors.
         So its mean is the published loss: what an image weighs goes by its objects.
 
     Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325.
@@ -69,8 +69,8 @@ def multibox(offsets, logits, target_offsets, labels, weights, label_smoothing=0
     located = tf.where(is_positive, distance, 0.0)
     total = tf.reduce_sum(counted + located, axis=1)  # [batch]
     positives = tf.reduce_sum(tf.cast(is_positive, tf.float32), axis=1) * weights
-    batch = tf.cast(tf.size(weights), tf.float32)
-    return total * batch / tf.maximum(tf.reduce_sum(positives), 1.0)
+    images = tf.reduce_sum(weights)
+    return total * images / tf.maximum(tf.reduce_sum(positives), 1.0)
 
 
 def pixel_cross_entropy(labels, logits, is_counted, weights, label_smoothing=0.0):
@@ -84,8 +84,8 @@ def pixel_cross_entropy(labels, logits, is_counted, weights, label_smoothing=0.0
         label_smoothing: see `smoothed_cross_entropy`.
 
     Returns:
-        The loss of each example, `[batch]`: the sum over its pixels, times the batch,
-        divided by the counted pixels of the whole batch, or zero where none counts. So
+        The loss of each example, `[batch]`: the sum over its pixels, times the images
+        that count, divided by their counted pixels, or zero where none counts. So
         its mean is that over pixels: an image weighs as much as there is to see on it.
     """
     labels = tf.where(is_counted, labels, 0)
@@ -96,5 +96,5 @@ def pixel_cross_entropy(labels, logits, is_counted, weights, label_smoothing=0.0
         entropy = (1.0 - label_smoothing) * entropy + label_smoothing * even
     total = tf.reduce_sum(tf.where(is_counted, entropy, 0.0), axis=(1, 2))  # [batch]
     pixels = tf.reduce_sum(tf.cast(is_counted, tf.float32), axis=(1, 2)) * weights
-    batch = tf.cast(tf.size(weights), tf.float32)
-    return total * batch / tf.maximum(tf.reduce_sum(pixels), 1.0)
+    images = tf.reduce_sum(weights)
+    return total * images / tf.maximum(tf.reduce_sum(pixels), 1.0)

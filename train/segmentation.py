@@ -10,6 +10,7 @@ from keras_mobilevit.deeplab import DeepLabV3
 from keras_mobilevit.weights import load_backbone
 from train import augment, images, losses, mask_augment, metrics
 from train import segmentation_evaluation as evaluation
+from train.freezing import freeze_backbone
 from train.mask_sources import load_source
 from train.masks import IGNORED, decode_mask
 from train.segmentation_pictures import draw_examples
@@ -28,8 +29,7 @@ def _build_segmenter(config, source) -> keras.Model:
         auxiliary=config.auxiliary_weight > 0,
     )
     if config.freeze == "backbone":
-        for layer in model.layers:
-            layer.trainable = layer.name.startswith(HEAD)
+        freeze_backbone(model, lambda name: name.startswith(HEAD))
     return model
 
 

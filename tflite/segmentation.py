@@ -1,0 +1,128 @@
+"""Segmentation as a task of conversion: the classes of an image's pixels.
+
+`LOGITS` files return the logits of every cell at the output stride, a few percent of
+what they would be at the image's size, for an application to resize. `CLASS_MAP` files
+resize them and return the class of every pixel.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_mobilevit.deeplab import CLASSIFIER
+from tflite import parity
+from tflite.task import Task
+from train.metrics import classes_at_pixels, confusion_matrices
+from train.segmentation import SEGMENTATION as TRAINING
+
+FINISH = "class_map"  # scope of the operations that `finish` adds
+MIOU_TOLERANCE = 0.2  # points: pixels at borders may change sides
+LIMITS = {"int8-mixed": {"accuracy": 0.8}}  # points beyond these: one in all
+MOST_CLASSES = 256  # of a map of bytes
+
+
+def class_maps(logits, size: int):
+    """Finds the class of every pixel, as a segmenter that resizes its logits does.
+
+    Args:
+        logits: `[batch, rows, columns, classes]`.
+        size: side of the images in pixels.
+
+    Returns:
+        uint8 `[batch, size, size]`.
+    """
+    with tf.name_scope(FINISH):
+        logits = tf.image.resize(logits, (size, size))
+        return tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32), tf.uint8)
+
+
+def _logits(model: keras.Model, size: int):
+    return lambda outputs: dict(zip(["logits"], outputs))
+
+
+def _class_map(model: keras.Model, size: int):
+    _refuse_many(_num_classes(model))
+    return lambda outputs: {"classes": class_maps(outputs[0], size)}
+
+
+def _refuse_many(classes: int) -> None:
+    if classes > MOST_CLASSES:
+        raise ValueError(
+            f"A class map has bytes, for {MOST_CLASSES} classes at most; the model has "
+            f"{classes}. Take --output=logits."
+        )
+
+
+def _num_classes(model: keras.Model) -> int:
+    return model.get_layer(CLASSIFIER).output.shape[-1]
+
+
+def _same_pixels(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.mean(first == second))
+
+
+def _class_maps_of(outputs: dict, size: int):
+    """Returns the class maps that a file's outputs stand for, at the images' size."""
+    if "classes" in outputs:
+        return outputs["classes"]
+    return class_maps(outputs["logits"], size)
+
+
+def _compare_logits(reference: dict, outputs: dict) -> dict:
+    logits = (x["logits"] for x in (reference, outputs))
+    found = parity.compare(*(x.reshape(-1, x.shape[-1]) for x in logits))
+    return {**found, "agreement": found.pop("top1_agreement")}
+
+
+def _compare_class_maps(reference: dict, outputs: dict) -> dict:
+    same = _same_pixels(reference["classes"], outputs["classes"])
+    # The part of the pixels that differ stands for the difference of the outputs.
+    return {"max_abs": 1 - same, "max_abs_reference": 1.0, "agreement": same}
+
+
+def _mean_iou(validation, outputs: dict) -> float:
+    classes = len(validation.class_names)
+    size = validation.images.shape[1]
+    confusion = np.zeros((classes, classes), np.int64)
+    targets = validation.targets
+    for index, mask in enumerate(targets["full_mask"]):
+        of_image = {name: x[index : index + 1] for name, x in outputs.items()}
+        found = classes_at_pixels(
+            tf.cast(_class_maps_of(of_image, size), tf.int32),
+            targets["image_size"][index][None],
+            mask.shape,
+        )
+        confusion += confusion_matrices(mask[None], found, classes).numpy()[0]
+    metrics = TRAINING.score(validation.class_names, {"confusion": confusion[None]})
+    return 100 * metrics["mIoU"]
+
+
+LOGITS = Task(
+    name="segmentation",
+    training=TRAINING,
+    num_classes=_num_classes,
+    finish=_logits,
+    reference=_logits,
+    meanings={"logits": "of each class in each cell, a pixel of the output stride"},
+    compare=_compare_logits,
+    metric="mIoU",
+    score=_mean_iou,
+    tolerance=lambda images: MIOU_TOLERANCE,
+    formats=("fp32", "fp16", "dynamic", "int8-mixed"),
+    limits=LIMITS,
+)
+CLASS_MAP = dataclasses.replace(
+    LOGITS,
+    finish=_class_map,
+    reference=_class_map,
+    meanings={"classes": "of each pixel"},
+    compare=_compare_class_maps,
+    # There is no noise of classes, and XNNPACK has no argmax.
+    limits={**LIMITS, "": {"psnr": None, "outside": None}},
+    float_scopes=(f"{FINISH}/", "(Stateful)?PartitionedCall"),
+    suffix="classmap",
+    cpu_part="the choice of each pixel's class (--output=logits leaves it out)",
+)
+BY_OUTPUT = {"logits": LOGITS, "classmap": CLASS_MAP}
