@@ -108,6 +108,8 @@ def load_image(path: str) -> np.ndarray:
 
 def _labels(args) -> list[str] | None:
     if args.labels:
+        if not os.path.isfile(args.labels):
+            raise ValueError(f"--labels: there is no file {args.labels}.")
         return Path(args.labels).read_text().splitlines()
     beside = Path(args.weights or ".").parent / "labels.txt"
     if args.weights not in PUBLISHED and beside.exists():
@@ -119,6 +121,11 @@ def load_model(args, labels: list[str] | None) -> keras.Model:
     """Loads the model that the arguments name."""
     if args.weights.endswith(".keras"):
         return load_model_file(args.weights)
+    if args.weights.endswith((".tflite", ".mlpackage")):
+        raise ValueError(
+            f"{args.weights} is a converted file. `predict` takes what it was made of; "
+            "train/main.py --mode=eval and tflite/benchmark.py run .tflite files."
+        )
     if args.model.startswith(DETECTOR):
         return SSDLite(
             args.model.removeprefix(DETECTOR),
@@ -267,10 +274,7 @@ def _save_picture(drawn: np.ndarray, path: str, ending: str, args) -> Path:
 
 
 def _side(model: keras.Model, args, default: int) -> int:
-    size = args.size or model.input_shape[1] or default
-    if size < MIN_SIZE:
-        raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {size}.")
-    return size
+    return args.size or model.input_shape[1] or default
 
 
 def _whole_image_size(model: keras.Model, args, default: int) -> tuple[int, ...]:
@@ -282,10 +286,21 @@ def _whole_image_size(model: keras.Model, args, default: int) -> tuple[int, ...]
     return tuple((not args.size and own) or side for own in model.input_shape[1:3])
 
 
+def _check(args) -> None:
+    """Refuses values that mean nothing, and makes the folder of the pictures."""
+    if args.size is not None and args.size < MIN_SIZE:
+        raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
+    if not 0 <= args.score <= 1:
+        raise ValueError(f"--score must be in [0, 1]. Received: {args.score}.")
+    if args.output:
+        Path(args.output).mkdir(parents=True, exist_ok=True)
+
+
 def predict(args) -> None:
     if args.weights is None:
         kind = args.model.partition("mobilevit")[0]
         args.weights = {DETECTOR: "coco", SEGMENTER: "voc"}.get(kind, "imagenet")
+    _check(args)
     labels = _labels(args)
     model = load_model(args, labels)
     if is_detector(model):

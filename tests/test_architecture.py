@@ -58,6 +58,7 @@ ALLOWED = {
         "train.records",
         "train.sampler",
         "train.segmentation",
+        "train.segmentation_evaluation",
         "train.sources",
         "train.tables",
         "train.task",

@@ -74,6 +74,11 @@ def test_the_best_classes_by_name(ending, folder, monkeypatch, capsys):
         ),
         (["cut.jpg", "--weights=best.keras"], "cut.jpg cannot be read as an image"),
         (["nowhere.jpg", "--weights=best.keras"], "There is no file nowhere.jpg"),
+        (["red.jpg", "--size=0"], "--size must be at least 32. Received: 0"),
+        (["red.jpg", "--score=30"], r"--score must be in \[0, 1\]. Received: 30"),
+        (["red.jpg", "--score=nan"], "--score must be in .*Received: nan"),
+        (["red.jpg", "--labels=none.txt"], "--labels: there is no file none.txt"),
+        (["red.jpg", "--weights=x.tflite"], "x.tflite is a converted file"),
     ],
 )
 def test_errors(arguments, message, folder, monkeypatch, capsys):

@@ -214,7 +214,9 @@ def test_coco_errors(tmp_path):
         ("annotations", {"bbox": None}, "one of its annotations has no valid 'bbox'"),
         ("annotations", {"image_id": None}, "no valid 'image_id'"),
         ("images", {"width": None}, "one of its images has no valid 'width'"),
+        ("images", {"height": 0}, "one of its images has no valid 'height'"),
         ("categories", {"name": None}, "one of its categories has no valid 'name'"),
+        ("categories", {"name": "dog"}, "more than one category is called 'dog'"),
     ],
 )
 def test_entries_of_coco_that_are_none(tmp_path, part, change, message):
@@ -257,6 +259,23 @@ def test_annotations_that_cannot_be_read(tmp_path, caplog):
     (path / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="train.txt is no list of names"):
         load_source(f"voc:{path}")
+
+
+def test_a_training_part_without_boxes_is_told_first(tmp_path):
+    path = make_voc(tmp_path, {"a": voc_xml()}, {"v": voc_xml(("cat", 1, 1, 9, 9))})
+    with pytest.raises(ValueError, match="has 1 train images, and no box on any"):
+        load_source(f"voc:{path}")
+
+
+def test_images_in_folders_of_their_own(tmp_path):
+    train = coco((1, 7, [9, 6, 36, 24], 0))
+    path = make_coco(tmp_path, train, train)
+    train["images"][0]["file_name"] = "more/5.jpg"
+    (path / "train2017" / "more").mkdir()
+    (path / "train2017" / "5.jpg").rename(path / "train2017" / "more" / "5.jpg")
+    file = path / "annotations" / "instances_train2017.json"
+    file.write_text(json.dumps(train))
+    assert load_source(f"coco:{path}").num_examples["train"] == 1
 
 
 def test_unknown_source():

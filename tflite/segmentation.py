@@ -16,26 +16,12 @@ from tflite import parity
 from tflite.task import Task
 from train.metrics import classes_at_pixels, confusion_matrices
 from train.segmentation import SEGMENTATION as TRAINING
+from train.segmentation_evaluation import class_maps
 
 FINISH = "class_map"  # scope of the operations that `finish` adds
 MIOU_TOLERANCE = 0.2  # points: pixels at borders may change sides
 LIMITS = {"int8-mixed": {"accuracy": 0.8}}  # points beyond these: one in all
 MOST_CLASSES = 256  # of a map of bytes
-
-
-def class_maps(logits, size: int):
-    """Finds the class of every pixel, as a segmenter that resizes its logits does.
-
-    Args:
-        logits: `[batch, rows, columns, classes]`.
-        size: side of the images in pixels.
-
-    Returns:
-        uint8 `[batch, size, size]`.
-    """
-    with tf.name_scope(FINISH):
-        logits = tf.image.resize(logits, (size, size))
-        return tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32), tf.uint8)
 
 
 def _logits(model: keras.Model, size: int):
@@ -44,7 +30,12 @@ def _logits(model: keras.Model, size: int):
 
 def _class_map(model: keras.Model, size: int):
     _refuse_many(_num_classes(model))
-    return lambda outputs: {"classes": class_maps(outputs[0], size)}
+
+    def classes(outputs) -> dict:
+        with tf.name_scope(FINISH):
+            return {"classes": tf.cast(class_maps(outputs[0], size), tf.uint8)}
+
+    return classes
 
 
 def _refuse_many(classes: int) -> None:

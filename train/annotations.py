@@ -205,6 +205,10 @@ def read_coco(file: Path) -> dict:
     for part, row_keys in _COCO_KEYS.items():
         for row in content[part]:
             _check_coco_row(row, row_keys, f"{file}: one of its {part}")
+    names = Counter(category["name"] for category in content["categories"])
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ValueError(f"{file}: more than one category is called {twice[0]!r}.")
     return content
 
 
@@ -215,12 +219,15 @@ _COCO_KEYS = {
 }
 
 
+_SIDES = ("width", "height")
+
+
 def _check_coco_row(row, keys: dict[str, type], where: str) -> None:
     """Raises a ValueError if an entry lacks what is needed of it."""
     if not isinstance(row, dict):
         raise ValueError(f"{where} is no object, but {row!r}.")
     for key, kind in keys.items():
-        if not isinstance(row.get(key), kind):
+        if not isinstance(row.get(key), kind) or (key in _SIDES and row[key] < 1):
             raise ValueError(f"{where} has no valid {key!r}: {str(row)[:200]}.")
     box = row.get("bbox", [0] * 4)
     if len(box) != 4 or not all(isinstance(x, int | float) for x in box):
@@ -270,15 +277,16 @@ def coco_objects(
                 f"{annotation['category_id']}, which the file does not list."
             )
         by_image.setdefault(annotation["image_id"], []).append(annotation)
-    present = {entry.name for entry in folder.iterdir()}
-    seen = set()
+    present, seen = {entry.name for entry in folder.iterdir()}, set()
     for image in content["images"]:
         if image["id"] in seen:
             repairs.add("images listed twice, taken once", image["file_name"])
             continue
         seen.add(image["id"])
-        if image["file_name"] not in present:
-            repairs.add("images that are missing, left out", image["file_name"])
+        name, file_path = image["file_name"], folder / image["file_name"]
+        # A name may have a folder in it; the others are found in one listing.
+        if name not in present and not file_path.is_file():
+            repairs.add("images that are missing, left out", str(file_path))
             continue
         yield _coco_image(image, by_image.get(image["id"], []), labels, folder, repairs)
 
@@ -287,12 +295,12 @@ def _coco_image(image: dict, found: list, labels: dict, folder: Path, repairs: R
     width, height = image["width"], image["height"]
     xywh = np.array([a["bbox"] for a in found], np.float64).reshape(-1, 4)
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-    boxes, kept = repair_boxes(corners, width, height, image["file_name"], repairs)
+    path = str(folder / image["file_name"])
+    boxes, kept = repair_boxes(corners, width, height, path, repairs)
     classes = np.array([labels[a["category_id"]] for a in found], np.int32)
     is_crowd = np.array([bool(a.get("iscrowd")) for a in found], bool)
     areas = np.array([a.get("area") for a in found], np.float64) / (width * height)
     areas = np.where(np.isfinite(areas[kept]), areas[kept], _areas(boxes))
-    path = str(folder / image["file_name"])
     return Objects(path, boxes, classes[kept], is_crowd[kept], areas)
 
 

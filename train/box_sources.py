@@ -49,6 +49,15 @@ def load_source(name: str, cache: bool = False) -> Source:
     )
 
 
+def _refuse_no_boxes(name: str, splits: dict[str, list[Objects]]) -> None:
+    """Raises a ValueError if a part has no box, before anything else is amiss of it."""
+    for split, found in splits.items():
+        if not any(len(image.boxes) for image in found):
+            raise ValueError(
+                f"{name} has {len(found)} {split} images, and no box on any of them."
+            )
+
+
 def _source(
     name: str, class_names: Sequence[str], splits: dict[str, list[Objects]], images
 ) -> Source:
@@ -60,11 +69,7 @@ def _source(
         splits: by their names.
         images: from `Objects` to the column of images, `{"path" or "encoded": list}`.
     """
-    for split, found in splits.items():
-        if not any(len(image.boxes) for image in found):
-            raise ValueError(
-                f"{name} has {len(found)} {split} images, and no box on any of them."
-            )
+    _refuse_no_boxes(name, splits)
     places = max(len(image.boxes) for found in splits.values() for image in found)
     columns = {
         split: {
@@ -105,6 +110,7 @@ def voc_source(path, cache: bool = False) -> Source:
         for split, voc_split in zip(SPLITS, ("train", "val"))
     }
     repairs.log()
+    _refuse_no_boxes(f"voc:{path}", splits)
     names = {
         split: {name for image in found for name in image.classes}
         for split, found in splits.items()
@@ -161,8 +167,12 @@ def coco_source(path, cache: bool = False) -> Source:
         splits[split] = list(objects)
     repairs.log()
     if names["train"] != names["validation"]:
-        differing = sorted(set(names["train"]) ^ set(names["validation"]))
-        raise ValueError(f"The parts of {path} have different categories: {differing}.")
+        train, validation = (set(names[split]) for split in SPLITS)
+        raise ValueError(
+            f"The parts of {path} have different categories. Only in train: "
+            f"{sorted(train - validation) or 'none'}. Only in val: "
+            f"{sorted(validation - train) or 'none'}."
+        )
     class_names = [name for _, name in names["train"]]
     return _source(f"coco:{path}", class_names, splits, _files(cache))
 

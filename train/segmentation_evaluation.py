@@ -1,6 +1,7 @@
 """Measures any segmenter on any source: whole, and class by class."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import keras
@@ -14,6 +15,7 @@ from keras_mobilevit.weights import load_model_file
 from train import metrics
 from train.data import eval_batches, unreadable
 from train.evaluation import check_labels
+from train.litert import LiteRTModel, read_card
 from train.sources import Source
 
 BATCH_SIZE = 8  # logits of 21 classes at 512x512 take 22 MB an image
@@ -38,7 +40,8 @@ def load_segmenter(config, source: Source) -> Segmenter:
 
     Args:
         config: a `TrainConfig`: `weights` (`voc`, a weights file of a segmenter on
-            `model`, or a `.keras` file), `model`, `output_stride` and `eval_size`.
+            `model`, a `.keras` or a `.tflite` file), `model`, `output_stride` and
+            `eval_size`.
         source: its classes are those that the segmenter must have.
 
     Returns:
@@ -49,12 +52,14 @@ def load_segmenter(config, source: Source) -> Segmenter:
         OSError: if the published weights cannot be downloaded.
     """
     weights, classes = config.weights, len(source.class_names)
-    if not weights or weights.endswith(".tflite"):
+    if not weights:
         raise ValueError(
-            "An evaluation of segmentation takes --model: a .keras file; or --weights: "
-            f"voc, or a .safetensors, .pt or .weights.h5 file. Received: {weights!r}."
+            "An evaluation of segmentation takes --model: a .keras or .tflite file; or "
+            "--weights: voc, or a .safetensors, .pt or .weights.h5 file."
         )
     check_labels(weights, source)
+    if weights.endswith(".tflite"):
+        return _converted_segmenter(weights, source)
     if weights.endswith(".keras"):
         model = load_model_file(weights)
         if not is_segmenter(model):
@@ -68,12 +73,52 @@ def load_segmenter(config, source: Source) -> Segmenter:
             input_shape=(None, None, 3),
             output_stride=config.output_stride,
         )
-    found = model.output.shape[-1]
+    _check_classes(model.output.shape[-1], weights, source)
+    return _keras_segmenter(model, model.input_shape[1] or config.eval_size)
+
+
+def _check_classes(found: int, weights: str, source: Source) -> None:
+    classes = len(source.class_names)
     if found != classes:
         raise ValueError(
             f"{weights} has {found} classes, but {source.name} has {classes}."
         )
-    return _keras_segmenter(model, model.input_shape[1] or config.eval_size)
+
+
+def class_maps(logits, size: int):
+    """Finds the class of every pixel from logits of any resolution.
+
+    Args:
+        logits: `[batch, rows, columns, classes]`.
+        size: side of the images in pixels, to which the logits are resized bilinearly.
+
+    Returns:
+        int32 `[batch, size, size]`.
+    """
+    resized = tf.image.resize(logits, (size, size))
+    return tf.argmax(resized, axis=-1, output_type=tf.int32)
+
+
+def _converted_segmenter(path: str, source: Source) -> Segmenter:
+    model, card = LiteRTModel(path, num_threads=os.cpu_count()), read_card(path)
+    ranks = {name: len(output["shape"]) for name, output in model.outputs.items()}
+    if ranks not in ({"logits": 4}, {"classes": 3}):
+        raise ValueError(
+            f"{path} returns {', '.join(model.outputs)}. Expected a segmenter's logits "
+            "or classes, as tflite/convert.py writes them."
+        )
+    if "logits" in ranks:  # of a class map the card alone knows
+        _check_classes(int(model.outputs["logits"]["shape"][-1]), path, source)
+    size = model.input_shape[1]
+    scale = np.float32(card.get("input", {}).get("largest_value", 255) / 255)
+
+    def found(images: np.ndarray) -> np.ndarray:
+        outputs = model.predict(images * scale)
+        if "logits" in outputs:
+            return class_maps(outputs["logits"], size).numpy()
+        return outputs["classes"].astype(np.int32)
+
+    return Segmenter(size, found)
 
 
 def _keras_segmenter(model: keras.Model, size: int) -> Segmenter:
