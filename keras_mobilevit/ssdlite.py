@@ -121,7 +121,10 @@ def detection_head(maps: dict, classes: int) -> dict:
 
 def is_detector(model: keras.Model) -> bool:
     """Tells whether a model gives what `SSDLite` describes."""
-    return isinstance(model.output, dict) and set(model.output) == {"offsets", "logits"}
+    output = getattr(
+        model, "output", None
+    )  # of a Sequential never called there is none
+    return isinstance(output, dict) and set(output) == {"offsets", "logits"}
 
 
 def SSDLite(

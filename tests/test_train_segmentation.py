@@ -119,7 +119,8 @@ def test_the_loss_is_the_mean_over_the_pixels_that_count(smoothing):
     single = smoothed_cross_entropy(labels.ravel(), logits.reshape(-1, 5), smoothing)
     counted = (is_counted & (weights > 0)[:, None, None]).ravel()
     expected = single.numpy()[counted].mean()
-    assert float(tf.reduce_sum(losses * weights) / 3) == pytest.approx(expected, 1e-5)
+    mean = float(tf.reduce_sum(losses * weights) / 2)  # of the images that count
+    assert mean == pytest.approx(expected, 1e-5)
 
 
 def test_a_batch_of_ignored_pixels_teaches_nothing():
@@ -268,7 +269,7 @@ def test_a_report_of_a_file(scenes, tmp_path):
     other = dataclasses.replace(scenes, class_names=("a", "b"))
     with pytest.raises(ValueError, match="has 11 classes, but digits has 2"):
         SEGMENTATION.report(config, other)
-    with pytest.raises(ValueError, match="takes --model: a .keras file.*Received: ''"):
+    with pytest.raises(ValueError, match="takes --model: a .keras or .tflite"):
         SEGMENTATION.report(CONFIG, scenes)
     (tmp_path / "labels.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match="trained on other classes"):

@@ -22,6 +22,16 @@ from train.config import load_config
 
 
 def define_flags() -> None:
+    """Defines all flags of a conversion."""
+    _define_model_flags()
+    _define_file_flags()
+    _define_data_flags()
+    _define_fine_tuning_flags()
+    coreml_options.define_flags()
+    flags.mark_flags_as_required(["model", "output_dir"])
+
+
+def _define_model_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
@@ -53,6 +63,9 @@ def define_flags() -> None:
         "the application to resize; classmap the class of each pixel, in bytes. "
         "Default: logits.",
     )
+
+
+def _define_file_flags() -> None:
     flags.DEFINE_integer(
         "size",
         None,
@@ -62,6 +75,21 @@ def define_flags() -> None:
     )
     flags.DEFINE_list("formats", ["fp32"], f"One or more of: {', '.join(FORMATS)}.")
     flags.DEFINE_string("output_dir", None, "Where the files go; made if missing.")
+    flags.DEFINE_list(
+        "allow", [], f"Limits that may be missed: {', '.join(cards.CHECKS)}."
+    )
+    flags.DEFINE_bool(
+        "no_rewrite", False, "Convert the model as it is, with any layers."
+    )
+    flags.DEFINE_bool(
+        "check_gpu",
+        False,
+        "Run the files on LiteRT's GPU accelerator too: any GPU, or SwiftShader "
+        "(apt install chromium libvulkan1).",
+    )
+
+
+def _define_data_flags() -> None:
     flags.DEFINE_string(
         "data",
         None,
@@ -81,6 +109,15 @@ def define_flags() -> None:
         "default --data.",
     )
     flags.DEFINE_integer("calibration_images", 200, "About how many; 0 for all.")
+    flags.DEFINE_float(
+        "crop",
+        None,
+        "Part of their short side that is used, in (0, 1]. By default as at the "
+        "training's evaluation, else 1. A detector sees the whole image.",
+    )
+
+
+def _define_fine_tuning_flags() -> None:
     flags.DEFINE_integer(
         "qat_epochs", 2, "Epochs of int8-qat's training on --data.", lower_bound=1
     )
@@ -88,26 +125,6 @@ def define_flags() -> None:
         "qat_learning_rate", 1e-5, "Its learning rate at the start.", lower_bound=0
     )
     flags.DEFINE_integer("qat_batch_size", 32, "Its batch.", lower_bound=1)
-    flags.DEFINE_float(
-        "crop",
-        None,
-        "Part of their short side that is used, in (0, 1]. By default as at the "
-        "training's evaluation, else 1. A detector sees the whole image.",
-    )
-    flags.DEFINE_list(
-        "allow", [], f"Limits that may be missed: {', '.join(cards.CHECKS)}."
-    )
-    flags.DEFINE_bool(
-        "no_rewrite", False, "Convert the model as it is, with any layers."
-    )
-    flags.DEFINE_bool(
-        "check_gpu",
-        False,
-        "Run the files on LiteRT's GPU accelerator too: any GPU, or SwiftShader "
-        "(apt install chromium libvulkan1).",
-    )
-    coreml_options.define_flags()
-    flags.mark_flags_as_required(["model", "output_dir"])
 
 
 def config_file(model: str) -> Path | None:
