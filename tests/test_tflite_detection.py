@@ -235,7 +235,7 @@ def test_the_gpu_takes_all_before_suppression(model, validation, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nms", detection.BY_NMS)
-def test_the_real_detector(nms, tmp_path):
+def test_the_real_detector(nms, tmp_path, monkeypatch):
     model = randomized(SSDLite("mobilevit_xxs", weights=None), 1)
     task = task_of(model, nms)
     images = np.random.default_rng(0).uniform(0, 255, (2, 320, 320, 3))
@@ -249,5 +249,14 @@ def test_the_real_detector(nms, tmp_path):
         assert (litert.xnnpack_partitions(), litert.ops_outside_xnnpack()) == (1, {})
     run = conversion._as_list(model)
     expected = task.reference(model, 320)(run(images))
-    for name, values in litert.predict(images).items():
-        np.testing.assert_allclose(values, expected[name], atol=1e-4)
+    expected = {name: np.asarray(values) for name, values in expected.items()}
+    outputs = litert.predict(images)
+    np.testing.assert_allclose(outputs["scores"], expected["scores"], atol=1e-4)
+    if nms == "none":
+        np.testing.assert_allclose(outputs["boxes"], expected["boxes"], atol=1e-4)
+    else:
+        # Of boxes that score alike either may be dropped, and with random weights more
+        # anchors score than the file keeps.
+        monkeypatch.setattr(detection, "COMPARED_SCORE", 0.01)
+        differences, part = detection.agreement(expected, outputs)
+        assert part >= 0.98 and differences.max() <= 1e-4
