@@ -183,6 +183,20 @@ def test_a_file_is_evaluated_by_cocos_rules(model, validation, tmp_path):
     assert reports["none"] == reports["builtin"]
 
 
+def test_the_truth_scores_100_and_what_is_lost_shows(validation):
+    """The detector above is random, so that its own AP is near nothing."""
+    targets = validation.targets
+    truth = {
+        "boxes": targets["boxes"],
+        "scores": (targets["classes"] >= 0).astype(np.float32),
+        "classes": targets["classes"],
+    }
+    assert detection.SUPPRESSED.score(validation, truth) == pytest.approx(100)
+    half = {name: values.copy() for name, values in truth.items()}
+    half["scores"][::2], half["classes"][::2] = 0, -1
+    assert 20 < detection.SUPPRESSED.score(validation, half) < 80
+
+
 def test_files_of_something_else_are_refused(tflite_file):
     config = make_config(task="detection", weights=str(tflite_file))
     with pytest.raises(ValueError, match="returns probabilities. Expected a detector"):

@@ -26,8 +26,8 @@ from train.detection import DETECTION as TRAINING
 from train.detection_evaluation import suppressed
 
 DECODE = "decode"  # scope of the operations that `finish` adds
-# Of an image, by their best class; the others are not looked at. That costs a tenth of
-# looking at all, and few images have so many anchors with anything on them.
+# Of an image, by their best class; the others are not looked at. It bounds the work
+# where every score is above the threshold, as few are in a trained network.
 ANCHORS_KEPT = 1000
 COMPARED_SCORE = 0.05  # lower ones are not compared one by one
 SAME_BOX = 0.9  # intersection over union above which two boxes are one
