@@ -21,6 +21,7 @@ from tests.test_tflite_rewrites import randomized
 from tflite import conversion, operations
 from tflite.card import describe_package, refuse_faults
 from tflite.coreml import options, package
+from tflite.coreml.classifier import make_classifier
 from tflite.fingerprint import sha256
 from tflite.formats import FORMATS
 from tflite.images import load_images
@@ -76,7 +77,7 @@ def core_ml(precision: str, name: str = "mobilevit_xxs", classes=CLASSES, **opti
     graph = read_model(model, options["sizes"][0], options["sizes"][0])
     graph, scale = package.share_scale(deployment_graph(graph, COREML_REWRITES), 255)
     interface = package.Interface(pixel_scale=scale, **options)
-    return package.make_model(graph, interface, precision, "logits")
+    return make_classifier(graph, interface, precision, "logits")
 
 
 def save(model, folder: Path) -> Path:

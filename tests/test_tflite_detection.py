@@ -25,6 +25,7 @@ from tflite import (
     models,
     opcheck,
 )
+from tflite.file_types import COREML, TFLITE
 from tflite.images import load_images
 from tflite.tasks import task_of
 from train import box_sources
@@ -210,6 +211,7 @@ class Flags:
     formats: tuple = ("fp32",)
     check_gpu: bool = False
     crop: float | None = None
+    raw_outputs: bool = False
 
 
 @pytest.mark.parametrize(
@@ -226,15 +228,21 @@ class Flags:
 )
 def test_flags_that_do_not_fit_are_refused(model, flags, message):
     with pytest.raises(ValueError, match=message):
-        convert_flags.task_from_flags(flags, model)
+        convert_flags.tasks_from_flags(flags, model)
 
 
 def test_suppression_is_for_detectors(model):
     classifier = models.load_model("mobilevit_xxs")
     with pytest.raises(ValueError, match="--nms is for detectors"):
-        convert_flags.task_from_flags(Flags(nms="none"), classifier)
-    assert convert_flags.task_from_flags(Flags(), classifier).name == "classification"
-    assert convert_flags.task_from_flags(Flags(), model) is detection.RAW
+        convert_flags.tasks_from_flags(Flags(nms="none"), classifier)
+    (task,) = convert_flags.tasks_from_flags(Flags(), classifier).values()
+    assert task.name == "classification"
+    assert convert_flags.tasks_from_flags(Flags(), model) == {TFLITE: detection.RAW}
+    both = Flags(nms="builtin", formats=("fp32", "coreml"))
+    assert convert_flags.tasks_from_flags(both, model) == {
+        TFLITE: detection.SUPPRESSED,
+        COREML: detection.RAW,  # whose own suppression comes after it
+    }
 
 
 @pytest.mark.skipif(not gpu.find_driver(), reason="apt install chromium libvulkan1")

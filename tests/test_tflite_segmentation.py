@@ -117,15 +117,36 @@ def test_a_file_is_evaluated(validation, tmp_path):
 
 def test_flags_that_do_not_fit_are_refused():
     given = types.SimpleNamespace(
-        nms=None, output="classmap", formats=("fp32",), check_gpu=True, crop=None
+        nms=None,
+        output="classmap",
+        formats=("fp32",),
+        check_gpu=True,
+        crop=None,
+        raw_outputs=False,
     )
     with pytest.raises(ValueError, match="no GPU runs the choice of each pixel's"):
-        convert_flags.task_from_flags(given, small_model())
+        convert_flags.tasks_from_flags(given, small_model())
     with pytest.raises(ValueError, match="--output is for segmenters"):
-        convert_flags.task_from_flags(given, models.load_model("mobilevit_xxs"))
+        convert_flags.tasks_from_flags(given, models.load_model("mobilevit_xxs"))
     given.formats = ("coreml",)
-    with pytest.raises(ValueError, match="There is no coreml of this model"):
-        convert_flags.task_from_flags(given, small_model())
+    with pytest.raises(ValueError, match="--output is for .tflite files"):
+        convert_flags.tasks_from_flags(given, small_model())
+    given.formats, given.output = ("int8",), None
+    with pytest.raises(ValueError, match="There is no int8 of this model"):
+        convert_flags.tasks_from_flags(given, small_model())
+
+
+def test_each_kind_of_file_returns_what_its_flags_say():
+    def outputs(**given):
+        flags = {"nms": None, "output": None, "check_gpu": False, "crop": None}
+        flags |= {"raw_outputs": False, "formats": ("fp32", "coreml")}
+        args = types.SimpleNamespace(**flags | given)
+        tasks = convert_flags.tasks_from_flags(args, small_model())
+        return [next(iter(task.meanings)) for task in tasks.values()]
+
+    assert outputs() == ["logits", "classes"]
+    assert outputs(output="classmap") == ["classes", "classes"]
+    assert outputs(raw_outputs=True) == ["logits", "logits"]
 
 
 def test_a_class_map_has_bytes():

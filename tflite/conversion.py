@@ -233,7 +233,7 @@ def convert(
         ValueError: if the file misses a limit of its format. It is not written then,
             and an earlier one of its name stays.
     """
-    row, task = FORMATS[file_format], conversion.task
+    row, task = FORMATS[file_format], references[0].task
     limits = row.limits | task.limits.get("", {}) | task.limits.get(file_format, {})
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     meanings = {name: task.meanings[name] for name in references[0].outputs}

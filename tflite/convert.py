@@ -209,7 +209,7 @@ def _conversion_from_flags(
 
     core_ml = None
     if COREML in convert_flags.file_types(args):
-        core_ml = coreml_options.core_ml_from_flags(args, model, labels, crop)
+        core_ml = coreml_options.core_ml_from_flags(args, task, model, labels, crop)
     conversion = prepare(  # which `fine_tuned` starts from
         model,
         args.size,
@@ -239,7 +239,8 @@ def _how_made(args, name: str, data: str, calibration: dict) -> dict:
 
 def _convert_all(args, folder: Path) -> None:
     model = load_model(args.model, args.weights)
-    task = convert_flags.task_from_flags(args, model)
+    tasks = convert_flags.tasks_from_flags(args, model)
+    task = next(iter(tasks.values()))
     provenance, data, crop = _provenance(args, task, model)
     labels = provenance.get("labels", [])
     calibration = {"data": args.calibration or data}
@@ -247,22 +248,25 @@ def _convert_all(args, folder: Path) -> None:
         args, task, model, labels, data, crop, calibration
     )
     sizes = {TFLITE: (args.size,), COREML: coreml_options.package_sizes(args)}
-    for file_type in convert_flags.file_types(args):
+    for file_type in tasks:
         for size in sizes[file_type]:
             check_size(model, size)
 
     @functools.cache
-    def reference(size: int):
-        validation = load_images(
+    def validation(size: int):
+        return load_images(
             task.training, data, "validation", args.eval_images, size, crop
         )
-        return make_reference(model, validation, labels, task)
+
+    @functools.cache
+    def reference(task: Task, size: int):
+        return make_reference(model, validation(size), labels, task)
 
     for name in dict.fromkeys(args.formats):
         file_type = FORMATS[name].file_type
         parts = [Path(args.model).stem, *sizes[file_type], name]
-        if task.suffix and file_type is TFLITE:
-            parts.append(task.suffix)
+        if tasks[file_type].suffix and file_type is TFLITE:
+            parts.append(tasks[file_type].suffix)
         if file_type is COREML:
             parts += coreml_options.name_parts(args)
         stem = "_".join(map(str, parts))
@@ -270,7 +274,7 @@ def _convert_all(args, folder: Path) -> None:
         card = convert(
             conversion,
             name,
-            [reference(size) for size in sizes[file_type]],
+            [reference(tasks[file_type], size) for size in sizes[file_type]],
             path,
             provenance | {"crop": crop} | _how_made(args, name, data, calibration),
             args.allow,

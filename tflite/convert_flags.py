@@ -7,17 +7,15 @@ import keras
 from absl import flags
 
 from keras_mobilevit.configs import MIN_SIZE
-from keras_mobilevit.deeplab import is_segmenter
-from keras_mobilevit.ssdlite import is_detector
 from tflite import card as cards
 from tflite import gpu
 from tflite.baselines import BASELINES
 from tflite.coreml import options as coreml_options
-from tflite.file_types import COREML, TFLITE
+from tflite.file_types import COREML, TFLITE, FileType
 from tflite.formats import FORMATS
 from tflite.models import HEADS, default_size
 from tflite.task import Task
-from tflite.tasks import BY_NMS, BY_OUTPUT, task_of
+from tflite.tasks import BY_NMS, BY_OUTPUT, FORMS, task_of
 from train.config import load_config
 
 
@@ -59,9 +57,9 @@ def _define_model_flags() -> None:
         "output",
         None,
         list(BY_OUTPUT),
-        "Of a segmenter: logits returns those of each cell at the output stride, for "
-        "the application to resize; classmap the class of each pixel, in bytes. "
-        "Default: logits.",
+        "Of a segmenter's .tflite: logits returns those of each cell at the output "
+        "stride, for the application to resize; classmap the class of each pixel, in "
+        "bytes. Default: logits.",
     )
 
 
@@ -183,26 +181,33 @@ def check_flags() -> Path:
     return folder
 
 
-def task_from_flags(args, model: keras.Model) -> Task:
-    """Returns what the model is for, and refuses flags of another task."""
-    if args.nms and not is_detector(model):
-        raise ValueError("--nms is for detectors: leave it away.")
-    if args.output and not is_segmenter(model):
-        raise ValueError("--output is for segmenters: leave it away.")
-    if args.nms and TFLITE not in file_types(args):
-        raise ValueError(
-            "--nms is for .tflite files: a Core ML package has its own suppression, "
-            "unless --raw_outputs leaves it away."
-        )
-    task = task_of(model, args.nms or "none", args.output or "logits")
-    missing = [name for name in args.formats if name not in task.formats]
-    if missing:
-        raise ValueError(
-            f"There is no {', '.join(missing)} of this model. Expected some of: "
-            f"{', '.join(task.formats)}."
-        )
+def tasks_from_flags(args, model: keras.Model) -> dict[FileType, Task]:
+    """Returns what the model is for as each kind of file, and refuses others' flags."""
+    tasks = {
+        TFLITE: task_of(model, args.nms or "none", args.output or "logits"),
+        COREML: task_of(model, "none", "logits" if args.raw_outputs else "classmap"),
+    }
+    for flag, (models, forms) in FORMS.items():
+        if not getattr(args, flag):
+            continue
+        if tasks[TFLITE] not in forms.values():
+            raise ValueError(f"--{flag} is for {models}: leave it away.")
+        if TFLITE not in file_types(args):
+            raise ValueError(
+                f"--{flag} is for .tflite files: leave it away. Of a Core ML package "
+                "--raw_outputs chooses what it returns."
+            )
+    tasks = {kind: tasks[kind] for kind in (TFLITE, COREML) if kind in file_types(args)}
+    task = next(iter(tasks.values()))
+    for name in args.formats:
+        formats = tasks[FORMATS[name].file_type].formats
+        if name not in formats:
+            raise ValueError(
+                f"There is no {name} of this model. Expected some of: "
+                f"{', '.join(formats)}."
+            )
     if args.check_gpu and task.cpu_part:
         raise ValueError(f"--check_gpu: no GPU runs {task.cpu_part}.")
     if args.crop is not None and not task.crops:
         raise ValueError(f"In {task.name} the whole image is seen: no --crop.")
-    return task
+    return tasks

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from train.task import Task as TrainingTask
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """What is converted, beside the network itself.
 

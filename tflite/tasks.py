@@ -9,7 +9,10 @@ from tflite.detection import BY_NMS
 from tflite.segmentation import BY_OUTPUT
 from tflite.task import Task
 
-__all__ = ["BY_NMS", "BY_OUTPUT", "task_of"]
+__all__ = ["BY_NMS", "BY_OUTPUT", "FORMS", "task_of"]
+
+# By the flag that chooses: whose tasks have several forms, and which.
+FORMS = {"nms": ("detectors", BY_NMS), "output": ("segmenters", BY_OUTPUT)}
 
 
 def task_of(model: keras.Model, nms: str = "none", output: str = "logits") -> Task:

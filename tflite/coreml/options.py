@@ -1,7 +1,8 @@
-"""The flags of Core ML packages, and the interface that they ask for."""
+"""The flags of Core ML packages, and what they ask for, by task."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -10,25 +11,29 @@ from absl import flags, logging
 
 import keras_mobilevit
 from keras_mobilevit.anchors import anchor_boxes
-from keras_mobilevit.coco_names import COCO_NAMES
 from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.preprocessing import decode_predictions, largest_value
-from keras_mobilevit.ssdlite import is_detector
 from tflite.classification import output_name
+from tflite.coreml.classifier import make_classifier
 from tflite.coreml.detector import check_one_size, finish_detector, make_program
 from tflite.coreml.package import (
     VERSIONS,
     Interface,
     check_labels,
     load_coremltools,
-    make_model,
     share_scale,
 )
 from tflite.reader import read_model
 from tflite.rewrites import COREML_REWRITES, deployment_graph
+from tflite.task import Task
 
 FLAGS = ("sizes", "ios", "layout", "raw_outputs", "labels", "author", "license")
-APPLE = "Sachin Mehta and Mohammad Rastegari, Apple; ported by Ross Wightman (timm)"
+APPLE = "Sachin Mehta and Mohammad Rastegari, Apple"
+PUBLISHED = {  # who made published weights
+    "imagenet": f"{APPLE}; ported by Ross Wightman (timm)",
+    "coco": APPLE,
+    "voc": APPLE,
+}
 APPLE_LICENSE = "Apple's, see https://github.com/apple/ml-cvnets/blob/main/LICENSE"
 NOT_STATED = "not stated"
 IMAGENET_CLASSES = 1000  # a detector on that backbone has others
@@ -133,7 +138,7 @@ def class_labels(args, beside: list[str], classes: int) -> tuple[str, ...]:
 
     Args:
         args: the parsed flags.
-        beside: names that the model's training left.
+        beside: names that come with the model.
         classes: how many the network has.
     """
     if args.raw_outputs:
@@ -144,8 +149,6 @@ def class_labels(args, beside: list[str], classes: int) -> tuple[str, ...]:
         labels = beside
     elif args.weights == "imagenet" and classes == IMAGENET_CLASSES:
         labels = _imagenet_labels()
-    elif args.weights == "coco":
-        labels = COCO_NAMES
     else:
         logging.warning("Classes are called by their numbers: name them with --labels.")
         labels = list(map(str, range(classes)))
@@ -153,11 +156,63 @@ def class_labels(args, beside: list[str], classes: int) -> tuple[str, ...]:
     return tuple(labels)
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """The packages of a task.
+
+    Attributes:
+        title: what they are.
+        preprocessing: from the sides of their images and the crop of the evaluation to
+            what has to be done to an image before.
+        make: from a model, its graph, an `Interface` and the precision to a Core ML
+            model.
+        finish: from that model, perhaps with smaller weights, and the interface to the
+            one that is saved.
+        check_sizes: refuses sides of images that cannot be.
+    """
+
+    title: str
+    preprocessing: Callable[[tuple[int, ...], float], str]
+    make: Callable
+    finish: Callable = lambda made, interface: made
+    check_sizes: Callable[[tuple[int, ...]], None] = lambda sizes: None
+
+
+def _cut(sizes: tuple[int, ...], crop: float) -> str:
+    shorter = " or ".join(str(round(size / crop)) for size in sizes)
+    return (
+        f"the short side resized to {shorter} pixels, bilinearly, and the centre cut "
+        "out"
+    )
+
+
+def _squeeze(sizes: tuple[int, ...], crop: float) -> str:
+    sides = " or ".join(f"{size}x{size}" for size in sizes)
+    return f"the whole image resized to {sides} pixels, bilinearly, whatever its aspect"
+
+
+def _classifier(model, graph, interface: Interface, precision: str):
+    return make_classifier(graph, interface, precision, output_name(model))
+
+
+def _detector(model, graph, interface: Interface, precision: str):
+    anchors = anchor_boxes(*[interface.sizes[0]] * 2)
+    return make_program(graph, anchors, interface, precision)
+
+
+KINDS = {  # by the name of the task
+    "classification": Kind("MobileViT image classifier", _cut, _classifier),
+    "detection": Kind(
+        "SSDLite object detector", _squeeze, _detector, finish_detector, check_one_size
+    ),
+}
+
+
 def _metadata(args, what: str, preprocessing: str) -> dict[str, str]:
-    is_published = args.weights in ("imagenet", "coco")
+    is_published = args.weights in PUBLISHED
     name = Path(args.model).name
     return {
-        "author": args.author or (APPLE if is_published else NOT_STATED),
+        "author": args.author or PUBLISHED.get(args.weights, NOT_STATED),
         "license": args.license or (APPLE_LICENSE if is_published else NOT_STATED),
         "version": f"keras_mobilevit {keras_mobilevit.__version__}",
         "short_description": f"{what}, from {name}",
@@ -168,46 +223,16 @@ def _metadata(args, what: str, preprocessing: str) -> dict[str, str]:
     }
 
 
-def _classifier_interface(args, model, labels: list[str], crop: float) -> Interface:
-    sizes = package_sizes(args)
-    shorter = " or ".join(str(round(size / crop)) for size in sizes)
-    preprocessing = (
-        f"the short side resized to {shorter} pixels, bilinearly, and the centre cut "
-        "out"
-    )
-    return Interface(
-        sizes=sizes,
-        labels=class_labels(args, labels, model.output_shape[-1]),
-        layout=args.layout,
-        ios=args.ios and int(args.ios),
-        metadata=_metadata(args, "MobileViT image classifier", preprocessing),
-    )
-
-
-def _detector_interface(args, model, labels: list[str]) -> Interface:
-    sizes = package_sizes(args)
-    check_one_size(sizes)
-    classes = model.output["logits"].shape[-1] - 1  # without the background
-    preprocessing = (
-        f"the whole image resized to {sizes[0]}x{sizes[0]} pixels, bilinearly, "
-        "whatever its aspect"
-    )
-    return Interface(
-        sizes=sizes,
-        labels=class_labels(args, labels, classes),
-        layout=args.layout,
-        ios=args.ios and int(args.ios),
-        metadata=_metadata(args, "SSDLite object detector", preprocessing),
-    )
-
-
-def core_ml_from_flags(args, model: keras.Model, labels: list[str], crop: float):
+def core_ml_from_flags(
+    args, task: Task, model: keras.Model, labels: list[str], crop: float
+):
     """Returns a function that makes the Core ML model of a precision.
 
     Args:
         args: the parsed flags.
-        model: an image classifier or a detector.
-        labels: names of its classes, if its training left them.
+        task: what the model is for.
+        model: the network.
+        labels: names of its classes, if they are known.
         crop: of a classifier, see `resize_and_center_crop`.
 
     Returns:
@@ -219,25 +244,26 @@ def core_ml_from_flags(args, model: keras.Model, labels: list[str], crop: float)
         ValueError: if the labels do not fit the model, or a detector shall take images
             of several sizes.
     """
-    detects = is_detector(model)
-    if detects:
-        interface = _detector_interface(args, model, labels)
-    else:
-        interface = _classifier_interface(args, model, labels, crop)
-    size = interface.sizes[0]
+    kind, sizes = KINDS[task.name], package_sizes(args)
+    kind.check_sizes(sizes)
+    interface = Interface(
+        sizes=sizes,
+        labels=class_labels(args, labels, task.num_classes(model)),
+        layout=args.layout,
+        ios=args.ios and int(args.ios),
+        metadata=_metadata(args, kind.title, kind.preprocessing(sizes, crop)),
+    )
 
     @functools.cache
     def program(precision: str):
-        graph = read_model(model, size, size)
+        graph = read_model(model, sizes[0], sizes[0])
         graph = deployment_graph(graph, COREML_REWRITES)
         graph, scale = share_scale(graph, largest_value(model))
         scaled = dataclasses.replace(interface, pixel_scale=scale)
-        if detects:
-            return make_program(graph, anchor_boxes(size, size), scaled, precision)
-        return make_model(graph, scaled, precision, output_name(model))
+        return kind.make(model, graph, scaled, precision)
 
     def core_ml(precision: str, compress=None):
         made = compress(program(precision)) if compress else program(precision)
-        return finish_detector(made, interface) if detects else made
+        return kind.finish(made, interface)
 
     return core_ml

@@ -14,7 +14,6 @@ from tflite.graph import Graph, Node
 from tflite.rewrites import fold_rescaling
 
 IMAGE_NAME = "image"
-LABEL_NAME = "classLabel"
 VERSIONS = (16, 17, 18, 26)  # of iOS
 NEEDED_VERSION = 9  # of coremltools
 # Smaller arrays stay as they are: what describes a compressed one outweighs its gain.
@@ -117,18 +116,6 @@ def share_scale(graph: Graph, largest_value: float) -> tuple[Graph, float]:
         for node in graph.consumers(graph.input_name)
     ]
     return fold_rescaling(graph.replace(*moved, rest), with_offsets=False), power
-
-
-def _end_in_probabilities(graph: Graph) -> Graph:
-    """Adds a softmax to a network of one output, if it does not end in one."""
-    (output,) = graph.outputs
-    node = graph.nodes[output]
-    if node.op == "activation" and node.options["function"] in ("softmax", "sigmoid"):
-        return graph
-    softmax = Node(
-        "probabilities", "activation", (output,), {}, {"function": "softmax"}
-    )
-    return dataclasses.replace(graph.replace(softmax), outputs=(softmax.name,))
 
 
 # The program --------------------------------------------------------------------------
@@ -240,25 +227,22 @@ def convert_program(program, shape_type, target, precision, classifier=None):
         )
 
 
-def make_model(graph: Graph, interface: Interface, precision: str, output_name: str):
-    """Makes the Core ML model of a classifier.
+def fit_sizes(graph: Graph, interface: Interface) -> tuple[Graph, tuple, object]:
+    """Fits a graph to the sizes of an interface.
 
     Args:
-        graph: rewritten with `tflite.rewrites.COREML_REWRITES`.
+        graph: of a network.
         interface: what an application sees of it.
-        precision: `float16` or `float32`, of weights and maps.
-        output_name: of what the network returns, without labels.
 
     Returns:
-        A `coremltools.models.MLModel` that can be saved.
+        The graph, the shape of its images for `trace`, and the oldest version of iOS
+        that shall run it, as coremltools has it.
 
     Raises:
-        ValueError: if coremltools cannot be used, or the target is too old.
+        ValueError: if that version is too old for these sizes.
     """
     ct = load_coremltools()
     size = interface.sizes[0]
-    if interface.labels:
-        graph = _end_in_probabilities(graph)
     shape, needed = (1, 3, size, size), VERSIONS[0]
     if len(interface.sizes) > 1:
         graph, shape, needed = _flexible(graph, interface, ct)
@@ -270,22 +254,7 @@ def make_model(graph: Graph, interface: Interface, precision: str, output_name: 
             f"iOS {needed}. Received: --ios={ios}. Leave --ios away, or take multiples "
             "of 64."
         )
-    target = getattr(ct.target, f"iOS{ios}")
-    program, _ = trace(graph, shape, interface.layout, target)
-    texts, classifier = {}, None
-    if interface.labels:
-        classifier = ct.ClassifierConfig(list(interface.labels), LABEL_NAME)
-        texts = {
-            LABEL_NAME: "Name of the most likely class",
-            f"{LABEL_NAME}_probs": "Probability of each class by name",
-        }
-    else:
-        program.functions["main"].outputs[0].set_name(output_name)
-    model = convert_program(
-        program, image_type(interface, ct), target, ct.precision(precision), classifier
-    )
-    describe(model, interface, texts)
-    return model
+    return graph, shape, getattr(ct.target, f"iOS{ios}")
 
 
 @contextlib.contextmanager
