@@ -21,6 +21,16 @@ from train.segmentation_evaluation import class_maps
 FINISH = "class_map"  # scope of the operations that `finish` adds
 MIOU_TOLERANCE = 0.2  # points: pixels at borders may change sides
 LIMITS = {"int8-mixed": {"accuracy": 0.8}}  # points beyond these: one in all
+FORMATS = (
+    "fp32",
+    "fp16",
+    "dynamic",
+    "int8-mixed",
+    "coreml",
+    "coreml-fp32",
+    "coreml-int8",
+    "coreml-palette6",
+)
 MOST_CLASSES = 256  # of a map of bytes
 
 
@@ -42,7 +52,7 @@ def _refuse_many(classes: int) -> None:
     if classes > MOST_CLASSES:
         raise ValueError(
             f"A class map has bytes, for {MOST_CLASSES} classes at most; the model has "
-            f"{classes}. Take --output=logits."
+            f"{classes}. Take --output=logits, of a Core ML package --raw_outputs."
         )
 
 
@@ -101,7 +111,7 @@ LOGITS = Task(
     metric="mIoU",
     score=_mean_iou,
     tolerance=lambda images: MIOU_TOLERANCE,
-    formats=("fp32", "fp16", "dynamic", "int8-mixed"),
+    formats=FORMATS,
     limits=LIMITS,
 )
 CLASS_MAP = dataclasses.replace(

@@ -148,6 +148,12 @@ def _resize(x, shape, resized_dims, interpolation_mode, sampling_mode):
     return _resize_bilinear(x, *shape[-2:], sampling_mode)
 
 
+def _reduce_argmax(x, axis, keep_dims, output_dtype="int32"):
+    if str(output_dtype) != "int32":
+        raise ValueError(f"Positions as {output_dtype} are not known here.")
+    return x.argmax(int(axis), keepdims=bool(keep_dims)).astype(np.int32)
+
+
 def _slice(x, begin, end, begin_mask=None, end_mask=None):
     """Takes a part of each axis; where a mask is true, from its start or to its end."""
     nothing = [False] * x.ndim
@@ -228,6 +234,7 @@ OPERATIONS: dict[str, Callable] = {
     "pad": _pad,
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
+    "reduce_argmax": _reduce_argmax,
     "reduce_mean": _reduce_mean,
     "relu": lambda x: np.maximum(x, 0),
     "relu6": lambda x: np.clip(x, 0, 6),
@@ -273,6 +280,13 @@ def _rounded(value, dtype):
     if dtype is np.float16:
         return round_to_half(np.asarray(value, np.float32))
     return np.asarray(value, np.float32) if dtype is np.float32 else value
+
+
+def _as_keras(value: np.ndarray) -> np.ndarray:
+    """Takes the batch, which a class map has not, off an output; channels come last."""
+    if np.issubdtype(value.dtype, np.integer):
+        return value
+    return np.moveaxis(value[0], 0, -1) if value.ndim == 4 else value[0]
 
 
 class Evaluator:
@@ -356,10 +370,11 @@ class Evaluator:
             logits: of a classifier, what its last softmax takes, not what it returns.
 
         Returns:
-            The outputs, `[images, classes]`.
+            The outputs: of a classifier `[images, classes]`; of a segmenter integers
+            `[images, height, width]`, or logits `[images, rows, columns, classes]`.
         """
         name = self._output_name(logits)
-        return np.concatenate([self.run(image)[name] for image in images])
+        return np.stack([_as_keras(self.run(image)[name]) for image in images])
 
     def predict_outputs(self, pixels) -> dict[str, np.ndarray]:
         """Runs a detector's images one by one, without non-maximum suppression.

@@ -247,6 +247,16 @@ def _to_map(node: Node, x, features):
     return _resize(x, _sides(features)) if _resizes(node, features) else x
 
 
+def _resize_like(node: Node, x, like):
+    return _resize(x, _sides(like))
+
+
+def _best_class(node: Node, x):
+    """From a map `[1, classes, height, width]` to int32 `[height, width]`."""
+    x = mb.reduce_argmax(x=x, axis=1, keep_dims=False)
+    return mb.squeeze(x=x, axes=[0], name=node.name)
+
+
 # Tokens last: [pixels of a patch, patches, channels]. ---------------------------------
 
 
@@ -325,6 +335,7 @@ _COMMON = {
     "activation": _activation,
     "add": _add,
     "batch_norm": _batch_norm,
+    "best_class": _best_class,
     "concat": _concat,
     "conv": _conv,
     "depthwise": _depthwise,
@@ -334,6 +345,7 @@ _COMMON = {
     "pad": _pad,
     "rescale": _rescale,
     "reshape": _reshape,
+    "resize_like": _resize_like,
     "slice_channels": _slice_channels,
 }
 # How tokens lie in memory, and what that makes of the operations on them.

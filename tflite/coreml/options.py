@@ -23,6 +23,7 @@ from tflite.coreml.package import (
     load_coremltools,
     share_scale,
 )
+from tflite.coreml.segmenter import finish_segmenter, make_segmenter
 from tflite.reader import read_model
 from tflite.rewrites import COREML_REWRITES, deployment_graph
 from tflite.task import Task
@@ -48,7 +49,7 @@ def define_flags() -> None:
         None,
         list(map(str, VERSIONS)),
         "Core ML: oldest iOS that shall run the package. By default the oldest that "
-        "can: 16, or 17 where --sizes leave maps of odd size.",
+        "can: 16, or 17 where a package of several --sizes resizes maps.",
     )
     flags.DEFINE_enum(
         "layout",
@@ -62,7 +63,8 @@ def define_flags() -> None:
         "raw_outputs",
         False,
         "Core ML: return the network's numbers, not class names; of a detector, the "
-        "boxes and scores of every anchor.",
+        "boxes and scores of every anchor, of a segmenter the logits at the output "
+        "stride in place of the class of each pixel.",
     )
     flags.DEFINE_string(
         "labels",
@@ -200,10 +202,17 @@ def _detector(model, graph, interface: Interface, precision: str):
     return make_program(graph, anchors, interface, precision)
 
 
+def _segmenter(model, graph, interface: Interface, precision: str):
+    return make_segmenter(graph, interface, precision)
+
+
 KINDS = {  # by the name of the task
     "classification": Kind("MobileViT image classifier", _cut, _classifier),
     "detection": Kind(
         "SSDLite object detector", _squeeze, _detector, finish_detector, check_one_size
+    ),
+    "segmentation": Kind(
+        "DeepLabv3 image segmenter", _squeeze, _segmenter, finish_segmenter
     ),
 }
 

@@ -177,7 +177,10 @@ def _flexible(graph: Graph, interface: Interface, ct) -> tuple[Graph, tuple, int
     from coremltools.converters.mil.mil import get_new_symbol
 
     marked = _resize_odd_maps(graph, interface, ct.target.iOS16)
-    resizes = any("resizes" in node.options for node in marked.nodes.values())
+    resizes = any(
+        node.op == "resize_like" or "resizes" in node.options
+        for node in marked.nodes.values()
+    )
     needed = 17 if resizes else 16  # 17 brought `resize`
     return marked, (1, 3, get_new_symbol(), get_new_symbol()), needed
 
@@ -249,10 +252,10 @@ def fit_sizes(graph: Graph, interface: Interface) -> tuple[Graph, tuple, object]
     ios = interface.ios or needed
     if ios < needed:
         raise ValueError(
-            f"Of the sizes {', '.join(map(str, interface.sizes))} some leave maps of "
-            "odd size, which a package of several sizes resizes with an operation of "
-            f"iOS {needed}. Received: --ios={ios}. Leave --ios away, or take multiples "
-            "of 64."
+            f"At the sizes {', '.join(map(str, interface.sizes))} maps are resized, "
+            f"which in a package of several sizes takes an operation of iOS {needed}. "
+            f"Received: --ios={ios}. Leave --ios away, or take one size; a classifier "
+            "has nothing to resize at multiples of 64."
         )
     return graph, shape, getattr(ct.target, f"iOS{ios}")
 

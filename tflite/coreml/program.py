@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from coremltools.proto import MIL_pb2, Model_pb2, NonMaximumSuppression_pb2
 
+from tflite.coreml.segmenter import PREVIEW_LABELS
 from tflite.coreml.suppression import CLASS_COUNT
 
 _TYPES = MIL_pb2.DataType
@@ -73,7 +74,7 @@ class Program:
         input: name of the value that it takes.
         outputs: names of the values that it returns.
         suppression: of a detector, the `NonMaximumSuppression` that takes these.
-        classes: names of the detector's classes, if it has them.
+        classes: names of a detector's or a segmenter's classes, if it has them.
     """
 
     description: Model_pb2.ModelDescription
@@ -196,10 +197,11 @@ def _find_program(specification, package: Path):
 
 def _classes(specification, suppression) -> tuple[str, ...]:
     """Returns the names of the classes, without those that only fill up."""
+    written = specification.description.metadata.userDefined
     if suppression is None:
-        return ()
-    labels = suppression.stringClassLabels.vector
-    count = specification.description.metadata.userDefined.get(CLASS_COUNT)
+        found = json.loads(written.get(PREVIEW_LABELS, "{}"))
+        return tuple(found.get("labels", ()))
+    labels, count = suppression.stringClassLabels.vector, written.get(CLASS_COUNT)
     return tuple(labels[: int(count)] if count else labels)
 
 
