@@ -155,6 +155,23 @@ def test_a_class_map_has_bytes():
         segmentation._refuse_many(300)
 
 
+@pytest.mark.skipif(not gpu.find_driver(), reason="apt install chromium libvulkan1")
+def test_the_gpu_takes_all_of_it(tmp_path):
+    model = DeepLabV3(
+        "mobilevit_xxs",
+        classes=3,
+        weights=None,
+        input_shape=(96, 96, 3),
+        aspp_channels=16,
+    )
+    path = tmp_path / "model.tflite"
+    path.write_bytes(conversion.prepare(model, 96, True, None, None).float32)
+    images = np.random.default_rng(0).uniform(0, 255, (1, 96, 96, 3))
+    verdict = gpu.check_gpu(path, images.astype(np.float32))
+    assert verdict.fully_accelerated, verdict.error
+    assert verdict.max_abs <= 1e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("output_stride", [16, 8])
 def test_the_real_segmenter(output_stride, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mobilevit.layers import DotProductAttention
-from tests.networks import build_detector, build_network
+from tests.networks import build_detector, build_network, build_segmenter
 from train import loop, sampler
 from train.classification import CLASSIFICATION
 from train.config import make_config
@@ -17,6 +17,7 @@ from train.detection import DETECTION
 from train.models import build_models
 from train.optimizers import make_optimizer
 from train.sampler import BatchShape
+from train.segmentation import SEGMENTATION
 from train.sources import Source
 from train.step import make_train_step
 from train.tasks import TASKS
@@ -46,12 +47,15 @@ LINEAR = dataclasses.replace(CLASSIFICATION, build_model=build_without_norm)
 def random_batch(shape: BatchShape, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (shape.batch, shape.height, shape.width, 3), np.uint8)
+    mask = rng.integers(0, 10, images.shape[:3])
+    mask[rng.uniform(size=mask.shape) < 0.1] = 255  # which does not count
     corners = np.sort(rng.uniform(0, 1, (shape.batch, 5, 2, 2)), axis=2)
     return {
         "image": tf.constant(images),
         "label": tf.constant(rng.integers(0, 10, shape.batch, np.int32)),
         "boxes": tf.constant(corners.reshape(-1, 5, 4), tf.float32),
         "classes": tf.constant(rng.integers(-1, 10, (shape.batch, 5)), tf.int32),
+        "mask": tf.constant(mask, tf.int32),
         "weight": tf.constant(np.arange(shape.batch) > 0, tf.float32),  # one is filling
     }
 
@@ -113,8 +117,13 @@ def test_xla_gives_the_same_step_and_compiles_once_for_each_size():
     assert_same_weights(model, model_of_xla, rtol=1e-3)
 
 
-def test_the_loss_of_boxes_is_the_same_under_xla():
-    task = dataclasses.replace(DETECTION, build_model=build_detector)
+@pytest.mark.parametrize(
+    ("task", "build"),
+    [(DETECTION, build_detector), (SEGMENTATION, build_segmenter)],
+    ids=["boxes", "masks"],
+)
+def test_the_loss_is_the_same_under_xla(task, build):
+    task = dataclasses.replace(task, build_model=build)
     plain, _, _ = make_step(task)
     compiled, _, _ = make_step(task, xla=True)
     batch = random_batch(BatchShape(64, 48, 4))
