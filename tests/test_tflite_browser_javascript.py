@@ -10,6 +10,7 @@ import pytest
 
 from keras_mobilevit.detection import non_max_suppression
 from keras_mobilevit.drawing import class_color
+from keras_mobilevit.segmentation import class_map
 from tests.test_keras_mobilevit_boxes import random_boxes
 
 WEB = Path(__file__).parents[1] / "tflite/web"
@@ -115,3 +116,62 @@ def test_logits_become_probabilities():
     assert [x["score"] for x in found] == pytest.approx(sorted(expected)[:-6:-1])
     found = best_classes({"probabilities": [0.2, 0.7, 0.1]})
     assert [x["score"] for x in found] == [0.7, 0.2, 0.1]
+
+
+def class_maps(logits, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the class maps that the page and Keras make of logits."""
+    rows, columns, classes = logits.shape
+    found = run_javascript(
+        "segmentation.js",
+        "Array.from(page.classMapOf({logits: Float32Array.from(given.logits)}, "
+        "given.shape, given.height, given.width))",
+        {
+            "logits": logits.ravel().tolist(),
+            "shape": [1, rows, columns, classes],
+            "height": height,
+            "width": width,
+        },
+    )
+    return np.reshape(found, (height, width)), class_map(logits, height, width)
+
+
+SHAPES = [  # rows and columns of logits, and of the map
+    ((8, 8), (128, 128)),
+    ((16, 16), (128, 128)),
+    ((7, 5), (101, 77)),
+    ((1, 9), (33, 130)),
+    ((6, 6), (6, 6)),
+    ((9, 12), (5, 7)),
+]
+
+
+@pytest.mark.parametrize(("size", "map_size"), SHAPES)
+def test_the_page_finds_the_classes_that_keras_finds(size, map_size):
+    logits = np.random.default_rng(0).normal(0, 1, (*size, 21)).astype(np.float32)
+    found, expected = class_maps(logits, *map_size)
+    assert len(np.unique(expected)) > 5
+    # Where two classes are as good but for rounding, either may win.
+    assert np.mean(found == expected) >= 0.9995
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_of_classes_that_are_equally_good_the_page_takes_the_first(stride):
+    logits = np.random.default_rng(1).integers(-1, 2, (8, 6, 5)).astype(np.float32)
+    logits[:4, :, 3] = logits[:4, :, 1]
+    logits[5:] = 0
+    found, expected = class_maps(logits, 8 * stride, 6 * stride)
+    assert (found == expected).all()
+    assert (found[-stride:] == 0).all() and not (found[: 3 * stride] == 3).any()
+
+
+def test_the_page_takes_the_classes_that_a_file_has_chosen():
+    expression = "page.classMapOf({classes: given}, [1, 2, 2], 2, 2)"
+    assert run_javascript("segmentation.js", expression, [3, 1, 1, 0]) == [3, 1, 1, 0]
+
+
+def test_shares_of_a_picture_are_told_largest_first():
+    found = run_javascript(
+        "segmentation.js", "page.sharesOf(Uint8Array.from(given))", [3, 0, 3, 3, 1]
+    )
+    assert [x["label"] for x in found] == [3, 0, 1]  # of equal ones the first class
+    assert [x["share"] for x in found] == pytest.approx([0.6, 0.2, 0.2])

@@ -218,8 +218,8 @@ class PageServer(http.server.ThreadingHTTPServer):
         certificate, key: PEM files, for HTTPS.
 
     Raises:
-        ValueError: if LiteRT.js is not installed, a file is no classifier and no
-            detector, the certificate cannot be read, or it cannot listen there.
+        ValueError: if LiteRT.js is not installed, a file is no classifier, detector
+            or segmenter, the certificate cannot be read, or it cannot listen there.
     """
 
     daemon_threads = True

@@ -13,8 +13,16 @@ IMAGE_TYPES = REAL_TYPES = ("float32", "int8", "uint8")
 EXPECTED = (
     "Expected a classifier with one output (1, classes), or a detector with boxes "
     "(1, n, 4) and scores (1, n, classes), or with boxes (1, n, 4), scores (1, n) and "
-    "int32 classes (1, n)."
+    "int32 classes (1, n), or a segmenter with logits (1, rows, columns, classes), or "
+    "with uint8 classes (1, height, width) of its images."
 )
+OUTPUT_TYPES = {  # by task and output; of any other `REAL_TYPES`
+    ("detection", "classes"): ("int32",),
+    ("segmentation", "classes"): ("uint8",),
+}
+# A prime: a step that has a factor in common with the number of classes would leave
+# out some of them. As in tflite/web/runtime.js.
+STEP = 1_000_003
 
 
 def test_pixels(shape) -> np.ndarray:
@@ -44,18 +52,27 @@ def _is_detector(outputs: dict[str, list[int]]) -> bool:
     return outputs == expected
 
 
-def _task(path: str, outputs: list[dict]) -> str:
-    """Returns the task of a file with these outputs: the page shows two."""
+def _is_segmenter(outputs: dict[str, list[int]], image: list[int]) -> bool:
+    """Tells the same of a segmenter, for images of a shape."""
+    if set(outputs) == {"logits"}:
+        return len(outputs["logits"]) == 4 and outputs["logits"][0] == 1
+    return outputs == {"classes": image[:3]}
+
+
+def _task(path: str, outputs: list[dict], image: list[int]) -> str:
+    """Returns the task of a file with these outputs: the page shows three."""
     shapes = {output["name"]: output["shape"] for output in outputs}
     if [(len(shape), shape[:1]) for shape in shapes.values()] == [(2, [1])]:
         task = "classification"
     elif _is_detector(shapes):
         task = "detection"
+    elif _is_segmenter(shapes, image):
+        task = "segmentation"
     else:
         found = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
         raise ValueError(f"{path} returns {found}. {EXPECTED}")
     for output in outputs:
-        types = ("int32",) if output["name"] == "classes" else REAL_TYPES
+        types = OUTPUT_TYPES.get((task, output["name"]), REAL_TYPES)
         if output["dtype"] not in types:
             raise ValueError(
                 f"{path} returns {output['name']} as {output['dtype']}. Expected "
@@ -77,13 +94,16 @@ def _check_input(path: str, model: LiteRTModel) -> None:
 
 
 def _compared(path: str, outputs: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns the values that a browser's are compared with: every n-th of many."""
+    """Returns the values that a browser's are compared with: some of many."""
     if not all(np.all(np.isfinite(x)) for x in outputs.values()):
         raise ValueError(f"{path} returns numbers that are not finite.")
-    if "classes" in outputs:  # a list: objects that score alike may trade places
+    if {"classes", "scores"} <= set(outputs):
+        # A list: objects that score alike may trade places.
         outputs = {"scores": outputs["scores"]}
     values = np.concatenate([x.ravel() for x in outputs.values()])
-    return values[:: math.ceil(values.size / MAX_OUTPUTS)]
+    if values.size <= MAX_OUTPUTS:
+        return values
+    return values[np.arange(MAX_OUTPUTS, dtype=np.int64) * STEP % values.size]
 
 
 def read_file(path: str, index: int) -> PageFile:
@@ -94,7 +114,7 @@ def read_file(path: str, index: int) -> PageFile:
         index: of the file, in the addresses of the page.
 
     Raises:
-        ValueError: if it is no classifier and no detector of one image.
+        ValueError: if it is no classifier, detector or segmenter of one image.
     """
     content = Path(path).read_bytes()
     model = LiteRTModel(path)
@@ -102,11 +122,12 @@ def read_file(path: str, index: int) -> PageFile:
     _check_input(path, model)
     outputs = [{"name": n} | _tensor(details) for n, details in model.outputs.items()]
     largest = card.get("input", {}).get("largest_value", 255)
+    taken = _tensor(model.input)
     description = {
         "name": Path(path).name,
         "url": f"files/{index}.tflite",
-        "task": _task(path, outputs),
-        "input": _tensor(model.input) | {"largest_value": largest},
+        "task": _task(path, outputs, taken["shape"]),
+        "input": taken | {"largest_value": largest},
         "outputs": outputs,
         "labels": card.get("labels", []),
         "crop": card.get("crop", 1.0),

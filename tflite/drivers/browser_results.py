@@ -20,7 +20,8 @@ MAX_OUTPUTS = 4096  # as in tflite/web/runtime.js
 MAX_OUTPUT = 1e30
 MAX_TEXT = 500
 MAX_MS = 1e7
-# Of the largest output: more is another network, also in the 16 bits of a GPU.
+# Of the largest output, or of the pixels of a class map: more is another network, also
+# in the 16 bits of a GPU.
 TOLERANCE = 0.02
 
 
@@ -37,8 +38,13 @@ class BrowserMeasurement(Measurement):
         has_fine_clock: whether the page was isolated, and its clock so to be trusted
             with less than a millisecond.
         max_abs_difference: of an output from LiteRT's on this machine, for a test
-            picture.
-        max_abs_output: largest output of LiteRT's there.
+            picture. Of a class map, whose numbers are no amounts, the part of the
+            pixels with another class: a few at borders change it with any rounding.
+        max_abs_output: largest output of LiteRT's there; 1 of a class map.
+        classes_compared: how many classes LiteRT finds there, of a file that returns a
+            class map.
+        unlabelled_class: one that has no label, if such a file returns any: an argmax
+            on WebGPU took the zeros that fill up the logits for a class.
         visit: of the page, random; what it measures twice has another.
     """
 
@@ -48,17 +54,31 @@ class BrowserMeasurement(Measurement):
     has_fine_clock: bool | None = None
     max_abs_difference: float | None = None
     max_abs_output: float | None = None
+    classes_compared: int | None = None
+    unlabelled_class: int | None = None
     visit: str = ""
 
     def notes(self) -> list[str]:
         found = super().notes()
         if self.has_fine_clock is False:
             found.append("the clock is coarse: the page is not on HTTPS or localhost")
+        return found + self._notes_on_outputs()
+
+    def _notes_on_outputs(self) -> list[str]:
+        found = []
+        if self.classes_compared == 1:
+            found.append("the test picture has one class, so that it compares little")
+        if self.unlabelled_class is not None:
+            found.append(
+                f"it returns class {self.unlabelled_class}, which has no label"
+            )
         difference, largest = self.max_abs_difference, self.max_abs_output
         if difference is not None and difference > TOLERANCE * largest:
             found.append(
-                f"its outputs differ from LiteRT's by up to {difference:.3g}, where "
-                f"the largest is {largest:.3g}"
+                f"{100 * difference:.3g} % of its pixels differ from LiteRT's in class"
+                if self.classes_compared
+                else f"its outputs differ from LiteRT's by up to {difference:.3g}, "
+                f"where the largest is {largest:.3g}"
             )
         return found
 
@@ -73,7 +93,7 @@ class PageFile:
         content: that is served, whatever becomes of the file.
         description: what the page is told of it.
         outputs: LiteRT's for the test picture, as real values: one output after the
-            other, every n-th value if there are many. Of a list of objects only the
+            other, some of the values if there are many. Of a list of objects only the
             scores: those that score alike may trade places.
     """
 
@@ -82,6 +102,12 @@ class PageFile:
     content: bytes
     description: dict
     outputs: np.ndarray
+
+    @property
+    def is_class_map(self) -> bool:
+        """Whether the outputs are the classes of pixels."""
+        names = [output["name"] for output in self.description["outputs"]]
+        return self.description["task"] == "segmentation" and names == ["classes"]
 
 
 def _number(result: dict, name: str) -> float:
@@ -130,6 +156,22 @@ def _device_name(device: dict) -> str:
     known = re.findall(r"(Edg|Chrome|CriOS|Firefox|Version)/(\d+)", user_agent)
     browser = " ".join(known[-1]).replace("Version", "Safari") if known else ""
     return ", ".join(filter(None, [_text(device, "model"), name, browser]))
+
+
+def _comparison(file: PageFile, outputs: np.ndarray) -> dict:
+    """Returns the fields that say how outputs differ from LiteRT's."""
+    if file.is_class_map:
+        labels, last = len(file.description["labels"]), int(outputs.max())
+        return {
+            "max_abs_difference": float(np.mean(outputs != file.outputs)),
+            "max_abs_output": 1.0,
+            "classes_compared": len(np.unique(file.outputs)),
+            "unlabelled_class": last if labels and last >= labels else None,
+        }
+    return {
+        "max_abs_difference": float(np.abs(outputs - file.outputs).max()),
+        "max_abs_output": float(np.abs(file.outputs).max()),
+    }
 
 
 def parse_result(content: bytes, files: list[PageFile]):
@@ -183,8 +225,7 @@ def parse_result(content: bytes, files: list[PageFile]):
         first_ms=_number(result, "first_ms"),
         warmup_ms=_number(result, "warmup_ms"),
         fully_accelerated=result.get("fully_accelerated") is True,
-        max_abs_difference=float(np.abs(outputs - file.outputs).max()),
-        max_abs_output=float(np.abs(file.outputs).max()),
+        **_comparison(file, outputs),
         **common,
         **summary(times),
     )

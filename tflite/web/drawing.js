@@ -1,10 +1,13 @@
-// Boxes drawn on a picture.
+// Boxes and masks drawn on a picture.
 
 import {contextOf} from "./picture.js";
 
 const WIDEST = 432, HIGHEST = 576;  // of a picture, in CSS pixels
 const LINE = 2, FONT = 12, PADDING = 2;  // likewise
 const GOLDEN_RATIO = 0.618034;  // of the hues' circle: neighbours differ most
+// As in `keras_mobilevit/drawing.py`, with the colours below.
+const OPACITY = .6;  // of a region's colour
+const BACKGROUND = "background";  // the class that is not coloured
 
 // A class's colour, [red, green, blue], as in `keras_mobilevit/drawing.py`.
 export function classColor(label) {
@@ -17,6 +20,8 @@ export function classColor(label) {
 }
 
 export const cssColor = label => `rgb(${classColor(label).join(" ")})`;
+
+export const isColored = name => name !== BACKGROUND;
 
 // The corners of a box in pixels of the canvas.
 function cornersOf({box}, {width, height}) {
@@ -49,20 +54,26 @@ function drawName(context, object, text, font, padding) {
   context.fillText(text, left + padding, top + high / 2);
 }
 
-// Draws a whole picture in the room that there is, and objects with their names on it.
-//
-// `objects` are [{label, score, box}], best first, `textOf` names one of them.
-export function drawObjects(bitmap, canvas, objects, textOf) {
+// Draws a whole picture in the room that there is.
+function drawPicture(bitmap, canvas) {
   const room = Math.min(WIDEST, canvas.parentElement.clientWidth);
   const shown = Math.min(room / bitmap.width, HIGHEST / bitmap.height);
-  const unit = devicePixelRatio;  // pixels of the canvas in one of CSS
   canvas.style.width = `${shown * bitmap.width}px`;
   const context = contextOf(
     canvas,
-    Math.max(1, Math.round(shown * bitmap.width * unit)),
-    Math.max(1, Math.round(shown * bitmap.height * unit)),
+    Math.max(1, Math.round(shown * bitmap.width * devicePixelRatio)),
+    Math.max(1, Math.round(shown * bitmap.height * devicePixelRatio)),
   );
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return context;
+}
+
+// Draws a whole picture, and objects with their names on it.
+//
+// `objects` are [{label, score, box}], best first, `textOf` names one of them.
+export function drawObjects(bitmap, canvas, objects, textOf) {
+  const unit = devicePixelRatio;  // pixels of the canvas in one of CSS
+  const context = drawPicture(bitmap, canvas);
   context.font = `${FONT * unit}px system-ui, sans-serif`;
   context.textBaseline = "middle";
   // The best on top, and no line through a name.
@@ -71,4 +82,28 @@ export function drawObjects(bitmap, canvas, objects, textOf) {
   for (const object of upwards) {
     drawName(context, object, textOf(object), FONT * unit, PADDING * unit);
   }
+}
+
+// The colours of the classes [height, width], on a canvas of that size.
+function maskOf(classes, height, width, nameOf) {
+  const context = contextOf(new OffscreenCanvas(width, height), width, height);
+  const image = context.createImageData(width, height);
+  const colors = [];  // by label; what is not coloured is transparent
+  classes.forEach((label, i) => {
+    colors[label] ??= [...classColor(label), isColored(nameOf(label)) ? 255 : 0];
+    image.data.set(colors[label], 4 * i);
+  });
+  context.putImageData(image, 0, 0);
+  return context.canvas;
+}
+
+// Draws a whole picture, and the colours of its pixels' classes [height, width] over it.
+//
+// `nameOf` names a class.
+export function drawClasses(bitmap, canvas, classes, height, width, nameOf) {
+  const context = drawPicture(bitmap, canvas);
+  context.imageSmoothingEnabled = false;  // there is nothing between two classes
+  context.globalAlpha = OPACITY;
+  const mask = maskOf(classes, height, width, nameOf);
+  context.drawImage(mask, 0, 0, canvas.width, canvas.height);
 }

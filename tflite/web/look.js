@@ -2,12 +2,14 @@
 
 import {bestClasses} from "./classification.js";
 import {objectsOf} from "./detection.js";
-import {cssColor, drawObjects} from "./drawing.js";
+import {cssColor, drawClasses, drawObjects, isColored} from "./drawing.js";
 import {$, element, inTurn, say} from "./page.js";
 import {middleOf, openPicture, wholeOf} from "./picture.js";
 import {Model} from "./runtime.js";
+import {classMapOf, sharesOf} from "./segmentation.js";
 
 const LOWEST_SCORE = 0.3;  // of an object that is shown
+const SMALLEST_SHARE = 0.001;  // of a picture that is told as a number
 
 const nameOf = (file, label) => file.labels[label] ?? `class ${label}`;
 const percent = (score, digits) => `${(100 * score).toFixed(digits)} %`;
@@ -41,6 +43,30 @@ function showObjects(file, outputs, bitmap) {
   return `, ${milliseconds.toFixed(1)} ms of non-maximum suppression`;
 }
 
+function shareItem(name, label, share) {
+  const color = isColored(name) ? cssColor(label) : "";
+  const part =
+    share < SMALLEST_SHARE ? `< ${percent(SMALLEST_SHARE, 1)}` : percent(share, 1);
+  const item = listItem(`${name} ${part}`, share, color || "var(--quiet)");
+  const swatch = element("span", "swatch");
+  swatch.style.background = color;
+  item.prepend(swatch);
+  return item;
+}
+
+function showMask(file, outputs, bitmap) {
+  const [, height, width] = file.input.shape;
+  const nameOfClass = label => nameOf(file, label);
+  const start = performance.now();
+  const classes = classMapOf(outputs, file.outputs[0].shape, height, width);
+  const milliseconds = performance.now() - start;
+  drawClasses(bitmap, $("preview"), classes, height, width, nameOfClass);
+  $("found").replaceChildren(...sharesOf(classes).map(({label, share}) =>
+    shareItem(nameOfClass(label), label, share)));
+  if (outputs.classes) return "";  // the file has chosen them itself
+  return `, ${milliseconds.toFixed(1)} ms of resizing and argmax`;
+}
+
 // By task: how a picture becomes pixels, and how outputs are shown; `show` returns what
 // there is to say of it.
 const TASKS = {
@@ -51,6 +77,10 @@ const TASKS = {
   detection: {
     pixels: (file, bitmap) => wholeOf(bitmap, file),
     show: showObjects,
+  },
+  segmentation: {
+    pixels: (file, bitmap) => wholeOf(bitmap, file),
+    show: showMask,
   },
 };
 

@@ -42,7 +42,7 @@ export function middleOf(bitmap, canvas, file) {
   return rgbOf(context, width, height);
 }
 
-// The pixels of a whole picture, whatever its aspect, in a detector's square.
+// The pixels of a whole picture, whatever its aspect, in the network's square.
 export function wholeOf(bitmap, file) {
   const [, height, width] = file.input.shape;
   const context = contextOf(new OffscreenCanvas(width, height), width, height);
