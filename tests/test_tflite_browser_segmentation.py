@@ -312,8 +312,5 @@ def test_webgpu_takes_segmenters_whole(network_files, tmp_path):
         assert measurement.status == "measured", measurement.reason
         assert measurement.fully_accelerated
     assert logits.max_abs_difference <= 1e-3
-    if classes.unlabelled_class is not None:
-        pytest.xfail(
-            "where all logits are negative, it takes a zero that fills them up"
-        )
+    assert classes.unlabelled_class is None
     assert classes.max_abs_difference <= 0.01

@@ -129,15 +129,18 @@ def test_the_logits_alone(tmp_path):
     assert "labels" not in card
 
 
-def test_several_sizes_are_resized_at_run_time(tmp_path):
+@pytest.mark.parametrize(
+    ("precision", "limit"), [("float32", 0.9999), ("float16", 0.99)]
+)
+def test_several_sizes_are_resized_at_run_time(precision, limit, tmp_path):
     sizes = (SIZE, 128)
-    path = save(core_ml("float32", sizes=sizes), tmp_path)
-    assert [agreement(path, size) >= 0.9999 for size in sizes] == [True, True]
+    path = save(core_ml(precision, sizes=sizes), tmp_path)
+    assert [agreement(path, size) >= limit for size in sizes] == [True, True]
     card = describe_package(path, MEANINGS, 255)
-    assert card["ios"] == 17
+    assert card["ios"] == 17 and card["casts"] == 0
     assert card["input"]["sizes"] == [[size, size] for size in sizes]
     with pytest.raises(ValueError, match="an operation of iOS 17. Received: --ios=16"):
-        core_ml("float32", sizes=sizes, ios=16)
+        core_ml(precision, sizes=sizes, ios=16)
 
 
 def test_xcode_finds_names_and_colours(tmp_path):
@@ -146,7 +149,10 @@ def test_xcode_finds_names_and_colours(tmp_path):
     assert metadata["com.apple.coreml.model.preview.type"] == "imageSegmenter"
     preview = json.loads(metadata["com.apple.coreml.model.preview.params"])
     assert preview["labels"] == list(LABELS)
-    assert preview["colors"][:2] == ["#000000", "#%02X%02X%02X" % class_color(1)]
+    assert preview["colors"][:2] == [
+        "#000000",
+        "#{:02X}{:02X}{:02X}".format(*class_color(1)),
+    ]
 
 
 def test_from_the_flags(tmp_path):

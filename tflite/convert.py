@@ -130,12 +130,18 @@ def _summary(path: Path, card: dict) -> str:
     parts = [
         f"{card['bytes'] / 1e6:.2f} MB",
         *FORMATS[card["format"]].file_type.facts(card),
-        f"max abs difference {card['parity']['max_abs']:.1e}",
-        *(f"PSNR {x:.0f} dB" for key, x in card["parity"].items() if key == "psnr_db"),
+        _difference(card["parity"]),
         _accuracy(accuracy, card["parity"]),
         f"on {card['parity']['images']} images of {card['parity']['data']}",
     ]
     return f"{path}: {', '.join(parts)}"
+
+
+def _difference(parity: dict) -> str:
+    if "psnr_db" not in parity:  # classes, which are no amounts
+        return f"{100 * parity['agreement']:.3f} % of the pixels of the same class"
+    psnr = f", PSNR {parity['psnr_db']:.0f} dB"
+    return f"max abs difference {parity['max_abs']:.1e}{psnr}"
 
 
 def _accuracy(accuracy: dict | None, parity: dict) -> str:

@@ -1,7 +1,7 @@
 """Segmentation as a task of conversion: the classes of an image's pixels.
 
-`LOGITS` files return the logits of every cell at the output stride, a few percent of
-what they would be at the image's size, for an application to resize. `CLASS_MAP` files
+`LOGITS` files return the logits of every cell at the output stride, for an application
+to resize: half a percent of what they would be at the image's size. `CLASS_MAP` files
 resize them and return the class of every pixel.
 """
 
@@ -32,6 +32,7 @@ FORMATS = (
     "coreml-palette6",
 )
 MOST_CLASSES = 256  # of a map of bytes
+GPU_CHANNELS = 4  # that lie together, and are computed together
 
 
 def _logits(model: keras.Model, size: int):
@@ -39,13 +40,25 @@ def _logits(model: keras.Model, size: int):
 
 
 def _class_map(model: keras.Model, size: int):
-    _refuse_many(_num_classes(model))
+    return lambda outputs: {"classes": class_maps(outputs[0], size)}
 
-    def classes(outputs) -> dict:
+
+def _class_map_on_a_phone(model: keras.Model, size: int):
+    classes = _num_classes(model)
+    _refuse_many(classes)
+
+    def class_map(outputs) -> dict:
+        (logits,) = outputs
         with tf.name_scope(FINISH):
-            return {"classes": tf.cast(class_maps(outputs[0], size), tf.uint8)}
+            # A GPU fills up the channels of a pixel with zeros, and took one of these
+            # where all logits were negative (LiteRT 2.3, WebGPU). These never win.
+            missing = -classes % GPU_CHANNELS
+            if missing:
+                filling = [logits[..., :1] - 1.0] * missing
+                logits = tf.concat([logits, *filling], axis=-1)
+            return {"classes": tf.cast(class_maps(logits, size), tf.uint8)}
 
-    return classes
+    return class_map
 
 
 def _refuse_many(classes: int) -> None:
@@ -116,7 +129,7 @@ LOGITS = Task(
 )
 CLASS_MAP = dataclasses.replace(
     LOGITS,
-    finish=_class_map,
+    finish=_class_map_on_a_phone,
     reference=_class_map,
     meanings={"classes": "of each pixel"},
     compare=_compare_class_maps,
@@ -124,6 +137,5 @@ CLASS_MAP = dataclasses.replace(
     limits={**LIMITS, "": {"psnr": None, "outside": None}},
     float_scopes=(f"{FINISH}/", "(Stateful)?PartitionedCall"),
     suffix="classmap",
-    cpu_part="the choice of each pixel's class (--output=logits leaves it out)",
 )
 BY_OUTPUT = {"logits": LOGITS, "classmap": CLASS_MAP}

@@ -20,8 +20,8 @@ class Task:
         reference: the same of what Keras returns, for a batch of images.
         meanings: of the outputs, by their names.
         compare: from reference and outputs, `{name: [images, ...]}`, to how far they
-            are from each other; has at least `max_abs`, `mean_abs`,
-            `max_abs_reference` and `psnr_db`.
+            are from each other; has at least `max_abs` and `max_abs_reference`, of
+            amounts `mean_abs` and `psnr_db`, else `agreement`.
         metric: name of the accuracy.
         score: from validation images and their outputs to it, in percent.
         tolerance: points of it that chance may take, by the number of images.

@@ -253,8 +253,9 @@ def _resize_like(node: Node, x, like):
 
 def _best_class(node: Node, x):
     """From a map `[1, classes, height, width]` to int32 `[height, width]`."""
-    x = mb.reduce_argmax(x=x, axis=1, keep_dims=False)
-    return mb.squeeze(x=x, axes=[0], name=node.name)
+    # Squeezed after it, the integers would be cast to 16 bits for that, and back.
+    x = mb.squeeze(x=x, axes=[0])
+    return mb.reduce_argmax(x=x, axis=0, keep_dims=False, name=node.name)
 
 
 # Tokens last: [pixels of a patch, patches, channels]. ---------------------------------
