@@ -39,6 +39,7 @@ def test_help(command, inside, tmp_path):
         ("--epochs=0", "`epochs` must be at least 1. Received: 0."),
         ("--sizes=0,abc", "--sizes takes integers, such as 128,160,192"),
         ("--sizes=0", "integers of at least 32. Received: 0."),
+        ("--rotation=9", "--rotation is for segmentation; this is classification."),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(flag, message, tmp_path):

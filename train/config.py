@@ -19,8 +19,9 @@ TASKS = ("classification", "detection", "segmentation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
-def _field(default, help_text: str):
-    return dataclasses.field(default=default, metadata={"help": help_text})
+def _field(default, help_text: str, tasks: tuple[str, ...] = TASKS):
+    metadata = {"help": help_text, "tasks": tasks}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,7 @@ class TrainConfig:
         CROP_FRACTION,
         "Part of the image's short side that evaluation sees, in (0, 1]; detection and "
         "segmentation always see the whole image.",
+        tasks=("classification",),
     )
     grow_epochs: int = _field(
         0, "Start with the smallest size and let the range grow over so many epochs."
@@ -102,11 +104,13 @@ class TrainConfig:
         False,
         "Change contrast, brightness, saturation and hue of training images at random; "
         "not in classification.",
+        tasks=("detection", "segmentation"),
     )
     rotation: float = _field(
         0.0,
         "Largest angle, in degrees, by which a training image is turned at random, in "
         "[0, 180]; segmentation only.",
+        tasks=("segmentation",),
     )
     weights: str = _field(
         "",
@@ -125,11 +129,13 @@ class TrainConfig:
     output_stride: int = _field(
         16,
         "Pixels of the image to one of the head's map, 8 or 16; segmentation only.",
+        tasks=("segmentation",),
     )
     auxiliary_weight: float = _field(
         0.0,
         "Weight of the loss of a second head, on stage 4, that helps training; 0.4 is "
         "usual, 0 is without. Segmentation only.",
+        tasks=("segmentation",),
     )
     precision: str = _field(
         "float32",

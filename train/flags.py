@@ -114,7 +114,20 @@ def config_from_flags() -> train_config.TrainConfig:
                 f"{overrides['model']} has its own weights; leave --weights away."
             )
         overrides["weights"] = overrides.pop("model")
+    given = set(overrides)
     weights = os.path.expanduser(overrides.get("weights", ""))
     if args.mode == "eval" and not args.recipe and weights.endswith(_OWN_FILES):
         overrides = {**trained_as(weights), **overrides}
-    return train_config.make_config(args.recipe or "", **overrides)
+    config = train_config.make_config(args.recipe or "", **overrides)
+    _refuse_other_tasks(config.task, given)
+    return config
+
+
+def _refuse_other_tasks(task: str, given: set[str]) -> None:
+    for field in dataclasses.fields(train_config.TrainConfig):
+        tasks = field.metadata["tasks"]
+        if field.name in given and task not in tasks:
+            raise ValueError(
+                f"--{field.name} is for {' and '.join(tasks)}; this is {task}. Leave "
+                "it away."
+            )
