@@ -34,7 +34,16 @@ TFLITE = [
     "tensorflow-model-optimization",
     "tf_keras",
 ]
-PEERS = [*TFLITE, "onnx", "onnxruntime", "onnxscript", "openvino", "timm", "torch"]
+PEERS = [
+    *TFLITE,
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
+    "timm",
+    "torch",
+    "transformers",
+]
 COREML = [*TFLITE, "coremltools>=9.0"]
 DEV = [*COREML, "adbutils", "hypothesis", "jax", "pytest", "ruff"]
 

@@ -81,6 +81,7 @@ ALLOWED = {
         "timm",
         "torch",
         "tqdm",
+        "transformers",
     },
 }
 
