@@ -18,13 +18,13 @@ from train import flags as train_flags
 from train.classification import CLASSIFICATION
 from train.config import is_config, make_config, save_config
 from train.evaluation import (
+    CLASSIFIER,
     ClassificationReport,
-    Predictor,
     evaluate_classifier,
     format_report,
-    load_predictor,
 )
 from train.litert import LiteRTModel
+from train.loading import LoadedModel, load
 from train.sources import load_source
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +64,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
 
 def evaluate(source, **overrides) -> ClassificationReport:
     config = dataclasses.replace(CONFIG, **overrides)
-    return evaluate_classifier(load_predictor(config, source), source, config)
+    return evaluate_classifier(load(CLASSIFIER, config, source), source, config)
 
 
 def test_every_kind_of_file_gives_the_same(digits, files):
@@ -84,8 +84,8 @@ def test_every_kind_of_file_gives_the_same(digits, files):
 def test_top_1_and_top_5_by_class(digits):
     """A predictor that ranks the classes 0, 1, 2 and so on, whatever it sees."""
     scores = -np.arange(10.0)[None]
-    predictor = Predictor(32, lambda images: np.repeat(scores, len(images), axis=0))
-    report = evaluate_classifier(predictor, digits, CONFIG)
+    classifier = LoadedModel(32, lambda images: np.repeat(scores, len(images), axis=0))
+    report = evaluate_classifier(classifier, digits, CONFIG)
     np.testing.assert_array_equal(report.top1 > 0, np.arange(10) == 0)
     np.testing.assert_array_equal(report.top5 == report.counts, np.arange(10) < 5)
     lines = format_report(report).splitlines()
@@ -98,8 +98,8 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     png = pil_file("RGB", (255, 0, 0), "PNG")
     classes = {"a": {"1.png": png, "cut.png": b""}, "b": {"2.png": png}}
     source = load_source(f"folder:{make_folder(tmp_path, classes)}")
-    predictor = Predictor(32, lambda images: np.zeros((len(images), 2)))
-    report = evaluate_classifier(predictor, source, CONFIG)
+    classifier = LoadedModel(32, lambda images: np.zeros((len(images), 2)))
+    report = evaluate_classifier(classifier, source, CONFIG)
     assert report.counts.tolist() == [1, 1]
     assert "cut.png" in format_report(report).splitlines()[-1]
 
@@ -109,9 +109,7 @@ def test_other_classes_are_refused(tmp_path, files):
     folder = make_folder(tmp_path, {"a": {"1.png": png}, "b": {"2.png": png}})
     source = load_source(f"folder:{folder}")
     for ending in ("keras", "tflite"):
-        with pytest.raises(
-            ValueError, match=r"shape \(\w+, 10\), but .* has 2 classes"
-        ):
+        with pytest.raises(ValueError, match="has 10 classes, but .* has 2"):
             evaluate(source, weights=str(files[ending]))
     with pytest.raises(ValueError, match="1000 classes"):
         evaluate(source, weights="imagenet")
@@ -175,9 +173,9 @@ def test_a_card_tells_the_range_of_the_values(tmp_path, digits, files):
     path.write_bytes(files["tflite"].read_bytes())
     images = np.full((1, 32, 32, 3), 200, np.float32)
     config = dataclasses.replace(CONFIG, weights=str(path))
-    bright = load_predictor(config, digits).scores(images)
+    bright = load(CLASSIFIER, config, digits).run(images)
     (tmp_path / "m.json").write_text('{"input": {"largest_value": 1}}')
-    dark = load_predictor(config, digits).scores(images * 255)
+    dark = load(CLASSIFIER, config, digits).run(images * 255)
     np.testing.assert_allclose(dark, bright, rtol=1e-4)
 
 
@@ -190,9 +188,9 @@ def test_labels_in_a_card_are_compared(tmp_path, digits, files):
 
 
 def test_outputs_that_are_not_finite_are_refused(digits):
-    predictor = Predictor(32, lambda images: np.full((len(images), 10), np.nan))
+    classifier = LoadedModel(32, lambda images: np.full((len(images), 10), np.nan))
     with pytest.raises(ValueError, match="not finite"):
-        evaluate_classifier(predictor, digits, CONFIG)
+        evaluate_classifier(classifier, digits, CONFIG)
 
 
 def test_a_model_that_takes_values_up_to_1_gets_them(tmp_path, digits):

@@ -9,6 +9,7 @@ from keras_mobilevit.configs import get_config
 from keras_mobilevit.weights import load_weights
 from train import evaluation, images, losses, metrics
 from train.freezing import freeze_backbone
+from train.loading import load
 from train.sources import load_source
 from train.task import Task
 
@@ -38,8 +39,8 @@ def _classification_metrics(batch, logits) -> dict:
 
 
 def _report(config, source) -> str:
-    predictor = evaluation.load_predictor(config, source)
-    found = evaluation.evaluate_classifier(predictor, source, config)
+    classifier = load(evaluation.CLASSIFIER, config, source)
+    found = evaluation.evaluate_classifier(classifier, source, config)
     return evaluation.format_report(found)
 
 

@@ -17,6 +17,7 @@ from train.box_sources import load_source
 from train.coco import average_precision
 from train.detection_pictures import draw_examples
 from train.freezing import freeze_backbone
+from train.loading import load
 from train.matching import match
 from train.task import Task
 
@@ -135,7 +136,7 @@ def _in_pixels(row: dict) -> dict:
 
 
 def _report(config, source) -> str:
-    detector = detection_evaluation.load_detector(config, source)
+    detector = load(detection_evaluation.DETECTOR, config, source)
     found = detection_evaluation.evaluate_detector(detector, source, DETECTION)
     names = source.class_names
     return detection_evaluation.format_metrics(*found, names, detector.size)

@@ -1,9 +1,5 @@
 """Measures any detector on any source by COCO's rules."""
 
-import dataclasses
-import os
-from collections.abc import Callable
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -11,30 +7,13 @@ from tqdm import tqdm
 
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.detection import detect, non_max_suppression
-from keras_mobilevit.preprocessing import largest_value
 from keras_mobilevit.ssdlite import SSDLite, is_detector
-from keras_mobilevit.weights import load_model_file
 from train.coco import METRICS
 from train.data import eval_batches, unreadable
-from train.evaluation import check_labels
-from train.litert import LiteRTModel, read_card
+from train.loading import Kind, LoadedModel
 from train.sources import Source
 
 BATCH_SIZE = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Detector:
-    """A model of any kind.
-
-    Attributes:
-        size: side of the images that it takes.
-        detect: from float32 images `[batch, size, size, 3]`, values in [0, 255], to
-            what `keras_mobilevit.detect` returns, in NumPy.
-    """
-
-    size: int
-    detect: Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def _in_numpy(found: dict) -> dict[str, np.ndarray]:
@@ -65,88 +44,52 @@ def suppressed(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def load_detector(config, source: Source) -> Detector:
-    """Loads the detector that `config.weights` names.
-
-    Args:
-        config: a `TrainConfig`: `weights` (`coco`, a weights file of a detector on
-            `model`, a `.keras` or a `.tflite` file), `model` and `eval_size`.
-        source: its classes are those that the detector must have.
-
-    Returns:
-        The `Detector`.
-
-    Raises:
-        ValueError: if there are no such weights, or the model has other classes.
-        OSError: if the published weights cannot be downloaded.
-    """
-    weights, classes = config.weights, len(source.class_names)
-    if not weights:
-        raise ValueError(
-            "An evaluation of detection takes --model: a .keras or .tflite file; or "
-            "--weights: coco, or a .safetensors, .pt or .weights.h5 file."
-        )
-    check_labels(weights, source)
-    if weights.endswith(".tflite"):
-        return _converted_detector(weights, source)
-    if weights.endswith(".keras"):
-        model = load_model_file(weights)
-        if not is_detector(model):
-            raise ValueError(f"{weights} is no detector, but of another task.")
-        _check_classes(model.output["logits"].shape[-1] - 1, weights, source)
-    else:
-        shape = (None, None, 3)
-        model = SSDLite(config.model, classes, weights=weights, input_shape=shape)
-    height, width = model.input_shape[1:3]
-    if height != width:
-        raise ValueError(
-            f"Evaluation is of square images, but {weights} takes {height}x{width} "
-            "pixels."
-        )
-    return _keras_detector(model, height or config.eval_size)
+def _build(config, classes: int) -> keras.Model:
+    shape = (None, None, 3)
+    return SSDLite(config.model, classes, weights=config.weights, input_shape=shape)
 
 
-def _check_classes(found: int, weights: str, source: Source) -> None:
-    classes = len(source.class_names)
-    if found != classes:
-        raise ValueError(
-            f"{weights} has {found} classes, but {source.name} has {classes}."
-        )
-
-
-def _keras_detector(model: keras.Model, size: int) -> Detector:
+def _make_run(model: keras.Model, size: int):
     anchors = anchor_boxes(size, size)
-    scale = tf.constant(largest_value(model) / 255, tf.float32)
     run = tf.function(
-        lambda images: detect(model(images * scale, training=False), anchors),
+        lambda images: detect(model(images, training=False), anchors),
         autograph=False,
         reduce_retracing=True,  # the last batch is smaller
     )
-    return Detector(size, lambda images: _in_numpy(run(images)))
+    return lambda images: _in_numpy(run(tf.constant(images)))
 
 
-def _converted_detector(path: str, source: Source) -> Detector:
-    model, card = LiteRTModel(path, num_threads=os.cpu_count()), read_card(path)
-    if not {"boxes", "scores"} <= set(model.outputs):
+def _file_classes(outputs: dict) -> int | None:
+    if not {"boxes", "scores"} <= set(outputs):
         raise ValueError(
-            f"{path} returns {', '.join(model.outputs)}. Expected a detector's boxes "
-            "and scores, as tflite/convert.py writes them."
+            f"it returns {', '.join(outputs)}. Expected boxes and scores, as "
+            "tflite/convert.py writes them."
         )
-    if "classes" not in model.outputs:  # with suppression inside the card alone knows
-        _check_classes(int(model.outputs["scores"]["shape"][-1]), path, source)
-    scale = np.float32(card.get("input", {}).get("largest_value", 255) / 255)
-    return Detector(
-        model.input_shape[1], lambda images: suppressed(model.predict(images * scale))
-    )
+    if "classes" in outputs:  # with suppression inside the card alone knows
+        return None
+    return int(outputs["scores"]["shape"][-1])
+
+
+# `run` of a loaded one returns what `keras_mobilevit.detect` does.
+DETECTOR = Kind(
+    noun="detector",
+    published="coco",
+    is_one=is_detector,
+    num_classes=lambda model: model.output["logits"].shape[-1] - 1,
+    build=_build,
+    make_run=_make_run,
+    file_classes=_file_classes,
+    finish=lambda outputs, size: suppressed(outputs),
+)
 
 
 def evaluate_detector(
-    detector: Detector, source: Source, task
+    detector: LoadedModel, source: Source, task
 ) -> tuple[dict, list[str]]:
     """Runs a detector over the validation split.
 
     Args:
-        detector: what to evaluate.
+        detector: what to evaluate, of the kind `DETECTOR`.
         source: where the images come from.
         task: of detection: its examples and score.
 
@@ -171,7 +114,7 @@ def evaluate_detector(
             images = batch.pop("image").astype(np.float32)
             if len(images):
                 targets = {f"true_{name}": x for name, x in batch.items()}
-                rows.append(detector.detect(images) | targets)
+                rows.append(detector.run(images) | targets)
             progress.update(len(images))
     if not rows:
         raise ValueError(f"None of the validation images of {source.name} can be read.")

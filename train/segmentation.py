@@ -11,6 +11,7 @@ from keras_mobilevit.weights import load_backbone
 from train import augment, images, losses, mask_augment, metrics
 from train import segmentation_evaluation as evaluation
 from train.freezing import freeze_backbone
+from train.loading import load
 from train.mask_sources import load_source
 from train.masks import IGNORED, decode_mask
 from train.segmentation_pictures import draw_examples
@@ -118,7 +119,7 @@ def _score(class_names, predictions: dict) -> dict:
 
 
 def _report(config, source) -> str:
-    segmenter = evaluation.load_segmenter(config, source)
+    segmenter = load(evaluation.SEGMENTER, config, source)
     found = evaluation.evaluate_segmenter(segmenter, source, SEGMENTATION)
     return evaluation.format_metrics(*found, source.class_names, segmenter.size)
 

@@ -1,88 +1,22 @@
 """Measures any segmenter on any source: whole, and class by class."""
 
-import dataclasses
-import os
-from collections.abc import Callable
-
 import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from keras_mobilevit.deeplab import DeepLabV3, is_segmenter, without_auxiliary
-from keras_mobilevit.preprocessing import largest_value
-from keras_mobilevit.weights import load_model_file
+from keras_mobilevit.deeplab import (
+    CLASSIFIER,
+    DeepLabV3,
+    is_segmenter,
+    without_auxiliary,
+)
 from train import metrics
 from train.data import eval_batches, unreadable
-from train.evaluation import check_labels
-from train.litert import LiteRTModel, read_card
+from train.loading import Kind, LoadedModel
 from train.sources import Source
 
 BATCH_SIZE = 8  # logits of 21 classes at 512x512 take 22 MB an image
-
-
-@dataclasses.dataclass(frozen=True)
-class Segmenter:
-    """A model of any kind.
-
-    Attributes:
-        size: side of the images that it takes.
-        class_maps: from float32 images `[batch, size, size, 3]`, values in [0, 255], to
-            the class of each pixel, int32 `[batch, size, size]`.
-    """
-
-    size: int
-    class_maps: Callable[[np.ndarray], np.ndarray]
-
-
-def load_segmenter(config, source: Source) -> Segmenter:
-    """Loads the segmenter that `config.weights` names.
-
-    Args:
-        config: a `TrainConfig`: `weights` (`voc`, a weights file of a segmenter on
-            `model`, a `.keras` or a `.tflite` file), `model`, `output_stride` and
-            `eval_size`.
-        source: its classes are those that the segmenter must have.
-
-    Returns:
-        The `Segmenter`.
-
-    Raises:
-        ValueError: if there are no such weights, or the model has other classes.
-        OSError: if the published weights cannot be downloaded.
-    """
-    weights, classes = config.weights, len(source.class_names)
-    if not weights:
-        raise ValueError(
-            "An evaluation of segmentation takes --model: a .keras or .tflite file; or "
-            "--weights: voc, or a .safetensors, .pt or .weights.h5 file."
-        )
-    check_labels(weights, source)
-    if weights.endswith(".tflite"):
-        return _converted_segmenter(weights, source)
-    if weights.endswith(".keras"):
-        model = load_model_file(weights)
-        if not is_segmenter(model):
-            raise ValueError(f"{weights} is no segmenter, but of another task.")
-        model = without_auxiliary(model)
-    else:
-        model = DeepLabV3(
-            config.model,
-            classes,
-            weights=weights,
-            input_shape=(None, None, 3),
-            output_stride=config.output_stride,
-        )
-    _check_classes(model.output.shape[-1], weights, source)
-    return _keras_segmenter(model, model.input_shape[1] or config.eval_size)
-
-
-def _check_classes(found: int, weights: str, source: Source) -> None:
-    classes = len(source.class_names)
-    if found != classes:
-        raise ValueError(
-            f"{weights} has {found} classes, but {source.name} has {classes}."
-        )
 
 
 def class_maps(logits, size: int):
@@ -99,47 +33,66 @@ def class_maps(logits, size: int):
     return tf.argmax(resized, axis=-1, output_type=tf.int32)
 
 
-def _converted_segmenter(path: str, source: Source) -> Segmenter:
-    model, card = LiteRTModel(path, num_threads=os.cpu_count()), read_card(path)
-    ranks = {name: len(output["shape"]) for name, output in model.outputs.items()}
-    if ranks not in ({"logits": 4}, {"classes": 3}):
-        raise ValueError(
-            f"{path} returns {', '.join(model.outputs)}. Expected a segmenter's logits "
-            "or classes, as tflite/convert.py writes them."
-        )
-    if "logits" in ranks:  # of a class map the card alone knows
-        _check_classes(int(model.outputs["logits"]["shape"][-1]), path, source)
-    size = model.input_shape[1]
-    scale = np.float32(card.get("input", {}).get("largest_value", 255) / 255)
-
-    def found(images: np.ndarray) -> np.ndarray:
-        outputs = model.predict(images * scale)
-        if "logits" in outputs:
-            return class_maps(outputs["logits"], size).numpy()
-        return outputs["classes"].astype(np.int32)
-
-    return Segmenter(size, found)
+def _build(config, classes: int) -> keras.Model:
+    return DeepLabV3(
+        config.model,
+        classes,
+        weights=config.weights,
+        input_shape=(None, None, 3),
+        output_stride=config.output_stride,
+    )
 
 
-def _keras_segmenter(model: keras.Model, size: int) -> Segmenter:
-    scale = tf.constant(largest_value(model) / 255, tf.float32)
+def _make_run(model: keras.Model, size: int):
+    model = without_auxiliary(model)
     run = tf.function(
         lambda images: tf.argmax(
-            model(images * scale, training=False), axis=-1, output_type=tf.int32
+            model(images, training=False), axis=-1, output_type=tf.int32
         ),
         autograph=False,
         reduce_retracing=True,  # the last batch is smaller
     )
-    return Segmenter(size, lambda images: run(images).numpy())
+    return lambda images: run(tf.constant(images)).numpy()
+
+
+def _file_classes(outputs: dict) -> int | None:
+    ranks = {name: len(output["shape"]) for name, output in outputs.items()}
+    if ranks not in ({"logits": 4}, {"classes": 3}):
+        raise ValueError(
+            f"it returns {', '.join(outputs)}. Expected logits or classes, as "
+            "tflite/convert.py writes them."
+        )
+    if "classes" in ranks:  # the card alone knows
+        return None
+    return int(outputs["logits"]["shape"][-1])
+
+
+def _finish(outputs: dict, size: int) -> np.ndarray:
+    if "logits" in outputs:
+        return class_maps(outputs["logits"], size).numpy()
+    return outputs["classes"].astype(np.int32)
+
+
+# `run` of a loaded one returns the class of each pixel, int32 `[batch, size, size]`.
+SEGMENTER = Kind(
+    noun="segmenter",
+    published="voc",
+    is_one=is_segmenter,
+    num_classes=lambda model: model.get_layer(CLASSIFIER).output.shape[-1],
+    build=_build,
+    make_run=_make_run,
+    file_classes=_file_classes,
+    finish=_finish,
+)
 
 
 def evaluate_segmenter(
-    segmenter: Segmenter, source: Source, task
+    segmenter: LoadedModel, source: Source, task
 ) -> tuple[np.ndarray, list[str]]:
     """Runs a segmenter over the validation split.
 
     Args:
-        segmenter: what to evaluate.
+        segmenter: what to evaluate, of the kind `SEGMENTER`.
         source: where the images come from.
         task: of segmentation: its examples.
 
@@ -164,7 +117,7 @@ def evaluate_segmenter(
             if len(images):
                 masks, sizes = (batch[k][real] for k in ("full_mask", "image_size"))
                 found = metrics.classes_at_pixels(
-                    segmenter.class_maps(images), sizes, masks.shape[1:]
+                    segmenter.run(images), sizes, masks.shape[1:]
                 )
                 counts = metrics.confusion_matrices(masks, found, classes)
                 confusion += counts.numpy().sum(axis=0, dtype=np.int64)
