@@ -38,6 +38,7 @@ from keras_mobilevit.ssdlite import SSDLite, is_detector
 from keras_mobilevit.weights import load_model_file
 
 TOP = 5
+SCORE = 0.3  # of a detector's boxes, at least
 DETECTOR, SEGMENTER = "ssdlite_", "deeplabv3_"  # before the name of a backbone
 PUBLISHED = ("imagenet", "coco", "voc")  # weights that have no labels beside them
 
@@ -72,8 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--score",
         type=float,
-        default=0.3,
-        help="a detector's boxes that score less are left out",
+        help=f"a detector's boxes that score less are left out (default: {SCORE})",
     )
     predict.add_argument(
         "--output", help="folder of the pictures drawn; by default the image's"
@@ -209,15 +209,17 @@ def print_classes(model: keras.Model, args, labels: list[str] | None) -> None:
 
 def draw_objects(model: keras.Model, args, labels: list[str] | None) -> None:
     """Prints the objects of each image, and draws them into a PNG."""
+    _refuse_equal_names(args, "boxes")
     size = _whole_image_size(model, args, ssdlite.DEFAULT_SIZE)
     classes = model.output["logits"].shape[-1] - 1
     labels = _class_names(labels, classes, coco_names.COCO_NAMES)
     anchors = anchor_boxes(*size)
+    score = SCORE if args.score is None else args.score
     scale = largest_value(model) / 255
     for path in args.images:
         image = load_image(path)
         outputs = model.predict(_squeezed(image, size) * scale, verbose=0)
-        found = detect(outputs, anchors, score_threshold=args.score)
+        found = detect(outputs, anchors, score_threshold=score)
         found = {name: keras.ops.convert_to_numpy(x)[0] for name, x in found.items()}
         found = {name: x[found["classes"] >= 0] for name, x in found.items()}
         drawn = draw_boxes(image, **found, labels=labels)
@@ -231,6 +233,7 @@ def draw_objects(model: keras.Model, args, labels: list[str] | None) -> None:
 
 def color_classes(model: keras.Model, args, labels: list[str] | None) -> None:
     """Prints the classes on each image, and colours them in a PNG."""
+    _refuse_equal_names(args, "classes")
     size = _whole_image_size(model, args, deeplab.DEFAULT_SIZE)
     model = without_auxiliary(model)
     labels = _class_names(labels, model.output_shape[-1], voc_names.VOC_NAMES)
@@ -265,9 +268,23 @@ def _squeezed(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return keras.ops.convert_to_numpy(resized)
 
 
-def _save_picture(drawn: np.ndarray, path: str, ending: str, args) -> Path:
+def _picture_file(path: str, ending: str, args) -> Path:
     folder = Path(args.output) if args.output else Path(path).parent
-    file = folder / f"{Path(path).stem}_{ending}.png"
+    return folder / f"{Path(path).stem}_{ending}.png"
+
+
+def _refuse_equal_names(args, ending: str) -> None:
+    files = [str(_picture_file(path, ending, args)) for path in args.images]
+    twice = sorted({file for file in files if files.count(file) > 1})
+    if twice:
+        raise ValueError(
+            f"Pictures of several images would all be called {', '.join(twice)}. Give "
+            "these images in commands of their own, with another --output."
+        )
+
+
+def _save_picture(drawn: np.ndarray, path: str, ending: str, args) -> Path:
+    file = _picture_file(path, ending, args)
     with whole_file(file) as temporary:
         keras.utils.save_img(temporary, drawn, scale=False)
     return file
@@ -290,7 +307,7 @@ def _check(args) -> None:
     """Refuses values that mean nothing, and makes the folder of the pictures."""
     if args.size is not None and args.size < MIN_SIZE:
         raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
-    if not 0 <= args.score <= 1:
+    if args.score is not None and not 0 <= args.score <= 1:
         raise ValueError(f"--score must be in [0, 1]. Received: {args.score}.")
     if args.output:
         Path(args.output).mkdir(parents=True, exist_ok=True)
@@ -303,6 +320,8 @@ def predict(args) -> None:
     _check(args)
     labels = _labels(args)
     model = load_model(args, labels)
+    if args.score is not None and not is_detector(model):
+        raise ValueError("--score is of a detector's boxes: leave it away.")
     if is_detector(model):
         draw_objects(model, args, labels)
     elif is_segmenter(model):

@@ -146,19 +146,27 @@ def without_auxiliary(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.output["logits"], name=model.name)
 
 
-def _check_positive(name: str, values, count: int) -> None:
-    is_whole = [isinstance(x, int) and x > 0 for x in values]
-    if len(is_whole) != count or not all(is_whole):
-        expected = "a positive integer" if count == 1 else f"{count} positive integers"
-        received = values[0] if count == 1 else values
-        raise ValueError(f"`{name}` must be {expected}. Received: {name}={received!r}.")
+def _is_positive(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_pyramid(channels, rates) -> None:
+    if not _is_positive(channels):
+        raise ValueError(
+            "`aspp_channels` must be a positive integer. Received: "
+            f"aspp_channels={channels!r}."
+        )
+    is_list = isinstance(rates, (list, tuple)) and len(rates) == 3
+    if not is_list or not all(map(_is_positive, rates)):
+        raise ValueError(
+            f"`rates` must be 3 positive integers. Received: rates={rates!r}."
+        )
 
 
 def _check_arguments(weights, classes, output_stride, channels, rates, auxiliary):
     check_weights(weights, ("imagenet", "voc"))
     check_classes(classes)
-    _check_positive("aspp_channels", (channels,), 1)
-    _check_positive("rates", tuple(rates), 3)
+    _check_pyramid(channels, rates)
     if output_stride not in OUTPUT_STRIDES:
         raise ValueError(
             f"`output_stride` must be 8 or 16. Received: output_stride={output_stride}."
@@ -176,6 +184,7 @@ def _check_arguments(weights, classes, output_stride, channels, rates, auxiliary
 def DeepLabV3(
     backbone: str = "mobilevit_s",
     classes: int = VOC_CLASSES,
+    *,
     weights: str | None = "voc",
     input_shape: tuple = (DEFAULT_SIZE, DEFAULT_SIZE, 3),
     output_stride: int = 16,

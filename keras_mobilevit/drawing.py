@@ -109,10 +109,12 @@ def draw_classes(image, classes, labels: Sequence[str]) -> np.ndarray:
     (480, 640, 3)
     """
     colors = np.array([class_color(label) for label in range(len(labels))], np.float32)
-    opacity = np.array([name != BACKGROUND for name in labels]) * OPACITY
-    opacity = opacity[classes][..., None]  # [height, width, 1]
-    mixed = (1 - opacity) * np.asarray(image) + opacity * colors[classes]
-    return np.round(mixed).astype(np.uint8)
+    opacity = np.float32([OPACITY * (name != BACKGROUND) for name in labels])[:, None]
+    added, kept = opacity * colors, 1 - opacity  # by class, [classes, 3 or 1]
+    drawn = np.array(image, np.uint8)
+    for row, labels_of_row in zip(drawn, np.asarray(classes)):  # a photo in floats
+        row[:] = np.round(kept[labels_of_row] * row + added[labels_of_row])  # is large
+    return drawn
 
 
 def add_legend(image, names: dict[int, str]) -> np.ndarray:

@@ -331,6 +331,8 @@ def test_a_segmenters_file_does_not_go_into_a_classifier(voc_xxs):
         ({"weights": "coco"}, '"imagenet" or "voc" .*weights=.coco'),
         ({"output_stride": 32}, "must be 8 or 16. Received: output_stride=32"),
         ({"aspp_channels": 0}, "a positive integer. Received: aspp_channels=0"),
+        ({"aspp_channels": True}, "a positive integer. Received: aspp_channels=True"),
+        ({"rates": 6}, "3 positive integers. Received: rates=6"),
         ({"rates": (6, 12)}, r"3 positive integers. Received: rates=\(6, 12\)"),
         ({"rates": (6, 12, 1.5)}, r"3 positive integers. Received: rates=\(6, 12, 1"),
         ({"input_shape": (31, 64, 3)}, "at least 32"),

@@ -184,9 +184,15 @@ def test_a_segmenter_colours_its_classes(tmp_path, monkeypatch, capsys):
     assert shares == sorted(shares, reverse=True)
 
     (tmp_path / "labels.txt").write_text("cat\n")
-    monkeypatch.setattr(sys, "argv", ["keras_mobilevit", *map(str, arguments)])
-    with pytest.raises(SystemExit, match="1 class names for 3 classes"):
-        cli.main()
+    for more, message in (
+        ([], "1 class names for 3 classes"),
+        (["--score=0.9"], "--score is of a detector's boxes"),
+        ([tmp_path / "photo.png"], f"would all be called {file}"),
+    ):
+        command = ["", *arguments[:1], *more, *arguments[1:]]
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        with pytest.raises(SystemExit, match=message):
+            cli.main()
 
 
 def test_colors_of_neighbouring_classes_differ():

@@ -285,7 +285,7 @@ GOOD_CARD = {
         ({"parity": {"max_abs": 0.0, "psnr_db": np.nan}}, "PSNR in dB .* nan"),
         (
             {"parity": {"max_abs": 0.0, "psnr_db": 140.0, "agreement": 0.9}},
-            "of the objects that Keras finds, this part: 0.9; at least 0.999",
+            "agrees with Keras, in what it finds, for a part of only 0.9; at least",
         ),
         ({"accuracy": accuracy_of(69.0)}, "chance's share: 0.9; at most 0"),
         ({"accuracy": accuracy_of(69.9)}, None),

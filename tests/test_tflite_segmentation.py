@@ -1,5 +1,6 @@
 """Segmenters as files: the same class at every pixel as Keras's."""
 
+import dataclasses
 import functools
 import types
 
@@ -148,9 +149,46 @@ def test_each_kind_of_file_returns_what_its_flags_say():
 
 
 def test_a_class_map_has_bytes():
-    segmentation.CLASS_MAP.finish(small_model(), SIZE)
+    config = types.SimpleNamespace(auxiliary_weight=0.0)
+    source = types.SimpleNamespace(class_names=range(300))
+    model, task = build_segmenter(config, source), segmentation.CLASS_MAP
+    prepared = conversion.prepare(model, SIZE, True, None, None, task=task)
     with pytest.raises(ValueError, match="256 classes at most; the model has 300"):
-        segmentation._refuse_many(300)
+        _ = prepared.float32
+
+
+@pytest.mark.parametrize("file_format", ["fp32", "fp16", "dynamic", "int8-mixed"])
+def test_a_class_map_of_another_network_is_not_written(
+    validation, file_format, tmp_path
+):
+    """Also where the classes are not the data's, so that there is no mIoU."""
+    model, other = small_model(), keras.models.clone_model(small_model())
+    kernel, bias = small_model().get_layer(CLASSIFIER).get_weights()
+    other.set_weights(small_model().get_weights())
+    other.get_layer(CLASSIFIER).set_weights([-kernel, -bias])
+    task, labels = segmentation.CLASS_MAP, [f"another {i}" for i in range(CLASSES)]
+    reference = conversion.make_reference(model, validation, labels, task)
+    assert not reference.has_labels
+    images = validation.images.astype(np.float32)
+    prepared = conversion.prepare(other, SIZE, True, lambda: images, None, task=task)
+    path = tmp_path / "model.tflite"
+    with pytest.raises(ValueError, match="agrees with Keras.*--allow=agreement"):
+        conversion.convert(prepared, file_format, [reference], path, {}, ["outside"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("has_card", [True, False])
+def test_a_class_map_of_other_classes_is_refused(has_card, validation, tmp_path):
+    card = converted(small_model(), validation, tmp_path, "classmap")
+    assert card["classes"] == CLASSES
+    (tmp_path / "model.json").write_text('{"classes": 11}' if has_card else "{}")
+    config = make_config(task="segmentation", weights=str(tmp_path / "model.tflite"))
+    source = dataclasses.replace(
+        SEGMENTATION.load_source("digits"), class_names=("a", "b")
+    )
+    message = "has 11 classes, but" if has_card else "finds the class .* has 2: 0 to 1"
+    with pytest.raises(ValueError, match=message):
+        SEGMENTATION.report(config, source)
 
 
 @pytest.mark.skipif(not gpu.find_driver(), reason="apt install chromium libvulkan1")

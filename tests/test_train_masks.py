@@ -1,6 +1,7 @@
 """Masks: files that are read, refused or left out; and what augments them."""
 
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,46 @@ def test_masks_in_gray_and_of_one_bit(tmp_path, mode, classes):
     np.testing.assert_array_equal(found, classes if mode == "L" else PLAIN // 2)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gray_masks_of_few_bits_hold_classes_too(bits, tmp_path):
+    """Which Pillow reads as values from 0 to 255, and does not write."""
+    count = 2**bits
+    file = tmp_path / "mask.png"
+    write_mask(file, np.arange(count, dtype=np.uint8)[None])
+    Image.open(file).save(file, bits=bits)  # a palette's indices, in as many bits
+    content = bytearray(file.read_bytes())
+    assert content[24:26] == bytes([bits, 3])
+    content[25] = 0  # gray
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    start = content.index(b"PLTE") - 4
+    length = int.from_bytes(content[start : start + 4], "big")
+    del content[start : start + 12 + length]
+    file.write_bytes(content)
+    assert Image.open(file).mode == "L"
+    np.testing.assert_array_equal(read_mask(file), [range(count)])
+
+
+def test_names_of_any_case_and_with_spaces(tmp_path):
+    path = make_voc(tmp_path, {"my photo": PLAIN, "b": PLAIN}, {"v": PLAIN})
+    photo = path / "JPEGImages" / "b.jpg"
+    photo.rename(photo.with_suffix(".JPG"))
+    assert load_source(f"voc:{path}").num_examples["train"] == 2
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "ImageSets/Segmentation/train.txt"])
+def test_a_list_that_is_no_text_is_named(name, tmp_path):
+    path = make_voc(tmp_path, {"a": PLAIN}, {"v": PLAIN})
+    (path / name).write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=f"{name} is no list of names"):
+        load_source(f"voc:{path}")
+
+
+def test_one_class_is_too_few(tmp_path):
+    path = make_voc(tmp_path, {"a": PLAIN // 2 * IGNORED}, {"v": PLAIN})
+    with pytest.raises(ValueError, match="class 0 alone.*write 1 instead"):
+        load_source(f"voc:{path}")
+
+
 def test_names_of_classes(tmp_path):
     all_of_voc = np.arange(90, dtype=np.uint8)[None].repeat(60, axis=0) % 21
     path = make_voc(tmp_path, {"a": all_of_voc}, {"v": PLAIN})
@@ -80,7 +121,7 @@ def test_names_of_classes(tmp_path):
     assert load_source(f"voc:{path}").class_names == tuple(names)
     for text, message in (
         ("sky\nsky\n", "classes.txt names classes twice: sky"),
-        ("\n", "classes.txt names 0 classes. Expected 1 to 255"),
+        ("\n", "classes.txt names 0 classes. Expected 2 to 255"),
         ("sky\nroad\n", r"a.png has the class 20, but there are 2: 0 to 1"),
     ):
         file.write_text(text)
@@ -137,8 +178,9 @@ def test_sbd(tmp_path):
     [
         (PLAIN[:, :80], "a.png has 80x60 pixels, but its image .*a.jpg has 90x60"),
         (np.stack([PLAIN] * 3, axis=-1), r"a.png is a mask of colours \(RGB\). Expect"),
-        (np.full_like(PLAIN, IGNORED), "lists 1 have an image .* none of them a pixel"),
-        (None, "lists 0 have an image"),
+        (np.uint16(PLAIN), r"a.png is a mask of another kind \(I;16\). Expected"),
+        (np.full_like(PLAIN, IGNORED), "None of the 1 masks in .* has a pixel"),
+        (None, "Of 1 images that .* lists none has both an image"),
     ],
 )
 def test_masks_that_end_with_an_error(tmp_path, mask, message):

@@ -200,6 +200,12 @@ def _gpu_fault(card: dict, limit) -> str | None:
     return _too_much(what, gpu["max_abs"], limit, "at most")
 
 
+def _what_differs(card: dict, by_how_much: str) -> str:
+    if "psnr_db" not in card["parity"]:  # of classes, which are no amounts
+        return "has other classes than Keras in a part of the pixels:"
+    return f"has outputs that differ from {by_how_much}"
+
+
 # By name, what is wrong with a card for a limit, or None.
 CHECKS = {
     "foreign": lambda card, _: (
@@ -223,19 +229,19 @@ CHECKS = {
         "has operations on floats:", sum(card["float_ops"].values()), limit, "at most"
     ),
     "parity": lambda card, limit: _too_much(
-        "has outputs that differ from Keras's by up to",
+        _what_differs(card, "Keras's by up to"),
         card["parity"]["max_abs"],
         limit,
         "at most",
     ),
     "relative": lambda card, limit: _too_much(
-        "has outputs that differ from Keras's, relative to the largest, by up to",
+        _what_differs(card, "Keras's, relative to the largest, by up to"),
         card["parity"]["max_abs"] / (card["parity"]["max_abs_reference"] or 1.0),
         limit,
         "at most",
     ),
     "agreement": lambda card, limit: _too_little(
-        "has, of the objects that Keras finds, this part:",
+        "agrees with Keras, in what it finds, for a part of only",
         card["parity"].get("agreement", 1.0),
         limit,
     ),

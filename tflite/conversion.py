@@ -249,6 +249,7 @@ def convert(
         card = {
             **provenance,
             "task": task.name,
+            "classes": task.num_classes(references[0].model),
             **(task.facts if row.file_type is TFLITE else {}),
             "format": file_format,
             "rewritten": conversion.graph is not None,

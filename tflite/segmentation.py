@@ -20,7 +20,26 @@ from train.segmentation_evaluation import class_maps
 
 FINISH = "class_map"  # scope of the operations that `finish` adds
 MIOU_TOLERANCE = 0.2  # points: pixels at borders may change sides
-LIMITS = {"int8-mixed": {"accuracy": 0.8}}  # points beyond these: one in all
+LIMITS = {
+    "fp32": {"agreement": 0.9999},
+    "int8-mixed": {"accuracy": 0.8},  # points beyond these: one in all
+}
+# Of a class map there is no noise, but a part of the pixels that may change sides.
+AGREEMENTS = {
+    "fp16": 0.99,
+    "dynamic": 0.95,
+    "int8-mixed": 0.9,
+    "coreml-int8": 0.95,
+    "coreml-palette6": 0.9,
+}
+CLASS_MAP_LIMITS = {
+    "": {"psnr": None, "outside": 2},  # XNNPACK has no argmax, nor a cast of it
+    **{
+        name: {**LIMITS.get(name, {}), "agreement": part}
+        for name, part in AGREEMENTS.items()
+    },
+    "fp32": LIMITS["fp32"],
+}
 FORMATS = (
     "fp32",
     "fp16",
@@ -45,9 +64,9 @@ def _class_map(model: keras.Model, size: int):
 
 def _class_map_on_a_phone(model: keras.Model, size: int):
     classes = _num_classes(model)
-    _refuse_many(classes)
 
     def class_map(outputs) -> dict:
+        _refuse_many(classes)
         (logits,) = outputs
         with tf.name_scope(FINISH):
             # A GPU fills up the channels of a pixel with zeros, and took one of these
@@ -65,7 +84,7 @@ def _refuse_many(classes: int) -> None:
     if classes > MOST_CLASSES:
         raise ValueError(
             f"A class map has bytes, for {MOST_CLASSES} classes at most; the model has "
-            f"{classes}. Take --output=logits, of a Core ML package --raw_outputs."
+            f"{classes}. Take --output=logits."
         )
 
 
@@ -133,8 +152,7 @@ CLASS_MAP = dataclasses.replace(
     reference=_class_map,
     meanings={"classes": "of each pixel"},
     compare=_compare_class_maps,
-    # There is no noise of classes, and XNNPACK has no argmax.
-    limits={**LIMITS, "": {"psnr": None, "outside": None}},
+    limits=CLASS_MAP_LIMITS,
     float_scopes=(f"{FINISH}/", "(Stateful)?PartitionedCall"),
     suffix="classmap",
 )

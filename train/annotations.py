@@ -109,6 +109,20 @@ def _number(node, tag: str) -> float:
         return float("nan")
 
 
+def read_lines(file: Path) -> list[str]:
+    """Reads a list of names.
+
+    Raises:
+        ValueError: if the file is no text; the message names it.
+    """
+    try:
+        return file.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is no list of names, but not even text in UTF-8."
+        ) from error
+
+
 def _voc_names(path: Path, split: str) -> list[str]:
     file = path / "ImageSets" / "Main" / f"{split}.txt"
     if not file.is_file():
@@ -116,11 +130,7 @@ def _voc_names(path: Path, split: str) -> list[str]:
             f"There is no file {file}. Expected the layout of PASCAL VOC: {path}/"
             "Annotations/*.xml, JPEGImages/*, ImageSets/Main/train.txt and val.txt."
         )
-    try:
-        lines = file.read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no list of names, but not even text.") from error
-    return [line.split()[0] for line in lines if line.split()]
+    return [line.split()[0] for line in read_lines(file) if line.split()]
 
 
 def _voc_root(file: Path, repairs: Repairs):

@@ -65,7 +65,7 @@ def _file_classes(outputs: dict) -> int | None:
             f"it returns {', '.join(outputs)}. Expected boxes and scores, as "
             "tflite/convert.py writes them."
         )
-    if "classes" in outputs:  # with suppression inside the card alone knows
+    if "classes" in outputs:  # with suppression inside
         return None
     return int(outputs["scores"]["shape"][-1])
 

@@ -28,8 +28,8 @@ class Kind:
         make_run: from a Keras model and the side of its images to a function, from
             images to what `LoadedModel.run` returns.
         file_classes: from what LiteRT tells of a file's outputs, by their names, to the
-            number of classes, or `None` where it cannot be told; raises a ValueError if
-            they are not those of such a model.
+            number of classes, or `None` where only its card may know; raises a
+            ValueError if they are not those of such a model.
         finish: from a file's outputs, `{name: [batch, ...]}`, and the side of its
             images to what `LoadedModel.run` returns.
     """
@@ -104,6 +104,8 @@ def _load_file(kind: Kind, path: str, source: Source) -> LoadedModel:
         classes = kind.file_classes(model.outputs)
     except ValueError as error:
         raise ValueError(f"{path} is no {kind.noun}: {error}") from error
+    if classes is None:
+        classes = card.get("classes")
     if classes is not None:
         _check_classes(classes, path, source)
     size = _side(model.input_shape, path)

@@ -86,7 +86,8 @@ def pixel_cross_entropy(labels, logits, is_counted, weights, label_smoothing=0.0
     Returns:
         The loss of each example, `[batch]`: the sum over its pixels, times the images
         that count, divided by their counted pixels, or zero where none counts. So
-        its mean is that over pixels: an image weighs as much as there is to see on it.
+        its mean is that over the batch's pixels: an image weighs as much as there is to
+        see on it.
     """
     labels = tf.where(is_counted, labels, 0)
     # Without one-hot labels, which would take as much memory as the logits.

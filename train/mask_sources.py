@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_mobilevit.voc_names import VOC_NAMES
 from train import digit_scenes
-from train.annotations import Repairs
+from train.annotations import Repairs, read_lines
 from train.masks import IGNORED, MaskedImage, encode_mask, voc_masks
 from train.sources import SPLITS, Source, indexed_source
 
@@ -51,13 +51,13 @@ def _named_classes(path: Path) -> list[str]:
     file = path / "classes.txt"
     if not file.is_file():
         return []
-    names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    names = [line.strip() for line in read_lines(file) if line.strip()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{file} names classes twice: {', '.join(twice)}.")
-    if not 0 < len(names) <= IGNORED:
+    if not 1 < len(names) <= IGNORED:
         raise ValueError(
-            f"{file} names {len(names)} classes. Expected 1 to {IGNORED}, a name in a "
+            f"{file} names {len(names)} classes. Expected 2 to {IGNORED}, a name in a "
             "line, in the order of the masks' values."
         )
     return names
@@ -68,6 +68,12 @@ def _class_names(path: Path, train: list[MaskedImage]) -> list[str]:
     if names := _named_classes(path):
         return names
     count = max(image.highest for image in train) + 1
+    if count < 2:
+        raise ValueError(
+            f"The training masks of {path} have the class 0 alone. Expected two or "
+            f"more: a background 0, and 1, 2 and so on. {IGNORED} is for pixels that "
+            "do not count; where it stands for a foreground, write 1 instead."
+        )
     if count == len(VOC_NAMES):
         return list(VOC_NAMES)
     return [str(label) for label in range(count)]

@@ -19,11 +19,12 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from train.annotations import Repairs
+from train.annotations import Repairs, read_lines
 from train.sources import IMAGE_SUFFIXES
 
 IGNORED = 255  # in a mask: neither learned nor counted
 _INDEXED = ("P", "L", "1")  # Pillow's modes of images with one small integer a pixel
+_PNG = b"\x89PNG"
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -73,12 +74,14 @@ def _voc_list(path: Path, split: str) -> tuple[Path, Path]:
 
 def _listed_name(line: str) -> str:
     """Returns the name that a line lists, of itself or of the path of its image."""
-    name = Path(line.split()[0]).name
+    # SBD's list has two paths in a line; names in VOC's may have spaces.
+    name = Path(line.split()[0]).name if line.startswith("/") else line.strip()
     return name.removesuffix(next((s for s in IMAGE_SUFFIXES if name.endswith(s)), ""))
 
 
 def _image_file(folder: Path, name: str) -> Path | None:
-    files = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
+    suffixes = (s for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper()))
+    files = (folder / f"{name}{suffix}" for suffix in suffixes)
     return next((file for file in files if file.is_file()), None)
 
 
@@ -109,11 +112,21 @@ def read_mask(file: Path) -> np.ndarray | None:
     except _UNREADABLE:
         return None
     if mode not in _INDEXED:
+        kind = "colours" if mode in ("RGB", "RGBA") else "another kind"
         raise ValueError(
-            f"{file} is a mask of colours ({mode}). Expected the class of each pixel: "
+            f"{file} is a mask of {kind} ({mode}). Expected the class of each pixel: "
             "a PNG with a palette, or in gray of 8 bits."
         )
-    return values.astype(np.uint8)
+    return values.astype(np.uint8) // _gray_step(file)
+
+
+def _gray_step(file: Path) -> int:
+    """Returns what Pillow multiplies a gray PNG's values by, if they have few bits."""
+    with open(file, "rb") as opened:
+        header = opened.read(26)
+    bits, color = header[24:26]  # by the PNG specification, in its first chunk, IHDR
+    is_gray = header.startswith(_PNG) and color == 0
+    return 255 // (2**bits - 1) if is_gray and bits in (2, 4) else 1
 
 
 def _read_pair(image: Path, file: Path, repairs: Repairs) -> MaskedImage | None:
@@ -150,7 +163,7 @@ def voc_masks(path: Path, split: str, repairs: Repairs) -> list[MaskedImage]:
             or a mask is none of its image.
     """
     file, folder = _voc_list(path, split)
-    lines = [line for line in file.read_text().splitlines() if line.strip()]
+    lines = [line for line in read_lines(file) if line.strip()]
     counts = Counter(_listed_name(line) for line in lines)
     for name, count in counts.items():
         repairs.add("images listed twice, taken once", name, count - 1)
@@ -163,10 +176,15 @@ def voc_masks(path: Path, split: str, repairs: Repairs) -> list[MaskedImage]:
             repairs.add("masks that are missing, images left out", str(mask))
         elif pair := _read_pair(image, mask, repairs):
             found.append(pair)
+    if not found:
+        raise ValueError(
+            f"Of {len(counts)} images that {file} lists none has both an image in "
+            f"{path}/JPEGImages and a mask in {folder} that can be read. Expected "
+            f"NAME.jpg and NAME.png for each NAME."
+        )
     if not any(pair.highest >= 0 for pair in found):
         raise ValueError(
-            f"Of {len(counts)} images that {file} lists {len(found)} have an image "
-            f"in {path}/JPEGImages and a mask in {folder}, and none of them a pixel "
+            f"None of the {len(found)} masks in {folder} that {file} lists has a pixel "
             f"with a class. {IGNORED} means that a pixel is ignored."
         )
     return found

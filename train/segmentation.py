@@ -103,7 +103,7 @@ def _metrics(batch, outputs) -> dict:
 
 
 def _predictions(batch, outputs) -> dict:
-    """Counts an image's pixels by class: exact, however many images follow."""
+    """Counts an image's pixels by class."""
     logits = _logits(outputs)
     class_maps = tf.argmax(logits, axis=-1, output_type=tf.int32)
     masks = batch["full_mask"]
@@ -134,6 +134,7 @@ SEGMENTATION = Task(
     loss=_loss,
     metrics=_metrics,
     predictions=_predictions,
+    adds_up=True,
     score=_score,
     pictures=draw_examples,
     report=_report,

@@ -46,9 +46,7 @@ def _build(config, classes: int) -> keras.Model:
 def _make_run(model: keras.Model, size: int):
     model = without_auxiliary(model)
     run = tf.function(
-        lambda images: tf.argmax(
-            model(images, training=False), axis=-1, output_type=tf.int32
-        ),
+        lambda images: class_maps(model(images, training=False), size),
         autograph=False,
         reduce_retracing=True,  # the last batch is smaller
     )
@@ -62,7 +60,7 @@ def _file_classes(outputs: dict) -> int | None:
             f"it returns {', '.join(outputs)}. Expected logits or classes, as "
             "tflite/convert.py writes them."
         )
-    if "classes" in ranks:  # the card alone knows
+    if "classes" in ranks:
         return None
     return int(outputs["logits"]["shape"][-1])
 
@@ -101,7 +99,7 @@ def evaluate_segmenter(
         predictions; and the names of the images that could not be read.
 
     Raises:
-        ValueError: if no image can be read.
+        ValueError: if no image can be read, or the segmenter has other classes.
     """
     batches = eval_batches(
         source, "validation", segmenter.size, BATCH_SIZE, 1.0, load=task.eval_example
@@ -116,9 +114,13 @@ def evaluate_segmenter(
             images = batch["image"].numpy()[real].astype(np.float32)
             if len(images):
                 masks, sizes = (batch[k][real] for k in ("full_mask", "image_size"))
-                found = metrics.classes_at_pixels(
-                    segmenter.run(images), sizes, masks.shape[1:]
-                )
+                class_map = segmenter.run(images)
+                if class_map.max() >= classes:
+                    raise ValueError(
+                        f"The model finds the class {class_map.max()}, but "
+                        f"{source.name} has {classes}: 0 to {classes - 1}."
+                    )
+                found = metrics.classes_at_pixels(class_map, sizes, masks.shape[1:])
                 counts = metrics.confusion_matrices(masks, found, classes)
                 confusion += counts.numpy().sum(axis=0, dtype=np.int64)
             seen += len(images)

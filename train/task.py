@@ -31,6 +31,8 @@ class Task:
             evaluation reports their means.
         predictions: from a batch and the outputs to `{name: [batch, ...]}`, which an
             evaluation collects for `score`.
+        adds_up: whether predictions are counts, of which only the sum over all examples
+            is kept, int64 `[1, ...]`: exact, and no more for more examples.
         score: from the names of the classes and the predictions of all that counts,
             `{name: [examples, ...]}` in NumPy, to more metrics.
         pictures: from the names of the classes, a batch and the model's outputs for it,
@@ -54,5 +56,6 @@ class Task:
     is_head: Callable[[str], bool]
     best_metric: str
     predictions: Callable = _nothing
+    adds_up: bool = False
     score: Callable = _nothing
     pictures: Callable | None = None

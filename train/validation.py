@@ -54,7 +54,9 @@ def evaluate(
         sums, predictions = eval_step(batch, tf.constant(manager.asked()))
         for name, value in as_numbers(sums).items():
             totals[name] = totals.get(name, 0.0) + value
-        collected.append({name: value.numpy() for name, value in predictions.items()})
+        collected.append(_counting(predictions))
+        if task.adds_up:
+            collected = [_sum(collected)]
         manager.after_step(progress, totals["stop"] > 0)
     seen = round(totals.pop("count"))
     del totals["stop"]
@@ -67,8 +69,17 @@ def evaluate(
     }
 
 
+def _counting(predictions: dict) -> dict[str, np.ndarray]:
+    """Returns a batch's predictions for the examples that count."""
+    found = {name: value.numpy() for name, value in predictions.items()}
+    counts = found.pop("weight", np.array([])) > 0
+    return {name: value[counts] for name, value in found.items()}
+
+
 def _join(batches: list[dict]) -> dict[str, np.ndarray]:
-    """Joins the predictions of all batches for the examples that count."""
-    joined = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
-    counts = joined.pop("weight", np.array([])) > 0
-    return {key: value[counts] for key, value in joined.items()}
+    return {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
+
+
+def _sum(batches: list[dict]) -> dict[str, np.ndarray]:
+    joined = _join(batches).items()
+    return {key: x.sum(axis=0, keepdims=True, dtype=np.int64) for key, x in joined}

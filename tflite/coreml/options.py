@@ -70,7 +70,8 @@ def define_flags() -> None:
         "labels",
         None,
         "Core ML: text file with a class name a line. By default labels.txt beside a "
-        ".keras file, ImageNet's names for --weights=imagenet, else the numbers.",
+        ".keras file, the published names for --weights=imagenet, coco or voc, else "
+        "the numbers.",
     )
     flags.DEFINE_string("author", None, "Core ML: who made the model.")
     flags.DEFINE_string("license", None, "Core ML: under which licence it is.")

@@ -79,7 +79,7 @@ def check_labels(labels, classes: int) -> None:
     repeated = [name for name, n in collections.Counter(labels).items() if n > 1]
     if repeated:
         raise ValueError(
-            "Core ML tells classes apart by their labels, but more than one is called "
+            "Classes are told apart by their labels, but more than one is called "
             f"{repeated[0]!r}."
         )
 
