@@ -14,9 +14,10 @@ from keras_mobilevit.deeplab import CLASSIFIER
 from keras_mobilevit.drawing import class_color
 from tests.test_tflite_coreml import flags
 from tests.test_tflite_rewrites import randomized
-from tflite import segmentation
+from tflite import conversion, segmentation
 from tflite.card import describe_package
 from tflite.coreml import options, package
+from tflite.images import ImageSet
 from tflite.reader import read_model
 from tflite.rewrites import COREML_REWRITES, deployment_graph
 
@@ -172,6 +173,23 @@ def test_from_the_flags(tmp_path):
         options.core_ml_from_flags(
             args, segmentation.CLASS_MAP, network(), list(LABELS[:2]), 1.0
         )
+
+
+@pytest.mark.parametrize("file_format", ["coreml-fp32", "coreml", "coreml-int8"])
+def test_a_package_is_proven_and_written(file_format, tmp_path):
+    images = ImageSet("patches", LABELS, pixels(SIZE), {})
+    task = segmentation.CLASS_MAP
+    reference = conversion.make_reference(network(), images, ["another"], task)
+    core_ml = options.core_ml_from_flags(
+        flags(size=SIZE), task, network(), list(LABELS), 1.0
+    )
+    prepared = conversion.prepare(network(), SIZE, True, None, None, core_ml, task)
+    path, allowed = tmp_path / "model.mlpackage", ["agreement", "relative"]
+    card = conversion.convert(prepared, file_format, [reference], path, {}, allowed)
+    assert path.is_dir() and card["classes"] == len(LABELS)
+    assert card["parity"]["agreement"] >= 0.9
+    if file_format == "coreml-fp32":
+        assert card["parity"]["agreement"] >= 0.9999
 
 
 @pytest.mark.slow
