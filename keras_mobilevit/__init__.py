@@ -3,7 +3,7 @@
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.classifier import MobileViT_S, MobileViT_XS, MobileViT_XXS
 from keras_mobilevit.configs import VARIANTS
-from keras_mobilevit.deeplab import DeepLabV3
+from keras_mobilevit.deeplab import DeepLabV3, without_auxiliary
 from keras_mobilevit.detection import detect
 from keras_mobilevit.preprocessing import decode_predictions, preprocess_input
 from keras_mobilevit.ssdlite import SSDLite
@@ -23,4 +23,5 @@ __all__ = [
     "detect",
     "preprocess_input",
     "save_safetensors",
+    "without_auxiliary",
 ]

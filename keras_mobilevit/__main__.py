@@ -13,6 +13,7 @@ with their share of the pixels, and coloured in photo_classes.png.
 """
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ from keras_mobilevit.weights import load_model_file
 
 TOP = 5
 SCORE = 0.3  # of a detector's boxes, at least
+SMALLEST_SHARE = 0.001  # of the pixels that is told as a number
 DETECTOR, SEGMENTER = "ssdlite_", "deeplabv3_"  # before the name of a backbone
 PUBLISHED = ("imagenet", "coco", "voc")  # weights that have no labels beside them
 
@@ -66,7 +68,8 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--size",
         type=int,
-        help="side in pixels; by default the model's own, or "
+        help="side in pixels; by default the model's own, that of its training's "
+        "evaluation if config.json is beside a .keras file, or "
         f"{classifier.DEFAULT_SIZE}, {ssdlite.DEFAULT_SIZE} of a detector, "
         f"{deeplab.DEFAULT_SIZE} of a segmenter",
     )
@@ -103,7 +106,7 @@ def load_image(path: str) -> np.ndarray:
     try:
         return keras.utils.img_to_array(keras.utils.load_img(path))
     except OSError as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        raise ValueError(f"{path} cannot be read as an image.") from error
 
 
 def _labels(args) -> list[str] | None:
@@ -224,7 +227,8 @@ def draw_objects(model: keras.Model, args, labels: list[str] | None) -> None:
         found = {name: x[found["classes"] >= 0] for name, x in found.items()}
         drawn = draw_boxes(image, **found, labels=labels)
         file = _save_picture(drawn, path, "boxes", args)
-        print(f"{path}: {len(found['boxes'])} objects, drawn in {file}")
+        seen = "x".join(map(str, size[::-1]))
+        print(f"{path}: {len(found['boxes'])} objects at {seen}, drawn in {file}")
         height, width = image.shape[:2]
         for box, score, label in zip(found["boxes"], found["scores"], found["classes"]):
             corners = np.round(box * [width, height, width, height]).astype(int)
@@ -247,9 +251,14 @@ def color_classes(model: keras.Model, args, labels: list[str] | None) -> None:
         legend = {i: labels[i] for i in present if labels[i] != BACKGROUND}
         drawn = add_legend(draw_classes(image, classes, labels), legend)
         file = _save_picture(drawn, path, "classes", args)
-        print(f"{path}: {len(present)} classes, drawn in {file}")
+        seen = "x".join(map(str, size[::-1]))
+        print(f"{path}: {len(present)} classes at {seen}, drawn in {file}")
         for label in present:
-            print(f"  {100 * shares[label]:5.1f} %  {labels[label]}")
+            print(f"  {_percent(shares[label])}  {labels[label]}")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:5.1f} %" if share >= SMALLEST_SHARE else "< 0.1 %"
 
 
 def _class_names(labels, classes: int, published: tuple[str, ...]) -> list[str]:
@@ -291,7 +300,20 @@ def _save_picture(drawn: np.ndarray, path: str, ending: str, args) -> Path:
 
 
 def _side(model: keras.Model, args, default: int) -> int:
-    return args.size or model.input_shape[1] or default
+    side = model.input_shape[1] or _evaluated_size(args.weights) or default
+    return args.size or side
+
+
+def _evaluated_size(weights: str) -> int | None:
+    """Returns the size at which a training evaluated a file, as it left it beside."""
+    file = Path(weights).with_name("config.json")
+    if not weights.endswith(".keras") or not file.is_file():
+        return None
+    try:
+        size = json.loads(file.read_text("utf-8"))["eval_size"]
+    except (ValueError, KeyError, TypeError):
+        return None  # another program's
+    return size if isinstance(size, int) and size >= MIN_SIZE else None
 
 
 def _whole_image_size(model: keras.Model, args, default: int) -> tuple[int, ...]:

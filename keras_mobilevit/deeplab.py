@@ -216,7 +216,7 @@ def DeepLabV3(
         aspp_channels: channels of the spatial pyramid; ml-cvnets' later recipe has 512.
         rates: its three dilations; (12, 24, 36) fit an output stride of 8.
         auxiliary: whether there is a second, small head on stage 4, whose loss helps
-            training; `without_auxiliary` takes it off.
+            training; `keras_mobilevit.without_auxiliary` takes it off.
         name: name of the model.
 
     Returns:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 GOLDEN_RATIO = 0.618034  # of the hues' circle: neighbours differ most
+# Saturation and value in turns, since every eighth hue is much like the first.
+SHADES = ((0.85, 0.95), (0.5, 1.0), (0.9, 0.6))
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue
 DARK = 110  # a colour's luminance, up to which white is legible on it
 OPACITY = 0.6  # of a region's colour
@@ -14,7 +16,8 @@ BACKGROUND = "background"  # the class that is not coloured
 
 def class_color(label: int) -> tuple[int, int, int]:
     """Returns a class's colour, RGB in [0, 255]; neighbours are told apart."""
-    red, green, blue = colorsys.hsv_to_rgb(label * GOLDEN_RATIO % 1.0, 0.85, 0.95)
+    shade = SHADES[label % len(SHADES)]
+    red, green, blue = colorsys.hsv_to_rgb(label * GOLDEN_RATIO % 1.0, *shade)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 

@@ -134,9 +134,15 @@ def _match(wanted: dict, found: dict, path: str) -> None:
         if names
     ]
     if problems:
+        guess = "Is it of another variant, or of another number of classes?"
+        if not mismatched and all("auxiliary" in name for name in missing + unused):
+            guess = (
+                "One of them has the auxiliary head of training: build the model with "
+                "`auxiliary=True`, and take it off with `without_auxiliary`."
+            )
         raise ValueError(
-            f"{path} does not fit the model, nothing was loaded. Is it of another "
-            "variant, or of another number of classes?\n  " + "\n  ".join(problems)
+            f"{path} does not fit the model, nothing was loaded. {guess}\n  "
+            + "\n  ".join(problems)
         )
 
 

@@ -305,6 +305,7 @@ def test_a_step_compiles_with_xla():
             r"not in the model: deeplab_auxiliary_bn/beta.*\n"
             r".*of another shape: deeplab_aspp0_bn/beta \(model \(256,\), file \(8,\)",
         ),
+        (lambda: small(auxiliary=True), "take it off with `without_auxiliary`"),
     ],
 )
 def test_a_file_of_another_kind_says_what_differs(

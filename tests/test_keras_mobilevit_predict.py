@@ -138,13 +138,13 @@ def test_a_detector_draws_its_boxes(tmp_path, monkeypatch, capsys):
     arguments = "predict", photo, f"--weights={tmp_path / 'best.keras'}", "--size=64"
     lines = run(monkeypatch, capsys, *arguments)
     file = tmp_path / "photo_boxes.png"
-    assert lines[0] == f"{photo}: 1 objects, drawn in {file}"
+    assert lines[0] == f"{photo}: 1 objects at 64x64, drawn in {file}"
     assert "95.3 %  dog  [16, 11, 284, 189]" in lines[1]
     drawn = keras.utils.img_to_array(keras.utils.load_img(file))
     assert drawn.shape == (200, 300, 3)
     assert (drawn[100, 16] != 90).any() and (drawn[100, 150] == 90).all()
     nothing = run(monkeypatch, capsys, *arguments, "--score=0.99")
-    assert nothing == [f"{photo}: 0 objects, drawn in {file}"]
+    assert nothing == [f"{photo}: 0 objects at 64x64, drawn in {file}"]
     monkeypatch.setattr(sys, "argv", ["keras_mobilevit", *map(str, arguments)])
     (tmp_path / "labels.txt").write_text("cat\n")
     with pytest.raises(SystemExit, match="1 class names for 2 classes"):
@@ -166,7 +166,8 @@ def test_a_segmenter_colours_its_classes(tmp_path, monkeypatch, capsys):
     arguments = "predict", photo, f"--weights={tmp_path / 'best.keras'}"
     lines = run(monkeypatch, capsys, *arguments)
     file = tmp_path / "photo_classes.png"
-    assert lines == [f"{photo}: 1 classes, drawn in {file}", "  100.0 %  dog"]
+    told = f"{photo}: 1 classes at 96x64, drawn in {file}"
+    assert lines == [told, "  100.0 %  dog"]
     drawn = keras.utils.img_to_array(keras.utils.load_img(file))
     assert drawn.shape[1] == 300 and drawn.shape[0] > 200
     mixed = np.round(0.4 * 90 + 0.6 * np.array(class_color(2)))
@@ -195,6 +196,23 @@ def test_a_segmenter_colours_its_classes(tmp_path, monkeypatch, capsys):
             cli.main()
 
 
-def test_colors_of_neighbouring_classes_differ():
-    colors = np.array([class_color(label) for label in range(12)])
-    assert np.abs(np.diff(colors, axis=0)).sum(axis=1).min() > 150
+@pytest.mark.parametrize("content", ['{"eval_size": 96}', '{"eval_size": "x"}', "["])
+def test_the_size_is_that_of_the_trainings_evaluation(
+    content, tmp_path, monkeypatch, capsys
+):
+    keras_mobilevit.DeepLabV3(
+        "mobilevit_xxs", classes=3, weights=None, input_shape=(None, None, 3)
+    ).save(tmp_path / "best.keras")
+    (tmp_path / "config.json").write_text(content)
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(pil_file("RGB", (90, 90, 90), "JPEG"))
+    weights = f"--weights={tmp_path / 'best.keras'}"
+    lines = run(monkeypatch, capsys, "predict", photo, weights)
+    assert ("at 96x96" if "96" in content else "at 512x512") in lines[0]
+
+
+def test_colors_of_classes_differ():
+    colors = np.array([class_color(label) for label in range(21)])
+    apart = np.abs(colors[:, None] - colors[None]).sum(axis=-1)
+    assert apart[np.triu_indices(21, 1)].min() > 80
+    assert np.diagonal(apart, 1).min() > 150  # neighbours

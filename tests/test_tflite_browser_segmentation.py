@@ -233,7 +233,9 @@ def network() -> keras.Model:
     """The real segmenter with random weights, of five classes that all occur."""
     keras.utils.set_random_seed(0)
     shape = (NETWORK_SIZE, NETWORK_SIZE, 3)
-    model = DeepLabV3("mobilevit_xxs", 5, None, shape, output_stride=8)
+    model = DeepLabV3(
+        "mobilevit_xxs", 5, weights=None, input_shape=shape, output_stride=8
+    )
     model = randomized(model, 1)
     logits = model.predict(random_picture()[None], verbose=0)
     classifier = model.get_layer(CLASSIFIER)

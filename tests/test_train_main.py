@@ -51,3 +51,21 @@ def test_errors_are_one_line_and_leave_nothing(flag, message, tmp_path):
     assert result.stderr.splitlines()[-1] == errors[0]
     assert "Traceback" not in result.stderr
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--model=runs/nope.keras", "There is no file runs/nope.keras."),
+        ("--weights=nope.tflite", "There is no file nope.tflite."),
+        ("--model=out/best.mlpackage", "its card, the .json beside it, has what"),
+        ("--recipe=boxes", "--recipe=boxes is for detection; this is segmentation."),
+    ],
+)
+def test_an_evaluation_of_no_file_does_not_blame_the_data(flag, message, tmp_path):
+    flags = ["--mode=eval", "--data=voc:roads", flag]
+    if "recipe" in flag:
+        flags.append("--task=segmentation")
+    result = run([str(ROOT / "train/main.py"), *flags], tmp_path)
+    assert result.returncode != 0
+    assert message in result.stderr.splitlines()[-1]

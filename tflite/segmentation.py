@@ -133,7 +133,9 @@ LOGITS = Task(
     num_classes=_num_classes,
     finish=_logits,
     reference=_logits,
-    meanings={"logits": "of each class in each cell, a pixel of the output stride"},
+    meanings={
+        "logits": "one for each class in each cell, a pixel of the output stride"
+    },
     compare=_compare_logits,
     metric="mIoU",
     score=_mean_iou,
@@ -145,7 +147,7 @@ CLASS_MAP = dataclasses.replace(
     LOGITS,
     finish=_class_map_on_a_phone,
     reference=_class_map,
-    meanings={"classes": "of each pixel"},
+    meanings={"classes": "the class of each pixel, counted from 0"},
     compare=_compare_class_maps,
     limits=CLASS_MAP_LIMITS,
     float_scopes=(f"{FINISH}/", "(Stateful)?PartitionedCall"),

@@ -116,11 +116,30 @@ def config_from_flags() -> train_config.TrainConfig:
         overrides["weights"] = overrides.pop("model")
     given = set(overrides)
     weights = os.path.expanduser(overrides.get("weights", ""))
+    if args.mode == "eval":
+        _refuse_no_file(weights or overrides.get("model", ""))
     if args.mode == "eval" and not args.recipe and weights.endswith(_OWN_FILES):
         overrides = {**trained_as(weights), **overrides}
     config = train_config.make_config(args.recipe or "", **overrides)
     _refuse_other_tasks(config.task, given)
+    meant = train_config.RECIPES[args.recipe].task if args.recipe else config.task
+    if meant != config.task:
+        raise ValueError(
+            f"--recipe={args.recipe} is for {meant}; this is {config.task}. Leave it "
+            "away, or add --task."
+        )
     return config
+
+
+def _refuse_no_file(path: str) -> None:
+    """Refuses files that cannot be evaluated, before the data is blamed for it."""
+    if path.endswith(".mlpackage"):
+        raise ValueError(
+            f"{path} cannot be evaluated here: its card, the .json beside it, has what "
+            "tflite/convert.py measured."
+        )
+    if path.endswith(_OWN_FILES) and not Path(path).is_file():
+        raise ValueError(f"There is no file {path}.")
 
 
 def _refuse_other_tasks(task: str, given: set[str]) -> None:

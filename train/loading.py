@@ -130,9 +130,11 @@ def _check_labels(weights: str, source: Source) -> None:
     file, labels = _labels_of(weights)
     if labels and labels != list(source.class_names):
         differing = sorted(set(labels) ^ set(source.class_names))
+        listed = ", ".join(differing[:10]) + ", ..." * (len(differing) > 10)
+        what = f"only one of both has {listed}" if differing else "in another order"
         raise ValueError(
             f"{weights} was trained on other classes than {source.name} has, see "
-            f"{file}: {', '.join(differing[:10]) or 'the same in another order'}."
+            f"{file}: {what}."
         )
 
 

@@ -199,6 +199,18 @@ def _warn_of_unused_sizes(shapes: list[BatchShape], source: Source) -> None:
         )
 
 
+def _warn_of_warmup(config: TrainConfig, steps: int) -> None:
+    """Warns of a training that ends before its learning rate has risen."""
+    if config.warmup_steps > steps // 2:
+        logging.warning(
+            "The learning rate rises for %d steps, but the whole training has about "
+            "%d, and may learn little. Fewer --warmup_steps or more --epochs mend "
+            "that.",
+            config.warmup_steps,
+            steps,
+        )
+
+
 def _finish_epoch(
     workdir: Path, average, writer: RecordWriter, record: dict, best: float
 ) -> None:
@@ -322,7 +334,10 @@ def train_and_evaluate(
     _refuse_xla_of_replicas(config, strategy)
     workdir = Path(workdir).expanduser()
     check_workdir(workdir, config, source)
-    _warn_of_unused_sizes(_shapes(config, strategy), source)
+    shapes, images = _shapes(config, strategy), source.num_examples["train"]
+    _warn_of_unused_sizes(shapes, source)
+    steps = sampler.epoch_schedule(shapes, images, 0, config.seed, config.grow_epochs)
+    _warn_of_warmup(config, config.epochs * len(steps))
     file = workdir / CHECKPOINT
     trained, progress = _start_or_continue(task, config, source, file, strategy)
     writer = None

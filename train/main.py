@@ -117,7 +117,10 @@ def main(argv) -> None:
         logging.info("%s", error)
         sys.exit(PREEMPTED)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint")
+        print(
+            "interrupted; the same command continues from the last checkpoint, or from "
+            "the start if there is none yet"
+        )
         sys.exit(INTERRUPTED)
     except tf.errors.OpError as error:
         logging.debug("where it happened:", exc_info=True)

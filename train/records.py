@@ -47,7 +47,7 @@ def plot_curves(records: list[dict], best_metric: str) -> Figure:
     loss, metric, rate = figure.subplots(1, 3)
     marker = "o" if len(records) == 1 else None
     for key, label in (
-        ("train_loss", "training (smoothed labels)"),
+        ("train_loss", "training"),
         ("loss", "validation"),
     ):
         loss.plot(epochs, [r[key] for r in records], label=label, marker=marker)

@@ -1,7 +1,7 @@
 // The page: measures every file on every accelerator, then looks at pictures.
 
 import {closeModel, preparePictures} from "./look.js";
-import {$, element, inTurn, say} from "./page.js";
+import {$, ask, element, inTurn, say} from "./page.js";
 import {allowedThreads, measure, Model, quantile, whyNot} from "./runtime.js";
 
 async function describeDevice() {
@@ -17,14 +17,6 @@ async function describeDevice() {
                     adapter.info.description].filter(Boolean).join(" ") : "",
     threads: navigator.hardwareConcurrency ?? 0,
   };
-}
-
-async function ask(address, options) {
-  try {
-    return await fetch(address, options);
-  } catch {
-    throw new Error("The computer that served this page no longer answers.");
-  }
 }
 
 async function send(result) {

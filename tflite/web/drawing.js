@@ -5,13 +5,15 @@ import {contextOf} from "./picture.js";
 const WIDEST = 432, HIGHEST = 576;  // of a picture, in CSS pixels
 const LINE = 2, FONT = 12, PADDING = 2;  // likewise
 const GOLDEN_RATIO = 0.618034;  // of the hues' circle: neighbours differ most
+const SHADES = [[.85, .95], [.5, 1], [.9, .6]];  // in turns: saturation and value
 // As in `keras_mobilevit/drawing.py`, with the colours below.
 const OPACITY = .6;  // of a region's colour
 const BACKGROUND = "background";  // the class that is not coloured
 
 // A class's colour, [red, green, blue], as in `keras_mobilevit/drawing.py`.
 export function classColor(label) {
-  const hue = 6 * (label * GOLDEN_RATIO % 1), saturation = .85, value = .95;
+  const hue = 6 * (label * GOLDEN_RATIO % 1);
+  const [saturation, value] = SHADES[label % SHADES.length];
   return [5, 3, 1].map(n => {
     const k = (n + hue) % 6;
     const part = Math.max(0, Math.min(k, 4 - k, 1));

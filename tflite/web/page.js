@@ -14,6 +14,15 @@ export function say(where, text, isError = false) {
   $(where).classList.toggle("error", isError);
 }
 
+export async function ask(address, options) {
+  try {
+    return await fetch(address, options);
+  } catch {
+    throw new Error(
+      "The computer that served this page no longer answers: start its command again.");
+  }
+}
+
 // One thing at a time: measuring would be disturbed by anything else.
 let last = Promise.resolve();
 export function inTurn(work, where) {

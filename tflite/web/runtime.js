@@ -3,6 +3,8 @@
 import {loadAndCompile, loadLiteRt, supportsFeature, Tensor, unloadLiteRt}
     from "@litertjs/core";
 
+import {ask} from "./page.js";
+
 const ARRAYS = {float32: Float32Array, int8: Int8Array, uint8: Uint8Array};
 const RANGES = {int8: [-128, 127], uint8: [0, 255]};  // arrays would wrap around
 const OUTPUTS_SENT = 4096;  // values that are compared with those of the server, at most
@@ -38,7 +40,7 @@ export function allowedThreads(wished) {
 
 export class Model {
   static async open(file, accelerator, numThreads) {
-    const answer = await fetch(file.url);
+    const answer = await ask(file.url);
     if (!answer.ok) throw new Error(`${file.url}: ${answer.status}`);
     const bytes = new Uint8Array(await answer.arrayBuffer());
     await loadRuntime(accelerator, numThreads);
