@@ -185,9 +185,7 @@ def test_labels_in_a_card_are_compared(tmp_path, digits, files):
     path = tmp_path / "m.tflite"
     path.write_bytes(files["tflite"].read_bytes())
     (tmp_path / "m.json").write_text('{"labels": ["cat", "dog"]}')
-    with pytest.raises(
-        ValueError, match="other classes .*m.json: only .* has 0, 1"
-    ):
+    with pytest.raises(ValueError, match="other classes .*m.json: only .* has 0, 1"):
         evaluate(digits, weights=str(path))
 
 
