@@ -453,7 +453,7 @@ def test_int8_weights(ios, tmp_path):
         1,
         "VALID",
     )
-    found = evaluator.Evaluator(path).predict(pixels(8)).transpose(0, 2, 3, 1)
+    found = evaluator.Evaluator(path).predict(pixels(8))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
     assert any(kind.startswith("constexpr") for kind in kinds(path))
 
@@ -468,7 +468,7 @@ def test_weights_out_of_a_table(ios, tmp_path):
     expected = tf.nn.conv2d(
         pixels(8).astype(np.float32), weight.transpose(2, 3, 1, 0), 1, "VALID"
     )
-    found = evaluator.Evaluator(path).predict(pixels(8)).transpose(0, 2, 3, 1)
+    found = evaluator.Evaluator(path).predict(pixels(8))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
     assert "constexpr_lut_to_dense" in kinds(path)
 

@@ -201,7 +201,8 @@ def _gpu_fault(card: dict, limit) -> str | None:
 
 
 def _what_differs(card: dict, by_how_much: str) -> str:
-    if "psnr_db" not in card["parity"]:  # of classes, which are no amounts
+    parity = card["parity"]
+    if "agreement" in parity and "psnr_db" not in parity:  # classes are no amounts
         return "has other classes than Keras in a part of the pixels:"
     return f"has outputs that differ from {by_how_much}"
 

@@ -21,7 +21,7 @@ from keras_mobilevit.detection import (
     detect,
 )
 from tflite import parity
-from tflite.task import Task
+from tflite.task import FORMATS_OF_PICTURES, Task
 from train.detection import DETECTION as TRAINING
 from train.detection_evaluation import suppressed
 
@@ -235,16 +235,7 @@ RAW = Task(
     metric="AP",
     score=_average_precision,
     tolerance=lambda images: AP_TOLERANCE,
-    formats=(
-        "fp32",
-        "fp16",
-        "dynamic",
-        "int8-mixed",
-        "coreml",
-        "coreml-fp32",
-        "coreml-int8",
-        "coreml-palette6",
-    ),
+    formats=FORMATS_OF_PICTURES,
     limits=LIMITS,
     # One scale for the offsets and logits of all maps would round both too much.
     float_scopes=(

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_mobilevit.deeplab import CLASSIFIER
 from tflite import parity
-from tflite.task import Task
+from tflite.task import FORMATS_OF_PICTURES, Task
 from train.metrics import classes_at_pixels, confusion_matrices
 from train.segmentation import SEGMENTATION as TRAINING
 from train.segmentation_evaluation import class_maps
@@ -35,16 +35,6 @@ CLASS_MAP_LIMITS = {
     "coreml-int8": {"agreement": 0.95},
     "coreml-palette6": {"agreement": 0.9},
 }
-FORMATS = (
-    "fp32",
-    "fp16",
-    "dynamic",
-    "int8-mixed",
-    "coreml",
-    "coreml-fp32",
-    "coreml-int8",
-    "coreml-palette6",
-)
 MOST_CLASSES = 256  # of a map of bytes
 GPU_CHANNELS = 4  # that lie together, and are computed together
 
@@ -140,7 +130,7 @@ LOGITS = Task(
     metric="mIoU",
     score=_mean_iou,
     tolerance=lambda images: MIOU_TOLERANCE,
-    formats=FORMATS,
+    formats=FORMATS_OF_PICTURES,
     limits=LIMITS,
 )
 CLASS_MAP = dataclasses.replace(

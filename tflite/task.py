@@ -5,6 +5,19 @@ from collections.abc import Callable
 
 from train.task import Task as TrainingTask
 
+# All formats but those of integers alone, in which one scale for the numbers of a whole
+# picture rounds them too much, and those that are trained as classifiers.
+FORMATS_OF_PICTURES = (
+    "fp32",
+    "fp16",
+    "dynamic",
+    "int8-mixed",
+    "coreml",
+    "coreml-fp32",
+    "coreml-int8",
+    "coreml-palette6",
+)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
