@@ -1,6 +1,7 @@
 """Runs of the whole loop on the digits, two epochs at two sizes."""
 
 import dataclasses
+import logging
 import math
 import os
 import threading
@@ -259,3 +260,12 @@ def test_frozen_backbone_stays_as_it_was(tmp_path):
     assert len(saved.trainable_weights) == len(
         CLASSIFICATION.build_model(CONFIG, digits_source()).trainable_weights
     )
+
+
+def test_a_warmup_of_most_of_the_training_is_told(caplog):
+    config = make_config("digits", warmup_steps=60)
+    with caplog.at_level(logging.WARNING, "absl"):
+        loop._warn_of_warmup(config, 120)
+        assert not caplog.text
+        loop._warn_of_warmup(config, 100)
+    assert "rises for 60 steps, but the whole training has about 100" in caplog.text
