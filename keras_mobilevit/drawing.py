@@ -115,8 +115,9 @@ def draw_classes(image, classes, labels: Sequence[str]) -> np.ndarray:
     opacity = np.float32([OPACITY * (name != BACKGROUND) for name in labels])[:, None]
     added, kept = opacity * colors, 1 - opacity  # by class, [classes, 3 or 1]
     drawn = np.array(image, np.uint8)
-    for row, labels_of_row in zip(drawn, np.asarray(classes)):  # a photo in floats
-        row[:] = np.round(kept[labels_of_row] * row + added[labels_of_row])  # is large
+    # Row by row: all of a photo in floats would take a gigabyte.
+    for row, labels_of_row in zip(drawn, np.asarray(classes)):
+        row[:] = np.round(kept[labels_of_row] * row + added[labels_of_row])
     return drawn
 
 

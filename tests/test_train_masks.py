@@ -158,7 +158,7 @@ def test_sbd(tmp_path):
     path = make_voc(tmp_path, {"a": PLAIN}, {"v": PLAIN})
     lists = path / "ImageSets" / "Segmentation"
     (lists / "train_aug.txt").write_text(
-        "/JPEGImages/v.jpg /SegmentationClassAug/v.png\na\n"
+        "JPEGImages/v.jpg SegmentationClassAug/v.png\n/JPEGImages/a.jpg /x/a.png\n"
     )
     with pytest.raises(ValueError, match="There is no .*SegmentationClassAug. Expect"):
         load_source(f"voc:{path}")

@@ -60,7 +60,7 @@ def prepare(
     """Prepares the conversion of a model for square images.
 
     Args:
-        model: an image classifier or a detector.
+        model: an image classifier, a detector or a segmenter.
         size: side of the image in pixels.
         rewrite: whether to convert the deployment graph, not the model as it is.
         calibration_images, fine_tuned, core_ml: see `Conversion`.
@@ -138,7 +138,7 @@ def make_reference(
     """Runs the Keras model on the validation images.
 
     Args:
-        model: an image classifier or a detector.
+        model: an image classifier, a detector or a segmenter.
         validation: the images.
         labels: names of the model's classes, if known.
         task: what the model is for; by default what `task_of` says.

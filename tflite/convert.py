@@ -7,16 +7,19 @@ Examples:
       --formats=fp32,fp16,dynamic,int8-mixed,int8 --output_dir=out
   python tflite/convert.py --model=mobilevit_xxs --weights=none --output_dir=out
   python tflite/convert.py --model=runs/cells/best.keras --nms=builtin --output_dir=out
+  python tflite/convert.py --model=runs/roads/best.keras --output=classmap \\
+      --output_dir=out
   python tflite/convert.py --model=runs/photos/best.keras \\
       --formats=coreml,coreml-int8 --output_dir=out
 
 Writes <name>_<size>_<format>.tflite with batch 1 and TFLite's own operations only, or
-.mlpackage, which takes an image and returns class names. The network is first rewritten
-into a faster one with the same outputs: batch normalization and scales folded, no
-tensor above rank 4, one piece on XNNPACK and on GPUs. Each file is run beside Keras on
-validation images (a package in NumPy, on any machine); one that misses a limit of its
-format is not written (--allow=NAME lets one limit pass). A JSON card beside it says
-what it is: input, output, labels, operations, size, parity, accuracy, versions.
+.mlpackage, which takes an image and returns class names, boxes or a class map. The
+network is first rewritten into a faster one with the same outputs: batch normalization
+and scales folded, no tensor above rank 4, one piece on XNNPACK and on GPUs. Each file
+is run beside Keras on validation images (a package in NumPy, on any machine); one that
+misses a limit of its format is not written (--allow=NAME lets one limit pass). A JSON
+card beside it says what it is: input, output, labels, operations, size, parity,
+accuracy, versions.
 
 Formats:
 

@@ -111,7 +111,8 @@ def _define_data_flags() -> None:
         "crop",
         None,
         "Part of their short side that is used, in (0, 1]. By default as at the "
-        "training's evaluation, else 1. A detector sees the whole image.",
+        "training's evaluation, else 1. Detectors and segmenters see the "
+        "whole image.",
     )
 
 

@@ -86,10 +86,11 @@ def _int8(conversion: Conversion) -> bytes:
 
 # `parity` is the largest difference of an output, `psnr` in dB, `accuracy` the points
 # that may be lost on the validation images beyond chance's share, `agreement` the part
-# of the objects found that are Keras's, `outside` the
-# operations that XNNPACK may leave to slower kernels, `gpu` the largest difference
-# between GPU and CPU, `float` the operations on floats, `casts` those
-# within a program, `relative` the largest difference over the largest logit.
+# of the objects or pixels for which Keras finds the same, `outside` the operations that
+# XNNPACK may leave to slower kernels, `gpu` the largest difference between GPU and CPU,
+# `float` the operations on floats, `casts` those within a program, `relative` the
+# largest difference over the largest logit; of a class map a difference is a part of
+# the pixels.
 FORMATS = {
     "fp32": Format(
         lambda conversion: conversion.float32,

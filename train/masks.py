@@ -75,7 +75,7 @@ def _voc_list(path: Path, split: str) -> tuple[Path, Path]:
 def _listed_name(line: str) -> str:
     """Returns the name that a line lists, of itself or of the path of its image."""
     # SBD's list has two paths in a line; names in VOC's may have spaces.
-    name = Path(line.split()[0]).name if line.startswith("/") else line.strip()
+    name = Path(line.split()[0]).name if "/" in line else line.strip()
     return name.removesuffix(next((s for s in IMAGE_SUFFIXES if name.endswith(s)), ""))
 
 
@@ -124,9 +124,10 @@ def _gray_step(file: Path) -> int:
     """Returns what Pillow multiplies a gray PNG's values by, if they have few bits."""
     with open(file, "rb") as opened:
         header = opened.read(26)
+    if not header.startswith(_PNG):
+        return 1
     bits, color = header[24:26]  # by the PNG specification, in its first chunk, IHDR
-    is_gray = header.startswith(_PNG) and color == 0
-    return 255 // (2**bits - 1) if is_gray and bits in (2, 4) else 1
+    return 255 // (2**bits - 1) if color == 0 and bits in (2, 4) else 1
 
 
 def _read_pair(image: Path, file: Path, repairs: Repairs) -> MaskedImage | None:

@@ -199,8 +199,8 @@ def _classifier(model, graph, interface: Interface, precision: str):
 
 
 def _detector(model, graph, interface: Interface, precision: str):
-    anchors = anchor_boxes(*[interface.sizes[0]] * 2)
-    return make_program(graph, anchors, interface, precision)
+    (size,) = interface.sizes
+    return make_program(graph, anchor_boxes(size, size), interface, precision)
 
 
 def _segmenter(model, graph, interface: Interface, precision: str):
