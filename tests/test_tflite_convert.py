@@ -14,11 +14,10 @@ import tensorflow as tf
 from keras_mobilevit import MobileViT_XXS
 from tflite import conversion, convert, convert_flags, gpu, models, parity
 from tflite.card import CHECKS, refuse_faults
-from tflite.classification import output_name
+from tflite.classification import CLASSIFICATION, output_name
 from tflite.converter import tflite_content
 from tflite.formats import FORMATS
 from tflite.images import ImageSet, check_calibration_images, load_images
-from train.classification import CLASSIFICATION
 from train.config import make_config, save_config
 from train.litert import LiteRTModel
 

@@ -20,6 +20,7 @@ from keras_mobilevit.classifier import build_classifier
 from tests.test_tflite_rewrites import randomized
 from tflite import conversion, operations
 from tflite.card import describe_package, refuse_faults
+from tflite.classification import CLASSIFICATION
 from tflite.coreml import options, package
 from tflite.coreml.classifier import make_classifier
 from tflite.fingerprint import sha256
@@ -27,7 +28,6 @@ from tflite.formats import FORMATS
 from tflite.images import load_images
 from tflite.reader import read_model
 from tflite.rewrites import COREML_REWRITES, deployment_graph
-from train.classification import CLASSIFICATION
 
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
 

@@ -57,7 +57,7 @@ def model() -> keras.Model:
 
 @pytest.fixture(scope="module")
 def validation():
-    return load_images(DETECTION, "digits", "validation", 0, SIZE, 1.0)
+    return load_images(detection.RAW, "digits", "validation", 0, SIZE, 1.0)
 
 
 def converted(model, validation, folder, nms="none", file_format="fp32", allowed=()):

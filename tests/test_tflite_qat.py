@@ -9,10 +9,10 @@ import pytest
 from keras_mobilevit import VARIANTS
 from keras_mobilevit.classifier import build_classifier
 from tflite import operations, qat
+from tflite.classification import CLASSIFICATION
 from tflite.images import load_images
 from tflite.reader import read_model
 from tflite.rewrites import deployment_graph
-from train.classification import CLASSIFICATION
 from train.config import make_config
 from train.sources import evenly_spaced, load_source
 

@@ -41,7 +41,9 @@ def small_model(auxiliary_weight: float = 0.0) -> keras.Model:
     model = randomized(build_segmenter(config, source), 1)
     # As it is, one class would be the best everywhere.
     classifier = model.get_layer(CLASSIFIER)
-    scenes = load_images(SEGMENTATION, "digits", "validation", 0, SIZE, 1.0).images
+    scenes = load_images(
+        segmentation.LOGITS, "digits", "validation", 0, SIZE, 1.0
+    ).images
     logits = keras.Model(model.inputs, classifier.output)([scenes.astype(np.float32)])
     mean = keras.ops.mean(logits, axis=(0, 1, 2))
     classifier.bias.assign(classifier.bias - mean)
@@ -50,7 +52,7 @@ def small_model(auxiliary_weight: float = 0.0) -> keras.Model:
 
 @pytest.fixture(scope="module")
 def validation():
-    return load_images(SEGMENTATION, "digits", "validation", 0, SIZE, 1.0)
+    return load_images(segmentation.LOGITS, "digits", "validation", 0, SIZE, 1.0)
 
 
 def converted(model, validation, folder, output, file_format="fp32", allowed=()):

@@ -13,9 +13,9 @@ import pytest
 import keras_mobilevit
 from tests.image_files import make_folder, pil_file
 from tflite import conversion
+from tflite.classification import CLASSIFICATION
 from tflite.images import load_images
 from train import flags as train_flags
-from train.classification import CLASSIFICATION
 from train.config import is_config, make_config, save_config
 from train.evaluation import (
     CLASSIFIER,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import keras_mobilevit
-from tflite import opcheck
+from tflite import opcheck, tensor_errors
 from tflite.fingerprint import sha256
 from train.litert import LiteRTModel
 
@@ -288,4 +288,6 @@ def refuse_faults(card: dict, limits: dict[str, float], allowed=()) -> None:
         if name not in allowed and (fault := CHECKS[name](card, limit))
     ]
     if faults:
-        raise ValueError(f"The {card['format']} file {'; '.join(faults)}.")
+        errors = card.get("largest_errors")
+        where = f" {tensor_errors.describe(errors)}" if errors else ""
+        raise ValueError(f"The {card['format']} file {'; '.join(faults)}.{where}")

@@ -12,7 +12,7 @@ import numpy as np
 from keras_mobilevit.files import whole_file
 from keras_mobilevit.preprocessing import largest_value
 from tflite import card as cards
-from tflite import gpu
+from tflite import gpu, tensor_errors
 from tflite.converter import trace_graph, trace_model
 from tflite.file_types import TFLITE, FileType
 from tflite.formats import FORMATS, Conversion
@@ -85,6 +85,7 @@ def prepare(
         task,
         serve,
         graph,
+        finish,
         largest_value(model),
         calibration_images,
         fine_tuned,
@@ -119,14 +120,12 @@ class Reference:
     has_labels: bool
 
 
-def has_classes_of(classes: int, labels: list[str], class_names) -> bool:
-    """Tells whether a model's classes are a data set's.
+def has_classes_of(labels: list[str], class_names) -> bool:
+    """Tells whether a model's classes are a data set's: by their names alone.
 
-    By their names, where its training left them; otherwise by their number.
+    As many classes of other names, or of unknown ones, are other classes.
     """
-    if labels:
-        return list(labels) == list(class_names)
-    return classes == len(class_names)
+    return bool(labels) and list(labels) == list(class_names)
 
 
 def make_reference(
@@ -140,7 +139,8 @@ def make_reference(
     Args:
         model: an image classifier, a detector or a segmenter.
         validation: the images.
-        labels: names of the model's classes, if known.
+        labels: names of the model's classes, if known; without them there is no
+            accuracy.
         task: what the model is for; by default what `task_of` says.
     """
     task = task or task_of(model)
@@ -157,8 +157,7 @@ def make_reference(
             f"{model.name} returns numbers that are not finite for images of "
             f"{validation.data}."
         )
-    classes = task.num_classes(model)
-    has_labels = has_classes_of(classes, labels, validation.class_names)
+    has_labels = has_classes_of(labels, validation.class_names)
     return Reference(task, model, validation, images, outputs, has_labels)
 
 
@@ -206,6 +205,11 @@ def _gpu_verdict(path, reference: Reference) -> dict:
     return dataclasses.asdict(dataclasses.replace(verdict, max_abs=difference))
 
 
+def _largest_errors(source: Conversion, path: Path, reference: Reference) -> list[dict]:
+    content, images = path.read_bytes(), reference.images
+    return tensor_errors.largest_errors(source.graph, source.float32, content, images)
+
+
 def convert(
     conversion: Conversion,
     file_format: str,
@@ -245,6 +249,10 @@ def convert(
             described["gpu"] = "not checked"
             if check_gpu:
                 described["gpu"] = _gpu_verdict(unproven, references[0])
+        if row.source and conversion.graph is not None:
+            described["largest_errors"] = _largest_errors(
+                row.source(conversion), unproven, references[0]
+            )
         compared = [_compare(unproven, row.file_type, r) for r in references]
         card = {
             **provenance,

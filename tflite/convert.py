@@ -59,11 +59,15 @@ from tflite.conversion import (
     make_reference,
     prepare,
 )
-from tflite.converter import trace_graph
 from tflite.coreml import options as coreml_options
 from tflite.file_types import COREML, TFLITE
 from tflite.formats import FORMATS, Conversion
-from tflite.images import check_calibration_images, load_images
+from tflite.images import (
+    ImageSet,
+    check_calibration_images,
+    load_images,
+    photo_folder,
+)
 from tflite.models import labels_beside, load_model
 from tflite.task import Task
 from train.config import load_config, make_config
@@ -104,28 +108,15 @@ def _only_conversion(folder: Path):
         os.close(handle)
 
 
-def _provenance(args, task: Task, model: keras.Model) -> tuple[dict, str, float]:
-    """Returns what the card says of the model, its data, and the evaluation's crop."""
-    data, crop = "digits", 1.0
+def _provenance(args, task: Task, model: keras.Model) -> dict:
+    """Returns what the card says of the model's origin."""
     if args.model.endswith(".keras"):
         labels = labels_beside(args.model, task.num_classes(model))
-        provenance = {"model": args.model, "labels": labels}
-        config_file = convert_flags.config_file(args.model)
-        if config_file:
-            config = load_config(config_file)
-            data, crop = config.data, config.eval_crop
-        elif args.data is None:
-            logging.warning(
-                "There is no config.json beside %s: comparing and calibrating on the "
-                "digits. Name the model's own images with --data.",
-                args.model,
-            )
-    else:
-        provenance = {"model": args.model, "weights": args.weights}
-        if args.weights in PUBLISHED_NAMES:
-            provenance["labels"] = list(PUBLISHED_NAMES[args.weights])
-    crop = (args.crop or crop) if task.crops else 1.0
-    return provenance, args.data or data, crop
+        return {"model": args.model, "labels": labels}
+    provenance = {"model": args.model, "weights": args.weights}
+    if args.weights in PUBLISHED_NAMES:
+        provenance["labels"] = list(PUBLISHED_NAMES[args.weights])
+    return provenance
 
 
 def _summary(path: Path, card: dict) -> str:
@@ -170,60 +161,71 @@ def _training_config(args, data: str):
     )
 
 
+def _load_calibration(args, task: Task, data: convert_flags.Data) -> ImageSet:
+    """Loads the images that set the ranges of the int8 formats."""
+    wanted = args.calibration_images
+    found = load_images(
+        task, data.calibration, "train", wanted, args.size, _crop(task, data)
+    )
+    check_calibration_images(found, wanted if args["calibration_images"].present else 0)
+    return found
+
+
+def _crop(task: Task, data: convert_flags.Data) -> float:
+    return data.crop if task.crops else 1.0
+
+
+def _fine_tuned(args, conversion: Conversion, model, labels, data: str) -> Conversion:
+    """Trains the equalized network with rounding, for int8-qat."""
+    from tflite import qat  # loads tf_keras
+
+    if conversion.graph is None:
+        raise ValueError("int8-qat trains the rewritten network: no --no_rewrite.")
+    if photo_folder(data):
+        raise ValueError(
+            f"int8-qat trains on images with labels; {data} is a folder of photos. "
+            "Name the model's data with --data=folder:PATH."
+        )
+    source = conversion.task.training.load_source(data)
+    if not has_classes_of(labels, source.class_names):
+        raise ValueError(
+            f"int8-qat trains on {data}, whose classes are not known to be the "
+            "model's. Name the model's data with --data, and its classes in "
+            "labels.txt beside the .keras file."
+        )
+    started = conversion.equalized
+    scale = np.float32(conversion.largest_value / 255)
+    is_logits = classification.output_name(model) == "logits"
+    config = _training_config(args, data)
+    graph = qat.fine_tune(started.graph, config, source, scale, is_logits)
+    return started.with_graph(graph)
+
+
 def _conversion_from_flags(
     args,
     task: Task,
     model,
     labels: list[str],
-    data: str,
-    crop: float,
-    calibration: dict,
+    data: convert_flags.Data,
+    calibration: ImageSet | None,
 ) -> Conversion:
-    """Prepares the conversion; `calibration` gets the number of images that it used."""
+    """Prepares the conversion; nothing is computed until a format asks for it."""
     scale = np.float32(largest_value(model) / 255)
 
-    def calibration_images() -> np.ndarray:
-        count = args.calibration_images
-        found = load_images(
-            task.training, calibration["data"], "train", count, args.size, crop
-        )
-        check_calibration_images(found)
-        calibration["images"] = len(found.images)
-        return found.images.astype(np.float32) * scale
-
+    @functools.cache
     def fine_tuned() -> Conversion:
-        from tflite import qat  # loads tf_keras
-
-        if conversion.graph is None:
-            raise ValueError("int8-qat trains the rewritten network: no --no_rewrite.")
-        source = task.training.load_source(data)
-        if not has_classes_of(task.num_classes(model), labels, source.class_names):
-            raise ValueError(
-                f"int8-qat trains on {data}, which has other classes than the model. "
-                "Name the model's data with --data."
-            )
-        config = _training_config(args, data)
-        is_logits = classification.output_name(model) == "logits"
-        graph = qat.fine_tune(conversion.graph, config, source, scale, is_logits)
-        serve = trace_graph(graph, task.finish(model, args.size))
-        return Conversion(
-            task,
-            serve,
-            graph,
-            largest_value(model),
-            calibration_images,
-            fine_tuned=None,
-            core_ml=None,
-        )
+        return _fine_tuned(args, conversion, model, labels, data.validation)
 
     core_ml = None
     if COREML in convert_flags.file_types(args):
-        core_ml = coreml_options.core_ml_from_flags(args, task, model, labels, crop)
+        core_ml = coreml_options.core_ml_from_flags(
+            args, task, model, labels, _crop(task, data)
+        )
     conversion = prepare(  # which `fine_tuned` starts from
         model,
         args.size,
         not args.no_rewrite,
-        calibration_images,
+        lambda: calibration.images.astype(np.float32) * scale,
         fine_tuned,
         core_ml,
         task,
@@ -231,11 +233,12 @@ def _conversion_from_flags(
     return conversion
 
 
-def _how_made(args, name: str, data: str, calibration: dict) -> dict:
+def _how_made(args, name: str, data: str, calibration: ImageSet | None) -> dict:
     """Returns what the card of a format says of the data that it was made with."""
     made = {}
-    if name.startswith("int8"):
-        made["calibration"] = calibration
+    if FORMATS[name].source:
+        images = len(calibration.images)
+        made["calibration"] = {"data": calibration.data, "images": images}
     if name == "int8-qat":
         made["fine_tuning"] = {
             "data": data,
@@ -246,50 +249,67 @@ def _how_made(args, name: str, data: str, calibration: dict) -> dict:
     return made
 
 
-def _convert_all(args, folder: Path) -> None:
+def _file_name(args, name: str, task: Task, sizes: tuple[int, ...]) -> str:
+    """Returns the name of the file of a format."""
+    file_type = FORMATS[name].file_type
+    parts = [Path(args.model).stem, *sizes, name]
+    if task.suffix and file_type is TFLITE:
+        parts.append(task.suffix)
+    if file_type is COREML:
+        parts += coreml_options.name_parts(args)
+    return "_".join(map(str, parts)) + file_type.suffix
+
+
+def _convert_all(args, folder: Path) -> list[str]:
+    """Converts to every format; returns those that were refused."""
+    data = convert_flags.data_from_flags(args)
     model = load_model(args.model, args.weights)
     tasks = convert_flags.tasks_from_flags(args, model)
     task = next(iter(tasks.values()))
-    provenance, data, crop = _provenance(args, task, model)
-    labels = provenance.get("labels", [])
-    calibration = {"data": args.calibration or data}
-    conversion = _conversion_from_flags(
-        args, task, model, labels, data, crop, calibration
-    )
     sizes = {TFLITE: (args.size,), COREML: coreml_options.package_sizes(args)}
     for file_type in tasks:
         for size in sizes[file_type]:
             check_size(model, size)
+    calibration = None
+    if any(FORMATS[name].source for name in args.formats):
+        calibration = _load_calibration(args, task, data)
+    provenance = _provenance(args, task, model)
+    labels = provenance.get("labels", [])
+    conversion = _conversion_from_flags(args, task, model, labels, data, calibration)
 
     @functools.cache
     def validation(size: int):
         return load_images(
-            task.training, data, "validation", args.eval_images, size, crop
+            task, data.validation, "validation", args.eval_images, size, crop
         )
 
     @functools.cache
     def reference(task: Task, size: int):
         return make_reference(model, validation(size), labels, task)
 
+    refused, crop = [], _crop(task, data)
     for name in dict.fromkeys(args.formats):
         file_type = FORMATS[name].file_type
-        parts = [Path(args.model).stem, *sizes[file_type], name]
-        if tasks[file_type].suffix and file_type is TFLITE:
-            parts.append(tasks[file_type].suffix)
-        if file_type is COREML:
-            parts += coreml_options.name_parts(args)
-        stem = "_".join(map(str, parts))
-        path = folder / f"{stem}{file_type.suffix}"
-        card = convert(
-            conversion,
-            name,
-            [reference(tasks[file_type], size) for size in sizes[file_type]],
-            path,
-            provenance | {"crop": crop} | _how_made(args, name, data, calibration),
-            args.allow,
-            args.check_gpu,
-        )
-        print(_summary(path, card), flush=True)
+        made = _how_made(args, name, data.validation, calibration)
+        path = folder / _file_name(args, name, tasks[file_type], sizes[file_type])
+        references = [reference(tasks[file_type], size) for size in sizes[file_type]]
+        try:
+            card = convert(
+                conversion,
+                name,
+                references,
+                path,
+                provenance | {"crop": crop} | made,
+                args.allow,
+                args.check_gpu,
+            )
+        except (ValueError, FloatingPointError, RuntimeError) as error:
+            logging.debug("where it happened:", exc_info=True)
+            print(f"error: {path.name} was not written: {error}", file=sys.stderr)
+            refused.append(name)
+        else:
+            print(_summary(path, card), flush=True)
+    return refused
 
 
 def main(argv) -> None:
@@ -298,10 +318,13 @@ def main(argv) -> None:
     try:
         folder = convert_flags.check_flags()
         with _only_conversion(folder):
-            _convert_all(flags.FLAGS, folder)
+            refused = _convert_all(flags.FLAGS, folder)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
         sys.exit(f"error: {error}")
+    if refused:
+        count = len(set(flags.FLAGS.formats))
+        sys.exit(f"{len(refused)} of {count} formats refused: {', '.join(refused)}.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The flags of `tflite/convert.py`, and what is refused of them before any work."""
 
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -91,9 +92,11 @@ def _define_data_flags() -> None:
     flags.DEFINE_string(
         "data",
         None,
-        "Validation images for parity and accuracy, as --data of train/main.py. By "
-        "default what a .keras file was trained on, if config.json is beside it, else "
-        "digits.",
+        "Validation images for parity and accuracy: as --data of train/main.py, or a "
+        "folder of photos without classes, for parity alone. By default what a .keras "
+        "file was trained on, if config.json is beside it. A named model has none: "
+        "its float formats are then compared on scans of digits, and those of 8 bits "
+        "are refused.",
     )
     flags.DEFINE_integer(
         "eval_images",
@@ -103,10 +106,15 @@ def _define_data_flags() -> None:
     flags.DEFINE_string(
         "calibration",
         None,
-        "Training images that set the ranges of the int8 formats, as --data. By "
-        "default --data.",
+        "Images like those that the application will see, which set the ranges of the "
+        "int8 formats: the training images of such data as --data names, or a folder "
+        "of photos without classes. By default --data.",
     )
-    flags.DEFINE_integer("calibration_images", 200, "About how many; 0 for all.")
+    flags.DEFINE_integer(
+        "calibration_images",
+        CALIBRATION_IMAGES,
+        "How many of them, about; 0 for all. Fewer than 50 cost accuracy.",
+    )
     flags.DEFINE_float(
         "crop",
         None,
@@ -114,6 +122,10 @@ def _define_data_flags() -> None:
         "training's evaluation, else 1. Detectors and segmenters see the "
         "whole image.",
     )
+
+
+# More change top-1 of the real XXS by chance alone, see docs/quantization.md.
+CALIBRATION_IMAGES = 200
 
 
 def _define_fine_tuning_flags() -> None:
@@ -124,6 +136,46 @@ def _define_fine_tuning_flags() -> None:
         "qat_learning_rate", 1e-5, "Its learning rate at the start.", lower_bound=0
     )
     flags.DEFINE_integer("qat_batch_size", 32, "Its batch.", lower_bound=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which images a conversion uses, as `--data` names them.
+
+    Attributes:
+        validation: what the files are compared and scored on.
+        calibration: what sets the ranges of the int8 formats, `None` if unknown.
+        crop: the fraction of an image's short side that an evaluation sees.
+    """
+
+    validation: str
+    calibration: str | None
+    crop: float
+
+
+def data_from_flags(args) -> Data:
+    """Returns the images of a conversion, and refuses to guess them.
+
+    Raises:
+        ValueError: if a format of 8 bits is asked for, but no images of the model's
+            own kind are known.
+    """
+    file = config_file(args.model)
+    config = load_config(file) if file else None
+    known = args.data or (config.data if config else None)
+    calibration = args.calibration or known
+    rounded = [name for name in args.formats if FORMATS[name].has_8_bits]
+    if rounded and calibration is None:
+        raise ValueError(
+            f"{', '.join(rounded)}: no photos are known that this model is for. Name "
+            "some with --data=folder:PATH or --calibration=FOLDER; 200 are enough."
+        )
+    if "digits" in (calibration, known) and args.weights in ("imagenet", "coco", "voc"):
+        raise ValueError(
+            f"The digits are no photos: name other images for --weights={args.weights}."
+        )
+    crop = args.crop or (config.eval_crop if config else 1.0)
+    return Data(known or calibration or "digits", calibration, crop)
 
 
 def config_file(model: str) -> Path | None:
@@ -159,6 +211,7 @@ def check_flags() -> Path:
     _check_names("formats", args.formats, FORMATS)
     _check_names("limits in --allow", args.allow, cards.CHECKS)
     coreml_options.check_flags(args, COREML in file_types(args))
+    data_from_flags(args)
     if args.size is None:
         args.size = int(args.sizes[0]) if args.sizes else _default_size(args.model)
     if args.size < MIN_SIZE:

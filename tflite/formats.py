@@ -7,8 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from tflite import quantize
-from tflite.converter import tflite_content
+from tflite.bias_correction import correct_biases
+from tflite.calibration import measure_channels, measure_ranges, swish_floors
+from tflite.converter import tflite_content, trace_graph
 from tflite.coreml import package
+from tflite.equalization import equalize
 from tflite.file_types import COREML, TFLITE, FileType
 from tflite.graph import Graph
 from tflite.task import Task
@@ -22,6 +25,8 @@ class Conversion:
         task: what the network is for.
         serve: a traceable function of the network, of `tflite.converter`.
         graph: the deployment graph, or `None` if the network is converted as it is.
+        finish: from the graph's outputs to what the file returns, see
+            `tflite.task.Task`.
         largest_value: of the images that the network takes, 255 or 1.
         calibration_images: a function that returns `[images, height, width, channels]`.
         fine_tuned: a function that returns the `Conversion` of the network after
@@ -33,10 +38,16 @@ class Conversion:
     task: Task
     serve: Callable
     graph: Graph | None
+    finish: Callable
     largest_value: float
     calibration_images: Callable[[], np.ndarray]
     fine_tuned: Callable[[], "Conversion"]
     core_ml: Callable[..., object]
+
+    def with_graph(self, graph: Graph) -> "Conversion":
+        """Returns the conversion of another graph with the same inputs and outputs."""
+        serve = trace_graph(graph, self.finish)
+        return dataclasses.replace(self, graph=graph, serve=serve)
 
     @functools.cached_property
     def float32(self) -> bytes:
@@ -44,8 +55,27 @@ class Conversion:
 
     @functools.cached_property
     def ranges(self) -> dict:
+        """Of the tensors of the float32 file, as the quantizer takes them."""
+        floors = swish_floors(self.graph) if self.graph else {}
         images = self.calibration_images()
-        return quantize.measure_ranges(self.float32, images, self.largest_value)
+        return measure_ranges(self.float32, images, self.largest_value, floors)
+
+    @functools.cached_property
+    def equalized(self) -> "Conversion":
+        """The same network with even ranges of channels: see `equalization.py`."""
+        if self.graph is None:
+            return self
+        stats = measure_channels(self.graph, self.calibration_images())
+        return self.with_graph(equalize(self.graph, stats))
+
+    @functools.cached_property
+    def rounded(self) -> "Conversion":
+        """The network from which files of 8-bit activations are made."""
+        graph = self.equalized.graph
+        if graph is None:
+            return self
+        stats = measure_channels(graph, self.calibration_images())
+        return self.with_graph(correct_biases(graph, stats))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +87,18 @@ class Format:
         purpose: for which hardware, in a line.
         limits: what its card must not exceed, by the names of `tflite.card.CHECKS`.
         file_type: what it is written as.
+        has_8_bits: whether it rounds to 8 bits or fewer, so that only images of the
+            model's own kind can show what it loses.
+        source: from a `Conversion` to that whose float file a file of 8-bit
+            activations rounds; the card names the layers where both differ most.
     """
 
     make: Callable[[Conversion], object]
     purpose: str
     limits: dict[str, float]
     file_type: FileType = TFLITE
+    has_8_bits: bool = False
+    source: Callable[[Conversion], Conversion] | None = None
 
 
 def _fp16(conversion: Conversion) -> bytes:
@@ -121,24 +157,31 @@ FORMATS = {
         _dynamic,
         "a quarter of the size, no calibration; CPUs",
         {"psnr": 25.0, "accuracy": 0.6, "rank": 4, "outside": 0},
+        has_8_bits=True,
     ),
     "int8-mixed": Format(
-        _int8_mixed,
+        lambda conversion: _int8_mixed(conversion.rounded),
         "a quarter of the size and the fastest on CPUs with int8 instructions; the "
         "transformers' norms and softmax stay float",
         {"psnr": 20.0, "accuracy": 1.0, "rank": 4, "outside": 0},
+        has_8_bits=True,
+        source=lambda conversion: conversion.equalized,
     ),
     "int8": Format(
-        _int8,
+        lambda conversion: _int8(conversion.rounded),
         "integers from input to output; NPUs and DSPs that have nothing else. Slower "
         "than int8-mixed on CPUs",
         {"psnr": 18.0, "accuracy": 2.0, "rank": 4, "float": 0},
+        has_8_bits=True,
+        source=lambda conversion: conversion.equalized,
     ),
     "int8-qat": Format(
         lambda conversion: _int8_mixed(conversion.fine_tuned()),
         "int8-mixed after some epochs of training with rounding, for a network that "
         "loses too much without",
         {"accuracy": 1.0, "rank": 4, "outside": 0},
+        has_8_bits=True,
+        source=lambda conversion: conversion.fine_tuned(),
     ),
     "coreml": Format(
         lambda conversion: conversion.core_ml("float16"),
@@ -157,11 +200,13 @@ FORMATS = {
         "coreml with weights of 8 bits, half of its size",
         {"psnr": 30.0, "accuracy": 0.5, "rank": 5, "casts": 0},
         COREML,
+        has_8_bits=True,
     ),
     "coreml-palette6": Format(
         lambda conversion: conversion.core_ml("float16", package.palette_weights),
         "coreml with weights out of tables of 64 values, two fifths of its size",
         {"psnr": 20.0, "accuracy": 0.5, "rank": 5, "casts": 0},
         COREML,
+        has_8_bits=True,
     ),
 }

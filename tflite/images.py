@@ -1,13 +1,15 @@
 """Real images to calibrate with and to compare on, as the training sees them."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 from absl import logging
 
+from tflite.task import Task
+from train import images as decoding
 from train.data import eval_batches
-from train.sources import evenly_spaced
-from train.task import Task
+from train.sources import IMAGE_SUFFIXES, SPLITS, Source, evenly_spaced, indexed_source
 
 BATCH_SIZE = 64
 FEW_IMAGES = 50  # ranges of fewer images clip what others contain
@@ -31,67 +33,129 @@ class ImageSet:
     targets: dict[str, np.ndarray]
 
 
+def photo_folder(data: str) -> Path | None:
+    """Returns the folder that `--data` names, if it is one of photos without classes.
+
+    Args:
+        data: the path of a folder; or `folder:PATH`, of which those with `train` and
+            `validation` inside are folders of classes instead.
+    """
+    kind, _, argument = data.partition(":")
+    is_named = kind == "folder" and argument
+    path = Path(argument if is_named else data).expanduser()
+    if not path.is_dir() or data == "digits":
+        return None
+    if is_named and any((path / split).exists() for split in SPLITS):
+        return None
+    return path
+
+
+def _photo_source(path: Path) -> Source:
+    """Opens a folder of photos without classes, which are in both splits."""
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        folders = sorted(f.name for f in path.iterdir() if f.is_dir())
+        found = f"It has the folders {', '.join(folders[:3])}, ..." if folders else ""
+        raise ValueError(
+            f"No photos in {path}. Expected files that end in "
+            f"{', '.join(IMAGE_SUFFIXES)}, or folder:PATH with train/<class>/* and "
+            f"validation/<class>/*. {found}".rstrip()
+        )
+    names = [str(file) for file in files]
+    column = {"path": names, "id": names}
+    return indexed_source(str(path), (), dict.fromkeys(SPLITS, column))
+
+
+def _photo_loader(crops: bool):
+    """Makes the function from an example of a photo to its image, without targets."""
+
+    def load(example, size, crop_fraction: float) -> dict:
+        if crops:
+            return {"image": decoding.center_crop(example, size, crop_fraction)}
+        image = decoding.decode(decoding.read(example))
+        return {"image": decoding.resize(image, size)}
+
+    return load
+
+
 def load_images(
     task: Task, data: str, split: str, count: int, size: int, crop_fraction: float
 ) -> ImageSet:
     """Loads images from all over a split, cropped as for an evaluation.
 
     Args:
-        task: of training, whose sources and examples are loaded.
-        data: as `--data` of its training.
+        task: of conversion; the sources and examples of its training are loaded.
+        data: as `--data` of that training, or a folder of photos without classes.
         split: `train` or `validation`.
         count: about how many; 0 for all.
         size: side in pixels.
         crop_fraction: see `resize_and_center_crop`.
 
     Returns:
-        An `ImageSet`.
+        An `ImageSet`; that of a folder of photos has no classes and no targets.
 
     Raises:
         ValueError: if there is no such data, or no image of it can be read.
     """
-    source = task.load_source(data)
+    folder = photo_folder(data)
+    if folder is None:
+        source, load = task.training.load_source(data), task.training.eval_example
+    else:
+        source, load = _photo_source(folder), _photo_loader(task.crops)
     if count:
         source = evenly_spaced(source, split, count)
-    rows = []
+    rows, unreadable = [], 0
     for batch in eval_batches(
-        source, split, size, BATCH_SIZE, crop_fraction, load=task.eval_example
+        source, split, size, BATCH_SIZE, crop_fraction, load=load
     ):
+        is_example = batch.pop("id").numpy() != b""
         readable = batch.pop("weight").numpy() > 0
-        del batch["id"]
+        unreadable += (is_example & ~readable).sum()
         rows.append({name: x.numpy()[readable] for name, x in batch.items()})
     targets = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     images = targets.pop("image")
     if not len(images):
         raise ValueError(f"None of the {split} images of {data} can be read.")
+    if unreadable:
+        logging.warning("%s: %d %s images cannot be read.", data, unreadable, split)
     return ImageSet(data, source.class_names, images, targets)
 
 
-def check_calibration_images(calibration: ImageSet) -> None:
-    """Says what bad calibration images lead to.
+def check_calibration_images(calibration: ImageSet, wanted: int = 0) -> None:
+    """Refuses calibration images that would mislead, and warns of few.
+
+    Args:
+        calibration: the images.
+        wanted: how many were asked for.
 
     Raises:
-        ValueError: if all of them are equal.
+        ValueError: if all of them are equal or nearly black.
     """
-    images = calibration.images
+    images, data = calibration.images, calibration.data
     if len(images) > 1 and np.all(images == images[0]):
         raise ValueError(
-            f"All {len(images)} calibration images of {calibration.data} are equal. "
-            "Ranges measured on them would clip every other image."
+            f"All {len(images)} calibration images of {data} are equal. Ranges "
+            "measured on them would clip every other image. Name other images with "
+            "--calibration."
+        )
+    if images.max() < DARK:
+        raise ValueError(
+            f"The calibration images of {data} are nearly black: their largest value "
+            f"is {images.max()} of 255. Perhaps they were scaled to [0, 1] when they "
+            "were saved. Name other images with --calibration."
         )
     if len(images) < FEW_IMAGES:
         logging.warning(
             "Only %d calibration images in %s: ranges measured on so few clip what "
             "other images contain. Expected at least %d.",
             len(images),
-            calibration.data,
+            data,
             FEW_IMAGES,
         )
-    if images.max() < DARK:
+    elif len(images) < wanted:
         logging.warning(
-            "The calibration images of %s are nearly black (largest value %d of 255): "
-            "perhaps scaled to [0, 1] when they were saved. Brighter images will be "
-            "clipped.",
-            calibration.data,
-            images.max(),
+            "%s has %d calibration images; --calibration_images asked for %d.",
+            data,
+            len(images),
+            wanted,
         )

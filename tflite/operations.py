@@ -215,6 +215,8 @@ ACTIVATIONS = {
 
 
 def _activation(node: Node, x):
+    if "scale" in node.weights:  # swish of `scale * x`, over `scale`
+        return x * tf.sigmoid(x * _constant(node, "scale", x))
     return ACTIVATIONS[node.options["function"]](x)
 
 

@@ -1,6 +1,6 @@
 """Smaller forms of a float32 `.tflite` file, made by the AI Edge Quantizer.
 
-Static forms need the range of every tensor, measured on images: `measure_ranges`.
+Static forms need the range of every tensor, see `tflite.calibration.measure_ranges`.
 """
 
 import contextlib
@@ -10,19 +10,11 @@ import re
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
-from tqdm import tqdm
 
 from tflite.graph import Graph
 from tflite.opcheck import op_name
-
-# The lower end of a tensor's range is below the least value of so many of the images,
-# the upper end above their greatest. On MobileViT_XXS trained on clothing photos, int8
-# agreed with Keras on 97.4 % of the validation images with 0.9, on 95.6 % with 1.0.
-IMAGES_IN_RANGE = 0.9
-
-INT8_LIMIT, INT8_STEPS = 127, 128  # the largest value, and the steps below zero
+from tflite.tensors import main_graph
 
 # Kernels of so few weights stay in 32 bits in a file of 16: they are those of the first
 # layers, which make most of the error (MobileViT_XXS on clothing photos: 0.0010 to
@@ -34,103 +26,9 @@ HALF_SUMS = ("reduced_precision_support", b"fp16accfp16")
 
 Op = qtyping.TFLOperationName
 _WITH_KERNEL = (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.FULLY_CONNECTED)
-_MOVES = ("RESHAPE", "TRANSPOSE")
 # What XNNPACK computes in floats only: in 8 bits MobileNetV3-Large fell into 22 pieces
 # and took 1.4 times as long on x86, DeiT-Tiny into 13.
 _FLOAT_FUNCTIONS = (Op.GELU, Op.HARD_SWISH, Op.SOFTMAX)
-
-
-def measure_ranges(
-    content: bytes, images, largest_value: float
-) -> dict[str, dict[str, np.ndarray]]:
-    """Measures which values the tensors of a file take.
-
-    Args:
-        content: of a float32 `.tflite` file.
-        images: `[images, height, width, channels]`, in the file's range.
-        largest_value: end of that range; with 255, an int8 input is the pixel - 128.
-
-    Returns:
-        `{tensor name: {"min", "max"}}`, as the quantizer takes it. The second factors
-        of products have ranges around zero, or XNNPACK would not take them.
-    """
-    interpreter = Interpreter(
-        model_content=content,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        experimental_preserve_all_tensors=True,
-    )
-    interpreter.allocate_tensors()
-    (image_input,) = interpreter.get_input_details()
-    outputs = {output["name"] for output in interpreter.get_output_details()}
-    names = _computed_tensors(content)
-    extremes = {name: [] for name in names.values()}
-    for image in tqdm(images, "calibrating", unit="img", disable=None, leave=False):
-        interpreter.set_tensor(image_input["index"], image[None])
-        interpreter.invoke()
-        for index, name in names.items():
-            values = interpreter.get_tensor(index)
-            extremes[name].append((values.min(), values.max()))
-    # Never clip what leaves the network.
-    ranges = {
-        name: _range(pairs, 1.0 if name in outputs else IMAGES_IN_RANGE)
-        for name, pairs in extremes.items()
-    }
-    ranges[image_input["name"]] = {
-        "min": np.zeros(1, np.float32),
-        "max": np.full(1, largest_value, np.float32),
-    }
-    for name in _second_factors(content):
-        ranges[name] = _around_zero(**ranges[name])
-    return ranges
-
-
-def _range(pairs: list, images_in_range: float) -> dict[str, np.ndarray]:
-    low, high = np.array(pairs, np.float32).T
-    low = np.quantile(low, 1 - images_in_range)
-    high = np.quantile(high, images_in_range)
-    return {"min": np.reshape(low, 1), "max": np.reshape(high, 1)}
-
-
-def _around_zero(min, max) -> dict[str, np.ndarray]:
-    """Widens a range so that zero is int8's zero."""
-    limit = np.maximum(np.abs(min), np.abs(max))
-    return {"min": -limit * np.float32(INT8_STEPS / INT8_LIMIT), "max": limit}
-
-
-def _main_graph(content: bytes):
-    model = schema.ModelT.InitFromPackedBuf(content)
-    return model, model.subgraphs[0]
-
-
-def _computed_tensors(content: bytes) -> dict[int, str]:
-    """Returns the names of the float tensors that an inference computes, by index."""
-    _, graph = _main_graph(content)
-    indices = set(graph.inputs)
-    indices.update(i for operator in graph.operators for i in operator.outputs)
-    tensors = {i: graph.tensors[i] for i in sorted(indices)}
-    return {
-        i: tensor.name.decode()
-        for i, tensor in tensors.items()
-        if tensor.type == schema.TensorType.FLOAT32
-    }
-
-
-def _second_factors(content: bytes) -> set[str]:
-    """Returns the second inputs of matrix products, and what they are moved from."""
-    model, graph = _main_graph(content)
-    producers = {operator.outputs[0]: operator for operator in graph.operators}
-    names = set()
-    for operator in graph.operators:
-        if op_name(model, operator) != "BATCH_MATMUL":
-            continue
-        index = operator.inputs[1]
-        while True:
-            names.add(graph.tensors[index].name.decode())
-            producer = producers.get(index)
-            if producer is None or op_name(model, producer) not in _MOVES:
-                break
-            index = producer.inputs[0]
-    return names
 
 
 def _in_float(recipe, scope: str, op=Op.ALL_SUPPORTED) -> None:
@@ -147,7 +45,7 @@ def _scope(graph: Graph, op: str) -> str:
 
 def _small_kernels(content: bytes) -> str:
     """Returns a pattern of the outputs of layers that have few weights."""
-    model, graph = _main_graph(content)
+    model, graph = main_graph(content)
     names = [
         re.escape(graph.tensors[operator.outputs[0]].name.decode())
         for operator in graph.operators
@@ -177,7 +75,7 @@ def half_recipe(content: bytes) -> list[dict]:
 
 def allow_half_sums(content: bytes) -> bytes:
     """Adds to a file that sums may be computed in 16-bit floats too."""
-    model, _ = _main_graph(content)
+    model, _ = main_graph(content)
     name, value = HALF_SUMS
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(value, np.uint8)

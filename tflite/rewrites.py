@@ -62,7 +62,8 @@ def depthwise_outputs(kernel) -> np.ndarray:
 # The rewrites -----------------------------------------------------------------------
 
 
-def _kernel_and_bias(node: Node):
+def kernel_and_bias(node: Node) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a linear layer's kernel, and its bias or zeros."""
     kernel = node.weights["kernel"]
     outputs = kernel.shape[2] * kernel.shape[3] if node.op == "depthwise" else None
     zeros = np.zeros(outputs or kernel.shape[-1])
@@ -92,7 +93,7 @@ def fold_batch_norms(graph: Graph) -> Graph:
         if graph.only_consumer(linear.name) is None:
             continue
         scale, offset = batch_norm_scale(**norm.weights, **norm.options)
-        kernel, bias = _kernel_and_bias(linear)
+        kernel, bias = kernel_and_bias(linear)
         if linear.op == "depthwise":
             scaled, bias = scale_outputs(depthwise_outputs(kernel), bias, scale, offset)
             kernel = scaled.reshape(kernel.shape)
@@ -114,7 +115,7 @@ def _rescale_twice(first: Node, second: Node) -> Node:
 
 def _rescale_inputs(conv: Node, scale, offset) -> Node:
     """Returns a convolution that rescales what it takes, which nothing may pad."""
-    kernel, bias = _kernel_and_bias(conv)
+    kernel, bias = kernel_and_bias(conv)
     scale, offset = (np.broadcast_to(v, kernel.shape[2]) for v in (scale, offset))
     shift = np.einsum("i,hwio->o", offset, kernel)
     return _with(conv, kernel * scale[:, None], bias + shift)
@@ -158,7 +159,7 @@ def scale_queries(graph: Graph) -> Graph:
         query = graph.nodes.get(node.inputs[0])
         if query is None or query.op != "dense" or not graph.only_consumer(query.name):
             continue
-        kernel, bias = _kernel_and_bias(query)
+        kernel, bias = kernel_and_bias(query)
         scale = (kernel.shape[-1] // node.options["num_heads"]) ** -0.5
         scaled = _with(query, *scale_outputs(kernel, bias, scale, 0.0))
         done = dataclasses.replace(node, options={**node.options, "scaled": True})
@@ -167,7 +168,7 @@ def scale_queries(graph: Graph) -> Graph:
 
 
 def _as_dense(conv: Node, **changes) -> Node:
-    kernel, bias = _kernel_and_bias(conv)
+    kernel, bias = kernel_and_bias(conv)
     return _with(conv, kernel[0, 0], bias, op="dense", options={}, **changes)
 
 
@@ -271,7 +272,7 @@ def _residual_stream(graph: Graph, name: str) -> set[str] | None:
 def _center_writer(node: Node) -> Node:
     """Removes the mean over the channels from what a node writes to a stream."""
     if node.op in LINEAR:
-        return _with(node, *center_outputs(*_kernel_and_bias(node)))
+        return _with(node, *center_outputs(*kernel_and_bias(node)))
     positions = node.weights["positions"]
     centred = positions - positions.mean(-1, keepdims=True)
     return dataclasses.replace(node, weights={"positions": centred})
@@ -307,7 +308,7 @@ def fold_norm_scales(graph: Graph) -> Graph:
         beta = norm.weights.get("beta", np.zeros(1))
         changed = []
         for node in consumers:
-            kernel, bias = _kernel_and_bias(node)
+            kernel, bias = kernel_and_bias(node)
             rows = kernel.shape[0]
             scale, offset = np.broadcast_to(gamma, rows), np.broadcast_to(beta, rows)
             changed.append(_with(node, *scale_inputs(kernel, bias, scale, offset)))

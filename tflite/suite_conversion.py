@@ -50,7 +50,7 @@ def convert_entry(entry: Entry, formats, folder: Path) -> None:
         return
     keras.utils.set_random_seed(SEED)
     model = load_model(entry.model)
-    task = task_of(model).training
+    task = task_of(model)
     found = load_images(task, "digits", "train", CALIBRATION_IMAGES, entry.size, 1.0)
     images = found.images.astype(np.float32)
     settle_batch_norms(model, images)

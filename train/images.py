@@ -91,8 +91,13 @@ def train_example(example, size, seed, config) -> dict:
     return {"image": image, "label": example["label"]}
 
 
+def center_crop(example, size, crop_fraction: float):
+    """Returns the central part of an example's image, uint8 `[*size, 3]`."""
+    image = decode(read(example))
+    return to_uint8(resize_and_center_crop(image, size, crop_fraction))
+
+
 def eval_example(example, size, crop_fraction: float) -> dict:
     """Makes an example of classification for evaluation: a central crop."""
-    image = decode(read(example))
-    image = to_uint8(resize_and_center_crop(image, size, crop_fraction))
+    image = center_crop(example, size, crop_fraction)
     return {"image": image, "label": example["label"]}

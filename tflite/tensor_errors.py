@@ -1,0 +1,77 @@
+"""Where an 8-bit file differs from the float network: its tensors, one by one."""
+
+import contextlib
+import io
+import warnings
+
+import numpy as np
+from ai_edge_quantizer import model_validator
+from ai_edge_quantizer.utils.validation_utils import ValidationErrorMetric
+
+from tflite.converter import INPUT_NAME, SIGNATURE
+from tflite.graph import Graph
+from tflite.tensors import computed_tensors, node_of
+
+SHOWN = 5
+IMAGES = 4  # the order of the largest errors hardly depends on them
+LEAST_RATIO = 1e-10
+
+
+def largest_errors(
+    graph: Graph, float_content: bytes, content: bytes, images
+) -> list[dict[str, float | str]]:
+    """Finds the layers at which the error grows most.
+
+    An error that one layer makes is in everything after it. So layers are ranked by
+    the noise-to-signal ratio of what they return beyond that of what they take.
+
+    Args:
+        graph: of both files; its nodes have the names of the Keras model's layers.
+        float_content: of the float `.tflite` file.
+        content: of the 8-bit file.
+        images: `[images, height, width, channels]`, in the files' range; the first
+            `IMAGES` are used.
+
+    Returns:
+        The first `SHOWN` layers of that ranking: `layer`, and `snr_db`, the power of
+        its output over that of its error.
+    """
+    ratios = _signal_to_noise(float_content, content, images[:IMAGES])
+    noise = {layer: 1 / max(ratio, LEAST_RATIO) for layer, ratio in ratios.items()}
+
+    def added(layer: str) -> float:
+        before = [noise.get(name, 0.0) for name in graph.nodes[layer].inputs]
+        return noise[layer] - max(before, default=0.0)
+
+    ranked = sorted((x for x in noise if x in graph.nodes), key=added, reverse=True)
+    return [
+        {"layer": layer, "snr_db": float(np.round(-10 * np.log10(noise[layer]), 1))}
+        for layer in ranked[:SHOWN]
+    ]
+
+
+def _signal_to_noise(float_content: bytes, content: bytes, images) -> dict[str, float]:
+    """Returns the signal-to-noise ratio of what each layer returns."""
+    samples = [{INPUT_NAME: image[None]} for image in images]
+    # It prints its progress, and LiteRT warns that it keeps all tensors in memory.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compared = model_validator.compare_model(
+            float_content,
+            content,
+            {SIGNATURE: samples},
+            [ValidationErrorMetric.SNR],
+            use_xnnpack=False,  # which would hide the tensors within its pieces
+        )
+    found, ratios = compared.get_all_tensor_results(), {}
+    for tensor in computed_tensors(float_content).values():
+        if tensor in found:
+            # The last of a layer's tensors is its output; those before may be clipped.
+            (ratios[node_of(tensor)],) = found[tensor].values()
+    return ratios
+
+
+def describe(errors: list[dict]) -> str:
+    """Names the layers of `largest_errors` in a sentence."""
+    named = ", ".join(f"{e['layer']} ({e['snr_db']:g} dB)" for e in errors)
+    return f"The error grows most in the layers {named}."

@@ -1,0 +1,67 @@
+"""The tensors of a `.tflite` file: which are computed, and what they are used for."""
+
+from ai_edge_litert import schema_py_generated as schema
+
+from tflite.opcheck import op_name
+
+_MOVES = ("RESHAPE", "TRANSPOSE")
+
+
+def main_graph(content: bytes):
+    """Returns a file's model and its only graph, as the schema's objects."""
+    model = schema.ModelT.InitFromPackedBuf(content)
+    return model, model.subgraphs[0]
+
+
+def node_of(tensor: str) -> str:
+    """Returns the node of the deployment graph whose operation returns a tensor.
+
+    The converter names a tensor after the operations that it has merged into one,
+    `stem_conv/add;stem_conv/Conv2D`, each in the scope of its node.
+    """
+    return tensor.split(";")[0].split("/")[0]
+
+
+def computed_tensors(content: bytes) -> dict[int, str]:
+    """Returns the names of the float tensors that an inference computes, by index."""
+    _, graph = main_graph(content)
+    indices = set(graph.inputs)
+    indices.update(i for operator in graph.operators for i in operator.outputs)
+    found = {i: graph.tensors[i] for i in sorted(indices)}
+    return {
+        i: tensor.name.decode()
+        for i, tensor in found.items()
+        if tensor.type == schema.TensorType.FLOAT32
+    }
+
+
+def sigmoid_arguments(content: bytes) -> set[str]:
+    """Returns the tensors that nothing but a sigmoid reads."""
+    model, graph = main_graph(content)
+    readers = {}
+    for operator in graph.operators:
+        for index in operator.inputs:
+            readers.setdefault(index, set()).add(op_name(model, operator))
+    return {
+        graph.tensors[index].name.decode()
+        for index, ops in readers.items()
+        if ops == {"LOGISTIC"} and index not in graph.outputs
+    }
+
+
+def second_factors(content: bytes) -> set[str]:
+    """Returns the second inputs of matrix products, and what they are moved from."""
+    model, graph = main_graph(content)
+    producers = {operator.outputs[0]: operator for operator in graph.operators}
+    names = set()
+    for operator in graph.operators:
+        if op_name(model, operator) != "BATCH_MATMUL":
+            continue
+        index = operator.inputs[1]
+        while True:
+            names.add(graph.tensors[index].name.decode())
+            producer = producers.get(index)
+            if producer is None or op_name(model, producer) not in _MOVES:
+                break
+            index = producer.inputs[0]
+    return names
