@@ -15,6 +15,7 @@ from tflite.tensors import computed_tensors, node_of
 SHOWN = 5
 IMAGES = 4  # the order of the largest errors hardly depends on them
 LEAST_RATIO = 1e-10
+SMALLEST = 1e-30  # noise of a tensor that is equal
 
 
 def largest_errors(
@@ -61,6 +62,7 @@ def _signal_to_noise(float_content: bytes, content: bytes, images) -> dict[str, 
             content,
             {SIGNATURE: samples},
             [ValidationErrorMetric.SNR],
+            [_ratio],
             use_xnnpack=False,  # which would hide the tensors within its pieces
         )
     found, ratios = compared.get_all_tensor_results(), {}
@@ -69,6 +71,15 @@ def _signal_to_noise(float_content: bytes, content: bytes, images) -> dict[str, 
             # The last of a layer's tensors is its output; those before may be clipped.
             (ratios[node_of(tensor)],) = found[tensor].values()
     return ratios
+
+
+def _ratio(values, expected) -> float:
+    """Returns the power of a tensor over that of its error."""
+    if np.size(values) != np.size(expected):  # another tensor by the same name
+        return np.inf
+    values, expected = (np.ravel(x).astype(np.float64) for x in (values, expected))
+    noise = np.mean((values - expected) ** 2)
+    return float(np.mean(expected**2) / max(noise, SMALLEST))
 
 
 def describe(errors: list[dict]) -> str:
