@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mobilevit import MobileViT_XXS
-from tflite import conversion, convert, convert_flags, gpu, models, parity
+from tflite import conversion, convert, convert_flags, detection, gpu, models, parity
 from tflite.card import CHECKS, refuse_faults
 from tflite.classification import CLASSIFICATION, output_name
 from tflite.converter import tflite_content
@@ -29,7 +29,8 @@ class Setup:
 
     def __init__(self, model: keras.Model, size: int = 64, rewrite: bool = True):
         found = load_images(CLASSIFICATION, "digits", "validation", 8, size, 1.0)
-        self.reference = conversion.make_reference(model, found)
+        labels = found.class_names
+        self.reference = conversion.make_reference(model, found, labels)
         self.prepared = conversion.prepare(
             model, size, rewrite, lambda: self.reference.images, fine_tuned=None
         )
@@ -169,12 +170,12 @@ def test_a_model_of_other_inputs_is_refused(tmp_path):
         models.load_model(path)
 
 
-def test_other_classes_of_the_same_number_have_no_accuracy(setup):
-    labels = [f"garment {i}" for i in range(10)]
-    reference = conversion.make_reference(
-        setup.reference.model, setup.reference.validation, labels
-    )
-    assert setup.reference.has_labels and not reference.has_labels
+def test_classes_are_the_same_by_their_names_alone(setup):
+    names = setup.reference.validation.class_names
+    assert conversion.has_classes_of(list(names), names)
+    assert not conversion.has_classes_of([f"garment {i}" for i in range(10)], names)
+    assert not conversion.has_classes_of([], names)  # as many, perhaps
+    assert setup.reference.has_labels
 
 
 def test_an_earlier_file_stays_and_is_named(setup, tmp_path, monkeypatch):
@@ -227,19 +228,108 @@ def test_equal_calibration_images_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("count", "largest", "warning"),
+    ("count", "wanted", "warning"),
     [
-        (1, 255, "Only 1 calibration images"),
-        (20, 255, "Only 20 calibration images"),
-        (60, 1, "nearly black"),
-        (60, 255, ""),
+        (1, 0, "Only 1 calibration images"),
+        (20, 0, "Only 20 calibration images"),
+        (60, 200, "has 60 calibration images; --calibration_images asked for 200"),
+        (60, 60, ""),
+        (60, 0, ""),
     ],
 )
-def test_poor_calibration_images_are_told(count, largest, warning, caplog):
-    images = np.random.default_rng(0).integers(0, largest + 1, (count, 8, 8, 3))
-    check_calibration_images(image_set(images))
+def test_few_calibration_images_are_told(count, wanted, warning, caplog):
+    images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3))
+    check_calibration_images(image_set(images), wanted)
     assert warning in caplog.text
     assert bool(caplog.text) == bool(warning)
+
+
+def test_black_calibration_images_are_refused():
+    images = np.random.default_rng(0).integers(0, 2, (60, 8, 8, 3))
+    with pytest.raises(ValueError, match=r"nearly black.*scaled to \[0, 1\]"):
+        check_calibration_images(image_set(images))
+
+
+def save_photos(folder: Path, count: int) -> Path:
+    """Writes photos without classes: spots of color."""
+    folder.mkdir()
+    small = np.random.default_rng(0).integers(0, 256, (count, 4, 6, 3), np.uint8)
+    for index, image in enumerate(small):
+        image = tf.image.resize(image, (60, 90), method="nearest")
+        tf.io.write_file(str(folder / f"{index:03}.png"), tf.io.encode_png(image))
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["", "folder:"])
+def test_a_folder_of_photos_without_classes(prefix, tmp_path):
+    folder = save_photos(tmp_path / "photos", 7)
+    (folder / "cut.jpg").write_bytes(b"")
+    for task in (CLASSIFICATION, detection.RAW):
+        found = load_images(task, f"{prefix}{folder}", "validation", 0, 32, 1.0)
+        assert found.images.shape == (7, 32, 32, 3)
+        assert (found.class_names, found.targets) == ((), {})
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(ValueError, match=r"No photos in .*It has the folders cat"):
+        load_images(CLASSIFICATION, str(tmp_path), "train", 0, 32, 1.0)
+
+
+class Args:
+    """The flags of a conversion of a named model."""
+
+    def __init__(self, **changes):
+        self.model, self.weights, self.formats = "mobilevit_xxs", "none", ["fp32"]
+        self.data = self.calibration = self.crop = None
+        vars(self).update(changes)
+
+
+def test_a_named_model_is_not_calibrated_on_the_digits():
+    fp32 = convert_flags.data_from_flags(Args())
+    assert (fp32.validation, fp32.calibration) == ("digits", None)
+    for name in ("dynamic", "int8-mixed", "int8", "int8-qat"):
+        with pytest.raises(ValueError, match=f"{name}: no photos .*--data=folder:PATH"):
+            convert_flags.data_from_flags(Args(formats=["fp32", name]))
+    found = convert_flags.data_from_flags(Args(formats=["int8"], calibration="photos"))
+    assert (found.validation, found.calibration) == ("photos", "photos")
+    with pytest.raises(ValueError, match="digits are no photos.*--weights=imagenet"):
+        convert_flags.data_from_flags(Args(weights="imagenet", data="digits"))
+
+
+def test_one_refused_format_does_not_stop_the_others(tmp_path):
+    folder = save_photos(tmp_path / "photos", 60)
+    result = subprocess.run(
+        [
+            *(sys.executable, "tflite/convert.py", "--model=mobilevit_xxs"),
+            *("--size=32", "--formats=int8-qat,fp32", f"--calibration={folder}"),
+            f"--output_dir={tmp_path / 'out'}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "int8-qat.tflite was not written: int8-qat trains on" in result.stderr
+    assert "1 of 2 formats refused: int8-qat." in result.stderr
+    assert "mobilevit_xxs_32_fp32.tflite: " in result.stdout
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == ["mobilevit_xxs_32_fp32.json", "mobilevit_xxs_32_fp32.tflite"]
+    card = json.loads((tmp_path / "out" / written[0]).read_text())
+    assert card["accuracy"] is None
+    assert (card["parity"]["data"], card["parity"]["images"]) == (str(folder), 60)
+
+
+def test_a_refused_file_tells_where_the_error_grows(setup, tmp_path, monkeypatch):
+    card = setup.convert(tmp_path, "int8-mixed", allowed=RANDOM)
+    errors = card["largest_errors"]
+    assert len(errors) == 5
+    layers = {layer.name for layer in setup.reference.model.layers}
+    assert {error["layer"] for error in errors} <= layers
+    monkeypatch.setitem(FORMATS["int8-mixed"].limits, "psnr", 200.0)
+    with pytest.raises(ValueError, match=f"grows most in .*{errors[0]['layer']} "):
+        setup.convert(tmp_path, "int8-mixed")
 
 
 def test_a_file_that_differs_is_not_left_behind(setup, tmp_path, monkeypatch):

@@ -27,6 +27,11 @@ INT8_LIMIT, INT8_STEPS = 127, 128  # the largest value, and the steps below zero
 SWISH_FLOOR = -6.0
 SIGMOID_LIMIT = 8.0
 
+# XNNPACK takes no change of scale by more than 256 (255 was taken, 257 was not). The
+# inputs of a concatenation get the scale of its output, which holds the widest.
+LARGEST_RATIO = 256.0
+WIDENED = 1.01  # above it in spite of rounding
+
 
 @dataclasses.dataclass(frozen=True)
 class ChannelStats:
@@ -83,7 +88,7 @@ def measure_channels(graph: Graph, images) -> dict[str, ChannelStats]:
         ValueError: if an output is not finite for an image.
     """
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(autograph=False, reduce_retracing=True)
     def measure(image):
         found = {}
         for name, values in operations.run_all(graph, image).items():
@@ -160,9 +165,29 @@ def measure_ranges(
             end: np.clip(limit, -SIGMOID_LIMIT, SIGMOID_LIMIT)
             for end, limit in ranges[name].items()
         }
+    for names, output in tensors.concatenations(content):
+        least = np.ptp(_ends(ranges[output])) * WIDENED / LARGEST_RATIO
+        for name in names:
+            if name in ranges:  # not a constant
+                ranges[name] = _at_least_as_wide(ranges[name], least)
     for name in tensors.second_factors(content):
         ranges[name] = _around_zero(**ranges[name])
     return ranges
+
+
+def _ends(limits: dict) -> np.ndarray:
+    """Returns the ends of a range that has zero in it, as the quantizer's have."""
+    return np.array([min(limits["min"][0], 0), max(limits["max"][0], 0)], np.float32)
+
+
+def _at_least_as_wide(limits: dict, least: float) -> dict[str, np.ndarray]:
+    """Widens a range, without a shift of its zero, to a width."""
+    width = np.ptp(_ends(limits))
+    if width >= least:
+        return limits
+    if width == 0:
+        return {"min": np.zeros(1, np.float32), "max": np.full(1, least, np.float32)}
+    return {end: x * np.float32(least / width) for end, x in limits.items()}
 
 
 def _least(values, floor) -> np.float32:

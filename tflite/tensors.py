@@ -65,3 +65,16 @@ def second_factors(content: bytes) -> set[str]:
                 break
             index = producer.inputs[0]
     return names
+
+
+def concatenations(content: bytes) -> list[tuple[list[str], str]]:
+    """Returns the inputs and the output of each concatenation, the last one first."""
+    model, graph = main_graph(content)
+    return [
+        (
+            [graph.tensors[index].name.decode() for index in operator.inputs],
+            graph.tensors[operator.outputs[0]].name.decode(),
+        )
+        for operator in reversed(graph.operators)
+        if op_name(model, operator) == "CONCATENATION"
+    ]
