@@ -11,7 +11,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
 WEB := tflite/web/node_modules/.package-lock.json
 
-.PHONY: help demo demo-run web test test-all lint format clean
+.PHONY: help demo demo-run web test test-all test-arm lint format clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ test: $(VENV)/.dev  ## Install what the tests need and run them.
 
 test-all: $(VENV)/.dev  ## The slow tests too.
 	$(BIN)/python -m pytest -m ''
+
+test-arm: $(VENV)/.dev  ## Run files on an emulated ARM CPU (Debian or Ubuntu).
+	$(BIN)/python -m pytest -m slow -s tests/test_tflite_arm.py
 
 lint: $(VENV)/.dev  ## Check style, as CI does.
 	$(BIN)/ruff check .

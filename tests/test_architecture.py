@@ -53,6 +53,7 @@ ALLOWED = {
         "train.data",
         "train.detection",
         "train.detection_evaluation",
+        "train.images",
         "train.litert",
         "train.metrics",
         "train.records",

@@ -29,7 +29,8 @@ class Setup:
 
     def __init__(self, model: keras.Model, size: int = 64, rewrite: bool = True):
         found = load_images(CLASSIFICATION, "digits", "validation", 8, size, 1.0)
-        labels = found.class_names
+        has_ten = model.output_shape[-1] == len(found.class_names)
+        labels = found.class_names if has_ten else ()
         self.reference = conversion.make_reference(model, found, labels)
         self.prepared = conversion.prepare(
             model, size, rewrite, lambda: self.reference.images, fine_tuned=None
