@@ -290,13 +290,30 @@ class Args:
 def test_a_named_model_is_not_calibrated_on_the_digits():
     fp32 = convert_flags.data_from_flags(Args())
     assert (fp32.validation, fp32.calibration) == ("digits", None)
-    for name in ("dynamic", "int8-mixed", "int8", "int8-qat"):
-        with pytest.raises(ValueError, match=f"{name}: no photos .*--data=folder:PATH"):
+    for name in ("dynamic", "int8-mixed", "int8", "int8-qat", "coreml-int8"):
+        with pytest.raises(ValueError, match=f"{name}: .*neither --data=folder:PATH"):
             convert_flags.data_from_flags(Args(formats=["fp32", name]))
     found = convert_flags.data_from_flags(Args(formats=["int8"], calibration="photos"))
     assert (found.validation, found.calibration) == ("photos", "photos")
-    with pytest.raises(ValueError, match="digits are no photos.*--weights=imagenet"):
-        convert_flags.data_from_flags(Args(weights="imagenet", data="digits"))
+    for weights in ("imagenet", "mine.safetensors"):
+        args = Args(weights=weights, data="digits", formats=["int8"])
+        with pytest.raises(ValueError, match=f"digits are not like .*{weights}"):
+            convert_flags.data_from_flags(args)
+
+
+def test_photos_prove_a_file_that_its_own_training_images_calibrate(tmp_path, caplog):
+    folder = str(save_photos(tmp_path / "photos", 3))
+    save_config(make_config("small", data="folder:x"), tmp_path / "config.json")
+    model = str(tmp_path / "best.keras")
+    args = Args(model=model, formats=["int8"], data=folder)
+    found = convert_flags.data_from_flags(args)
+    assert (found.validation, Path(found.calibration.split(":")[1]).name) == (
+        folder,
+        "x",
+    )
+    assert not caplog.text
+    convert_flags.data_from_flags(Args(formats=["int8"], calibration=folder))
+    assert "both calibrate and prove" in caplog.text
 
 
 def test_one_refused_format_does_not_stop_the_others(tmp_path):

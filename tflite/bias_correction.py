@@ -51,7 +51,8 @@ def correct_biases(graph: Graph, stats: dict[str, ChannelStats]) -> Graph:
         stats: of `tflite.calibration.measure_channels`, of the same graph.
 
     Returns:
-        A graph whose 8-bit file has the means of the given graph's outputs.
+        A graph in whose 8-bit file the rounding of a kernel leaves the mean of its
+        layer's output as it was, but for padded borders.
     """
     changed = []
     for node in graph.nodes.values():

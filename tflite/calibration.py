@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +14,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tqdm import tqdm
 
 from tflite import operations, tensors
-from tflite.graph import Graph
+from tflite.graph import Graph, Node
 
 # The lower end of a tensor's range is below the least value of so many of the images,
 # the upper end above their greatest. On MobileViT_XXS trained on clothing photos, int8
@@ -32,6 +33,8 @@ SIGMOID_LIMIT = 8.0
 LARGEST_RATIO = 256.0
 WIDENED = 1.01  # above it in spite of rounding
 
+_REDUCTIONS = (tf.reduce_min, tf.reduce_max, tf.reduce_mean)
+
 
 @dataclasses.dataclass(frozen=True)
 class ChannelStats:
@@ -47,6 +50,10 @@ class ChannelStats:
     low: np.ndarray
     high: np.ndarray
     mean: np.ndarray
+
+
+def is_swish(node: Node) -> bool:
+    return node.op == "activation" and node.options["function"] == "silu"
 
 
 def _progress(images, name: str):
@@ -68,9 +75,9 @@ def swish_floors(graph: Graph) -> dict[str, np.ndarray]:
         consumers = graph.consumers(node.name)
         if node.name in graph.outputs or not consumers:
             continue
-        if all(consumer.options.get("function") == "silu" for consumer in consumers):
+        if all(is_swish(consumer) for consumer in consumers):
             scales = [c.weights.get("scale", np.ones(1)) for c in consumers]
-            floors[node.name] = np.min([SWISH_FLOOR / s for s in scales], axis=0)
+            floors[node.name] = SWISH_FLOOR / functools.reduce(np.minimum, scales)
     return floors
 
 
@@ -113,9 +120,6 @@ def measure_channels(graph: Graph, images) -> dict[str, ChannelStats]:
     return found
 
 
-_REDUCTIONS = (tf.reduce_min, tf.reduce_max, tf.reduce_mean)
-
-
 def measure_ranges(
     content: bytes, images, largest_value: float, floors: dict | None = None
 ) -> dict[str, dict[str, np.ndarray]]:
@@ -140,8 +144,9 @@ def measure_ranges(
     (image_input,) = interpreter.get_input_details()
     outputs = {output["name"] for output in interpreter.get_output_details()}
     names = tensors.computed_tensors(content)
+    returned = {name: node for node, name in tensors.layer_outputs(content).items()}
     lowest = {
-        index: (floors or {}).get(tensors.node_of(name), -np.inf)
+        index: (floors or {}).get(returned.get(name), -np.inf)
         for index, name in names.items()
     }
     extremes = {name: [] for name in names.values()}

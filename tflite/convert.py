@@ -53,6 +53,7 @@ from keras_mobilevit.preprocessing import largest_value
 from keras_mobilevit.voc_names import VOC_NAMES
 from tflite import classification, convert_flags
 from tflite.conversion import (
+    Reference,
     check_size,
     convert,
     has_classes_of,
@@ -68,7 +69,7 @@ from tflite.images import (
     load_images,
     photo_folder,
 )
-from tflite.models import labels_beside, load_model
+from tflite.models import imagenet_ids, labels_beside, load_model
 from tflite.task import Task
 from train.config import load_config, make_config
 
@@ -110,13 +111,38 @@ def _only_conversion(folder: Path):
 
 def _provenance(args, task: Task, model: keras.Model) -> dict:
     """Returns what the card says of the model's origin."""
+    classes = task.num_classes(model)
     if args.model.endswith(".keras"):
-        labels = labels_beside(args.model, task.num_classes(model))
+        labels = labels_beside(args.model, classes)
         return {"model": args.model, "labels": labels}
     provenance = {"model": args.model, "weights": args.weights}
     if args.weights in PUBLISHED_NAMES:
         provenance["labels"] = list(PUBLISHED_NAMES[args.weights])
+    elif Path(args.weights).is_file():
+        provenance["labels"] = labels_beside(args.weights, classes)
     return provenance
+
+
+def _class_names(args, labels: list[str]) -> list[str]:
+    """Returns the names by which a data set's classes are compared with the model's."""
+    if labels or args.weights != "imagenet" or not args.data:
+        return labels
+    try:
+        return imagenet_ids()  # as data sets of ImageNet name its classes
+    except OSError as error:
+        logging.warning("%s", error)
+        return []
+
+
+def _warn_of_no_accuracy(reference: Reference) -> None:
+    names = reference.validation.class_names
+    if names and not reference.has_labels:
+        logging.warning(
+            "Accuracy is not measured: the model's classes are not known to be those "
+            "of %s (%s, ...). Name them in labels.txt beside the model, one a line.",
+            reference.validation.data,
+            ", ".join(names[:3]),
+        )
 
 
 def _summary(path: Path, card: dict) -> str:
@@ -236,7 +262,7 @@ def _conversion_from_flags(
 def _how_made(args, name: str, data: str, calibration: ImageSet | None) -> dict:
     """Returns what the card of a format says of the data that it was made with."""
     made = {}
-    if FORMATS[name].source:
+    if FORMATS[name].needs_calibration:
         images = len(calibration.images)
         made["calibration"] = {"data": calibration.data, "images": images}
     if name == "int8-qat":
@@ -260,21 +286,22 @@ def _file_name(args, name: str, task: Task, sizes: tuple[int, ...]) -> str:
     return "_".join(map(str, parts)) + file_type.suffix
 
 
-def _convert_all(args, folder: Path) -> list[str]:
+def _convert_all(args, folder: Path, data: convert_flags.Data) -> list[str]:
     """Converts to every format; returns those that were refused."""
-    data = convert_flags.data_from_flags(args)
     model = load_model(args.model, args.weights)
     tasks = convert_flags.tasks_from_flags(args, model)
     task = next(iter(tasks.values()))
+    crop = _crop(task, data)
     sizes = {TFLITE: (args.size,), COREML: coreml_options.package_sizes(args)}
     for file_type in tasks:
         for size in sizes[file_type]:
             check_size(model, size)
     calibration = None
-    if any(FORMATS[name].source for name in args.formats):
+    if any(FORMATS[name].needs_calibration for name in args.formats):
         calibration = _load_calibration(args, task, data)
-    provenance = _provenance(args, task, model)
+    provenance = _provenance(args, task, model) | {"crop": crop}
     labels = provenance.get("labels", [])
+    names = _class_names(args, labels)
     conversion = _conversion_from_flags(args, task, model, labels, data, calibration)
 
     @functools.cache
@@ -285,40 +312,41 @@ def _convert_all(args, folder: Path) -> list[str]:
 
     @functools.cache
     def reference(task: Task, size: int):
-        return make_reference(model, validation(size), labels, task)
+        return make_reference(model, validation(size), names, task)
 
-    refused, crop = [], _crop(task, data)
+    _warn_of_no_accuracy(reference(task, sizes[next(iter(tasks))][0]))
+    refused = []
     for name in dict.fromkeys(args.formats):
         file_type = FORMATS[name].file_type
-        made = _how_made(args, name, data.validation, calibration)
+        origin = provenance | _how_made(args, name, data.validation, calibration)
         path = folder / _file_name(args, name, tasks[file_type], sizes[file_type])
         references = [reference(tasks[file_type], size) for size in sizes[file_type]]
-        try:
-            card = convert(
-                conversion,
-                name,
-                references,
-                path,
-                provenance | {"crop": crop} | made,
-                args.allow,
-                args.check_gpu,
-            )
-        except (ValueError, FloatingPointError, RuntimeError) as error:
-            logging.debug("where it happened:", exc_info=True)
-            print(f"error: {path.name} was not written: {error}", file=sys.stderr)
+        if not _convert_one(args, conversion, name, references, path, origin):
             refused.append(name)
-        else:
-            print(_summary(path, card), flush=True)
     return refused
+
+
+def _convert_one(args, conversion, name, references, path: Path, provenance) -> bool:
+    """Converts to one format; tells whether it was written."""
+    try:
+        card = convert(
+            conversion, name, references, path, provenance, args.allow, args.check_gpu
+        )
+    except (ValueError, FloatingPointError, RuntimeError) as error:
+        logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
+        print(f"error: {path.name} was not written: {error}", file=sys.stderr)
+        return False
+    print(_summary(path, card), flush=True)
+    return True
 
 
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     try:
-        folder = convert_flags.check_flags()
+        folder, data = convert_flags.check_flags()
         with _only_conversion(folder):
-            refused = _convert_all(flags.FLAGS, folder)
+            refused = _convert_all(flags.FLAGS, folder, data)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
         sys.exit(f"error: {error}")

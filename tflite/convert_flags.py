@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import keras
-from absl import flags
+from absl import flags, logging
 
 from keras_mobilevit.configs import MIN_SIZE
 from tflite import card as cards
@@ -14,6 +14,7 @@ from tflite.baselines import BASELINES
 from tflite.coreml import options as coreml_options
 from tflite.file_types import COREML, TFLITE, FileType
 from tflite.formats import FORMATS
+from tflite.images import photo_folder
 from tflite.models import HEADS, default_size
 from tflite.task import Task
 from tflite.tasks import BY_NMS, BY_OUTPUT, FORMS, task_of
@@ -113,7 +114,7 @@ def _define_data_flags() -> None:
     flags.DEFINE_integer(
         "calibration_images",
         CALIBRATION_IMAGES,
-        "How many of them, about; 0 for all. Fewer than 50 cost accuracy.",
+        "How many of them, about; 0 for all. Fewer than 50 give a warning.",
     )
     flags.DEFINE_float(
         "crop",
@@ -124,7 +125,7 @@ def _define_data_flags() -> None:
     )
 
 
-# More change top-1 of the real XXS by chance alone, see docs/quantization.md.
+# From 25 on the number changes top-1 by chance only, see docs/quantization.md.
 CALIBRATION_IMAGES = 200
 
 
@@ -162,20 +163,31 @@ def data_from_flags(args) -> Data:
     """
     file = config_file(args.model)
     config = load_config(file) if file else None
-    known = args.data or (config.data if config else None)
-    calibration = args.calibration or known
+    trained_on = config.data if config else None
+    # Photos without classes prove a file, but they are not what it was trained on.
+    of_data = trained_on if args.data and photo_folder(args.data) else None
+    calibration = args.calibration or of_data or args.data or trained_on
     rounded = [name for name in args.formats if FORMATS[name].has_8_bits]
     if rounded and calibration is None:
         raise ValueError(
-            f"{', '.join(rounded)}: no photos are known that this model is for. Name "
-            "some with --data=folder:PATH or --calibration=FOLDER; 200 are enough."
+            f"{', '.join(rounded)}: formats of 8 bits need photos like those that the "
+            "model will see. Received neither --data=folder:PATH nor "
+            "--calibration=FOLDER; 200 photos are enough."
         )
-    if "digits" in (calibration, known) and args.weights in ("imagenet", "coco", "voc"):
+    validation = args.data or trained_on or calibration or "digits"
+    if rounded and args.weights != "none" and "digits" in (calibration, validation):
         raise ValueError(
-            f"The digits are no photos: name other images for --weights={args.weights}."
+            f"{', '.join(rounded)}: the digits are not like the images of "
+            f"--weights={args.weights}. Name photos with --data or --calibration."
+        )
+    if rounded and calibration == validation and photo_folder(calibration):
+        logging.warning(
+            "The photos of %s both calibrate and prove the files. Name others with "
+            "--calibration.",
+            calibration,
         )
     crop = args.crop or (config.eval_crop if config else 1.0)
-    return Data(known or calibration or "digits", calibration, crop)
+    return Data(validation, calibration, crop)
 
 
 def config_file(model: str) -> Path | None:
@@ -203,15 +215,19 @@ def file_types(args) -> set:
     return {FORMATS[name].file_type for name in args.formats}
 
 
-def check_flags() -> Path:
-    """Refuses flags that cannot work; returns the folder of the files, made if new."""
+def check_flags() -> tuple[Path, Data]:
+    """Refuses flags that cannot work.
+
+    Returns:
+        The folder of the files, made if new, and which images are used.
+    """
     args = flags.FLAGS
     if not args.formats:
         raise ValueError(f"--formats needs one or more of: {', '.join(FORMATS)}.")
     _check_names("formats", args.formats, FORMATS)
     _check_names("limits in --allow", args.allow, cards.CHECKS)
     coreml_options.check_flags(args, COREML in file_types(args))
-    data_from_flags(args)
+    data = data_from_flags(args)
     if args.size is None:
         args.size = int(args.sizes[0]) if args.sizes else _default_size(args.model)
     if args.size < MIN_SIZE:
@@ -232,7 +248,7 @@ def check_flags() -> Path:
             pass
     except OSError as error:
         raise ValueError(f"Cannot write into --output_dir: {error}.") from error
-    return folder
+    return folder, data
 
 
 def tasks_from_flags(args, model: keras.Model) -> dict[FileType, Task]:

@@ -1,7 +1,7 @@
 """Evens out the ranges of a tensor's channels, for files of 8-bit activations.
 
 TFLite has one range for a whole tensor. In the expansions of pretrained MobileViTs a
-few channels reach 17 to 54 times as far as the median channel, so 8 bits leave the
+few channels reach 26 to 54 times as far as the median channel, so 8 bits leave the
 others a handful of steps: an XXS falls from 95 to 9 % top-1. A constant scale for each
 channel moves through the network instead, with the same outputs:
 
@@ -18,28 +18,34 @@ import dataclasses
 
 import numpy as np
 
-from tflite.calibration import ChannelStats
+from tflite.calibration import ChannelStats, is_swish
 from tflite.graph import Graph, Node
+from tflite.rewrites import LINEAR
 
 # A depthwise kernel has a range for each channel, so scales cost it nothing. Other
 # kernels have one for all inputs: the square root shares the ranges between both.
 DEPTHWISE_EXPONENT, EXPONENT = 1.0, 0.5
 
 # A network has outliers if a scale makes the channels of a tensor so much more even.
-# Measured: 54 and 83 for the real XXS (README.md) as it is and fine-tuned, at most 2.4
-# for random networks.
+# Measured: 54 and 83 for two pretrained XXS, see docs/quantization.md; at most 2.4 for
+# random networks.
 OUTLIERS = 4.0
-# In such a network each tensor is scaled that gains so much, 11 of 33 swishes of the
-# real XXS. With 4 it was 8 of them, and one more image in a hundred changed its class.
+# In such a network each tensor is scaled that gains so much: 11 of 33 swishes of a
+# pretrained XXS. With 4 it was 8 of them, and one more image in a hundred changed its
+# class.
 LEAST_GAIN = 2.0
+
+# A channel that is silent on the calibration images may not be on others, so it is not
+# widened by more than this.
+LEAST_SCALE = 1 / 16
 
 # The quantizer gives a constant without negative values 255 steps from 0 to its
 # largest. Scales of whole steps are exact there.
 STEPS = 255
 
-_LINEAR = ("conv", "dense", "depthwise")
-_HOMOGENEOUS = ("linear", "relu")  # f(x / s) = f(x) / s
-# What returns channels as it takes them. Of two inputs the second only gives a size.
+_HOMOGENEOUS = ("linear", "relu")  # functions with f(x / s) = f(x) / s
+# What returns the channels of its first input; the second input of `fold` and
+# `resize_like` only gives a size.
 _PASSES = (
     "crop_tokens",
     "fold",
@@ -83,10 +89,11 @@ class _Groups:
 
 def _channels_of(node: Node, inputs: list, groups: _Groups, count: int) -> np.ndarray:
     """Returns the channels of what a node returns; joins those that must be equal."""
-    is_swish = node.options.get("function") == "silu"
-    if node.op in _LINEAR:
+    if node.op in LINEAR:
         return groups.new(count)
-    if is_swish or node.options.get("function") in _HOMOGENEOUS or node.op in _PASSES:
+    if is_swish(node) or node.options.get("function") in _HOMOGENEOUS:
+        return inputs[0]
+    if node.op in _PASSES:
         return inputs[0]
     if node.op == "reshape" and node.options["keeps_channels"]:
         return inputs[0]
@@ -142,7 +149,7 @@ def _wanted_scales(graph: Graph, channels: dict, reaches: dict) -> np.ndarray:
     for node in graph.nodes.values():
         if node.op in ("conv", "dense"):
             exponent[channels[node.inputs[0]]] = EXPONENT
-    return np.where(reach > 0, reach, 1.0) ** exponent
+    return np.maximum(np.where(reach > 0, reach, 1.0) ** exponent, LEAST_SCALE)
 
 
 def _gains(scales, channels: dict, reaches: dict) -> np.ndarray:
@@ -161,7 +168,7 @@ def _in_steps(graph: Graph, scales: np.ndarray, channels: dict) -> np.ndarray:
     scales = scales.copy()
     for node in graph.nodes.values():
         groups = channels[node.name]
-        if node.options.get("function") == "silu" and np.any(scales[groups] != 1):
+        if is_swish(node) and np.any(scales[groups] != 1):
             step = scales[groups].max() / STEPS
             free = groups[groups != _FIXED]
             scales[free] = np.maximum(np.round(scales[free] / step), 1) * step
@@ -206,12 +213,12 @@ def _scale_linear(node: Node, given: np.ndarray, returned: np.ndarray) -> Node:
 
 def _scale_node(node: Node, given: np.ndarray, returned: np.ndarray) -> Node:
     """Returns a node that takes x / given and returns y / returned."""
-    if node.op in _LINEAR:
+    if node.op in LINEAR:
         return _scale_linear(node, given, returned)
     if node.op == "positions":
         weights = {"positions": node.weights["positions"] / returned}
         return dataclasses.replace(node, weights=weights)
-    if node.options.get("function") == "silu":
+    if is_swish(node):
         before = node.weights.get("scale", np.ones(1))
         return dataclasses.replace(node, weights={"scale": before * returned})
     return node

@@ -66,7 +66,8 @@ class Conversion:
         if self.graph is None:
             return self
         stats = measure_channels(self.graph, self.calibration_images())
-        return self.with_graph(equalize(self.graph, stats))
+        graph = equalize(self.graph, stats)
+        return self if graph is self.graph else self.with_graph(graph)
 
     @functools.cached_property
     def rounded(self) -> "Conversion":
@@ -89,8 +90,8 @@ class Format:
         file_type: what it is written as.
         has_8_bits: whether it rounds to 8 bits or fewer, so that only images of the
             model's own kind can show what it loses.
-        source: from a `Conversion` to that whose float file a file of 8-bit
-            activations rounds; the card names the layers where both differ most.
+        compared_with: of a format of 8-bit activations, from a `Conversion` to that
+            whose float file the 8-bit file is compared with, layer by layer.
     """
 
     make: Callable[[Conversion], object]
@@ -98,7 +99,11 @@ class Format:
     limits: dict[str, float]
     file_type: FileType = TFLITE
     has_8_bits: bool = False
-    source: Callable[[Conversion], Conversion] | None = None
+    compared_with: Callable[[Conversion], Conversion] | None = None
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.compared_with is not None
 
 
 def _fp16(conversion: Conversion) -> bytes:
@@ -165,7 +170,7 @@ FORMATS = {
         "transformers' norms and softmax stay float",
         {"psnr": 20.0, "accuracy": 1.0, "rank": 4, "outside": 0},
         has_8_bits=True,
-        source=lambda conversion: conversion.equalized,
+        compared_with=lambda conversion: conversion.equalized,
     ),
     "int8": Format(
         lambda conversion: _int8(conversion.rounded),
@@ -173,7 +178,7 @@ FORMATS = {
         "than int8-mixed on CPUs",
         {"psnr": 18.0, "accuracy": 2.0, "rank": 4, "float": 0},
         has_8_bits=True,
-        source=lambda conversion: conversion.equalized,
+        compared_with=lambda conversion: conversion.equalized,
     ),
     "int8-qat": Format(
         lambda conversion: _int8_mixed(conversion.fine_tuned()),
@@ -181,7 +186,7 @@ FORMATS = {
         "loses too much without",
         {"accuracy": 1.0, "rank": 4, "outside": 0},
         has_8_bits=True,
-        source=lambda conversion: conversion.fine_tuned(),
+        compared_with=lambda conversion: conversion.fine_tuned(),
     ),
     "coreml": Format(
         lambda conversion: conversion.core_ml("float16"),

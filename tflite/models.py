@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_mobilevit import classifier, deeplab, ssdlite
 from keras_mobilevit.configs import VARIANTS, get_config
+from keras_mobilevit.preprocessing import decode_predictions
 from keras_mobilevit.weights import load_model_file
 from tflite.baselines import BASELINES, build_baseline
 
@@ -106,10 +107,21 @@ def _refuse_nan(model: keras.Model, path: str) -> None:
 def labels_beside(path: str, classes: int) -> list[str]:
     """Reads the class names that a training run leaves beside its model."""
     file = Path(path).with_name("labels.txt")
-    labels = file.read_text().splitlines() if file.exists() else []
+    labels = file.read_text("utf-8").splitlines() if file.exists() else []
     if labels and len(labels) != classes:
         raise ValueError(
             f"{file} names {len(labels)} classes, but {path} has {classes}. "
             "Move away the one that does not belong there."
         )
     return labels
+
+
+def imagenet_ids() -> list[str]:
+    """Returns the WordNet ids of ImageNet's classes, by which data sets name them.
+
+    Raises:
+        OSError: if they are not cached and cannot be downloaded.
+    """
+    # Scores that fall from class to class put them into their own order.
+    (found,) = decode_predictions(-np.arange(1000.0)[None], top=1000)
+    return [identity for identity, _, _ in found]

@@ -27,8 +27,14 @@ COPY_TOLERANCE = 1e-4  # of an output, in float32
 
 
 def _tfmot():
-    import tensorflow_model_optimization as tfmot
-    import tf_keras
+    try:
+        import tensorflow_model_optimization as tfmot
+        import tf_keras
+    except ImportError as error:
+        raise ValueError(
+            f"int8-qat takes tensorflow-model-optimization and tf_keras: {error}. "
+            "Install them with pip install '.[tflite]'."
+        ) from error
 
     return tf_keras, tfmot.quantization.keras
 
@@ -93,6 +99,19 @@ def _rounding_type(quantization):
     """Makes the description of what a layer rounds: its kernel, and what it returns."""
     quantizers = quantization.quantizers
 
+    class ByChannel(quantizers.LastValueQuantizer):
+        """A range for each channel of a depthwise kernel, as its file has them."""
+
+        def build(self, tensor_shape, name, layer):
+            *window, inputs, multiplier = tensor_shape
+            return super().build((*window, inputs * multiplier), name, layer)
+
+        def __call__(self, inputs, training, weights, **kwargs):
+            channels = inputs.shape[2] * inputs.shape[3]
+            flat = tf.reshape(inputs, (*inputs.shape[:2], channels))
+            rounded = super().__call__(flat, training, weights, **kwargs)
+            return tf.reshape(rounded, inputs.shape)
+
     class Rounding(quantization.QuantizeConfig):
         def __init__(self, kernel: str | None, rounds_output: bool):
             self.kernel, self.rounds_output = kernel, rounds_output
@@ -100,13 +119,10 @@ def _rounding_type(quantization):
         def get_weights_and_quantizers(self, layer):
             if self.kernel is None:
                 return []
-            # A range for each channel, the last axis; a depthwise kernel, whose
-            # channels are not last, has one for all.
-            quantizer = quantizers.LastValueQuantizer(
-                num_bits=8,
-                per_axis=self.kernel == "kernel",
-                symmetric=True,
-                narrow_range=True,
+            is_depthwise = self.kernel == "depthwise_kernel"
+            kind = ByChannel if is_depthwise else quantizers.LastValueQuantizer
+            quantizer = kind(
+                num_bits=8, per_axis=True, symmetric=True, narrow_range=True
             )
             return [(getattr(layer, self.kernel), quantizer)]
 

@@ -10,7 +10,7 @@ from ai_edge_quantizer.utils.validation_utils import ValidationErrorMetric
 
 from tflite.converter import INPUT_NAME, SIGNATURE
 from tflite.graph import Graph
-from tflite.tensors import computed_tensors, node_of
+from tflite.tensors import layer_outputs
 
 SHOWN = 5
 IMAGES = 4  # the order of the largest errors hardly depends on them
@@ -37,22 +37,28 @@ def largest_errors(
         The first `SHOWN` layers of that ranking: `layer`, and `snr_db`, the power of
         its output over that of its error.
     """
-    ratios = _signal_to_noise(float_content, content, images[:IMAGES])
+    ratios = _signal_to_noise(graph, float_content, content, images[:IMAGES])
     noise = {layer: 1 / max(ratio, LEAST_RATIO) for layer, ratio in ratios.items()}
 
-    def added(layer: str) -> float:
-        before = [noise.get(name, 0.0) for name in graph.nodes[layer].inputs]
-        return noise[layer] - max(before, default=0.0)
+    def before(layer: str) -> float:
+        """Returns the noise of what a layer takes, past layers merged into it."""
+        inputs = [name for name in graph.nodes[layer].inputs if name in graph.nodes]
+        return max(
+            (noise[name] if name in noise else before(name) for name in inputs),
+            default=0.0,
+        )
 
-    ranked = sorted((x for x in noise if x in graph.nodes), key=added, reverse=True)
+    ranked = sorted(noise, key=lambda layer: noise[layer] - before(layer), reverse=True)
     return [
         {"layer": layer, "snr_db": float(np.round(-10 * np.log10(noise[layer]), 1))}
         for layer in ranked[:SHOWN]
     ]
 
 
-def _signal_to_noise(float_content: bytes, content: bytes, images) -> dict[str, float]:
-    """Returns the signal-to-noise ratio of what each layer returns."""
+def _signal_to_noise(
+    graph: Graph, float_content: bytes, content: bytes, images
+) -> dict[str, float]:
+    """Returns the signal-to-noise ratio of the layers' outputs."""
     samples = [{INPUT_NAME: image[None]} for image in images]
     # It prints its progress, and LiteRT warns that it keeps all tensors in memory.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -66,10 +72,11 @@ def _signal_to_noise(float_content: bytes, content: bytes, images) -> dict[str, 
             use_xnnpack=False,  # which would hide the tensors within its pieces
         )
     found, ratios = compared.get_all_tensor_results(), {}
-    for tensor in computed_tensors(float_content).values():
-        if tensor in found:
-            # The last of a layer's tensors is its output; those before may be clipped.
-            (ratios[node_of(tensor)],) = found[tensor].values()
+    for layer, tensor in layer_outputs(float_content, graph.outputs).items():
+        if layer in graph.nodes and tensor in found:
+            (ratio,) = found[tensor].values()
+            if np.isfinite(ratio):
+                ratios[layer] = ratio
     return ratios
 
 

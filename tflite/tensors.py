@@ -35,6 +35,26 @@ def computed_tensors(content: bytes) -> dict[int, str]:
     }
 
 
+def layer_outputs(content: bytes, outputs: tuple[str, ...] = ()) -> dict[str, str]:
+    """Returns the tensor that holds what each node of the deployment graph returns.
+
+    Args:
+        content: of a float file of the graph.
+        outputs: of the graph; the file's own, which have names of the file's
+            signature, are theirs if they are as many.
+
+    Returns:
+        `{node: tensor}`, without nodes that the converter has merged into others.
+    """
+    _, graph = main_graph(content)
+    # The last tensor in a node's scope is its output; padding comes before it.
+    found = {node_of(name): name for name in computed_tensors(content).values()}
+    if len(outputs) == len(graph.outputs):
+        names = [graph.tensors[index].name.decode() for index in graph.outputs]
+        found |= dict(zip(outputs, names))
+    return found
+
+
 def sigmoid_arguments(content: bytes) -> set[str]:
     """Returns the tensors that nothing but a sigmoid reads."""
     model, graph = main_graph(content)
@@ -68,7 +88,7 @@ def second_factors(content: bytes) -> set[str]:
 
 
 def concatenations(content: bytes) -> list[tuple[list[str], str]]:
-    """Returns the inputs and the output of each concatenation, the last one first."""
+    """Returns the inputs and the output of concatenated floats, the last ones first."""
     model, graph = main_graph(content)
     return [
         (
@@ -77,4 +97,5 @@ def concatenations(content: bytes) -> list[tuple[list[str], str]]:
         )
         for operator in reversed(graph.operators)
         if op_name(model, operator) == "CONCATENATION"
+        and graph.tensors[operator.outputs[0]].type == schema.TensorType.FLOAT32
     ]
