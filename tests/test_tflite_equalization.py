@@ -208,6 +208,26 @@ def test_scales_are_whole_steps_of_the_largest():
     np.testing.assert_allclose(steps, np.round(steps), atol=1e-9)
 
 
+def test_silent_channels_are_not_widened_without_limit():
+    """On other images they may be as loud as any."""
+    depthwise = np.random.default_rng(0).normal(size=(3, 3, 8, 1))
+    nodes = [
+        _conv("a", "images", np.ones((1, 1, 3, 8)) * 40.0),
+        _swish("a_act", "a", "relu"),
+        _depthwise("b", "a_act", depthwise),
+    ]
+    graph = Graph("images", (6, 6, 3), {n.name: n for n in nodes}, ("b",))
+    reach = np.array([50.0, 1, 1, 1, 1, 1, 1, 1e-7])
+    stats = {
+        name: calibration.ChannelStats(np.zeros(8), reach, reach)
+        for name in ("a", "a_act", "b")
+    }
+    stats["images"] = calibration.ChannelStats(*np.ones((3, 3)))
+    scales = equalization.channel_scales(graph, stats)
+    expected = [50, 1, 1, 1, 1, 1, 1, equalization.LEAST_SCALE]
+    np.testing.assert_allclose(scales["a"], expected)
+
+
 def test_biases_make_up_for_rounded_kernels():
     random = np.random.default_rng(0)
     graph = _block(random, 1.0, "silu")

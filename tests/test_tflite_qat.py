@@ -8,7 +8,7 @@ import pytest
 
 from keras_mobilevit import VARIANTS
 from keras_mobilevit.classifier import build_classifier
-from tflite import operations, qat
+from tflite import calibration, equalization, operations, qat
 from tflite.classification import CLASSIFICATION
 from tflite.images import load_images
 from tflite.reader import read_model
@@ -72,6 +72,29 @@ def test_kernels_and_activations_are_rounded(graph, twin):
         is_output = name in graph.outputs
         assert (f"quant_{name}/output_max:0" in names) == (not is_output)
     assert "quant_stem_act/output_max:0" in names
+
+
+def test_depthwise_kernels_have_a_range_for_each_channel(graph, twin):
+    """As the file has, which equalization relies on."""
+    name = "stage1_mv0_depthwise_conv"
+    (largest,) = [
+        w for w in twin.weights if w.name == f"quant_{name}/depthwise_kernel_max:0"
+    ]
+    assert largest.shape == (32,)
+    kernel = graph.nodes[name].weights["kernel"]  # [3, 3, 32, 1]
+    twin(np.zeros((1, SIZE, SIZE, 3), np.float32), training=True)
+    expected = np.abs(kernel).max(axis=(0, 1, 3))
+    np.testing.assert_allclose(largest.numpy(), expected, rtol=1e-5)
+
+
+def test_a_scaled_swish_is_in_the_twin(graph, images):
+    """What equalization makes: a constant for each channel before the sigmoid."""
+    stats = calibration.measure_channels(graph, images[:4])
+    uneven = stats["stage1_mv0_expand_conv"].high
+    uneven[0] *= 100
+    after = equalization.equalize(graph, stats)
+    assert "scale" in after.nodes["stage1_mv0_expand_act"].weights
+    qat.build_twin(after, images)  # which compares both before it rounds
 
 
 def test_a_twin_that_differs_is_refused(graph, twin, monkeypatch):

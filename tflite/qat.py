@@ -103,12 +103,13 @@ def _rounding_type(quantization):
         """A range for each channel of a depthwise kernel, as its file has them."""
 
         def build(self, tensor_shape, name, layer):
-            *window, inputs, multiplier = tensor_shape
-            return super().build((*window, inputs * multiplier), name, layer)
+            height, width, inputs, multiplier = tensor_shape
+            flat = tf.TensorShape((height * width, inputs * multiplier))
+            return super().build(flat, name, layer)
 
         def __call__(self, inputs, training, weights, **kwargs):
             channels = inputs.shape[2] * inputs.shape[3]
-            flat = tf.reshape(inputs, (*inputs.shape[:2], channels))
+            flat = tf.reshape(inputs, (-1, channels))
             rounded = super().__call__(flat, training, weights, **kwargs)
             return tf.reshape(rounded, inputs.shape)
 
