@@ -224,15 +224,14 @@ def image_set(images) -> ImageSet:
 
 
 def test_equal_calibration_images_are_refused():
-    with pytest.raises(ValueError, match="All 3 .* equal.*clip every other image"):
-        check_calibration_images(image_set(np.full((3, 4, 4, 3), 9)))
+    with pytest.raises(ValueError, match="All 30 .* equal.*clip every other image"):
+        check_calibration_images(image_set(np.full((30, 4, 4, 3), 9)))
 
 
 @pytest.mark.parametrize(
     ("count", "wanted", "warning"),
     [
-        (1, 0, "Only 1 calibration images"),
-        (20, 0, "Only 20 calibration images"),
+        (20, 0, "Calibrating on only 20 images"),
         (60, 200, "has 60 calibration images; --calibration_images asked for 200"),
         (60, 60, ""),
         (60, 0, ""),
@@ -243,6 +242,12 @@ def test_few_calibration_images_are_told(count, wanted, warning, caplog):
     check_calibration_images(image_set(images), wanted)
     assert warning in caplog.text
     assert bool(caplog.text) == bool(warning)
+
+
+def test_too_few_calibration_images_are_refused():
+    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3))
+    with pytest.raises(ValueError, match="9 calibration images .* are too few"):
+        check_calibration_images(image_set(images))
 
 
 def test_black_calibration_images_are_refused():
@@ -274,8 +279,14 @@ def test_a_folder_of_photos_without_classes(prefix, tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "cat").mkdir()
-    with pytest.raises(ValueError, match=r"No photos in .*It has the folders cat"):
+    with pytest.raises(ValueError, match=r"No photos in .*Found: cat.*one folder"):
         load_images(CLASSIFICATION, str(tmp_path), "train", 0, 32, 1.0)
+    file = tmp_path / "cat" / "one.png"
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="one.png is a file. Name the folder"):
+        load_images(CLASSIFICATION, str(file), "train", 0, 32, 1.0)
+    with pytest.raises(ValueError, match="There is no folder photso in .*folder:PATH"):
+        load_images(CLASSIFICATION, "photso", "train", 0, 32, 1.0)
 
 
 class Args:
@@ -284,6 +295,7 @@ class Args:
     def __init__(self, **changes):
         self.model, self.weights, self.formats = "mobilevit_xxs", "none", ["fp32"]
         self.data = self.calibration = self.crop = None
+        self.no_rewrite = False
         vars(self).update(changes)
 
 
@@ -297,8 +309,13 @@ def test_a_named_model_is_not_calibrated_on_the_digits():
     assert (found.validation, found.calibration) == ("photos", "photos")
     for weights in ("imagenet", "mine.safetensors"):
         args = Args(weights=weights, data="digits", formats=["int8"])
-        with pytest.raises(ValueError, match=f"digits are not like .*{weights}"):
+        with pytest.raises(ValueError, match="digits are not like the images"):
             convert_flags.data_from_flags(args)
+    with pytest.raises(ValueError, match="digits are not like the images"):
+        convert_flags.data_from_flags(
+            Args(model="mine.keras", data="digits", formats=["int8"])
+        )
+    convert_flags.data_from_flags(Args(data="digits", formats=["int8"]))  # random
 
 
 def test_photos_prove_a_file_that_its_own_training_images_calibrate(tmp_path, caplog):
@@ -314,28 +331,49 @@ def test_photos_prove_a_file_that_its_own_training_images_calibrate(tmp_path, ca
     assert not caplog.text
     convert_flags.data_from_flags(Args(formats=["int8"], calibration=folder))
     assert "both calibrate and prove" in caplog.text
+    with pytest.raises(ValueError, match="int8-qat trains on images with labels"):
+        convert_flags.data_from_flags(Args(formats=["int8-qat"], calibration=folder))
+
+
+def test_what_no_rewrite_costs_is_told(caplog):
+    convert_flags.data_from_flags(Args(data="x", formats=["int8"], no_rewrite=True))
+    assert "channels are not equalized" in caplog.text
 
 
 def test_one_refused_format_does_not_stop_the_others(tmp_path):
-    folder = save_photos(tmp_path / "photos", 60)
     result = subprocess.run(
         [
             *(sys.executable, "tflite/convert.py", "--model=mobilevit_xxs"),
-            *("--size=32", "--formats=int8-qat,fp32", f"--calibration={folder}"),
-            f"--output_dir={tmp_path / 'out'}",
+            *("--size=32", "--formats=int8-qat,fp32", "--data=digits"),
+            *("--calibration_images=60", f"--output_dir={tmp_path}"),
         ],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert result.returncode == 1
-    assert "int8-qat.tflite was not written: int8-qat trains on" in result.stderr
+    assert "int8-qat.tflite was not written: int8-qat trains on digits" in result.stderr
     assert "1 of 2 formats refused: int8-qat." in result.stderr
+    assert "Accuracy is not measured" in result.stderr
     assert "mobilevit_xxs_32_fp32.tflite: " in result.stdout
-    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    written = sorted(p.name for p in tmp_path.iterdir())
     assert written == ["mobilevit_xxs_32_fp32.json", "mobilevit_xxs_32_fp32.tflite"]
-    card = json.loads((tmp_path / "out" / written[0]).read_text())
+
+
+def test_a_file_is_calibrated_and_proven_on_photos_without_classes(tmp_path):
+    folder = save_photos(tmp_path / "photos", 60)
+    subprocess.run(
+        [
+            *(sys.executable, "tflite/convert.py", "--model=mobilevit_xxs"),
+            *("--size=32", "--formats=int8-mixed", f"--calibration={folder}"),
+            *("--allow=psnr", f"--output_dir={tmp_path}"),
+        ],
+        cwd=ROOT,
+        check=True,
+    )
+    card = json.loads((tmp_path / "mobilevit_xxs_32_int8-mixed.json").read_text())
     assert card["accuracy"] is None
+    assert card["calibration"] == {"data": str(folder), "images": 60}
     assert (card["parity"]["data"], card["parity"]["images"]) == (str(folder), 60)
 
 

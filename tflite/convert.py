@@ -63,12 +63,7 @@ from tflite.conversion import (
 from tflite.coreml import options as coreml_options
 from tflite.file_types import COREML, TFLITE
 from tflite.formats import FORMATS, Conversion
-from tflite.images import (
-    ImageSet,
-    check_calibration_images,
-    load_images,
-    photo_folder,
-)
+from tflite.images import ImageSet, check_calibration_images, load_images
 from tflite.models import imagenet_ids, labels_beside, load_model
 from tflite.task import Task
 from train.config import load_config, make_config
@@ -207,11 +202,6 @@ def _fine_tuned(args, conversion: Conversion, model, labels, data: str) -> Conve
 
     if conversion.graph is None:
         raise ValueError("int8-qat trains the rewritten network: no --no_rewrite.")
-    if photo_folder(data):
-        raise ValueError(
-            f"int8-qat trains on images with labels; {data} is a folder of photos. "
-            "Name the model's data with --data=folder:PATH."
-        )
     source = conversion.task.training.load_source(data)
     if not has_classes_of(labels, source.class_names):
         raise ValueError(

@@ -95,9 +95,9 @@ def _define_data_flags() -> None:
         None,
         "Validation images for parity and accuracy: as --data of train/main.py, or a "
         "folder of photos without classes, for parity alone. By default what a .keras "
-        "file was trained on, if config.json is beside it. A named model has none: "
-        "its float formats are then compared on scans of digits, and those of 8 bits "
-        "are refused.",
+        "file was trained on, if config.json is beside it. A named model has no data "
+        "of its own: its float formats are compared on digits, and formats of 8 bits "
+        "or fewer, dynamic too, need --data or --calibration.",
     )
     flags.DEFINE_integer(
         "eval_images",
@@ -108,13 +108,14 @@ def _define_data_flags() -> None:
         "calibration",
         None,
         "Images like those that the application will see, which set the ranges of the "
-        "int8 formats: the training images of such data as --data names, or a folder "
-        "of photos without classes. By default --data.",
+        "int8 formats. Takes what --data takes, and uses its training images; or a "
+        "folder of photos without classes. By default --data.",
     )
     flags.DEFINE_integer(
         "calibration_images",
         CALIBRATION_IMAGES,
-        "How many of them, about; 0 for all. Fewer than 50 give a warning.",
+        "About how many; 0 for all. Fewer than 50 give a warning, fewer than 10 an "
+        "error.",
     )
     flags.DEFINE_float(
         "crop",
@@ -167,27 +168,53 @@ def data_from_flags(args) -> Data:
     # Photos without classes prove a file, but they are not what it was trained on.
     of_data = trained_on if args.data and photo_folder(args.data) else None
     calibration = args.calibration or of_data or args.data or trained_on
-    rounded = [name for name in args.formats if FORMATS[name].has_8_bits]
-    if rounded and calibration is None:
-        raise ValueError(
-            f"{', '.join(rounded)}: formats of 8 bits need photos like those that the "
-            "model will see. Received neither --data=folder:PATH nor "
-            "--calibration=FOLDER; 200 photos are enough."
-        )
     validation = args.data or trained_on or calibration or "digits"
-    if rounded and args.weights != "none" and "digits" in (calibration, validation):
+    crop = args.crop or (config.eval_crop if config else 1.0)
+    data = Data(validation, calibration, crop)
+    rounded = [name for name in args.formats if FORMATS[name].has_8_bits]
+    if rounded:
+        is_random = not args.model.endswith(".keras") and args.weights == "none"
+        _check_photos(rounded, data, is_random or trained_on == "digits")
+        _warn_of_int8(args, data)
+    return data
+
+
+def _check_photos(formats: list[str], data: Data, may_be_digits: bool) -> None:
+    """Refuses images that cannot show what 8 bits cost."""
+    names = ", ".join(formats)
+    if data.calibration is None:
         raise ValueError(
-            f"{', '.join(rounded)}: the digits are not like the images of "
-            f"--weights={args.weights}. Name photos with --data or --calibration."
+            f"{names}: what 8 bits cost shows only on photos like those that the model "
+            "will see. Received neither --data=folder:PATH nor --calibration=FOLDER; "
+            "200 photos are enough."
         )
-    if rounded and calibration == validation and photo_folder(calibration):
+    if "digits" in (data.calibration, data.validation) and not may_be_digits:
+        raise ValueError(
+            f"{names}: the digits are not like the images that this model was trained "
+            "on. Name photos with --data=folder:PATH or --calibration=FOLDER."
+        )
+    if "int8-qat" in formats and photo_folder(data.validation):
+        raise ValueError(
+            f"int8-qat trains on images with labels; {data.validation} is a folder of "
+            "photos. Name the model's data with --data=folder:PATH."
+        )
+
+
+def _warn_of_int8(args, data: Data) -> None:
+    """Warns of what makes a calibrated file worse, or its proof weaker."""
+    if not any(FORMATS[name].needs_calibration for name in args.formats):
+        return
+    if args.no_rewrite:
+        logging.warning(
+            "--no_rewrite: channels are not equalized and biases not corrected, so the "
+            "int8 formats of pretrained networks may lose their accuracy."
+        )
+    if data.calibration == data.validation and photo_folder(data.calibration):
         logging.warning(
             "The photos of %s both calibrate and prove the files. Name others with "
             "--calibration.",
-            calibration,
+            data.calibration,
         )
-    crop = args.crop or (config.eval_crop if config else 1.0)
-    return Data(validation, calibration, crop)
 
 
 def config_file(model: str) -> Path | None:
