@@ -61,6 +61,7 @@ from tflite.conversion import (
     prepare,
 )
 from tflite.coreml import options as coreml_options
+from tflite.coreml.options import IMAGENET_CLASSES
 from tflite.file_types import COREML, TFLITE
 from tflite.formats import FORMATS, Conversion
 from tflite.images import ImageSet, check_calibration_images, load_images
@@ -118,9 +119,10 @@ def _provenance(args, task: Task, model: keras.Model) -> dict:
     return provenance
 
 
-def _class_names(args, labels: list[str]) -> list[str]:
+def _class_names(args, labels: list[str], classes: int) -> list[str]:
     """Returns the names by which a data set's classes are compared with the model's."""
-    if labels or args.weights != "imagenet" or not args.data:
+    is_published = args.weights == "imagenet" and classes == IMAGENET_CLASSES
+    if labels or not is_published or not args.data:
         return labels
     try:
         return imagenet_ids()  # as data sets of ImageNet name its classes
@@ -291,7 +293,7 @@ def _convert_all(args, folder: Path, data: convert_flags.Data) -> list[str]:
         calibration = _load_calibration(args, task, data)
     provenance = _provenance(args, task, model) | {"crop": crop}
     labels = provenance.get("labels", [])
-    names = _class_names(args, labels)
+    names = _class_names(args, labels, task.num_classes(model))
     conversion = _conversion_from_flags(args, task, model, labels, data, calibration)
 
     @functools.cache

@@ -77,8 +77,8 @@ def _refuse_no_folder(data: str) -> None:
     if Path(data).is_file():
         raise ValueError(f"{data} is a file. Name the folder that the photos are in.")
     raise ValueError(
-        f"There is no folder {data} in {Path.cwd()}. Expected a folder of photos, "
-        "folder:PATH, or other data as --data of train/main.py."
+        f"There is no folder {Path(data).expanduser().absolute()}. Expected a folder "
+        "of photos, folder:PATH, or other data as --data of train/main.py."
     )
 
 
