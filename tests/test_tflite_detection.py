@@ -64,7 +64,9 @@ def converted(model, validation, folder, nms="none", file_format="fp32", allowed
     """Converts a detector; returns its card."""
     task = detection.BY_NMS[nms]
     images = validation.images.astype(np.float32)
-    reference = conversion.make_reference(model, validation, task=task)
+    reference = conversion.make_reference(
+        model, validation, validation.class_names, task
+    )
     prepared = conversion.prepare(model, SIZE, True, lambda: images, None, task=task)
     path = folder / "model.tflite"
     return conversion.convert(prepared, file_format, [reference], path, {}, allowed)

@@ -58,7 +58,9 @@ def validation():
 def converted(model, validation, folder, output, file_format="fp32", allowed=()):
     task = task_of(model, output=output)
     images = validation.images.astype(np.float32)
-    reference = conversion.make_reference(model, validation, task=task)
+    reference = conversion.make_reference(
+        model, validation, validation.class_names, task
+    )
     prepared = conversion.prepare(model, SIZE, True, lambda: images, None, task=task)
     path = folder / "model.tflite"
     return conversion.convert(prepared, file_format, [reference], path, {}, allowed)
