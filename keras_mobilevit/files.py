@@ -8,8 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def read_text(path) -> str:
+    """Reads a text file in UTF-8, with or without a byte order mark.
+
+    Editors on Windows write such a mark; left in, it becomes part of the first word.
+
+    Raises:
+        ValueError: if the file is not text in UTF-8; the message names it.
+        OSError: if it cannot be read.
+    """
+    try:
+        return Path(path).read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not text in UTF-8. Save it again with this encoding."
+        ) from error
+
+
 def _write_through(file: Path) -> None:
-    with open(file, "rb") as opened:
+    # Windows flushes only what is opened for writing.
+    with open(file, "r+b") as opened:
         os.fsync(opened.fileno())
 
 
