@@ -28,7 +28,8 @@ from keras_mobilevit.configs import MIN_SIZE, VARIANTS, get_config
 from keras_mobilevit.deeplab import DeepLabV3, is_segmenter, without_auxiliary
 from keras_mobilevit.detection import detect
 from keras_mobilevit.drawing import BACKGROUND, add_legend, draw_boxes, draw_classes
-from keras_mobilevit.files import whole_file
+from keras_mobilevit.files import read_text, whole_file
+from keras_mobilevit.image_files import read_image
 from keras_mobilevit.preprocessing import (
     decode_predictions,
     largest_value,
@@ -90,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def load_image(path: str) -> np.ndarray:
-    """Reads an image file.
+    """Reads an image file, upright.
 
     Args:
         path: of the file.
@@ -99,24 +100,21 @@ def load_image(path: str) -> np.ndarray:
         float32 `[height, width, 3]`, RGB, values in [0, 255].
 
     Raises:
-        ValueError: if the file is missing or is no image.
+        ValueError: if the file is missing or cannot be decoded.
     """
     if not os.path.isfile(path):
         raise ValueError(f"There is no file {path}.")
-    try:
-        return keras.utils.img_to_array(keras.utils.load_img(path))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as an image.") from error
+    return read_image(path).astype(np.float32)
 
 
 def _labels(args) -> list[str] | None:
     if args.labels:
         if not os.path.isfile(args.labels):
             raise ValueError(f"--labels: there is no file {args.labels}.")
-        return Path(args.labels).read_text().splitlines()
+        return read_text(args.labels).splitlines()
     beside = Path(args.weights or ".").parent / "labels.txt"
     if args.weights not in PUBLISHED and beside.exists():
-        return beside.read_text().splitlines()
+        return read_text(beside).splitlines()
     return None
 
 
@@ -310,7 +308,7 @@ def _evaluated_size(weights: str) -> int | None:
     if not weights.endswith(".keras") or not file.is_file():
         return None
     try:
-        size = json.loads(file.read_text("utf-8"))["eval_size"]
+        size = json.loads(read_text(file))["eval_size"]
     except (ValueError, KeyError, TypeError):
         return None  # another program's
     return size if isinstance(size, int) and size >= MIN_SIZE else None

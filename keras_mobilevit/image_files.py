@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 # Beyond it TensorFlow's decoders and Pillow's refuse a picture: 2**29 bytes.
@@ -37,19 +37,13 @@ class Header(NamedTuple):
         return (height, width) if self.orientation in _SIDEWAYS else (width, height)
 
 
-def _open(content) -> Image.Image:
+def _open(file) -> Image.Image:
     """Opens a path or bytes; raises a ValueError if the picture is too large."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(
-            io.BytesIO(content) if isinstance(content, bytes) else content
-        )
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(
-            f"it has {width}x{height} pixels, more than the {MAX_PIXELS:,} that can be "
-            "decoded. Shrink it or cut it into parts"
-        )
+        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
     return image
 
 
@@ -58,16 +52,37 @@ def _orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _unreadable(name: str, error: Exception) -> ValueError:
-    reason = str(error) or type(error).__name__
-    return ValueError(f"{name} cannot be read as a picture: {reason}.")
+def _reason(file, error: Exception) -> str:
+    """Says in words why Pillow cannot read a path or bytes."""
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"it has more than {MAX_PIXELS:,} pixels, the most that can be decoded. "
+            "Shrink it, or cut it into parts"
+        )
+    if isinstance(error, UnidentifiedImageError):
+        if _is_heif(file):
+            return "it is in HEIF (HEIC) format. Save it as JPEG"
+        return f"it is in no known format. Expected one of {', '.join(SUFFIXES)}"
+    return str(error).rstrip(".") or type(error).__name__
 
 
-def read_header(path) -> Header:
+def _is_heif(file) -> bool:
+    """Recognizes what iPhones write by default, and often under other endings."""
+    if isinstance(file, bytes):
+        return file[4:8] == b"ftyp"
+    with open(file, "rb") as opened:
+        return opened.read(8)[4:] == b"ftyp"
+
+
+def _unreadable(file, name: str, error: Exception) -> ValueError:
+    return ValueError(f"{name} cannot be read as a picture: {_reason(file, error)}.")
+
+
+def read_header(file) -> Header:
     """Reads the size and the orientation of a picture file.
 
     Args:
-        path: of the file.
+        file: its path, or its bytes.
 
     Returns:
         The `Header`.
@@ -77,12 +92,13 @@ def read_header(path) -> Header:
         ValueError: if it is no picture or has too many pixels; the message names it.
     """
     try:
-        with _open(path) as image:
+        with _open(file) as image:
             return Header(image.size, _orientation(image))
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged files raise whatever Pillow meets in them
-        raise _unreadable(str(path), error) from error
+        name = "The picture" if isinstance(file, bytes) else str(file)
+        raise _unreadable(file, name, error) from error
 
 
 def decode(content: bytes, name: str = "The picture") -> np.ndarray:
@@ -107,7 +123,7 @@ def decode(content: bytes, name: str = "The picture") -> np.ndarray:
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return np.asarray(image.convert("RGB"))
     except Exception as error:  # damaged files raise whatever Pillow meets in them
-        raise _unreadable(name, error) from error
+        raise _unreadable(content, name, error) from error
 
 
 def read_image(path) -> np.ndarray:

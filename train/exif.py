@@ -1,0 +1,113 @@
+"""EXIF orientation in TensorFlow: how the pixels of a JPEG file are to be turned.
+
+TensorFlow's decoders ignore it, and cameras rely on it. The values 1 to 8 and where
+they stand: Exif 2.32, sections 4.5.4, 4.6.4 and 4.7.2, https://www.cipa.jp/e/std.
+"""
+
+import tensorflow as tf
+
+UPRIGHT = 1
+_SWAPS_SIDES = (5, 6, 7, 8)
+# What is left to do after the sides are swapped: along the rows, along the columns.
+_FLIPS = ((3, 4, 7, 8), (2, 3, 6, 7))
+_TAG, _LONG = 0x0112, 4
+# The entry of an orientation other than 1, in either order of bytes, after the mark of
+# EXIF. Its segment has at most 2**16 bytes and stands near the beginning.
+_TURNED = (
+    r"(?s)\C*?Exif\x00\x00\C*"
+    r"(\x12\x01[\x03\x04]\x00\x01\x00\x00\x00[\x02-\x08]"
+    r"|\x01\x12\x00[\x03\x04]\x00\x00\x00\x01(\x00\x00)?\x00[\x02-\x08])\C*"
+)
+_BEFORE_TIFF = r"(?s)^\C*?Exif\x00\x00"
+_SEARCHED = 2**17
+
+
+def may_turn(encoded):
+    """Tells cheaply whether a JPEG may have another orientation than upright.
+
+    For nearly all photos the answer is no, and nothing else needs to be read.
+    """
+    head = tf.strings.substr(encoded, 0, _SEARCHED)
+    return tf.strings.regex_full_match(head, _TURNED)
+
+
+def jpeg_orientation(encoded):
+    """Returns the EXIF orientation of a JPEG.
+
+    TensorFlow spends time on every operation of a branch even when it is not taken, so
+    there are few: the fields of TIFF are read in pairs of bytes.
+
+    Args:
+        encoded: its bytes, a scalar string, of which `may_turn` is true.
+
+    Returns:
+        int32, 1 to 8; 1 (upright) where the directory is damaged or does not tell.
+    """
+    head = tf.strings.substr(encoded, 0, _SEARCHED)
+    tiff = tf.strings.regex_replace(head, _BEFORE_TIFF, "", replace_global=False)
+    is_little = tf.strings.substr(tiff, 0, 1) == b"I"
+    tiff = tf.strings.substr(tiff, 0, 2**16)
+    tiff = tf.strings.join([tiff, b"\0" * 8])  # whatever is cut off reads as zeros
+    tiff = tf.strings.substr(tiff, 0, tf.strings.length(tiff) // 2 * 2)
+    pairs = tf.cast(
+        tf.where(
+            is_little,
+            tf.io.decode_raw(tiff, tf.uint16, little_endian=True),
+            tf.io.decode_raw(tiff, tf.uint16, little_endian=False),
+        ),
+        tf.int32,
+    )
+    # Within a segment the lower half of an offset is all of it.
+    directory = tf.where(is_little, pairs[2], pairs[3]) // 2
+    directory = tf.minimum(directory, tf.size(pairs) - 1)
+    fields = pairs[directory + 1 : directory + 1 + 6 * pairs[directory]]
+    entries = tf.reshape(fields[: tf.size(fields) // 6 * 6], [-1, 6])
+    is_high_first = (entries[:, 1] == _LONG) & ~is_little
+    values = tf.where(is_high_first, entries[:, 5], entries[:, 4])
+    values = tf.boolean_mask(values, entries[:, 0] == _TAG)
+    value = tf.concat([values, [UPRIGHT]], axis=0)[0]
+    return tf.where((value >= 1) & (value <= 8), value, UPRIGHT)
+
+
+def _is_in(value, values: tuple):
+    """Compares with each row of values: bool of their shape without the last side."""
+    return tf.reduce_any(value == tf.constant(values), axis=-1)
+
+
+def turn(image, orientation):
+    """Turns stored pixels upright.
+
+    Args:
+        image: `[height, width, channels]`.
+        orientation: int32, 1 to 8.
+
+    Returns:
+        `[height, width, channels]`, or `[width, height, channels]` from 5 on.
+    """
+    sides = tf.where(_is_in(orientation, _SWAPS_SIDES), [1, 0, 2], [0, 1, 2])
+    flipped = tf.boolean_mask([0, 1], _is_in(orientation, _FLIPS))
+    return tf.reverse(tf.transpose(image, sides), flipped)
+
+
+def upright_size(size, orientation):
+    """Returns (height, width) after `turn` of what is stored with (height, width)."""
+    return tf.where(_is_in(orientation, _SWAPS_SIDES), size[::-1], size)
+
+
+def stored_window(window, size, orientation):
+    """Finds where a window of the upright image lies among the stored pixels.
+
+    Args:
+        window: int32 `[4]`: top, left, height, width.
+        size: int32 `[2]`, height and width of the upright image.
+        orientation: int32, 1 to 8.
+
+    Returns:
+        int32 `[4]`, likewise.
+    """
+    corner, sides = window[:2], window[2:]
+    is_flipped = _is_in(orientation, _FLIPS)
+    corner = tf.where(is_flipped, size - corner - sides, corner)
+    swapped = tf.concat([corner[::-1], sides[::-1]], axis=0)
+    stored = tf.concat([corner, sides], axis=0)
+    return tf.where(_is_in(orientation, _SWAPS_SIDES), swapped, stored)
