@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import flags
 from safetensors.numpy import load_file
 
-from tests.image_files import make_folder
+from tests.image_files import make_folder, pil_file
 from tests.networks import build_network
 from train import data, data_server, data_service, loop, sampler, sources
 from train.classification import CLASSIFICATION
@@ -303,3 +303,15 @@ def test_a_port_that_is_taken(servers, tmp_path):
     _, errors = server.communicate(timeout=60)
     assert server.returncode == 1
     assert errors.splitlines()[-1].startswith(f"error: {message}"), errors
+
+
+def test_kinds_of_images_that_servers_cannot_decode_are_refused(tmp_path):
+    jpeg, webp = (pil_file("RGB", "red", kind) for kind in ("JPEG", "WEBP"))
+    classes = {"a": {"1.jpg": jpeg, "2.WEBP": webp}, "b": {"1.jpg": jpeg}}
+    source = sources.load_source(f"folder:{make_folder(tmp_path / 'odd', classes)}")
+    with pytest.raises(ValueError, match=r"but 1 of the 3 training .*a/2\.WEBP\. Save"):
+        with data_service.connected(("localhost:1",), source, 1.0):
+            pass
+    classes["a"].pop("2.WEBP")
+    source = sources.load_source(f"folder:{make_folder(tmp_path / 'usual', classes)}")
+    data_service.check_kinds(source)

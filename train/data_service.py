@@ -27,6 +27,7 @@ from train.strategies import at_most, give_up
 
 BATCHES_AHEAD = 2  # of each server that wait here
 POLL_SECONDS = 5.0
+SERVED = (b".jpg", b".jpeg", b".png")  # endings of what TensorFlow itself decodes
 LOST_SECONDS = 60.0  # without an answer, after which a server is given up
 
 
@@ -192,6 +193,33 @@ def check_reading(servers: Sequence[str], source: Source, seconds: float) -> Non
         logging.info("data server %s: ready", server)
 
 
+def check_kinds(source: Source) -> None:
+    """Checks that servers can decode the training's files: JPEG and PNG.
+
+    The other kinds are decoded by Pillow in this process, which cannot be sent.
+
+    Raises:
+        ValueError: if a file has the ending of another kind.
+    """
+    examples = source.examples("train", None)
+    if "path" not in examples.element_spec:
+        return
+    paths = examples.map(lambda example: example["path"]).batch(10_000)
+    others = [
+        path.decode()
+        for batch in paths.as_numpy_iterator()
+        for path in batch
+        if not path.lower().endswith(SERVED)
+    ]
+    if others:
+        raise ValueError(
+            f"Data servers decode JPEG and PNG alone, but {len(others)} of the "
+            f"{source.num_examples['train']} training images of {source.name} are of "
+            f"other kinds, the first is {others[0]}. Save them as JPEG or PNG, or "
+            "train without --data_servers."
+        )
+
+
 def _file_size(path: str) -> tf.data.Dataset:
     """Makes a data set of the size of a file, or of nothing if it cannot be read."""
     files = tf.data.Dataset.from_tensors(path)
@@ -252,11 +280,13 @@ def connected(
         A function with the arguments and the result of `train.data.train_batches`.
 
     Raises:
-        ValueError: if a server does not answer, or does not read the source's files.
+        ValueError: if a server does not answer, does not read the source's files, or
+            cannot decode them.
     """
     if not servers:
         yield data.train_batches
         return
+    check_kinds(source)
     await_servers(servers, seconds)
     check_reading(servers, source, seconds)
     with watched(servers):
