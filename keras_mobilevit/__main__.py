@@ -7,7 +7,8 @@ Examples:
   python -m keras_mobilevit predict photo.jpg --model=ssdlite_mobilevit_s
   python -m keras_mobilevit predict photo.jpg --model=deeplabv3_mobilevit_s
 
-A classifier's best classes are printed. A detector's boxes are printed and drawn into
+A classifier's best classes are printed; one that ends in sigmoids gives each class a
+probability by itself. A detector's boxes are printed and drawn into
 photo_boxes.png, beside the picture or in --output. A segmenter's classes are printed
 with their share of the pixels, and coloured in photo_classes.png.
 """
@@ -20,10 +21,15 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_mobilevit import classifier, coco_names, deeplab, ssdlite, voc_names
 from keras_mobilevit.anchors import anchor_boxes
-from keras_mobilevit.classifier import build_classifier, returns_probabilities
+from keras_mobilevit.classifier import (
+    build_classifier,
+    output_activation,
+    returns_probabilities,
+)
 from keras_mobilevit.configs import MIN_SIZE, VARIANTS, get_config
 from keras_mobilevit.deeplab import DeepLabV3, is_segmenter, without_auxiliary
 from keras_mobilevit.detection import detect
@@ -31,6 +37,7 @@ from keras_mobilevit.drawing import BACKGROUND, add_legend, draw_boxes, draw_cla
 from keras_mobilevit.files import read_text, whole_file
 from keras_mobilevit.image_files import read_image
 from keras_mobilevit.preprocessing import (
+    CROP_FRACTION,
     decode_predictions,
     largest_value,
     resize_and_center_crop,
@@ -41,6 +48,11 @@ from keras_mobilevit.weights import load_model_file
 
 TOP = 5
 SCORE = 0.3  # of a detector's boxes, at least
+# What is read of the configuration that a training leaves beside a model.
+EVALUATED = {
+    "eval_size": lambda x: isinstance(x, int) and x >= MIN_SIZE,
+    "eval_crop": lambda x: isinstance(x, int | float) and 0 < x <= 1,
+}
 SMALLEST_SHARE = 0.001  # of the pixels that is told as a number
 DETECTOR, SEGMENTER = "ssdlite_", "deeplabv3_"  # before the name of a backbone
 PUBLISHED = ("imagenet", "coco", "voc")  # weights that have no labels beside them
@@ -157,20 +169,35 @@ def load_model(args, labels: list[str] | None) -> keras.Model:
 
 
 def probabilities(model: keras.Model, image: np.ndarray) -> np.ndarray:
-    """Runs a classifier, whether it ends in a softmax or not.
+    """Runs a classifier, whatever its last activation.
 
     Args:
         model: takes values in [0, 255].
         image: `[height, width, 3]`.
 
     Returns:
-        float32 `[classes]`.
+        float32 `[classes]`: probabilities that sum to 1, or, of a model that ends in a
+        sigmoid or has one unit, the probability of each class by itself.
     """
     image = image * (largest_value(model) / 255)
     scores = model.predict(image[None], verbose=0)
     if not returns_probabilities(model):
-        scores = keras.ops.convert_to_numpy(keras.ops.softmax(scores))
+        to_probabilities = ops.sigmoid if scores.shape[-1] == 1 else ops.softmax
+        scores = ops.convert_to_numpy(to_probabilities(scores))
     return scores[0]
+
+
+def _named_scores(scores: np.ndarray, labels: list[str] | None) -> list[tuple]:
+    """Returns the names and probabilities of all classes, in the order of these."""
+    if len(scores) == 1 and labels is not None and len(labels) == 2:
+        # One unit that tells two classes apart: the probability of the second.
+        scores = np.array([1 - scores[0], scores[0]])
+    labels = labels or [f"class {i}" for i in range(len(scores))]
+    if len(labels) != len(scores):
+        raise ValueError(
+            f"There are {len(labels)} class names for {len(scores)} classes."
+        )
+    return list(zip(labels, map(float, scores)))
 
 
 def best_classes(scores: np.ndarray, labels: list[str] | None) -> list[tuple]:
@@ -181,14 +208,8 @@ def best_classes(scores: np.ndarray, labels: list[str] | None) -> list[tuple]:
             return [(name, float(score)) for _, name, score in rows]
         except OSError as error:
             print(f"warning: {error}", file=sys.stderr)
-    if labels is None:
-        labels = [f"class {i}" for i in range(len(scores))]
-    if len(labels) != len(scores):
-        raise ValueError(
-            f"There are {len(labels)} class names for {len(scores)} classes."
-        )
-    order = np.argsort(-scores)[:TOP]
-    return [(labels[i], float(scores[i])) for i in order]
+    rows = _named_scores(scores, labels)
+    return sorted(rows, key=lambda row: row[1], reverse=True)[:TOP]
 
 
 def print_classes(model: keras.Model, args, labels: list[str] | None) -> None:
@@ -198,20 +219,28 @@ def print_classes(model: keras.Model, args, labels: list[str] | None) -> None:
             f"{args.weights} is no classifier, detector or segmenter: its output has "
             f"the shape {model.output_shape}. Expected (None, classes)."
         )
-    size = _side(model, args, classifier.DEFAULT_SIZE)
+    size = _input_size(model, args, classifier.DEFAULT_SIZE)
+    crop_fraction = _evaluated(args.weights, "eval_crop") or CROP_FRACTION
     for path in args.images:
-        image = resize_and_center_crop(load_image(path), (size, size))
-        scores = probabilities(model, keras.ops.convert_to_numpy(image))
+        image = resize_and_center_crop(load_image(path), size, crop_fraction)
+        scores = probabilities(model, ops.convert_to_numpy(image))
         best = best_classes(scores, labels)  # may download the names: before the path
         print(path)
+        if is_multi_label(model):
+            print("  each class by itself, yes or no:")
         for name, score in best:
             print(f"  {100 * score:5.1f} %  {name}")
+
+
+def is_multi_label(model: keras.Model) -> bool:
+    """Tells whether a classifier may find several classes at once, or none."""
+    return model.output_shape[-1] > 1 and output_activation(model) == "sigmoid"
 
 
 def draw_objects(model: keras.Model, args, labels: list[str] | None) -> None:
     """Prints the objects of each image, and draws them into a PNG."""
     _refuse_equal_names(args, "boxes")
-    size = _whole_image_size(model, args, ssdlite.DEFAULT_SIZE)
+    size = _input_size(model, args, ssdlite.DEFAULT_SIZE)
     classes = model.output["logits"].shape[-1] - 1
     labels = _class_names(labels, classes, coco_names.COCO_NAMES)
     anchors = anchor_boxes(*size)
@@ -221,7 +250,7 @@ def draw_objects(model: keras.Model, args, labels: list[str] | None) -> None:
         image = load_image(path)
         outputs = model.predict(_squeezed(image, size) * scale, verbose=0)
         found = detect(outputs, anchors, score_threshold=score)
-        found = {name: keras.ops.convert_to_numpy(x)[0] for name, x in found.items()}
+        found = {name: ops.convert_to_numpy(x)[0] for name, x in found.items()}
         found = {name: x[found["classes"] >= 0] for name, x in found.items()}
         drawn = draw_boxes(image, **found, labels=labels)
         file = _save_picture(drawn, path, "boxes", args)
@@ -236,7 +265,7 @@ def draw_objects(model: keras.Model, args, labels: list[str] | None) -> None:
 def color_classes(model: keras.Model, args, labels: list[str] | None) -> None:
     """Prints the classes on each image, and colours them in a PNG."""
     _refuse_equal_names(args, "classes")
-    size = _whole_image_size(model, args, deeplab.DEFAULT_SIZE)
+    size = _input_size(model, args, deeplab.DEFAULT_SIZE)
     model = without_auxiliary(model)
     labels = _class_names(labels, model.output_shape[-1], voc_names.VOC_NAMES)
     scale = largest_value(model) / 255
@@ -271,8 +300,8 @@ def _class_names(labels, classes: int, published: tuple[str, ...]) -> list[str]:
 
 def _squeezed(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes a whole image, whatever its aspect: `[1, *size, 3]`."""
-    resized = keras.ops.image.resize(image[None], size, antialias=True)
-    return keras.ops.convert_to_numpy(resized)
+    resized = ops.image.resize(image[None], size, antialias=True)
+    return ops.convert_to_numpy(resized)
 
 
 def _picture_file(path: str, ending: str, args) -> Path:
@@ -297,30 +326,32 @@ def _save_picture(drawn: np.ndarray, path: str, ending: str, args) -> Path:
     return file
 
 
-def _side(model: keras.Model, args, default: int) -> int:
-    side = model.input_shape[1] or _evaluated_size(args.weights) or default
-    return args.size or side
-
-
-def _evaluated_size(weights: str) -> int | None:
-    """Returns the size at which a training evaluated a file, as it left it beside."""
+def _evaluated(weights: str, key: str):
+    """Returns what a training left beside a file of how it evaluated it, or `None`."""
     file = Path(weights).with_name("config.json")
     if not weights.endswith(".keras") or not file.is_file():
         return None
     try:
-        size = json.loads(read_text(file))["eval_size"]
+        value = json.loads(read_text(file))[key]
     except (ValueError, KeyError, TypeError):
         return None  # another program's
-    return size if isinstance(size, int) and size >= MIN_SIZE else None
+    return value if EVALUATED[key](value) else None
 
 
-def _whole_image_size(model: keras.Model, args, default: int) -> tuple[int, ...]:
-    """Returns the height and width to which an image is squeezed.
+def _input_size(model: keras.Model, args, default: int) -> tuple[int, int]:
+    """Returns the height and width to which images are resized.
 
-    A model that is for oblong images alone takes no square.
+    Raises:
+        ValueError: if --size is another one than the only one that a model takes.
     """
-    side = _side(model, args, default)
-    return tuple((not args.size and own) or side for own in model.input_shape[1:3])
+    own = model.input_shape[1:3]
+    if args.size and any(side not in (None, args.size) for side in own):
+        raise ValueError(
+            f"{args.weights} takes images of {own[1]}x{own[0]} pixels alone. Leave "
+            f"--size={args.size} away."
+        )
+    side = args.size or _evaluated(args.weights, "eval_size") or default
+    return tuple(fixed or side for fixed in own)
 
 
 def _check(args) -> None:

@@ -72,7 +72,7 @@ def test_the_best_classes_by_name(ending, folder, monkeypatch, capsys):
             ["red.jpg", "--model=resnet", "--weights=best.safetensors"],
             "Expected one of",
         ),
-        (["cut.jpg", "--weights=best.keras"], "cut.jpg cannot be read as an image"),
+        (["cut.jpg", "--weights=best.keras"], "cut.jpg cannot be read as a picture"),
         (["nowhere.jpg", "--weights=best.keras"], "There is no file nowhere.jpg"),
         (["red.jpg", "--size=0"], "--size must be at least 32. Received: 0"),
         (["red.jpg", "--score=30"], r"--score must be in \[0, 1\]. Received: 30"),
@@ -216,3 +216,89 @@ def test_colors_of_classes_differ():
     apart = np.abs(colors[:, None] - colors[None]).sum(axis=-1)
     assert apart[np.triu_indices(21, 1)].min() > 80
     assert np.diagonal(apart, 1).min() > 150  # neighbours
+
+
+def save_head(folder: Path, activation, values, names: str, shape=(32, 32, 3)) -> Path:
+    """Saves a classifier whose last layer gives `values` before its activation."""
+    inputs = keras.Input(shape)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    head = keras.layers.Dense(len(values), activation=activation)
+    model = keras.Model(inputs, head(x))
+    head.set_weights([np.zeros((3, len(values))), np.array(values)])
+    model.save(folder / "best.keras")
+    (folder / "labels.txt").write_text(names)
+    (folder / "photo.jpg").write_bytes(pil_file("RGB", (90, 90, 90), "JPEG"))
+    return folder / "best.keras"
+
+
+MANY = "  each class by itself, yes or no:"
+
+
+@pytest.mark.parametrize(
+    ("activation", "values", "names", "told"),
+    [
+        ("softmax", [0, 3.0], "no\nyes\n", ["   95.3 %  yes", "    4.7 %  no"]),
+        (None, [0, 3.0], "no\nyes\n", ["   95.3 %  yes", "    4.7 %  no"]),
+        (
+            "sigmoid",
+            [3.0, 3.0, -3.0],
+            "cup\ntea\ndog\n",
+            [MANY, "   95.3 %  cup", "   95.3 %  tea", "    4.7 %  dog"],
+        ),
+        ("sigmoid", [-3.0], "defect\n", ["    4.7 %  defect"]),
+        (None, [-3.0], "defect\n", ["    4.7 %  defect"]),
+        ("sigmoid", [-3.0], "cat\ndog\n", ["   95.3 %  cat", "    4.7 %  dog"]),
+    ],
+    ids=["softmax", "logits", "sigmoids", "one unit", "one logit", "one unit of two"],
+)
+def test_heads_are_taken_for_what_they_are(
+    activation, values, names, told, tmp_path, monkeypatch, capsys
+):
+    weights = save_head(tmp_path, activation, values, names)
+    photo = tmp_path / "photo.jpg"
+    lines = run(monkeypatch, capsys, "predict", photo, f"--weights={weights}")
+    assert lines == [str(photo), *told]
+
+
+def test_an_oblong_classifier_sees_oblong_images(tmp_path, monkeypatch, capsys):
+    weights = save_head(tmp_path, "softmax", [0, 3.0], "a\nb\n", (32, 96, 3))
+    arguments = "predict", tmp_path / "photo.jpg", f"--weights={weights}"
+    assert run(monkeypatch, capsys, *arguments)[1] == "   95.3 %  b"
+    with pytest.raises(SystemExit, match="96x32 pixels alone. Leave --size=64 away"):
+        run(monkeypatch, capsys, *arguments, "--size=64")
+
+
+@pytest.mark.parametrize(
+    ("config", "share"),
+    [
+        ('{"eval_crop": 1.0}', 0.25),
+        ('{"eval_crop": 0.5}', 1.0),
+        ("{}", 0.25 * (288 / 256) ** 2),
+    ],
+)
+def test_the_crop_is_that_of_the_trainings_evaluation(
+    config, share, tmp_path, monkeypatch, capsys
+):
+    """A white square fills a quarter of a black photo, and all of half of its side."""
+    weights = save_head(tmp_path, "sigmoid", [0.0], "white\n")
+    model = keras.models.load_model(weights)
+    model.layers[-1].set_weights([np.ones((3, 1)), np.zeros(1)])
+    model.save(weights)
+    (tmp_path / "config.json").write_text(config)
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    pixels[32:96, 32:96] = 255
+    keras.utils.save_img(tmp_path / "photo.png", pixels, scale=False)
+    arguments = "predict", tmp_path / "photo.png", f"--weights={weights}"
+    told = float(run(monkeypatch, capsys, *arguments)[1].split("%")[0]) / 100
+    assert told == pytest.approx(1 / (1 + np.exp(-3 * share)), abs=0.004)
+
+
+def test_names_with_a_byte_order_mark(tmp_path, monkeypatch, capsys):
+    weights = save_head(tmp_path, "softmax", [3.0, 0], "")
+    names = b"\xef\xbb\xbfK\xc3\xa4fer\r\ndog\r\n"
+    (tmp_path / "labels.txt").write_bytes(names)
+    arguments = "predict", tmp_path / "photo.jpg", f"--weights={weights}"
+    assert run(monkeypatch, capsys, *arguments)[1] == "   95.3 %  K\u00e4fer"
+    (tmp_path / "labels.txt").write_bytes("K\u00e4fer".encode("latin1"))
+    with pytest.raises(SystemExit, match=r"labels.txt is not text in UTF-8. Save it"):
+        run(monkeypatch, capsys, *arguments)
