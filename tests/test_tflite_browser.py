@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
+from keras_mobilevit.image_files import read_image
+from keras_mobilevit.preprocessing import resize_and_center_crop
 from tests import chromium
 from tests.chromium import Chromium
 from tflite.drivers import browser
@@ -272,6 +276,47 @@ def test_chromium_measures_and_names_a_picture(server, tmp_path):
     shares = model.predict(pixels[None].astype("float32"))["probabilities"][0]
     expected = [f"class {i} {100 * shares[i]:.1f} %" for i in np.argsort(-shares)]
     assert shown.split("\n") == expected
+
+
+def photo_of_a_camera_on_its_side(path: Path) -> Path:
+    """Writes a photo that is bright above and dark below once it is turned upright."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:32] = (250, 200, 40)
+    image = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
+    data = image.getexif()
+    data[ExifTags.Base.Orientation] = 6
+    image.save(path, exif=data, quality=95)
+    return path
+
+
+@needs_chromium
+def test_the_page_sees_photos_upright_as_the_training_does(tmp_path):
+    inputs = keras.Input(batch_shape=(1, 32, 32, 3))
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.AveragePooling2D(16)(x)  # [2, 2, 3]: above, below
+    x = keras.layers.Flatten()(x)
+    head = keras.layers.Dense(2)  # a file without a card is taken to return logits
+    model = keras.Model(inputs, head(x))
+    above = np.repeat([1.0, 0.0], 6)
+    head.set_weights([2 * np.stack([above, 1 - above], axis=1), np.zeros(2)])
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    (tmp_path / "above.tflite").write_bytes(converter.convert())
+    photo = photo_of_a_camera_on_its_side(tmp_path / "photo.jpg")
+    file = str(tmp_path / "above.tflite")
+    with PageServer([file], runs=1, warmup_runs=1) as server:
+        with Chromium(tmp_path / "profile") as page:
+            page.call("Page.navigate", url=server.address)
+            page.wait_for(
+                "document.getElementById('status')?.innerText.startsWith('Done')"
+            )
+            page.choose_file("#file", photo)
+            page.wait_for("document.querySelectorAll('#found li').length")
+            shown = page.evaluate("document.getElementById('found').innerText")
+    image = resize_and_center_crop(read_image(photo), (32, 32), 1.0)
+    share = float(keras.ops.softmax(model(image[None]))[0, 0])
+    assert share > 0.95  # and 0.5 of the photo as it is stored
+    best = re.fullmatch(r"class 0 (\S+) %", shown.split("\n")[0])
+    assert best and float(best[1]) == pytest.approx(100 * share, abs=0.3)
 
 
 @needs_chromium

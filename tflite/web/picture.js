@@ -2,7 +2,8 @@
 
 export async function openPicture(blob) {
   try {
-    return await createImageBitmap(blob);
+    // Upright, as training and prediction see it.
+    return await createImageBitmap(blob, {imageOrientation: "from-image"});
   } catch {
     throw new Error(`${blob.name} is no picture that this browser reads.`);
   }
