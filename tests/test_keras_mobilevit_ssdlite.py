@@ -1,17 +1,21 @@
 """SSDLite: its sizes, its parity with ml-cvnets, its weights, its errors."""
 
+import json
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import keras_mobilevit
 from keras_mobilevit import MobileViT_XXS, SSDLite, hub
 from keras_mobilevit.weight_names import is_backbone
 from keras_mobilevit.weights import load_backbone
+from tests.golden import reference
 
 # Outputs of ml-cvnets v0.1 with random weights, which cannot be made here.
+GOLDEN = Path(__file__).parent / "golden" / "detection" / "cvnets_mobilevit_xxs"
 SHARED = Path(__file__).parents[2] / "shared" / "golden"
 PARAMETERS = [
     ("mobilevit_xxs", 1_755_050),
@@ -67,6 +71,23 @@ def test_outputs_equal_the_reference(ending: str):
         assert np.abs(golden[wanted]).max() > 1
         assert np.abs(found - golden[wanted]).max() <= 1e-4, name
     assert (keras_mobilevit.anchor_boxes(320, 320) == golden["anchors"]).all()
+
+
+def test_outputs_equal_the_golden(tmp_path):
+    """Those of a model that equaled ml-cvnets when the golden file was written."""
+    shapes = json.loads(GOLDEN.with_suffix(".json").read_text("utf-8"))
+    save_file(reference.random_state(shapes), tmp_path / "weights.safetensors")
+    model = SSDLite(
+        "mobilevit_xxs",
+        weights=str(tmp_path / "weights.safetensors"),
+        include_preprocessing=False,
+    )
+    outputs = model(reference.images(*reference.DETECTION_SIZE))
+    golden = np.load(GOLDEN.with_suffix(".npz"))
+    for name in ("logits", "offsets"):
+        found = keras.ops.convert_to_numpy(outputs[name])[:, :: reference.ANCHOR_STEP]
+        assert np.abs(golden[name]).max() > 1
+        assert np.abs(found - golden[name]).max() <= 1e-4, name
 
 
 def test_a_file_of_another_kind_says_what_is_missing(tmp_path):

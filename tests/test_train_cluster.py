@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.ports import free_port
 from train.cluster import Cluster, expand_node_list, find_cluster
 
 TWO = ["a:1", "b:2"]
@@ -104,11 +105,8 @@ def test_what_is_no_node_list(text):
 
 
 def addresses(count: int) -> tuple[str, ...]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    names = tuple(f"127.0.0.1:{s.getsockname()[1]}" for s in sockets)
-    for one in sockets:
-        one.close()
-    return names
+    first = free_port(count)
+    return tuple(f"127.0.0.1:{port}" for port in range(first, first + count))
 
 
 def meet(names: tuple[str, ...], present: set[int], seconds: float) -> dict[int, str]:
@@ -136,7 +134,7 @@ def test_workers_meet():
 
 def test_all_are_told_who_did_not_come():
     names = addresses(3)
-    told = meet(names, {0, 1}, 0.7)
+    told = meet(names, {0, 1}, 5.0)
     for index in (0, 1):
         expected = (
             f"This is worker {index} of 3. Nothing was heard of worker 2 ({names[2]})"
@@ -146,7 +144,7 @@ def test_all_are_told_who_did_not_come():
 
 def test_a_chief_that_does_not_come():
     names = addresses(2)
-    assert f"of worker 0 ({names[0]}) in 1 s" in meet(names, {1}, 0.7)[1]
+    assert f"of worker 0 ({names[0]}) in 3 s" in meet(names, {1}, 3.0)[1]
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -172,11 +170,11 @@ def test_a_worker_that_gave_up_is_not_counted():
     told = {}
 
     def early():
-        told[1] = meet(names, {1}, 0.5)[1]
+        told[1] = meet(names, {1}, 3.0)[1]
 
     thread = threading.Thread(target=early)
     thread.start()
-    told |= meet(names, {0}, 3.0)
+    told |= meet(names, {0}, 8.0)
     thread.join()
     assert f"worker 1 ({names[1]}) and worker 2" in told[0]
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,12 +19,14 @@ from safetensors.numpy import load_file
 
 from tests.image_files import make_folder, pil_file
 from tests.networks import build_network
+from tests.ports import free_port
 from train import data, data_server, data_service, loop, sampler, sources
 from train.classification import CLASSIFICATION
 from train.config import make_config
 from train.workdir import CHECKPOINT
 
 ROOT = Path(__file__).parents[1]
+PORTS = 2  # of a server: its own and the next one
 CONFIG = make_config(
     data="digits",
     sizes=(32,),
@@ -35,18 +36,6 @@ CONFIG = make_config(
     warmup_steps=2,
     eval_size=32,
 )
-
-
-def free_port() -> int:
-    """Finds two ports that follow each other, and returns the first."""
-    while True:
-        with socket.create_server(("", 0)) as first:
-            port = first.getsockname()[1]
-            try:
-                socket.create_server(("", port + 1)).close()
-            except OSError:
-                continue
-            return port
 
 
 def run(*arguments, **environment) -> subprocess.Popen:
@@ -70,7 +59,7 @@ def start_server(port: int, folder) -> subprocess.Popen:
 def servers(tmp_path_factory):
     """The addresses of two servers, in processes of their own."""
     folder = tmp_path_factory.mktemp("servers")
-    ports = [free_port() for _ in range(2)]
+    ports = [free_port(PORTS) for _ in range(2)]
     processes = [start_server(port, folder) for port in ports]
     addresses = [f"127.0.0.1:{port}" for port in ports]
     for process, address in zip(processes, addresses):
@@ -223,7 +212,7 @@ def test_a_server_that_cannot_read_the_files(servers, photos, monkeypatch):
 
 
 def test_a_server_that_is_not_there():
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_port(PORTS)}"
     with pytest.raises(
         ValueError, match=f"{address} cannot be reached .*refused.* 1 s"
     ):
@@ -270,7 +259,7 @@ with data_service.watched(servers, seconds=2.0):
 
 
 def test_a_server_that_dies_ends_the_training_with_its_name(tmp_path):
-    port = free_port()
+    port = free_port(PORTS)
     server = start_server(port, tmp_path)
     client = run("-c", DECODE.format(address=f"127.0.0.1:{port}"))
     assert "serving" in server.stdout.readline()
@@ -283,7 +272,7 @@ def test_a_server_that_dies_ends_the_training_with_its_name(tmp_path):
 
 
 def test_sigterm_ends_a_server(tmp_path):
-    server = start_server(free_port(), tmp_path)
+    server = start_server(free_port(PORTS), tmp_path)
     assert "serving" in server.stdout.readline()
     assert list(tmp_path.iterdir())
     server.send_signal(signal.SIGTERM)

@@ -12,6 +12,8 @@ SEED = 0
 SIZES = ((256, 256), (224, 224), (192, 192), (288, 320))
 # Of segmenters; the last has maps of an odd side at every output stride.
 SEGMENTATION_SIZES = ((512, 512), (256, 256), (240, 200))
+DETECTION_SIZE = (320, 320)
+ANCHOR_STEP = 41  # a prime: the anchors kept are of all maps, places and aspects
 
 # A little above 1, so that activations keep their size through the network.
 _GAIN = 1.2
