@@ -101,7 +101,7 @@ def test_names_of_any_case_and_with_spaces(tmp_path):
 def test_a_list_that_is_no_text_is_named(name, tmp_path):
     path = make_voc(tmp_path, {"a": PLAIN}, {"v": PLAIN})
     (path / name).write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=f"{name} is no list of names"):
+    with pytest.raises(ValueError, match=f"{name} is not text in UTF-8. Save it"):
         load_source(f"voc:{path}")
 
 
@@ -141,14 +141,16 @@ def test_what_is_left_out_is_told(tmp_path, caplog):
     listed.write_text(listed.read_text() + "\nwhole\n")
     repairs = Repairs()
     (found,) = voc_masks(path, "train", repairs)
-    assert Path(found.path).name == "whole.jpg" and found.highest == 2
-    assert {kind: Path(name).name for kind, name in repairs.examples.items()} == {
-        "images listed twice, taken once": "whole",
+    assert Path(found.path).name == "whole.jpg" and found.classes == {0, 1, 2}
+    for kind, name in {
+        "images listed twice, taken once": "train.txt: whole",
         "images that are missing, left out": "train.txt: imageless",
         "masks that are missing, images left out": "maskless.png",
-        "images that cannot be read, left out": "broken.jpg",
+        "images that cannot be read, left out": "broken.jpg cannot be read as a",
         "masks that cannot be read, left out": "half.png",
-    }
+    }.items():
+        assert name in repairs.examples.pop(kind)
+    assert not repairs.examples
     assert set(repairs.counts.values()) == {1}
     load_source(f"voc:{path}")
     assert "masks that are missing, images left out: 1, the first in" in caplog.text
