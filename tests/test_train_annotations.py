@@ -123,6 +123,7 @@ def test_voc(tmp_path, caplog):
     assert none["classes"].shape == flat["areas"].shape == (0,)
     (held_out,) = examples_of(source, "validation")
     assert held_out["is_crowd"].tolist() == [True]
+    assert held_out["areas"].tolist() == [np.inf]  # what is difficult has no size
 
 
 def test_voc_errors(tmp_path):
