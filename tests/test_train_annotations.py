@@ -58,6 +58,13 @@ def test_each_repair_by_hand():
     }
 
 
+def test_boxes_in_fractions_of_the_image_are_told(tmp_path, caplog):
+    rows = coco((1, 7, [0.1, 0.1, 0.5, 0.5], 0), (2, 3, [9, 6, 36, 0.5], 0))
+    with caplog.at_level(logging.WARNING, "absl"):
+        load_source(f"coco:{make_coco(tmp_path, rows, rows)}")
+    assert "less than a pixel wide or high, kept; if they are fractions" in caplog.text
+
+
 def voc_xml(*objects: tuple, difficult=0) -> str:
     rows = "".join(
         f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>"

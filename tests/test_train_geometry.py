@@ -206,7 +206,6 @@ def test_masks_lie_on_the_picture_as_shown(orientation, is_stored, scale, tmp_pa
     (example,) = examples_of(source, "train")
     found = decode_mask(example["mask"]).numpy()
     np.testing.assert_array_equal(found, upright_mask())
-    assert example["frame"].tolist() == [HEIGHT, WIDTH]
 
 
 def test_a_mask_of_another_aspect_names_both_sizes(tmp_path):

@@ -21,6 +21,11 @@ from keras_mobilevit.image_files import Header, read_header
 from train.geometry import Canvas
 from train.repairs import Repairs
 
+TINY = (
+    "boxes less than a pixel wide or high, kept; if they are fractions of the image, "
+    "write pixels"
+)
+
 
 class Objects(NamedTuple):
     """An image and the objects on it.
@@ -58,7 +63,8 @@ def repair_boxes(corners, width: float, height: float, name: str, repairs: Repai
     """
     corners = np.asarray(corners, np.float64).reshape(-1, 4)
     is_finite = np.isfinite(corners).all(axis=1)
-    ordered = np.sort(np.nan_to_num(corners).reshape(-1, 2, 2), axis=1).reshape(-1, 4)
+    known = np.where(np.isfinite(corners), corners, 0)
+    ordered = np.sort(known.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
     is_swapped = is_finite & (ordered != corners).any(axis=1)
     limits = np.array([width, height, width, height], np.float64)
     clipped = np.clip(ordered, 0, limits)
@@ -71,6 +77,8 @@ def repair_boxes(corners, width: float, height: float, name: str, repairs: Repai
     repairs.add("boxes without area, left out", name, (is_finite & ~has_area).sum())
     repairs.add("boxes with no numbers, left out", name, (~is_finite).sum())
     kept = is_finite & has_area
+    is_tiny = kept & (sizes < 1).any(axis=1)
+    repairs.add(TINY, name, is_tiny.sum())
     return (clipped[kept] / limits).astype(np.float32), kept
 
 

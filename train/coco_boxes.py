@@ -5,6 +5,7 @@ connect the parts of a file: one that stands for two images or two names is refu
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
@@ -27,6 +28,11 @@ _KEYS = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
     "annotations": {"image_id": int, "category_id": int, "bbox": list},
     "categories": {"id": int, "name": str},
+}
+_KINDS = {
+    int: "a whole number, of pixels at least 1",
+    str: "a text",
+    list: "a list of four numbers",
 }
 _SIDES = ("width", "height")
 _RENUMBER = (
@@ -72,7 +78,10 @@ def _check_row(row, keys: dict[str, type], where: str) -> None:
         raise ValueError(f"{where} is no object, but {row!r}.")
     for key, kind in keys.items():
         if not isinstance(row.get(key), kind) or (key in _SIDES and row[key] < 1):
-            raise ValueError(f"{where} has no valid {key!r}: {str(row)[:200]}.")
+            raise ValueError(
+                f"{where} has no valid {key!r}, which is {_KINDS[kind]}: "
+                f"{str(row)[:200]}."
+            )
     box = row.get("bbox", [0] * 4)
     if len(box) != 4 or not all(isinstance(x, int | float) for x in box):
         raise ValueError(f"{where} has a box that is no four numbers: {box}.")
@@ -169,6 +178,8 @@ def _images_by_id(content: dict, file: Path, repairs: Repairs) -> dict[int, dict
 
 def _plain(file_name: str) -> str:
     """Writes the name of a file as on any system: `./a\\b.jpg` is `a/b.jpg`."""
+    if "/" not in file_name and "\\" not in file_name:  # as nearly all of COCO's are
+        return file_name
     return PureWindowsPath(file_name).as_posix()
 
 
@@ -239,8 +250,13 @@ def coco_objects(
     for path, parts in found.items():
         kind = "images listed under several ids, with the objects of all of them"
         repairs.add(kind, str(path), len(parts) > 1)
-        columns = (np.concatenate(values) for values in zip(*(p[1:] for p in parts)))
-        yield without_repeats(Objects(str(path), *columns), str(path), repairs)
+        objects = parts[0] if len(parts) == 1 else _together(parts)
+        yield without_repeats(objects, str(path), repairs)
+
+
+def _together(parts: list[Objects]) -> Objects:
+    columns = (np.concatenate(values) for values in zip(*(part[1:] for part in parts)))
+    return Objects(parts[0].path, *columns)
 
 
 def _annotations_by_image(content, images, labels, file, repairs) -> dict[int, list]:
@@ -273,7 +289,7 @@ def _objects(image: dict, found, labels, path: Path, file: Path, repairs: Repair
     boxes, kept = place_boxes(corners, canvas, str(path), repairs)
     classes = np.array([labels[a["category_id"]] for a in found], np.int32)
     is_crowd = np.array([bool(a.get("iscrowd")) for a in found], bool)
-    areas = np.array([_area(a) for a in found], np.float64)[kept] / np.prod(size)
+    areas = np.array([_area(a) for a in found], np.float64)[kept] / (size[0] * size[1])
     areas = np.where(areas > 0, areas, box_areas(boxes))
     return Objects(str(path), boxes, classes[kept], is_crowd[kept], areas)
 
@@ -281,4 +297,4 @@ def _objects(image: dict, found, labels, path: Path, file: Path, repairs: Repair
 def _area(annotation: dict) -> float:
     """Returns the area that an object has by its mask, 0 if there is none."""
     area = annotation.get("area")
-    return area if isinstance(area, int | float) and np.isfinite(area) else 0.0
+    return area if isinstance(area, int | float) and math.isfinite(area) else 0.0
