@@ -213,10 +213,12 @@ def test_two_annotations_of_one_image_are_refused(voc):
         box_sources.load_source(f"voc:{voc}")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gb18030", "cp1252"])
 def test_xml_of_other_systems(encoding, voc):
     add(voc, "a")
-    xml = f"<?xml version='1.0'?>\r\n{XML}".replace("cup", " größe\r\n")
+    declared = {"utf-8-sig": "utf-8"}.get(encoding, encoding)
+    xml = f"<?xml version='1.0' encoding='{declared}'?>\r\n{XML}"
+    xml = xml.replace("cup", " größe\r\n")
     for name in "av":
         (voc / "Annotations" / f"{name}.xml").write_bytes(xml.encode(encoding))
     write_list(voc, "train", "a\n")

@@ -1,5 +1,6 @@
 """Boxes from PASCAL VOC's XML files."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
@@ -21,6 +22,7 @@ from train.repairs import Repairs
 from train.sources import IMAGE_SUFFIXES
 from train.voc import Files, read_names, without_ending
 
+_ENCODING = re.compile(rb"""<\?xml[^>]*encoding=["']([\w.-]+)["']""")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -31,12 +33,19 @@ def _number(node: Element, tag: str) -> float:
         return float("nan")
 
 
+def _decoded(content: bytes) -> bytes | str:
+    """Decodes what the parser cannot: encodings of several bytes that XML declares."""
+    declared = _ENCODING.match(content)
+    name = declared[1].decode() if declared else "utf-8"
+    return content if name.lower().startswith("utf") else content.decode(name)
+
+
 def _parse(file: Path, repairs: Repairs) -> Element | None:
     """Parses an annotation, or returns `None`; entities in it are refused."""
     try:
-        return defusedxml.ElementTree.parse(file).getroot()
+        return defusedxml.ElementTree.fromstring(_decoded(file.read_bytes()))
     except (ParseError, DefusedXmlException, OSError, LookupError, ValueError):
-        # The last two of encodings that are unknown, or that the parser cannot read.
+        # The last two of encodings that are unknown, or not what was declared.
         repairs.add("annotations that are no XML, images left out", str(file))
     return None
 
