@@ -8,15 +8,16 @@ from absl import logging
 
 from train import data
 from train.sources import Source
+from train.unreadable import refuse_nothing_read, with_reason
 
 
 class Unreadable:
-    """Logs the names of unreadable images, once in a process, and takes them away."""
+    """Logs unreadable images and why, once in a process, and takes their names away."""
 
     logged: typing.ClassVar[set] = set()
 
     def __init__(self):
-        self.example = ""
+        self.names: list[str] = []
 
     def take_names(self, strategy, batch: dict) -> dict:
         """Returns the batch without names, which are strings: no accelerator's."""
@@ -25,10 +26,10 @@ class Unreadable:
         )
         for replica_ids, replica_weights in zip(ids, weights):
             for name in data.unreadable({"id": replica_ids, "weight": replica_weights}):
-                self.example = self.example or name
+                self.names.append(name)
                 if name not in self.logged:
                     self.logged.add(name)
-                    logging.warning("skipped, cannot be read: %s", name)
+                    logging.warning("skipped, cannot be read: %s", with_reason(name))
         return batch
 
 
@@ -37,10 +38,7 @@ def refuse_nothing_seen(
 ) -> None:
     """Raises a ValueError if no image of a split could be read."""
     if not seen:
-        raise ValueError(
-            f"None of the {source.num_examples[split]} {split} images of "
-            f"{source.name} can be read, {unreadable.example} among them."
-        )
+        refuse_nothing_read(source, split, unreadable.names)
 
 
 def distribute(strategy, make_dataset: Callable[[data.Share], tf.data.Dataset]):

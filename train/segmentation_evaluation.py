@@ -15,6 +15,7 @@ from train import metrics
 from train.data import eval_batches, unreadable
 from train.loading import Kind, LoadedModel
 from train.sources import Source
+from train.unreadable import refuse_nothing_read, with_reason
 
 BATCH_SIZE = 8  # logits of 21 classes at 512x512 take 22 MB an image
 
@@ -126,7 +127,7 @@ def evaluate_segmenter(
             seen += len(images)
             progress.update(len(images))
     if not seen:
-        raise ValueError(f"None of the validation images of {source.name} can be read.")
+        refuse_nothing_read(source, "validation", skipped)
     return confusion, skipped
 
 
@@ -152,6 +153,6 @@ def format_metrics(
         line("all", pixels.sum(), found["pixel_accuracy"], found["mIoU"]),
         f"at {size}x{size} pixels, in percent of the masks' own; IoU of all: the mean "
         "of the classes that occur",
-        *(f"skipped, cannot be read: {name}" for name in skipped),
+        *(f"skipped, cannot be read: {with_reason(x)}" for x in skipped),
     ]
     return "\n".join(lines)
