@@ -119,9 +119,10 @@ def test_voc(tmp_path, caplog):
     two, none, flat = examples_of(source, "train")
     np.testing.assert_allclose(two["boxes"], [[0.1, 0.1, 0.5, 0.5], [0, 0, 1, 1]])
     assert two["classes"].tolist() == [1, 0]
-    assert none["classes"].tolist() == flat["classes"].tolist() == [-1, -1]
+    assert none["boxes"].shape == flat["boxes"].shape == (0, 4)
+    assert none["classes"].shape == flat["areas"].shape == (0,)
     (held_out,) = examples_of(source, "validation")
-    assert held_out["is_crowd"].tolist() == [True, False]
+    assert held_out["is_crowd"].tolist() == [True]
 
 
 def test_voc_errors(tmp_path):
@@ -281,3 +282,18 @@ def test_images_in_folders_of_their_own(tmp_path):
 def test_unknown_source():
     with pytest.raises(ValueError, match="Detection takes `digits`, `voc:PATH`"):
         load_source("folder:photos")
+
+
+def test_each_image_holds_its_own_objects_and_no_more(tmp_path):
+    """Whatever the others have: 130 on one image add nothing to the next."""
+    crowded = voc_xml(*[("cat", i % 80, i % 50, 90, 60) for i in range(130)])
+    one = voc_xml(("cat", 1, 1, 9, 9))
+    path = make_voc(tmp_path, {"a": crowded, "b": one}, {"v": crowded, "w": one})
+    source = load_source(f"voc:{path}")
+    for split in ("train", "validation"):
+        examples = examples_of(source, split)
+        for name in ("boxes", "classes", "is_crowd", "areas"):
+            assert [len(example[name]) for example in examples] == [130, 1]
+    spec = source.examples("train", 1).element_spec
+    assert spec["boxes"].shape.as_list() == [None, 4]
+    assert spec["classes"].shape.as_list() == [None]

@@ -18,6 +18,7 @@ from xml.etree.ElementTree import ParseError
 
 import defusedxml.ElementTree
 import numpy as np
+import tensorflow as tf
 from absl import logging
 from defusedxml import DefusedXmlException
 from PIL import Image, UnidentifiedImageError
@@ -314,26 +315,26 @@ def _coco_image(image: dict, found: list, labels: dict, folder: Path, repairs: R
     return Objects(path, boxes, classes[kept], is_crowd[kept], areas)
 
 
-def pad(images: Sequence[Objects], places: int) -> dict[str, np.ndarray]:
-    """Lays objects out in arrays of the same number for all images.
+def columns(images: Sequence[Objects]) -> dict[str, tf.RaggedTensor]:
+    """Lays objects out in columns, of each image as many as it has.
 
     Args:
         images: with classes as numbers.
-        places: for objects, at least as many as any image has.
 
     Returns:
-        `boxes` `[images, places, 4]`, `classes` int32 `[images, places]`, -1 where
-        there is no object, `is_crowd` and `areas` `[images, places]`.
+        `boxes` `[images, (objects), 4]`, `classes` int32 `[images, (objects)]`,
+        `is_crowd` bool and `areas` float32 `[images, (objects)]`.
     """
-    count = len(images)
-    arrays = {
-        "boxes": np.zeros((count, places, 4), np.float32),
-        "classes": np.full((count, places), -1, np.int32),
-        "is_crowd": np.zeros((count, places), bool),
-        "areas": np.zeros((count, places), np.float32),
+    lengths = [len(image.boxes) for image in images]
+
+    def column(name: str, dtype, *shape: int):
+        rows = [np.asarray(getattr(image, name), dtype) for image in images]
+        values = np.concatenate([np.zeros((0, *shape), dtype), *rows])
+        return tf.RaggedTensor.from_row_lengths(values, lengths)
+
+    return {
+        "boxes": column("boxes", np.float32, 4),
+        "classes": column("classes", np.int32),
+        "is_crowd": column("is_crowd", bool),
+        "areas": column("areas", np.float32),
     }
-    for index, image in enumerate(images):
-        for name, array in arrays.items():
-            values = getattr(image, name)
-            array[index, : len(values)] = values
-    return arrays

@@ -1,8 +1,8 @@
 """Where images with boxes come from: VOC, COCO, TensorFlow Datasets, and digits.
 
-An example has, beside `path` or `encoded` and `id`, its objects in a fixed number of
-places: `boxes` float32 `[places, 4]` (see `keras_mobilevit.boxes`), `classes` int32
-`[places]` (-1 where there is none), `is_crowd` bool and `areas` float32 `[places]`.
+An example has, beside `path` or `encoded` and `id`, as many objects as are on the
+image: `boxes` float32 `[objects, 4]` (see `keras_mobilevit.boxes`), `classes` int32,
+`is_crowd` bool and `areas` float32 `[objects]`, as fractions of the image's.
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from train import annotations, digit_scenes
 from train.annotations import Objects, Repairs
 from train.sources import SHUFFLE_BUFFER, SPLITS, Source, indexed_source
-
-TFDS_PLACES = 100  # for objects; an image with more loses the last ones
 
 
 def load_source(name: str, cache: bool = False) -> Source:
@@ -70,12 +67,11 @@ def _source(
         images: from `Objects` to the column of images, `{"path" or "encoded": list}`.
     """
     _refuse_no_boxes(name, splits)
-    places = max(len(image.boxes) for found in splits.values() for image in found)
     columns = {
         split: {
             **images(found),
             "id": [image.path for image in found],
-            **annotations.pad(found, places),
+            **annotations.columns(found),
         }
         for split, found in splits.items()
     }
@@ -207,7 +203,10 @@ def tfds_source(name: str) -> Source:
 
     builder = tfds.builder(name)
     features = builder.info.features or {}
-    objects = features["objects"] if "objects" in features else {}
+    # A sequence of objects cannot be asked for its keys, but its feature can.
+    objects = (
+        getattr(features["objects"], "feature", {}) if "objects" in features else {}
+    )
     if "image" not in features or not {"bbox", "label"} <= set(objects):
         raise ValueError(
             f"tfds:{name} has no features `image` and `objects` with `bbox` and "
@@ -222,7 +221,6 @@ def tfds_source(name: str) -> Source:
             f"It has: {', '.join(available)}."
         )
     splits = dict(zip(SPLITS, ("train", held_out)))
-    logging.info("of an image's objects the first %d are used", TFDS_PLACES)
 
     def examples(split: str, seed: int | None) -> tf.data.Dataset:
         dataset = builder.as_dataset(
@@ -247,26 +245,18 @@ def _tfds_example(example) -> dict:
     """Turns an example of TensorFlow Datasets into one of this module."""
     objects = example["objects"]
     y1, x1, y2, x2 = tf.unstack(objects["bbox"], axis=1)
-    boxes = tf.stack([x1, y1, x2, y2], axis=1)
     areas = (x2 - x1) * (y2 - y1)
+    crowds = [objects[key] for key in ("is_crowd", "is_difficult") if key in objects]
+    columns = {
+        "boxes": tf.stack([x1, y1, x2, y2], axis=1),
+        "classes": tf.cast(objects["label"], tf.int32),
+        "is_crowd": crowds[0] if crowds else tf.zeros_like(areas, tf.bool),
+        "areas": areas,
+    }
     # Boxes without area, which COCO has a few of, are no objects.
     is_box = (x2 > x1) & (y2 > y1)
-    classes = tf.where(is_box, tf.cast(objects["label"], tf.int32), -1)
-    crowds = [objects[key] for key in ("is_crowd", "is_difficult") if key in objects]
-    is_crowd = crowds[0] if crowds else tf.zeros_like(areas, tf.bool)
-
-    def padded(values, filler):
-        values = values[:TFDS_PLACES]
-        missing = TFDS_PLACES - tf.shape(values)[0]
-        paddings = [[0, missing], *[[0, 0]] * (values.shape.rank - 1)]
-        values = tf.pad(values, paddings, constant_values=filler)
-        return tf.ensure_shape(values, [TFDS_PLACES, *values.shape[1:]])
-
     return {
         "encoded": example["image"],
         "id": example["tfds_id"],
-        "boxes": padded(boxes, 0.0),
-        "classes": padded(classes, -1),
-        "is_crowd": padded(is_crowd, False),
-        "areas": padded(areas, 0.0),
+        **{name: tf.boolean_mask(x, is_box) for name, x in columns.items()},
     }

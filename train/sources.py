@@ -60,10 +60,25 @@ def load_source(name: str, cache: bool = False) -> Source:
     )
 
 
+def _tensor(values):
+    is_ragged = isinstance(values, tf.RaggedTensor)
+    return values if is_ragged else tf.constant(values)
+
+
 def indexed_source(name, class_names, columns: dict) -> Source:
-    """Makes a source of examples that are all listed: `{split: {key: values}}`."""
+    """Makes a source of examples that are all listed.
+
+    Args:
+        name: of the source.
+        class_names: in the order of the labels.
+        columns: `{split: {key: values}}` with a value for each example; those of a
+            `tf.RaggedTensor` are each of their own length.
+
+    Returns:
+        The `Source`.
+    """
     tensors = {
-        split: {key: tf.constant(values) for key, values in column.items()}
+        split: {key: _tensor(x) for key, x in column.items()}
         for split, column in columns.items()
     }
     num_examples = {split: len(column["id"]) for split, column in columns.items()}
