@@ -25,6 +25,9 @@ BATCHES_AHEAD = 2  # that are decoded at once
 # The values of targets that say nothing, so that what is computed from them is finite
 # and counts nowhere; of targets that are not listed it is 0.
 NEUTRAL = {"classes": -1, "mask": IGNORED, "image_size": 1}
+# Numbers of places for the objects of a batch's images, four times one another: batches
+# of photos take 16 or 64, whatever crowd there is in one of the others.
+PLACES = [16 * 4**power for power in range(8)]
 BLACK = np.zeros((1, 1, 3), np.uint8)
 STAND_IN_SIDE, STAND_IN_TRIES = 256, 16
 
@@ -108,6 +111,59 @@ def _with_places(examples, schedule: list[BatchShape], first_step: int, count: i
     examples = examples.repeat().skip(first).take(end - first)
     numbers = tf.data.Dataset.range(first, end)
     return tf.data.Dataset.zip(numbers, examples).map(placed)
+
+
+def _with_equal_places(examples, schedule, first_step: int, calls: list[int]):
+    """Pads examples that each have as many objects as are on their image.
+
+    All examples of a step get as many places as its fullest image takes, whatever
+    device they go to, since devices exchange what they find; and so do all steps of a
+    call, which is compiled for their shapes together. The places are one of few
+    numbers, so that few shapes are compiled.
+
+    Args:
+        examples: from `_with_places`.
+        schedule: the batch shapes, in order.
+        first_step: of the schedule, that of the first example.
+        calls: from there on, the numbers of steps that one call executes.
+
+    Returns:
+        A `tf.data.Dataset` of the same examples; as they are if their sides are equal.
+    """
+    specs = examples.element_spec
+    uneven = [key for key, spec in specs.items() if None in spec.shape]
+    if not uneven or not calls:
+        return examples
+    call_of = np.repeat(np.arange(len(calls)), calls)
+    batches = [shape.batch for shape in schedule[first_step:]]
+    counts = tf.constant(np.bincount(call_of, batches), tf.int64)
+    call_of = tf.constant(np.concatenate([np.zeros(first_step, int), call_of]))
+    fillers = {key: _filler(key, spec.dtype) for key, spec in specs.items()}
+
+    def rounded_up(value, key: str):
+        sides = tf.shape(value)
+        places = tf.gather(PLACES, tf.searchsorted(PLACES, sides[1:2]))
+        missing = tf.concat([[0], places - sides[1:2], 0 * sides[2:]], axis=0)
+        paddings = tf.stack([0 * missing, missing], axis=1)
+        return tf.pad(value, paddings, constant_values=fillers[key])
+
+    def padded(call, window):
+        batches = window.padded_batch(counts[call], padding_values=fillers)
+        return batches.map(
+            lambda batch: batch | {key: rounded_up(batch[key], key) for key in uneven}
+        ).unbatch()
+
+    return examples.group_by_window(
+        key_func=lambda example: call_of[example["step"]],
+        reduce_func=padded,
+        window_size_func=lambda call: counts[call],
+    )
+
+
+def _filler(key: str, dtype: tf.DType):
+    """Returns the value of a target that says nothing."""
+    value = "" if dtype == tf.string else NEUTRAL.get(key, 0)
+    return tf.cast(tf.constant(value), dtype)
 
 
 def _batches(
@@ -196,9 +252,8 @@ def _neutral(key: str, spec: tf.TensorSpec, batch, size, stand_in):
     # Open sides are those of the examples, if they have them, or of the images.
     open_sides = tf.shape(batch[key])[1:] if key in batch else size
     sides = [open_sides[i] if n is None else n for i, n in enumerate(spec.shape)]
-    filler = "" if spec.dtype == tf.string else NEUTRAL.get(key, 0)
     shape = tf.concat([count, tf.cast(sides, tf.int32)], axis=0)
-    return tf.fill(shape, tf.cast(tf.constant(filler), spec.dtype))
+    return tf.fill(shape, _filler(key, spec.dtype))
 
 
 def _fill(batch, indices, loaded) -> dict:
@@ -294,6 +349,8 @@ def train_batches(
 
     examples = source.examples("train", shuffle_seed(config, epoch))
     examples = _with_places(examples, schedule, first_step, count)
+    calls = steps_of_calls(schedule[first_step:], config.steps_per_execution)
+    examples = _with_equal_places(examples, schedule, first_step, calls)
     return _batches(examples, load_at, schedule, share, _stand_in(source, "train"))
 
 
@@ -323,6 +380,7 @@ def eval_batches(
     count = source.num_examples[split]
     schedule = [BatchShape(size, size, batch_size)] * -(-count // batch_size)
     examples = _with_places(source.examples(split, None), schedule, 0, count)
+    examples = _with_equal_places(examples, schedule, 0, [1] * len(schedule))
 
     def load_at(example, _):
         return load(example, (size, size), crop_fraction)
