@@ -8,7 +8,7 @@ from absl import logging
 
 from tflite.task import Task
 from train import images as decoding
-from train.data import eval_batches, unreadable
+from train.data import eval_batches, join, unreadable
 from train.sources import IMAGE_SUFFIXES, SPLITS, Source, evenly_spaced, indexed_source
 from train.unreadable import TOLD, refuse_nothing_read, with_reason
 
@@ -130,7 +130,7 @@ def load_images(
         del batch["id"]
         readable = batch.pop("weight").numpy() > 0
         rows.append({name: x.numpy()[readable] for name, x in batch.items()})
-    targets = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    targets = join(rows)
     images = targets.pop("image")
     if not len(images):
         refuse_nothing_read(source, split, bad)

@@ -249,8 +249,9 @@ def _neutral(key: str, spec: tf.TensorSpec, batch, size, stand_in):
     if key == "image":
         image = images.resize(stand_in, size)[None]
         return tf.repeat(image, count[0], axis=0)
-    # Open sides are those of the examples, if they have them, or of the images.
-    open_sides = tf.shape(batch[key])[1:] if key in batch else size
+    # Open sides are those of the examples, if these have them, or of the images.
+    has_sides = key in batch and batch[key].shape.rank == 1 + spec.shape.rank
+    open_sides = tf.shape(batch[key])[1:] if has_sides else size
     sides = [open_sides[i] if n is None else n for i, n in enumerate(spec.shape)]
     shape = tf.concat([count, tf.cast(sides, tf.int32)], axis=0)
     return tf.fill(shape, _filler(key, spec.dtype))
@@ -392,3 +393,27 @@ def unreadable(batch) -> list[str]:
     """Names the examples of a batch that could not be read: paths for a folder."""
     ids, weights = batch["id"].numpy(), batch["weight"].numpy()
     return [name.decode() for name, weight in zip(ids, weights) if name and not weight]
+
+
+def join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Joins the images and targets of some batches, of few images.
+
+    Args:
+        parts: `{name: [examples, ...]}` in NumPy.
+
+    Returns:
+        The same, with as many places for objects as the part with the most has; see
+        `train.task.Task.unpad` for many images.
+    """
+    return {name: _join(name, [part[name] for part in parts]) for name in parts[0]}
+
+
+def _join(name: str, values: list[np.ndarray]) -> np.ndarray:
+    sides = np.max([value.shape[1:] for value in values], axis=0)
+    filler = NEUTRAL.get(name, 0)
+
+    def padded(value):
+        missing = [(0, int(side)) for side in sides - value.shape[1:]]
+        return np.pad(value, [(0, 0), *missing], constant_values=filler)
+
+    return np.concatenate([padded(value) for value in values])

@@ -114,7 +114,7 @@ def evaluate_detector(
             batch = {name: x.numpy()[real] for name, x in batch.items()}
             images = batch.pop("image").astype(np.float32)
             if len(images):
-                targets = {f"true_{name}": x for name, x in batch.items()}
+                targets = {f"true_{name}": x for name, x in task.unpad(batch).items()}
                 rows.append(detector.run(images) | targets)
             progress.update(len(images))
     if not rows:

@@ -3,6 +3,7 @@
 import typing
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -31,6 +32,25 @@ class Unreadable:
                     self.logged.add(name)
                     logging.warning("skipped, cannot be read: %s", with_reason(name))
         return batch
+
+
+def take_strings(strategy, batch: dict) -> list[dict[str, np.ndarray]]:
+    """Takes the targets that are strings out of a batch, which stay on the host.
+
+    Returns:
+        Of each replica of this worker, `{name: [examples]}`.
+    """
+    local = {
+        name: strategy.experimental_local_results(value)
+        for name, value in batch.items()
+    }
+    strings = [name for name, values in local.items() if values[0].dtype == tf.string]
+    for name in strings:
+        del batch[name]
+    return [
+        {name: local[name][replica].numpy() for name in strings}
+        for replica in range(len(local["weight"]))
+    ]
 
 
 def refuse_nothing_seen(

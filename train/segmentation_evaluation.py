@@ -93,7 +93,7 @@ def evaluate_segmenter(
     Args:
         segmenter: what to evaluate, of the kind `SEGMENTER`.
         source: where the images come from.
-        task: of segmentation: its examples.
+        task: of segmentation: its examples, and how their pixels are counted.
 
     Returns:
         The pixels that count, int64 `[classes, classes]`: rows are masks, columns
@@ -114,16 +114,15 @@ def evaluate_segmenter(
             real = batch["weight"].numpy() > 0
             images = batch["image"].numpy()[real].astype(np.float32)
             if len(images):
-                masks, sizes = (batch[k][real] for k in ("full_mask", "image_size"))
-                class_map = segmenter.run(images)
-                if class_map.max() >= classes:
+                found = segmenter.run(images)
+                if found.max() >= classes:
                     raise ValueError(
-                        f"The model finds the class {class_map.max()}, but "
+                        f"The model finds the class {found.max()}, but "
                         f"{source.name} has {classes}: 0 to {classes - 1}."
                     )
-                found = metrics.classes_at_pixels(class_map, sizes, masks.shape[1:])
-                counts = metrics.confusion_matrices(masks, found, classes)
-                confusion += counts.numpy().sum(axis=0, dtype=np.int64)
+                masks = batch["full_mask"].numpy()[real]
+                examples = {"full_mask": masks, "class_map": found}
+                confusion += task.count(source.class_names, examples)["confusion"]
             seen += len(images)
             progress.update(len(images))
     if not seen:
