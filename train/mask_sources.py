@@ -1,14 +1,11 @@
 """Where images with masks come from: VOC's layout, and scenes of digits.
 
 An example has, beside `path` or `encoded` and `id`, `mask`, a PNG in gray whose values
-are the classes (see `train.masks`), and `frame`, int32 `[2]`: a height and a width that
-hold every mask of its split.
+are the classes (see `train.masks`).
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import logging
 
 from keras_mobilevit.voc_names import VOC_NAMES
@@ -51,11 +48,6 @@ def load_source(name: str, cache: bool = False) -> Source:
     raise ValueError(
         f"Unknown data {name!r}. Segmentation takes `digits` or `voc:PATH`."
     )
-
-
-def _frames(sizes: Sequence) -> np.ndarray:
-    """Returns the size that holds all others, once for each of them."""
-    return np.tile(np.max(np.int32(sizes), axis=0), (len(sizes), 1))
 
 
 def _named_classes(path: Path) -> list[str]:
@@ -175,7 +167,6 @@ def voc_source(path, cache: bool = False) -> Source:
             **({"encoded": read_files(files, split)} if cache else {"path": files}),
             "id": files,
             "mask": [image.mask for image in images],
-            "frame": _frames([image.size for image in images]),
         }
     return indexed_source(f"voc:{path}", class_names, columns)
 
@@ -193,6 +184,5 @@ def digits_source(counts: dict[str, int] = digit_scenes.SCENES) -> Source:
             "encoded": [scene.encoded for scene in scenes],
             "id": [scene.objects.path for scene in scenes],
             "mask": [encode_mask(scene.mask) for scene in scenes],
-            "frame": _frames([scene.mask.shape for scene in scenes]),
         }
     return indexed_source("digits", ("background", *map(str, range(10))), columns)

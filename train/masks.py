@@ -41,14 +41,12 @@ class MaskedImage(NamedTuple):
         path: of the image.
         file: of the mask.
         mask: a PNG in gray, see `encode_mask`.
-        size: (height, width).
         classes: that the mask has, without the value for what is ignored.
     """
 
     path: str
     file: str
     mask: bytes
-    size: tuple[int, int]
     classes: frozenset[int]
 
 
@@ -130,7 +128,7 @@ def _read_pair(image: Path, file: Path, repairs: Repairs) -> MaskedImage | None:
     mask = canvas.turn_mask(mask, header.size)
     classes = frozenset(np.unique(mask).tolist()) - {IGNORED}
     encoded = encode_mask(np.ascontiguousarray(mask))
-    return MaskedImage(str(image), str(file), encoded, mask.shape, classes)
+    return MaskedImage(str(image), str(file), encoded, classes)
 
 
 def voc_masks(path: Path, split: str, repairs: Repairs) -> list[MaskedImage]:
