@@ -133,7 +133,7 @@ LEVELS = [
 def test_levels_of_gray_are_refused_unless_named(mask, tmp_path):
     """The last ones count as classes do, but more of them than have no names."""
     path = make_voc(tmp_path, {"a": mask}, {"v": mask})
-    message = "have the values .* make them anew as PNG; if they are classes, name all"
+    message = "have the values .* anew as PNG. If they are numbers of classes, name"
     with pytest.raises(ValueError, match=message):
         load_source(f"voc:{path}")
     names = [f"class {i}" for i in range(int(mask.max()) + 1)]

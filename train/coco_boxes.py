@@ -30,9 +30,9 @@ _KEYS = {
     "categories": {"id": int, "name": str},
 }
 _KINDS = {
-    int: "a whole number, of pixels at least 1",
+    int: "a whole number",
     str: "a text",
-    list: "a list of four numbers",
+    list: "a list of four numbers: left, top, width and height in pixels",
 }
 _SIDES = ("width", "height")
 _RENUMBER = (
@@ -78,13 +78,17 @@ def _check_row(row, keys: dict[str, type], where: str) -> None:
         raise ValueError(f"{where} is no object, but {row!r}.")
     for key, kind in keys.items():
         if not isinstance(row.get(key), kind) or (key in _SIDES and row[key] < 1):
+            least = " of at least 1" if key in _SIDES else ""
             raise ValueError(
-                f"{where} has no valid {key!r}, which is {_KINDS[kind]}: "
-                f"{str(row)[:200]}."
+                f"{where} has no valid {key!r}: {str(row)[:200]}. Expected "
+                f"{_KINDS[kind]}{least}."
             )
     box = row.get("bbox", [0] * 4)
     if len(box) != 4 or not all(isinstance(x, int | float) for x in box):
-        raise ValueError(f"{where} has a box that is no four numbers: {box}.")
+        raise ValueError(
+            f"{where} has a box that is no four numbers: {box}. Expected left, top, "
+            "width and height in pixels."
+        )
 
 
 def drop_root_categories(contents: dict[Path, dict]) -> None:
@@ -108,8 +112,8 @@ def drop_root_categories(contents: dict[Path, dict]) -> None:
     for file, content in contents.items():
         below = {}  # ids by the name that stands above them
         for row in content["categories"]:
-            above = str(row.get("supercategory")).strip()
-            below.setdefault(above, set()).add(row["id"])
+            if isinstance(above := row.get("supercategory"), str):
+                below.setdefault(above.strip(), set()).add(row["id"])
         kept, dropped = [], []
         for row in content["categories"]:
             is_above = below.get(row["name"], set()) - {row["id"]}

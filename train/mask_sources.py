@@ -78,11 +78,12 @@ def _refuse_gray_levels(path: Path, present: list[int]) -> None:
         return
     raise ValueError(
         f"The masks of {path} have the values {named(list(map(str, present)), 20)}. "
-        f"Expected 0, 1, 2 and so on, a number for each class: without a list of names "
-        f"at most {MAX_UNNAMED} classes, of which masks have at least half. If these "
-        f"are levels of gray, write masks with the numbers of the classes; if JPEG has "
-        f"blurred them, make them anew as PNG; if they are classes, name all from 0 to "
-        f"{count - 1} in {path / 'classes.txt'}, a name in a line."
+        "Expected 0, 1, 2 and so on, a number for each class. If these are levels of "
+        "gray, write masks with the numbers of the classes. If they come from JPEG, "
+        "which blurs masks, make the masks anew as PNG. If they are numbers of "
+        f"classes, name all from 0 to {count - 1} in {path / 'classes.txt'}, a name in "
+        f"a line; only up to {MAX_UNNAMED} classes, of which masks have at least half, "
+        "need no names."
     )
 
 

@@ -184,15 +184,12 @@ def digits_source() -> Source:
     return indexed_source("digits", map(str, range(10)), columns)
 
 
-_HIDDEN = "hidden or a tool's"  # what is not taken for it, see `is_litter`
-
-
-def _image_files(folder: Path, others: Counter) -> list[str]:
-    """Lists the images of a class; counts the endings of what is not taken."""
+def _image_files(folder: Path, others: Counter, litter: list[str]) -> list[str]:
+    """Lists the images of a class; notes what is not taken, and counts its endings."""
     files = []
     for entry in sorted(folder.iterdir()):
         if is_litter(entry.name):
-            others[_HIDDEN] += 1
+            litter.append(f"{folder.name}/{entry.name}")
         elif entry.is_file() and entry.suffix.lower() in IMAGE_SUFFIXES:
             files.append(str(entry))
         else:
@@ -208,20 +205,18 @@ def _class_folders(path: Path, split: str) -> dict[str, list[str]]:
             f"{folder} is not a folder. Expected {path}/train/<class>/* and "
             f"{path}/validation/<class>/*."
         )
-    others = Counter()
-    children = [child for child in sorted(folder.iterdir()) if child.is_dir()]
-    left_out = [child.name for child in children if is_litter(child.name)]
-    if left_out:
+    others, litter, classes = Counter(), [], {}
+    for child in sorted(folder.iterdir()):
+        if is_litter(child.name):
+            litter.append(child.name)
+        elif child.is_dir():
+            classes[child.name] = _image_files(child, others, litter)
+    if litter:
         logging.warning(
-            "%s: %s left out: hidden, or made by a system or a tool, no class.",
+            "%s: left out, since they are hidden or made by a system or tool: %s.",
             folder,
-            named(left_out),
+            named(litter),
         )
-    classes = {
-        child.name: _image_files(child, others)
-        for child in children
-        if child.name not in left_out
-    }
     if not any(classes.values()):
         raise ValueError(
             f"No images in {folder}. Expected {folder}/<class>/* with one of the "

@@ -100,8 +100,8 @@ class Files:
         files = self.find(name)
         if len(files) > 1:
             raise ValueError(
-                f"{files[0]} and {files[1].name} have the same name, so that it is "
-                f"uncertain which of them {name!r} is. Remove or rename one of them."
+                f"{files[0]} and {files[1].name} differ only in ending or case, so "
+                f"that it is uncertain which of them {name!r} is. Remove or rename one."
             )
         return files[0] if files else None
 
