@@ -58,11 +58,18 @@ def test_each_repair_by_hand():
     }
 
 
-def test_boxes_in_fractions_of_the_image_are_told(tmp_path, caplog):
-    rows = coco((1, 7, [0.1, 0.1, 0.5, 0.5], 0), (2, 3, [9, 6, 36, 0.5], 0))
+def test_boxes_in_fractions_of_the_image_are_told_or_refused(tmp_path, caplog):
+    small = coco((1, 7, [0.1, 0.1, 0.5, 0.5], 0), (2, 3, [9, 6, 36, 0.5], 0))
+    large = coco((1, 7, [9, 6, 36, 24], 0), (2, 3, [9, 6, 36, 24], 0))
     with caplog.at_level(logging.WARNING, "absl"):
-        load_source(f"coco:{make_coco(tmp_path, rows, rows)}")
+        load_source(f"coco:{make_coco(tmp_path / 'some', small, large)}")
     assert "less than a pixel wide or high, kept; if they are fractions" in caplog.text
+    with pytest.raises(ValueError, match="all 4 boxes are less than a pixel wide or"):
+        load_source(f"coco:{make_coco(tmp_path / 'all', small, small)}")
+    xml = voc_xml(("cat", 0.1, 0.1, 0.5, 0.5))
+    path = make_voc(tmp_path / "voc", {"a": xml}, {"v": xml})
+    with pytest.raises(ValueError, match="all 2 boxes are less than a pixel wide or"):
+        load_source(f"voc:{path}")
 
 
 def voc_xml(*objects: tuple, difficult=0) -> str:

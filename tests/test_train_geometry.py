@@ -174,6 +174,7 @@ def test_where_both_sizes_are_equal_the_shown_picture_counts():
         canvas = find_canvas(Header(size, orientation), size, "a", "b", repairs)
         assert canvas.orientation == 1 and not canvas.is_certain
     assert find_canvas(Header(size, 1), size, "a", "b", repairs).is_certain
+    assert find_canvas(Header((40, 30), 6), (30, 40), "a", "b", repairs).is_certain
     assert repairs.counts == {AS_SHOWN: 3}
 
 

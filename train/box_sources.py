@@ -78,6 +78,16 @@ def _check_objects(name: str, splits: dict[str, list[Objects]]) -> None:
         )
 
 
+def _refuse_fractions(name: str, splits: dict, repairs: Repairs) -> None:
+    """Raises a ValueError if all boxes are smaller than a pixel."""
+    total = sum(len(image.boxes) for found in splits.values() for image in found)
+    if 0 < total <= repairs.counts[annotations.TINY]:
+        raise ValueError(
+            f"{name}: all {total} boxes are less than a pixel wide or high. Are they "
+            "fractions of the image? Expected pixels."
+        )
+
+
 def _counts_any(images: list[Objects]) -> bool:
     return any((~image.is_crowd).any() for image in images)
 
@@ -162,6 +172,7 @@ def voc_source(path, cache: bool = False) -> Source:
     }
     repairs.log()
     _check_objects(f"voc:{path}", splits)
+    _refuse_fractions(f"voc:{path}", splits, repairs)
     names = {
         split: {name for image in found for name in image.classes}
         for split, found in splits.items()
@@ -229,6 +240,7 @@ def coco_source(path, cache: bool = False) -> Source:
         objects = coco_objects(contents[file], by_id, folder, file, repairs)
         splits[split] = list(objects)
     repairs.log()
+    _refuse_fractions(f"coco:{path}", splits, repairs)
     return _file_source(f"coco:{path}", class_names, splits, cache)
 
 

@@ -122,7 +122,7 @@ def find_canvas(
         if fits_shown:
             is_either = is_turned and (fits_stored or is_silent)
             repairs.add(AS_SHOWN, str(image), is_either)
-            return Canvas(stated, 1, is_same is tuple.__eq__ and not is_turned)
+            return Canvas(stated, 1, is_same is tuple.__eq__ and not is_either)
         repairs.add(AS_STORED, str(image))
         return Canvas(stated, header.orientation, False)
     turned = f", and as stored {_says(stored)}" if is_turned else ""

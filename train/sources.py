@@ -135,6 +135,15 @@ def _tensor(values):
     return values if is_ragged else tf.constant(values)
 
 
+def _row(values, index):
+    """Returns a value of a column."""
+    if not isinstance(values, tf.RaggedTensor):
+        return values[index]
+    # `values[index]` of a ragged tensor takes several times as long.
+    start, end = values.row_splits[index], values.row_splits[index + 1]
+    return values.values[start:end]
+
+
 def indexed_source(name, class_names, columns: dict) -> Source:
     """Makes a source of examples that are all listed.
 
@@ -158,7 +167,7 @@ def indexed_source(name, class_names, columns: dict) -> Source:
         if seed is not None:
             np.random.default_rng(seed).shuffle(order)
         return tf.data.Dataset.from_tensor_slices(order).map(
-            lambda i: {key: values[i] for key, values in tensors[split].items()}
+            lambda i: {key: _row(values, i) for key, values in tensors[split].items()}
         )
 
     return Source(name, tuple(class_names), num_examples, examples)

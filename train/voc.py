@@ -66,7 +66,7 @@ class Files:
     def __init__(self, folder: Path, suffixes: Sequence[str]):
         self.folder = folder
         self._exact, self._in_any_case = defaultdict(list), defaultdict(list)
-        for parent, folders, names in os.walk(folder):
+        for parent, folders, names in os.walk(folder, followlinks=True):
             folders[:] = sorted(name for name in folders if not is_litter(name))
             for name in sorted(names):
                 if name.lower().endswith(tuple(suffixes)) and not is_litter(name):
