@@ -98,7 +98,7 @@ def test_batches_have_boxes_on_their_objects(scenes):
         )
     )
     assert batch["image"].shape == (40, 96, 96, 3)
-    assert batch["boxes"].shape == (40, 6, 4)
+    assert batch["boxes"].shape == (40, 16, 4)
     contrasts = []
     for image, corners, classes in zip(
         *(batch[k].numpy() for k in ("image", "boxes", "classes"))

@@ -59,14 +59,18 @@ def test_one_device_is_the_default_strategy_and_its_chief():
 
 
 def start(workdir, network: str, devices: int, steps=STEPS, tf_config=""):
-    command = [sys.executable, "-m", "tests.train_worker", str(workdir), network]
+    arguments = map(str, (workdir, network, devices, steps))
+    return start_module("tests.train_worker", *arguments, tf_config=tf_config)
+
+
+def start_module(*command: str, tf_config: str):
     environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": "-1",
         "KERAS_BACKEND": "tensorflow",
     }
     environment |= {"TF_CONFIG": tf_config} if tf_config else {}
     return subprocess.Popen(
-        [*command, str(devices), str(steps)],
+        [sys.executable, "-m", *command],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -82,14 +86,18 @@ def finish(*processes) -> None:
 
 
 def start_workers(workdir, network: str, count: int) -> list:
+    return [
+        start(workdir, network, 1, tf_config=config) for config in tf_configs(count)
+    ]
+
+
+def tf_configs(count: int) -> list[str]:
+    """Returns the clusters of some workers on this machine."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     names = tuple(f"127.0.0.1:{s.getsockname()[1]}" for s in sockets)
     for one in sockets:
         one.close()
-    return [
-        start(workdir, network, 1, tf_config=Cluster(names, i).to_tf_config())
-        for i in range(count)
-    ]
+    return [Cluster(names, i).to_tf_config() for i in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +144,44 @@ def test_two_workers_and_two_devices_are_as_one(network, one_device, tmp_path):
     assert_same_run(expected, tmp_path / "workers")
     finish(start(tmp_path / "devices", network, 2))
     assert_same_run(expected, tmp_path / "devices")
+
+
+def evaluated(tf_configs=("",), devices: int = 1) -> list[dict]:
+    """Returns what each of some workers finds, of each task."""
+    workers = [
+        start_module("tests.evaluation_worker", str(devices), tf_config=config)
+        for config in tf_configs
+    ]
+    outputs = [worker.communicate(timeout=1200)[0] for worker in workers]
+    assert not any(worker.returncode for worker in workers), outputs
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def evaluated_once():
+    (found,) = evaluated()
+    assert found["segmentation"]["pixel_accuracy"] > 0
+    assert found["detection"]["skipped_validation"] == 3
+    return found
+
+
+def assert_same_evaluation(found: dict, expected: dict) -> None:
+    for task, metrics in expected.items():
+        # The loss of detection is a mean over the objects of each part of a batch.
+        assert found[task].pop("loss") == pytest.approx(metrics["loss"], rel=1e-3)
+        of_others = {name: value for name, value in metrics.items() if name != "loss"}
+        assert found[task] == pytest.approx(of_others, rel=1e-5), task
+    # What is counted is exact.
+    assert found["segmentation"]["mIoU"] == expected["segmentation"]["mIoU"]
+
+
+def test_two_devices_evaluate_as_one(evaluated_once):
+    """Masks of their own sizes are counted on the host, boxes are exchanged."""
+    (found,) = evaluated(devices=2)
+    assert_same_evaluation(found, evaluated_once)
+
+
+@pytest.mark.slow
+def test_two_workers_evaluate_as_one(evaluated_once):
+    for found in evaluated(tf_configs(2)):
+        assert_same_evaluation(found, evaluated_once)

@@ -19,7 +19,7 @@ from tests.test_train_masks import PLAIN, make_voc
 from train import data, loop, mask_sources, metrics, sampler
 from train.config import make_config
 from train.losses import pixel_cross_entropy, smoothed_cross_entropy
-from train.masks import IGNORED
+from train.masks import IGNORED, decode_mask, encode_mask
 from train.models import build_models
 from train.optimizers import make_optimizer
 from train.pictures import CAPTION_HEIGHT, INNER_GAP, SIDE
@@ -62,18 +62,24 @@ def expected_metrics(masks, found) -> tuple[np.ndarray, np.ndarray]:
         return right / (confusion.sum(0) + confusion.sum(1) - right), confusion
 
 
+def counted(names, batch, logits) -> dict:
+    """Counts the pixels of a batch as an evaluation does."""
+    predictions = SEGMENTATION.predictions(batch, logits)
+    found = {name: value.numpy() for name, value in predictions.items()}
+    masks = np.asarray(batch["full_mask"])
+    return SEGMENTATION.count(names, {"full_mask": masks, **found})
+
+
 @settings(max_examples=60, deadline=None)
 @given(MASKS, FOUND)
 def test_scores_are_those_of_counted_pixels(masks, found):
-    logits = tf.one_hot(found, CLASSES)
-    batch = {"full_mask": masks, "image_size": np.full((3, 2), (7, 9), np.int32)}
-    predictions = SEGMENTATION.predictions(batch, logits)
-    counts = predictions["confusion"].numpy()
-    assert counts.dtype == np.int32 and counts.shape == (3, CLASSES, CLASSES)
     names = [f"c{i}" for i in range(CLASSES)]
-    score = SEGMENTATION.score(names, {"confusion": counts})
+    batch = {"full_mask": np.array([encode_mask(mask) for mask in masks], object)}
+    counts = counted(names, batch, tf.one_hot(found, CLASSES))
+    assert counts["confusion"].dtype == np.int64
+    score = SEGMENTATION.score(names, counts)
     ious, confusion = expected_metrics(masks, found)
-    np.testing.assert_array_equal(counts.sum(axis=0), confusion)
+    np.testing.assert_array_equal(counts["confusion"], confusion)
     for name, iou in zip(names, ious):
         expected = -1.0 if np.isnan(iou) else iou
         assert score[f"IoU/{name}"] == pytest.approx(expected, abs=1e-12)
@@ -92,19 +98,31 @@ def test_scores_are_those_of_counted_pixels(masks, found):
 @given(*[st.tuples(st.integers(1, 40), st.integers(1, 40))] * 2)
 def test_each_pixel_gets_the_class_at_its_centre(map_size, image_size):
     class_map = np.arange(np.prod(map_size)).reshape(map_size)
-    frame = np.add(image_size, (3, 0)).astype(np.int32)
-    found = metrics.classes_at_pixels(
-        tf.constant(class_map[None]), tf.constant([image_size]), tf.constant(frame)
-    )
+    found = metrics.classes_at_pixels(class_map, image_size)
     rows, columns = (
         [int(Fraction(2 * i + 1, 2) * side / count) for i in range(count)]
         for side, count in zip(map_size, image_size)
     )
-    height, width = image_size
-    expected = class_map[np.ix_(rows, columns)]
-    np.testing.assert_array_equal(found[0, :height, :width], expected)
+    np.testing.assert_array_equal(found, class_map[np.ix_(rows, columns)])
     if map_size == image_size:
-        np.testing.assert_array_equal(found[0, :height, :width], class_map)
+        np.testing.assert_array_equal(found, class_map)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.tuples(st.integers(1, 40), st.integers(1, 40)))
+def test_pixels_are_counted_strip_by_strip_as_at_once(at_once, map_size):
+    rng = np.random.default_rng(at_once)
+    mask = rng.choice(np.uint8([0, 1, 2, IGNORED]), (13, 11))
+    class_map = rng.integers(0, 3, map_size).astype(np.uint8)
+    whole = metrics.count_pixels(mask, class_map, 3)
+    found = metrics.classes_at_pixels(class_map, mask.shape)
+    for label, prediction in np.ndindex(3, 3):
+        is_one = (mask == label) & (found == prediction)
+        assert whole[label, prediction] == is_one.sum()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "PIXELS_AT_ONCE", at_once)
+        strips = metrics.count_pixels(mask, class_map, 3)
+    np.testing.assert_array_equal(strips, whole)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -180,19 +198,17 @@ def test_perfect_outputs_score_1(scenes):
         scenes, "validation", 128, 20, 1.0, load=SEGMENTATION.eval_example
     )
     batch = next(iter(batches))
-    assert batch["full_mask"].shape == (20, 128, 128)
+    assert decode_mask(batch["full_mask"][0]).shape == (128, 128)
     logits = 20 * tf.one_hot(batch["mask"], 11)
-    score = SEGMENTATION.score(
-        scenes.class_names,
-        {k: v.numpy() for k, v in SEGMENTATION.predictions(batch, logits).items()},
-    )
+    names = scenes.class_names
+    score = SEGMENTATION.score(names, counted(names, batch, logits))
     assert score["mIoU"] == score["pixel_accuracy"] == score["IoU/7"] == 1.0
     losses = [SEGMENTATION.metrics(batch, x)["loss"] for x in (logits, -logits)]
     assert float(tf.reduce_mean(losses[0])) < 1e-6 < float(tf.reduce_mean(losses[1]))
 
 
 def test_images_of_different_sizes_are_scored_as_they_are(tmp_path):
-    """Each mask is scored in its own pixels, in a frame that all of them share."""
+    """Each mask is scored in its own pixels, which add nothing to the others."""
     path = make_voc(tmp_path, {"a": PLAIN}, {"b": PLAIN, "c": PLAIN})
     tall = np.full((100, 50), 2, np.uint8)
     tall[:30] = IGNORED
@@ -202,13 +218,18 @@ def test_images_of_different_sizes_are_scored_as_they_are(tmp_path):
     (batch,) = data.eval_batches(
         source, "validation", 32, 2, 1.0, load=SEGMENTATION.eval_example
     )
-    assert batch["full_mask"].shape == (2, 100, 90)
+    sizes = [decode_mask(mask).shape for mask in batch["full_mask"]]
+    assert sizes == [(60, 90), (100, 50)]
     assert batch["image_size"].numpy().tolist() == [[60, 90], [100, 50]]
     found = np.zeros((2, 32, 32), np.int32)
     found[1, 16:] = 2
-    counts = SEGMENTATION.predictions(batch, tf.one_hot(found, 3))["confusion"].numpy()
-    assert counts[0].tolist() == [[1800, 0, 0]] * 3
-    assert counts[1].tolist() == [[0, 0, 0], [0, 0, 0], [1000, 0, 2500]]
+    counts = [
+        counted("abc", {"full_mask": batch["full_mask"][i : i + 1]}, logits[None])
+        for i, logits in enumerate(tf.one_hot(found, 3))
+    ]
+    assert counts[0]["confusion"].tolist() == [[1800, 0, 0]] * 3
+    expected = [[0, 0, 0], [0, 0, 0], [1000, 0, 2500]]
+    assert counts[1]["confusion"].tolist() == expected
 
 
 @pytest.mark.parametrize("auxiliary_weight", [0.0, 0.4])
@@ -288,7 +309,7 @@ def test_pictures_show_truth_left_and_prediction_right():
     mask[:, :, 60:90], mask[:, 40:] = 1, IGNORED
     batch = {
         "image": np.full((1, 64, 64, 3), 90, np.uint8),
-        "full_mask": np.pad(mask, ((0, 0), (0, 20), (0, 0)), constant_values=IGNORED),
+        "full_mask": [encode_mask(mask[0])],
         "image_size": np.int32([[60, 120]]),
     }
     found = np.zeros((1, 64, 64), int)

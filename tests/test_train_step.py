@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_mobilevit.layers import DotProductAttention
 from tests.networks import build_detector, build_network, build_segmenter
-from train import loop, sampler
+from train import data, loop, sampler
 from train.classification import CLASSIFICATION
 from train.config import make_config
 from train.detection import DETECTION
@@ -186,6 +186,6 @@ def test_gradients_that_are_not_finite_are_told():
 
 def test_calls_have_one_step_or_all_of_one_shape():
     a, b = BatchShape(32, 32, 9), BatchShape(48, 48, 4)
-    assert loop._steps_of_calls([a, a, b, b, b, b, b, a], 2) == [2, 2, 2, 1, 1]
-    assert loop._steps_of_calls([a, b, a], 1) == [1, 1, 1]
-    assert loop._steps_of_calls([a, a], 3) == [1, 1]
+    assert data.steps_of_calls([a, a, b, b, b, b, b, a], 2) == [2, 2, 2, 1, 1]
+    assert data.steps_of_calls([a, b, a], 1) == [1, 1, 1]
+    assert data.steps_of_calls([a, a], 3) == [1, 1]

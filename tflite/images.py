@@ -8,8 +8,9 @@ from absl import logging
 
 from tflite.task import Task
 from train import images as decoding
-from train.data import eval_batches, unreadable
+from train.data import eval_batches, join, unreadable
 from train.sources import IMAGE_SUFFIXES, SPLITS, Source, evenly_spaced, indexed_source
+from train.unreadable import TOLD, refuse_nothing_read, with_reason
 
 BATCH_SIZE = 64
 FEW_IMAGES = 50  # ranges of fewer images clip what others contain
@@ -129,12 +130,13 @@ def load_images(
         del batch["id"]
         readable = batch.pop("weight").numpy() > 0
         rows.append({name: x.numpy()[readable] for name, x in batch.items()})
-    targets = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    targets = join(rows)
     images = targets.pop("image")
     if not len(images):
-        raise ValueError(f"None of the {split} images of {data} can be read.")
+        refuse_nothing_read(source, split, bad)
     if bad:
-        logging.warning("%d images cannot be read, the first is %s", len(bad), bad[0])
+        told = "; ".join(map(with_reason, bad[:TOLD]))
+        logging.warning("%d images cannot be read and are left out: %s", len(bad), told)
     return ImageSet(data, source.class_names, images, targets)
 
 

@@ -14,7 +14,6 @@ import tensorflow as tf
 from keras_mobilevit.deeplab import CLASSIFIER
 from tflite import parity
 from tflite.task import FORMATS_OF_PICTURES, Task
-from train.metrics import classes_at_pixels, confusion_matrices
 from train.segmentation import SEGMENTATION as TRAINING
 from train.segmentation_evaluation import class_maps
 
@@ -104,16 +103,13 @@ def _mean_iou(validation, outputs: dict) -> float:
     classes = len(validation.class_names)
     size = validation.images.shape[1]
     confusion = np.zeros((classes, classes), np.int64)
-    targets = validation.targets
-    for index, mask in enumerate(targets["full_mask"]):
+    # Image by image, since class maps are larger than logits.
+    for index, mask in enumerate(validation.targets["full_mask"]):
         of_image = {name: x[index : index + 1] for name, x in outputs.items()}
-        found = classes_at_pixels(
-            tf.cast(_class_maps_of(of_image, size), tf.int32),
-            targets["image_size"][index][None],
-            mask.shape,
-        )
-        confusion += confusion_matrices(mask[None], found, classes).numpy()[0]
-    metrics = TRAINING.score(validation.class_names, {"confusion": confusion[None]})
+        class_map = np.asarray(_class_maps_of(of_image, size))
+        examples = {"full_mask": [mask], "class_map": class_map}
+        confusion += TRAINING.count(validation.class_names, examples)["confusion"]
+    metrics = TRAINING.score(validation.class_names, {"confusion": confusion})
     return 100 * metrics["mIoU"]
 
 

@@ -111,6 +111,19 @@ def _predictions(batch, outputs) -> dict:
     return found | {f"true_{name}": batch[name] for name in targets}
 
 
+def _unpad(examples: dict) -> dict:
+    """Gives each image its own objects, as many as it has."""
+    prefix = "true_" if "true_classes" in examples else ""
+    names = [f"{prefix}{name}" for name in ("boxes", "classes", "is_crowd", "areas")]
+    is_object = examples[f"{prefix}classes"] >= 0
+    found = dict(examples)
+    for name in names:
+        found[name] = np.empty(len(is_object), object)
+        for index, own in enumerate(is_object):
+            found[name][index] = examples[name][index][own]
+    return found
+
+
 def _score(class_names, predictions: dict) -> dict:
     """Measures by COCO's rules, in the pixels of the images as they are."""
     rows = [dict(zip(predictions, values)) for values in zip(*predictions.values())]
@@ -152,6 +165,7 @@ DETECTION = Task(
     loss=_loss,
     metrics=_metrics,
     predictions=_predictions,
+    unpad=_unpad,
     score=_score,
     pictures=draw_examples,
     report=_report,

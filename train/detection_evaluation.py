@@ -12,6 +12,7 @@ from train.coco import METRICS
 from train.data import eval_batches, unreadable
 from train.loading import Kind, LoadedModel
 from train.sources import Source
+from train.unreadable import refuse_nothing_read, with_reason
 
 BATCH_SIZE = 16
 
@@ -113,11 +114,11 @@ def evaluate_detector(
             batch = {name: x.numpy()[real] for name, x in batch.items()}
             images = batch.pop("image").astype(np.float32)
             if len(images):
-                targets = {f"true_{name}": x for name, x in batch.items()}
+                targets = {f"true_{name}": x for name, x in task.unpad(batch).items()}
                 rows.append(detector.run(images) | targets)
             progress.update(len(images))
     if not rows:
-        raise ValueError(f"None of the validation images of {source.name} can be read.")
+        refuse_nothing_read(source, "validation", skipped)
     joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     return task.score(source.class_names, joined), skipped
 
@@ -138,4 +139,6 @@ def format_metrics(metrics: dict, skipped: list[str], class_names, size: int) ->
         )
     others = ", ".join(f"{x} {percent(x)}" for x in METRICS if x not in ("AP", "AP50"))
     lines += [others, f"at {size}x{size} pixels, in percent, by COCO's rules"]
-    return "\n".join([*lines, *(f"skipped, cannot be read: {x}" for x in skipped)])
+    return "\n".join(
+        [*lines, *(f"skipped, cannot be read: {with_reason(x)}" for x in skipped)]
+    )

@@ -11,6 +11,7 @@ from keras_mobilevit.configs import get_config
 from train.data import eval_batches, unreadable
 from train.loading import Kind, LoadedModel
 from train.sources import Source
+from train.unreadable import refuse_nothing_read, with_reason
 
 BATCH_SIZE = 64  # what fits in memory: 20 MB an image for MobileViT_S at 256
 
@@ -119,7 +120,7 @@ def evaluate_classifier(
                 np.add.at(top5, labels, hits.any(axis=1))
             progress.update(len(images))
     if not counts.any():
-        raise ValueError(f"None of the validation images of {source.name} can be read.")
+        refuse_nothing_read(source, "validation", skipped)
     names = source.class_names
     return ClassificationReport(names, counts, top1, top5, skipped, classifier.size)
 
@@ -134,5 +135,7 @@ def format_report(report: ClassificationReport) -> str:
         parts = [f"{100 * hits / count:.2f}" if count else "-" for hits in (top1, top5)]
         lines.append(f"{name:<{width}}  {count:>6}  {parts[0]:>6}  {parts[1]:>6}")
     lines.append(f"at {report.size}x{report.size} pixels, in percent")
-    lines += [f"skipped, cannot be read: {name}" for name in report.skipped]
+    lines += [
+        f"skipped, cannot be read: {with_reason(name)}" for name in report.skipped
+    ]
     return "\n".join(lines)

@@ -3,20 +3,22 @@
 import typing
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from train import data
 from train.sources import Source
+from train.unreadable import refuse_nothing_read, with_reason
 
 
 class Unreadable:
-    """Logs the names of unreadable images, once in a process, and takes them away."""
+    """Logs unreadable images and why, once in a process, and takes their names away."""
 
     logged: typing.ClassVar[set] = set()
 
     def __init__(self):
-        self.example = ""
+        self.names: list[str] = []
 
     def take_names(self, strategy, batch: dict) -> dict:
         """Returns the batch without names, which are strings: no accelerator's."""
@@ -25,11 +27,30 @@ class Unreadable:
         )
         for replica_ids, replica_weights in zip(ids, weights):
             for name in data.unreadable({"id": replica_ids, "weight": replica_weights}):
-                self.example = self.example or name
+                self.names.append(name)
                 if name not in self.logged:
                     self.logged.add(name)
-                    logging.warning("skipped, cannot be read: %s", name)
+                    logging.warning("skipped, cannot be read: %s", with_reason(name))
         return batch
+
+
+def take_strings(strategy, batch: dict) -> list[dict[str, np.ndarray]]:
+    """Takes the targets that are strings out of a batch, which stay on the host.
+
+    Returns:
+        Of each replica of this worker, `{name: [examples]}`.
+    """
+    local = {
+        name: strategy.experimental_local_results(value)
+        for name, value in batch.items()
+    }
+    strings = [name for name, values in local.items() if values[0].dtype == tf.string]
+    for name in strings:
+        del batch[name]
+    return [
+        {name: local[name][replica].numpy() for name in strings}
+        for replica in range(len(local["weight"]))
+    ]
 
 
 def refuse_nothing_seen(
@@ -37,10 +58,7 @@ def refuse_nothing_seen(
 ) -> None:
     """Raises a ValueError if no image of a split could be read."""
     if not seen:
-        raise ValueError(
-            f"None of the {source.num_examples[split]} {split} images of "
-            f"{source.name} can be read, {unreadable.example} among them."
-        )
+        refuse_nothing_read(source, split, unreadable.names)
 
 
 def distribute(strategy, make_dataset: Callable[[data.Share], tf.data.Dataset]):

@@ -51,20 +51,6 @@ def _shapes(config: TrainConfig, strategy) -> list[BatchShape]:
     )
 
 
-def _steps_of_calls(schedule: list[BatchShape], steps_per_call: int) -> list[int]:
-    """Deals steps out to calls: as many of one shape as a call takes, or one.
-
-    No other number of them, since each is compiled.
-    """
-    calls, step = [], 0
-    while step < len(schedule):
-        following = schedule[step : step + steps_per_call]
-        is_full = len(following) == steps_per_call and len(set(following)) == 1
-        calls.append(steps_per_call if is_full else 1)
-        step += calls[-1]
-    return calls
-
-
 def train_epoch(
     task: Task,
     train_step,
@@ -114,7 +100,7 @@ def train_epoch(
     iterator, unreadable = iter(batches), Unreadable()
     start = time.perf_counter() - progress.seconds
     with _progress_bar(config, progress, num_examples) as bar:
-        for count in _steps_of_calls(schedule[done:], config.steps_per_execution):
+        for count in data.steps_of_calls(schedule[done:], config.steps_per_execution):
             call = [
                 unreadable.take_names(strategy, next(iterator)) for _ in range(count)
             ]

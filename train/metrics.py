@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+PIXELS_AT_ONCE = 2**20
+
 
 def top_k_correct(labels, logits, k: int):
     """Tells which examples have their label among the k best.
@@ -37,48 +39,49 @@ def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:
     return matrix
 
 
-def classes_at_pixels(class_maps, image_sizes, frame):
+def _centers(count: int, side: int) -> np.ndarray:
+    """Returns for each of `count` pixels the cell, of `side`, with its center."""
+    # In integers: (i + 0.5) * side / count has to be exact at the edges.
+    return (2 * np.arange(count) + 1) * side // (2 * count)
+
+
+def classes_at_pixels(class_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Looks up the class of every pixel of an image in the map of a network.
 
     Args:
-        class_maps: integers `[batch, rows, columns]`, of squeezed images.
-        image_sizes: int32 `[batch, 2]`: their heights and widths.
-        frame: (height, width) that holds all of them.
+        class_map: `[rows, columns]`, of the squeezed image.
+        size: height and width of the image.
 
     Returns:
-        `[batch, *frame]`: of each pixel the class at the place of the map on which its
-        centre lies; beyond an image anything.
+        `[*size]`: of each pixel the class at the place of the map on which its center
+        lies.
     """
-
-    def places(axis: int):
-        side, count = tf.shape(class_maps)[axis], image_sizes[:, axis - 1, None]
-        # In integers: (i + 0.5) * side / count has to be exact at the edges.
-        found = (2 * tf.range(frame[axis - 1])[None] + 1) * side // (2 * count)
-        return tf.minimum(found, side - 1)  # [batch, frame's side]
-
-    rows = tf.gather(class_maps, places(1), axis=1, batch_dims=1)
-    return tf.gather(rows, places(2), axis=2, batch_dims=1)
+    rows, columns = map(_centers, size, class_map.shape)
+    return class_map[rows[:, None], columns]
 
 
-def confusion_matrices(labels, predictions, num_classes: int):
-    """Counts the pixels of each image by label and prediction.
+def count_pixels(mask: np.ndarray, class_map: np.ndarray, num_classes: int):
+    """Counts the pixels of an image by label and prediction.
 
     Args:
-        labels: integers `[batch, height, width]`; what is no class does not count.
-        predictions: int32 of the same shape, classes.
+        mask: uint8 `[height, width]`: labels; what is no class does not count.
+        class_map: integers `[rows, columns]`: predictions, as for `classes_at_pixels`.
         num_classes: number of classes.
 
     Returns:
-        int32 `[batch, num_classes, num_classes]`; rows are labels, columns predictions.
+        int64 `[num_classes, num_classes]`; rows are labels, columns predictions.
     """
-    labels = tf.cast(labels, tf.int32)
-    batch, cells = tf.shape(labels)[0], num_classes * num_classes
-    image = tf.range(batch)[:, None, None]
-    cell = image * cells + labels * num_classes + predictions
-    is_counted = (labels >= 0) & (labels < num_classes)
-    cell = tf.where(is_counted, cell, -1)  # which is dropped
-    counts = tf.math.unsorted_segment_sum(tf.ones_like(cell), cell, batch * cells)
-    return tf.reshape(counts, [batch, num_classes, num_classes])
+    rows, columns = map(_centers, mask.shape, class_map.shape)
+    counts = np.zeros(num_classes**2, np.int64)
+    # Strip by strip, or the numbers of a large photo's pixels take much memory.
+    height = max(1, PIXELS_AT_ONCE // mask.shape[1])
+    for top in range(0, mask.shape[0], height):
+        labels = mask[top : top + height]
+        found = class_map[rows[top : top + height, None], columns]
+        is_counted = labels < num_classes
+        cells = labels[is_counted].astype(np.int64) * num_classes + found[is_counted]
+        counts += np.bincount(cells, minlength=len(counts))
+    return counts.reshape(num_classes, num_classes)
 
 
 def segmentation_metrics(confusion: np.ndarray, class_names: Sequence[str]) -> dict:

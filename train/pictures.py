@@ -53,7 +53,7 @@ def first_examples(
         missing -= len(parts[-1]["image"])
         if not missing:
             break
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return data.join(parts)
 
 
 def make_drawing(

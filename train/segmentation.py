@@ -4,6 +4,7 @@ Source: section 4.2 of MobileViT, https://arxiv.org/abs/2110.02178.
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_mobilevit.deeplab import DeepLabV3
@@ -60,18 +61,19 @@ def _eval_example(example, size, crop_fraction: float) -> dict:
 
     Nothing is cut off, and the network sees all of the image at its size, as on the
     phone. The score is of the pixels of the mask as it is: one that was resized would
-    have lost what is thin. `full_mask` stands in a frame that all masks of the split
-    have, so that they go in one batch.
+    have lost what is thin. `full_mask` stays encoded, as in the source: so masks of all
+    sizes go in one batch, and none takes more memory for another's size.
     """
-    image = images.decode(images.read(example))
-    mask = decode_mask(example["mask"])
-    missing = example["frame"] - tf.shape(mask)
-    paddings = tf.stack([tf.zeros_like(missing), missing], axis=1)
+    full_mask = decode_mask(example["mask"])
+    mask, image_size = mask_augment.resize_mask(full_mask, size), tf.shape(full_mask)
+    # One after the other: of a large photo both take much memory.
+    with tf.control_dependencies([mask, image_size]):
+        image = images.resize(images.decode(images.read(example)), size)
     return {
-        "image": images.resize(image, size),
-        "mask": mask_augment.resize_mask(mask, size),
-        "full_mask": tf.pad(mask, paddings, constant_values=IGNORED),
-        "image_size": tf.shape(mask),
+        "image": image,
+        "mask": mask,
+        "full_mask": example["mask"],
+        "image_size": image_size,
     }
 
 
@@ -103,19 +105,22 @@ def _metrics(batch, outputs) -> dict:
 
 
 def _predictions(batch, outputs) -> dict:
-    """Counts an image's pixels by class."""
-    logits = _logits(outputs)
-    class_maps = tf.argmax(logits, axis=-1, output_type=tf.int32)
-    masks = batch["full_mask"]
-    found = metrics.classes_at_pixels(
-        class_maps, batch["image_size"], tf.shape(masks)[1:]
-    )
-    return {"confusion": metrics.confusion_matrices(masks, found, logits.shape[-1])}
+    class_maps = tf.argmax(_logits(outputs), axis=-1, output_type=tf.int32)
+    return {"class_map": tf.cast(class_maps, tf.uint8)}  # as masks have them
+
+
+def _count(class_names, examples: dict) -> dict:
+    """Counts the pixels of masks as they are by class, one image after the other."""
+    counts = [
+        metrics.count_pixels(decode_mask(mask).numpy(), class_map, len(class_names))
+        for mask, class_map in zip(examples["full_mask"], examples["class_map"])
+    ]
+    shape = len(class_names), len(class_names)
+    return {"confusion": sum(counts, np.zeros(shape, np.int64))}
 
 
 def _score(class_names, predictions: dict) -> dict:
-    confusion = predictions["confusion"].sum(axis=0, dtype="int64")
-    return metrics.segmentation_metrics(confusion, class_names)
+    return metrics.segmentation_metrics(predictions["confusion"], class_names)
 
 
 def _report(config, source) -> str:
@@ -134,7 +139,7 @@ SEGMENTATION = Task(
     loss=_loss,
     metrics=_metrics,
     predictions=_predictions,
-    adds_up=True,
+    count=_count,
     score=_score,
     pictures=draw_examples,
     report=_report,

@@ -15,6 +15,7 @@ from train import metrics
 from train.data import eval_batches, unreadable
 from train.loading import Kind, LoadedModel
 from train.sources import Source
+from train.unreadable import refuse_nothing_read, with_reason
 
 BATCH_SIZE = 8  # logits of 21 classes at 512x512 take 22 MB an image
 
@@ -92,7 +93,7 @@ def evaluate_segmenter(
     Args:
         segmenter: what to evaluate, of the kind `SEGMENTER`.
         source: where the images come from.
-        task: of segmentation: its examples.
+        task: of segmentation: its examples, and how their pixels are counted.
 
     Returns:
         The pixels that count, int64 `[classes, classes]`: rows are masks, columns
@@ -113,20 +114,19 @@ def evaluate_segmenter(
             real = batch["weight"].numpy() > 0
             images = batch["image"].numpy()[real].astype(np.float32)
             if len(images):
-                masks, sizes = (batch[k][real] for k in ("full_mask", "image_size"))
-                class_map = segmenter.run(images)
-                if class_map.max() >= classes:
+                found = segmenter.run(images)
+                if found.max() >= classes:
                     raise ValueError(
-                        f"The model finds the class {class_map.max()}, but "
+                        f"The model finds the class {found.max()}, but "
                         f"{source.name} has {classes}: 0 to {classes - 1}."
                     )
-                found = metrics.classes_at_pixels(class_map, sizes, masks.shape[1:])
-                counts = metrics.confusion_matrices(masks, found, classes)
-                confusion += counts.numpy().sum(axis=0, dtype=np.int64)
+                masks = batch["full_mask"].numpy()[real]
+                examples = {"full_mask": masks, "class_map": found}
+                confusion += task.count(source.class_names, examples)["confusion"]
             seen += len(images)
             progress.update(len(images))
     if not seen:
-        raise ValueError(f"None of the validation images of {source.name} can be read.")
+        refuse_nothing_read(source, "validation", skipped)
     return confusion, skipped
 
 
@@ -152,6 +152,6 @@ def format_metrics(
         line("all", pixels.sum(), found["pixel_accuracy"], found["mIoU"]),
         f"at {size}x{size} pixels, in percent of the masks' own; IoU of all: the mean "
         "of the classes that occur",
-        *(f"skipped, cannot be read: {name}" for name in skipped),
+        *(f"skipped, cannot be read: {with_reason(x)}" for x in skipped),
     ]
     return "\n".join(lines)

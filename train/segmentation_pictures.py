@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from keras_mobilevit.drawing import BACKGROUND, OPACITY, class_color, draw_classes
-from train.masks import IGNORED
+from train.masks import IGNORED, decode_mask
 from train.pictures import CAPTION_SIZE, GROUND, INK, at_viewing_size, side_by_side
 
 SWATCH = 14  # side of a colour in the legend
@@ -30,11 +30,10 @@ def draw_examples(class_names: Sequence[str], batch: dict, outputs) -> list[np.n
 def _draw_example(
     example: dict, class_map: np.ndarray, class_names: Sequence[str]
 ) -> np.ndarray:
-    height, width = example["image_size"]
     image = at_viewing_size(example["image"], example["image_size"])
     truth, found = (
         _nearest(classes, image.shape[:2])
-        for classes in (example["full_mask"][:height, :width], class_map)
+        for classes in (decode_mask(example["full_mask"]).numpy(), class_map)
     )
     shown = {
         "truth": overlay(image, truth, class_names),

@@ -173,8 +173,8 @@ def make_eval_step(task: Task, model, strategy):
     Returns:
         A `tf.function` from a batch and a number to two dicts: sums over all replicas
         of each metric times the examples' weights, with `count` and `stop` as in
-        `make_train_step`; and the task's predictions for all examples of all replicas,
-        with their `weight`.
+        `make_train_step`; and the task's predictions with the examples' `weight`, for
+        all examples of all replicas, or where the task counts, of each replica.
     """
 
     def one_step(batch, stop):
@@ -194,9 +194,11 @@ def make_eval_step(task: Task, model, strategy):
     @_function
     def eval_step(batch, stop):
         sums, predictions = strategy.run(one_step, (batch, stop))
-        gathered = {
-            name: strategy.gather(value, axis=0) for name, value in predictions.items()
-        }
-        return _sum_over_replicas(strategy, sums), gathered
+        if task.count is None:
+            predictions = {
+                name: strategy.gather(value, axis=0)
+                for name, value in predictions.items()
+            }
+        return _sum_over_replicas(strategy, sums), predictions
 
     return eval_step

@@ -8,6 +8,10 @@ def _nothing(batch, outputs) -> dict:
     return {}
 
 
+def _as_they_are(examples: dict) -> dict:
+    return examples
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A model, its data, its loss and its metrics.
@@ -31,10 +35,16 @@ class Task:
             evaluation reports their means.
         predictions: from a batch and the outputs to `{name: [batch, ...]}`, which an
             evaluation collects for `score`.
-        adds_up: whether predictions are counts, of which only the sum over all examples
-            is kept, int64 `[1, ...]`: exact, and no more for more examples.
+        unpad: from targets, or targets and predictions, of some examples in NumPy,
+            `{name: [examples, ...]}`, to the same without what fills up a batch: what
+            differs in length is then an array of arrays.
+        count: from the names of the classes and some examples in NumPy, predictions
+            and those targets that are strings, to `{name: counts}`, of which an
+            evaluation keeps the sum over all examples instead of predictions: exact,
+            and no more for more examples; `None` where there is nothing to count.
         score: from the names of the classes and the predictions of all that counts,
-            `{name: [examples, ...]}` in NumPy, to more metrics.
+            `{name: [examples, ...]}` in NumPy, or else the sums of `count`, to more
+            metrics.
         pictures: from the names of the classes, a batch and the model's outputs for it,
             in NumPy, to a list of uint8 `[height, width, 3]`, on which a person sees
             how good the outputs are; `None` where there is nothing to draw.
@@ -56,6 +66,7 @@ class Task:
     is_head: Callable[[str], bool]
     best_metric: str
     predictions: Callable = _nothing
-    adds_up: bool = False
+    unpad: Callable = _as_they_are
+    count: Callable | None = None
     score: Callable = _nothing
     pictures: Callable | None = None

@@ -1,11 +1,14 @@
 """One pass over the validation images, for any task, on one device or on many."""
 
+import functools
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import tensorflow as tf
 
 from train import data
 from train.config import TrainConfig
-from train.feeding import Unreadable, distribute, refuse_nothing_seen
+from train.feeding import Unreadable, distribute, refuse_nothing_seen, take_strings
 from train.progress import CheckpointManager, Progress
 from train.sources import Source
 from train.step import as_numbers
@@ -49,29 +52,33 @@ def evaluate(
         ),
     )
     unreadable, totals, collected = Unreadable(), {}, []
+    counted = task.count and Counts(task.count, source.class_names, strategy)
     for batch in batches:
         batch = unreadable.take_names(strategy, batch)
+        strings = take_strings(strategy, batch)
         sums, predictions = eval_step(batch, tf.constant(manager.asked()))
         for name, value in as_numbers(sums).items():
             totals[name] = totals.get(name, 0.0) + value
-        collected.append(_counting(predictions))
-        if task.adds_up:
-            collected = [_sum(collected)]
+        if counted:
+            counted.add(strings, predictions)
+        else:
+            collected.append(task.unpad(_that_count(predictions)))
         manager.after_step(progress, totals["stop"] > 0)
     seen = round(totals.pop("count"))
     del totals["stop"]
     refuse_nothing_seen(seen, source, "validation", unreadable)
     means = {name: value / seen for name, value in totals.items()}
+    found = counted.sums() if counted else _join(collected)
     return {
         **means,
-        **task.score(source.class_names, _join(collected)),
+        **task.score(source.class_names, found),
         "skipped_validation": source.num_examples["validation"] - seen,
     }
 
 
-def _counting(predictions: dict) -> dict[str, np.ndarray]:
-    """Returns a batch's predictions for the examples that count."""
-    found = {name: value.numpy() for name, value in predictions.items()}
+def _that_count(examples: dict) -> dict[str, np.ndarray]:
+    """Returns examples in NumPy, those alone that count."""
+    found = {name: np.asarray(value) for name, value in examples.items()}
     counts = found.pop("weight", np.array([])) > 0
     return {name: value[counts] for name, value in found.items()}
 
@@ -80,6 +87,34 @@ def _join(batches: list[dict]) -> dict[str, np.ndarray]:
     return {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
 
 
-def _sum(batches: list[dict]) -> dict[str, np.ndarray]:
-    joined = _join(batches).items()
-    return {key: x.sum(axis=0, keepdims=True, dtype=np.int64) for key, x in joined}
+class Counts:
+    """What a task counts on the examples of all workers, each on its own ones.
+
+    They are counted where they were read, since strings stay there.
+    """
+
+    def __init__(self, count: Callable, class_names: Sequence[str], strategy):
+        self.count = functools.partial(count, class_names)
+        self.strategy, self.found = strategy, {}
+
+    def add(self, strings: list[dict], predictions: dict) -> None:
+        """Counts a batch: its strings by replica, and the step's predictions."""
+        for index, of_replica in enumerate(strings):
+            values = {
+                name: self.strategy.experimental_local_results(value)[index]
+                for name, value in predictions.items()
+            }
+            counts = self.count(_that_count({**values, **of_replica}))
+            for name, value in counts.items():
+                self.found[name] = self.found.get(name, 0) + value
+
+    def sums(self) -> dict[str, np.ndarray]:
+        """Returns the sums of what all workers counted."""
+        return {name: self._sum(value) for name, value in self.found.items()}
+
+    def _sum(self, counts: np.ndarray) -> np.ndarray:
+        own = self.strategy.run(tf.identity, (tf.constant(counts[None]),))
+        replicas = len(self.strategy.experimental_local_results(own))
+        # All replicas of a worker hold the same.
+        gathered = self.strategy.gather(own, axis=0).numpy()
+        return gathered[::replicas].sum(axis=0)
