@@ -58,6 +58,20 @@ def test_each_repair_by_hand():
     }
 
 
+def test_boxes_in_fractions_of_the_image_are_told_or_refused(tmp_path, caplog):
+    small = coco((1, 7, [0.1, 0.1, 0.5, 0.5], 0), (2, 3, [9, 6, 36, 0.5], 0))
+    large = coco((1, 7, [9, 6, 36, 24], 0), (2, 3, [9, 6, 36, 24], 0))
+    with caplog.at_level(logging.WARNING, "absl"):
+        load_source(f"coco:{make_coco(tmp_path / 'some', small, large)}")
+    assert "less than a pixel wide or high, kept; if they are fractions" in caplog.text
+    with pytest.raises(ValueError, match="all 4 boxes are less than a pixel wide or"):
+        load_source(f"coco:{make_coco(tmp_path / 'all', small, small)}")
+    xml = voc_xml(("cat", 0.1, 0.1, 0.5, 0.5))
+    path = make_voc(tmp_path / "voc", {"a": xml}, {"v": xml})
+    with pytest.raises(ValueError, match="all 2 boxes are less than a pixel wide or"):
+        load_source(f"voc:{path}")
+
+
 def voc_xml(*objects: tuple, difficult=0) -> str:
     rows = "".join(
         f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>"
@@ -109,7 +123,7 @@ def test_voc(tmp_path, caplog):
         "annotations that are no XML, images left out: 2, the first in .*broken.xml",
         "annotations that are missing, images left out: 1, .*unannotated.xml",
         "images that are missing, left out: 1, the first in .*gone.jpg",
-        "images listed twice, taken once: 1, the first in two",
+        "images listed twice, taken once: 1, the first in .*train.txt: two",
         "boxes without area, left out: 1, the first in .*flat.xml",
         "boxes with no numbers, left out: 1, the first in .*flat.xml",
     ):
@@ -123,6 +137,7 @@ def test_voc(tmp_path, caplog):
     assert none["classes"].shape == flat["areas"].shape == (0,)
     (held_out,) = examples_of(source, "validation")
     assert held_out["is_crowd"].tolist() == [True]
+    assert held_out["areas"].tolist() == [np.inf]  # what is difficult has no size
 
 
 def test_voc_errors(tmp_path):
@@ -164,7 +179,7 @@ def coco(*boxes: tuple, categories=((7, "cat"), (3, "dog"))) -> dict:
 
 def test_coco(tmp_path, caplog):
     train = coco(
-        (1, 7, [9, 6, 36, 24], 0), (1, 7, [0, 0, 9, 9], 0), (2, 3, [0, 0, 90, 60], 1)
+        (1, 7, [9, 6, 36, 24], 0), (4, 7, [9, 6, 36, 24], 0), (2, 3, [0, 0, 90, 60], 1)
     )
     train["images"] += [
         {"id": 6, "file_name": "6.jpg", "width": 90, "height": 60},
@@ -258,7 +273,9 @@ def test_annotations_that_cannot_be_read(tmp_path, caplog):
     assert "objects without a name, left out: 1, the first in" in caplog.text
     assert source.class_names == ("cat",) and source.num_examples["train"] == 2
     (path / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="train.txt is no list of names"):
+    with pytest.raises(
+        ValueError, match="train.txt is not text in UTF-8. Save it again"
+    ):
         load_source(f"voc:{path}")
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.annotations import Repairs, coco_categories, coco_objects, read_coco
+from tests.image_files import pil_file
 from train.coco import average_precision
+from train.coco_boxes import coco_categories, coco_objects, read_coco
 from train.detection import DETECTION
+from train.repairs import Repairs
 from train.sources import Source
 
 COCO_EVAL = Path(__file__).parents[2] / "shared" / "data" / "coco_eval"
@@ -28,11 +30,12 @@ def test_known_numbers_of_coco(tmp_path):
     file = COCO_EVAL / "instances_val2014_100.json"
     content = read_coco(file)
     for image in content["images"]:
-        (tmp_path / image["file_name"]).touch()
-    images = list(coco_objects(content, tmp_path, file, Repairs()))
-    assert sum(len(image.boxes) for image in images) == 839
-    categories = coco_categories(content)
+        picture = pil_file("L", 0, "PNG", (image["width"], image["height"]))
+        (tmp_path / image["file_name"]).write_bytes(picture)
+    categories = coco_categories(content, file, Repairs())
     labels = {key: label for label, key in enumerate(categories)}
+    images = list(coco_objects(content, labels, tmp_path, file, Repairs()))
+    assert sum(len(image.boxes) for image in images) == 839
     found = json.loads(
         (COCO_EVAL / "instances_val2014_fakebbox100_results.json").read_text()
     )
@@ -103,3 +106,31 @@ def test_nothing_found_and_crowds():
     metrics = average_precision([crowd], ("a", "b"))
     assert metrics["AP"] == pytest.approx(1.0)
     assert metrics["AP/b"] == -1
+
+
+def test_a_difficult_object_takes_one_detection():
+    """By hand: of three detections, best first, the true one is the last.
+
+    Of a crowd, both others are forgiven, and the precision at a recall of 1 is 1/1. A
+    difficult object takes the first, and the second is wrong: 1/2. A detection of a
+    part of it, which lies in a crowd, does not overlap a difficult object by half: 1/3.
+    """
+    difficult, easy = [100.0, 20, 160, 90], [10.0, 10, 50, 60]
+
+    def measure(area: float, *found) -> float:
+        one = image(
+            boxes=np.array([*found, easy]),
+            scores=np.array([0.9, 0.8, 0.7]),
+            classes=np.zeros(3, int),
+            true_boxes=np.array([difficult, easy]),
+            true_classes=np.zeros(2, int),
+            is_crowd=np.array([True, False]),
+            true_areas=np.array([area, 2000.0]),
+        )
+        return average_precision([one], ("a",))["AP50"]
+
+    assert measure(4200.0, difficult, difficult) == pytest.approx(1)
+    assert measure(np.inf, difficult, difficult) == pytest.approx(1 / 2)
+    part = [100.0, 20, 120, 40]
+    assert measure(4200.0, part, part) == pytest.approx(1)
+    assert measure(np.inf, part, part) == pytest.approx(1 / 3)

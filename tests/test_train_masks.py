@@ -1,5 +1,7 @@
 """Masks: files that are read, refused or left out; and what augments them."""
 
+import io
+import logging
 import re
 import zlib
 from pathlib import Path
@@ -100,7 +102,7 @@ def test_names_of_any_case_and_with_spaces(tmp_path):
 def test_a_list_that_is_no_text_is_named(name, tmp_path):
     path = make_voc(tmp_path, {"a": PLAIN}, {"v": PLAIN})
     (path / name).write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=f"{name} is no list of names"):
+    with pytest.raises(ValueError, match=f"{name} is not text in UTF-8. Save it"):
         load_source(f"voc:{path}")
 
 
@@ -108,6 +110,68 @@ def test_one_class_is_too_few(tmp_path):
     path = make_voc(tmp_path, {"a": PLAIN // 2 * IGNORED}, {"v": PLAIN})
     with pytest.raises(ValueError, match="class 0 alone.*write 1 instead"):
         load_source(f"voc:{path}")
+
+
+def smeared(classes: np.ndarray) -> np.ndarray:
+    """Returns what JPEG makes of a mask."""
+    file = io.BytesIO()
+    Image.fromarray(classes).save(file, "JPEG", quality=80)
+    return np.asarray(Image.open(file))
+
+
+LEVELS = [
+    PLAIN * 127,
+    np.choose(PLAIN, [38, 75, 113]).astype(np.uint8),
+    PLAIN * 10,
+    PLAIN // 2 * 15,
+    smeared(np.kron(PLAIN[:12, :18], np.ones((5, 5), np.uint8)) * 100),
+    np.arange(90, dtype=np.uint8)[None].repeat(60, axis=0) % 22,
+]
+
+
+@pytest.mark.parametrize("mask", LEVELS, ids=range(len(LEVELS)))
+def test_levels_of_gray_are_refused_unless_named(mask, tmp_path):
+    """The last ones count as classes do, but more of them than have no names."""
+    path = make_voc(tmp_path, {"a": mask}, {"v": mask})
+    message = "have the values .* anew as PNG. If they are numbers of classes, name"
+    with pytest.raises(ValueError, match=message):
+        load_source(f"voc:{path}")
+    names = [f"class {i}" for i in range(int(mask.max()) + 1)]
+    (path / "classes.txt").write_text("\n".join(names), "utf-8-sig")
+    assert load_source(f"voc:{path}").class_names == tuple(names)
+
+
+def test_classes_that_no_training_mask_has_are_told(tmp_path, caplog):
+    path = make_voc(tmp_path, {"a": PLAIN * 2}, {"v": PLAIN})
+    with caplog.at_level(logging.WARNING, "absl"):
+        assert len(load_source(f"voc:{path}").class_names) == 5
+    assert "2 of 5 classes are in no training mask, and will not be found: 1, 3." in (
+        caplog.text
+    )
+    (path / "classes.txt").write_text("sky\nroad\ncar\ntree\n Road \nRiver\n")
+    with caplog.at_level(logging.WARNING, "absl"):
+        load_source(f"voc:{path}")
+    assert "will not be found: road, tree, River." in caplog.text
+    assert "has the classes 'road', 'Road', whose names differ" in caplog.text
+
+
+def test_a_training_part_of_one_class_is_refused_with_a_list_too(tmp_path):
+    path = make_voc(tmp_path, {"a": np.full_like(PLAIN, 2)}, {"v": PLAIN})
+    (path / "classes.txt").write_text("sky\nroad\ncar\n")
+    with pytest.raises(ValueError, match="have the class 2 alone"):
+        load_source(f"voc:{path}")
+
+
+def test_a_mask_in_jpeg_is_refused(tmp_path):
+    """By what it is, not by its ending."""
+    path = make_voc(tmp_path, {"a": PLAIN}, {"v": PLAIN})
+    for file in ("a.png", "a.jpg"):
+        (path / "SegmentationClass" / "a.png").unlink(missing_ok=True)
+        Image.fromarray(PLAIN).save(path / "SegmentationClass" / file, "JPEG")
+        with pytest.raises(
+            ValueError, match="is a mask in JPEG, which changes the val"
+        ):
+            load_source(f"voc:{path}")
 
 
 def test_names_of_classes(tmp_path):
@@ -140,14 +204,16 @@ def test_what_is_left_out_is_told(tmp_path, caplog):
     listed.write_text(listed.read_text() + "\nwhole\n")
     repairs = Repairs()
     (found,) = voc_masks(path, "train", repairs)
-    assert Path(found.path).name == "whole.jpg" and found.highest == 2
-    assert {kind: Path(name).name for kind, name in repairs.examples.items()} == {
-        "images listed twice, taken once": "whole",
+    assert Path(found.path).name == "whole.jpg" and found.classes == {0, 1, 2}
+    for kind, name in {
+        "images listed twice, taken once": "train.txt: whole",
         "images that are missing, left out": "train.txt: imageless",
         "masks that are missing, images left out": "maskless.png",
-        "images that cannot be read, left out": "broken.jpg",
+        "images that cannot be read, left out": "broken.jpg cannot be read as a",
         "masks that cannot be read, left out": "half.png",
-    }
+    }.items():
+        assert name in repairs.examples.pop(kind)
+    assert not repairs.examples
     assert set(repairs.counts.values()) == {1}
     load_source(f"voc:{path}")
     assert "masks that are missing, images left out: 1, the first in" in caplog.text

@@ -111,12 +111,56 @@ def test_unknown_sources(name):
 
 def test_what_is_not_taken_is_counted(tmp_path, caplog):
     files = {"1.png": PNG, "2.tiff": b"", "3.TIFF": b"", "notes.txt": b""}
-    make_folder(tmp_path, {"a": files})
+    make_folder(tmp_path, {"a": files, "b": {"1.png": PNG}})
     (tmp_path / "train" / "a" / "folder.jpg").mkdir()
     with caplog.at_level("WARNING", logger="absl"):
         source = sources.load_source(f"folder:{tmp_path}")
-    assert source.num_examples == {"train": 1, "validation": 1}
+    assert source.num_examples == {"train": 2, "validation": 2}
     assert "1 .tiff, 1 .TIFF, 1 folder, 1 .txt" in caplog.text
+
+
+def test_one_class_is_refused(tmp_path):
+    """Also beside folders that are no classes."""
+    photos = {"1.png": PNG, "2.png": PNG}
+    make_folder(tmp_path, {"images": photos, ".ipynb_checkpoints": photos})
+    with pytest.raises(ValueError, match="one class alone, images: .* two or more, as"):
+        sources.load_source(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "litter", [".ipynb_checkpoints", "__MACOSX", "@eaDir", ".git", "#recycle"]
+)
+def test_folders_of_systems_and_tools_are_no_classes(litter, tmp_path, caplog):
+    photos = {
+        "1.png": PNG,
+        "._1.png": b"AppleDouble",
+        "Thumbs.db": b"",
+        ".DS_Store": b"",
+    }
+    make_folder(tmp_path, {"a": photos, "b": {"1.png": PNG}})
+    (tmp_path / "train" / litter).mkdir()
+    (tmp_path / "train" / litter / "1-checkpoint.png").write_bytes(PNG)
+    (tmp_path / "train" / "._a").write_bytes(b"AppleDouble")
+    with caplog.at_level("WARNING", logger="absl"):
+        source = sources.load_source(f"folder:{tmp_path}")
+    assert source.class_names == ("a", "b")
+    assert source.num_examples == {"train": 2, "validation": 2}
+    assert (
+        "train: left out, since they are hidden or made by a system or" in caplog.text
+    )
+    for name in (litter, "._a", "a/._1.png", "a/Thumbs.db", "a/.DS_Store"):
+        assert name in caplog.text
+
+
+def test_classes_that_differ_in_case_or_spaces_are_told(tmp_path, caplog):
+    make_folder(
+        tmp_path, {n: {"1.png": PNG} for n in ("Cat", "cat", "hot dog", "hotdog")}
+    )
+    with caplog.at_level("WARNING", logger="absl"):
+        source = sources.load_source(f"folder:{tmp_path}")
+    assert len(source.class_names) == 4
+    assert "has the classes 'Cat', 'cat', whose names differ only in" in caplog.text
+    assert "has the classes 'hot dog', 'hotdog', whose names" in caplog.text
 
 
 NAMES = ("circle", "square", "star")

@@ -26,7 +26,7 @@ def define(name: str, **more) -> None:
         flat = {"bbox": features.BBox(0.5, 0.5, 0.5, 0.9), "label": 1, **values}
         return [flat, *({"bbox": box, "label": 1, **values} for _ in range(count))]
 
-    class Boxes(tfds.core.GeneratorBasedBuilder):
+    class Boxes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
@@ -77,3 +77,17 @@ def test_no_object_is_cut_off(load):
     assert examples[0]["boxes"][0] == pytest.approx([0.2, 0.25, 0.6, 0.75])
     assert (examples[0]["classes"] == 1).all() and not examples[0]["is_crowd"].any()
     assert examples[0]["areas"] == pytest.approx(0.2)
+
+
+def test_the_area_is_that_of_the_mask(load):
+    """By which COCO tells small objects from large ones; in pixels, of 40x50."""
+    source = load("MaskedBoxes", "masked_boxes", area=(np.int64, 100))
+    (example,) = source.examples("validation", None).as_numpy_iterator()
+    assert example["areas"] == pytest.approx(100 / 2000)
+    assert not example["is_crowd"].any()
+
+
+def test_what_is_difficult_has_no_size(load):
+    source = load("HardBoxes", "hard_boxes", is_difficult=(np.bool_, True))
+    (example,) = source.examples("validation", None).as_numpy_iterator()
+    assert example["is_crowd"].all() and np.isinf(example["areas"]).all()

@@ -10,10 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from train import annotations, digit_scenes
-from train.annotations import Objects, Repairs
-from train.sources import SHUFFLE_BUFFER, SPLITS, Source, indexed_source
+from train import annotations, digit_scenes, images
+from train.annotations import Objects
+from train.coco_boxes import (
+    coco_categories,
+    coco_objects,
+    drop_root_categories,
+    read_coco,
+)
+from train.repairs import Repairs
+from train.sources import (
+    SHUFFLE_BUFFER,
+    SPLITS,
+    Source,
+    indexed_source,
+    named,
+    read_files,
+    warn_of_shared_images,
+    warn_of_similar_names,
+)
+from train.voc_boxes import voc_objects
 
 
 def load_source(name: str, cache: bool = False) -> Source:
@@ -46,17 +64,58 @@ def load_source(name: str, cache: bool = False) -> Source:
     )
 
 
-def _refuse_no_boxes(name: str, splits: dict[str, list[Objects]]) -> None:
-    """Raises a ValueError if a part has no box, before anything else is amiss of it."""
+def _check_objects(name: str, splits: dict[str, list[Objects]]) -> None:
+    """Refuses a split without boxes, and a training part without any to learn."""
     for split, found in splits.items():
         if not any(len(image.boxes) for image in found):
             raise ValueError(
                 f"{name} has {len(found)} {split} images, and no box on any of them."
             )
+    if not _counts_any(splits["train"]):
+        raise ValueError(
+            f"{name}: all training objects are crowds or marked as difficult, which "
+            "are not learned. Expected others."
+        )
+
+
+def _refuse_fractions(name: str, splits: dict, repairs: Repairs) -> None:
+    """Raises a ValueError if all boxes are smaller than a pixel."""
+    total = sum(len(image.boxes) for found in splits.values() for image in found)
+    if 0 < total <= repairs.counts[annotations.TINY]:
+        raise ValueError(
+            f"{name}: all {total} boxes are less than a pixel wide or high. Are they "
+            "fractions of the image? Expected pixels."
+        )
+
+
+def _counts_any(images: list[Objects]) -> bool:
+    return any((~image.is_crowd).any() for image in images)
+
+
+def _tell_unsupported(name: str, class_names: Sequence[str], splits: dict) -> None:
+    """Warns of classes without an object to learn, and of a useless validation."""
+    train, validation = (splits[split] for split in SPLITS)
+    if not _counts_any(validation):
+        logging.warning(
+            "%s: all validation objects are crowds or marked as difficult, which do "
+            "not count. The average precision will be -1.",
+            name,
+        )
+    learned = {label for image in train for label in image.classes[~image.is_crowd]}
+    missing = [n for label, n in enumerate(class_names) if label not in learned]
+    if missing:
+        logging.warning(
+            "%s: %d of %d classes have no training object that could be learned, and "
+            "will not be found: %s.",
+            name,
+            len(missing),
+            len(class_names),
+            named(missing),
+        )
 
 
 def _source(
-    name: str, class_names: Sequence[str], splits: dict[str, list[Objects]], images
+    name: str, class_names: Sequence[str], splits: dict[str, list[Objects]], column
 ) -> Source:
     """Makes a source of objects that are all in memory.
 
@@ -64,12 +123,14 @@ def _source(
         name: of the source.
         class_names: in the order of the classes.
         splits: by their names.
-        images: from `Objects` to the column of images, `{"path" or "encoded": list}`.
+        column: from `Objects` to the column of images, `{"path" or "encoded": list}`.
     """
-    _refuse_no_boxes(name, splits)
+    _check_objects(name, splits)
+    _tell_unsupported(name, class_names, splits)
+    warn_of_similar_names(class_names, name)
     columns = {
         split: {
-            **images(found),
+            **column(found),
             "id": [image.path for image in found],
             **annotations.columns(found),
         }
@@ -78,16 +139,20 @@ def _source(
     return indexed_source(name, class_names, columns)
 
 
-def _files(cache: bool):
-    """Returns the function from objects to the column of their images' files."""
+def _file_source(
+    name: str, class_names: Sequence[str], splits: dict[str, list[Objects]], cache: bool
+) -> Source:
+    """Makes a source of objects on images that are files; see `_source`."""
 
-    def images(found: list[Objects]) -> dict:
+    def column(found: list[Objects]) -> dict:
         paths = [image.path for image in found]
         if not cache:
             return {"path": paths}
-        return {"encoded": [Path(path).read_bytes() for path in paths]}
+        return {"encoded": read_files(paths, name)}
 
-    return images
+    paths = {split: [image.path for image in found] for split, found in splits.items()}
+    warn_of_shared_images(name, paths)
+    return _source(name, class_names, splits, column)
 
 
 def voc_source(path, cache: bool = False) -> Source:
@@ -97,25 +162,28 @@ def voc_source(path, cache: bool = False) -> Source:
     `val.txt`. The classes are the names in the training part, sorted.
 
     Raises:
-        ValueError: if a list is missing, there are no boxes, or the validation has a
-            class that the training has not.
+        ValueError: if a list is missing, there are no boxes, an annotation is not of
+            its image, or the validation has a class that the training has not.
     """
     path, repairs = Path(path).expanduser(), Repairs()
     splits = {
-        split: list(annotations.voc_objects(path, voc_split, repairs))
+        split: list(voc_objects(path, voc_split, repairs))
         for split, voc_split in zip(SPLITS, ("train", "val"))
     }
     repairs.log()
-    _refuse_no_boxes(f"voc:{path}", splits)
+    _check_objects(f"voc:{path}", splits)
+    _refuse_fractions(f"voc:{path}", splits, repairs)
     names = {
         split: {name for image in found for name in image.classes}
         for split, found in splits.items()
     }
-    unknown = names["validation"] - names["train"]
+    unknown = sorted(names["validation"] - names["train"])
     if unknown:
         raise ValueError(
             f"The validation part of {path} has classes that the training part has "
-            f"not: {', '.join(sorted(unknown))}."
+            f"not: {named(unknown)}. The training part has: "
+            f"{named(sorted(names['train']))}. Write the same names in both, or remove "
+            "these objects."
         )
     class_names = sorted(names["train"])
     labels = {name: label for label, name in enumerate(class_names)}
@@ -126,7 +194,10 @@ def voc_source(path, cache: bool = False) -> Source:
         ]
         for split, found in splits.items()
     }
-    return _source(f"voc:{path}", class_names, splits, _files(cache))
+    return _file_source(f"voc:{path}", class_names, splits, cache)
+
+
+_COCO_PARTS = dict(zip(SPLITS, ("train", "val")))
 
 
 def _coco_file(path: Path, part: str) -> Path:
@@ -151,26 +222,45 @@ def coco_source(path, cache: bool = False) -> Source:
             parts have different categories.
     """
     path, repairs = Path(path).expanduser(), Repairs()
-    splits, names = {}, {}
-    for split, part in zip(SPLITS, ("train", "val")):
-        file = _coco_file(path, part)
+    files = {split: _coco_file(path, part) for split, part in _COCO_PARTS.items()}
+    contents = {file: read_coco(file) for file in files.values()}
+    drop_root_categories(contents)
+    categories = {
+        split: coco_categories(contents[file], file, repairs)
+        for split, file in files.items()
+    }
+    class_names = _common_names(path, categories)
+    labels = {name: label for label, name in enumerate(class_names)}
+    splits = {}
+    for split, file in files.items():
         folder = path / file.stem.removeprefix("instances_")
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder, but {file} is of its images.")
-        content = annotations.read_coco(file)
-        names[split] = list(annotations.coco_categories(content).items())
-        objects = annotations.coco_objects(content, folder, file, repairs)
+        by_id = {key: labels[name] for key, name in categories[split].items()}
+        objects = coco_objects(contents[file], by_id, folder, file, repairs)
         splits[split] = list(objects)
     repairs.log()
-    if names["train"] != names["validation"]:
-        train, validation = (set(names[split]) for split in SPLITS)
+    _refuse_fractions(f"coco:{path}", splits, repairs)
+    return _file_source(f"coco:{path}", class_names, splits, cache)
+
+
+def _common_names(path: Path, categories: dict[str, dict[int, str]]) -> list[str]:
+    """Returns the names of the classes, in the order of their ids in training."""
+    train, validation = (list(categories[split].values()) for split in SPLITS)
+    if set(train) != set(validation):
         raise ValueError(
             f"The parts of {path} have different categories. Only in train: "
-            f"{sorted(train - validation) or 'none'}. Only in val: "
-            f"{sorted(validation - train) or 'none'}."
+            f"{named(sorted(set(train) - set(validation))) or 'none'}. Only in val: "
+            f"{named(sorted(set(validation) - set(train))) or 'none'}. Write the same "
+            "names in both files."
         )
-    class_names = [name for _, name in names["train"]]
-    return _source(f"coco:{path}", class_names, splits, _files(cache))
+    if categories["train"] != categories["validation"]:
+        logging.warning(
+            "The categories of %s have other ids in val than in train. They are taken "
+            "as the same where they have the same name.",
+            path,
+        )
+    return train
 
 
 def digits_source(counts: dict[str, int] = digit_scenes.SCENES) -> Source:
@@ -185,10 +275,10 @@ def digits_source(counts: dict[str, int] = digit_scenes.SCENES) -> Source:
         splits[split] = [scene.objects for scene in scenes]
         encoded |= {scene.objects.path: scene.encoded for scene in scenes}
 
-    def images(found: list[Objects]) -> dict:
+    def column(found: list[Objects]) -> dict:
         return {"encoded": [encoded[image.path] for image in found]}
 
-    return _source("digits", [str(digit) for digit in range(10)], splits, images)
+    return _source("digits", [str(digit) for digit in range(10)], splits, column)
 
 
 def tfds_source(name: str) -> Source:
@@ -246,11 +336,20 @@ def _tfds_example(example) -> dict:
     objects = example["objects"]
     y1, x1, y2, x2 = tf.unstack(objects["bbox"], axis=1)
     areas = (x2 - x1) * (y2 - y1)
-    crowds = [objects[key] for key in ("is_crowd", "is_difficult") if key in objects]
+    ignored = tf.zeros_like(areas, tf.bool)
+    if "area" in objects:  # of the mask, in pixels, as COCO's
+        sides = tf.cast(images.image_size(example["image"]), tf.float32)
+        of_mask = tf.cast(objects["area"], tf.float32) / tf.reduce_prod(sides)
+        areas = tf.where(of_mask > 0, of_mask, areas)
+    if "is_crowd" in objects:
+        ignored = objects["is_crowd"]
+    elif "is_difficult" in objects:
+        ignored = objects["is_difficult"]
+        areas = tf.where(ignored, np.inf, areas)
     columns = {
         "boxes": tf.stack([x1, y1, x2, y2], axis=1),
         "classes": tf.cast(objects["label"], tf.int32),
-        "is_crowd": crowds[0] if crowds else tf.zeros_like(areas, tf.bool),
+        "is_crowd": ignored,
         "areas": areas,
     }
     # Boxes without area, which COCO has a few of, are no objects.

@@ -46,7 +46,7 @@ def _ground_truth(images: Sequence[dict], class_names: Sequence[str]) -> COCO:
                     "category_id": int(label) + 1,
                     "bbox": box.tolist(),
                     "area": float(area),
-                    "iscrowd": int(is_crowd),
+                    "iscrowd": int(is_crowd and np.isfinite(area)),
                 }
             )
     truth = COCO()
@@ -81,9 +81,13 @@ def average_precision(images: Sequence[dict], class_names: Sequence[str]) -> dic
 
             - `boxes` `[detections, 4]`, `scores` and `classes` `[detections]`
             - `true_boxes` `[objects, 4]` and `true_classes` `[objects]`
-            - `is_crowd` `[objects]`: what is found there counts neither way
+            - `is_crowd` `[objects]`: crowds, which take any number of detections that
+              lie in them, and difficult objects, which take one that overlaps them as
+              it has to overlap any object; what they take counts neither way
             - `true_areas` `[objects]`, in pixels, by which an object is small, medium
-              or large; that of its box if it is left out
+              or large; that of its box if it is left out. An infinite one marks what
+              is difficult: COCO counts an object by the range that its area is in, and
+              this one in none. (VOC's own program lets it take several detections.)
 
         class_names: in the order of the classes.
 

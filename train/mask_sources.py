@@ -6,11 +6,24 @@ are the classes (see `train.masks`).
 
 from pathlib import Path
 
+from absl import logging
+
 from keras_mobilevit.voc_names import VOC_NAMES
 from train import digit_scenes
-from train.annotations import Repairs, read_lines
 from train.masks import IGNORED, MaskedImage, encode_mask, voc_masks
-from train.sources import SPLITS, Source, indexed_source
+from train.repairs import Repairs
+from train.sources import (
+    SPLITS,
+    Source,
+    indexed_source,
+    named,
+    read_files,
+    warn_of_shared_images,
+    warn_of_similar_names,
+)
+from train.voc import read_lines
+
+MAX_UNNAMED = len(VOC_NAMES)  # classes without a list of names
 
 
 def load_source(name: str, cache: bool = False) -> Source:
@@ -42,7 +55,7 @@ def _named_classes(path: Path) -> list[str]:
     file = path / "classes.txt"
     if not file.is_file():
         return []
-    names = [line.strip() for line in read_lines(file) if line.strip()]
+    names = read_lines(file)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{file} names classes twice: {', '.join(twice)}.")
@@ -54,31 +67,75 @@ def _named_classes(path: Path) -> list[str]:
     return names
 
 
-def _class_names(path: Path, train: list[MaskedImage]) -> list[str]:
+def _refuse_gray_levels(path: Path, present: list[int]) -> None:
+    """Raises a ValueError if values of masks do not count classes from 0.
+
+    No list names them, so that nothing but their numbers tells: 0, 127 and 254 are
+    levels of gray, and so is what JPEG leaves around them.
+    """
+    count = max(present) + 1
+    if count <= MAX_UNNAMED and 2 * len(present) >= count:
+        return
+    raise ValueError(
+        f"The masks of {path} have the values {named(list(map(str, present)), 20)}. "
+        "Expected 0, 1, 2 and so on, a number for each class. If these are levels of "
+        "gray, write masks with the numbers of the classes. If they come from JPEG, "
+        "which blurs masks, make the masks anew as PNG. If they are numbers of "
+        f"classes, name all from 0 to {count - 1} in {path / 'classes.txt'}, a name in "
+        f"a line; only up to {MAX_UNNAMED} classes, of which masks have at least half, "
+        "need no names."
+    )
+
+
+def _class_names(path: Path, splits: dict[str, list[MaskedImage]]) -> list[str]:
     """Returns the names of the classes: VOC's, or numbers, where no file has them."""
+    train, validation = (_present(splits[split]) for split in SPLITS)
+    if len(train) < 2:
+        raise ValueError(
+            f"The training masks of {path} have the class {train[0]} alone. Expected "
+            "two or more: a background 0, and 1, 2 and so on. "
+            f"{IGNORED} is for pixels that do not count; where it stands for a "
+            "foreground, write 1 instead."
+        )
     if names := _named_classes(path):
         return names
-    count = max(image.highest for image in train) + 1
-    if count < 2:
-        raise ValueError(
-            f"The training masks of {path} have the class 0 alone. Expected two or "
-            f"more: a background 0, and 1, 2 and so on. {IGNORED} is for pixels that "
-            "do not count; where it stands for a foreground, write 1 instead."
-        )
+    _refuse_gray_levels(path, sorted({*train, *validation}))
+    count = max(train) + 1
     if count == len(VOC_NAMES):
         return list(VOC_NAMES)
     return [str(label) for label in range(count)]
 
 
-def _refuse_unknown(images: list[MaskedImage], class_names: list[str]) -> None:
-    for image in images:
-        if image.highest >= len(class_names):
+def _present(images: list[MaskedImage]) -> list[int]:
+    """Returns the classes that masks have."""
+    return sorted(frozenset().union(*(image.classes for image in images)))
+
+
+def _check_classes(
+    path: Path, class_names: list[str], splits: dict[str, list[MaskedImage]]
+) -> None:
+    """Refuses classes that there are none of, and warns of those without examples."""
+    for image in (image for images in splits.values() for image in images):
+        highest = max(image.classes, default=0)
+        if highest >= len(class_names):
             raise ValueError(
-                f"{image.file} has the class {image.highest}, but there are "
+                f"{image.file} has the class {highest}, but there are "
                 f"{len(class_names)}: 0 to {len(class_names) - 1}. They are the lines "
                 "of classes.txt or, without that file, what the training masks have; "
                 f"{IGNORED} is for pixels to ignore."
             )
+    train = _present(splits["train"])
+    missing = [n for label, n in enumerate(class_names) if label not in train]
+    if missing:
+        logging.warning(
+            "voc:%s: %d of %d classes are in no training mask, and will not be found: "
+            "%s.",
+            path,
+            len(missing),
+            len(class_names),
+            named(missing),
+        )
+    warn_of_similar_names(class_names, f"voc:{path}")
 
 
 def voc_source(path, cache: bool = False) -> Source:
@@ -91,8 +148,8 @@ def voc_source(path, cache: bool = False) -> Source:
     have VOC's names if there are as many, or numbers.
 
     Raises:
-        ValueError: if a list is missing, or a mask is none of its image or has a class
-            that there is none of.
+        ValueError: if a list is missing, a mask is none of its image or has a class
+            that there is none of, or the masks have levels of gray instead of classes.
     """
     path, repairs = Path(path).expanduser(), Repairs()
     splits = {
@@ -100,15 +157,16 @@ def voc_source(path, cache: bool = False) -> Source:
         for split, voc_split in zip(SPLITS, ("train", "val"))
     }
     repairs.log()
-    class_names = _class_names(path, splits["train"])
+    class_names = _class_names(path, splits)
+    _check_classes(path, class_names, splits)
+    paths = {split: [x.path for x in images] for split, images in splits.items()}
+    warn_of_shared_images(f"voc:{path}", paths)
     columns = {}
     for split, images in splits.items():
-        _refuse_unknown(images, class_names)
-        paths = [image.path for image in images]
-        files = {"encoded": [Path(p).read_bytes() for p in paths]} if cache else {}
+        files = paths[split]
         columns[split] = {
-            **(files or {"path": paths}),
-            "id": paths,
+            **({"encoded": read_files(files, split)} if cache else {"path": files}),
+            "id": files,
             "mask": [image.mask for image in images],
         }
     return indexed_source(f"voc:{path}", class_names, columns)

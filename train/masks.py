@@ -6,11 +6,13 @@ for each image. All that is wrong with them is found then:
 
 - an image or a mask that is missing or cannot be read is left out, with its partner,
   and so is an image that is listed twice: told of with a count and the first name;
-- a mask of another size than its image, of colours instead of classes, or with a class
-  that there is none of ends with an error, since the others are likely to be so too.
+- a mask that was drawn on the pixels as stored is turned with its image, and one of
+  another size but the same aspect is resized by the nearest pixel (`train.geometry`);
+- a mask of another aspect than its image, of colours instead of classes, of levels of
+  gray that no list names, or with a class that there is none of ends with an error,
+  since the others are likely to be so too.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +21,15 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from train.annotations import Repairs, read_lines
+from train.annotations import image_header
+from train.geometry import find_canvas
+from train.repairs import Repairs
 from train.sources import IMAGE_SUFFIXES
+from train.voc import MASK_SUFFIXES, Files, read_names, without_ending
 
 IGNORED = 255  # in a mask: neither learned nor counted
 _INDEXED = ("P", "L", "1")  # Pillow's modes of images with one small integer a pixel
+_LOSSY = ("JPEG", "MPO")
 _PNG = b"\x89PNG"
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -35,15 +41,13 @@ class MaskedImage(NamedTuple):
         path: of the image.
         file: of the mask.
         mask: a PNG in gray, see `encode_mask`.
-        size: (height, width).
-        highest: class in the mask; -1 if all of it is ignored.
+        classes: that the mask has, without the value for what is ignored.
     """
 
     path: str
     file: str
     mask: bytes
-    size: tuple[int, int]
-    highest: int
+    classes: frozenset[int]
 
 
 def encode_mask(classes: np.ndarray) -> bytes:
@@ -72,28 +76,6 @@ def _voc_list(path: Path, split: str) -> tuple[Path, Path]:
     return file, folder
 
 
-def _listed_name(line: str) -> str:
-    """Returns the name that a line lists, of itself or of the path of its image."""
-    # SBD's list has two paths in a line; names in VOC's may have spaces.
-    name = Path(line.split()[0]).name if "/" in line else line.strip()
-    return name.removesuffix(next((s for s in IMAGE_SUFFIXES if name.endswith(s)), ""))
-
-
-def _image_file(folder: Path, name: str) -> Path | None:
-    suffixes = (s for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper()))
-    files = (folder / f"{name}{suffix}" for suffix in suffixes)
-    return next((file for file in files if file.is_file()), None)
-
-
-def _image_size(file: Path) -> tuple[int, int] | None:
-    """Returns (height, width), or `None` of what is no image."""
-    try:
-        with Image.open(file) as image:
-            return image.height, image.width
-    except _UNREADABLE:
-        return None
-
-
 def read_mask(file: Path) -> np.ndarray | None:
     """Reads a mask of any kind of file.
 
@@ -108,9 +90,15 @@ def read_mask(file: Path) -> np.ndarray | None:
     """
     try:
         with Image.open(file) as image:
-            mode, values = image.mode, np.asarray(image)
+            mode, kind, values = image.mode, image.format, np.asarray(image)
     except _UNREADABLE:
         return None
+    if kind in _LOSSY:
+        raise ValueError(
+            f"{file} is a mask in {kind}, which changes the values of pixels a little, "
+            "so that they are no classes any more. Save the masks as PNG from what "
+            "they were made of."
+        )
     if mode not in _INDEXED:
         kind = "colours" if mode in ("RGB", "RGBA") else "another kind"
         raise ValueError(
@@ -131,21 +119,16 @@ def _gray_step(file: Path) -> int:
 
 
 def _read_pair(image: Path, file: Path, repairs: Repairs) -> MaskedImage | None:
-    size, mask = _image_size(image), read_mask(file)
-    if size is None or mask is None:
-        unreadable = ("images", image) if size is None else ("masks", file)
-        repairs.add(f"{unreadable[0]} that cannot be read, left out", unreadable[1])
+    header, mask = image_header(image, repairs), read_mask(file)
+    if mask is None:
+        repairs.add("masks that cannot be read, left out", str(file))
+    if header is None or mask is None:
         return None
-    if mask.shape != size:
-        (height, width), (mask_height, mask_width) = size, mask.shape
-        raise ValueError(
-            f"{file} has {mask_width}x{mask_height} pixels, but its image {image} has "
-            f"{width}x{height}. Expected the same."
-        )
-    highest = (
-        int(mask[mask != IGNORED].max(initial=0)) if (mask != IGNORED).any() else -1
-    )
-    return MaskedImage(str(image), str(file), encode_mask(mask), size, highest)
+    canvas = find_canvas(header, mask.shape[::-1], f"{file} has", image, repairs)
+    mask = canvas.turn_mask(mask, header.size)
+    classes = frozenset(np.unique(mask).tolist()) - {IGNORED}
+    encoded = encode_mask(np.ascontiguousarray(mask))
+    return MaskedImage(str(image), str(file), encoded, classes)
 
 
 def voc_masks(path: Path, split: str, repairs: Repairs) -> list[MaskedImage]:
@@ -161,29 +144,28 @@ def voc_masks(path: Path, split: str, repairs: Repairs) -> list[MaskedImage]:
 
     Raises:
         ValueError: if there is no such list or folder, no image of the list is left,
-            or a mask is none of its image.
+            a mask is none of its image, or several files may be meant.
     """
     file, folder = _voc_list(path, split)
-    lines = [line for line in read_lines(file) if line.strip()]
-    counts = Counter(_listed_name(line) for line in lines)
-    for name, count in counts.items():
-        repairs.add("images listed twice, taken once", name, count - 1)
-    found = []
-    for name in tqdm(counts, f"{split} masks", disable=None, leave=False):
-        image, mask = _image_file(path / "JPEGImages", name), folder / f"{name}.png"
+    images = Files(path / "JPEGImages", IMAGE_SUFFIXES)
+    masks = Files(folder, MASK_SUFFIXES)
+    found, names = [], read_names(file, (masks, images), repairs)
+    for name in tqdm(names, f"{split} masks", disable=None, leave=False):
+        image, mask = images.find_one(name), masks.find_one(name)
         if image is None:
             repairs.add("images that are missing, left out", f"{file}: {name}")
-        elif not mask.is_file():
-            repairs.add("masks that are missing, images left out", str(mask))
+        elif mask is None:
+            missing = folder / f"{without_ending(name)}.png"
+            repairs.add("masks that are missing, images left out", str(missing))
         elif pair := _read_pair(image, mask, repairs):
             found.append(pair)
     if not found:
         raise ValueError(
-            f"Of {len(counts)} images that {file} lists none has both an image in "
+            f"Of {len(names)} images that {file} lists none has both an image in "
             f"{path}/JPEGImages and a mask in {folder} that can be read. Expected "
             f"NAME.jpg and NAME.png for each NAME."
         )
-    if not any(pair.highest >= 0 for pair in found):
+    if not any(pair.classes for pair in found):
         raise ValueError(
             f"None of the {len(found)} masks in {folder} that {file} lists has a pixel "
             f"with a class. {IGNORED} means that a pixel is ignored."

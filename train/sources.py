@@ -1,8 +1,10 @@
 """Where the images come from: a named source of encoded images with labels."""
 
 import dataclasses
+import filecmp
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,15 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
+from keras_mobilevit.image_files import SUFFIXES
+
 SPLITS = ("train", "validation")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+IMAGE_SUFFIXES = SUFFIXES
+# What systems and tools put beside data, besides all that is hidden.
+LITTER = frozenset(
+    "__MACOSX @eaDir #recycle $RECYCLE.BIN __pycache__ lost+found "
+    "Thumbs.db desktop.ini".split()
+)
 SHUFFLE_BUFFER = 16_384  # encoded images held to shuffle a stream
 
 
@@ -46,7 +55,8 @@ def load_source(name: str, cache: bool = False) -> Source:
 
     Raises:
         ValueError: if there is no such kind of source, or its data cannot be trained
-            on (no images, an empty class, splits with different classes).
+            on (no images, an empty class, one class alone, splits with different
+            classes).
     """
     kind, _, argument = name.partition(":")
     if kind == "digits":
@@ -60,9 +70,78 @@ def load_source(name: str, cache: bool = False) -> Source:
     )
 
 
+def is_litter(name: str) -> bool:
+    """Says whether a file or folder is hidden, or was left there by a tool."""
+    return name.startswith(".") or name in LITTER
+
+
+def warn_of_similar_names(names: Sequence[str], where) -> None:
+    """Warns of classes whose names differ only in case or spaces.
+
+    Args:
+        names: of the classes.
+        where: they are, for the warning.
+    """
+    groups = {}
+    for name in names:
+        groups.setdefault("".join(name.split()).casefold(), []).append(name)
+    for group in groups.values():
+        if len(group) > 1:
+            logging.warning(
+                "%s has the classes %s, whose names differ only in case or spaces. "
+                "They are taken as different. If they are not, give them one name.",
+                where,
+                ", ".join(map(repr, group)),
+            )
+
+
+def warn_of_shared_images(name: str, paths: dict[str, Sequence[str]]) -> None:
+    """Warns of images in both splits, on which an evaluation says too much good.
+
+    Args:
+        name: of the source.
+        paths: by split. Files are compared that have the same name.
+    """
+    train, validation = (paths[split] for split in SPLITS)
+    by_name = {}
+    for path in train:
+        by_name.setdefault(os.path.basename(path), []).append(path)
+    shared = [
+        path
+        for path in validation
+        for other in by_name.get(os.path.basename(path), ())
+        if path == other or filecmp.cmp(path, other, shallow=False)
+    ]
+    if shared:
+        logging.warning(
+            "%s: %d of %d validation images are training images, too, the first is "
+            "%s. The validation says too much good of a model that has learned them. "
+            "Remove them from one of the two splits.",
+            name,
+            len(shared),
+            len(validation),
+            shared[0],
+        )
+
+
+def named(names: Sequence[str], at_most: int = 10) -> str:
+    """Lists names for a message, of many the first ones."""
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
+
+
 def _tensor(values):
     is_ragged = isinstance(values, tf.RaggedTensor)
     return values if is_ragged else tf.constant(values)
+
+
+def _row(values, index):
+    """Returns a value of a column."""
+    if not isinstance(values, tf.RaggedTensor):
+        return values[index]
+    # `values[index]` of a ragged tensor takes several times as long.
+    start, end = values.row_splits[index], values.row_splits[index + 1]
+    return values.values[start:end]
 
 
 def indexed_source(name, class_names, columns: dict) -> Source:
@@ -88,7 +167,7 @@ def indexed_source(name, class_names, columns: dict) -> Source:
         if seed is not None:
             np.random.default_rng(seed).shuffle(order)
         return tf.data.Dataset.from_tensor_slices(order).map(
-            lambda i: {key: values[i] for key, values in tensors[split].items()}
+            lambda i: {key: _row(values, i) for key, values in tensors[split].items()}
         )
 
     return Source(name, tuple(class_names), num_examples, examples)
@@ -114,11 +193,13 @@ def digits_source() -> Source:
     return indexed_source("digits", map(str, range(10)), columns)
 
 
-def _image_files(folder: Path, others: Counter) -> list[str]:
-    """Lists the images of a class; counts the endings of what is not taken."""
+def _image_files(folder: Path, others: Counter, litter: list[str]) -> list[str]:
+    """Lists the images of a class; notes what is not taken, and counts its endings."""
     files = []
     for entry in sorted(folder.iterdir()):
-        if entry.is_file() and entry.suffix.lower() in IMAGE_SUFFIXES:
+        if is_litter(entry.name):
+            litter.append(f"{folder.name}/{entry.name}")
+        elif entry.is_file() and entry.suffix.lower() in IMAGE_SUFFIXES:
             files.append(str(entry))
         else:
             others["folder" if entry.is_dir() else entry.suffix or entry.name] += 1
@@ -133,12 +214,18 @@ def _class_folders(path: Path, split: str) -> dict[str, list[str]]:
             f"{folder} is not a folder. Expected {path}/train/<class>/* and "
             f"{path}/validation/<class>/*."
         )
-    others = Counter()
-    classes = {
-        child.name: _image_files(child, others)
-        for child in sorted(folder.iterdir())
-        if child.is_dir()
-    }
+    others, litter, classes = Counter(), [], {}
+    for child in sorted(folder.iterdir()):
+        if is_litter(child.name):
+            litter.append(child.name)
+        elif child.is_dir():
+            classes[child.name] = _image_files(child, others, litter)
+    if litter:
+        logging.warning(
+            "%s: left out, since they are hidden or made by a system or tool: %s.",
+            folder,
+            named(litter),
+        )
     if not any(classes.values()):
         raise ValueError(
             f"No images in {folder}. Expected {folder}/<class>/* with one of the "
@@ -153,7 +240,7 @@ def _class_folders(path: Path, split: str) -> dict[str, list[str]]:
     if others:
         counts = ", ".join(f"{n} {ending}" for ending, n in others.most_common())
         logging.warning(
-            "%s: not taken, since only %s are: %s",
+            "%s: not taken, since only files that end in %s are: %s",
             folder,
             ", ".join(IMAGE_SUFFIXES),
             counts,
@@ -161,7 +248,7 @@ def _class_folders(path: Path, split: str) -> dict[str, list[str]]:
     return classes
 
 
-def _read_all(files: list[str], split: str) -> list[bytes]:
+def read_files(files: list[str], split: str) -> list[bytes]:
     """Reads files; one that cannot be read is empty, and skipped as such later."""
     contents = []
     for file in tqdm(files, f"reading {split}", unit="img", disable=None, leave=False):
@@ -180,8 +267,8 @@ def folder_source(path, cache: bool = False) -> Source:
         cache: read all files now, and keep them in memory as they are.
 
     Raises:
-        ValueError: if a folder is missing, there are no images, a class is empty, or
-            the splits have different classes.
+        ValueError: if a folder is missing, there are no images, a class is empty or
+            alone, or the splits have different classes.
     """
     path = Path(path).expanduser()
     listing = {split: _class_folders(path, split) for split in SPLITS}
@@ -193,14 +280,25 @@ def folder_source(path, cache: bool = False) -> Source:
             f"{', '.join(sorted(validation - train)) or 'none'}."
         )
     class_names = sorted(train)
+    _refuse_one_class(f"folder:{path}", class_names, f"{path}/train/<class>/*")
+    warn_of_similar_names(class_names, f"folder:{path}")
     columns = {}
     for split, classes in listing.items():
         files = [file for name in class_names for file in classes[name]]
         counts = [len(classes[name]) for name in class_names]
         labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
-        images = {"encoded": _read_all(files, split)} if cache else {"path": files}
+        images = {"encoded": read_files(files, split)} if cache else {"path": files}
         columns[split] = {**images, "label": labels, "id": files}
     return indexed_source(f"folder:{path}", class_names, columns)
+
+
+def _refuse_one_class(name: str, class_names: Sequence[str], where: str) -> None:
+    """Raises a ValueError if there is nothing to tell apart."""
+    if len(class_names) < 2:
+        raise ValueError(
+            f"{name} has one class alone, {named(class_names)}: whatever a classifier "
+            f"is shown, the answer would be the same. Expected two or more, as {where}."
+        )
 
 
 def _class_label(features, name: str):
@@ -228,6 +326,7 @@ def tfds_source(name: str) -> Source:
 
     builder = tfds.builder(name)
     label = _class_label(builder.info.features, name)
+    _refuse_one_class(f"tfds:{name}", label.names, "the names of its feature `label`")
     builder.download_and_prepare()
     available = builder.info.splits
     held_out = next((s for s in ("validation", "test") if s in available), None)
