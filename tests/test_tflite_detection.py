@@ -26,6 +26,7 @@ from tflite import (
     opcheck,
 )
 from tflite.file_types import COREML, TFLITE
+from tflite.formats import FORMATS
 from tflite.images import load_images
 from tflite.tasks import task_of
 from train import box_sources
@@ -151,6 +152,23 @@ def test_smaller_formats(model, validation, file_format, tmp_path):
     if file_format == "int8-mixed":  # what leaves the heads is not rounded
         assert card["float_ops"]["CONV_2D"] == 6
         assert "CONCATENATION" in card["float_ops"]
+
+
+@pytest.mark.parametrize("nms", detection.BY_NMS)
+def test_wrong_boxes_show_without_labels(nms, model, validation):
+    """Scores alone do not tell: these are the same."""
+    task = detection.BY_NMS[nms]
+    unlabeled = dataclasses.replace(validation, class_names=(), targets={})
+    reference = conversion.make_reference(model, unlabeled, task=task).outputs
+    right = task.compare(reference, dict(reference))
+    assert right["agreement"] == 1 and right["psnr_db"] > 100
+    moved = reference | {"boxes": reference["boxes"] + np.float32([0.5, 0, 0.5, 0])}
+    wrong = task.compare(reference, moved)
+    for file_format in task.formats:
+        limits = FORMATS[file_format].limits | task.limits.get(file_format, {})
+        assert wrong["agreement"] < limits["agreement"] <= 1, file_format
+    if nms == "none":
+        assert wrong["psnr_db"] < 20
 
 
 def test_objects_are_found_again_by_class_and_box():

@@ -174,6 +174,79 @@ def test_an_image_that_cannot_be_read_is_filled(tmp_path):
     assert sorted(real[:, 0].tolist()) == [-1, 0]
 
 
+@pytest.fixture
+def crowded(tmp_path):
+    """A source of which one image in six has 20 objects, the others one."""
+    crowd = voc_xml(*[("cat", i, i, 90, 60) for i in range(20)])
+    one = voc_xml(("cat", 9, 6, 45, 30))
+    xmls = {"a": crowd, **dict.fromkeys("bcdef", one)}
+    return box_sources.load_source(f"voc:{make_voc(tmp_path, xmls, xmls)}")
+
+
+def places_of(batches) -> list[int]:
+    for batch in batches:
+        assert len({batch[key].shape[1] for key in ("boxes", "classes")}) == 1
+    return [batch["boxes"].shape[1] for batch in batches]
+
+
+@pytest.mark.parametrize("first_step", [0, 1])
+@pytest.mark.parametrize("steps_per_call", [1, 2])
+def test_a_crowd_takes_places_in_its_own_batch_alone(
+    crowded, first_step, steps_per_call
+):
+    """And in those of the same call, which is compiled for all their shapes."""
+    config = dataclasses.replace(
+        CONFIG, crop_scale=1.0, steps_per_execution=steps_per_call
+    )
+    shapes = [sampler.BatchShape(32, 32, 2)] * 3
+    arguments = crowded, config, shapes, 0
+    whole = list(data.train_batches(*arguments, load=DETECTION.train_example))
+    crowd = [(b["classes"].numpy() >= 0).sum() > 2 for b in whole][first_step:]
+    batches = list(
+        data.train_batches(*arguments, first_step, load=DETECTION.train_example)
+    )
+    calls = data.steps_of_calls(shapes[first_step:], steps_per_call)
+    call_of = np.repeat(np.arange(len(calls)), calls)
+    expected = [64 if any(np.array(crowd)[call_of == c]) else 16 for c in call_of]
+    assert places_of(batches) == expected
+    # What is on the images does not depend on the places.
+    for batch, other in zip(batches, whole[first_step:], strict=True):
+        for image, same in zip(batch["boxes"].numpy(), other["boxes"].numpy()):
+            np.testing.assert_array_equal(image[:16], same[:16])
+
+
+def test_all_devices_have_the_same_places_in_a_step(crowded):
+    shapes = [sampler.BatchShape(32, 32, 2)] * 3
+    shares = [
+        data.train_batches(
+            *(crowded, CONFIG, shapes, 0),
+            share=data.Share(2, first, 1),
+            load=DETECTION.train_example,
+        )
+        for first in (0, 1)
+    ]
+    places = [places_of(list(share)) for share in shares]
+    assert places[0] == places[1] and sorted(places[0]) == [16, 16, 64]
+
+
+def test_an_evaluation_counts_every_object_of_a_crowd(crowded):
+    """None is cut off, and images keep their own objects alone."""
+    batches = list(
+        data.eval_batches(
+            crowded, "validation", 32, 2, 1.0, load=DETECTION.eval_example
+        )
+    )
+    assert places_of(batches) == [64, 16, 16]
+    rows = [
+        DETECTION.unpad({name: value.numpy() for name, value in batch.items()})
+        for batch in batches
+    ]
+    counts = [len(boxes) for row in rows for boxes in row["boxes"]]
+    assert counts == [20, 1, 1, 1, 1, 1]
+    joined = data.join([{"classes": b["classes"].numpy()} for b in batches])["classes"]
+    assert joined.shape == (6, 64) and (joined[1:, 1:] == -1).all()
+
+
 def test_a_report_of_a_file(scenes, tmp_path):
     model = build_detector(CONFIG, scenes)
     file = tmp_path / "best.keras"

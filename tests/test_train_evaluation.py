@@ -94,6 +94,52 @@ def test_top_1_and_top_5_by_class(digits):
     assert lines[-2].split()[:3] == ["all", "360", "10.00"]
 
 
+def brightness_model(activation: str | None, signs=(1,)) -> keras.Model:
+    """A classifier that tells bright images from dark ones, by its only layer."""
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.Rescaling(1 / 255, offset=-0.5)(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(len(signs), activation)(x))
+    kernel = np.tile(np.float32(signs), (3, 1))
+    model.layers[-1].set_weights([kernel, np.zeros(len(signs))])
+    return model
+
+
+@pytest.fixture
+def dark_and_light(tmp_path):
+    classes = {
+        "dark": {f"{i}.png": pil_file("RGB", (i, 9, 9), "PNG") for i in range(3)},
+        "light": {f"{i}.png": pil_file("RGB", (250, 250, i), "PNG") for i in range(2)},
+    }
+    return load_source(f"folder:{make_folder(tmp_path / 'photos', classes)}")
+
+
+@pytest.mark.parametrize("ending", ["keras", "tflite"])
+@pytest.mark.parametrize(
+    ("activation", "signs"),
+    [("sigmoid", (1,)), (None, (1,)), ("sigmoid", (-1, 1)), ("softmax", (-1, 1))],
+)
+def test_heads_of_all_kinds(activation, signs, ending, dark_and_light, tmp_path):
+    """One unit tells of the second of two classes, as Keras has it."""
+    model = brightness_model(activation, signs)
+    path = tmp_path / f"model.{ending}"
+    if ending == "keras":
+        model.save(path)
+    else:
+        content = conversion.prepare(model, 32, True, None, None).float32
+        path.write_bytes(content)
+    report = evaluate(dark_and_light, weights=str(path))
+    assert report.counts.tolist() == report.top1.tolist() == [3, 2]
+
+
+def test_a_sigmoid_of_several_classes_is_told(dark_and_light, tmp_path, caplog):
+    for activation, is_told in (("sigmoid", True), ("softmax", False)):
+        caplog.clear()
+        brightness_model(activation, (-1, 1)).save(tmp_path / "model.keras")
+        evaluate(dark_and_light, weights=str(tmp_path / "model.keras"))
+        assert ("ends in a sigmoid" in caplog.text) == is_told
+
+
 def test_images_that_cannot_be_read_are_named(tmp_path):
     png = pil_file("RGB", (255, 0, 0), "PNG")
     classes = {"a": {"1.png": png, "cut.png": b""}, "b": {"2.png": png}}
@@ -101,7 +147,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     classifier = LoadedModel(32, lambda images: np.zeros((len(images), 2)))
     report = evaluate_classifier(classifier, source, CONFIG)
     assert report.counts.tolist() == [1, 1]
-    assert "cut.png" in format_report(report).splitlines()[-1]
+    assert "cut.png (the file is empty)" in format_report(report).splitlines()[-1]
 
 
 def test_other_classes_are_refused(tmp_path, files):

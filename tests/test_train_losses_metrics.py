@@ -38,6 +38,22 @@ def test_top_k_with_no_more_classes_than_k(k):
     np.testing.assert_array_equal(top_k_correct([0, 1, 2], LOGITS[:3, :3], k), 1.0)
 
 
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_equal_logits_count_as_an_evaluation_of_a_file_counts_them(k):
+    """A head that gives every class the same would be right about all of them."""
+    logits = np.float32([[0, 0, 0, 0, 0, 0, 0], [1, 2, 2, 0, 2, 1, 0]]).repeat(7, 0)
+    labels = np.tile(np.arange(7), 2)
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    expected = (best == labels[:, None]).any(axis=1)
+    np.testing.assert_array_equal(top_k_correct(labels, logits, k), expected)
+    assert top_k_correct(labels, logits, k).numpy()[:7].sum() == k
+
+
+def test_what_is_no_number_is_not_right():
+    logits = np.float32([[np.nan, 1, 2], [0, np.inf, 1]])
+    np.testing.assert_array_equal(top_k_correct([0, 1], logits, 3), 0.0)
+
+
 def test_confusion_matrix():
     matrix = confusion_matrix([0, 0, 0, 1, 2], [0, 1, 1, 1, 0], 4)
     expected = [[1, 2, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]

@@ -16,7 +16,9 @@ from keras_mobilevit.drawing import class_color
 from keras_mobilevit.weights import load_model_file
 from tests.networks import build_segmenter
 from tests.test_train_masks import PLAIN, make_voc
-from train import data, loop, mask_sources, metrics, sampler
+from tflite.images import load_images
+from tflite.segmentation import LOGITS
+from train import data, loop, mask_sources, metrics, pictures, sampler
 from train.config import make_config
 from train.losses import pixel_cross_entropy, smoothed_cross_entropy
 from train.masks import IGNORED, decode_mask, encode_mask
@@ -230,6 +232,47 @@ def test_images_of_different_sizes_are_scored_as_they_are(tmp_path):
     assert counts[0]["confusion"].tolist() == [[1800, 0, 0]] * 3
     expected = [[0, 0, 0], [0, 0, 0], [1000, 0, 2500]]
     assert counts[1]["confusion"].tolist() == expected
+
+
+def bytes_of(arrays: dict) -> int:
+    """Counts the bytes of arrays, and of the strings that they hold."""
+    strings = [x for x in arrays.values() if x.dtype == object]
+    own = sum(x.nbytes for x in arrays.values())
+    return own + sum(len(text) for array in strings for text in array.ravel())
+
+
+def eval_batch(source) -> dict:
+    batches = data.eval_batches(
+        source, "validation", 32, 6, 1.0, load=SEGMENTATION.eval_example
+    )
+    return {name: value.numpy() for name, value in next(iter(batches)).items()}
+
+
+def comparison_images(source) -> dict:
+    """What a conversion keeps of a split to compare with."""
+    images = load_images(LOGITS, source.name, "validation", 0, 32, 1.0)
+    return {"image": images.images, **images.targets}
+
+
+def pictured(source) -> dict:
+    return pictures.first_examples(SEGMENTATION, source, CONFIG, count=6)
+
+
+@pytest.mark.parametrize("prepare", [eval_batch, comparison_images, pictured])
+def test_a_large_photo_adds_nothing_to_the_small_ones(prepare, tmp_path):
+    """Half a megapixel in a frame for six would take three megabytes."""
+    sizes = {}
+    for name, side in (("small", 60), ("large", 700)):
+        masks = {letter: PLAIN for letter in "abcdef"}
+        path = make_voc(tmp_path / name, {"t": PLAIN}, masks)
+        mask = np.zeros((side, side), np.uint8)
+        mask[: side // 2] = 1
+        Image.new("RGB", (side, side)).save(path / "JPEGImages" / "f.jpg")
+        Image.fromarray(mask).save(path / "SegmentationClass" / "f.png")
+        found = prepare(mask_sources.load_source(f"voc:{path}"))
+        assert decode_mask(found["full_mask"][-1]).shape == (side, side)
+        sizes[name] = bytes_of({k: v for k, v in found.items() if k != "id"})
+    assert sizes["large"] - sizes["small"] < 20_000
 
 
 @pytest.mark.parametrize("auxiliary_weight", [0.0, 0.4])

@@ -32,7 +32,18 @@ ANCHORS_KEPT = 1000
 COMPARED_SCORE = 0.05  # lower ones are not compared one by one
 SAME_BOX = 0.9  # intersection over union above which two boxes are one
 AP_TOLERANCE = 0.2  # points: a box that scores a little less may trade places
-LIMITS = {"int8-mixed": {"accuracy": 0.8}}  # points beyond these: one in all
+# Boxes are compared in every format, also without labels: the part of Keras's objects
+# that the file finds too. Trained detectors gave 0.999 in fp16, 0.988 in dynamic and
+# 0.95 in int8-mixed. Points of accuracy are those beyond the tolerance: one in all.
+LIMITS = {
+    "fp16": {"agreement": 0.98},
+    "dynamic": {"agreement": 0.8},
+    "int8-mixed": {"agreement": 0.7, "accuracy": 0.8},
+    "coreml": {"agreement": 0.98},
+    "coreml-fp32": {"agreement": 0.999},
+    "coreml-int8": {"agreement": 0.9},
+    "coreml-palette6": {"agreement": 0.7},
+}
 
 
 def _outputs(tensors) -> dict:
@@ -186,7 +197,7 @@ def _compare_raw(reference: dict, outputs: dict) -> dict:
     return {
         **worst,
         "max_abs_reference": 1.0,  # of fractions and probabilities
-        "psnr_db": found[1]["psnr_db"],
+        "psnr_db": min(part["psnr_db"] for part in found),
         "agreement": part,
     }
 

@@ -306,7 +306,8 @@ def fine_tune(
             logits = outputs if gives_logits else tf.math.log(outputs + LEAST)
             losses = CLASSIFICATION.loss(config, batch, logits)
             weight = batch["weight"]
-            loss = tf.reduce_sum(losses * weight) / tf.reduce_sum(weight)
+            total = tf.reduce_sum(losses * weight)
+            loss = tf.math.divide_no_nan(total, tf.reduce_sum(weight))
         gradients = tape.gradient(loss, twin.trainable_variables)
         optimizer.apply_gradients(zip(gradients, twin.trainable_variables))
         return loss

@@ -4,9 +4,10 @@ import dataclasses
 
 import keras
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
-from keras_mobilevit.classifier import build_classifier
+from keras_mobilevit.classifier import build_classifier, output_activation
 from keras_mobilevit.configs import get_config
 from train.data import eval_batches, unreadable
 from train.loading import Kind, LoadedModel
@@ -29,28 +30,64 @@ def _build(config, classes: int) -> keras.Model:
     )
 
 
+def _classes(units: int) -> int:
+    """Returns the number of classes that a head tells apart: with one unit two."""
+    return max(units, 2)
+
+
+def _of_two(scores: np.ndarray, are_probabilities: bool) -> np.ndarray:
+    """Returns the scores of two classes, where one unit stands for the second.
+
+    So Keras numbers them, when it loads labels of a binary classifier.
+    """
+    if scores.shape[-1] > 1:
+        return scores
+    middle = 0.5 if are_probabilities else 0.0
+    return np.concatenate([2 * middle - scores, scores], axis=-1)
+
+
 def _make_run(model: keras.Model, size: int):
-    return lambda images: np.asarray(model.predict_on_batch(images))
+    activation = output_activation(model)
+    if model.output_shape[-1] == 1:
+        logging.info("one output: of two classes the probability of the second")
+    elif activation == "sigmoid":
+        logging.warning(
+            "The model ends in a sigmoid: it gives each class a probability of its "
+            "own, and any number of them may be right. The images have one class each; "
+            "they count as right where it is the most likely of all."
+        )
+    are_probabilities = activation != "logits"
+    return lambda images: _of_two(
+        np.asarray(model.predict_on_batch(images)), are_probabilities
+    )
 
 
 def _file_classes(outputs: dict) -> int:
     shapes = [tuple(map(int, output["shape"])) for output in outputs.values()]
     if [len(shape) for shape in shapes] != [2]:
         raise ValueError(f"it returns {', '.join(map(str, shapes))}.")
-    return shapes[0][-1]
+    (name,) = outputs
+    if shapes[0][-1] == 1 and name not in ("logits", "probabilities"):
+        raise ValueError(
+            f"it returns one number, {name}, of which nothing says whether it is a "
+            "probability or a logit. Expected the name probabilities or logits, as "
+            "tflite/convert.py writes them."
+        )
+    return _classes(shapes[0][-1])
 
 
 def _scores(outputs: dict, size: int) -> np.ndarray:
-    (scores,) = outputs.values()
-    return scores
+    ((name, scores),) = outputs.items()
+    return _of_two(scores, name != "logits")
 
 
-# `run` of a loaded one returns logits or probabilities `[batch, classes]`.
+# `run` of a loaded one returns logits or probabilities `[batch, classes]`, of two
+# classes where there is one unit.
 CLASSIFIER = Kind(
     noun="classifier",
     published="imagenet",
     is_one=_is_classifier,
-    num_classes=lambda model: model.output_shape[-1],
+    num_classes=lambda model: _classes(model.output_shape[-1]),
     build=_build,
     make_run=_make_run,
     file_classes=_file_classes,
@@ -113,7 +150,7 @@ def evaluate_classifier(
                 scores = classifier.run(images)
                 if not np.all(np.isfinite(scores)):
                     raise ValueError("The model's outputs are not finite numbers.")
-                best = np.argsort(-scores, axis=-1)[:, :5]
+                best = np.argsort(-scores, axis=-1, kind="stable")[:, :5]
                 hits = best == labels[:, None]
                 np.add.at(counts, labels, 1)
                 np.add.at(top1, labels, hits[:, 0])
