@@ -99,13 +99,87 @@ def _check_arguments(weights, include_top, pooling, classes, classifier_activati
         )
 
 
-def returns_probabilities(model: keras.Model) -> bool:
-    """Tells whether a classifier ends in a softmax; otherwise it returns logits."""
-    last = model.layers[-1]
+# By the name of a function, or of the class of a layer or of an operation.
+_ACTIVATIONS = {
+    "softmax": "softmax",
+    "softmaxv2": "softmax",  # TensorFlow's own name for `tf.nn.softmax`
+    "sparsemax": "softmax",
+    "sigmoid": "sigmoid",
+    "hardsigmoid": "sigmoid",
+    "sparsesigmoid": "sigmoid",
+}
+
+# Classes of what may follow an activation and leaves probabilities probabilities.
+_NO_EFFECT = ("Identity", "Dropout", "GaussianNoise", "GaussianDropout", "Cast", "Clip")
+_SHAPE = ("Flatten", "Reshape", "Squeeze", "ExpandDims", "GetItem", "Concatenate")
+_MEAN = ("Average", "Add", "Subtract", "Multiply", "Divide", "TrueDivide")
+_PASSED_THROUGH = {*_NO_EFFECT, *_SHAPE, *_MEAN}
+
+
+def _activation_of_layer(operation) -> str | None:
+    """Returns what `output_activation` does; None if the layer is looked through."""
+    kind = type(operation).__name__
+    if kind in _PASSED_THROUGH:
+        return None
+    if kind.lower() in _ACTIVATIONS:
+        return _ACTIVATIONS[kind.lower()]
+    activation = getattr(operation, "activation", None)
+    if activation in (None, keras.activations.linear):
+        is_activation = isinstance(operation, layers.Activation)
+        return None if is_activation else "logits"
+    name = getattr(activation, "__name__", type(activation).__name__)
+    return _ACTIVATIONS.get(name.lower().replace("_", ""), "logits")
+
+
+def _activation_of_tensor(tensor) -> str | None:
+    """Follows a tensor back to its activation; None if it is an input as it came."""
+    operation, node_index, tensor_index = tensor._keras_history
+    if isinstance(operation, layers.InputLayer):
+        return None
+    if isinstance(operation, keras.Model):
+        outputs = getattr(operation, "outputs", None)
+        if outputs:
+            found = _activation_of_tensor(outputs[tensor_index])
+        else:
+            found = output_activation(operation)
+    else:
+        found = _activation_of_layer(operation)
+    if found is not None:
+        return found
+    inputs = operation._inbound_nodes[node_index].input_tensors
+    kinds = {_activation_of_tensor(x) for x in inputs}
+    return kinds.pop() if len(kinds) == 1 else "logits"
+
+
+def output_activation(model: keras.Model) -> str:
+    """Tells what a classifier returns, by the last activation of its first output.
+
+    Models within models are followed. What comes after the activation is looked
+    through where probabilities stay probabilities: a change of type or shape, dropout,
+    the average of several models.
+
+    Args:
+        model: a classifier. Only the last layer of a subclassed model is looked at,
+            since what it calls cannot be followed.
+
+    Returns:
+        `"softmax"`: the probabilities of classes of which one is right.
+        `"sigmoid"`: the probability of each class by itself; with one unit, that of
+        the only class.
+        `"logits"`: anything else.
+    """
+    outputs = getattr(model, "outputs", None)
+    if outputs:
+        return _activation_of_tensor(outputs[0]) or "logits"
+    last = model.layers[-1] if model.layers else None
     if isinstance(last, keras.Model):
-        return returns_probabilities(last)
-    activation = getattr(last, "activation", None)
-    return isinstance(last, layers.Softmax) or activation is keras.activations.softmax
+        return output_activation(last)
+    return _activation_of_layer(last) or "logits"
+
+
+def returns_probabilities(model: keras.Model) -> bool:
+    """Tells whether a classifier returns probabilities; see `output_activation`."""
+    return output_activation(model) != "logits"
 
 
 def build_classifier(

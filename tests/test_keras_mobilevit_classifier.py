@@ -3,9 +3,11 @@
 import keras
 import numpy as np
 import pytest
+from keras import layers, ops
 
 import keras_mobilevit
 from keras_mobilevit import MobileViT_S, MobileViT_XS, MobileViT_XXS
+from keras_mobilevit.classifier import output_activation
 
 PARAMETERS = [
     (MobileViT_XXS, 1_272_024),
@@ -91,3 +93,64 @@ def test_fused_batch_normalization_equals_keras():
     for mine, theirs in zip(fused.weights, plain.weights):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5)
     np.testing.assert_allclose(fused(x), plain(x), atol=1e-5)
+
+
+def _base():
+    return keras.Sequential([keras.Input((8,)), layers.Dense(4, activation="relu")])
+
+
+def _nested(x):
+    head = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation="sigmoid")])
+    return keras.Sequential([keras.Input((8,)), _base(), head, layers.Dropout(0.1)])(x)
+
+
+def _mean_of_two(x):
+    one, two = (layers.Dense(3, activation="softmax")(x) for _ in range(2))
+    return (one + two) / 2
+
+
+def _last_model_only_reshapes(x):
+    x = layers.Dense(3, activation="sigmoid")(x)
+    return keras.Sequential([keras.Input((3,)), layers.Reshape((3,))])(x)
+
+
+@pytest.mark.parametrize(
+    ("head", "activation"),
+    [
+        (layers.Dense(3), "logits"),
+        (layers.Dense(1), "logits"),
+        (layers.Dense(3, activation="relu"), "logits"),
+        (layers.Dense(3, activation="log_softmax"), "logits"),
+        (layers.Dense(3, activation="softmax"), "softmax"),
+        (layers.Dense(3, activation=layers.Softmax()), "softmax"),
+        (layers.Dense(1, activation="sigmoid"), "sigmoid"),
+        (layers.Dense(3, activation="hard_sigmoid"), "sigmoid"),
+        (layers.Softmax(), "softmax"),
+        (layers.Activation("sigmoid"), "sigmoid"),
+        (lambda x: layers.Softmax()(layers.Activation("linear")(x)), "softmax"),
+        (lambda x: layers.Activation("linear")(ops.sigmoid(x)), "sigmoid"),
+        (lambda x: ops.cast(ops.softmax(x), "float32"), "softmax"),
+        (lambda x: layers.Average()([ops.sigmoid(x), ops.sigmoid(2 * x)]), "sigmoid"),
+        (lambda x: layers.Multiply()([layers.Dense(8)(x), ops.sigmoid(x)]), "logits"),
+        (_mean_of_two, "softmax"),
+        (_nested, "sigmoid"),
+        (_last_model_only_reshapes, "sigmoid"),
+        (lambda x: x, "logits"),
+    ],
+)
+def test_the_last_activation_tells_what_a_classifier_returns(head, activation: str):
+    inputs = keras.Input((8,))
+    assert output_activation(keras.Model(inputs, head(inputs))) == activation
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid", "softmax"])
+def test_a_subclassed_model_is_told_by_its_last_layer(activation):
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.head = layers.Dense(3, activation=activation)
+
+        def call(self, x):
+            return self.head(x)
+
+    assert output_activation(Subclassed()) == (activation or "logits")
