@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -318,6 +319,93 @@ def test_a_named_model_is_not_calibrated_on_the_digits():
     convert_flags.data_from_flags(Args(data="digits", formats=["int8"]))  # random
 
 
+@pytest.mark.parametrize(
+    ("model", "weights", "expected", "warning"),
+    [
+        ("mobilevit_s", None, "imagenet", ""),
+        ("ssdlite_mobilevit_xs", None, "coco", ""),
+        ("deeplabv3_mobilevit_xxs", None, "voc", ""),
+        ("ssdlite_mobilevit_xs", "imagenet", "imagenet", "head of .* random weights"),
+        ("mobilevit_s", "none", "none", "gets random weights"),
+        ("mobilenet_v2", "none", "none", "gets random weights"),
+        ("mobilevit_s", "mine.pt", "mine.pt", ""),
+        ("best.keras", None, "none", ""),
+    ],
+)
+def test_weights_are_random_only_if_asked_for(
+    model, weights, expected, warning, caplog
+):
+    found = convert_flags.weights_from_flags(Args(model=model, weights=weights))
+    assert found == expected
+    assert re.search(warning, caplog.text) if warning else not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "message"),
+    [
+        ("mobilenet_v2", None, "no published weights of mobilenet_v2. --weights=none"),
+        ("best.keras", "none", "best.keras has its own weights"),
+        ("best.keras", "imagenet", "best.keras has its own weights"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(model, weights, message):
+    with pytest.raises(ValueError, match=message):
+        convert_flags.weights_from_flags(Args(model=model, weights=weights))
+
+
+def run_convert(*flags, environment=()) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "tflite/convert.py", *map(str, flags)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | dict(environment),
+    )
+
+
+def test_published_weights_that_are_missing_are_told_in_a_line(tmp_path):
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    flags = "--model=mobilevit_xxs", f"--output_dir={tmp_path / 'out'}"
+    result = run_convert(*flags, environment=offline)
+    assert result.returncode == 1
+    (line,) = [x for x in result.stderr.splitlines() if x.startswith("error:")]
+    assert "--weights=PATH" in line and "https://" in line and "--weights=none" in line
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "crop"),
+    [
+        ({"model": "mobilevit_s", "weights": "imagenet"}, 256 / 288),
+        ({"model": "mobilevit_s", "weights": "timm.safetensors"}, 256 / 288),
+        ({"model": "mobilevit_s", "weights": "imagenet", "crop": 0.5}, 0.5),
+        ({"model": "run/best.keras"}, 0.75),  # as its config.json says
+        ({"model": "run/best.keras", "crop": 1.0}, 1.0),
+        ({"model": "alone.keras"}, 1.0),
+    ],
+)
+def test_the_crop_is_that_of_the_evaluation(changes, crop, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    save_config(make_config("small", eval_crop=0.75), Path("run/config.json"))
+    assert convert_flags.data_from_flags(Args(**changes)).crop == crop
+
+
+def test_a_file_of_another_model_is_not_replaced(tmp_path):
+    path = tmp_path / "best_64_fp32.tflite"
+    ours = {"model": "runs/a/best.keras"}
+    convert._check_earlier(path, ours)
+    path.write_bytes(b"")
+    convert._check_earlier(path, ours)  # without a card nothing is known
+    path.with_suffix(".json").write_text(json.dumps(ours), "utf-8")
+    convert._check_earlier(path, ours)
+    convert._check_earlier(path, {"model": str(Path("runs/a/best.keras").absolute())})
+    for other in ({"model": "runs/b/best.keras"}, ours | {"weights": "imagenet"}):
+        with pytest.raises(ValueError, match="was made of runs/a/best.keras. Name"):
+            convert._check_earlier(path, other)
+
+
 def test_photos_prove_a_file_that_its_own_training_images_calibrate(tmp_path, caplog):
     folder = str(save_photos(tmp_path / "photos", 3))
     save_config(make_config("small", data="folder:x"), tmp_path / "config.json")
@@ -344,7 +432,8 @@ def test_one_refused_format_does_not_stop_the_others(tmp_path):
     result = subprocess.run(
         [
             *(sys.executable, "tflite/convert.py", "--model=mobilevit_xxs"),
-            *("--size=32", "--formats=int8-qat,fp32", "--data=digits"),
+            *("--weights=none", "--size=32", "--formats=int8-qat,fp32"),
+            "--data=digits",
             *("--calibration_images=60", f"--output_dir={tmp_path}"),
         ],
         cwd=ROOT,
@@ -365,7 +454,8 @@ def test_a_file_is_calibrated_and_proven_on_photos_without_classes(tmp_path):
     subprocess.run(
         [
             *(sys.executable, "tflite/convert.py", "--model=mobilevit_xxs"),
-            *("--size=32", "--formats=int8-mixed", f"--calibration={folder}"),
+            *("--weights=none", "--size=32", "--formats=int8-mixed"),
+            f"--calibration={folder}",
             *("--allow=psnr", f"--output_dir={tmp_path}"),
         ],
         cwd=ROOT,

@@ -403,6 +403,7 @@ def test_from_the_command_line(tmp_path):
     result = subprocess.run(
         [
             *(sys.executable, "tflite/convert.py", "--model=mobilevit_xxs"),
+            "--weights=none",
             *("--formats=coreml,coreml-int8", "--size=64"),
             *("--data=digits", "--eval_images=8"),
             *("--author=Ada", "--layout=ane", f"--output_dir={tmp_path}"),

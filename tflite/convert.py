@@ -5,7 +5,7 @@ Examples:
   python tflite/convert.py --model=runs/demo/best.keras --size=48 --output_dir=out
   python tflite/convert.py --model=runs/photos/best.keras \\
       --formats=fp32,fp16,dynamic,int8-mixed,int8 --output_dir=out
-  python tflite/convert.py --model=mobilevit_xxs --weights=none --output_dir=out
+  python tflite/convert.py --model=mobilevit_s --output_dir=out  # as published
   python tflite/convert.py --model=runs/cells/best.keras --nms=builtin --output_dir=out
   python tflite/convert.py --model=runs/roads/best.keras --output=classmap \\
       --output_dir=out
@@ -68,6 +68,7 @@ from tflite.images import ImageSet, check_calibration_images, load_images
 from tflite.models import imagenet_ids, labels_beside, load_model
 from tflite.task import Task
 from train.config import load_config, make_config
+from train.litert import read_card
 
 PUBLISHED_NAMES = {"coco": COCO_NAMES, "voc": VOC_NAMES}  # of published weights
 
@@ -103,6 +104,19 @@ def _only_conversion(folder: Path):
         ) from error
     finally:
         os.close(handle)
+
+
+def _load_model(args) -> keras.Model:
+    try:
+        return load_model(args.model, args.weights)
+    except OSError as error:  # of a download
+        if args.weights not in convert_flags.PUBLISHED_WEIGHTS.values():
+            raise
+        raise ValueError(
+            f"The published weights of {args.model} are missing: name their file with "
+            "--weights=PATH, or convert random weights, to measure time alone, with "
+            f"--weights=none. {error}"
+        ) from error
 
 
 def _provenance(args, task: Task, model: keras.Model) -> dict:
@@ -278,9 +292,36 @@ def _file_name(args, name: str, task: Task, sizes: tuple[int, ...]) -> str:
     return "_".join(map(str, parts)) + file_type.suffix
 
 
+def _paths(args, folder: Path, tasks: dict, sizes: dict) -> dict[str, Path]:
+    """Returns where the file of each format goes."""
+    paths = {}
+    for name in args.formats:
+        kind = FORMATS[name].file_type
+        paths[name] = folder / _file_name(args, name, tasks[kind], sizes[kind])
+    return paths
+
+
+def _check_earlier(path: Path, provenance: dict) -> None:
+    """Refuses to replace the file of another model, which may have the same name."""
+    card = read_card(path)
+    if not path.exists() or "model" not in card:
+        return
+    origins = [
+        [str(x.get(key, "")) for key in ("model", "weights")]
+        for x in (card, provenance)
+    ]
+    was, now = ([Path(name).absolute() for name in names] for names in origins)
+    if was != now:
+        earlier = " with the weights ".join(filter(None, origins[0]))
+        raise ValueError(
+            f"{path} was made of {earlier}. Name another --output_dir, or remove it "
+            "first."
+        )
+
+
 def _convert_all(args, folder: Path, data: convert_flags.Data) -> list[str]:
     """Converts to every format; returns those that were refused."""
-    model = load_model(args.model, args.weights)
+    model = _load_model(args)
     tasks = convert_flags.tasks_from_flags(args, model)
     task = next(iter(tasks.values()))
     crop = _crop(task, data)
@@ -292,6 +333,9 @@ def _convert_all(args, folder: Path, data: convert_flags.Data) -> list[str]:
     if any(FORMATS[name].needs_calibration for name in args.formats):
         calibration = _load_calibration(args, task, data)
     provenance = _provenance(args, task, model) | {"crop": crop}
+    paths = _paths(args, folder, tasks, sizes)
+    for path in paths.values():
+        _check_earlier(path, provenance)
     labels = provenance.get("labels", [])
     names = _class_names(args, labels, task.num_classes(model))
     conversion = _conversion_from_flags(args, task, model, labels, data, calibration)
@@ -308,10 +352,9 @@ def _convert_all(args, folder: Path, data: convert_flags.Data) -> list[str]:
 
     _warn_of_no_accuracy(reference(task, sizes[next(iter(tasks))][0]))
     refused = []
-    for name in dict.fromkeys(args.formats):
+    for name, path in paths.items():
         file_type = FORMATS[name].file_type
         origin = provenance | _how_made(args, name, data.validation, calibration)
-        path = folder / _file_name(args, name, tasks[file_type], sizes[file_type])
         references = [reference(tasks[file_type], size) for size in sizes[file_type]]
         if not _convert_one(args, conversion, name, references, path, origin):
             refused.append(name)

@@ -8,6 +8,7 @@ import keras
 from absl import flags, logging
 
 from keras_mobilevit.configs import MIN_SIZE
+from keras_mobilevit.preprocessing import CROP_FRACTION
 from tflite import card as cards
 from tflite import gpu
 from tflite.baselines import BASELINES
@@ -15,10 +16,13 @@ from tflite.coreml import options as coreml_options
 from tflite.file_types import COREML, TFLITE, FileType
 from tflite.formats import FORMATS
 from tflite.images import photo_folder
-from tflite.models import HEADS, default_size
+from tflite.models import HEADS, default_size, split_name
 from tflite.task import Task
 from tflite.tasks import BY_NMS, BY_OUTPUT, FORMS, task_of
 from train.config import load_config
+
+# The weights of a named model, by its head.
+PUBLISHED_WEIGHTS = {"": "imagenet", "ssdlite_": "coco", "deeplabv3_": "voc"}
 
 
 def define_flags() -> None:
@@ -42,9 +46,9 @@ def _define_model_flags() -> None:
     )
     flags.DEFINE_string(
         "weights",
-        "none",
-        "For a named model: none (random), imagenet, coco (of a detector), voc (of a "
-        "segmenter), or a path.",
+        None,
+        "For a named model: imagenet, coco (of a detector), voc (of a segmenter), a "
+        "path, or none for random weights. By default the published ones.",
     )
     flags.DEFINE_enum(
         "nms",
@@ -121,8 +125,8 @@ def _define_data_flags() -> None:
         "crop",
         None,
         "Part of their short side that is used, in (0, 1]. By default as at the "
-        "training's evaluation, else 1. Detectors and segmenters see the "
-        "whole image.",
+        "training's evaluation, 256/288 for a classifier by name, as published, else "
+        "1. Detectors and segmenters see the whole image.",
     )
 
 
@@ -169,14 +173,23 @@ def data_from_flags(args) -> Data:
     of_data = trained_on if args.data and photo_folder(args.data) else None
     calibration = args.calibration or of_data or args.data or trained_on
     validation = args.data or trained_on or calibration or "digits"
-    crop = args.crop or (config.eval_crop if config else 1.0)
-    data = Data(validation, calibration, crop)
+    data = Data(validation, calibration, _crop(args, config))
     rounded = [name for name in args.formats if FORMATS[name].has_8_bits]
     if rounded:
         is_random = not args.model.endswith(".keras") and args.weights == "none"
         _check_photos(rounded, data, is_random or trained_on == "digits")
         _warn_of_int8(args, data)
     return data
+
+
+def _crop(args, config) -> float:
+    """Returns the part of an image that its evaluation sees."""
+    if args.crop is not None:
+        return args.crop
+    if config is not None:
+        return config.eval_crop
+    is_named = not args.model.endswith(".keras") and args.model not in BASELINES
+    return CROP_FRACTION if is_named else 1.0
 
 
 def _check_photos(formats: list[str], data: Data, may_be_digits: bool) -> None:
@@ -217,6 +230,40 @@ def _warn_of_int8(args, data: Data) -> None:
         )
 
 
+def weights_from_flags(args) -> str:
+    """Returns the weights of a conversion, `"none"` of a `.keras` file.
+
+    Raises:
+        ValueError: if there are no published ones, or a file has its own.
+    """
+    if args.model.endswith(".keras"):
+        if args.weights is not None:
+            raise ValueError(f"{args.model} has its own weights; leave --weights away.")
+        return "none"
+    head, backbone = split_name(args.model)
+    if args.weights is None and args.model in BASELINES:
+        raise ValueError(
+            f"There are no published weights of {args.model}. --weights=none gives it "
+            "random ones, which take the same time."
+        )
+    weights = args.weights or PUBLISHED_WEIGHTS[head]
+    if weights == "none":
+        logging.warning(
+            "%s gets random weights, as --weights=none says: the files are good for "
+            "measuring time, and for nothing else.",
+            args.model,
+        )
+    elif weights == "imagenet" and head:
+        logging.warning(
+            "--weights=imagenet is of the backbone %s alone: the head of %s gets "
+            "random weights.",
+            backbone,
+            args.model,
+        )
+    is_path = weights not in ("none", *PUBLISHED_WEIGHTS.values())
+    return str(Path(weights).expanduser()) if is_path else weights
+
+
 def config_file(model: str) -> Path | None:
     """Returns the configuration that a training left beside a `.keras` file."""
     file = Path(model).with_name("config.json")
@@ -254,6 +301,9 @@ def check_flags() -> tuple[Path, Data]:
     _check_names("formats", args.formats, FORMATS)
     _check_names("limits in --allow", args.allow, cards.CHECKS)
     coreml_options.check_flags(args, COREML in file_types(args))
+    if args.model.endswith(".keras"):
+        args.model = str(Path(args.model).expanduser())
+    args.weights = weights_from_flags(args)
     data = data_from_flags(args)
     if args.size is None:
         args.size = int(args.sizes[0]) if args.sizes else _default_size(args.model)

@@ -49,7 +49,7 @@ def convert_entry(entry: Entry, formats, folder: Path) -> None:
     if not missing:
         return
     keras.utils.set_random_seed(SEED)
-    model = load_model(entry.model)
+    model = load_model(entry.model, "none")
     task = task_of(model)
     found = load_images(task, "digits", "train", CALIBRATION_IMAGES, entry.size, 1.0)
     images = found.images.astype(np.float32)

@@ -83,7 +83,11 @@ def prepare(suite: str, folder: Path) -> list[str]:
     """
     files = files_of(suite, folder)
     if not all(file.exists() for file in files):
-        print(f"converting the suite {suite} into {folder}", file=sys.stderr)
+        print(
+            f"converting the suite {suite} into {folder}, with random weights: only "
+            "its times mean anything",
+            file=sys.stderr,
+        )
         # In a process of its own: TensorFlow would stay beside what is measured.
         command = [sys.executable, "-m", "tflite.suite_conversion", suite]
         done = subprocess.run([*command, str(folder.resolve())], cwd=ROOT)
