@@ -17,6 +17,7 @@ from tflite import conversion, convert, convert_flags, detection, gpu, models, p
 from tflite.card import CHECKS, refuse_faults
 from tflite.classification import CLASSIFICATION, output_name
 from tflite.converter import tflite_content
+from tflite.drivers.browser_files import read_file
 from tflite.formats import FORMATS
 from tflite.images import ImageSet, check_calibration_images, load_images
 from train.config import make_config, save_config
@@ -154,6 +155,49 @@ def test_the_card_tells_probabilities_and_the_range_of_the_values(tmp_path):
     assert card["outputs"][0]["name"] == "probabilities"
     assert card["parity"]["max_abs"] <= 1e-4
     assert card["accuracy"] is None  # the digits have other classes
+
+
+@pytest.mark.parametrize(
+    ("activation", "classes", "name", "meaning"),
+    [
+        ("sigmoid", 3, "probabilities", "of each class by itself"),
+        ("sigmoid", 1, "probabilities", "of the only class"),
+        ("softmax", 3, "probabilities", "one for each class"),
+        (None, 3, "logits", "one for each class"),
+    ],
+)
+def test_the_card_tells_what_a_classifier_returns(
+    activation, classes, name, meaning, tmp_path
+):
+    x = inputs = keras.Input((64, 64, 3))
+    x = keras.layers.Rescaling(1 / 255)(x)
+    x = keras.layers.Conv2D(4, 3, strides=8, activation="relu")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dense(classes)(x)
+    setup = Setup(keras.Model(inputs, keras.layers.Activation(activation)(x)))
+    card = setup.convert(tmp_path)
+    assert card["activation"] == (activation or "logits")
+    (output,) = card["outputs"]
+    assert output["name"] == name and meaning in output["meaning"]
+    assert card["accuracy"] is None
+    assert ("top1_agreement" in card["parity"]) == (activation != "sigmoid")
+    assert convert._accuracy(None, card["parity"]).endswith("agreement 100.0 %")
+    page_file = read_file(str(tmp_path / "model.tflite"), 0)
+    assert page_file.description["activation"] == card["activation"]
+
+
+def test_a_sigmoid_head_has_no_top1():
+    """Nor is it trained as if one class alone were right."""
+    model = keras.Sequential(
+        [
+            keras.Input((64, 64, 3)),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10, activation="sigmoid"),
+        ]
+    )
+    setup = Setup(model)
+    assert setup.reference.has_labels and not setup.reference.task.metric
+    assert "int8-qat" not in setup.reference.task.formats
 
 
 def test_what_tflite_cannot_express_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from absl import logging
 
+from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.files import whole_file
 from keras_mobilevit.preprocessing import largest_value
 from tflite import card as cards
@@ -176,7 +177,7 @@ def _compare(path, file_type: FileType, reference: Reference) -> dict:
         "size": reference.images.shape[1],
     }
     accuracy = None
-    if reference.has_labels:
+    if reference.has_labels and task.metric:
         accuracy = described | {
             "metric": task.metric,
             task.metric: task.score(validation, outputs),
@@ -195,6 +196,13 @@ def _refuse_bad_numbers(outputs: dict[str, np.ndarray]) -> None:
                 f"The file's {name} are not finite for {bad.sum()} of {len(bad)} "
                 "images; Keras's are."
             )
+
+
+def _activation(task: Task, model: keras.Model) -> dict[str, str]:
+    """Returns the card's entry on what a classifier's numbers are."""
+    if task.name != "classification":
+        return {}
+    return {"activation": output_activation(model)}
 
 
 def _gpu_verdict(path, reference: Reference) -> dict:
@@ -265,6 +273,7 @@ def convert(
             **provenance,
             "task": task.name,
             "classes": task.num_classes(references[0].model),
+            **_activation(task, references[0].model),
             **(task.facts if row.file_type is TFLITE else {}),
             "format": file_format,
             "rewritten": conversion.graph is not None,

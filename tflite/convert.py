@@ -147,7 +147,13 @@ def _class_names(args, labels: list[str], classes: int) -> list[str]:
 
 def _warn_of_no_accuracy(reference: Reference) -> None:
     names = reference.validation.class_names
-    if names and not reference.has_labels:
+    if not reference.task.metric:
+        logging.warning(
+            "Accuracy is not measured: after a sigmoid any number of classes may be "
+            "right, and images of %s have one each.",
+            reference.validation.data,
+        )
+    elif names and not reference.has_labels:
         logging.warning(
             "Accuracy is not measured: the model's classes are not known to be those "
             "of %s (%s, ...). Name them in labels.txt beside the model, one a line.",
@@ -180,7 +186,7 @@ def _accuracy(accuracy: dict | None, parity: dict) -> str:
         metric = accuracy["metric"]
         values = accuracy[metric], accuracy[f"keras_{metric}"]
         return "{} {:.2f} % (Keras {:.2f} %)".format(metric, *values)
-    name = "agreement" if "agreement" in parity else "top1_agreement"
+    name = next(name for name in parity if name.endswith("agreement"))
     return f"{name.replace('_', ' ')} {100 * parity[name]:.1f} %"
 
 

@@ -33,6 +33,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import keras_mobilevit  # noqa: F401  registers the layers that best.keras names
+from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.files import whole_file
 from tflite.fingerprint import sha256
 from train.config import TrainConfig, load_config
@@ -281,6 +282,11 @@ def write_report(workdir: Path, tflite_path: Path) -> dict:
     litert = LiteRTModel(tflite_path)
     latency = _latency_of(tflite_path, workdir / "latency.jsonl")
     model = keras.models.load_model(workdir / "best.keras", compile=False)
+    if output_activation(model) == "sigmoid":
+        raise ValueError(
+            f"{workdir / 'best.keras'} ends in a sigmoid, after which any number of "
+            "classes may be right. This page is about the one best class."
+        )
     predictions = predict(model, litert, source, config)
     report = {
         "model": config.model,

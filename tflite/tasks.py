@@ -4,7 +4,7 @@ import keras
 
 from keras_mobilevit.deeplab import is_segmenter
 from keras_mobilevit.ssdlite import is_detector
-from tflite.classification import CLASSIFICATION
+from tflite.classification import classification_of
 from tflite.detection import BY_NMS
 from tflite.segmentation import BY_OUTPUT
 from tflite.task import Task
@@ -26,4 +26,4 @@ def task_of(model: keras.Model, nms: str = "none", output: str = "logits") -> Ta
     """
     if is_detector(model):
         return BY_NMS[nms]
-    return BY_OUTPUT[output] if is_segmenter(model) else CLASSIFICATION
+    return BY_OUTPUT[output] if is_segmenter(model) else classification_of(model)
