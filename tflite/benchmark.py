@@ -108,6 +108,7 @@ def make_record(measurement, target: str) -> dict:
     card = read_card(measurement.file)
     known = {
         "model": card.get("model", Path(measurement.file).stem),
+        "weights": card.get("weights", ""),
         "format": card.get("format", ""),
         "size": card.get("parity", {}).get("size"),
         "top1": (card.get("accuracy") or {}).get("top1"),
@@ -154,8 +155,7 @@ def measure(paths: list[str], args, measurements: list) -> None:
 
 def show(measurements: list, target: str) -> None:
     """Prints the table, and what must be known beside it."""
-    if any(m.status == MEASURED for m in measurements):
-        print(format_table(measurements, targets.TARGETS[target].columns))
+    print(format_table(measurements, targets.TARGETS[target].columns))
     notes = {
         f"{Path(m.file).name} {m.variant}: {note}": None
         for m in measurements
@@ -165,16 +165,24 @@ def show(measurements: list, target: str) -> None:
         print(note)
 
 
-def _failure(measurements: list) -> str | None:
-    """Returns why there is nothing to show; `None` if there is."""
-    if any(m.status == MEASURED for m in measurements):
+def _failure(measurements: list, may_refuse: bool) -> str | None:
+    """Returns what was not measured and why; `None` if that is no failure.
+
+    Args:
+        measurements: all of a call.
+        may_refuse: whether some may be missing.
+    """
+    failed = [m for m in measurements if m.status != MEASURED]
+    is_nothing = len(failed) == len(measurements)
+    if not failed or (may_refuse and not is_nothing):
         return None
-    reasons = dict.fromkeys(m.reason for m in measurements)
+    count = "" if is_nothing else f"{len(failed)} of {len(measurements)} "
+    reasons = dict.fromkeys(m.reason for m in failed)
     if len(reasons) == 1:
-        return f"error: not measured. {measurements[0].reason}"
+        return f"error: {count}not measured. {failed[0].reason}"
     return "\n".join(
-        ["error: not measured."]
-        + [f"  {Path(m.file).name} {m.variant}: {m.reason}" for m in measurements]
+        [f"error: {count}not measured."]
+        + [f"  {Path(m.file).name} {m.variant}: {m.reason}" for m in failed]
     )
 
 
@@ -200,21 +208,25 @@ def _paths(argv: list[str], args) -> list[str]:
 
 
 def main(argv) -> None:
-    args, measurements, code = flags.FLAGS, [], None
+    args, measurements, code, missing = flags.FLAGS, [], None, None
     try:
+        args.output = args.output and str(Path(args.output).expanduser())
         check_output(args.output)
         targets.check_flags(args)
-        measure(_paths(argv[1:], args), args, measurements)
+        paths = _paths(argv[1:], args)
+        missing = suites.missing(args.suite, paths) if args.suite else None
+        measure(paths, args, measurements)
     except KeyboardInterrupt:
         ends_so = measurements and targets.TARGETS[args.target].ends_by_hand
         code = None if ends_so else INTERRUPTED
         print("ended" if ends_so else "interrupted", file=sys.stderr)
     except (ValueError, RuntimeError, OSError) as error:
         code = f"error: {error}"
-    failure = _failure(measurements) if measurements else None
-    if measurements and not failure:
+    target = targets.TARGETS[args.target]
+    failure = _failure(measurements, target.may_refuse) if measurements else None
+    if any(m.status == MEASURED for m in measurements):
         show(measurements, args.target)
-    sys.exit(code or failure)
+    sys.exit(code or failure or missing)
 
 
 if __name__ == "__main__":

@@ -141,6 +141,8 @@ def _row(group: list[dict], has_namesakes: bool) -> Row:
         title = f"{title} ({(group[0].get('sha256') or '')[:7]})"
     calm = [record for record in group if not record.get("warnings")] or group
     notes = [note for record in calm for note in record.get("notes") or []]
+    if group[0].get("weights") == "none":
+        notes.append("random weights")
     return Row(
         device=group[0]["device"],
         model=title,

@@ -45,6 +45,8 @@ class Target:
         flags: names of those that it heeds, of all that some target has.
         columns: `(heading, field)` of its table, before the ratio.
         ends_by_hand: whether it goes on until it is interrupted.
+        may_refuse: whether some of its accelerators may not take a file, which is a
+            result like others.
         check: raises what can be told before any file is read, from the flags.
     """
 
@@ -54,6 +56,7 @@ class Target:
     flags: tuple[str, ...]
     columns: tuple[tuple[str, str], ...]
     ends_by_hand: bool = False
+    may_refuse: bool = False
     check: Callable[[object], None] = lambda args: None
 
 
@@ -276,6 +279,7 @@ TARGETS = {
             ("memory MB", "peak_memory_mb"),
             ("partitions", "partitions"),
         ),
+        may_refuse=True,
         check=_check_android,
     ),
     "browser": Target(
@@ -295,6 +299,7 @@ TARGETS = {
         ),
         (("init", "init_ms"), *_TIMES, ("difference", "max_abs_difference")),
         ends_by_hand=True,
+        may_refuse=True,
         check=_check_browser,
     ),
     "coreml": Target(
