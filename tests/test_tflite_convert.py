@@ -13,7 +13,16 @@ import pytest
 import tensorflow as tf
 
 from keras_mobilevit import MobileViT_XXS
-from tflite import conversion, convert, convert_flags, detection, gpu, models, parity
+from tflite import (
+    calibration,
+    conversion,
+    convert,
+    convert_flags,
+    detection,
+    gpu,
+    models,
+    parity,
+)
 from tflite.card import CHECKS, refuse_faults
 from tflite.classification import CLASSIFICATION, output_name
 from tflite.converter import tflite_content
@@ -577,6 +586,17 @@ GOOD_CARD = {
             {"gpu": {"fully_accelerated": True, "max_abs": 0.5, "error": ""}},
             "on the GPU that differ from the CPU's by up to 0.5",
         ),
+        (
+            {
+                "gpu": {
+                    "fully_accelerated": True,
+                    "max_abs": None,
+                    "error": "not finite",
+                }
+            },
+            "fails on the GPU: not finite",
+        ),
+        ({"accuracy": accuracy_of(np.nan)}, "chance's share: nan"),
     ],
 )
 def test_every_fault_is_told(change: dict, message: str | None):
@@ -587,6 +607,25 @@ def test_every_fault_is_told(change: dict, message: str | None):
     with pytest.raises(ValueError, match=message):
         refuse_faults(GOOD_CARD | change, limits)
     refuse_faults(GOOD_CARD | change, limits, allowed=CHECKS)
+
+
+def test_numbers_of_a_gpu_that_are_not_finite_are_told():
+    """Whichever output they are in: Python's `max` hides those that come later."""
+    good = {"boxes": np.zeros(3), "scores": np.ones(3)}
+    assert gpu._compared(good, good) == {"max_abs": 0.0}
+    for name in good:
+        for value in (np.nan, np.inf):
+            bad = good | {name: np.array([0.0, value, 0.0])}
+            found = gpu._compared(bad, good)
+            assert found["error"] == f"its {name} are not finite on the GPU"
+            assert "on the CPU" in gpu._compared(good, bad)["error"]
+
+
+def test_calibration_that_is_not_finite_is_told(setup):
+    images = setup.reference.images[:2].copy()
+    images[1, 3, 3, 0] = np.nan
+    with pytest.raises(ValueError, match="The tensor .* is not finite for a calib"):
+        calibration.measure_ranges(setup.prepared.float32, images, 255)
 
 
 @pytest.mark.skipif(gpu.find_driver() is None, reason="no Vulkan driver: see `gpu.py`")

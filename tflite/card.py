@@ -187,7 +187,7 @@ def _accuracy_loss(card: dict) -> float | None:
         return None
     metric = accuracy["metric"]
     lost = accuracy[f"keras_{metric}"] - accuracy[metric]
-    return max(0.0, lost - accuracy["tolerance"] * 1.001)
+    return float(np.maximum(0.0, lost - accuracy["tolerance"] * 1.001))  # NaN stays
 
 
 def _gpu_fault(card: dict, limit) -> str | None:
@@ -196,6 +196,8 @@ def _gpu_fault(card: dict, limit) -> str | None:
         return None
     if not gpu["fully_accelerated"]:
         return f"is not taken whole by the GPU: {gpu['error'] or 'some ops are left'}"
+    if gpu["error"]:
+        return f"fails on the GPU: {gpu['error']}"
     what = "has outputs on the GPU that differ from the CPU's by up to"
     return _too_much(what, gpu["max_abs"], limit, "at most")
 

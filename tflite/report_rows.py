@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -93,7 +94,8 @@ def _is_measurement(record) -> bool:
     texts = [record.get(name) for name in TEXTS]
     numbers = [record.get(name) for name in NUMBERS]
     return all(isinstance(text, str) for text in texts) and all(
-        number is None or type(number) in (int, float) for number in numbers
+        number is None or (type(number) in (int, float) and math.isfinite(number))
+        for number in numbers
     )
 
 

@@ -94,7 +94,13 @@ def predict(
             inputs = images.astype(np.float32)
             reference = model.predict_on_batch(inputs)
             (outputs,) = litert.predict(inputs).values()
-            max_abs = max(max_abs, float(np.abs(reference - outputs).max()))
+            difference = float(np.abs(reference - outputs).max())
+            if not np.isfinite(difference):
+                raise ValueError(
+                    "best.keras or the .tflite returns numbers that are not finite for "
+                    f"a validation image of {config.data}."
+                )
+            max_abs = max(max_abs, difference)
             for image, label, guess in zip(
                 images, batch["label"].numpy()[real], outputs.argmax(-1)
             ):

@@ -75,7 +75,10 @@ def _define_android_flags() -> None:
         lower_bound=0,
     )
     flags.DEFINE_string(
-        "npu_libraries", None, "Android: folder with the NPU's dispatch library (.so)."
+        "npu_libraries",
+        None,
+        "Android: folder with the NPU's dispatch library (.so), and for files that "
+        "were not compiled ahead of time the vendor's compiler plugin.",
     )
     flags.DEFINE_list(
         "tool_flags", [], "Android: more of the tool's own, --xnnpack_force_fp16=true."

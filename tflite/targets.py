@@ -136,6 +136,8 @@ def _check_android(args) -> None:
     if folder is not None and not list(Path(folder).glob("*.so")):
         raise ValueError(f"--npu_libraries={folder} holds no .so file.")
     if not args.parse:
+        if "npu" in _android_accelerators(args):
+            benchmark_tool.check_npu([], folder)
         adb.find_device(adb.find_adb(args.adb), args.serial)
 
 
@@ -162,6 +164,8 @@ def _on_android(paths: list[str], args) -> Iterator[Measurement]:
     if args.parse:
         yield from android.parse_logs(args.parse, paths)
         return
+    if "npu" in _android_accelerators(args):
+        benchmark_tool.check_npu(paths, args.npu_libraries)
     device = adb.find_device(adb.find_adb(args.adb), args.serial)
     facts = android_device.read_facts(device)
     print(f"{facts.title} ({device.serial})", file=sys.stderr, flush=True)

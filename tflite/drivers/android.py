@@ -170,7 +170,10 @@ class Session:
             tool, accelerator, graph, setup.num_threads, setup.runs, setup.warmup_runs
         )
         if accelerator == "npu" and setup.npu_libraries:
-            flags.append(f"--dispatch_library_path={self._put_libraries()}")
+            folder = self._put_libraries()
+            flags.append(f"--dispatch_library_path={folder}")
+            if benchmark_tool.compiler_plugins(setup.npu_libraries):
+                flags.append(f"--compiler_plugin_library_path={folder}")
         return [*flags, *setup.tool_flags]
 
     def _prepare(self, tool: str, program: Stored, flags: list[str]):
@@ -221,10 +224,8 @@ class Session:
             fields, log = run()
             benchmark_tool.refuse_other_accelerator(tool, accelerator, log)
             fields |= benchmark_tool.delegation(log, accelerator)
-        except AdbTimeout as error:
+        except (AdbTimeout, ValueError) as error:
             self._stop()
-            fields = {"status": NOT_MEASURED, "reason": str(error)}
-        except ValueError as error:
             fields = {"status": NOT_MEASURED, "reason": str(error)}
         after = read_state(self.device)
         doubts = before.warnings(self.facts) + after.warnings(self.facts)
@@ -249,8 +250,13 @@ class Session:
         )
 
     def _stop(self) -> None:
-        """Ends what still runs: the tool outlives a connection that was given up."""
+        """Ends what still runs: the tool outlives a connection that was given up.
+
+        Android's shell may not end an app's process, but may have it stopped.
+        """
         self.device.shell(f"pkill -f '{_OURS}'")
+        if "apk" in self.setup.tools:
+            self.device.shell(f"am force-stop {benchmark_tool.APK_PACKAGE}")
 
     def __enter__(self):
         return self
