@@ -99,7 +99,8 @@ def _define_browser_flags() -> None:
     flags.DEFINE_string(
         "host",
         "127.0.0.1",
-        "Browser: address to serve on; 0.0.0.0 for the whole local network.",
+        "Browser: address to serve on, or this machine's name, which browsers shall "
+        "use; 0.0.0.0 for the whole local network.",
     )
     flags.DEFINE_integer(
         "port",

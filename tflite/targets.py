@@ -232,6 +232,12 @@ def _invite(address: str, browsers: int | None) -> None:
         segno.make(address).terminal(out=sys.stderr, compact=True)
     end = f"{browsers} browser(s) have measured" if browsers else "Ctrl-C"
     print(f"Open {address}\nuntil {end}.", file=sys.stderr, flush=True)
+    if address.startswith("https:"):
+        print(
+            "By the name that the certificate is of, if that is another.",
+            file=sys.stderr,
+            flush=True,
+        )
     if not address.startswith(("https:", "http://127.")):
         print(
             "Browsers give WebGPU and threads to HTTPS (--certificate) or localhost "
