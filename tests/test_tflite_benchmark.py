@@ -20,6 +20,9 @@ from tflite.coreml import package as package_module
 from tflite.drivers import coreml, host
 from tflite.drivers.measurement import Measurement
 from tflite.drivers.runtimes import RUNTIMES
+from tflite.fingerprint import sha256
+from train.config import make_config
+from train.sources import load_source
 
 ROOT = Path(__file__).parents[1]
 
@@ -255,9 +258,37 @@ def test_the_memory_is_that_of_the_network(tflite_file, tmp_path):
 
 def test_a_report_needs_the_measurement_of_this_very_file(tflite_file, tmp_path):
     latency = tmp_path / "latency.jsonl"
-    latency.write_text(json.dumps({"file": str(tflite_file), "sha256": "0"}) + "\n")
+    ours = {
+        "target": "host",
+        "runtime": "litert",
+        "status": "measured",
+        "sha256": sha256(tflite_file),
+    }
+    others = [
+        ours | {"sha256": "0"},
+        ours | {"target": "browser", "runtime": "litert.js"},
+        ours | {"target": "android", "runtime": "benchmark_model"},
+        ours | {"status": "not measured"},
+    ]
+    latency.write_text("".join(json.dumps(record) + "\n" for record in others))
     with pytest.raises(ValueError, match="(?s)no measurement.*benchmark.py .*tiny"):
         run_report._latency_of(tflite_file, latency)
+    with open(latency, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in [ours, others[1]]))
+    assert run_report._latency_of(tflite_file, latency) == ours
+
+
+def test_a_report_hides_no_number_that_is_not_finite():
+    source = load_source("digits")
+    model = SimpleNamespace(
+        predict_on_batch=lambda images: np.full((len(images), 10), np.nan)
+    )
+    litert = SimpleNamespace(
+        input_shape=(1, 32, 32, 3),
+        predict=lambda images: {"logits": np.zeros((len(images), 10))},
+    )
+    with pytest.raises(ValueError, match="not finite for a validation image of digits"):
+        run_report.predict(model, litert, source, make_config("digits", data="digits"))
 
 
 def test_a_report_needs_a_finished_run(tflite_file, tmp_path):

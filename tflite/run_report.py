@@ -35,6 +35,7 @@ from tqdm import tqdm
 import keras_mobilevit  # noqa: F401  registers the layers that best.keras names
 from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.files import whole_file
+from tflite.drivers.measurement import MEASURED
 from tflite.fingerprint import sha256
 from train.config import TrainConfig, load_config
 from train.data import eval_batches
@@ -211,7 +212,7 @@ th, td {{ text-align: left; padding: .2rem 1.5rem .2rem 0;
 <h2>Predictions of the TFLite file, mistakes first</h2>
 {samples}
 <h2>Latency</h2>
-<p>One image of {size}x{size} pixels on this machine's CPU with LiteRT and XNNPACK;
+<p>One image of {size}x{size} pixels with LiteRT and XNNPACK on {device};
 {partitions} XNNPACK partition(s).</p>
 {latency}
 </html>
@@ -250,16 +251,24 @@ def render(
         latency=_picture(plot_latency(latency), "Latency"),
         size=report["tflite_size"],
         partitions=latency["partitions"],
+        device=html.escape(latency["device"]),
     )
 
 
 def _latency_of(path: Path, latency_file: Path) -> dict:
     content = sha256(path)
+    wanted = {
+        "sha256": content,
+        "target": "host",  # not of a phone or a browser, whose file is the same
+        "runtime": "litert",
+        "status": MEASURED,
+    }
     for record in reversed(read_records(latency_file)):
-        if record.get("sha256") == content:
+        if wanted.items() <= record.items():
             return record
     raise ValueError(
-        f"{latency_file} has no measurement of {path} as it is now. Run:\n"
+        f"{latency_file} has no measurement of {path}, as it is now, by LiteRT on a "
+        "computer. Run:\n"
         f"  python tflite/benchmark.py {path} --output={latency_file}"
     )
 
