@@ -51,6 +51,7 @@ import statistics
 from absl import app, flags
 
 from tflite import suites, target_flags, targets
+from tflite.console import print_any_name, readable
 from tflite.drivers.measurement import MEASURED
 from train.litert import read_card
 from train.tables import format_cell
@@ -132,7 +133,7 @@ def end_last_line(path: str | None) -> None:
         and Path(path).is_file()
         and Path(path).read_bytes()[-1:] not in (b"", b"\n")
     ):
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write("\n")
 
 
@@ -145,11 +146,12 @@ def measure(paths: list[str], args, measurements: list) -> None:
         measurements: gets them.
     """
     end_last_line(args.output)
-    with open(args.output or os.devnull, "a") as output:
+    with open(args.output or os.devnull, "a", encoding="utf-8") as output:
         for measurement in targets.TARGETS[args.target].measure(paths, args):
             measurements.append(measurement)
             record = make_record(measurement, args.target)
-            output.write(json.dumps(record, allow_nan=False) + "\n")
+            line = json.dumps(record, allow_nan=False, ensure_ascii=False)
+            output.write(readable(f"{line}\n"))
             output.flush()
 
 
@@ -208,9 +210,10 @@ def _paths(argv: list[str], args) -> list[str]:
 
 
 def main(argv) -> None:
+    print_any_name()
     args, measurements, code, missing = flags.FLAGS, [], None, None
     try:
-        args.output = args.output and str(Path(args.output).expanduser())
+        target_flags.expand_paths(args)
         check_output(args.output)
         targets.check_flags(args)
         paths = _paths(argv[1:], args)

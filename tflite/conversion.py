@@ -15,6 +15,7 @@ from keras_mobilevit.files import whole_file
 from keras_mobilevit.preprocessing import largest_value
 from tflite import card as cards
 from tflite import gpu, tensor_errors
+from tflite.console import readable
 from tflite.converter import trace_graph, trace_model
 from tflite.file_types import TFLITE, FileType
 from tflite.formats import FORMATS, Conversion
@@ -301,4 +302,5 @@ def _write(unproven: Path, output: Path, card: dict, file_type: FileType) -> Non
     with file_type.whole(output) as temporary:
         copy(unproven, temporary)
     with whole_file(output.with_suffix(".json")) as card_path:
-        card_path.write_text(json.dumps(card, indent=2, allow_nan=False) + "\n")
+        text = json.dumps(card, indent=2, allow_nan=False, ensure_ascii=False)
+        card_path.write_text(readable(f"{text}\n"), "utf-8")

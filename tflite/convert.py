@@ -52,6 +52,7 @@ from keras_mobilevit.coco_names import COCO_NAMES
 from keras_mobilevit.preprocessing import largest_value
 from keras_mobilevit.voc_names import VOC_NAMES
 from tflite import classification, convert_flags
+from tflite.console import print_any_name
 from tflite.conversion import (
     Reference,
     check_size,
@@ -384,6 +385,7 @@ def _convert_one(args, conversion, name, references, path: Path, provenance) -> 
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+    print_any_name()
     try:
         folder, data = convert_flags.check_flags()
         with _only_conversion(folder):

@@ -92,7 +92,7 @@ def check_gpu(path, image: np.ndarray) -> Verdict:
                 cwd=Path(__file__).parents[1],
                 env=environment,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 timeout=TIMEOUT_S,
             )

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_mobilevit import classifier, deeplab, ssdlite
 from keras_mobilevit.configs import VARIANTS, get_config
+from keras_mobilevit.files import read_text
 from keras_mobilevit.preprocessing import decode_predictions
 from keras_mobilevit.weights import load_model_file
 from tflite.baselines import BASELINES, build_baseline
@@ -107,7 +108,7 @@ def _refuse_nan(model: keras.Model, path: str) -> None:
 def labels_beside(path: str, classes: int) -> list[str]:
     """Reads the class names that a training run leaves beside its model."""
     file = Path(path).with_name("labels.txt")
-    labels = file.read_text("utf-8").splitlines() if file.exists() else []
+    labels = read_text(file).splitlines() if file.exists() else []
     if labels and len(labels) != classes:
         raise ValueError(
             f"{file} names {len(labels)} classes, but {path} has {classes}. "

@@ -69,12 +69,12 @@ def read_measurements(path) -> list[dict]:
     Raises:
         ValueError: if a line is something else, with its number.
     """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text: {error}") from error
+    from keras_mobilevit.files import read_text  # loads Keras
+
     records = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:

@@ -326,7 +326,7 @@ def write_report(workdir: Path, tflite_path: Path) -> dict:
         ("report.html", page),
     ):
         with whole_file(workdir / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, "utf-8")
     return report
 
 

@@ -1,9 +1,21 @@
 """The flags of all targets of `tflite/benchmark.py`."""
 
+import os
+
 from absl import flags
 
 from tflite import targets
 from tflite.drivers import coreml
+
+PATHS = ("adb", "benchmark_binary", "certificate", "key", "npu_libraries", "output")
+
+
+def expand_paths(args) -> None:
+    """Replaces `~`, which shells leave in `--flag=~/file`."""
+    for name in PATHS:
+        if args[name].value:
+            args[name].value = os.path.expanduser(args[name].value)
+    args["parse"].value = [os.path.expanduser(path) for path in args.parse or []]
 
 
 def define_flags() -> None:

@@ -301,6 +301,10 @@ def measure_all(session: Session, paths: Iterable) -> Iterator[AndroidMeasuremen
         yield session.measure(*run)
 
 
+def _read_log(path) -> str:
+    return Path(path).read_text("utf-8-sig", "replace")
+
+
 def parse_logs(logs: list[str], paths: list[str]) -> Iterator[AndroidMeasurement]:
     """Reads logs of the tool from elsewhere, from a device farm for example.
 
@@ -317,7 +321,7 @@ def parse_logs(logs: list[str], paths: list[str]) -> Iterator[AndroidMeasurement
     runs = [
         (path, run)
         for path in logs
-        for run in benchmark_tool.split_log(Path(path).read_text(errors="replace"))
+        for run in benchmark_tool.split_log(_read_log(path))
     ]
     if paths and len(paths) != len(runs):
         raise ValueError(

@@ -73,7 +73,7 @@ def runtime_version() -> str:
             "LiteRT.js is not installed: run `npm ci --prefix tflite/web` in the "
             "checkout (`make web`)."
         )
-    return json.loads(file.read_text())["version"]
+    return json.loads(file.read_text("utf-8"))["version"]
 
 
 def _routes(files: list[PageFile], config: dict) -> dict[str, Path | bytes]:

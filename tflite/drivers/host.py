@@ -28,7 +28,8 @@ def _this_machine() -> str:
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        found = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE)
+        text = cpuinfo.read_text("utf-8", "replace")
+        found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
         processor = found[1] if found else processor
     return f"{processor}, {os.cpu_count()} threads, {platform.system()}"
 
@@ -38,7 +39,8 @@ def _peak_memory_mb() -> float | None:
     status = Path("/proc/self/status")
     if not status.exists():  # Linux only
         return None
-    (line,) = re.findall(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+    text = status.read_text("utf-8", "replace")
+    (line,) = re.findall(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE)
     return int(line) * 1024 / 1e6
 
 
