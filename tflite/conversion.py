@@ -215,6 +215,16 @@ def _gpu_verdict(path, reference: Reference) -> dict:
     return dataclasses.asdict(dataclasses.replace(verdict, max_abs=difference))
 
 
+def _core_ml_verdict(path, reference: Reference) -> dict:
+    from tflite.coreml.on_mac import ELSEWHERE, run_in_core_ml
+
+    verdict = run_in_core_ml(path, reference.validation.images[0])
+    reason = verdict.get("reason", ELSEWHERE)
+    if reason != ELSEWHERE:
+        logging.warning("%s: %s", path.name, reason)
+    return verdict
+
+
 def _largest_errors(source: Conversion, path: Path, reference: Reference) -> list[dict]:
     content, images = path.read_bytes(), reference.images
     try:
@@ -265,6 +275,8 @@ def convert(
             described["gpu"] = "not checked"
             if check_gpu:
                 described["gpu"] = _gpu_verdict(unproven, references[0])
+        else:
+            described["core_ml"] = _core_ml_verdict(unproven, references[0])
         compared = [_compare(unproven, row.file_type, r) for r in references]
         if row.compared_with and conversion.graph is not None:
             described["largest_errors"] = _largest_errors(
