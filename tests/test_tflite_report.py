@@ -213,7 +213,7 @@ def test_a_cut_line_is_left_out_and_anything_else_is_told(tmp_path, capsys):
         with pytest.raises(ValueError, match="latency.jsonl, line 1 is no measurement"):
             read_measurements(path)
     path.write_bytes(b"\x80\x81")
-    with pytest.raises(ValueError, match="latency.jsonl is no text"):
+    with pytest.raises(ValueError, match="latency.jsonl is not text in UTF-8"):
         read_measurements(path)
 
 
