@@ -224,6 +224,14 @@ def _global_average(node: Node, x):
     return tf.reduce_mean(x, (1, 2), keepdims=node.options["keepdims"])
 
 
+def _keras(node: Node, *inputs):
+    """Runs what Keras computes, which is in float32."""
+    given = [tf.cast(x, dtype) for x, dtype in zip(inputs, node.options["dtypes"])]
+    y = tf.convert_to_tensor(node.options["run"](*given))
+    is_double = any(x.dtype == tf.float64 for x in inputs)
+    return tf.cast(y, tf.float64) if is_double and y.dtype.is_floating else y
+
+
 OPERATIONS = {
     "activation": _activation,
     "add": lambda node, *inputs: functools.reduce(tf.add, inputs),
@@ -237,6 +245,7 @@ OPERATIONS = {
     "fold": _fold,
     "global_average": _global_average,
     "join_tokens": _join_tokens,
+    "keras": _keras,
     "layer_norm": _layer_norm,
     "multiply": lambda node, *inputs: functools.reduce(tf.multiply, inputs),
     "pad": _pad,
