@@ -159,9 +159,9 @@ def _training_of(operation, args, kwargs, training: bool) -> bool:
     """Returns the `training` of a call, by default that of the model around it."""
     if not isinstance(operation, keras.Layer):
         return training
-    try:
-        bound = inspect.signature(operation.call).bind_partial(*args, **kwargs)
-    except TypeError:  # a wrapper that passes on what it does not name
-        return bool(kwargs.get("training", training))
-    own = bound.arguments.get("training")
+    signature = inspect.signature(operation.call)
+    parameter = signature.parameters.get("training")
+    if parameter is None or parameter.default is True:  # as image augmentations have
+        return training
+    own = signature.bind_partial(*args, **kwargs).arguments.get("training")
     return training if own is None else bool(own)

@@ -4,8 +4,6 @@ An embedding with a map beside it, two heads, a map of any kind: the file return
 the model does, under the names that the model gives.
 """
 
-import re
-
 import keras
 import numpy as np
 
@@ -14,17 +12,22 @@ from tflite.task import Task
 from train.classification import CLASSIFICATION as TRAINING
 
 
+def returned_structure(model: keras.Model):
+    """Returns a model's output tensor, or its list or dict of them."""
+    is_sequential = isinstance(model, keras.Sequential)
+    return model.outputs[0] if is_sequential else model.output
+
+
 def output_names(model: keras.Model) -> list[str]:
-    """Returns a name for each output: a key of a dict, or its layer's, made unique."""
-    given = model.output
-    names = sorted(given) if isinstance(given, dict) else model.output_names
-    found = []
-    for name in names:
-        name = base = re.sub(r"[^A-Za-z0-9_]", "_", name)
-        while name in found:
-            name = f"{base}_{found.index(base) + len(found)}"
-        found.append(name)
-    return found
+    """Returns names for the outputs: the keys of a dict, or as Keras's export does.
+
+    TFLite sorts outputs by name; so these are in the order of the model's own.
+    """
+    returned = returned_structure(model)
+    if isinstance(returned, dict):
+        return sorted(returned)
+    digits = len(str(len(model.outputs) - 1))
+    return [f"output_{index:0{digits}}" for index in range(len(model.outputs))]
 
 
 def _named(model: keras.Model, size: int):
@@ -47,9 +50,10 @@ def _compare(reference: dict, outputs: dict) -> dict:
 
 def task_of_outputs(model: keras.Model) -> Task:
     """Returns the task of a model whose outputs have no meaning that is known."""
+    tensors = zip(output_names(model), model.output_names, model.outputs)
     meanings = {
-        name: f"what the model returns, {tuple(tensor.shape[1:])}"
-        for name, tensor in zip(output_names(model), keras.tree.flatten(model.output))
+        name: f"what layer {layer!r} returns, of the shape {tuple(tensor.shape[1:])}"
+        for name, layer, tensor in tensors
     }
     return Task(
         name="outputs",

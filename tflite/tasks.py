@@ -6,7 +6,7 @@ from keras_mobilevit.deeplab import is_segmenter
 from keras_mobilevit.ssdlite import is_detector
 from tflite.classification import CLASSIFICATION
 from tflite.detection import BY_NMS
-from tflite.outputs import task_of_outputs
+from tflite.outputs import returned_structure, task_of_outputs
 from tflite.segmentation import BY_OUTPUT
 from tflite.task import Task
 
@@ -29,6 +29,8 @@ def task_of(model: keras.Model, nms: str = "none", output: str = "logits") -> Ta
         return BY_NMS[nms]
     if is_segmenter(model):
         return BY_OUTPUT[output]
-    is_one = keras.utils.is_keras_tensor(model.output)
-    is_classifier = is_one and len(model.output.shape) == 2
-    return CLASSIFICATION if is_classifier else task_of_outputs(model)
+    returned = returned_structure(model)
+    is_one = keras.utils.is_keras_tensor(returned)
+    if is_one and len(returned.shape) == 2:
+        return CLASSIFICATION
+    return task_of_outputs(model)
