@@ -23,14 +23,15 @@ class Call:
         args: its arguments, with `Value`s in place of tensors.
         kwargs: likewise, by name.
         outputs: what it returns, in the order of `keras.tree.flatten`.
-        training: whether it, or a model around it, is called with `training=True`.
+        trained_by: the name of the layer, or of the model around it, that is called
+            with `training=True`; `None` at inference.
     """
 
     operation: keras.Operation
     args: tuple
     kwargs: dict
     outputs: tuple[Value, ...]
-    training: bool = False
+    trained_by: str | None = None
 
     @property
     def inputs(self) -> tuple[Value, ...]:
@@ -117,7 +118,7 @@ class _Recorder:
         self._values[id(tensor)] = value
         self._tensors.append(tensor)
 
-    def follow(self, model, inputs, outputs, training: bool = False) -> list[Value]:
+    def follow(self, model, inputs, outputs, trained_by=None) -> list[Value]:
         tensors = [
             keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in model.inputs
         ]
@@ -127,12 +128,12 @@ class _Recorder:
             keras.Model(model.inputs, outputs),
             input_tensors=tensors,
             clone_function=lambda operation: operation,
-            call_function=functools.partial(self._call, training),
+            call_function=functools.partial(self._call, trained_by),
         )
         return [self._values[id(tensor)] for tensor in clone.outputs]
 
-    def _call(self, around: bool, operation, /, *args, **kwargs):
-        training = _training_of(operation, args, kwargs, around)
+    def _call(self, trained_by, operation, /, *args, **kwargs):
+        trained_by = _trained_by(operation, args, kwargs, trained_by)
         tensors = args, kwargs
         args, kwargs = keras.tree.map_structure(
             lambda x: self._values.get(id(x), x), tensors
@@ -142,11 +143,11 @@ class _Recorder:
             for x in keras.tree.flatten(operation.output)
         ]
         call = Call(
-            operation, args, kwargs, tuple(self.new_value() for _ in specs), training
+            operation, args, kwargs, tuple(self.new_value() for _ in specs), trained_by
         )
         outputs = call.outputs
         if is_listed(operation) and len(operation.inputs) == len(call.inputs):
-            outputs = self.follow(operation, call.inputs, operation.outputs, training)
+            outputs = self.follow(operation, call.inputs, operation.outputs, trained_by)
         else:
             self.calls.append(call)
         made = _StandIn(specs)(*tensors[0], **tensors[1])
@@ -155,13 +156,15 @@ class _Recorder:
         return made
 
 
-def _training_of(operation, args, kwargs, training: bool) -> bool:
-    """Returns the `training` of a call, by default that of the model around it."""
+def _trained_by(operation, args, kwargs, around: str | None) -> str | None:
+    """Returns who asks for training in a call, by default the model around it."""
     if not isinstance(operation, keras.Layer):
-        return training
+        return around
     signature = inspect.signature(operation.call)
     parameter = signature.parameters.get("training")
     if parameter is None or parameter.default is True:  # as image augmentations have
-        return training
+        return around
     own = signature.bind_partial(*args, **kwargs).arguments.get("training")
-    return training if own is None else bool(own)
+    if own is None:
+        return around
+    return (around or operation.name) if own else None

@@ -25,10 +25,14 @@ def _types(*names: str) -> frozenset[type]:
 IDENTITIES = _types(
     "ActivityRegularization",
     "AlphaDropout",
+    "AugMix",
+    "CutMix",
     "Dropout",
     "GaussianDropout",
     "GaussianNoise",
     "Identity",
+    "MixUp",
+    "RandAugment",
     "RandomBrightness",
     "RandomColorDegeneration",
     "RandomColorJitter",
@@ -54,16 +58,20 @@ IDENTITIES = _types(
 )
 # What returns values of the same range: it moves, joins, averages or repeats pixels.
 _MOVES = IDENTITIES | _types(
+    "AutoContrast",
     "AveragePooling2D",
+    "CLAHE",
     "CenterCrop",
     "Concatenate",
     "Cropping2D",
+    "Equalization",
     "Flatten",
     "MaxPooling2D",
     "Permute",
     "RandomCrop",
     "Reshape",
     "Resizing",
+    "Solarization",
     "UpSampling2D",
     "ZeroPadding2D",
 )
@@ -133,8 +141,9 @@ _OPERATORS: dict[str, tuple[Callable | None, Callable | None]] = {
 
 def _of_operator(call: Call):
     forms = _OPERATORS.get(type(call.operation).__name__)
-    is_float = keras.backend.is_float_dtype(call.operation.output.dtype)
-    if not forms or not is_float or call.kwargs or len(call.args) != 2:
+    if not forms or call.kwargs or len(call.args) != 2:
+        return None, None
+    if not keras.backend.is_float_dtype(call.operation.output.dtype):
         return None, None
     is_value = [isinstance(argument, Value) for argument in call.args]
     if sum(is_value) != 1:
@@ -178,8 +187,8 @@ def is_identity(call: Call) -> bool:
         return False
     if isinstance(call.operation, layers.Layer):
         return type(call.operation) in IDENTITIES
-    name, dtype = type(call.operation).__name__, call.operation.output.dtype
-    return name in ("Cast", "Identity", "Copy") and dtype == "float32"
+    is_one = type(call.operation).__name__ in ("Cast", "Identity", "Copy")
+    return is_one and call.operation.output.dtype == "float32"
 
 
 # The range ---------------------------------------------------------------------------
@@ -215,7 +224,7 @@ class _Sign:
         low, high = _SPREADS
         numbers = f"center {self.center:.3g}, spread {self.spread:.3g}"
         if not self.is_told:
-            return "has not been adapted or trained"
+            return "has not been adapted or trained" if self.is_measured else None
         if self.is_measured and self.center <= _CENTERS[0]:
             return f"was adapted to values below 0 ({numbers})"
         if self.center > _CENTERS[1] or self.spread > _WIDEST:
@@ -264,21 +273,26 @@ def _signs(model: keras.Model) -> Iterator[_Sign]:
             )
         elif is_identity(call) or _moves_pixels(operation):
             scaled |= dict.fromkeys(call.outputs, found[0])
+            ended = [other for other in found[1:] if other[:2] != found[0][:2]]
+            yield from _signs_of(ended)
         elif isinstance(operation, layers.BatchNormalization):
             yield _measured(operation, scale, offset)
-        elif by is not None:
-            yield _sign_of(*found[0])
-    for value in listed.outputs:
-        if value in scaled and scaled[value][2] is not None:
-            yield _sign_of(*scaled[value])
+        else:
+            yield from _signs_of(found)
+    yield from _signs_of([scaled[value] for value in listed.outputs if value in scaled])
 
 
-def _sign_of(scale: float, offset: float, by) -> _Sign:
-    is_measured = isinstance(by, layers.Normalization)
-    return _Sign(-offset / scale, 1 / abs(scale), by.name, is_measured)
+def _signs_of(ended: list[tuple]) -> Iterator[_Sign]:
+    """Yields the signs of scaled images that are not scaled any further."""
+    for scale, offset, by in ended:
+        if by is not None:
+            is_measured = isinstance(by, layers.Normalization)
+            yield _Sign(-offset / scale, 1 / abs(scale), by.name, is_measured)
 
 
 def _moves_pixels(operation) -> bool:
+    if type(operation) in _types("Pipeline"):
+        return all(map(_moves_pixels, operation.layers))
     if isinstance(operation, layers.Layer):
         return type(operation) in _MOVES
     return type(operation).__name__ in _MOVING_OPERATIONS

@@ -116,14 +116,25 @@ def test_the_model_as_it_is(tmp_path):
     assert card["parity"]["max_abs"] <= 1e-4
 
 
-def test_an_unknown_layer_is_named_and_can_be_converted_as_it_is(tmp_path):
+def test_a_layer_without_a_rewrite_stays_and_the_rest_is_rewritten(tmp_path):
     inputs = keras.Input((64, 64, 3))
     x = keras.layers.Cropping2D(2, name="cut")(inputs)
+    x = keras.layers.Conv2D(4, 3, strides=2)(x)
+    x = keras.layers.BatchNormalization()(x)
     x = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
-    model = keras.Model(inputs, x)
-    with pytest.raises(ValueError, match="'cut' of type Cropping2D.*--no_rewrite"):
-        Setup(model)
-    assert Setup(model, rewrite=False).convert(tmp_path)["max_rank"] == 4
+    card = Setup(keras.Model(inputs, x)).convert(tmp_path)
+    assert card["rewritten"]
+    assert card["kept_layers"] == ["cut"]
+    assert not {"MUL", "SUB"} & set(card["ops"])  # of the batch normalization
+
+
+def test_what_is_slow_on_phones_is_told_of_a_layer_without_a_rewrite(tmp_path, caplog):
+    inputs = keras.Input((64, 64, 3))
+    x = keras.ops.sort(keras.layers.GlobalAveragePooling2D()(inputs), axis=-1)
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    Setup(model).convert(tmp_path)
+    assert "XNNPACK leaves to slower kernels" in caplog.text
+    assert "sort" in caplog.text
 
 
 def test_probabilities_are_compared_as_logits():

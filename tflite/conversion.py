@@ -25,22 +25,14 @@ from tflite.task import Task
 from tflite.tasks import task_of
 from train.litert import LiteRTModel
 
+HIGHEST_RANK = 4  # of tensors that GPU delegates take
 KERAS_BATCH = 8  # MobileViT_S at 256 takes 100 MB an image
 
 
 def _deployment_graph(model: keras.Model, size: int, rewrite: bool):
     if not rewrite:
         return None
-    graph = deployment_graph(read_model(model, size, size))
-    kept = kept_layers(graph)
-    if kept:
-        logging.warning(
-            "%s: no rewrite knows the layers %s. They are converted as Keras computes "
-            "them; the card says whether phones' fast kernels take that.",
-            model.name,
-            ", ".join(kept),
-        )
-    return graph
+    return deployment_graph(read_model(model, size, size))
 
 
 def check_size(model: keras.Model, size: int) -> None:
@@ -163,6 +155,22 @@ def make_reference(
         )
     has_labels = has_classes_of(labels, validation.class_names)
     return Reference(task, model, validation, images, outputs, has_labels)
+
+
+def _warn_of_kept(kept: list[str], card: dict, output: Path) -> None:
+    """Warns of layers that no rewrite knows, if they are slow on phones."""
+    outside = card.get("xnnpack", {}).get("ops_outside", {})
+    slow = [f"{name} ({count})" for name, count in outside.items()]
+    if card["max_rank"] > HIGHEST_RANK:
+        slow.append(f"tensors of rank {card['max_rank']}, which GPUs refuse")
+    if kept and slow:
+        logging.warning(
+            "%s has what XNNPACK leaves to slower kernels: %s. It comes from layers "
+            "that no rewrite knows, some of: %s.",
+            output.name,
+            ", ".join(slow),
+            ", ".join(kept),
+        )
 
 
 def _compare(path, file_type: FileType, reference: Reference) -> dict:
@@ -290,6 +298,7 @@ def convert(
                 raise
             raise ValueError(f"{error} An earlier {output} stays as it was.") from error
         _write(unproven, output, card, row.file_type)
+    _warn_of_kept(kept, card, output)
     return card
 
 

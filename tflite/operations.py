@@ -226,8 +226,14 @@ def _global_average(node: Node, x):
 
 def _keras(node: Node, *inputs):
     """Runs what Keras computes, which is in float32."""
+    run = node.options["run"]
     given = [tf.cast(x, dtype) for x, dtype in zip(inputs, node.options["dtypes"])]
-    y = tf.convert_to_tensor(node.options["run"](*given))
+    y = tf.convert_to_tensor(run(*given))
+    if not y.shape.is_fully_defined() and all(
+        x.shape.is_fully_defined() for x in given
+    ):
+        with tf.init_scope():  # eagerly, where every shape is known
+            y.set_shape(run(*(tf.zeros(x.shape, x.dtype) for x in given)).shape)
     is_double = any(x.dtype == tf.float64 for x in inputs)
     return tf.cast(y, tf.float64) if is_double and y.dtype.is_floating else y
 

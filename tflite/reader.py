@@ -153,7 +153,7 @@ def _reshape(layer, shape) -> list[tuple]:
 
 def _read_flatten(layer) -> list[tuple]:
     _require_channels_last(layer)
-    return _reshape(layer, layer.output.shape[1:])
+    return _reshape(layer, [side or -1 for side in layer.output.shape[1:]])
 
 
 def _read_softmax(layer) -> list[tuple]:
@@ -274,9 +274,9 @@ def _read_call(call: Call) -> list[tuple] | dict[str, tuple]:
 def _refuse(call: Call) -> None:
     """Refuses what no file can do as Keras does it."""
     operation = call.operation
-    if call.training:
+    if call.trained_by:
         raise UnknownLayer(
-            f"Layer {operation.name!r} is called with training=True, so that what it "
+            f"Layer {call.trained_by!r} is called with training=True, so that what it "
             "returns changes from run to run, or with its batch. Build the model "
             "without that argument."
         )
