@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import keras
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mobilevit import MobileViT_XXS
+from keras_mobilevit import DeepLabV3, MobileViT_XXS, SSDLite
 from tflite import (
     calibration,
     conversion,
@@ -127,14 +128,25 @@ def test_the_model_as_it_is(tmp_path):
     assert card["parity"]["max_abs"] <= 1e-4
 
 
-def test_an_unknown_layer_is_named_and_can_be_converted_as_it_is(tmp_path):
+def test_a_layer_without_a_rewrite_stays_and_the_rest_is_rewritten(tmp_path):
     inputs = keras.Input((64, 64, 3))
     x = keras.layers.Cropping2D(2, name="cut")(inputs)
+    x = keras.layers.Conv2D(4, 3, strides=2)(x)
+    x = keras.layers.BatchNormalization()(x)
     x = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
-    model = keras.Model(inputs, x)
-    with pytest.raises(ValueError, match="'cut' of type Cropping2D.*--no_rewrite"):
-        Setup(model)
-    assert Setup(model, rewrite=False).convert(tmp_path)["max_rank"] == 4
+    card = Setup(keras.Model(inputs, x)).convert(tmp_path)
+    assert card["rewritten"]
+    assert card["kept_layers"] == ["cut"]
+    assert not {"MUL", "SUB"} & set(card["ops"])  # of the batch normalization
+
+
+def test_what_is_slow_on_phones_is_told_of_a_layer_without_a_rewrite(tmp_path, caplog):
+    inputs = keras.Input((64, 64, 3))
+    x = keras.ops.sort(keras.layers.GlobalAveragePooling2D()(inputs), axis=-1)
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    Setup(model).convert(tmp_path)
+    assert "XNNPACK leaves to slower kernels" in caplog.text
+    assert "sort" in caplog.text
 
 
 def test_probabilities_are_compared_as_logits():
@@ -190,7 +202,8 @@ def test_the_card_tells_what_a_classifier_returns(
     assert output["name"] == name and meaning in output["meaning"]
     assert card["accuracy"] is None
     assert ("top1_agreement" in card["parity"]) == (activation != "sigmoid")
-    assert convert._accuracy(None, card["parity"]).endswith("agreement 100.0 %")
+    (told,) = convert._accuracy(None, card["parity"])
+    assert told.endswith("agreement 100.0 %")
     page_file = read_file(str(tmp_path / "model.tflite"), 0)
     assert page_file.description["activation"] == card["activation"]
 
@@ -213,7 +226,7 @@ def test_what_tflite_cannot_express_is_refused(tmp_path):
     inputs = keras.Input((64, 64, 3))
     x = keras.ops.linalg.det(inputs[..., :3, :3, 0] + keras.ops.eye(3))[:, None]
     x = keras.ops.concatenate([keras.ops.reshape(x, (-1, 1))] * 2, axis=-1)
-    with pytest.raises(ValueError, match="TFLite's own operations cannot express"):
+    with pytest.raises(ValueError, match="TFLite has no operations for "):
         Setup(keras.Model(inputs, x), rewrite=False).convert(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -541,7 +554,9 @@ def test_a_file_that_differs_is_not_left_behind(setup, tmp_path, monkeypatch):
 
 def test_another_size_than_the_models_is_refused():
     model = MobileViT_XXS(weights=None, input_shape=(64, 64, 3))
-    with pytest.raises(ValueError, match=r"takes images of 64x64.*--size=96"):
+    with pytest.raises(
+        ValueError, match=r"takes images of 64x64 pixels only. Received: 96"
+    ):
         conversion.prepare(model, 96, True, None, None)
 
 
@@ -663,15 +678,48 @@ def test_no_driver_says_how_to_get_one(monkeypatch):
         gpu.require_driver()
 
 
-def test_the_size_is_that_of_the_trainings_evaluation(tmp_path):
-    model = str(tmp_path / "best.keras")
-    assert (
-        convert_flags._default_size(model)
-        == convert_flags._default_size("mobilevit_s")
-        == 256
-    )
+def settled_size(model: str, network: keras.Model, **given) -> int:
+    args = types.SimpleNamespace(model=model, size=None, sizes=None, **given)
+    convert_flags.settle_size(args, network)
+    return args.size
+
+
+def test_the_size_is_that_of_the_trainings_evaluation(tmp_path, setup):
+    path, any_size = str(tmp_path / "best.keras"), setup.reference.model
+    assert settled_size(path, any_size) == 256
+    assert settled_size("mobilevit_s", any_size) == 256
     save_config(make_config("digits", eval_size=96), tmp_path / "config.json")
-    assert convert_flags._default_size(model) == 96
+    assert settled_size(path, any_size) == 96
+
+
+def test_a_fixed_size_of_a_model_is_the_default(tmp_path):
+    save_config(make_config("digits", eval_size=96), tmp_path / "config.json")
+    networks = {
+        "classifier": MobileViT_XXS(weights=None, input_shape=(64, 64, 3)),
+        "detector": SSDLite(
+            "mobilevit_xxs", 3, weights=None, input_shape=(192, 192, 3)
+        ),
+        "segmenter": DeepLabV3(
+            "mobilevit_xxs", 3, weights=None, input_shape=(128, 128, 3)
+        ),
+    }
+    path = str(tmp_path / "best.keras")
+    found = {name: settled_size(path, model) for name, model in networks.items()}
+    assert found == {"classifier": 64, "detector": 192, "segmenter": 128}
+
+
+def test_detectors_and_segmenters_of_any_size_have_their_own_default(tmp_path):
+    shape, path = (None, None, 3), str(tmp_path / "best.keras")
+    detector = SSDLite("mobilevit_xxs", 3, weights=None, input_shape=shape)
+    segmenter = DeepLabV3("mobilevit_xxs", 3, weights=None, input_shape=shape)
+    assert settled_size(path, detector) == 320
+    assert settled_size(path, segmenter) == 512
+
+
+def test_a_model_of_oblong_images_is_refused(tmp_path):
+    network = MobileViT_XXS(weights=None, input_shape=(64, 96, 3))
+    with pytest.raises(ValueError, match="64x96 pixels alone; only square ones"):
+        settled_size("best.keras", network)
 
 
 def test_the_help_tells_which_format_is_for_what():

@@ -48,7 +48,8 @@ def describe_file(path, meanings: dict[str, str], largest_value: float) -> dict:
         A dict for JSON.
     """
     litert = LiteRTModel(path)
-    image = f"RGB image, values in [0, {largest_value:g}]"
+    colors = "gray" if litert.input_shape[-1] == 1 else "RGB"
+    image = f"{colors} image, values in [0, {largest_value:g}]"
     return {
         "input": _tensor("images", litert.input, image)
         | {"largest_value": largest_value},

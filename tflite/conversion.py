@@ -20,34 +20,30 @@ from tflite.converter import trace_graph, trace_model
 from tflite.file_types import TFLITE, FileType
 from tflite.formats import FORMATS, Conversion
 from tflite.images import ImageSet
-from tflite.reader import UnknownLayer, outputs_of, read_model
+from tflite.models import fixed_size, network_images
+from tflite.reader import kept_layers, outputs_of, read_model
 from tflite.rewrites import deployment_graph
 from tflite.task import Task
 from tflite.tasks import task_of
 from train.litert import LiteRTModel
 
+HIGHEST_RANK = 4  # of tensors that GPU delegates take
 KERAS_BATCH = 8  # MobileViT_S at 256 takes 100 MB an image
 
 
 def _deployment_graph(model: keras.Model, size: int, rewrite: bool):
     if not rewrite:
         return None
-    try:
-        return deployment_graph(read_model(model, size, size))
-    except UnknownLayer as error:
-        raise ValueError(
-            f"{error} --no_rewrite converts the model as it is, slower on CPUs and "
-            "perhaps not for GPUs."
-        ) from error
+    return deployment_graph(read_model(model, size, size))
 
 
 def check_size(model: keras.Model, size: int) -> None:
     """Raises a ValueError if a model does not take square images of a size."""
-    height, width, _ = model.inputs[0].shape[1:]
-    if {height, width} - {None, size}:
+    own = fixed_size(model)
+    if own not in (None, size):
         raise ValueError(
-            f"{model.name} takes images of {height}x{width} pixels only. "
-            f"Received: --size={size}."
+            f"{model.name} takes images of {own}x{own} pixels only. Received: {size}. "
+            "Leave --size away."
         )
 
 
@@ -73,8 +69,8 @@ def prepare(
         The `Conversion`.
 
     Raises:
-        ValueError: if the model takes images of another size, or has a layer that the
-            rewriting does not know.
+        ValueError: if the model takes images of another size, or has a layer that no
+            file can express.
     """
     check_size(model, size)
     task = task or task_of(model)
@@ -147,8 +143,7 @@ def make_reference(
         task: what the model is for; by default what `task_of` says.
     """
     task = task or task_of(model)
-    images = validation.images.astype(np.float32)
-    images *= np.float32(largest_value(model) / 255)
+    images = network_images(model, validation.images)
     run, finish = _as_list(model), task.reference(model, images.shape[1])
     rows = []
     for start in range(0, len(images), KERAS_BATCH):
@@ -162,6 +157,22 @@ def make_reference(
         )
     has_labels = has_classes_of(labels, validation.class_names)
     return Reference(task, model, validation, images, outputs, has_labels)
+
+
+def _warn_of_kept(kept: list[str], card: dict, output: Path) -> None:
+    """Warns of layers that no rewrite knows, if they are slow on phones."""
+    outside = card.get("xnnpack", {}).get("ops_outside", {})
+    slow = [f"{name} ({count})" for name, count in outside.items()]
+    if card["max_rank"] > HIGHEST_RANK:
+        slow.append(f"tensors of rank {card['max_rank']}, which GPUs refuse")
+    if kept and slow:
+        logging.warning(
+            "%s has what XNNPACK leaves to slower kernels: %s. It comes from layers "
+            "that no rewrite knows, some of: %s.",
+            output.name,
+            ", ".join(slow),
+            ", ".join(kept),
+        )
 
 
 def _compare(path, file_type: FileType, reference: Reference) -> dict:
@@ -265,6 +276,9 @@ def convert(
     """
     row, task = FORMATS[file_format], references[0].task
     limits = row.limits | task.limits.get("", {}) | task.limits.get(file_format, {})
+    kept = kept_layers(conversion.graph) if conversion.graph else []
+    if kept:  # of which nobody promised that phones have them
+        limits |= dict.fromkeys(("outside", "rank"))
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     meanings = {name: task.meanings[name] for name in references[0].outputs}
     with tempfile.TemporaryDirectory() as folder:  # nothing unproven in its place
@@ -290,6 +304,7 @@ def convert(
             **(task.facts if row.file_type is TFLITE else {}),
             "format": file_format,
             "rewritten": conversion.graph is not None,
+            "kept_layers": kept,
             **described,
             **compared[0],
             "limits": limits,
@@ -305,6 +320,7 @@ def convert(
                 raise
             raise ValueError(f"{error} An earlier {output} stays as it was.") from error
         _write(unproven, output, card, row.file_type)
+    _warn_of_kept(kept, card, output)
     return card
 
 

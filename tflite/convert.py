@@ -49,7 +49,6 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from keras_mobilevit.coco_names import COCO_NAMES
-from keras_mobilevit.preprocessing import largest_value
 from keras_mobilevit.voc_names import VOC_NAMES
 from tflite import classification, convert_flags
 from tflite.console import print_any_name
@@ -66,7 +65,8 @@ from tflite.coreml.options import IMAGENET_CLASSES
 from tflite.file_types import COREML, TFLITE
 from tflite.formats import FORMATS, Conversion
 from tflite.images import ImageSet, check_calibration_images, load_images
-from tflite.models import imagenet_ids, labels_beside, load_model
+from tflite.models import imagenet_ids, labels_beside, load_model, network_images
+from tflite.reader import kept_layers
 from tflite.task import Task
 from train.config import load_config, make_config
 from train.litert import read_card
@@ -124,7 +124,7 @@ def _provenance(args, task: Task, model: keras.Model) -> dict:
     """Returns what the card says of the model's origin."""
     classes = task.num_classes(model)
     if args.model.endswith(".keras"):
-        labels = labels_beside(args.model, classes)
+        labels = [] if classes is None else labels_beside(args.model, classes)
         return {"model": args.model, "labels": labels}
     provenance = {"model": args.model, "weights": args.weights}
     if args.weights in PUBLISHED_NAMES:
@@ -148,13 +148,14 @@ def _class_names(args, labels: list[str], classes: int) -> list[str]:
 
 def _warn_of_no_accuracy(reference: Reference) -> None:
     names = reference.validation.class_names
-    if not reference.task.metric:
+    is_classifier = reference.task.name == "classification"
+    if is_classifier and not reference.task.metric:
         logging.warning(
             "Accuracy is not measured: after a sigmoid any number of classes may be "
             "right, and images of %s have one each.",
             reference.validation.data,
         )
-    elif names and not reference.has_labels:
+    elif names and reference.task.metric and not reference.has_labels:
         logging.warning(
             "Accuracy is not measured: the model's classes are not known to be those "
             "of %s (%s, ...). Name them in labels.txt beside the model, one a line.",
@@ -169,7 +170,7 @@ def _summary(path: Path, card: dict) -> str:
         f"{card['bytes'] / 1e6:.2f} MB",
         *FORMATS[card["format"]].file_type.facts(card),
         _difference(card["parity"]),
-        _accuracy(accuracy, card["parity"]),
+        *_accuracy(accuracy, card["parity"]),
         f"on {card['parity']['images']} images of {card['parity']['data']}",
     ]
     return f"{path}: {', '.join(parts)}"
@@ -182,13 +183,13 @@ def _difference(parity: dict) -> str:
     return f"max abs difference {parity['max_abs']:.1e}{psnr}"
 
 
-def _accuracy(accuracy: dict | None, parity: dict) -> str:
+def _accuracy(accuracy: dict | None, parity: dict) -> list[str]:
     if accuracy:
         metric = accuracy["metric"]
         values = accuracy[metric], accuracy[f"keras_{metric}"]
-        return "{} {:.2f} % (Keras {:.2f} %)".format(metric, *values)
-    name = next(name for name in parity if name.endswith("agreement"))
-    return f"{name.replace('_', ' ')} {100 * parity[name]:.1f} %"
+        return ["{} {:.2f} % (Keras {:.2f} %)".format(metric, *values)]
+    names = [name for name in parity if name.endswith("agreement")]
+    return [f"{n.replace('_', ' ')} {100 * parity[n]:.1f} %" for n in names[:1]]
 
 
 def _training_config(args, data: str):
@@ -225,6 +226,12 @@ def _fine_tuned(args, conversion: Conversion, model, labels, data: str) -> Conve
 
     if conversion.graph is None:
         raise ValueError("int8-qat trains the rewritten network: no --no_rewrite.")
+    kept = kept_layers(conversion.graph)
+    if kept:
+        raise ValueError(
+            f"int8-qat cannot train the layers {', '.join(kept)}, which no rewrite "
+            "knows. Use int8-mixed."
+        )
     source = conversion.task.training.load_source(data)
     if not has_classes_of(labels, source.class_names):
         raise ValueError(
@@ -249,7 +256,6 @@ def _conversion_from_flags(
     calibration: ImageSet | None,
 ) -> Conversion:
     """Prepares the conversion; nothing is computed until a format asks for it."""
-    scale = np.float32(largest_value(model) / 255)
 
     @functools.cache
     def fine_tuned() -> Conversion:
@@ -264,7 +270,7 @@ def _conversion_from_flags(
         model,
         args.size,
         not args.no_rewrite,
-        lambda: calibration.images.astype(np.float32) * scale,
+        lambda: network_images(model, calibration.images),
         fine_tuned,
         core_ml,
         task,
@@ -329,6 +335,7 @@ def _check_earlier(path: Path, provenance: dict) -> None:
 def _convert_all(args, folder: Path, data: convert_flags.Data) -> list[str]:
     """Converts to every format; returns those that were refused."""
     model = _load_model(args)
+    convert_flags.settle_size(args, model)
     tasks = convert_flags.tasks_from_flags(args, model)
     task = next(iter(tasks.values()))
     crop = _crop(task, data)

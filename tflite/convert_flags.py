@@ -16,7 +16,7 @@ from tflite.coreml import options as coreml_options
 from tflite.file_types import COREML, TFLITE, FileType
 from tflite.formats import FORMATS
 from tflite.images import photo_folder
-from tflite.models import HEADS, default_size, split_name
+from tflite.models import HEADS, default_size, fixed_size, split_name
 from tflite.task import Task
 from tflite.tasks import BY_NMS, BY_OUTPUT, FORMS, task_of
 from train.config import load_config
@@ -73,9 +73,9 @@ def _define_file_flags() -> None:
     flags.DEFINE_integer(
         "size",
         None,
-        "Side of the input image in pixels. By default the first of --sizes, or that "
-        "of the training's evaluation, if config.json is beside a .keras file, else "
-        "256, 320 of a detector, 512 of a segmenter.",
+        "Side of the input image in pixels. By default the first of --sizes, or the "
+        "only one that a .keras file takes, or that of the training's evaluation, if "
+        "config.json is beside it, else 256, 320 of a detector, 512 of a segmenter.",
     )
     flags.DEFINE_list("formats", ["fp32"], f"One or more of: {', '.join(FORMATS)}.")
     flags.DEFINE_string("output_dir", None, "Where the files go; made if missing.")
@@ -270,9 +270,17 @@ def config_file(model: str) -> Path | None:
     return file if model.endswith(".keras") and file.exists() else None
 
 
-def _default_size(model: str) -> int:
-    file = config_file(model)
-    return load_config(file).eval_size if file else default_size(model)
+def settle_size(args, model: keras.Model) -> None:
+    """Sets `--size` where it is not given: to the only one that the model takes."""
+    if args.size is None and args.sizes:
+        args.size = int(args.sizes[0])
+    if args.size is None:
+        args.size = fixed_size(model) or _default_size(args.model, model)
+
+
+def _default_size(path: str, model: keras.Model) -> int:
+    file = config_file(path)
+    return load_config(file).eval_size if file else default_size(path, model)
 
 
 def _check_names(flag: str, names: list[str], known) -> None:
@@ -305,9 +313,7 @@ def check_flags() -> tuple[Path, Data]:
         args.model = str(Path(args.model).expanduser())
     args.weights = weights_from_flags(args)
     data = data_from_flags(args)
-    if args.size is None:
-        args.size = int(args.sizes[0]) if args.sizes else _default_size(args.model)
-    if args.size < MIN_SIZE:
+    if args.size is not None and args.size < MIN_SIZE:
         raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
     if args.crop is not None and not 0 < args.crop <= 1:
         raise ValueError(f"--crop must be in (0, 1]. Received: {args.crop}.")
@@ -353,6 +359,10 @@ def tasks_from_flags(args, model: keras.Model) -> dict[FileType, Task]:
                 f"There is no {name} of this model. Expected some of: "
                 f"{', '.join(formats)}."
             )
+    if COREML in tasks and model.inputs[0].shape[-1] != 3:
+        raise ValueError(
+            "Core ML packages take RGB images; this model takes gray ones."
+        )
     if args.check_gpu and task.cpu_part:
         raise ValueError(f"--check_gpu: no GPU runs {task.cpu_part}.")
     if args.crop is not None and not task.crops:
