@@ -12,6 +12,9 @@ import dataclasses
 import hashlib
 import os
 import re
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import keras
@@ -104,6 +107,15 @@ def _cached(file: HubFile) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
+def _require_network(url: str) -> None:
+    """Raises an OSError at once where there is no network; the Hub's client retries.
+
+    Behind a proxy it is the proxy that finds the address.
+    """
+    if not urllib.request.getproxies():
+        socket.getaddrinfo(urllib.parse.urlsplit(url).hostname, None)
+
+
 def fetch(file: HubFile) -> Path:
     """Returns the local copy of a file, downloaded when it is first asked for.
 
@@ -123,16 +135,17 @@ def fetch(file: HubFile) -> Path:
 
     path = _cached(file)
     if path is None:
+        url = huggingface_hub.hf_hub_url(
+            file.repository, FILENAME, revision=file.revision
+        )
         try:
+            _require_network(url)
             path = Path(
                 huggingface_hub.hf_hub_download(
                     file.repository, FILENAME, revision=file.revision
                 )
             )
         except Exception as error:  # of the network, the Hub or the disk: many kinds
-            url = huggingface_hub.hf_hub_url(
-                file.repository, FILENAME, revision=file.revision
-            )
             raise OSError(
                 f"{FILENAME} of {file.repository} is not cached and cannot be "
                 f"downloaded. Without a network, fetch {url} on another machine and "

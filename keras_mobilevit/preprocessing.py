@@ -3,6 +3,15 @@
 import keras
 from keras import ops
 
+from keras_mobilevit.value_range import largest_value
+
+__all__ = [
+    "decode_predictions",
+    "largest_value",
+    "preprocess_input",
+    "resize_and_center_crop",
+]
+
 # The recipe evaluates at 256 after resizing the short side to 288 (section 4.1).
 CROP_FRACTION = 256 / 288
 # Where keras.applications finds ImageNet's class names.
@@ -26,22 +35,6 @@ def preprocess_input(x, data_format=None):
         `x`.
     """
     return x
-
-
-def largest_value(model: keras.Model) -> int:
-    """Returns the largest value of an image that a model takes.
-
-    Returns:
-        255 if the model rescales its input itself, as `include_preprocessing=True`
-        makes it, otherwise 1.
-    """
-
-    def rescales(layer) -> bool:
-        if isinstance(layer, keras.Model):  # also one that is a layer of another
-            return any(map(rescales, layer.layers))
-        return isinstance(layer, keras.layers.Rescaling)
-
-    return 255 if rescales(model) else 1
 
 
 def decode_predictions(preds, top: int = 5) -> list:

@@ -89,6 +89,7 @@ fi""",
     "logcat": "cat ROOT/logcat.txt 2>/dev/null || true",
     # The app gets the string after "args" as it is, and splits it at spaces.
     "am": """echo "$*" >> ROOT/am.log
+[ "$1" = force-stop ] && exit
 while [ "$1" != args ]; do shift; done
 set -f
 ROOT/app $2 >> ROOT/logcat.txt 2>&1""",

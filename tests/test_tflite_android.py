@@ -205,6 +205,37 @@ def test_a_run_that_does_not_end_is_stopped_and_told(
     assert running.returncode == 1
 
 
+def test_an_app_that_does_not_end_is_stopped(
+    start_phone, tflite_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(android, "RUN_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(android, "APK_STEP_S", 0.05)
+    monkeypatch.setattr(adb.Device, "install", lambda _, path: None)
+    phone = start_phone()
+    for name in ("app", "bin/pidof"):
+        (phone.folder / name).write_text("#!/bin/sh\necho 7\n")
+        (phone.folder / name).chmod(0o755)
+    session = make_session(phone, tmp_path, "apk", accelerators=("cpu",))
+    with session:
+        (record,) = android.measure_all(session, [tflite_file])
+        log = (phone.folder / "am.log").read_text()
+    assert "did not end within 0.3 s" in record.reason
+    assert log.splitlines()[-1] == f"force-stop {benchmark_tool.APK_PACKAGE}"
+
+
+def test_what_an_npu_needs_is_told(tflite_file, tmp_path):
+    libraries, compiled = tmp_path / "npu", tmp_path / "compiled.tflite"
+    libraries.mkdir()
+    compiled.write_bytes(b"TFL3 DISPATCH_OP")
+    benchmark_tool.check_npu([compiled], libraries)
+    with pytest.raises(ValueError, match="No NPU can run .*tiny.tflite: .*plugin"):
+        benchmark_tool.check_npu([compiled, tflite_file], libraries)
+    (libraries / "libLiteRtCompilerPlugin_Qualcomm.so").write_bytes(b"")
+    benchmark_tool.check_npu([tflite_file], libraries)
+    with pytest.raises(ValueError, match="takes --npu_libraries"):
+        benchmark_tool.check_npu([compiled], None)
+
+
 def test_heat_before_a_run_is_told_too(start_phone, tflite_file, tmp_path):
     phone = start_phone(dumpsys={"thermalservice": "Thermal Status: 3\n"})
     with make_session(phone, tmp_path, accelerators=("cpu",)) as session:
@@ -496,6 +527,7 @@ def test_a_program_is_downloaded_once(tmp_path, monkeypatch, capfd):
         (["--port=1"], "--port is for --target=browser: leave it away."),
         (["--adb=/nowhere/adb"], "--adb=/nowhere/adb is no program."),
         (["--accelerators=npu"], "--tools=classic has no npu; litert has all."),
+        (["--tools=litert", "--accelerators=npu"], "npu takes --npu_libraries, a fold"),
         (["--tools=best"], "--tools must be some of classic, litert, apk."),
         (["--npu_libraries=tests"], "--npu_libraries=tests holds no .so file."),
         (["--cpu_mask=0xF0"], "error: No Android device is connected."),

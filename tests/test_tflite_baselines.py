@@ -22,7 +22,7 @@ from tflite.baselines import (
     build_vit,
 )
 from tflite.formats import FORMATS
-from tflite.reader import ACTIVATIONS, UnknownLayer, read_model
+from tflite.reader import ACTIVATIONS, read_model
 from tflite.rewrites import deployment_graph
 from tflite.suites import PAPER
 from train.litert import LiteRTModel
@@ -268,33 +268,33 @@ def test_operators_are_read(build):
     check_reading(model_of(build))
 
 
-def test_an_operator_with_an_array_is_refused():
-    with pytest.raises(UnknownLayer, match="'add.*' is with an array"):
-        read_model(model_of(lambda x: x + np.ones(6, np.float32)), 4, 4)
-
-
-def test_another_operator_is_named():
-    with pytest.raises(UnknownLayer, match="of type Subtract"):
-        read_model(model_of(lambda x: x - 1.0), 4, 4)
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda x: x + np.ones(6, np.float32),
+        lambda x: x - 1.0,
+        lambda x: 1.0 - x,
+        lambda x: x / 2.0,
+        lambda x: x / np.arange(1, 7, dtype="float32"),
+        lambda x: layers.Normalization(mean=1, variance=4, invert=True)(x),
+        lambda x: layers.Normalization(mean=1, variance=4, axis=None)(x),
+    ],
+)
+def test_arithmetic_with_numbers_is_a_rescaling(build):
+    assert check_reading(model_of(build)) == {"rescale"}
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    "build",
     [
-        (
-            lambda x: layers.Normalization(mean=1, variance=1, invert=True)(x),
-            "inverts a normalization",
-        ),
-        (
-            lambda x: layers.Normalization(axis=1, mean=1, variance=1)(x),
-            "normalizes over axis",
-        ),
-        (lambda x: layers.Concatenate(axis=1)([x, x]), "joins along axis 1"),
+        lambda x: 1.0 / (x + 10.0),
+        lambda x: x + np.ones((4, 4, 1), np.float32),
+        lambda x: layers.Normalization(axis=1, mean=1, variance=1)(x),
+        lambda x: layers.Concatenate(axis=1)([x, x]),
     ],
 )
-def test_what_has_no_mobile_form_is_told(build, message: str):
-    with pytest.raises(UnknownLayer, match=message):
-        read_model(model_of(build), 4, 4)
+def test_other_arithmetic_stays_as_keras_computes_it(build):
+    assert "keras" in check_reading(model_of(build))
 
 
 def test_rescalings_go_into_an_unpadded_convolution_with_their_offsets():

@@ -12,11 +12,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tflite import benchmark, run_report, targets
+from tflite import benchmark, run_report, suite_conversion, suites, targets
+from tflite.converter import tflite_content
+from tflite.coreml import package as package_module
 from tflite.drivers import coreml, host
 from tflite.drivers.measurement import Measurement
 from tflite.drivers.runtimes import RUNTIMES
+from tflite.fingerprint import sha256
+from train.config import make_config
+from train.sources import load_source
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,11 +109,107 @@ def test_a_cut_line_is_ended_before_the_next(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_files_take_turns(tflite_file):
+def test_files_take_turns(tflite_file, monkeypatch):
+    turns = []
+
+    class Watched(host._Contender):
+        def load(self):
+            turns.append((len(turns) % 2, "load"))
+            super().load()
+            self.index = len(turns) - 1
+
+        def take_turn(self, runs):
+            turns.append((self.index, runs))
+            super().take_turn(runs)
+
+    monkeypatch.setattr(host, "_Contender", Watched)
     contenders = [(str(tflite_file), "litert")] * 2
     first, second = host.measure_all(contenders, runs=7, rounds=3)
+    assert turns == [(i, n) for n in ("load", 2, 3, 2) for i in (0, 1)]
     assert first.runs == second.runs == 7
     assert first.sha256 == second.sha256
+
+
+def cut(path: Path, folder: Path) -> Path:
+    """Returns a file of which the end is missing."""
+    (folder / "cut.tflite").write_bytes(path.read_bytes()[:5000])
+    return folder / "cut.tflite"
+
+
+def test_one_file_that_fails_leaves_the_results_of_the_others(tflite_file, tmp_path):
+    output = tmp_path / "latency.jsonl"
+    result = run(
+        ROOT / "tflite/benchmark.py",
+        *(cut(tflite_file, tmp_path), tflite_file, "--runs=2", f"--output={output}"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 1
+    assert "tiny.tflite litert" in result.stdout
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: 1 of 2 not measured. ")
+    assert "cut.tflite is no TFLite model" in last
+    records = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    assert [r["status"] for r in records] == ["not measured", "measured"]
+
+
+def test_a_process_that_dies_leaves_the_results_of_the_others(tflite_file, monkeypatch):
+    class Dies(host._Contender):
+        def take_turn(self, runs):
+            if self.runtime == "dies":
+                self.process.kill()
+                self.process.join()
+            super().take_turn(runs)
+
+    monkeypatch.setattr(host, "_Contender", Dies)
+    path = str(tflite_file)
+    missing, measured = host.measure_all([(path, "none"), (path, "litert")], runs=2)
+    assert "KeyError: 'none'" in missing.reason and measured.runs == 2
+    start = Dies.__init__
+
+    def as_litert(self, path, runtime, *rest):
+        start(self, path, "litert", *rest)
+        self.runtime = runtime
+
+    monkeypatch.setattr(Dies, "__init__", as_litert)
+    killed, measured = host.measure_all([(path, "dies"), (path, "litert")], runs=2)
+    assert "ended with exit code -9" in killed.reason and killed.median_ms is None
+    assert measured.runs == 2
+
+
+def test_a_suite_is_measured_without_what_could_not_be_converted(tmp_path, monkeypatch):
+    there = suites.files_of("paper", tmp_path)[1:]
+    for file in there:
+        file.write_bytes(b"")
+    failed = SimpleNamespace(returncode=1)
+    monkeypatch.setattr(suites.subprocess, "run", lambda *args, **options: failed)
+    paths = suites.prepare("paper", tmp_path)
+    assert paths == [str(file) for file in there]
+    assert "not measured: mobilenet_v2_224_fp32.tflite." in suites.missing(
+        "paper", paths
+    )
+    for file in there:
+        file.unlink()
+    with pytest.raises(RuntimeError, match="suite paper failed"):
+        suites.prepare("paper", tmp_path)
+
+
+def test_one_model_that_fails_leaves_the_rest_of_a_suite(tmp_path, monkeypatch):
+    converted = []
+
+    def convert_entry(entry, formats, folder):
+        if entry.model == "deit_tiny":
+            raise ValueError("deit")
+        converted.append(entry.model)
+        return ["a.tflite was not written"] if entry.model == "pit_tiny" else []
+
+    monkeypatch.setattr(suite_conversion, "convert_entry", convert_entry)
+    with pytest.raises(SystemExit) as ended:
+        suite_conversion.main("paper", tmp_path)
+    assert ended.value.code.splitlines() == [
+        "error: DeiT-Tiny cannot be converted: deit",
+        "error: a.tflite was not written",
+    ]
+    assert len(converted) == len(suites.PAPER.entries) - 1
 
 
 def test_a_runtime_that_is_not_there_is_told(tmp_path, monkeypatch):
@@ -140,16 +242,53 @@ def test_more_threads_than_the_machine_has(tflite_file):
         host.measure(tflite_file, num_threads=os.cpu_count() + 1)
 
 
-def test_the_memory_is_that_of_the_child(tflite_file):
-    """This process, with TensorFlow in it, has a higher peak than the child."""
-    assert host.measure(tflite_file, runs=1).peak_memory_mb > 1
+def test_the_memory_is_that_of_the_network(tflite_file, tmp_path):
+    """Not of this process, whose peak a child begins with for some ways of asking."""
+    weights = np.ones((8 * 8 * 3, 65_536), np.float32)  # 50 MB
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 8, 8, 3], tf.float32, "images")])
+    def serve(images):
+        return {"y": tf.reshape(images, (1, -1)) @ weights}
+
+    large = tmp_path / "large.tflite"
+    large.write_bytes(tflite_content(serve))
+    peaks = [host.measure(p, runs=1).peak_memory_mb for p in (tflite_file, large)]
+    assert peaks[0] + 45 < peaks[1] < peaks[0] + 250
 
 
 def test_a_report_needs_the_measurement_of_this_very_file(tflite_file, tmp_path):
     latency = tmp_path / "latency.jsonl"
-    latency.write_text(json.dumps({"file": str(tflite_file), "sha256": "0"}) + "\n")
+    ours = {
+        "target": "host",
+        "runtime": "litert",
+        "status": "measured",
+        "sha256": sha256(tflite_file),
+    }
+    others = [
+        ours | {"sha256": "0"},
+        ours | {"target": "browser", "runtime": "litert.js"},
+        ours | {"target": "android", "runtime": "benchmark_model"},
+        ours | {"status": "not measured"},
+    ]
+    latency.write_text("".join(json.dumps(record) + "\n" for record in others))
     with pytest.raises(ValueError, match="(?s)no measurement.*benchmark.py .*tiny"):
         run_report._latency_of(tflite_file, latency)
+    with open(latency, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in [ours, others[1]]))
+    assert run_report._latency_of(tflite_file, latency) == ours
+
+
+def test_a_report_hides_no_number_that_is_not_finite():
+    source = load_source("digits")
+    model = SimpleNamespace(
+        predict_on_batch=lambda images: np.full((len(images), 10), np.nan)
+    )
+    litert = SimpleNamespace(
+        input_shape=(1, 32, 32, 3),
+        predict=lambda images: {"logits": np.zeros((len(images), 10))},
+    )
+    with pytest.raises(ValueError, match="not finite for a validation image of digits"):
+        run_report.predict(model, litert, source, make_config("digits", data="digits"))
 
 
 def test_a_report_needs_a_finished_run(tflite_file, tmp_path):
@@ -243,6 +382,25 @@ def test_the_fake_has_the_methods_of_the_real_benchmarker():
 
     assert all(hasattr(compute_device, name) for name in coreml.DEVICE_NAMES)
     assert all(DeviceType(kind).value == kind for kind in coreml.DEVICES)
+
+
+def test_a_package_that_core_ml_refuses_leaves_the_results_of_the_others(
+    tmp_path, monkeypatch
+):
+    package = str(package_folder(tmp_path))
+
+    def benchmarker(path, unit, device):
+        if unit == "cpu+gpu":
+            raise RuntimeError("no such unit")
+        return FakeBenchmarker(PLANNED)
+
+    monkeypatch.setattr(coreml, "_benchmarker", benchmarker)
+    monkeypatch.setattr(package_module, "load_coremltools", lambda: None)
+    found = list(coreml.measure_all([package], list(coreml.COMPUTE_UNITS)))
+    assert [m.status for m in found] == ["measured", "not measured", "measured"]
+    assert found[1].reason == "no such unit" and found[1].accelerator == "cpu+gpu"
+    assert "1 of 3 not measured. no such unit" in benchmark._failure(found, False)
+    assert benchmark._failure(found, True) is None
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is here")

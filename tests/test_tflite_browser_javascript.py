@@ -175,3 +175,19 @@ def test_shares_of_a_picture_are_told_largest_first():
     )
     assert [x["label"] for x in found] == [3, 0, 1]  # of equal ones the first class
     assert [x["share"] for x in found] == pytest.approx([0.6, 0.2, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "scores"),
+    [
+        ({"probabilities": [0.05, 0.95, 0.9]}, [0.95, 0.9, 0.05]),  # of a sigmoid
+        ({"probabilities": [0.047]}, [0.047]),
+        ({"probabilities": [0.1, 0.7, 0.2]}, [0.7, 0.2, 0.1]),
+        ({"logits": [0.0, float(np.log(3))]}, [0.75, 0.25]),
+        ({"logits": [float(np.log(3))]}, [0.75]),  # where a softmax would say 1
+    ],
+)
+def test_a_classifiers_numbers_are_shown_as_what_they_are(outputs, scores):
+    call = "page.bestClasses(given).map(found => found.score)"
+    found = run_javascript("classification.js", call, outputs)
+    np.testing.assert_allclose(found, scores, rtol=1e-6)

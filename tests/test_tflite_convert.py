@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import keras
@@ -11,11 +13,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mobilevit import MobileViT_XXS
-from tflite import conversion, convert, convert_flags, detection, gpu, models, parity
+from keras_mobilevit import DeepLabV3, MobileViT_XXS, SSDLite
+from tflite import (
+    calibration,
+    conversion,
+    convert,
+    convert_flags,
+    detection,
+    gpu,
+    models,
+    parity,
+)
 from tflite.card import CHECKS, refuse_faults
 from tflite.classification import CLASSIFICATION, output_name
 from tflite.converter import tflite_content
+from tflite.drivers.browser_files import read_file
 from tflite.formats import FORMATS
 from tflite.images import ImageSet, check_calibration_images, load_images
 from train.config import make_config, save_config
@@ -116,14 +128,25 @@ def test_the_model_as_it_is(tmp_path):
     assert card["parity"]["max_abs"] <= 1e-4
 
 
-def test_an_unknown_layer_is_named_and_can_be_converted_as_it_is(tmp_path):
+def test_a_layer_without_a_rewrite_stays_and_the_rest_is_rewritten(tmp_path):
     inputs = keras.Input((64, 64, 3))
     x = keras.layers.Cropping2D(2, name="cut")(inputs)
+    x = keras.layers.Conv2D(4, 3, strides=2)(x)
+    x = keras.layers.BatchNormalization()(x)
     x = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
-    model = keras.Model(inputs, x)
-    with pytest.raises(ValueError, match="'cut' of type Cropping2D.*--no_rewrite"):
-        Setup(model)
-    assert Setup(model, rewrite=False).convert(tmp_path)["max_rank"] == 4
+    card = Setup(keras.Model(inputs, x)).convert(tmp_path)
+    assert card["rewritten"]
+    assert card["kept_layers"] == ["cut"]
+    assert not {"MUL", "SUB"} & set(card["ops"])  # of the batch normalization
+
+
+def test_what_is_slow_on_phones_is_told_of_a_layer_without_a_rewrite(tmp_path, caplog):
+    inputs = keras.Input((64, 64, 3))
+    x = keras.ops.sort(keras.layers.GlobalAveragePooling2D()(inputs), axis=-1)
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    Setup(model).convert(tmp_path)
+    assert "XNNPACK leaves to slower kernels" in caplog.text
+    assert "sort" in caplog.text
 
 
 def test_probabilities_are_compared_as_logits():
@@ -155,11 +178,55 @@ def test_the_card_tells_probabilities_and_the_range_of_the_values(tmp_path):
     assert card["accuracy"] is None  # the digits have other classes
 
 
+@pytest.mark.parametrize(
+    ("activation", "classes", "name", "meaning"),
+    [
+        ("sigmoid", 3, "probabilities", "of each class by itself"),
+        ("sigmoid", 1, "probabilities", "of the only class"),
+        ("softmax", 3, "probabilities", "one for each class"),
+        (None, 3, "logits", "one for each class"),
+    ],
+)
+def test_the_card_tells_what_a_classifier_returns(
+    activation, classes, name, meaning, tmp_path
+):
+    x = inputs = keras.Input((64, 64, 3))
+    x = keras.layers.Rescaling(1 / 255)(x)
+    x = keras.layers.Conv2D(4, 3, strides=8, activation="relu")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dense(classes)(x)
+    setup = Setup(keras.Model(inputs, keras.layers.Activation(activation)(x)))
+    card = setup.convert(tmp_path)
+    assert card["activation"] == (activation or "logits")
+    (output,) = card["outputs"]
+    assert output["name"] == name and meaning in output["meaning"]
+    assert card["accuracy"] is None
+    assert ("top1_agreement" in card["parity"]) == (activation != "sigmoid")
+    (told,) = convert._accuracy(None, card["parity"])
+    assert told.endswith("agreement 100.0 %")
+    page_file = read_file(str(tmp_path / "model.tflite"), 0)
+    assert page_file.description["activation"] == card["activation"]
+
+
+def test_a_sigmoid_head_has_no_top1():
+    """Nor is it trained as if one class alone were right."""
+    model = keras.Sequential(
+        [
+            keras.Input((64, 64, 3)),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10, activation="sigmoid"),
+        ]
+    )
+    setup = Setup(model)
+    assert setup.reference.has_labels and not setup.reference.task.metric
+    assert "int8-qat" not in setup.reference.task.formats
+
+
 def test_what_tflite_cannot_express_is_refused(tmp_path):
     inputs = keras.Input((64, 64, 3))
     x = keras.ops.linalg.det(inputs[..., :3, :3, 0] + keras.ops.eye(3))[:, None]
     x = keras.ops.concatenate([keras.ops.reshape(x, (-1, 1))] * 2, axis=-1)
-    with pytest.raises(ValueError, match="TFLite's own operations cannot express"):
+    with pytest.raises(ValueError, match="TFLite has no operations for "):
         Setup(keras.Model(inputs, x), rewrite=False).convert(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -318,6 +385,93 @@ def test_a_named_model_is_not_calibrated_on_the_digits():
     convert_flags.data_from_flags(Args(data="digits", formats=["int8"]))  # random
 
 
+@pytest.mark.parametrize(
+    ("model", "weights", "expected", "warning"),
+    [
+        ("mobilevit_s", None, "imagenet", ""),
+        ("ssdlite_mobilevit_xs", None, "coco", ""),
+        ("deeplabv3_mobilevit_xxs", None, "voc", ""),
+        ("ssdlite_mobilevit_xs", "imagenet", "imagenet", "head of .* random weights"),
+        ("mobilevit_s", "none", "none", "gets random weights"),
+        ("mobilenet_v2", "none", "none", "gets random weights"),
+        ("mobilevit_s", "mine.pt", "mine.pt", ""),
+        ("best.keras", None, "none", ""),
+    ],
+)
+def test_weights_are_random_only_if_asked_for(
+    model, weights, expected, warning, caplog
+):
+    found = convert_flags.weights_from_flags(Args(model=model, weights=weights))
+    assert found == expected
+    assert re.search(warning, caplog.text) if warning else not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "message"),
+    [
+        ("mobilenet_v2", None, "no published weights of mobilenet_v2. --weights=none"),
+        ("best.keras", "none", "best.keras has its own weights"),
+        ("best.keras", "imagenet", "best.keras has its own weights"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(model, weights, message):
+    with pytest.raises(ValueError, match=message):
+        convert_flags.weights_from_flags(Args(model=model, weights=weights))
+
+
+def run_convert(*flags, environment=()) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "tflite/convert.py", *map(str, flags)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | dict(environment),
+    )
+
+
+def test_published_weights_that_are_missing_are_told_in_a_line(tmp_path):
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    flags = "--model=mobilevit_xxs", f"--output_dir={tmp_path / 'out'}"
+    result = run_convert(*flags, environment=offline)
+    assert result.returncode == 1
+    (line,) = [x for x in result.stderr.splitlines() if x.startswith("error:")]
+    assert "--weights=PATH" in line and "https://" in line and "--weights=none" in line
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "crop"),
+    [
+        ({"model": "mobilevit_s", "weights": "imagenet"}, 256 / 288),
+        ({"model": "mobilevit_s", "weights": "timm.safetensors"}, 256 / 288),
+        ({"model": "mobilevit_s", "weights": "imagenet", "crop": 0.5}, 0.5),
+        ({"model": "run/best.keras"}, 0.75),  # as its config.json says
+        ({"model": "run/best.keras", "crop": 1.0}, 1.0),
+        ({"model": "alone.keras"}, 1.0),
+    ],
+)
+def test_the_crop_is_that_of_the_evaluation(changes, crop, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    save_config(make_config("small", eval_crop=0.75), Path("run/config.json"))
+    assert convert_flags.data_from_flags(Args(**changes)).crop == crop
+
+
+def test_a_file_of_another_model_is_not_replaced(tmp_path):
+    path = tmp_path / "best_64_fp32.tflite"
+    ours = {"model": "runs/a/best.keras"}
+    convert._check_earlier(path, ours)
+    path.write_bytes(b"")
+    convert._check_earlier(path, ours)  # without a card nothing is known
+    path.with_suffix(".json").write_text(json.dumps(ours), "utf-8")
+    convert._check_earlier(path, ours)
+    convert._check_earlier(path, {"model": str(Path("runs/a/best.keras").absolute())})
+    for other in ({"model": "runs/b/best.keras"}, ours | {"weights": "imagenet"}):
+        with pytest.raises(ValueError, match="was made of runs/a/best.keras. Name"):
+            convert._check_earlier(path, other)
+
+
 def test_photos_prove_a_file_that_its_own_training_images_calibrate(tmp_path, caplog):
     folder = str(save_photos(tmp_path / "photos", 3))
     save_config(make_config("small", data="folder:x"), tmp_path / "config.json")
@@ -344,7 +498,8 @@ def test_one_refused_format_does_not_stop_the_others(tmp_path):
     result = subprocess.run(
         [
             *(sys.executable, "tflite/convert.py", "--model=mobilevit_xxs"),
-            *("--size=32", "--formats=int8-qat,fp32", "--data=digits"),
+            *("--weights=none", "--size=32", "--formats=int8-qat,fp32"),
+            "--data=digits",
             *("--calibration_images=60", f"--output_dir={tmp_path}"),
         ],
         cwd=ROOT,
@@ -365,7 +520,8 @@ def test_a_file_is_calibrated_and_proven_on_photos_without_classes(tmp_path):
     subprocess.run(
         [
             *(sys.executable, "tflite/convert.py", "--model=mobilevit_xxs"),
-            *("--size=32", "--formats=int8-mixed", f"--calibration={folder}"),
+            *("--weights=none", "--size=32", "--formats=int8-mixed"),
+            f"--calibration={folder}",
             *("--allow=psnr", f"--output_dir={tmp_path}"),
         ],
         cwd=ROOT,
@@ -398,7 +554,9 @@ def test_a_file_that_differs_is_not_left_behind(setup, tmp_path, monkeypatch):
 
 def test_another_size_than_the_models_is_refused():
     model = MobileViT_XXS(weights=None, input_shape=(64, 64, 3))
-    with pytest.raises(ValueError, match=r"takes images of 64x64.*--size=96"):
+    with pytest.raises(
+        ValueError, match=r"takes images of 64x64 pixels only. Received: 96"
+    ):
         conversion.prepare(model, 96, True, None, None)
 
 
@@ -443,6 +601,17 @@ GOOD_CARD = {
             {"gpu": {"fully_accelerated": True, "max_abs": 0.5, "error": ""}},
             "on the GPU that differ from the CPU's by up to 0.5",
         ),
+        (
+            {
+                "gpu": {
+                    "fully_accelerated": True,
+                    "max_abs": None,
+                    "error": "not finite",
+                }
+            },
+            "fails on the GPU: not finite",
+        ),
+        ({"accuracy": accuracy_of(np.nan)}, "chance's share: nan"),
     ],
 )
 def test_every_fault_is_told(change: dict, message: str | None):
@@ -453,6 +622,25 @@ def test_every_fault_is_told(change: dict, message: str | None):
     with pytest.raises(ValueError, match=message):
         refuse_faults(GOOD_CARD | change, limits)
     refuse_faults(GOOD_CARD | change, limits, allowed=CHECKS)
+
+
+def test_numbers_of_a_gpu_that_are_not_finite_are_told():
+    """Whichever output they are in: Python's `max` hides those that come later."""
+    good = {"boxes": np.zeros(3), "scores": np.ones(3)}
+    assert gpu._compared(good, good) == {"max_abs": 0.0}
+    for name in good:
+        for value in (np.nan, np.inf):
+            bad = good | {name: np.array([0.0, value, 0.0])}
+            found = gpu._compared(bad, good)
+            assert found["error"] == f"its {name} are not finite on the GPU"
+            assert "on the CPU" in gpu._compared(good, bad)["error"]
+
+
+def test_calibration_that_is_not_finite_is_told(setup):
+    images = setup.reference.images[:2].copy()
+    images[1, 3, 3, 0] = np.nan
+    with pytest.raises(ValueError, match="The tensor .* is not finite for a calib"):
+        calibration.measure_ranges(setup.prepared.float32, images, 255)
 
 
 @pytest.mark.skipif(gpu.find_driver() is None, reason="no Vulkan driver: see `gpu.py`")
@@ -490,15 +678,48 @@ def test_no_driver_says_how_to_get_one(monkeypatch):
         gpu.require_driver()
 
 
-def test_the_size_is_that_of_the_trainings_evaluation(tmp_path):
-    model = str(tmp_path / "best.keras")
-    assert (
-        convert_flags._default_size(model)
-        == convert_flags._default_size("mobilevit_s")
-        == 256
-    )
+def settled_size(model: str, network: keras.Model, **given) -> int:
+    args = types.SimpleNamespace(model=model, size=None, sizes=None, **given)
+    convert_flags.settle_size(args, network)
+    return args.size
+
+
+def test_the_size_is_that_of_the_trainings_evaluation(tmp_path, setup):
+    path, any_size = str(tmp_path / "best.keras"), setup.reference.model
+    assert settled_size(path, any_size) == 256
+    assert settled_size("mobilevit_s", any_size) == 256
     save_config(make_config("digits", eval_size=96), tmp_path / "config.json")
-    assert convert_flags._default_size(model) == 96
+    assert settled_size(path, any_size) == 96
+
+
+def test_a_fixed_size_of_a_model_is_the_default(tmp_path):
+    save_config(make_config("digits", eval_size=96), tmp_path / "config.json")
+    networks = {
+        "classifier": MobileViT_XXS(weights=None, input_shape=(64, 64, 3)),
+        "detector": SSDLite(
+            "mobilevit_xxs", 3, weights=None, input_shape=(192, 192, 3)
+        ),
+        "segmenter": DeepLabV3(
+            "mobilevit_xxs", 3, weights=None, input_shape=(128, 128, 3)
+        ),
+    }
+    path = str(tmp_path / "best.keras")
+    found = {name: settled_size(path, model) for name, model in networks.items()}
+    assert found == {"classifier": 64, "detector": 192, "segmenter": 128}
+
+
+def test_detectors_and_segmenters_of_any_size_have_their_own_default(tmp_path):
+    shape, path = (None, None, 3), str(tmp_path / "best.keras")
+    detector = SSDLite("mobilevit_xxs", 3, weights=None, input_shape=shape)
+    segmenter = DeepLabV3("mobilevit_xxs", 3, weights=None, input_shape=shape)
+    assert settled_size(path, detector) == 320
+    assert settled_size(path, segmenter) == 512
+
+
+def test_a_model_of_oblong_images_is_refused(tmp_path):
+    network = MobileViT_XXS(weights=None, input_shape=(64, 96, 3))
+    with pytest.raises(ValueError, match="64x96 pixels alone; only square ones"):
+        settled_size("best.keras", network)
 
 
 def test_the_help_tells_which_format_is_for_what():

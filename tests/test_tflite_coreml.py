@@ -33,7 +33,7 @@ ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
 
 from coremltools.converters.mil import Builder as mb  # noqa: E402
 
-from tflite.coreml import evaluator, program  # noqa: E402
+from tflite.coreml import evaluator, on_mac, program  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 CLASSES = 10
@@ -403,6 +403,7 @@ def test_from_the_command_line(tmp_path):
     result = subprocess.run(
         [
             *(sys.executable, "tflite/convert.py", "--model=mobilevit_xxs"),
+            "--weights=none",
             *("--formats=coreml,coreml-int8", "--size=64"),
             *("--data=digits", "--eval_images=8"),
             *("--author=Ada", "--layout=ane", f"--output_dir={tmp_path}"),
@@ -581,3 +582,41 @@ def test_a_damaged_package_is_told(tmp_path):
     (path / "Manifest.json").unlink()
     with pytest.raises(ValueError, match="is no Core ML package"):
         program.read_program(path)
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict"),
+    [
+        (0.0, {"ran": True, "max_abs": 0.0}),
+        (0.25, {"ran": True, "max_abs": 0.25}),
+        (np.nan, {"ran": True, "max_abs": None, "reason": "Core ML returns numbers"}),
+        (None, {"ran": False, "reason": "Core ML refuses it here: too old"}),
+    ],
+)
+def test_a_mac_says_what_core_ml_makes_of_it(shift, verdict, tmp_path, monkeypatch):
+    """With NumPy's numbers in the place of Core ML's."""
+    path = save(core_ml("float32", labels=LABELS), tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    package = evaluator.Evaluator(path)
+    values = package.run(pixels)
+
+    def predict(path, pixels) -> dict:
+        if shift is None:
+            raise RuntimeError("too old")
+        found = {name: values[name] for name in package.program.outputs}
+        return {
+            name: {k: v + np.float64(shift) for k, v in value.items()}
+            if isinstance(value, dict)
+            else value
+            for name, value in found.items()
+        }
+
+    monkeypatch.setattr(on_mac, "_predict", predict)
+    monkeypatch.setattr(on_mac.sys, "platform", "linux")
+    assert on_mac.run_in_core_ml(path, pixels)["reason"] == on_mac.ELSEWHERE
+    monkeypatch.setattr(on_mac.sys, "platform", "darwin")
+    found = on_mac.run_in_core_ml(path, pixels)
+    assert found.keys() == verdict.keys() and found["ran"] == verdict["ran"]
+    assert found.get("reason", "").startswith(verdict.get("reason", ""))
+    if verdict.get("max_abs") is not None:
+        assert found["max_abs"] == pytest.approx(verdict["max_abs"], abs=1e-6)

@@ -213,7 +213,7 @@ def test_a_cut_line_is_left_out_and_anything_else_is_told(tmp_path, capsys):
         with pytest.raises(ValueError, match="latency.jsonl, line 1 is no measurement"):
             read_measurements(path)
     path.write_bytes(b"\x80\x81")
-    with pytest.raises(ValueError, match="latency.jsonl is no text"):
+    with pytest.raises(ValueError, match="latency.jsonl is not text in UTF-8"):
         read_measurements(path)
 
 
@@ -247,3 +247,17 @@ def test_a_suite_names_its_files():
     files = files_of("paper", Path("runs"))
     assert len(files) == len(PAPER.entries) * len(PAPER.formats) == 16
     assert files[0] == Path("runs/mobilenet_v2_224_fp32.tflite")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_a_record_of_no_number_is_refused(number, tmp_path):
+    path = tmp_path / "latency.jsonl"
+    text = json.dumps(record("mobilevit_xxs", 11.0)).replace("11.0", number)
+    path.write_text(text + "\n", "utf-8")
+    with pytest.raises(ValueError, match="line 1 is no measurement"):
+        read_measurements(path)
+
+
+def test_random_weights_are_told():
+    (row,) = make_rows(name_devices([record(weights="none")]))
+    assert row.notes == ("random weights",)

@@ -51,6 +51,7 @@ import statistics
 from absl import app, flags
 
 from tflite import suites, target_flags, targets
+from tflite.console import print_any_name, readable
 from tflite.drivers.measurement import MEASURED
 from train.litert import read_card
 from train.tables import format_cell
@@ -108,6 +109,7 @@ def make_record(measurement, target: str) -> dict:
     card = read_card(measurement.file)
     known = {
         "model": card.get("model", Path(measurement.file).stem),
+        "weights": card.get("weights", ""),
         "format": card.get("format", ""),
         "size": card.get("parity", {}).get("size"),
         "top1": (card.get("accuracy") or {}).get("top1"),
@@ -131,7 +133,7 @@ def end_last_line(path: str | None) -> None:
         and Path(path).is_file()
         and Path(path).read_bytes()[-1:] not in (b"", b"\n")
     ):
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write("\n")
 
 
@@ -144,18 +146,18 @@ def measure(paths: list[str], args, measurements: list) -> None:
         measurements: gets them.
     """
     end_last_line(args.output)
-    with open(args.output or os.devnull, "a") as output:
+    with open(args.output or os.devnull, "a", encoding="utf-8") as output:
         for measurement in targets.TARGETS[args.target].measure(paths, args):
             measurements.append(measurement)
             record = make_record(measurement, args.target)
-            output.write(json.dumps(record, allow_nan=False) + "\n")
+            line = json.dumps(record, allow_nan=False, ensure_ascii=False)
+            output.write(readable(f"{line}\n"))
             output.flush()
 
 
 def show(measurements: list, target: str) -> None:
     """Prints the table, and what must be known beside it."""
-    if any(m.status == MEASURED for m in measurements):
-        print(format_table(measurements, targets.TARGETS[target].columns))
+    print(format_table(measurements, targets.TARGETS[target].columns))
     notes = {
         f"{Path(m.file).name} {m.variant}: {note}": None
         for m in measurements
@@ -165,16 +167,24 @@ def show(measurements: list, target: str) -> None:
         print(note)
 
 
-def _failure(measurements: list) -> str | None:
-    """Returns why there is nothing to show; `None` if there is."""
-    if any(m.status == MEASURED for m in measurements):
+def _failure(measurements: list, may_refuse: bool) -> str | None:
+    """Returns what was not measured and why; `None` if that is no failure.
+
+    Args:
+        measurements: all of a call.
+        may_refuse: whether some may be missing.
+    """
+    failed = [m for m in measurements if m.status != MEASURED]
+    is_nothing = len(failed) == len(measurements)
+    if not failed or (may_refuse and not is_nothing):
         return None
-    reasons = dict.fromkeys(m.reason for m in measurements)
+    count = "" if is_nothing else f"{len(failed)} of {len(measurements)} "
+    reasons = dict.fromkeys(m.reason for m in failed)
     if len(reasons) == 1:
-        return f"error: not measured. {measurements[0].reason}"
+        return f"error: {count}not measured. {failed[0].reason}"
     return "\n".join(
-        ["error: not measured."]
-        + [f"  {Path(m.file).name} {m.variant}: {m.reason}" for m in measurements]
+        [f"error: {count}not measured."]
+        + [f"  {Path(m.file).name} {m.variant}: {m.reason}" for m in failed]
     )
 
 
@@ -200,21 +210,26 @@ def _paths(argv: list[str], args) -> list[str]:
 
 
 def main(argv) -> None:
-    args, measurements, code = flags.FLAGS, [], None
+    print_any_name()
+    args, measurements, code, missing = flags.FLAGS, [], None, None
     try:
+        target_flags.expand_paths(args)
         check_output(args.output)
         targets.check_flags(args)
-        measure(_paths(argv[1:], args), args, measurements)
+        paths = _paths(argv[1:], args)
+        missing = suites.missing(args.suite, paths) if args.suite else None
+        measure(paths, args, measurements)
     except KeyboardInterrupt:
         ends_so = measurements and targets.TARGETS[args.target].ends_by_hand
         code = None if ends_so else INTERRUPTED
         print("ended" if ends_so else "interrupted", file=sys.stderr)
     except (ValueError, RuntimeError, OSError) as error:
         code = f"error: {error}"
-    failure = _failure(measurements) if measurements else None
-    if measurements and not failure:
+    target = targets.TARGETS[args.target]
+    failure = _failure(measurements, target.may_refuse) if measurements else None
+    if any(m.status == MEASURED for m in measurements):
         show(measurements, args.target)
-    sys.exit(code or failure)
+    sys.exit(code or failure or missing)
 
 
 if __name__ == "__main__":

@@ -156,6 +156,12 @@ def measure_ranges(
         for index, name in names.items():
             values = interpreter.get_tensor(index)
             extremes[name].append((_least(values, lowest[index]), values.max()))
+    for name, pairs in extremes.items():
+        if not np.all(np.isfinite(np.array(pairs)[:, 1])):
+            raise ValueError(
+                f"The tensor {name} is not finite for a calibration image, so that it "
+                "has no range. Look for images or weights that are damaged."
+            )
     # Never clip what leaves the network.
     ranges = {
         name: _range(pairs, 1.0 if name in outputs else IMAGES_IN_RANGE)

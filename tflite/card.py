@@ -48,7 +48,8 @@ def describe_file(path, meanings: dict[str, str], largest_value: float) -> dict:
         A dict for JSON.
     """
     litert = LiteRTModel(path)
-    image = f"RGB image, values in [0, {largest_value:g}]"
+    colors = "gray" if litert.input_shape[-1] == 1 else "RGB"
+    image = f"{colors} image, values in [0, {largest_value:g}]"
     return {
         "input": _tensor("images", litert.input, image)
         | {"largest_value": largest_value},
@@ -187,7 +188,7 @@ def _accuracy_loss(card: dict) -> float | None:
         return None
     metric = accuracy["metric"]
     lost = accuracy[f"keras_{metric}"] - accuracy[metric]
-    return max(0.0, lost - accuracy["tolerance"] * 1.001)
+    return float(np.maximum(0.0, lost - accuracy["tolerance"] * 1.001))  # NaN stays
 
 
 def _gpu_fault(card: dict, limit) -> str | None:
@@ -196,6 +197,8 @@ def _gpu_fault(card: dict, limit) -> str | None:
         return None
     if not gpu["fully_accelerated"]:
         return f"is not taken whole by the GPU: {gpu['error'] or 'some ops are left'}"
+    if gpu["error"]:
+        return f"fails on the GPU: {gpu['error']}"
     what = "has outputs on the GPU that differ from the CPU's by up to"
     return _too_much(what, gpu["max_abs"], limit, "at most")
 

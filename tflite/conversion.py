@@ -10,42 +10,40 @@ import keras
 import numpy as np
 from absl import logging
 
+from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.files import whole_file
 from keras_mobilevit.preprocessing import largest_value
 from tflite import card as cards
 from tflite import gpu, tensor_errors
+from tflite.console import readable
 from tflite.converter import trace_graph, trace_model
 from tflite.file_types import TFLITE, FileType
 from tflite.formats import FORMATS, Conversion
 from tflite.images import ImageSet
-from tflite.reader import UnknownLayer, outputs_of, read_model
+from tflite.models import fixed_size, network_images
+from tflite.reader import kept_layers, outputs_of, read_model
 from tflite.rewrites import deployment_graph
 from tflite.task import Task
 from tflite.tasks import task_of
 from train.litert import LiteRTModel
 
+HIGHEST_RANK = 4  # of tensors that GPU delegates take
 KERAS_BATCH = 8  # MobileViT_S at 256 takes 100 MB an image
 
 
 def _deployment_graph(model: keras.Model, size: int, rewrite: bool):
     if not rewrite:
         return None
-    try:
-        return deployment_graph(read_model(model, size, size))
-    except UnknownLayer as error:
-        raise ValueError(
-            f"{error} --no_rewrite converts the model as it is, slower on CPUs and "
-            "perhaps not for GPUs."
-        ) from error
+    return deployment_graph(read_model(model, size, size))
 
 
 def check_size(model: keras.Model, size: int) -> None:
     """Raises a ValueError if a model does not take square images of a size."""
-    height, width, _ = model.inputs[0].shape[1:]
-    if {height, width} - {None, size}:
+    own = fixed_size(model)
+    if own not in (None, size):
         raise ValueError(
-            f"{model.name} takes images of {height}x{width} pixels only. "
-            f"Received: --size={size}."
+            f"{model.name} takes images of {own}x{own} pixels only. Received: {size}. "
+            "Leave --size away."
         )
 
 
@@ -71,8 +69,8 @@ def prepare(
         The `Conversion`.
 
     Raises:
-        ValueError: if the model takes images of another size, or has a layer that the
-            rewriting does not know.
+        ValueError: if the model takes images of another size, or has a layer that no
+            file can express.
     """
     check_size(model, size)
     task = task or task_of(model)
@@ -145,8 +143,7 @@ def make_reference(
         task: what the model is for; by default what `task_of` says.
     """
     task = task or task_of(model)
-    images = validation.images.astype(np.float32)
-    images *= np.float32(largest_value(model) / 255)
+    images = network_images(model, validation.images)
     run, finish = _as_list(model), task.reference(model, images.shape[1])
     rows = []
     for start in range(0, len(images), KERAS_BATCH):
@@ -160,6 +157,22 @@ def make_reference(
         )
     has_labels = has_classes_of(labels, validation.class_names)
     return Reference(task, model, validation, images, outputs, has_labels)
+
+
+def _warn_of_kept(kept: list[str], card: dict, output: Path) -> None:
+    """Warns of layers that no rewrite knows, if they are slow on phones."""
+    outside = card.get("xnnpack", {}).get("ops_outside", {})
+    slow = [f"{name} ({count})" for name, count in outside.items()]
+    if card["max_rank"] > HIGHEST_RANK:
+        slow.append(f"tensors of rank {card['max_rank']}, which GPUs refuse")
+    if kept and slow:
+        logging.warning(
+            "%s has what XNNPACK leaves to slower kernels: %s. It comes from layers "
+            "that no rewrite knows, some of: %s.",
+            output.name,
+            ", ".join(slow),
+            ", ".join(kept),
+        )
 
 
 def _compare(path, file_type: FileType, reference: Reference) -> dict:
@@ -176,7 +189,7 @@ def _compare(path, file_type: FileType, reference: Reference) -> dict:
         "size": reference.images.shape[1],
     }
     accuracy = None
-    if reference.has_labels:
+    if reference.has_labels and task.metric:
         accuracy = described | {
             "metric": task.metric,
             task.metric: task.score(validation, outputs),
@@ -197,6 +210,13 @@ def _refuse_bad_numbers(outputs: dict[str, np.ndarray]) -> None:
             )
 
 
+def _activation(task: Task, model: keras.Model) -> dict[str, str]:
+    """Returns the card's entry on what a classifier's numbers are."""
+    if task.name != "classification":
+        return {}
+    return {"activation": output_activation(model)}
+
+
 def _gpu_verdict(path, reference: Reference) -> dict:
     litert = LiteRTModel(path)
     verdict = gpu.check_gpu(path, litert.quantize(reference.images[:1]))
@@ -204,6 +224,16 @@ def _gpu_verdict(path, reference: Reference) -> dict:
     scale = max(x["quantization"][0] for x in litert.outputs.values()) or 1.0
     difference = verdict.max_abs and verdict.max_abs * scale
     return dataclasses.asdict(dataclasses.replace(verdict, max_abs=difference))
+
+
+def _core_ml_verdict(path, reference: Reference) -> dict:
+    from tflite.coreml.on_mac import ELSEWHERE, run_in_core_ml
+
+    verdict = run_in_core_ml(path, reference.validation.images[0])
+    reason = verdict.get("reason", ELSEWHERE)
+    if reason != ELSEWHERE:
+        logging.warning("%s: %s", path.name, reason)
+    return verdict
 
 
 def _largest_errors(source: Conversion, path: Path, reference: Reference) -> list[dict]:
@@ -246,6 +276,9 @@ def convert(
     """
     row, task = FORMATS[file_format], references[0].task
     limits = row.limits | task.limits.get("", {}) | task.limits.get(file_format, {})
+    kept = kept_layers(conversion.graph) if conversion.graph else []
+    if kept:  # of which nobody promised that phones have them
+        limits |= dict.fromkeys(("outside", "rank"))
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     meanings = {name: task.meanings[name] for name in references[0].outputs}
     with tempfile.TemporaryDirectory() as folder:  # nothing unproven in its place
@@ -256,6 +289,8 @@ def convert(
             described["gpu"] = "not checked"
             if check_gpu:
                 described["gpu"] = _gpu_verdict(unproven, references[0])
+        else:
+            described["core_ml"] = _core_ml_verdict(unproven, references[0])
         compared = [_compare(unproven, row.file_type, r) for r in references]
         if row.compared_with and conversion.graph is not None:
             described["largest_errors"] = _largest_errors(
@@ -265,9 +300,11 @@ def convert(
             **provenance,
             "task": task.name,
             "classes": task.num_classes(references[0].model),
+            **_activation(task, references[0].model),
             **(task.facts if row.file_type is TFLITE else {}),
             "format": file_format,
             "rewritten": conversion.graph is not None,
+            "kept_layers": kept,
             **described,
             **compared[0],
             "limits": limits,
@@ -283,6 +320,7 @@ def convert(
                 raise
             raise ValueError(f"{error} An earlier {output} stays as it was.") from error
         _write(unproven, output, card, row.file_type)
+    _warn_of_kept(kept, card, output)
     return card
 
 
@@ -292,4 +330,5 @@ def _write(unproven: Path, output: Path, card: dict, file_type: FileType) -> Non
     with file_type.whole(output) as temporary:
         copy(unproven, temporary)
     with whole_file(output.with_suffix(".json")) as card_path:
-        card_path.write_text(json.dumps(card, indent=2, allow_nan=False) + "\n")
+        text = json.dumps(card, indent=2, allow_nan=False, ensure_ascii=False)
+        card_path.write_text(readable(f"{text}\n"), "utf-8")

@@ -5,7 +5,7 @@ Examples:
   python tflite/convert.py --model=runs/demo/best.keras --size=48 --output_dir=out
   python tflite/convert.py --model=runs/photos/best.keras \\
       --formats=fp32,fp16,dynamic,int8-mixed,int8 --output_dir=out
-  python tflite/convert.py --model=mobilevit_xxs --weights=none --output_dir=out
+  python tflite/convert.py --model=mobilevit_s --output_dir=out  # as published
   python tflite/convert.py --model=runs/cells/best.keras --nms=builtin --output_dir=out
   python tflite/convert.py --model=runs/roads/best.keras --output=classmap \\
       --output_dir=out
@@ -49,9 +49,9 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from keras_mobilevit.coco_names import COCO_NAMES
-from keras_mobilevit.preprocessing import largest_value
 from keras_mobilevit.voc_names import VOC_NAMES
 from tflite import classification, convert_flags
+from tflite.console import print_any_name
 from tflite.conversion import (
     Reference,
     check_size,
@@ -65,9 +65,11 @@ from tflite.coreml.options import IMAGENET_CLASSES
 from tflite.file_types import COREML, TFLITE
 from tflite.formats import FORMATS, Conversion
 from tflite.images import ImageSet, check_calibration_images, load_images
-from tflite.models import imagenet_ids, labels_beside, load_model
+from tflite.models import imagenet_ids, labels_beside, load_model, network_images
+from tflite.reader import kept_layers
 from tflite.task import Task
 from train.config import load_config, make_config
+from train.litert import read_card
 
 PUBLISHED_NAMES = {"coco": COCO_NAMES, "voc": VOC_NAMES}  # of published weights
 
@@ -105,11 +107,24 @@ def _only_conversion(folder: Path):
         os.close(handle)
 
 
+def _load_model(args) -> keras.Model:
+    try:
+        return load_model(args.model, args.weights)
+    except OSError as error:  # of a download
+        if args.weights not in convert_flags.PUBLISHED_WEIGHTS.values():
+            raise
+        raise ValueError(
+            f"The published weights of {args.model} are missing: name their file with "
+            "--weights=PATH, or convert random weights, to measure time alone, with "
+            f"--weights=none. {error}"
+        ) from error
+
+
 def _provenance(args, task: Task, model: keras.Model) -> dict:
     """Returns what the card says of the model's origin."""
     classes = task.num_classes(model)
     if args.model.endswith(".keras"):
-        labels = labels_beside(args.model, classes)
+        labels = [] if classes is None else labels_beside(args.model, classes)
         return {"model": args.model, "labels": labels}
     provenance = {"model": args.model, "weights": args.weights}
     if args.weights in PUBLISHED_NAMES:
@@ -133,7 +148,14 @@ def _class_names(args, labels: list[str], classes: int) -> list[str]:
 
 def _warn_of_no_accuracy(reference: Reference) -> None:
     names = reference.validation.class_names
-    if names and not reference.has_labels:
+    is_classifier = reference.task.name == "classification"
+    if is_classifier and not reference.task.metric:
+        logging.warning(
+            "Accuracy is not measured: after a sigmoid any number of classes may be "
+            "right, and images of %s have one each.",
+            reference.validation.data,
+        )
+    elif names and reference.task.metric and not reference.has_labels:
         logging.warning(
             "Accuracy is not measured: the model's classes are not known to be those "
             "of %s (%s, ...). Name them in labels.txt beside the model, one a line.",
@@ -148,7 +170,7 @@ def _summary(path: Path, card: dict) -> str:
         f"{card['bytes'] / 1e6:.2f} MB",
         *FORMATS[card["format"]].file_type.facts(card),
         _difference(card["parity"]),
-        _accuracy(accuracy, card["parity"]),
+        *_accuracy(accuracy, card["parity"]),
         f"on {card['parity']['images']} images of {card['parity']['data']}",
     ]
     return f"{path}: {', '.join(parts)}"
@@ -161,13 +183,13 @@ def _difference(parity: dict) -> str:
     return f"max abs difference {parity['max_abs']:.1e}{psnr}"
 
 
-def _accuracy(accuracy: dict | None, parity: dict) -> str:
+def _accuracy(accuracy: dict | None, parity: dict) -> list[str]:
     if accuracy:
         metric = accuracy["metric"]
         values = accuracy[metric], accuracy[f"keras_{metric}"]
-        return "{} {:.2f} % (Keras {:.2f} %)".format(metric, *values)
-    name = "agreement" if "agreement" in parity else "top1_agreement"
-    return f"{name.replace('_', ' ')} {100 * parity[name]:.1f} %"
+        return ["{} {:.2f} % (Keras {:.2f} %)".format(metric, *values)]
+    names = [name for name in parity if name.endswith("agreement")]
+    return [f"{n.replace('_', ' ')} {100 * parity[n]:.1f} %" for n in names[:1]]
 
 
 def _training_config(args, data: str):
@@ -204,6 +226,12 @@ def _fine_tuned(args, conversion: Conversion, model, labels, data: str) -> Conve
 
     if conversion.graph is None:
         raise ValueError("int8-qat trains the rewritten network: no --no_rewrite.")
+    kept = kept_layers(conversion.graph)
+    if kept:
+        raise ValueError(
+            f"int8-qat cannot train the layers {', '.join(kept)}, which no rewrite "
+            "knows. Use int8-mixed."
+        )
     source = conversion.task.training.load_source(data)
     if not has_classes_of(labels, source.class_names):
         raise ValueError(
@@ -228,7 +256,6 @@ def _conversion_from_flags(
     calibration: ImageSet | None,
 ) -> Conversion:
     """Prepares the conversion; nothing is computed until a format asks for it."""
-    scale = np.float32(largest_value(model) / 255)
 
     @functools.cache
     def fine_tuned() -> Conversion:
@@ -243,7 +270,7 @@ def _conversion_from_flags(
         model,
         args.size,
         not args.no_rewrite,
-        lambda: calibration.images.astype(np.float32) * scale,
+        lambda: network_images(model, calibration.images),
         fine_tuned,
         core_ml,
         task,
@@ -278,9 +305,37 @@ def _file_name(args, name: str, task: Task, sizes: tuple[int, ...]) -> str:
     return "_".join(map(str, parts)) + file_type.suffix
 
 
+def _paths(args, folder: Path, tasks: dict, sizes: dict) -> dict[str, Path]:
+    """Returns where the file of each format goes."""
+    paths = {}
+    for name in args.formats:
+        kind = FORMATS[name].file_type
+        paths[name] = folder / _file_name(args, name, tasks[kind], sizes[kind])
+    return paths
+
+
+def _check_earlier(path: Path, provenance: dict) -> None:
+    """Refuses to replace the file of another model, which may have the same name."""
+    card = read_card(path)
+    if not path.exists() or "model" not in card:
+        return
+    origins = [
+        [str(x.get(key, "")) for key in ("model", "weights")]
+        for x in (card, provenance)
+    ]
+    was, now = ([Path(name).absolute() for name in names] for names in origins)
+    if was != now:
+        earlier = " with the weights ".join(filter(None, origins[0]))
+        raise ValueError(
+            f"{path} was made of {earlier}. Name another --output_dir, or remove it "
+            "first."
+        )
+
+
 def _convert_all(args, folder: Path, data: convert_flags.Data) -> list[str]:
     """Converts to every format; returns those that were refused."""
-    model = load_model(args.model, args.weights)
+    model = _load_model(args)
+    convert_flags.settle_size(args, model)
     tasks = convert_flags.tasks_from_flags(args, model)
     task = next(iter(tasks.values()))
     crop = _crop(task, data)
@@ -292,6 +347,9 @@ def _convert_all(args, folder: Path, data: convert_flags.Data) -> list[str]:
     if any(FORMATS[name].needs_calibration for name in args.formats):
         calibration = _load_calibration(args, task, data)
     provenance = _provenance(args, task, model) | {"crop": crop}
+    paths = _paths(args, folder, tasks, sizes)
+    for path in paths.values():
+        _check_earlier(path, provenance)
     labels = provenance.get("labels", [])
     names = _class_names(args, labels, task.num_classes(model))
     conversion = _conversion_from_flags(args, task, model, labels, data, calibration)
@@ -308,10 +366,9 @@ def _convert_all(args, folder: Path, data: convert_flags.Data) -> list[str]:
 
     _warn_of_no_accuracy(reference(task, sizes[next(iter(tasks))][0]))
     refused = []
-    for name in dict.fromkeys(args.formats):
+    for name, path in paths.items():
         file_type = FORMATS[name].file_type
         origin = provenance | _how_made(args, name, data.validation, calibration)
-        path = folder / _file_name(args, name, tasks[file_type], sizes[file_type])
         references = [reference(tasks[file_type], size) for size in sizes[file_type]]
         if not _convert_one(args, conversion, name, references, path, origin):
             refused.append(name)
@@ -335,6 +392,7 @@ def _convert_one(args, conversion, name, references, path: Path, provenance) -> 
 def main(argv) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+    print_any_name()
     try:
         folder, data = convert_flags.check_flags()
         with _only_conversion(folder):

@@ -8,6 +8,7 @@ import keras
 from absl import flags, logging
 
 from keras_mobilevit.configs import MIN_SIZE
+from keras_mobilevit.preprocessing import CROP_FRACTION
 from tflite import card as cards
 from tflite import gpu
 from tflite.baselines import BASELINES
@@ -15,10 +16,13 @@ from tflite.coreml import options as coreml_options
 from tflite.file_types import COREML, TFLITE, FileType
 from tflite.formats import FORMATS
 from tflite.images import photo_folder
-from tflite.models import HEADS, default_size
+from tflite.models import HEADS, default_size, fixed_size, split_name
 from tflite.task import Task
 from tflite.tasks import BY_NMS, BY_OUTPUT, FORMS, task_of
 from train.config import load_config
+
+# The weights of a named model, by its head.
+PUBLISHED_WEIGHTS = {"": "imagenet", "ssdlite_": "coco", "deeplabv3_": "voc"}
 
 
 def define_flags() -> None:
@@ -42,9 +46,9 @@ def _define_model_flags() -> None:
     )
     flags.DEFINE_string(
         "weights",
-        "none",
-        "For a named model: none (random), imagenet, coco (of a detector), voc (of a "
-        "segmenter), or a path.",
+        None,
+        "For a named model: imagenet, coco (of a detector), voc (of a segmenter), a "
+        "path, or none for random weights. By default the published ones.",
     )
     flags.DEFINE_enum(
         "nms",
@@ -69,9 +73,9 @@ def _define_file_flags() -> None:
     flags.DEFINE_integer(
         "size",
         None,
-        "Side of the input image in pixels. By default the first of --sizes, or that "
-        "of the training's evaluation, if config.json is beside a .keras file, else "
-        "256, 320 of a detector, 512 of a segmenter.",
+        "Side of the input image in pixels. By default the first of --sizes, or the "
+        "only one that a .keras file takes, or that of the training's evaluation, if "
+        "config.json is beside it, else 256, 320 of a detector, 512 of a segmenter.",
     )
     flags.DEFINE_list("formats", ["fp32"], f"One or more of: {', '.join(FORMATS)}.")
     flags.DEFINE_string("output_dir", None, "Where the files go; made if missing.")
@@ -121,8 +125,8 @@ def _define_data_flags() -> None:
         "crop",
         None,
         "Part of their short side that is used, in (0, 1]. By default as at the "
-        "training's evaluation, else 1. Detectors and segmenters see the "
-        "whole image.",
+        "training's evaluation, 256/288 for a classifier by name, as published, else "
+        "1. Detectors and segmenters see the whole image.",
     )
 
 
@@ -169,14 +173,23 @@ def data_from_flags(args) -> Data:
     of_data = trained_on if args.data and photo_folder(args.data) else None
     calibration = args.calibration or of_data or args.data or trained_on
     validation = args.data or trained_on or calibration or "digits"
-    crop = args.crop or (config.eval_crop if config else 1.0)
-    data = Data(validation, calibration, crop)
+    data = Data(validation, calibration, _crop(args, config))
     rounded = [name for name in args.formats if FORMATS[name].has_8_bits]
     if rounded:
         is_random = not args.model.endswith(".keras") and args.weights == "none"
         _check_photos(rounded, data, is_random or trained_on == "digits")
         _warn_of_int8(args, data)
     return data
+
+
+def _crop(args, config) -> float:
+    """Returns the part of an image that its evaluation sees."""
+    if args.crop is not None:
+        return args.crop
+    if config is not None:
+        return config.eval_crop
+    is_named = not args.model.endswith(".keras") and args.model not in BASELINES
+    return CROP_FRACTION if is_named else 1.0
 
 
 def _check_photos(formats: list[str], data: Data, may_be_digits: bool) -> None:
@@ -217,15 +230,57 @@ def _warn_of_int8(args, data: Data) -> None:
         )
 
 
+def weights_from_flags(args) -> str:
+    """Returns the weights of a conversion, `"none"` of a `.keras` file.
+
+    Raises:
+        ValueError: if there are no published ones, or a file has its own.
+    """
+    if args.model.endswith(".keras"):
+        if args.weights is not None:
+            raise ValueError(f"{args.model} has its own weights; leave --weights away.")
+        return "none"
+    head, backbone = split_name(args.model)
+    if args.weights is None and args.model in BASELINES:
+        raise ValueError(
+            f"There are no published weights of {args.model}. --weights=none gives it "
+            "random ones, which take the same time."
+        )
+    weights = args.weights or PUBLISHED_WEIGHTS[head]
+    if weights == "none":
+        logging.warning(
+            "%s gets random weights, as --weights=none says: the files are good for "
+            "measuring time, and for nothing else.",
+            args.model,
+        )
+    elif weights == "imagenet" and head:
+        logging.warning(
+            "--weights=imagenet is of the backbone %s alone: the head of %s gets "
+            "random weights.",
+            backbone,
+            args.model,
+        )
+    is_path = weights not in ("none", *PUBLISHED_WEIGHTS.values())
+    return str(Path(weights).expanduser()) if is_path else weights
+
+
 def config_file(model: str) -> Path | None:
     """Returns the configuration that a training left beside a `.keras` file."""
     file = Path(model).with_name("config.json")
     return file if model.endswith(".keras") and file.exists() else None
 
 
-def _default_size(model: str) -> int:
-    file = config_file(model)
-    return load_config(file).eval_size if file else default_size(model)
+def settle_size(args, model: keras.Model) -> None:
+    """Sets `--size` where it is not given: to the only one that the model takes."""
+    if args.size is None and args.sizes:
+        args.size = int(args.sizes[0])
+    if args.size is None:
+        args.size = fixed_size(model) or _default_size(args.model, model)
+
+
+def _default_size(path: str, model: keras.Model) -> int:
+    file = config_file(path)
+    return load_config(file).eval_size if file else default_size(path, model)
 
 
 def _check_names(flag: str, names: list[str], known) -> None:
@@ -254,10 +309,11 @@ def check_flags() -> tuple[Path, Data]:
     _check_names("formats", args.formats, FORMATS)
     _check_names("limits in --allow", args.allow, cards.CHECKS)
     coreml_options.check_flags(args, COREML in file_types(args))
+    if args.model.endswith(".keras"):
+        args.model = str(Path(args.model).expanduser())
+    args.weights = weights_from_flags(args)
     data = data_from_flags(args)
-    if args.size is None:
-        args.size = int(args.sizes[0]) if args.sizes else _default_size(args.model)
-    if args.size < MIN_SIZE:
+    if args.size is not None and args.size < MIN_SIZE:
         raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
     if args.crop is not None and not 0 < args.crop <= 1:
         raise ValueError(f"--crop must be in (0, 1]. Received: {args.crop}.")
@@ -303,6 +359,10 @@ def tasks_from_flags(args, model: keras.Model) -> dict[FileType, Task]:
                 f"There is no {name} of this model. Expected some of: "
                 f"{', '.join(formats)}."
             )
+    if COREML in tasks and model.inputs[0].shape[-1] != 3:
+        raise ValueError(
+            "Core ML packages take RGB images; this model takes gray ones."
+        )
     if args.check_gpu and task.cpu_part:
         raise ValueError(f"--check_gpu: no GPU runs {task.cpu_part}.")
     if args.crop is not None and not task.crops:

@@ -1,5 +1,6 @@
 """From a network to the content of a `.tflite` file of one image."""
 
+import re
 import tempfile
 from collections.abc import Callable
 
@@ -64,7 +65,9 @@ def tflite_content(serve: Callable) -> bytes:
         The content of the file.
 
     Raises:
-        ValueError: if TFLite's own operations cannot express it.
+        ValueError: if TFLite's own operations cannot express it; names those of
+            TensorFlow that are left.
+        RuntimeError: if the converter fails for another reason, which it tells.
     """
     module = tf.Module()
     module.serve = serve
@@ -77,6 +80,15 @@ def tflite_content(serve: Callable) -> bytes:
         try:
             return converter.convert()
         except Exception as error:  # the converter's own kind has no public name
-            raise ValueError(
-                f"TFLite's own operations cannot express this model: {error}"
-            ) from error
+            raise _refusal(error) from error
+
+
+def _refusal(error: Exception) -> Exception:
+    """Returns what the converter's error means, as an exception to raise."""
+    names = sorted(set(re.findall(r"^\s*tf\.(\w+)\(", str(error), re.MULTILINE)))
+    if "Some ops" in str(error) and names:
+        return ValueError(
+            f"TFLite has no operations for {', '.join(names)} of TensorFlow. Build the "
+            "model without the layers or keras.ops that are made of them."
+        )
+    return RuntimeError(f"TensorFlow's converter failed on this model: {error}")

@@ -92,7 +92,7 @@ def check_gpu(path, image: np.ndarray) -> Verdict:
                 cwd=Path(__file__).parents[1],
                 env=environment,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 timeout=TIMEOUT_S,
             )
@@ -106,7 +106,7 @@ def check_gpu(path, image: np.ndarray) -> Verdict:
         result = Path(folder, "result.json")
         if process.returncode or not result.exists():
             return Verdict(driver, False, None, _reason(process))
-        return Verdict(driver, **json.loads(result.read_text()))
+        return Verdict(driver, **json.loads(result.read_text("utf-8")))
 
 
 def _reason(process) -> str:
@@ -124,6 +124,16 @@ def _difference(name: str, values: np.ndarray, reference: np.ndarray) -> float:
     if name == "classes":
         return float(np.mean(values != reference))
     return float(np.abs(values - reference).max())
+
+
+def _compared(outputs: dict, reference: dict) -> dict:
+    """Returns `max_abs` of a `Verdict`, or its `error` where there is no number."""
+    for where, found in (("CPU", reference), ("GPU", outputs)):
+        for name, values in found.items():
+            if not np.all(np.isfinite(values)):
+                error = f"its {name} are not finite on the {where}"
+                return {"max_abs": None, "error": error}
+    return {"max_abs": max(_difference(n, outputs[n], reference[n]) for n in reference)}
 
 
 def _check_here(path: str, folder: str) -> None:
@@ -147,9 +157,8 @@ def _check_here(path: str, folder: str) -> None:
 
     fully, outputs = run(HardwareAccelerator.GPU)
     _, reference = run(HardwareAccelerator.CPU)
-    difference = max(_difference(n, outputs[n], reference[n]) for n in reference)
-    result = {"fully_accelerated": bool(fully), "max_abs": difference}
-    Path(folder, "result.json").write_text(json.dumps(result))
+    result = {"fully_accelerated": bool(fully), **_compared(outputs, reference)}
+    Path(folder, "result.json").write_text(json.dumps(result, allow_nan=False), "utf-8")
 
 
 if __name__ == "__main__":

@@ -224,6 +224,20 @@ def _global_average(node: Node, x):
     return tf.reduce_mean(x, (1, 2), keepdims=node.options["keepdims"])
 
 
+def _keras(node: Node, *inputs):
+    """Runs what Keras computes, which is in float32."""
+    run = node.options["run"]
+    given = [tf.cast(x, dtype) for x, dtype in zip(inputs, node.options["dtypes"])]
+    y = tf.convert_to_tensor(run(*given))
+    if not y.shape.is_fully_defined() and all(
+        x.shape.is_fully_defined() for x in given
+    ):
+        with tf.init_scope():  # eagerly, where every shape is known
+            y.set_shape(run(*(tf.zeros(x.shape, x.dtype) for x in given)).shape)
+    is_double = any(x.dtype == tf.float64 for x in inputs)
+    return tf.cast(y, tf.float64) if is_double and y.dtype.is_floating else y
+
+
 OPERATIONS = {
     "activation": _activation,
     "add": lambda node, *inputs: functools.reduce(tf.add, inputs),
@@ -237,6 +251,7 @@ OPERATIONS = {
     "fold": _fold,
     "global_average": _global_average,
     "join_tokens": _join_tokens,
+    "keras": _keras,
     "layer_norm": _layer_norm,
     "multiply": lambda node, *inputs: functools.reduce(tf.multiply, inputs),
     "pad": _pad,

@@ -1,5 +1,6 @@
 """Reads a trained Keras network as a `tflite.graph.Graph`."""
 
+import re
 from collections.abc import Callable
 
 import keras
@@ -7,11 +8,14 @@ import numpy as np
 from keras import layers
 
 from keras_mobilevit.backend import Activation, BatchNormalization, DilatedConv2D
+from keras_mobilevit.calls import Call, Value, list_calls
 from keras_mobilevit.deeplab import CLASSIFIER, ResizeLike, is_segmenter
 from keras_mobilevit.layers import DotProductAttention, Fold, Unfold
 from keras_mobilevit.ssdlite import SplitPredictions, is_detector
+from keras_mobilevit.value_range import is_identity, scale_and_offset
 from tflite.baselines import TokenEmbedding
 from tflite.graph import Graph, Node
+from tflite.kept import keras_rows
 
 ACTIVATIONS = (
     "gelu",
@@ -27,7 +31,7 @@ ACTIVATIONS = (
 
 
 class UnknownLayer(ValueError):
-    """A layer that cannot be read, by name."""
+    """A layer that has no rows here, or that no file can express, by name."""
 
 
 def _weights(**variables) -> dict[str, np.ndarray]:
@@ -39,21 +43,24 @@ def _weights(**variables) -> dict[str, np.ndarray]:
     }
 
 
-def _activation_name(layer) -> str:
+def _activation_name(layer) -> str | None:
+    """Returns one of `ACTIVATIONS`, or `None`."""
     function = layers.Activation(layer.activation).get_config()["activation"]
-    if function not in ACTIVATIONS:
-        raise UnknownLayer(
-            f"Layer {layer.name!r} has the activation {function!r}. Expected one of: "
-            f"{', '.join(ACTIVATIONS)}."
-        )
-    return function
+    return function if function in ACTIVATIONS else None
+
+
+def _activation_row(layer) -> tuple:
+    name = _activation_name(layer)
+    if name is None:
+        return ("keras", {}, {"run": layer.activation, "dtypes": ("float32",)})
+    return ("activation", {}, {"function": name})
 
 
 def _with_activation(layer, op: str, weights: dict, options: dict) -> list[tuple]:
     """A linear operation, and after it the layer's activation if it has one."""
     rows = [(op, weights, options)]
     if layer.activation not in (None, keras.activations.linear):
-        rows.append(("activation", {}, {"function": _activation_name(layer)}))
+        rows.append(_activation_row(layer))
     return rows
 
 
@@ -146,7 +153,7 @@ def _reshape(layer, shape) -> list[tuple]:
 
 def _read_flatten(layer) -> list[tuple]:
     _require_channels_last(layer)
-    return _reshape(layer, layer.output.shape[1:])
+    return _reshape(layer, [side or -1 for side in layer.output.shape[1:]])
 
 
 def _read_softmax(layer) -> list[tuple]:
@@ -159,36 +166,13 @@ def _read_pooling(layer) -> list[tuple]:
     return [("global_average", {}, {"keepdims": layer.keepdims})]
 
 
-def _read_rescaling(layer) -> list[tuple]:
-    scale, offset = (np.asarray(v, np.float64) for v in (layer.scale, layer.offset))
-    if max(scale.ndim, offset.ndim) > 1:
-        raise UnknownLayer(f"Layer {layer.name!r} scales by more than channels.")
-    return [("rescale", {"scale": scale, "offset": offset}, {})]
-
-
-def _read_normalization(layer) -> list[tuple]:
-    _require_last_axis(layer, "normalizes")
-    if layer.invert:
-        raise UnknownLayer(f"Layer {layer.name!r} inverts a normalization.")
-    mean, variance = (
-        np.ravel(keras.ops.convert_to_numpy(values)).astype(np.float64)
-        for values in (layer.mean, layer.variance)
-    )
-    scale = 1 / np.maximum(np.sqrt(variance), keras.config.epsilon())
-    return [("rescale", {"scale": scale, "offset": -mean * scale}, {})]
-
-
 def _read_embedding(layer) -> list[tuple]:
     embeddings = keras.ops.convert_to_numpy(layer.embeddings()).astype(np.float64)
     return [("pad_tokens", {}, {}), ("positions", {"positions": embeddings}, {})]
 
 
 def _read_activation(layer) -> list[tuple]:
-    return [("activation", {}, {"function": _activation_name(layer)})]
-
-
-def _identity(layer) -> list[tuple]:
-    return []
+    return [_activation_row(layer)]
 
 
 def _split_predictions(layer) -> dict[str, tuple]:
@@ -217,13 +201,10 @@ READERS: dict[type, Callable] = {
     ],
     layers.Dense: _read_dense,
     layers.DepthwiseConv2D: _read_depthwise,
-    layers.Dropout: _identity,
     layers.Flatten: _read_flatten,
     layers.GlobalAveragePooling2D: _read_pooling,
     layers.LayerNormalization: _read_layer_norm,
     layers.Multiply: lambda layer: [("multiply", {}, {})],
-    layers.Normalization: _read_normalization,
-    layers.Rescaling: _read_rescaling,
     layers.Reshape: lambda layer: _reshape(layer, layer.target_shape),
     layers.ZeroPadding2D: _read_padding,
     DotProductAttention: lambda layer: [
@@ -233,33 +214,11 @@ READERS: dict[type, Callable] = {
     TokenEmbedding: _read_embedding,
     ResizeLike: lambda layer: [("resize_like", {}, {})],
     SplitPredictions: _split_predictions,
-    layers.SpatialDropout2D: _identity,
     Unfold: lambda layer: [("unfold", {}, {"patch_size": layer.patch_size})],
 }
 
-# `x + y` and `x * y` are no layers and have no public type. By their name: the
-# operation between tensors, and the scale and offset that a number stands for.
-OPERATORS: dict[str, tuple] = {
-    "Add": ("add", lambda number: (1.0, number)),
-    "Multiply": ("multiply", lambda number: (number, 0.0)),
-}
-
-
-def _is_operator(operation) -> bool:
-    is_layer = isinstance(operation, layers.Layer)
-    return not is_layer and type(operation).__name__ in OPERATORS
-
-
-def _read_operator(operation, arguments) -> list[tuple]:
-    op, scale_and_offset = OPERATORS[type(operation).__name__]
-    numbers = [x for x in arguments if not keras.utils.is_keras_tensor(x)]
-    if not numbers:
-        return [(op, {}, {})]
-    (number,) = numbers
-    if np.ndim(number):
-        raise UnknownLayer(f"{operation.name!r} is with an array, not with a number.")
-    scale, offset = (np.array(v, np.float64) for v in scale_and_offset(number))
-    return [("rescale", {"scale": scale, "offset": offset}, {})]
+# `x + y` and `x * y` of tensors are no layers and have no public type.
+OPERATORS = {"Add": "add", "Multiply": "multiply"}
 
 
 def outputs_of(model: keras.Model) -> list:
@@ -275,74 +234,83 @@ def outputs_of(model: keras.Model) -> list:
     return model.outputs
 
 
-class _Reader:
-    """Follows a model's calls and writes them down as nodes."""
+def _read_operator(call: Call) -> list[tuple]:
+    name = type(call.operation).__name__
+    if name not in OPERATORS or len(call.inputs) != 2 or call.kwargs:
+        raise UnknownLayer(f"Operation {call.operation.name!r} is a {name}.")
+    return [(OPERATORS[name], {}, {})]
+
+
+def _read_layer(call: Call) -> list[tuple] | dict[str, tuple]:
+    layer = call.operation
+    if type(layer) not in READERS:
+        raise UnknownLayer(f"Layer {layer.name!r} is a {type(layer).__name__}.")
+    if any(isinstance(x, Value) for x in keras.tree.flatten(call.kwargs)):
+        raise UnknownLayer(f"Layer {layer.name!r} is called with keywords.")
+    if type(layer) in (layers.Add, layers.Multiply):
+        _require_one_rank(layer)
+    return READERS[type(layer)](layer)
+
+
+def _require_one_rank(layer) -> None:
+    if len({len(x.shape) for x in keras.tree.flatten(layer.input)}) != 1:
+        raise UnknownLayer(f"Layer {layer.name!r} combines tensors of several ranks.")
+
+
+def _read_call(call: Call) -> list[tuple] | dict[str, tuple]:
+    """Returns rows as `READERS` do; of what has none, what Keras computes."""
+    scaled = scale_and_offset(call)
+    if scaled is not None:
+        return [("rescale", dict(zip(("scale", "offset"), scaled)), {})]
+    if is_identity(call):
+        return []
+    read = _read_layer if isinstance(call.operation, layers.Layer) else _read_operator
+    try:
+        return read(call)
+    except UnknownLayer:
+        return keras_rows(call)
+
+
+def _refuse(call: Call) -> None:
+    """Refuses what no file can do as Keras does it."""
+    operation = call.operation
+    if call.trained_by:
+        raise UnknownLayer(
+            f"Layer {call.trained_by!r} is called with training=True, so that what it "
+            "returns changes from run to run, or with its batch. Build the model "
+            "without that argument."
+        )
+    makes_mask = getattr(operation, "mask_zero", False)
+    if makes_mask or isinstance(operation, layers.Masking):
+        raise UnknownLayer(
+            f"Layer {operation.name!r} is a {type(operation).__name__} that makes a "
+            "mask, which a file does not pass on. Build the model without it."
+        )
+
+
+def _node_name(name: str) -> str:
+    """Returns a layer's name as a name scope of TensorFlow may be."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    return name if name[:1].isalnum() else f"layer{name}"
+
+
+class _Writer:
+    """Writes calls down as nodes."""
 
     def __init__(self, input_name: str):
         self.input_name = input_name
         self.nodes = {}
-        self.sources = {}  # names of the nodes that made the tensors, by their id
-        self.tensors = []  # kept, so that no id is used twice
-        self.originals = {}  # layers of the model by the id of their copy
-        self.called = set()  # ids of the layers that were followed
+        self.names = {}  # of the nodes that return values
 
-    def follow(self, model: keras.Model, inputs):
-        """Calls copies of a model's layers, so that the model stays as it is."""
-        functional = keras.Model(model.inputs, outputs_of(model), name=model.name)
-        return keras.models.clone_model(
-            functional,
-            input_tensors=inputs,
-            clone_function=self._copy,
-            call_function=self._call,
-        ).outputs
-
-    def _copy(self, layer):
-        if isinstance(layer, keras.Model):
-            return layer  # its own layers are copied when it is called
-        if type(layer) not in READERS and not _is_operator(layer):
-            raise UnknownLayer(
-                f"Layer {layer.name!r} of type {type(layer).__name__} has no mobile "
-                "form here."
-            )
-        copy = type(layer).from_config(layer.get_config())
-        self.originals[id(copy)] = layer
-        return copy
-
-    def _call(self, layer, *arguments, **options):
-        inputs = [
-            x for x in keras.tree.flatten(arguments) if keras.utils.is_keras_tensor(x)
-        ]
-        if any(keras.utils.is_keras_tensor(x) for x in keras.tree.flatten(options)):
-            raise UnknownLayer(f"Layer {layer.name!r} is called with keywords.")
-        if id(layer) in self.called:
-            raise UnknownLayer(f"Layer {layer.name!r} is used more than once.")
-        self.called.add(id(layer))
-        if isinstance(layer, keras.Model):
-            outputs = self.follow(layer, list(inputs))
-            if len(outputs) != 1:
-                raise UnknownLayer(f"Model {layer.name!r} has several outputs.")
-            return outputs[0]
-        outputs = layer(*arguments)
-        original = self.originals[id(layer)]
-        if _is_operator(original):
-            rows = _read_operator(original, arguments)
-        else:
-            rows = READERS[type(original)](original)
-        names = [self.name_of(x) for x in inputs]
-        if isinstance(rows, dict):
-            for key, row in rows.items():
-                name = self._add(f"{original.name}_{key}", [row], names)
-                self._remember(outputs[key], name)
-        else:
-            self._remember(outputs, self._add(original.name, rows, names))
-        return outputs
-
-    def _remember(self, tensor, name: str) -> None:
-        self.sources[id(tensor)] = name
-        self.tensors.append(tensor)
-
-    def name_of(self, tensor) -> str:
-        return self.sources[id(tensor)]
+    def write(self, call: Call) -> None:
+        _refuse(call)
+        inputs = [self.names[value] for value in call.inputs]
+        rows, name = _read_call(call), _node_name(call.operation.name)
+        if not isinstance(rows, dict):
+            self.names[call.outputs[0]] = self._add(name, rows, inputs)
+            return
+        for value, key in zip(call.outputs, sorted(rows)):  # as Keras sorts them
+            self.names[value] = self._add(f"{name}_{key}", [rows[key]], inputs)
 
     def _add(self, layer_name: str, rows: list[tuple], inputs: list[str]) -> str:
         """Adds the nodes of a layer; returns the name of the last."""
@@ -364,19 +332,26 @@ def read_model(model: keras.Model, height: int, width: int) -> Graph:
         width: likewise.
 
     Returns:
-        Its `Graph`, in float64.
+        Its `Graph`, in float64. What has no row in `READERS` is a node `keras`, which
+        computes what Keras does, in float32.
 
     Raises:
-        UnknownLayer: if a layer is not one of `READERS` nor of `OPERATORS`; the
-            message names it.
+        UnknownLayer: if a layer does what no file can do; the message names it.
+        ValueError: if the model is of a class with a `call` of its own.
     """
-    reader = _Reader("images")
-    images = keras.Input(batch_shape=(1, height, width, model.inputs[0].shape[-1]))
-    reader.sources[id(images)] = reader.input_name
-    outputs = reader.follow(model, [images])
+    calls, writer = list_calls(model, outputs_of(model)), _Writer("images")
+    (images,) = calls.inputs
+    writer.names[images] = writer.input_name
+    for call in calls.calls:
+        writer.write(call)
     return Graph(
-        input_name=reader.input_name,
-        input_shape=tuple(images.shape[1:]),
-        nodes=reader.nodes,
-        outputs=tuple(reader.name_of(tensor) for tensor in outputs),
+        input_name=writer.input_name,
+        input_shape=(height, width, model.inputs[0].shape[-1]),
+        nodes=writer.nodes,
+        outputs=tuple(writer.names[value] for value in calls.outputs),
     )
+
+
+def kept_layers(graph: Graph) -> list[str]:
+    """Returns the names of the layers that compute what Keras does."""
+    return [node.name for node in graph.nodes.values() if node.op == "keras"]

@@ -26,6 +26,7 @@ import matplotlib
 from absl import app, flags
 from matplotlib.figure import Figure
 
+from tflite.console import print_any_name, readable
 from tflite.report_rows import (
     Row,
     facts_of,
@@ -280,13 +281,14 @@ def write_report(paths: list[str], output: Path) -> list[Row]:
 
     for path, text in pages.items():
         with whole_file(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(readable(text), "utf-8")
     return rows
 
 
 def main(argv) -> None:
     if len(argv) < 2:
         raise app.UsageError("Name at least one file of tflite/benchmark.py --output.")
+    print_any_name()
     output = Path(flags.FLAGS.output).expanduser()
     try:
         rows = write_report(argv[1:], output)

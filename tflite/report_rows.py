@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -68,12 +69,12 @@ def read_measurements(path) -> list[dict]:
     Raises:
         ValueError: if a line is something else, with its number.
     """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text: {error}") from error
+    from keras_mobilevit.files import read_text  # loads Keras
+
     records = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
@@ -93,7 +94,8 @@ def _is_measurement(record) -> bool:
     texts = [record.get(name) for name in TEXTS]
     numbers = [record.get(name) for name in NUMBERS]
     return all(isinstance(text, str) for text in texts) and all(
-        number is None or type(number) in (int, float) for number in numbers
+        number is None or (type(number) in (int, float) and math.isfinite(number))
+        for number in numbers
     )
 
 
@@ -141,6 +143,8 @@ def _row(group: list[dict], has_namesakes: bool) -> Row:
         title = f"{title} ({(group[0].get('sha256') or '')[:7]})"
     calm = [record for record in group if not record.get("warnings")] or group
     notes = [note for record in calm for note in record.get("notes") or []]
+    if group[0].get("weights") == "none":
+        notes.append("random weights")
     return Row(
         device=group[0]["device"],
         model=title,

@@ -33,7 +33,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import keras_mobilevit  # noqa: F401  registers the layers that best.keras names
+from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.files import whole_file
+from tflite.drivers.measurement import MEASURED
 from tflite.fingerprint import sha256
 from train.config import TrainConfig, load_config
 from train.data import eval_batches
@@ -93,7 +95,13 @@ def predict(
             inputs = images.astype(np.float32)
             reference = model.predict_on_batch(inputs)
             (outputs,) = litert.predict(inputs).values()
-            max_abs = max(max_abs, float(np.abs(reference - outputs).max()))
+            difference = float(np.abs(reference - outputs).max())
+            if not np.isfinite(difference):
+                raise ValueError(
+                    "best.keras or the .tflite returns numbers that are not finite for "
+                    f"a validation image of {config.data}."
+                )
+            max_abs = max(max_abs, difference)
             for image, label, guess in zip(
                 images, batch["label"].numpy()[real], outputs.argmax(-1)
             ):
@@ -204,7 +212,7 @@ th, td {{ text-align: left; padding: .2rem 1.5rem .2rem 0;
 <h2>Predictions of the TFLite file, mistakes first</h2>
 {samples}
 <h2>Latency</h2>
-<p>One image of {size}x{size} pixels on this machine's CPU with LiteRT and XNNPACK;
+<p>One image of {size}x{size} pixels with LiteRT and XNNPACK on {device};
 {partitions} XNNPACK partition(s).</p>
 {latency}
 </html>
@@ -243,16 +251,24 @@ def render(
         latency=_picture(plot_latency(latency), "Latency"),
         size=report["tflite_size"],
         partitions=latency["partitions"],
+        device=html.escape(latency["device"]),
     )
 
 
 def _latency_of(path: Path, latency_file: Path) -> dict:
     content = sha256(path)
+    wanted = {
+        "sha256": content,
+        "target": "host",  # not of a phone or a browser, whose file is the same
+        "runtime": "litert",
+        "status": MEASURED,
+    }
     for record in reversed(read_records(latency_file)):
-        if record.get("sha256") == content:
+        if wanted.items() <= record.items():
             return record
     raise ValueError(
-        f"{latency_file} has no measurement of {path} as it is now. Run:\n"
+        f"{latency_file} has no measurement of {path}, as it is now, by LiteRT on a "
+        "computer. Run:\n"
         f"  python tflite/benchmark.py {path} --output={latency_file}"
     )
 
@@ -281,6 +297,11 @@ def write_report(workdir: Path, tflite_path: Path) -> dict:
     litert = LiteRTModel(tflite_path)
     latency = _latency_of(tflite_path, workdir / "latency.jsonl")
     model = keras.models.load_model(workdir / "best.keras", compile=False)
+    if output_activation(model) == "sigmoid":
+        raise ValueError(
+            f"{workdir / 'best.keras'} ends in a sigmoid, after which any number of "
+            "classes may be right. This page is about the one best class."
+        )
     predictions = predict(model, litert, source, config)
     report = {
         "model": config.model,
@@ -305,7 +326,7 @@ def write_report(workdir: Path, tflite_path: Path) -> dict:
         ("report.html", page),
     ):
         with whole_file(workdir / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, "utf-8")
     return report
 
 

@@ -43,13 +43,17 @@ def settle_batch_norms(model: keras.Model, images: np.ndarray) -> None:
         norm.momentum = momentum
 
 
-def convert_entry(entry: Entry, formats, folder: Path) -> None:
-    """Writes a model of a suite in some formats, unless they are there."""
+def convert_entry(entry: Entry, formats, folder: Path) -> list[str]:
+    """Writes a model of a suite in some formats, unless they are there.
+
+    Returns:
+        What went wrong; the formats after one that is refused are still written.
+    """
     missing = [name for name in formats if not file_of(entry, name, folder).exists()]
     if not missing:
-        return
+        return []
     keras.utils.set_random_seed(SEED)
-    model = load_model(entry.model)
+    model = load_model(entry.model, "none")
     task = task_of(model)
     found = load_images(task, "digits", "train", CALIBRATION_IMAGES, entry.size, 1.0)
     images = found.images.astype(np.float32)
@@ -60,22 +64,32 @@ def convert_entry(entry: Entry, formats, folder: Path) -> None:
     )
     reference = make_reference(model, validation)
     provenance = {"model": entry.model, "weights": "none"}
+    faults = []
     for name in missing:
         path = file_of(entry, name, folder)
-        convert(conversion, name, [reference], path, provenance, ALLOWED)
+        try:
+            convert(conversion, name, [reference], path, provenance, ALLOWED)
+        except (ValueError, RuntimeError) as error:
+            faults.append(f"{path.name} was not written: {error}")
+    return faults
 
 
 def main(suite: str, folder: Path) -> None:
-    row = SUITES[suite]
+    row, faults = SUITES[suite], []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for entry in row.entries:
             print(f"converting {entry.title}", file=sys.stderr, flush=True)
-            convert_entry(entry, row.formats, folder)
-    except (ValueError, OSError) as error:
+            try:
+                faults += convert_entry(entry, row.formats, folder)
+            except (ValueError, RuntimeError) as error:
+                faults.append(f"{entry.title} cannot be converted: {error}")
+    except OSError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; what is converted stays")
+    if faults:
+        sys.exit("\n".join(f"error: {fault}" for fault in faults))
 
 
 if __name__ == "__main__":

@@ -74,19 +74,35 @@ def files_of(suite: str, folder: Path) -> list[Path]:
 def prepare(suite: str, folder: Path) -> list[str]:
     """Converts what is missing of a suite, and returns the paths of its files.
 
+    Those that could not be converted are left out; see `missing`.
+
     Args:
         suite: a key of `SUITES`.
         folder: where they are, or go.
 
     Raises:
-        RuntimeError: if a conversion fails.
+        RuntimeError: if no file is there at the end.
     """
     files = files_of(suite, folder)
     if not all(file.exists() for file in files):
-        print(f"converting the suite {suite} into {folder}", file=sys.stderr)
+        print(
+            f"converting the suite {suite} into {folder}, with random weights: only "
+            "its times mean anything",
+            file=sys.stderr,
+        )
         # In a process of its own: TensorFlow would stay beside what is measured.
         command = [sys.executable, "-m", "tflite.suite_conversion", suite]
-        done = subprocess.run([*command, str(folder.resolve())], cwd=ROOT)
-        if done.returncode:
-            raise RuntimeError(f"The conversion of the suite {suite} failed.")
-    return [str(file) for file in files]
+        subprocess.run([*command, str(folder.resolve())], cwd=ROOT)
+    found = [str(file) for file in files if file.exists()]
+    if not found:
+        raise RuntimeError(f"The conversion of the suite {suite} failed.")
+    return found
+
+
+def missing(suite: str, paths: list[str]) -> str | None:
+    """Returns an error that names the files of a suite that are not among `paths`."""
+    folder = Path(paths[0]).parent
+    names = [file.name for file in files_of(suite, folder) if str(file) not in paths]
+    if not names:
+        return None
+    return f"error: not converted, see above, and not measured: {', '.join(names)}."

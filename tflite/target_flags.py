@@ -1,9 +1,21 @@
 """The flags of all targets of `tflite/benchmark.py`."""
 
+import os
+
 from absl import flags
 
 from tflite import targets
 from tflite.drivers import coreml
+
+PATHS = ("adb", "benchmark_binary", "certificate", "key", "npu_libraries", "output")
+
+
+def expand_paths(args) -> None:
+    """Replaces `~`, which shells leave in `--flag=~/file`."""
+    for name in PATHS:
+        if args[name].value:
+            args[name].value = os.path.expanduser(args[name].value)
+    args["parse"].value = [os.path.expanduser(path) for path in args.parse or []]
 
 
 def define_flags() -> None:
@@ -75,7 +87,10 @@ def _define_android_flags() -> None:
         lower_bound=0,
     )
     flags.DEFINE_string(
-        "npu_libraries", None, "Android: folder with the NPU's dispatch library (.so)."
+        "npu_libraries",
+        None,
+        "Android: folder with the NPU's dispatch library (.so), and for files that "
+        "were not compiled ahead of time the vendor's compiler plugin.",
     )
     flags.DEFINE_list(
         "tool_flags", [], "Android: more of the tool's own, --xnnpack_force_fp16=true."
@@ -96,7 +111,8 @@ def _define_browser_flags() -> None:
     flags.DEFINE_string(
         "host",
         "127.0.0.1",
-        "Browser: address to serve on; 0.0.0.0 for the whole local network.",
+        "Browser: address to serve on, or this machine's name, which browsers shall "
+        "use; 0.0.0.0 for the whole local network.",
     )
     flags.DEFINE_integer(
         "port",

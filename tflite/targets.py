@@ -45,6 +45,8 @@ class Target:
         flags: names of those that it heeds, of all that some target has.
         columns: `(heading, field)` of its table, before the ratio.
         ends_by_hand: whether it goes on until it is interrupted.
+        may_refuse: whether some of its accelerators may not take a file, which is a
+            result like others.
         check: raises what can be told before any file is read, from the flags.
     """
 
@@ -54,6 +56,7 @@ class Target:
     flags: tuple[str, ...]
     columns: tuple[tuple[str, str], ...]
     ends_by_hand: bool = False
+    may_refuse: bool = False
     check: Callable[[object], None] = lambda args: None
 
 
@@ -133,6 +136,8 @@ def _check_android(args) -> None:
     if folder is not None and not list(Path(folder).glob("*.so")):
         raise ValueError(f"--npu_libraries={folder} holds no .so file.")
     if not args.parse:
+        if "npu" in _android_accelerators(args):
+            benchmark_tool.check_npu([], folder)
         adb.find_device(adb.find_adb(args.adb), args.serial)
 
 
@@ -159,6 +164,8 @@ def _on_android(paths: list[str], args) -> Iterator[Measurement]:
     if args.parse:
         yield from android.parse_logs(args.parse, paths)
         return
+    if "npu" in _android_accelerators(args):
+        benchmark_tool.check_npu(paths, args.npu_libraries)
     device = adb.find_device(adb.find_adb(args.adb), args.serial)
     facts = android_device.read_facts(device)
     print(f"{facts.title} ({device.serial})", file=sys.stderr, flush=True)
@@ -225,6 +232,12 @@ def _invite(address: str, browsers: int | None) -> None:
         segno.make(address).terminal(out=sys.stderr, compact=True)
     end = f"{browsers} browser(s) have measured" if browsers else "Ctrl-C"
     print(f"Open {address}\nuntil {end}.", file=sys.stderr, flush=True)
+    if address.startswith("https:"):
+        print(
+            "By the name that the certificate is of, if that is another.",
+            file=sys.stderr,
+            flush=True,
+        )
     if not address.startswith(("https:", "http://127.")):
         print(
             "Browsers give WebGPU and threads to HTTPS (--certificate) or localhost "
@@ -276,6 +289,7 @@ TARGETS = {
             ("memory MB", "peak_memory_mb"),
             ("partitions", "partitions"),
         ),
+        may_refuse=True,
         check=_check_android,
     ),
     "browser": Target(
@@ -295,6 +309,7 @@ TARGETS = {
         ),
         (("init", "init_ms"), *_TIMES, ("difference", "max_abs_difference")),
         ends_by_hand=True,
+        may_refuse=True,
         check=_check_browser,
     ),
     "coreml": Target(

@@ -35,7 +35,7 @@ class Task:
         compare: from reference and outputs, `{name: [images, ...]}`, to how far they
             are from each other; has at least `max_abs` and `max_abs_reference`, of
             amounts `mean_abs` and `psnr_db`, else `agreement`.
-        metric: name of the accuracy.
+        metric: name of the accuracy, "" where none can be measured.
         score: from validation images and their outputs to it, in percent.
         tolerance: points of it that chance may take, by the number of images.
         formats: those that there are for it.

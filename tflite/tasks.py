@@ -4,8 +4,9 @@ import keras
 
 from keras_mobilevit.deeplab import is_segmenter
 from keras_mobilevit.ssdlite import is_detector
-from tflite.classification import CLASSIFICATION
+from tflite.classification import classification_of
 from tflite.detection import BY_NMS
+from tflite.outputs import returned_structure, task_of_outputs
 from tflite.segmentation import BY_OUTPUT
 from tflite.task import Task
 
@@ -19,11 +20,17 @@ def task_of(model: keras.Model, nms: str = "none", output: str = "logits") -> Ta
     """Returns the task of a model.
 
     Args:
-        model: a classifier, a detector or a segmenter.
+        model: a classifier, a detector, a segmenter, or any other network of images.
         nms: of a detector: `none` for boxes and scores of every anchor, `builtin` for
             non-maximum suppression inside the file.
         output: of a segmenter: `logits` or `classmap`.
     """
     if is_detector(model):
         return BY_NMS[nms]
-    return BY_OUTPUT[output] if is_segmenter(model) else CLASSIFICATION
+    if is_segmenter(model):
+        return BY_OUTPUT[output]
+    returned = returned_structure(model)
+    is_one = keras.utils.is_keras_tensor(returned)
+    if is_one and len(returned.shape) == 2:
+        return classification_of(model)
+    return task_of_outputs(model)

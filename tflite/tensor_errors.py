@@ -38,7 +38,11 @@ def largest_errors(
         its output over that of its error.
     """
     ratios = _signal_to_noise(graph, float_content, content, images[:IMAGES])
-    noise = {layer: 1 / max(ratio, LEAST_RATIO) for layer, ratio in ratios.items()}
+    # What is not a number is the worst of all.
+    noise = {
+        layer: 1 / (ratio if ratio > LEAST_RATIO else LEAST_RATIO)
+        for layer, ratio in ratios.items()
+    }
 
     def before(layer: str) -> float:
         """Returns the noise of what a layer takes, past layers merged into it."""

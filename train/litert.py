@@ -1,6 +1,7 @@
 """Runs a `.tflite` file with LiteRT, in arrays."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -8,9 +9,24 @@ import numpy as np
 
 
 def read_card(path) -> dict:
-    """Reads the card that a conversion leaves beside a `.tflite`; {} without one."""
-    card = Path(path).with_suffix(".json")
-    return json.loads(card.read_text()) if card.is_file() else {}
+    """Reads the card that a conversion leaves beside a `.tflite`; {} without one.
+
+    Raises:
+        ValueError: if there is something else in its place.
+    """
+    file = Path(path).with_suffix(".json")
+    if not file.is_file():
+        return {}
+    try:
+        # Not by `keras_mobilevit.files`, which loads Keras where times are measured.
+        card = json.loads(file.read_text("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is no JSON in UTF-8, as a card is: {error}"
+        ) from error
+    if not isinstance(card, dict):
+        raise ValueError(f"{file} is no card of a conversion. Move it away.")
+    return card
 
 
 class LiteRTModel:
@@ -44,7 +60,9 @@ class LiteRTModel:
         if not Path(path).is_file():
             raise ValueError(f"There is no file {path}.")
         try:
-            self.interpreter = Interpreter(str(path), num_threads=num_threads)
+            # As the system has the name, which LiteRT takes for UTF-8.
+            name = os.fsencode(path)
+            self.interpreter = Interpreter(name, num_threads=num_threads)
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is no TFLite model: {error}") from error

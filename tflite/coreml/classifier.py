@@ -14,18 +14,27 @@ from tflite.coreml.package import (
 from tflite.graph import Graph, Node
 
 LABEL_NAME = "classLabel"
+TEXTS = {  # of the outputs, by the last activation
+    "softmax": {
+        LABEL_NAME: "Name of the most likely class",
+        f"{LABEL_NAME}_probs": "Probability of each class by name",
+    },
+    "sigmoid": {
+        LABEL_NAME: "Name of the most likely class; others may be right as well",
+        f"{LABEL_NAME}_probs": "Probability of each class by itself, by name",
+    },
+}
 
 
-def _end_in_probabilities(graph: Graph) -> Graph:
-    """Adds a softmax to a network of one output, if it does not end in one."""
+def _end_in_probabilities(graph: Graph, classes: int) -> Graph:
+    """Adds a softmax to logits, and a sigmoid to a single one."""
     (output,) = graph.outputs
     node = graph.nodes[output]
     if node.op == "activation" and node.options["function"] in ("softmax", "sigmoid"):
         return graph
-    softmax = Node(
-        "probabilities", "activation", (output,), {}, {"function": "softmax"}
-    )
-    return dataclasses.replace(graph.replace(softmax), outputs=(softmax.name,))
+    function = "sigmoid" if classes == 1 else "softmax"
+    last = Node("probabilities", "activation", (output,), {}, {"function": function})
+    return dataclasses.replace(graph.replace(last), outputs=(last.name,))
 
 
 def make_classifier(
@@ -47,16 +56,14 @@ def make_classifier(
     """
     ct = load_coremltools()
     if interface.labels:
-        graph = _end_in_probabilities(graph)
+        graph = _end_in_probabilities(graph, len(interface.labels))
     graph, shape, target = fit_sizes(graph, interface)
     program, _ = trace(graph, shape, interface.layout, target)
     texts, classifier = {}, None
     if interface.labels:
         classifier = ct.ClassifierConfig(list(interface.labels), LABEL_NAME)
-        texts = {
-            LABEL_NAME: "Name of the most likely class",
-            f"{LABEL_NAME}_probs": "Probability of each class by name",
-        }
+        (last,) = graph.outputs
+        texts = TEXTS[graph.nodes[last].options["function"]]
     else:
         program.functions["main"].outputs[0].set_name(output_name)
     model = convert_program(

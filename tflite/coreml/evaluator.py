@@ -357,7 +357,7 @@ class Evaluator:
         if operation.kind != "classify":
             return self.program.outputs[0]
         (name,) = operation.inputs["probabilities"]
-        while before_softmax and makers[name].kind in ("cast", "softmax"):
+        while before_softmax and makers[name].kind in ("cast", "softmax", "sigmoid"):
             before_softmax = makers[name].kind == "cast"
             (name,) = makers[name].inputs["x"]
         return name

@@ -12,6 +12,7 @@ from absl import flags, logging
 import keras_mobilevit
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.configs import MIN_SIZE
+from keras_mobilevit.files import read_text
 from keras_mobilevit.preprocessing import decode_predictions, largest_value
 from tflite.classification import output_name
 from tflite.coreml.classifier import make_classifier
@@ -108,6 +109,8 @@ def check_flags(args, has_packages: bool) -> None:
         )
     if args.raw_outputs and args.labels:
         raise ValueError("--raw_outputs returns no names: leave --labels away.")
+    if args.labels:
+        args.labels = str(Path(args.labels).expanduser())
     if args.labels and not Path(args.labels).is_file():
         raise ValueError(f"--labels: there is no file {args.labels}.")
     if args.no_rewrite:
@@ -147,7 +150,7 @@ def class_labels(args, beside: list[str], classes: int) -> tuple[str, ...]:
     if args.raw_outputs:
         return ()
     if args.labels:
-        labels = Path(args.labels).read_text("utf-8").splitlines()
+        labels = read_text(args.labels).splitlines()
     elif beside:
         labels = beside
     elif args.weights == "imagenet" and classes == IMAGENET_CLASSES:

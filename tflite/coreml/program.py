@@ -168,7 +168,7 @@ class _Reader:
 
 def _read_specification(package: Path) -> tuple[Model_pb2.Model, Path]:
     try:
-        manifest = json.loads((package / "Manifest.json").read_text())
+        manifest = json.loads((package / "Manifest.json").read_text("utf-8"))
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
         file = package / "Data" / entry["path"]
         specification = Model_pb2.Model()

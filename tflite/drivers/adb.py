@@ -80,7 +80,7 @@ def _run(command: list[str], timeout: float) -> subprocess.CompletedProcess:
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=timeout,
         )

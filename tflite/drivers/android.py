@@ -170,7 +170,10 @@ class Session:
             tool, accelerator, graph, setup.num_threads, setup.runs, setup.warmup_runs
         )
         if accelerator == "npu" and setup.npu_libraries:
-            flags.append(f"--dispatch_library_path={self._put_libraries()}")
+            folder = self._put_libraries()
+            flags.append(f"--dispatch_library_path={folder}")
+            if benchmark_tool.compiler_plugins(setup.npu_libraries):
+                flags.append(f"--compiler_plugin_library_path={folder}")
         return [*flags, *setup.tool_flags]
 
     def _prepare(self, tool: str, program: Stored, flags: list[str]):
@@ -221,10 +224,8 @@ class Session:
             fields, log = run()
             benchmark_tool.refuse_other_accelerator(tool, accelerator, log)
             fields |= benchmark_tool.delegation(log, accelerator)
-        except AdbTimeout as error:
+        except (AdbTimeout, ValueError) as error:
             self._stop()
-            fields = {"status": NOT_MEASURED, "reason": str(error)}
-        except ValueError as error:
             fields = {"status": NOT_MEASURED, "reason": str(error)}
         after = read_state(self.device)
         doubts = before.warnings(self.facts) + after.warnings(self.facts)
@@ -249,8 +250,13 @@ class Session:
         )
 
     def _stop(self) -> None:
-        """Ends what still runs: the tool outlives a connection that was given up."""
+        """Ends what still runs: the tool outlives a connection that was given up.
+
+        Android's shell may not end an app's process, but may have it stopped.
+        """
         self.device.shell(f"pkill -f '{_OURS}'")
+        if "apk" in self.setup.tools:
+            self.device.shell(f"am force-stop {benchmark_tool.APK_PACKAGE}")
 
     def __enter__(self):
         return self
@@ -295,6 +301,10 @@ def measure_all(session: Session, paths: Iterable) -> Iterator[AndroidMeasuremen
         yield session.measure(*run)
 
 
+def _read_log(path) -> str:
+    return Path(path).read_text("utf-8-sig", "replace")
+
+
 def parse_logs(logs: list[str], paths: list[str]) -> Iterator[AndroidMeasurement]:
     """Reads logs of the tool from elsewhere, from a device farm for example.
 
@@ -311,7 +321,7 @@ def parse_logs(logs: list[str], paths: list[str]) -> Iterator[AndroidMeasurement
     runs = [
         (path, run)
         for path in logs
-        for run in benchmark_tool.split_log(Path(path).read_text(errors="replace"))
+        for run in benchmark_tool.split_log(_read_log(path))
     ]
     if paths and len(paths) != len(runs):
         raise ValueError(

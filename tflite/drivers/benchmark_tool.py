@@ -79,6 +79,14 @@ TOOLS["apk"] = dataclasses.replace(
 )
 APK_PACKAGE = "org.tensorflow.lite.benchmark"
 
+# The operation in which a file that was compiled for an NPU holds its program.
+NPU_OPERATION = b"DISPATCH_OP"
+NPU_NEEDS = (
+    "LiteRT's NPU runs what was compiled for its chip: files compiled ahead of time "
+    "(ai_edge_litert.aot), or, with the vendor's compiler plugin "
+    "(libLiteRtCompilerPlugin_*.so) in the folder of --npu_libraries, any file."
+)
+
 # What the classic tool says of a delegate that it was told to use.
 DELEGATES = {"cpu": "XNNPACK", "gpu": "GPU", "nnapi": "NNAPI"}
 _WHOLE = "applied {} delegate, and the model graph will be completely executed"
@@ -131,6 +139,33 @@ _FIELDS = {
     ),
 }
 _PACKAGE = "tflite.tools.benchmark"
+
+
+def compiler_plugins(folder) -> list[Path]:
+    """Returns a vendor's libraries that compile files on the phone."""
+    return sorted(Path(folder).glob("*CompilerPlugin*.so"))
+
+
+def check_npu(paths, folder) -> None:
+    """Raises a ValueError if an NPU cannot run some file.
+
+    Args:
+        paths: of the files.
+        folder: of the vendor's libraries, or `None`.
+    """
+    if folder is None:
+        raise ValueError(
+            "--accelerators=npu takes --npu_libraries, a folder with the vendor's "
+            f"dispatch library (libLiteRtDispatch_*.so). {NPU_NEEDS}"
+        )
+    if compiler_plugins(folder):
+        return
+    plain = [path for path in paths if NPU_OPERATION not in Path(path).read_bytes()]
+    if plain:
+        raise ValueError(
+            f"No NPU can run {', '.join(map(str, plain))}: not compiled for one, and "
+            f"{folder} holds no compiler plugin. {NPU_NEEDS}"
+        )
 
 
 @functools.cache

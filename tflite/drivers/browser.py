@@ -2,7 +2,7 @@
 
 The page (`tflite/web/`) runs them with LiteRT.js and posts what it measured. Nothing is
 served but the page, its runtime and the chosen files, under a random token, and to
-requests that name this very address.
+requests that name this very address; with a certificate any name is taken.
 """
 
 import collections
@@ -73,7 +73,7 @@ def runtime_version() -> str:
             "LiteRT.js is not installed: run `npm ci --prefix tflite/web` in the "
             "checkout (`make web`)."
         )
-    return json.loads(file.read_text())["version"]
+    return json.loads(file.read_text("utf-8"))["version"]
 
 
 def _routes(files: list[PageFile], config: dict) -> dict[str, Path | bytes]:
@@ -101,21 +101,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, format, *arguments):
         """Keeps the terminal for results."""
 
-    def _names_this_address(self) -> bool:
-        """Tells whether a request was meant for us.
-
-        A foreign page can give its own name our address (DNS rebinding), and would
-        then be asked by that name.
-        """
-        host = re.sub(r":\d+$", "", self.headers.get("Host", "")).lower()
-        if host == "localhost":
-            return True
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return False
-        return address.is_loopback or host == self.connection.getsockname()[0]
-
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
         self.close_connection = True  # its body may not have been read
         self._answer(status, reason.encode(), "text/plain; charset=utf-8")
@@ -136,7 +121,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _route(self) -> str | None:
         """Returns what is asked for below the token; refuses a stranger."""
-        if not self._names_this_address():
+        host, own = self.headers.get("Host", ""), self.connection.getsockname()[0]
+        if not self.server.is_called(host, own):
             self._refuse(HTTPStatus.FORBIDDEN, "This server has another address.")
             return None
         parts = self.path.partition("?")[0].split("/", 2)
@@ -209,7 +195,7 @@ class PageServer(http.server.ThreadingHTTPServer):
 
     Args:
         paths: of the files that it measures.
-        host: address of this machine on which it listens.
+        host: address of this machine on which it listens, or a name of it.
         port: likewise; 0 for any free one.
         accelerators: some of `ACCELERATORS`.
         num_threads: CPU threads; browsers give more than one to secure pages only.
@@ -260,17 +246,39 @@ class PageServer(http.server.ThreadingHTTPServer):
             super().__init__((host, port), _Handler)
         except OSError as error:
             raise ValueError(f"Cannot serve on {host}:{port}: {error}.") from error
-        self.scheme = "https" if context else "http"
+        self.name, self.scheme = host, "https" if context else "http"
         if context:
             # The handshake waits for the thread of its connection.
             self.socket = context.wrap_socket(
                 self.socket, server_side=True, do_handshake_on_connect=False
             )
 
+    def is_called(self, host: str, own: str) -> bool:
+        """Tells whether a request was meant for us.
+
+        A foreign page can give its own name our address (DNS rebinding), and would
+        then be asked by that name. It does not know the token, which alone would do.
+        With HTTPS the browser has compared the name with the certificate, so that any
+        name is right: a certificate that browsers trust is of a name, not an address.
+
+        Args:
+            host: what the request calls us, perhaps with a port.
+            own: the address at which it came.
+        """
+        name = re.sub(r":\d+$", "", host).lower().rstrip(".")
+        if not name:
+            return False
+        if self.scheme == "https" or name in ("localhost", self.name.lower(), own):
+            return True
+        try:
+            return ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return False
+
     @property
     def address(self) -> str:
         """Where the page is, for a browser."""
-        host, port = self.server_address[:2]
+        host, port = self.name, self.server_address[1]
         if host == "0.0.0.0":  # noqa: S104  every address; name the one of the network
             host = _network_address()
         return f"{self.scheme}://{host}:{port}/{self.token}/"

@@ -132,6 +132,7 @@ def read_file(path: str, index: int) -> PageFile:
         "labels": card.get("labels", []),
         "crop": card.get("crop", 1.0),
         "nms": card.get("nms", {}),
+        "activation": card.get("activation", ""),
     }
     image = test_pixels(model.input_shape) * np.float32(largest / 255)
     compared = _compared(path, model.predict(image))

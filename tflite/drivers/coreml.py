@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import platform
 import sys
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -63,15 +64,18 @@ def check_units(units) -> None:
         )
 
 
-def not_measured(paths, units) -> list[PackageMeasurement]:
-    """Returns the records of packages where there is no Core ML."""
+def not_measured(
+    paths, units, reason: str = NEEDED, device: str = ""
+) -> list[PackageMeasurement]:
+    """Returns the records of packages that Core ML does not run."""
     return [
         PackageMeasurement(
             file=path,
             sha256=sha256(path),
             accelerator=unit,
+            device=device,
             status=NOT_MEASURED,
-            reason=NEEDED,
+            reason=reason,
         )
         for path in paths
         for unit in units
@@ -156,30 +160,26 @@ async def _connect(kind: str, team: str):
     return device, f"{device.name}, {device.type.value} {device.os_version}"
 
 
-async def _measure_all(paths, units, kind: str, team: str, runs: int):
+async def _device(kind: str, team: str):
+    """Returns coremltools's device, `None` for this Mac, and what it is called."""
+    if kind != THIS_MAC:
+        return await _connect(kind, team)
+    return None, f"{platform.node()}, macOS {platform.mac_ver()[0]}"
+
+
+def _benchmarker(path: str, unit: str, device):
+    """Returns coremltools's benchmarker of a package."""
     from tflite.coreml.package import load_coremltools
 
     ct = load_coremltools()
     from coremltools.models.ml_program.experimental.perf_utils import MLModelBenchmarker
 
-    device, name = None, f"{platform.node()}, macOS {platform.mac_ver()[0]}"
-    if kind != THIS_MAC:
-        device, name = await _connect(kind, team)
-    measurements = []
-    pairs = [(path, unit) for path in paths for unit in units]
-    for path, unit in tqdm(pairs, "measuring", disable=None, leave=False):
-        model = ct.models.MLModel(
-            path,
-            compute_units=getattr(ct.ComputeUnit, COMPUTE_UNITS[unit]),
-            skip_model_load=True,  # the benchmarker loads it, and takes the time
-        )
-        benchmarker = MLModelBenchmarker(model, device)
-        try:
-            measured = await measure_with(benchmarker, path, unit, name, runs)
-        except Exception as error:  # of several kinds of coremltools's own
-            raise RuntimeError(f"{path} with {unit} on {name}: {error}") from error
-        measurements.append(measured)
-    return measurements
+    model = ct.models.MLModel(
+        path,
+        compute_units=getattr(ct.ComputeUnit, COMPUTE_UNITS[unit]),
+        skip_model_load=True,  # the benchmarker loads it, and takes the time
+    )
+    return MLModelBenchmarker(model, device)
 
 
 def measure_all(
@@ -188,7 +188,7 @@ def measure_all(
     kind: str = THIS_MAC,
     team: str = "",
     runs: int = RUNS,
-) -> list[PackageMeasurement]:
+) -> Iterator[PackageMeasurement]:
     """Measures packages with each of some compute units.
 
     Args:
@@ -198,11 +198,28 @@ def measure_all(
         team: the development team that signs coremltools's runner for it.
         runs: measured predictions.
 
-    Returns:
-        A `PackageMeasurement` for each package and unit.
+    Yields:
+        A `PackageMeasurement` for each package and unit, as it is measured. One that
+        Core ML refuses says so; the others are measured.
 
     Raises:
         ValueError: without coremltools, or without such a device.
-        RuntimeError: if Core ML refuses a package.
+        RuntimeError: if the device cannot be used.
     """
-    return asyncio.run(_measure_all(paths, units, kind, team, runs))
+    from tflite.coreml.package import load_coremltools
+
+    load_coremltools()  # says what to install
+    loop = asyncio.new_event_loop()
+    try:
+        device, name = loop.run_until_complete(_device(kind, team))
+        pairs = [(path, unit) for path in paths for unit in units]
+        for path, unit in tqdm(pairs, "measuring", disable=None, leave=False):
+            try:
+                made = _benchmarker(path, unit, device)
+                measuring = measure_with(made, path, unit, name, runs)
+                found = loop.run_until_complete(measuring)
+            except Exception as error:  # of several kinds of coremltools's own
+                (found,) = not_measured([path], [unit], str(error), name)
+            yield found
+    finally:
+        loop.close()

@@ -9,11 +9,15 @@ function softmax(logits) {
   return powers.map(power => power / sum);
 }
 
-// The best classes, [{label, score}], best first.
+const sigmoid = logits => logits.map(logit => 1 / (1 + Math.exp(-logit)));
+
+// The best classes, [{label, score}], best first. Probabilities are what they are, be they
+// of classes that exclude each other or of each class by itself.
 export function bestClasses(outputs) {
   const [[name, values]] = Object.entries(outputs);
   const numbers = Array.from(values);
-  return (name === "probabilities" ? numbers : softmax(numbers))
+  const activation = numbers.length === 1 ? sigmoid : softmax;
+  return (name === "probabilities" ? numbers : activation(numbers))
     .map((score, label) => ({label, score}))
     .sort((a, b) => b.score - a.score)
     .slice(0, CLASSES_SHOWN);

@@ -27,7 +27,7 @@ function listItem(text, part, color = "") {
 function showClasses(file, outputs) {
   $("found").replaceChildren(...bestClasses(outputs).map(({label, score}) =>
     listItem(`${nameOf(file, label)} ${percent(score, 1)}`, score)));
-  return "";
+  return file.activation === "sigmoid" ? "; each class by itself" : "";
 }
 
 function showObjects(file, outputs, bitmap) {

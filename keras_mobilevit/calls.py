@@ -1,0 +1,170 @@
+"""The calls that make up a Keras model and the models in it, as one flat list."""
+
+import dataclasses
+import functools
+import inspect
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What one call returns and others take; the model's inputs are values too."""
+
+    number: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a layer, or of an operation such as `x + y`.
+
+    Attributes:
+        operation: what is called; no model whose own calls are listed.
+        args: its arguments, with `Value`s in place of tensors.
+        kwargs: likewise, by name.
+        outputs: what it returns, in the order of `keras.tree.flatten`.
+        trained_by: the name of the layer, or of the model around it, that is called
+            with `training=True`; `None` at inference.
+    """
+
+    operation: keras.Operation
+    args: tuple
+    kwargs: dict
+    outputs: tuple[Value, ...]
+    trained_by: str | None = None
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The values among the arguments, in the order of `keras.tree.flatten`."""
+        found = keras.tree.flatten((self.args, self.kwargs))
+        return tuple(x for x in found if isinstance(x, Value))
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """A model as a flat list.
+
+    Attributes:
+        inputs: the model's.
+        calls: each after those whose outputs it takes.
+        outputs: the model's, or those that were asked for.
+    """
+
+    inputs: tuple[Value, ...]
+    calls: tuple[Call, ...]
+    outputs: tuple[Value, ...]
+
+
+def list_calls(model: keras.Model, outputs: list | None = None) -> Calls:
+    """Lists the calls of a functional or sequential model; the model stays as it is.
+
+    Args:
+        model: also with such models as layers, to any depth.
+        outputs: tensors of the model, by default its outputs.
+
+    Returns:
+        Its `Calls`. A nested model of another kind, with code of its own, is one call.
+
+    Raises:
+        ValueError: if the model itself is of another kind.
+    """
+    if not is_listed(model):
+        raise ValueError(
+            f"Model {model.name!r} is of the class {type(model).__name__}, whose "
+            "call() is code that cannot be read. Build it as keras.Model(inputs, "
+            "outputs) or keras.Sequential, with an Input of images."
+        )
+    recorder = _Recorder()
+    inputs = [recorder.new_value() for _ in model.inputs]
+    found = recorder.follow(model, inputs, outputs or model.outputs)
+    return Calls(tuple(inputs), tuple(recorder.calls), tuple(found))
+
+
+def is_listed(layer) -> bool:
+    """Tells whether a layer is a model whose calls Keras knows."""
+    if not isinstance(layer, keras.Model) or not getattr(layer, "inputs", None):
+        return False
+    if isinstance(layer, keras.Sequential):
+        return type(layer).call is keras.Sequential.call
+    functional = type(keras.Model(layer.inputs, layer.outputs))
+    return type(layer).call is functional.call
+
+
+class _StandIn(keras.Operation):
+    """Connects tensors in place of an operation, without computing their shapes."""
+
+    def __init__(self, outputs: list):
+        super().__init__()
+        self.specs = outputs
+
+    def compute_output_spec(self, *args, **kwargs):
+        return self.specs
+
+
+class _Recorder:
+    """Follows a model's calls and writes them down."""
+
+    def __init__(self):
+        self.calls = []
+        self._values = {}  # by the id of their Keras tensor
+        self._tensors = []  # kept, so that no id is used twice
+        self._count = 0
+
+    def new_value(self) -> Value:
+        self._count += 1
+        return Value(self._count)
+
+    def _remember(self, tensor, value: Value) -> None:
+        self._values[id(tensor)] = value
+        self._tensors.append(tensor)
+
+    def follow(self, model, inputs, outputs, trained_by=None) -> list[Value]:
+        tensors = [
+            keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in model.inputs
+        ]
+        for tensor, value in zip(tensors, inputs):
+            self._remember(tensor, value)
+        clone = keras.models.clone_model(
+            keras.Model(model.inputs, outputs),
+            input_tensors=tensors,
+            clone_function=lambda operation: operation,
+            call_function=functools.partial(self._call, trained_by),
+        )
+        return [self._values[id(tensor)] for tensor in clone.outputs]
+
+    def _call(self, trained_by, operation, /, *args, **kwargs):
+        trained_by = _trained_by(operation, args, kwargs, trained_by)
+        tensors = args, kwargs
+        args, kwargs = keras.tree.map_structure(
+            lambda x: self._values.get(id(x), x), tensors
+        )
+        specs = [
+            keras.KerasTensor(x.shape, x.dtype)
+            for x in keras.tree.flatten(operation.output)
+        ]
+        call = Call(
+            operation, args, kwargs, tuple(self.new_value() for _ in specs), trained_by
+        )
+        outputs = call.outputs
+        if is_listed(operation) and len(operation.inputs) == len(call.inputs):
+            outputs = self.follow(operation, call.inputs, operation.outputs, trained_by)
+        else:
+            self.calls.append(call)
+        made = _StandIn(specs)(*tensors[0], **tensors[1])
+        for tensor, value in zip(made, outputs):
+            self._remember(tensor, value)
+        return made
+
+
+def _trained_by(operation, args, kwargs, around: str | None) -> str | None:
+    """Returns who asks for training in a call, by default the model around it."""
+    if not isinstance(operation, keras.Layer):
+        return around
+    signature = inspect.signature(operation.call)
+    parameter = signature.parameters.get("training")
+    if parameter is None or parameter.default is True:  # as image augmentations have
+        return around
+    own = signature.bind_partial(*args, **kwargs).arguments.get("training")
+    if own is None:
+        return around
+    return (around or operation.name) if own else None
