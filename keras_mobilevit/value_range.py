@@ -325,6 +325,6 @@ def largest_value(model: keras.Model) -> int:
             f"Model {model.name!r} does not tell whether its images have values in "
             f"[0, 255] or [0, 1]: {'; '.join(dict.fromkeys(doubts))}. Assumed: [0, "
             f"{largest}]. To be sure, begin the model with keras.layers.Rescaling.",
-            stacklevel=2,
+            stacklevel=1,  # one place, so that it is shown once
         )
     return largest

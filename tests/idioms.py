@@ -21,7 +21,6 @@ class Idiom:
     Attributes:
         build: makes the model.
         largest: value of the images that it takes.
-        kept: names of types of layers, or of operations, that no rewrite knows.
     """
 
     build: Callable[[], keras.Model]
@@ -73,7 +72,7 @@ def pooled(function: Callable) -> Callable:
     return scaled(lambda x: function(layers.GlobalAveragePooling2D()(x)))
 
 
-def sequential(*before, on_top=None) -> Callable:
+def sequential(*before) -> Callable:
     def build():
         top = [layers.GlobalAveragePooling2D(), layers.Dense(3)]
         front = [make() for make in before]
