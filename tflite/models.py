@@ -92,8 +92,9 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
 # Why Keras does not load a file, in its words, and what to do about it.
 HINTS = {
     r"Could not locate (class|function) '[^']+'": (
-        " ({found}). That is code of its own, which is not in the file. Build the model of Keras's "
-        "layers and keras.ops alone, load its weights into that and save it."
+        " ({found}). That is code of its own, which is not in the file. Build the "
+        "model of Keras's layers and keras.ops alone, load its weights into that and "
+        "save it."
     ),
     r"(`Lambda` layer|lambda_layer\.Lambda)": (
         ": it has a Lambda layer, whose code is not run. Write what it does with "
