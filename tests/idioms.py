@@ -185,6 +185,12 @@ def gray():
     return keras.Model(inputs, head(base()(layers.Rescaling(1 / 255)(x))))
 
 
+def gray_minus_three_means():
+    inputs = image(1)
+    x = (inputs - np.array([123.0, 117.0, 104.0], "float32")) / 64.0
+    return keras.Model(inputs, head(base()(x)))
+
+
 def two_heads(as_dict: bool):
     def build():
         inputs = image()
@@ -366,6 +372,7 @@ IDIOMS: dict[str, Idiom] = {
         )
     ),
     "gray image": Idiom(gray),
+    "gray image minus three means": Idiom(gray_minus_three_means),
     "images of integers": Idiom(uint8_images),
     # Nesting.
     "sequential with rescaling in front": Idiom(
