@@ -150,14 +150,22 @@ def _of_operator(call: Call):
         return None, None
     number, form = (call.args[1], forms[0]) if is_value[0] else (call.args[0], forms[1])
     number = per_channel(number)
-    if form is None or number is None or number.shape not in _shapes_of(call):
+    if form is None or number is None:
         return None, None
     return tuple(np.asarray(x, np.float64) for x in form(number))
 
 
-def _shapes_of(call: Call) -> tuple:
-    """Returns the shapes of numbers that leave the shape of what a call takes."""
-    return (), (1,), tuple(call.operation.output.shape[-1:])
+def _numbers_of(call: Call) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns scale and offset of a call, also of one that makes new channels."""
+    if type(call.operation) is layers.Rescaling:
+        found = _of_rescaling(call.operation)
+    elif type(call.operation) is layers.Normalization:
+        found = _of_normalization(call.operation)
+    elif not isinstance(call.operation, layers.Layer):
+        found = _of_operator(call)
+    else:
+        return None
+    return None if any(x is None for x in found) else found
 
 
 def scale_and_offset(call: Call) -> tuple[np.ndarray, np.ndarray] | None:
@@ -170,15 +178,13 @@ def scale_and_offset(call: Call) -> tuple[np.ndarray, np.ndarray] | None:
     Returns:
         Scale and offset, each `[channels]` or `[]`, or `None`.
     """
-    if type(call.operation) is layers.Rescaling:
-        found = _of_rescaling(call.operation)
-    elif type(call.operation) is layers.Normalization:
-        found = _of_normalization(call.operation)
-    elif not isinstance(call.operation, layers.Layer):
-        found = _of_operator(call)
-    else:
+    found = _numbers_of(call)
+    if found is None:
         return None
-    return None if any(x is None for x in found) else found
+    given, returned = call.operation.input.shape, call.operation.output.shape
+    keeps_shape = tuple(given) == tuple(returned)
+    keeps_shape &= {x.size for x in found} <= {1, given[-1]}
+    return found if keeps_shape else None
 
 
 def is_identity(call: Call) -> bool:
@@ -261,7 +267,7 @@ def _signs(model: keras.Model) -> Iterator[_Sign]:
         if not found:
             continue
         scale, offset, by = found[0]
-        operation, own = call.operation, scale_and_offset(call)
+        operation, own = call.operation, _numbers_of(call)
         if own is not None:
             own_scale, own_offset = (float(np.mean(x)) for x in own)
             if not own_scale:
@@ -325,6 +331,6 @@ def largest_value(model: keras.Model) -> int:
             f"Model {model.name!r} does not tell whether its images have values in "
             f"[0, 255] or [0, 1]: {'; '.join(dict.fromkeys(doubts))}. Assumed: [0, "
             f"{largest}]. To be sure, begin the model with keras.layers.Rescaling.",
-            stacklevel=2,
+            stacklevel=1,  # one place, so that it is shown once
         )
     return largest

@@ -21,7 +21,6 @@ class Idiom:
     Attributes:
         build: makes the model.
         largest: value of the images that it takes.
-        kept: names of types of layers, or of operations, that no rewrite knows.
     """
 
     build: Callable[[], keras.Model]
@@ -73,7 +72,7 @@ def pooled(function: Callable) -> Callable:
     return scaled(lambda x: function(layers.GlobalAveragePooling2D()(x)))
 
 
-def sequential(*before, on_top=None) -> Callable:
+def sequential(*before) -> Callable:
     def build():
         top = [layers.GlobalAveragePooling2D(), layers.Dense(3)]
         front = [make() for make in before]
@@ -184,6 +183,12 @@ def gray():
     inputs = image(1)
     x = layers.Concatenate()([inputs, inputs, inputs])
     return keras.Model(inputs, head(base()(layers.Rescaling(1 / 255)(x))))
+
+
+def gray_minus_three_means():
+    inputs = image(1)
+    x = (inputs - np.array([123.0, 117.0, 104.0], "float32")) / 64.0
+    return keras.Model(inputs, head(base()(x)))
 
 
 def two_heads(as_dict: bool):
@@ -367,6 +372,7 @@ IDIOMS: dict[str, Idiom] = {
         )
     ),
     "gray image": Idiom(gray),
+    "gray image minus three means": Idiom(gray_minus_three_means),
     "images of integers": Idiom(uint8_images),
     # Nesting.
     "sequential with rescaling in front": Idiom(

@@ -234,7 +234,7 @@ def test_what_tflite_cannot_express_is_refused(tmp_path):
 def test_a_model_of_other_inputs_is_refused(tmp_path):
     path = str(tmp_path / "dense.keras")
     keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)]).save(path)
-    with pytest.raises(ValueError, match=r"\(None, 5\).*Expected RGB images"):
+    with pytest.raises(ValueError, match=r"\(None, 5\).*Expected one of RGB images"):
         models.load_model(path)
 
 

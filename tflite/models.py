@@ -90,14 +90,15 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
     return built
 
 
-# How Keras begins to say that a file cannot be loaded, and what to do about it.
+# Why Keras does not load a file, in its words, and what to do about it.
 HINTS = {
     r"Could not locate (class|function) '[^']+'": (
-        "That is code of its own, which is not in the file. Build the model of Keras's "
-        "layers and keras.ops alone, load its weights into that and save it."
+        " ({found}). That is code of its own, which is not in the file. Build the "
+        "model of Keras's layers and keras.ops alone, load its weights into that and "
+        "save it."
     ),
     r"(`Lambda` layer|lambda_layer\.Lambda)": (
-        "It has a Lambda layer, whose code is not run. Write what it does with "
+        ": it has a Lambda layer, whose code is not run. Write what it does with "
         "keras.layers or keras.ops, which are saved as they are (Rescaling, "
         "x / 127.5 - 1, keras.ops.mean(x, axis=1)), and save the model again."
     ),
@@ -111,8 +112,8 @@ def _load(path: str) -> keras.Model:
         for sign, hint in HINTS.items():
             found = re.search(sign, str(error))
             if found:
-                message = f"{path} cannot be loaded: {found.group()}. {hint}"
-                raise ValueError(message) from error
+                hint = hint.format(found=found.group())
+                raise ValueError(f"{path} cannot be loaded{hint}") from error
         raise
 
 
