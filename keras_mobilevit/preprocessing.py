@@ -97,6 +97,8 @@ def resize_and_center_crop(image, size: tuple, crop_fraction: float = CROP_FRACT
     )
     top = (ops.cast(height, "int32") - crop_height) // 2
     left = (ops.cast(width, "int32") - crop_width) // 2
+    # Antialiased, as Pillow does and timm evaluates. ml-cvnets 0.1, of which the published
+    # weights are, resized with OpenCV, which is not: aliased photos differ a little.
     return ops.image.resize(
         ops.cast(image[top : top + crop_height, left : left + crop_width], "float32"),
         size,
