@@ -4,6 +4,16 @@ Saved models are loaded by `keras.models.load_model` once this package is import
 import tells Keras the layers, which it does not look for by itself.
 """
 
+import importlib
+
+try:
+    importlib.import_module("keras")
+except ImportError as error:
+    raise ImportError(
+        f"Keras cannot load its backend: {error}. Run `pip install tensorflow`; or "
+        "install jax or torch, and set the environment variable KERAS_BACKEND to it."
+    ) from error
+
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.classifier import MobileViT_S, MobileViT_XS, MobileViT_XXS
 from keras_mobilevit.configs import VARIANTS
