@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 SHAPE = (48, 80, 3)  # not square, and not of whole patches
 IMAGES = np.random.default_rng(0).uniform(0, 255, (4, *SHAPE)).astype("float32")
 KINDS = ("classifier", "detector", "segmenter")
+# Tracing is slow, and the detector's layers are all in the two others.
+TRACED = ["classifier", pytest.param("segmenter", marks=pytest.mark.slow)]
 
 
 def build(kind: str, shape=SHAPE):
@@ -172,7 +174,7 @@ def test_float32_layers_have_no_policy_of_their_own(models):
         assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
 
 
-@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+@pytest.mark.parametrize("kind", TRACED)
 def test_fit_in_plain_keras(kind: str):
     keras.utils.set_random_seed(1)
     if kind == "classifier":
@@ -196,7 +198,7 @@ def test_quantized_models_are_close_and_are_saved(models, tmp_path):
     assert_close(run(keras.models.load_model(tmp_path / "int8.keras")), found)
 
 
-@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+@pytest.mark.parametrize("kind", TRACED)
 def test_export_takes_other_sizes_and_batches(kind: str, models, tmp_path):
     tf = pytest.importorskip("tensorflow")
     model = build(kind, (None, None, 3))
