@@ -7,20 +7,24 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(
-    r'__version__ = "(.+?)"', (ROOT / "keras_mobilevit/__init__.py").read_text()
+    r'__version__ = "(.+?)"', (ROOT / "keras_mobilevit/__init__.py").read_text("utf-8")
 ).group(1)
 
+# Others run code from a .keras file in spite of `safe_mode`, or read files that an HDF5
+# file inside it names into the weights.
+KERAS = "keras>=3.12.4, !=3.13.*, !=3.14.0, !=3.15.0"
+
+PREDICT = ["pillow", "tensorflow>=2.18"]  # `python -m keras_mobilevit predict`
 TRAIN = [
+    *PREDICT,
     "absl-py",
     "defusedxml",
     "importlib_resources",  # tensorflow-datasets imports it without asking for it
     "keras-cv",
     "matplotlib",
-    "pillow",
     "pycocotools",
     "scikit-learn",
     "tensorboard",
-    "tensorflow>=2.18",
     "tensorflow-datasets",
     "tqdm",
 ]
@@ -51,14 +55,14 @@ setup(
     name="keras-mobilevit",
     version=VERSION,
     description="MobileViT for Keras: models, multi-scale training, TFLite, Core ML.",
-    long_description=(ROOT / "README.md").read_text(),
+    long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["keras_mobilevit", "keras_mobilevit.*"]),
     python_requires=">=3.10",
-    # Older versions of Keras run code from a .keras file in spite of `safe_mode`.
-    install_requires=["huggingface_hub", "keras>=3.12", "numpy", "safetensors"],
+    install_requires=["huggingface_hub", KERAS, "numpy", "safetensors"],
     extras_require={
+        "predict": PREDICT,
         "train": TRAIN,
         "tflite": TFLITE,
         "coreml": COREML,

@@ -14,10 +14,14 @@ with their share of the pixels, and coloured in photo_classes.png.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
+
+if importlib.util.find_spec("PIL") is None:  # which the imports below take
+    sys.exit("error: `predict` reads pictures with Pillow. Run `pip install pillow`.")
 
 import keras
 import numpy as np

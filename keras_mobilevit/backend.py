@@ -19,21 +19,33 @@ def _tensorflow():
     return tensorflow
 
 
+def output_dtype() -> str | None:
+    """Returns the `dtype` of the layer that gives a model's output.
+
+    Returns:
+        `"float32"` where layers compute in 16 bits, as Keras's guide to mixed precision
+        asks for, otherwise `None`, which stands for the policy that is set.
+    """
+    is_short = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
+    return "float32" if is_short else None
+
+
 def resize_bilinear(x, height, width):
     """Resizes feature maps with half-pixel centres (`align_corners=False`).
 
     Args:
         x: feature maps `[batch, rows, columns, channels]`.
-        height: rows of the result; a number, or a tensor where it is only known at run
-            time, which only happens on TensorFlow and which `keras.ops` refuses.
+        height: rows of the result; a number, or what stands for one that is only
+            known at run time: on TensorFlow a tensor, which `keras.ops` refuses; on
+            JAX, in an export, a symbolic dimension.
         width: columns of the result, likewise.
 
     Returns:
         Feature maps `[batch, height, width, channels]`.
     """
-    is_static = isinstance(height, int) and isinstance(width, int)
-    if not is_static:
-        return _tensorflow().image.resize(x, (height, width), method="bilinear")
+    tf = _tensorflow()
+    if tf and not (isinstance(height, int) and isinstance(width, int)):
+        return tf.image.resize(x, (height, width), method="bilinear")
     if (height, width) == tuple(x.shape[1:3]):
         return x
     return ops.image.resize(
@@ -52,6 +64,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Keras composes the batch statistics from elementwise operations; the kernel reads
     the feature map once. Channels-last feature maps take it, and have statistics in
     float32, whatever type they are of.
+
+    As in Keras, the running variance is the average of the biased variances of the
+    batches. PyTorch averages the unbiased ones, which are larger by `n / (n - 1)` for
+    `n` values a channel: by 2 % for 50 values, and by nothing that matters for a batch
+    of feature maps.
+
+    It has the name of Keras's layer, because `.weights.h5` files call layers by it.
     """
 
     def call(self, inputs, training=None, mask=None):
@@ -63,12 +82,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and self.center
             and self.scale
             and not self.synchronized
+            and not getattr(self, "renorm", False)  # older versions of Keras have none
             and mask is None
         )
         if not (tf and training and self.trainable and is_fusable):
             return super().call(inputs, training=training, mask=mask)
+        scale, offset = (ops.cast(x, "float32") for x in (self.gamma, self.beta))
         outputs, mean, variance, *_ = tf.compat.v1.nn.fused_batch_norm(
-            inputs, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
+            inputs, scale, offset, epsilon=self.epsilon, is_training=True
         )
         # The kernel's variance is the unbiased estimate; Keras averages the biased.
         count = ops.cast(ops.size(inputs) // inputs.shape[-1], "float32")
@@ -77,7 +98,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
             (self.moving_mean, mean),
             (self.moving_variance, variance),
         ):
-            moving.assign(moving * self.momentum + batch * (1 - self.momentum))
+            moving.assign(
+                ops.cast(moving, "float32") * self.momentum
+                + batch * (1 - self.momentum)
+            )
         return outputs
 
 

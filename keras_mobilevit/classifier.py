@@ -9,6 +9,7 @@ from keras_mobilevit.arguments import (
     check_weights,
 )
 from keras_mobilevit.backbone import feature_maps
+from keras_mobilevit.backend import output_dtype
 from keras_mobilevit.configs import CLASSIFIER_DROPOUT, VARIANTS, ModelConfig
 from keras_mobilevit.hub import weights_file
 from keras_mobilevit.layers import conv_bn_act, dense
@@ -19,7 +20,8 @@ DEFAULT_SIZE = 256  # what the paper trains and evaluates at
 _DOCSTRING = """{title}: {parameters} M parameters, {top1} % top-1 on ImageNet-1k.
 
 Source: [MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision
-Transformer](https://arxiv.org/abs/2110.02178), Table 4.
+Transformer](https://arxiv.org/abs/2110.02178), Table 4. The accuracy is that of the
+authors' release of the weights, at 256x256.
 
 Args:
     include_top: whether to end in the global average pooling, dropout and the
@@ -27,7 +29,8 @@ Args:
     weights: `"imagenet"` (the published weights, downloaded once), `None` for random
         initialization, or the path of a weights file: `.keras`, `.weights.h5`,
         `.safetensors` with the names of timm, transformers or ml-cvnets, or Apple's
-        `.pt`.
+        `.pt`. For weights that were trained on BGR or RGB otherwise than the published
+        ones see `channel_order` of `keras_mobilevit.load_weights`.
     input_tensor: a Keras tensor to use as the image input of the model.
     input_shape: `(height, width, channels)`, channels last. Height and width are at
         least 32, need not be equal nor a multiple of anything, and may be `None`.
@@ -45,7 +48,10 @@ Args:
 
 Returns:
     A functional `keras.Model` from images `[batch, height, width, channels]` to
-    `[batch, classes]`.
+    `[batch, classes]`, in float32 also where the layers compute in 16 bits. Once saved,
+    it is loaded with `keras.models.load_model`, in a program that has imported
+    `keras_mobilevit`: Keras imports no package by itself, and would not find the
+    layers.
 
 Raises:
     ValueError: if an argument or a combination of them is not valid, or the weights do
@@ -224,7 +230,9 @@ def build_classifier(
     if include_top:
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)
         x = layers.Dropout(CLASSIFIER_DROPOUT, name="head_dropout")(x)
-        x = dense(classes, "predictions", activation=classifier_activation)(x)
+        x = dense(classes, "predictions", classifier_activation, dtype=output_dtype())(
+            x
+        )
     elif pooling == "avg":
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)
     elif pooling == "max":
@@ -277,5 +285,5 @@ def _variant(title: str, parameters: str, top1: str):
 
 
 MobileViT_XXS = _variant("MobileViT_XXS", parameters="1.3", top1="69.0")
-MobileViT_XS = _variant("MobileViT_XS", parameters="2.3", top1="74.8")
-MobileViT_S = _variant("MobileViT_S", parameters="5.6", top1="78.4")
+MobileViT_XS = _variant("MobileViT_XS", parameters="2.3", top1="74.7")
+MobileViT_S = _variant("MobileViT_S", parameters="5.6", top1="78.3")

@@ -43,11 +43,12 @@ PATCH_SIZE = 2
 CLASSIFIER_DROPOUT = 0.1
 MIN_SIZE = 32  # side of an image that leaves one pixel of the last feature map
 
-# Trainable parameters with 1,000 classes, and ImageNet-1k top-1 of the published
-# weights at 256x256 (paper section 4.1 and the authors' release):
+# Trainable parameters with 1,000 classes, and ImageNet-1k top-1 at 256x256 of the
+# published weights, from their release (examples/README-mobilevit.md of ml-cvnets 0.1).
+# The paper, section 4.1, has 69.0, 74.8 and 78.4.
 #   mobilevit_xxs  1,272,024  69.0
-#   mobilevit_xs   2,317,848  74.8
-#   mobilevit_s    5,578,632  78.4
+#   mobilevit_xs   2,317,848  74.7
+#   mobilevit_s    5,578,632  78.3
 _ROWS = (
     # name          stem  stages 1 to 5            d of stages 3-5  head  exp.  dropout
     ("mobilevit_xxs", 16, (16, 24, 48, 64, 80), (64, 80, 96), 320, 2, 0.05),

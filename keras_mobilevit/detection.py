@@ -24,6 +24,8 @@ def decode_outputs(outputs: dict, anchors):
         Boxes `[batch, anchors, 4]`, corners within the image, and scores
         `[batch, anchors, classes]`, without the background's.
     """
+    # ml-cvnets clips after the suppression. The overlaps differ only for boxes that
+    # reach beyond the image; converted models clip here too, and agree with this.
     boxes = box_math.decode(outputs["offsets"], ops.convert_to_tensor(anchors))
     return box_math.clip(boxes), ops.softmax(outputs["logits"], axis=-1)[..., 1:]
 
@@ -57,7 +59,7 @@ def non_max_suppression(
         class -1 and a box of zeros.
     """
     classes = scores.shape[-1]
-    candidates = min(candidates, scores.shape[1])
+    candidates = _smaller(candidates, ops.shape(scores)[1])
     scores = ops.where((box_math.area(boxes) > 0)[..., None], scores, 0.0)
     # [batch, classes, candidates] and [batch, classes, candidates, 4]
     scores, indices = ops.top_k(ops.transpose(scores, (0, 2, 1)), candidates)
@@ -83,6 +85,11 @@ def non_max_suppression(
     }
 
 
+def _smaller(one: int, other):
+    """Returns the smaller of two numbers; one may be known only at run time."""
+    return min(one, other) if isinstance(other, int) else ops.minimum(one, other)
+
+
 def _take_best(boxes, iou_threshold: float, step, scores, found):
     """Moves each image's best candidate to what is found, and drops its rivals."""
     classes = scores.shape[1]
@@ -95,7 +102,7 @@ def _take_best(boxes, iou_threshold: float, step, scores, found):
     box = ops.take_along_axis(row_boxes, place[..., None], axis=1)  # [batch, 1, 4]
     # The box itself too, whose overlap may be 0 / 0.
     is_dropped = box_math.iou(row_boxes, box) > iou_threshold
-    is_dropped |= ops.arange(row.shape[-1]) == place
+    is_dropped |= ops.arange(ops.shape(row)[-1]) == place
     is_class = ops.arange(classes) == label  # [batch, classes]
     scores = ops.where(is_class[..., None] & is_dropped[:, None], 0.0, scores)
     new = ops.concatenate(

@@ -10,6 +10,7 @@ Detectors are on Apple's server alone, and are kept in `$KERAS_HOME/models`, by 
 
 import dataclasses
 import hashlib
+import importlib.util
 import os
 import re
 import socket
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import keras
 
+from keras_mobilevit.configs import VARIANTS
 from keras_mobilevit.files import whole_file
 
 FILENAME = "model.safetensors"
@@ -49,6 +51,8 @@ IMAGENET = {
     "mobilevit_xs": HubFile(
         "timm/mobilevit_xs.cvnets_in1k", "09bcddcdf2f602ff2f7352fe9906221df90179e4"
     ),
+    # Only the first seven digits of its commit, f69cd0a, are known, and the Hub takes
+    # no short form. The hash pins the content: a card edited on `main` does no harm.
     "mobilevit_s": HubFile(
         "timm/mobilevit_s.cvnets_in1k",
         "main",
@@ -58,7 +62,8 @@ IMAGENET = {
 
 # DeepLabv3 on PASCAL VOC 2012, 21 classes, as transformers names it. Apple's licence.
 VOC = {
-    # The safetensors file is only in a request to add it, whose commit is not known.
+    # The safetensors file is only in a request to add it, whose commit and hash are not
+    # known: its content is checked against the Hub's own ETag alone.
     "mobilevit_xxs": HubFile("apple/deeplabv3-mobilevit-xx-small", "refs/pr/2"),
     "mobilevit_xs": HubFile(
         "apple/deeplabv3-mobilevit-x-small", "2e49c914d1480b8820c6302777165045664e2014"
@@ -70,8 +75,16 @@ VOC = {
     ),
 }
 
-# SSDLite at 320x320 on COCO, 80 classes. Apple's licence; no checksum is published.
+# SSDLite at 320x320 on COCO, 80 classes. Apple's licence. Neither a checksum nor a
+# version is published, so its content cannot be pinned.
 COCO = "https://docs-assets.developer.apple.com/ml-research/models/cvnets/detection"
+
+# Apple's own classifiers (mobilevit_xxs.pt, xs, s), by the SHA-1 that git gives a file.
+APPLE_BLOBS = (
+    "ae8a54c195f350ecf44a77c48a6d7dcdd2e969bc",
+    "2925d8bd8757273c5fe5b35b303bd5d63215438d",
+    "97ae26ed94f4794cb37c69b26364f461179ebbeb",
+)
 
 
 def _verify(file: HubFile, path: Path) -> None:
@@ -155,17 +168,45 @@ def fetch(file: HubFile) -> Path:
     return path
 
 
+def _keras_home() -> Path:
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+
+
+def _coco_path(variant: str) -> Path:
+    return _keras_home() / "models" / f"ssd_{variant}_320.pt"
+
+
+def _git_blob_id(path: Path) -> str:
+    content = path.read_bytes()
+    header = b"blob %d\0" % len(content)
+    return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
+
+
+def is_published(path) -> bool:
+    """Tells whether a file of ml-cvnets' names is one that Apple has published.
+
+    Args:
+        path: of an existing file.
+
+    Returns:
+        True for the detectors that `weights="coco"` downloads, and for Apple's
+        classifiers, which are known by their content.
+    """
+    path = Path(path).resolve()
+    detectors = [_coco_path(variant).resolve() for variant in VARIANTS]
+    return path in detectors or _git_blob_id(path) in APPLE_BLOBS
+
+
 def _fetch_coco(variant: str) -> Path:
     """Returns the local copy of a published detector, downloaded when first asked for.
 
     Raises:
         OSError: as `fetch`.
     """
-    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-    path = home / "models" / f"ssd_{variant}_320.pt"
+    path = _coco_path(variant)
     if path.exists():
         return path
-    url = f"{COCO}/{path.name}"
+    home, url = _keras_home(), f"{COCO}/{path.name}"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with whole_file(path) as temporary:
@@ -179,6 +220,16 @@ def _fetch_coco(variant: str) -> Path:
             f"The cause: {error}"
         ) from error
     return path
+
+
+def _check_has_torch() -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError(
+            'Apple\'s published detectors, `weights="coco"`, are PyTorch files, and '
+            "PyTorch is not installed. Run `pip install torch`; or give "
+            '`weights="imagenet"` for the published backbone with a new head, `None` '
+            "for random weights, or the path of another file."
+        )
 
 
 def weights_file(weights, variant: str) -> Path:
@@ -195,9 +246,11 @@ def weights_file(weights, variant: str) -> Path:
 
     Raises:
         OSError: see `fetch`.
-        ValueError: if there are no such weights, or see `fetch`.
+        ValueError: if there are no such weights, for `"coco"` if PyTorch is not
+            installed, or see `fetch`.
     """
     if weights == "coco":
+        _check_has_torch()  # before the download, which nothing else could read
         return _fetch_coco(variant)
     if weights not in ("imagenet", "voc"):
         return Path(weights)

@@ -90,6 +90,8 @@ def resize_and_center_crop(image, size: tuple, crop_fraction: float = CROP_FRACT
     )
     top = (ops.cast(height, "int32") - crop_height) // 2
     left = (ops.cast(width, "int32") - crop_width) // 2
+    # Antialiased, as Pillow resizes for timm. ml-cvnets 0.1, where published weights
+    # come from, resized without: photos that shrink a lot look a little different.
     return ops.image.resize(
         ops.cast(image[top : top + crop_height, left : left + crop_width], "float32"),
         size,

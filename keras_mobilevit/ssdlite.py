@@ -14,6 +14,7 @@ from keras_mobilevit.arguments import (
     check_weights,
 )
 from keras_mobilevit.backbone import feature_maps
+from keras_mobilevit.backend import output_dtype
 from keras_mobilevit.configs import get_config
 from keras_mobilevit.hub import weights_file
 from keras_mobilevit.layers import batch_norm, pad_for_stride
@@ -116,7 +117,7 @@ def detection_head(maps: dict, classes: int) -> dict:
         _predict(x, index, numbers) for index, x in enumerate(_detection_maps(maps))
     ]
     x = layers.Concatenate(axis=1, name="ssd_concat")(predictions)
-    return SplitPredictions(name="ssd_split")(x)
+    return SplitPredictions(dtype=output_dtype(), name="ssd_split")(x)
 
 
 def is_detector(model: keras.Model) -> bool:
@@ -130,7 +131,7 @@ def is_detector(model: keras.Model) -> bool:
 def SSDLite(
     backbone: str = "mobilevit_s",
     classes: int = COCO_CLASSES,
-    weights: str | None = "coco",
+    weights: str | None = "default",
     input_shape: tuple = (DEFAULT_SIZE, DEFAULT_SIZE, 3),
     include_preprocessing: bool = True,
     name: str | None = None,
@@ -141,10 +142,12 @@ def SSDLite(
         backbone: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
         classes: number of classes, without the background.
         weights: `"coco"` (Apple's published detector of 80 classes, downloaded once;
-            reading it takes PyTorch), `"imagenet"` (the published backbone, and a head
-            of random weights), `None` for random initialization, or the path of a file
-            that holds a whole detector: `.keras`, `.weights.h5`, `.safetensors` with
-            ml-cvnets' names, or Apple's `.pt`.
+            reading it takes PyTorch), `"imagenet"` (the published backbone, downloaded
+            once, and a head of random weights), `None` for random initialization, or
+            the path of a file that holds a whole detector: `.keras`, `.weights.h5`,
+            `.safetensors` with ml-cvnets' names, or Apple's `.pt`; see also
+            `channel_order` of `keras_mobilevit.load_weights`. `"default"` is `"coco"`
+            for 80 classes and `"imagenet"` for another number.
         input_shape: `(height, width, channels)`; height and width may be `None`.
         include_preprocessing: if true, the model takes values in [0, 255] and scales
             them itself; if false, it takes values in [0, 1]. Images are RGB.
@@ -155,7 +158,12 @@ def SSDLite(
         which the whole is seen (resized to the input's shape, whatever its aspect), to
         a dict: `offsets` `[batch, anchors, 4]` from `anchor_boxes(height, width)`, and
         `logits` `[batch, anchors, classes + 1]`, of which class 0 is the background.
-        `detect` makes boxes and scores of them.
+        `detect` makes boxes and scores of them. They are in float32 also where the
+        layers compute in 16 bits.
+
+    Once saved, the model is loaded with `keras.models.load_model`, in a program that
+    has imported `keras_mobilevit`: Keras imports no package by itself, and would not
+    find the layers.
 
     Raises:
         ValueError: if an argument or a combination of them is not valid, or the weights
@@ -170,12 +178,14 @@ def SSDLite(
     >>> found["boxes"].shape
     (2, 200, 4)
 
-    Source: Table 1 of https://arxiv.org/abs/2110.02178: 24.8 (XS) and 27.7 (S) COCO mAP
-    at 320x320.
+    Source: Table 1 of https://arxiv.org/abs/2110.02178. By their release, the published
+    weights reach 19.9 (XXS), 24.8 (XS) and 27.9 (S) COCO mAP at 320x320.
     """
     config = get_config(backbone)
-    check_weights(weights, ("imagenet", "coco"))
+    check_weights(weights, ("default", "imagenet", "coco"))
     check_classes(classes)
+    if weights == "default":
+        weights = "coco" if classes == COCO_CLASSES else "imagenet"
     if weights == "coco" and classes != COCO_CLASSES:
         raise ValueError(
             f'`weights="coco"` has {COCO_CLASSES} classes; `weights="imagenet"` takes '

@@ -7,6 +7,7 @@ model set, in equal shape, or nothing is loaded.
 
 import os
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,13 +19,22 @@ from keras import layers
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from keras_mobilevit.backend import BatchNormalization, DilatedConv2D
 from keras_mobilevit.files import whole_file
-from keras_mobilevit.weight_names import LIBRARIES, TIMM, Library, is_backbone
+from keras_mobilevit.hub import is_published
+from keras_mobilevit.weight_names import (
+    CVNETS,
+    CVNETS_TASKS,
+    LIBRARIES,
+    TIMM,
+    Library,
+    is_backbone,
+)
 
 OLDEST_TORCH = (2, 6)  # earlier ones run code in spite of `weights_only`
 LISTED = 10  # names of a kind of difference that an error lists
 TOPS = ("predictions", "ssd_split", "deeplab_classifier")  # a layer of each whole model
+CHANNEL_ORDERS = ("rgb", "bgr")
+ADAPTED = ("lora_kernel", "kernel_scale")  # in the names of what a plain layer has not
 
 # Names of a variable here and in PyTorch, by kind of layer.
 _CONV = {"kernel": "weight"}
@@ -38,17 +48,15 @@ _BATCH_NORM = {
 }
 _VARIABLES = {
     layers.Conv2D: _CONV,
-    DilatedConv2D: _CONV,
     layers.DepthwiseConv2D: _CONV,
     layers.Dense: _DENSE,
     layers.LayerNormalization: _LAYER_NORM,
-    BatchNormalization: _BATCH_NORM,
+    layers.BatchNormalization: _BATCH_NORM,
 }
 
 # PyTorch's axes in Keras's order: OIHW to HWIO; C1HW to HWC1; (out, in) to (in, out).
 _KERNEL_AXES = {
     layers.Conv2D: (2, 3, 1, 0),
-    DilatedConv2D: (2, 3, 1, 0),
     layers.DepthwiseConv2D: (2, 3, 0, 1),
     layers.Dense: (1, 0),
 }
@@ -79,8 +87,13 @@ class _Place(NamedTuple):
         return np.transpose(value, np.argsort(self.axes)) if self.axes else value
 
 
+def _kind(layer) -> type | None:
+    """Returns the kind of a layer; this library's own are of the kind they extend."""
+    return next((kind for kind in type(layer).__mro__ if kind in _VARIABLES), None)
+
+
 def _place(layer, variable, library: Library) -> _Place:
-    kind = type(layer)
+    kind = _kind(layer)
     # A layer of another kind or name can only be reported as missing.
     module = library.modules.get(layer.name, layer.name)
     module, _, third = module.partition("#")
@@ -135,7 +148,12 @@ def _match(wanted: dict, found: dict, path: str) -> None:
     ]
     if problems:
         guess = "Is it of another variant, or of another number of classes?"
-        if not mismatched and all("auxiliary" in name for name in missing + unused):
+        if any(word in name for name in missing + unused for word in ADAPTED):
+            guess = (
+                "One of them is quantized or has LoRA's adapters: load the weights "
+                "before `quantize` or `enable_lora`."
+            )
+        elif not mismatched and all("auxiliary" in name for name in missing + unused):
             guess = (
                 "One of them has the auxiliary head of training: build the model with "
                 "`auxiliary=True`, and take it off with `without_auxiliary`."
@@ -189,7 +207,36 @@ def _identify(tensors: dict, path: str) -> Library:
     )
 
 
-def _load_pytorch(model, tensors: dict, path: str, chosen) -> None:
+def _expects_bgr(library: Library, path: str, channel_order: str | None) -> bool:
+    """Tells whether weights expect images with the channels reversed."""
+    if channel_order is not None:
+        return channel_order == "bgr"
+    if library in (CVNETS, CVNETS_TASKS) and not is_published(path):
+        # The names are the same in every version; only the first read images as BGR.
+        warnings.warn(
+            f"{path} has the tensor names of ml-cvnets, which do not tell the order of "
+            "the colors. BGR was assumed, as in Apple's published MobileViT (ml-cvnets "
+            "0.1), and the channels of the first convolution were reversed. If the "
+            "weights were trained with ml-cvnets 0.2 or later, which read RGB, build "
+            "the model with `weights=None` and call `keras_mobilevit.load_weights("
+            'model, path, channel_order="rgb")`. `channel_order="bgr"` loads them as '
+            "now, without this warning.",
+            stacklevel=2,
+        )
+    return library.is_bgr
+
+
+def _reversed_colors(kernel: np.ndarray) -> np.ndarray:
+    """Exchanges red and blue of a first convolution `[out, channels, rows, columns]`.
+
+    Gray images have neither, and a fourth channel, which is alpha, stays the last.
+    """
+    if kernel.shape[1] < 3:
+        return kernel
+    return np.concatenate([kernel[:, 2::-1], kernel[:, 3:]], axis=1)
+
+
+def _load_pytorch(model, tensors: dict, path: str, chosen, channel_order) -> None:
     library = _identify(tensors, path)
     others = {
         module.partition("#")[0]
@@ -213,9 +260,8 @@ def _load_pytorch(model, tensors: dict, path: str, chosen) -> None:
         {name: tensor.shape for name, tensor in tensors.items()},
         path,
     )
-    if library.is_bgr:
-        # These weights expect BGR; the flip makes them expect RGB.
-        tensors[library.stem] = tensors[library.stem][:, ::-1]
+    if _expects_bgr(library, path, channel_order):
+        tensors[library.stem] = _reversed_colors(tensors[library.stem])
     for variable, place in places:
         variable.assign(place.to_keras(tensors[place.name]))
 
@@ -285,21 +331,37 @@ def _load_h5(model: keras.Model, path: str) -> None:
     model.load_weights(path)
 
 
-def _load(model: keras.Model, weights, chosen: Callable[[str], bool]) -> None:
+def _load(
+    model: keras.Model,
+    weights,
+    chosen: Callable[[str], bool],
+    channel_order: str | None,
+) -> None:
     """Sets the chosen layers from a file, whose other layers are not used.
 
     Args:
         model: what to set.
         weights: the path of a file.
         chosen: tells by its name whether a layer is set.
+        channel_order: as `load_weights`.
     """
     path = os.fspath(weights)
     if not os.path.isfile(path):
         raise ValueError(f"`weights` must be an existing file. Received: {path!r}.")
-    if path.endswith(".safetensors"):
-        _load_pytorch(model, _read_safetensors(path), path, chosen)
-    elif path.endswith(".pt"):
-        _load_pytorch(model, _read_pt(path), path, chosen)
+    if channel_order not in (None, *CHANNEL_ORDERS):
+        raise ValueError(
+            '`channel_order` must be None, "rgb" or "bgr". '
+            f"Received: channel_order={channel_order!r}."
+        )
+    readers = {".safetensors": _read_safetensors, ".pt": _read_pt}
+    read = readers.get(os.path.splitext(path)[1])
+    if read:
+        _load_pytorch(model, read(path), path, chosen, channel_order)
+    elif channel_order == "bgr":
+        raise ValueError(
+            'Weights in Keras\'s files expect RGB here; `channel_order="bgr"` is for '
+            f".safetensors and .pt files. Received: {path}."
+        )
     elif path.endswith(".keras"):
         _load_keras(model, path, chosen)
     elif path.endswith(".weights.h5") and chosen is _is_any:
@@ -311,7 +373,12 @@ def _load(model: keras.Model, weights, chosen: Callable[[str], bool]) -> None:
         )
 
 
-def load_weights(model: keras.Model, weights, include_top: bool = True) -> None:
+def load_weights(
+    model: keras.Model,
+    weights,
+    include_top: bool = True,
+    channel_order: str | None = None,
+) -> None:
     """Sets every weight of a MobileViT from a file.
 
     Args:
@@ -321,6 +388,12 @@ def load_weights(model: keras.Model, weights, include_top: bool = True) -> None:
             ml-cvnets, or of Apple's `.pt` (takes PyTorch).
         include_top: if false, the classifier keeps its values, and the file's
             classifier, whatever its number of classes, is not used.
+        channel_order: of the images that the file's weights were trained on, `"rgb"`
+            or `"bgr"`. The model takes RGB either way. By default RGB for timm's
+            names and BGR for transformers' and ml-cvnets', as their published
+            MobileViT have it. ml-cvnets 0.2 and later train on RGB under the same
+            names: a file with these names that Apple has not published is loaded with
+            a warning.
 
     Raises:
         ValueError: if the file is of another kind, is damaged, holds code, or does not
@@ -334,16 +407,19 @@ def load_weights(model: keras.Model, weights, include_top: bool = True) -> None:
     """
     is_h5 = os.fspath(weights).endswith(".weights.h5")  # which is a whole model's
     whole = include_top and (is_h5 or _has_top(model))
-    _load(model, weights, _is_any if whole else _is_below_top)
+    _load(model, weights, _is_any if whole else _is_below_top, channel_order)
 
 
-def load_backbone(model: keras.Model, weights) -> None:
+def load_backbone(
+    model: keras.Model, weights, channel_order: str | None = None
+) -> None:
     """Sets the stem and the five stages from a file, and leaves the head as it is.
 
     Args:
         model: any MobileViT: a classifier, a detector or a segmenter.
         weights: the path of a file that holds any MobileViT of the same variant, as
             `load_weights` reads it. What it has beyond a backbone is not used.
+        channel_order: as `load_weights`.
 
     Raises:
         ValueError: as `load_weights`.
@@ -353,21 +429,80 @@ def load_backbone(model: keras.Model, weights) -> None:
     >>> detector = keras_mobilevit.SSDLite("mobilevit_s", classes=3, weights=None)
     >>> load_backbone(detector, "runs/photos/best.keras")  # a classifier
     """
-    _load(model, weights, is_backbone)
+    _load(model, weights, is_backbone, channel_order)
+
+
+def _plain_kernel(layer):
+    """Returns a layer's kernel in floats, whatever Keras has made of it.
+
+    LoRA's adapters are added to it, and 8 bits are multiplied out.
+    """
+    mode = getattr(layer, "quantization_mode", None)
+    if mode is None:
+        return layer.kernel  # with the adapters
+    if mode != "int8" or layer.lora_enabled:
+        lora = " and has LoRA's adapters" if layer.lora_enabled else ""
+        raise ValueError(
+            f"Layer {layer.name!r} is quantized to {mode}{lora}, which timm's layers "
+            "are not. Write the file from the model as it was before `quantize`."
+        )
+    return keras.ops.cast(layer.kernel, "float32") / layer.kernel_scale
+
+
+def _plain_variables(layer) -> dict[str, np.ndarray]:
+    """Returns the float32 values of what timm has of a layer, by Keras's names.
+
+    Raises:
+        ValueError: if the layer has another kind of weights.
+    """
+    expected = set(_VARIABLES.get(_kind(layer), {}))
+    values = {"kernel": _plain_kernel(layer)} if "kernel" in expected else {}
+    names = {variable.name for variable in layer.weights}
+    plain = {name for name in names if not name.startswith(ADAPTED)}
+    if plain != expected:
+        raise ValueError(
+            f"Layer {layer.name!r} has the weights {', '.join(sorted(plain))}. timm's "
+            f"has {', '.join(sorted(expected)) or 'none like these'}."
+        )
+    values |= {name: getattr(layer, name) for name in expected - {"kernel"}}
+    return {
+        name: keras.ops.convert_to_numpy(value).astype(np.float32)
+        for name, value in values.items()
+    }
+
+
+def _check_is_classifier(model: keras.Model) -> None:
+    """Refuses a model that has not the layers of timm's, no more and no fewer."""
+    names = {layer.name for layer in _weighted_layers(model, _is_any)}
+    unknown = sorted(names - set(TIMM.modules))
+    missing = sorted(set(TIMM.modules) - names - {"predictions"})
+    if unknown:
+        raise ValueError(
+            f"timm's MobileViT has no layer like {_listed(unknown)}. Only classifiers "
+            "made by `MobileViT_S` and its siblings can be written for it."
+        )
+    if missing:
+        raise ValueError(
+            f"The model lacks layers of timm's MobileViT: {_listed(missing)}. Write "
+            "the file from a whole classifier, with the top or without."
+        )
 
 
 def save_safetensors(model: keras.Model, path) -> None:
     """Writes a classifier's weights under timm's names.
 
     `timm.create_model("mobilevit_s", num_classes=...)` loads the file with
-    `strict=True` and gives the same logits; timm takes images in [0, 1].
+    `strict=True` and gives the same logits; timm takes images in [0, 1]. All numbers
+    are written in float32. LoRA's adapters are added to the kernels; kernels that
+    `quantize("int8")` rounded are written as rounded, with a warning.
 
     Args:
         model: a model made by `MobileViT_S` or its siblings, with the top or without.
         path: of the `.safetensors` file; written whole or not at all.
 
     Raises:
-        ValueError: if the model has layers that timm's does not have.
+        ValueError: if the model has layers that timm's does not have, lacks some, or is
+            quantized in another way.
         OSError: if the file cannot be written.
 
     Example:
@@ -375,18 +510,20 @@ def save_safetensors(model: keras.Model, path) -> None:
     >>> keras_mobilevit.save_safetensors(model, "trained.safetensors")
     >>> timm_model.load_state_dict(safetensors.torch.load_file("trained.safetensors"))
     """
+    _check_is_classifier(model)
     tensors, thirds = {}, {}
     for layer in _weighted_layers(model, _is_any):
-        if layer.name not in TIMM.modules:
-            raise ValueError(f"timm's MobileViT has no layer like {layer.name!r}.")
+        values = _plain_variables(layer)
         for variable in layer.weights:
+            if variable.name not in values:
+                continue
             place = _place(layer, variable, TIMM)
-            value = place.from_keras(keras.ops.convert_to_numpy(variable))
+            value = place.from_keras(values[variable.name])
             if place.third is None:
                 tensors[place.name] = value
             else:
                 thirds.setdefault(place.name, {})[place.third] = value
-        if isinstance(layer, BatchNormalization):
+        if isinstance(layer, layers.BatchNormalization):
             module = TIMM.modules[layer.name]
             tensors[f"{module}.num_batches_tracked"] = np.zeros((), np.int64)
     for name, parts in thirds.items():
@@ -397,3 +534,9 @@ def save_safetensors(model: keras.Model, path) -> None:
             save_file(tensors, temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # which is no OSError, when a disk is full
             raise OSError(f"Cannot write {path}: {error}") from error
+    if any(getattr(layer, "quantization_mode", None) for layer in model.layers):
+        warnings.warn(
+            f"The model is quantized: {path} holds its kernels in float32 as 8 bits "
+            "rounded them. For the original ones, write it before `quantize`.",
+            stacklevel=2,
+        )

@@ -82,17 +82,40 @@ def test_bad_arguments(arguments: dict, message: str):
         MobileViT_XXS(**({"weights": None} | arguments))
 
 
-def test_fused_batch_normalization_equals_keras():
-    x = np.random.default_rng(0).normal(2, 3, (4, 5, 6, 7)).astype("float32")
-    fused = keras_mobilevit.backend.BatchNormalization(momentum=0.9, epsilon=1e-5)
-    plain = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+@pytest.mark.parametrize(
+    ("policy", "tolerance"),
+    [
+        ("float32", 1e-5),
+        ("mixed_float16", 2e-3),
+        ("mixed_bfloat16", 2e-2),
+        ("float16", 2e-3),
+        ("bfloat16", 2e-2),
+        ("float64", 1e-5),
+    ],
+)
+def test_fused_batch_normalization_equals_keras(policy: str, tolerance: float):
+    x = np.random.default_rng(0).normal(2, 3, (4, 5, 6, 7))
+    options = {"momentum": 0.9, "epsilon": 1e-5, "dtype": policy}
+    fused = keras_mobilevit.backend.BatchNormalization(**options)
+    plain = keras.layers.BatchNormalization(**options)
+
+    def assert_equal(mine, theirs):
+        assert mine.dtype == theirs.dtype
+        mine, theirs = (np.asarray(x).astype("float64") for x in (mine, theirs))
+        np.testing.assert_allclose(mine, theirs, atol=tolerance, rtol=tolerance)
+
     for _ in range(3):
-        np.testing.assert_allclose(
-            fused(x, training=True), plain(x, training=True), atol=1e-5
-        )
-    for mine, theirs in zip(fused.weights, plain.weights):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5)
-    np.testing.assert_allclose(fused(x), plain(x), atol=1e-5)
+        assert_equal(fused(x, training=True), plain(x, training=True))
+    for mine, theirs in zip(fused.weights, plain.weights, strict=True):
+        assert_equal(mine.value, theirs.value)
+    assert_equal(fused(x), plain(x))
+
+
+def test_dense_kernels_have_the_spread_of_the_published_code():
+    model = MobileViT_XXS(weights=None)
+    kernel = np.asarray(model.get_layer("predictions").kernel)
+    assert kernel.std() == pytest.approx(0.02, rel=0.01)
+    assert np.abs(kernel).max() > 0.06  # not cut off at two standard deviations
 
 
 def _base():

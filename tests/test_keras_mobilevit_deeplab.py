@@ -1,5 +1,6 @@
 """DeepLabv3: its sizes, its parity with transformers, its weights, its errors."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import keras_mobilevit
-from keras_mobilevit import DeepLabV3, MobileViT_XXS, SSDLite
+from keras_mobilevit import DeepLabV3, MobileViT_XXS, SSDLite, deeplab
 from keras_mobilevit.deeplab import ResizeLike, is_segmenter, without_auxiliary
 from keras_mobilevit.drawing import add_legend, class_color, draw_classes
 from keras_mobilevit.segmentation import class_map
@@ -201,7 +202,59 @@ def test_ml_cvnets_names_give_the_same_logits(voc_xxs, tmp_path):
         tensors
     )
     save_file(tensors, path)
-    assert_equals_the_golden(reference_model(path, 16), 16)
+    with pytest.warns(UserWarning, match="cvnets.safetensors .* BGR was assumed"):
+        model = reference_model(path, 16)
+    assert_equals_the_golden(model, 16)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"classes": 3}, {"aspp_channels": 64}, {"auxiliary": True}]
+)
+def test_default_weights_fit_any_head(arguments: dict, tmp_path, monkeypatch):
+    published = MobileViT_XXS(weights=None)
+    file = tmp_path / "published.safetensors"
+    keras_mobilevit.save_safetensors(published, file)
+    asked = []
+
+    def fetched(weights, variant):
+        asked.append((weights, variant))
+        return file
+
+    monkeypatch.setattr(deeplab, "weights_file", fetched)
+    model = DeepLabV3("mobilevit_xxs", input_shape=(64, 96, 3), **arguments)
+    assert asked == [("imagenet", "mobilevit_xxs")]
+    stems = [m.get_layer("stem_conv").get_weights()[0] for m in (model, published)]
+    np.testing.assert_array_equal(*stems)
+
+
+def test_default_weights_of_voc(voc_xxs, monkeypatch):
+    asked = []
+
+    def fetched(weights, variant):
+        asked.append((weights, variant))
+        return voc_xxs
+
+    monkeypatch.setattr(deeplab, "weights_file", fetched)
+    model = DeepLabV3(
+        "mobilevit_xxs",
+        input_shape=(None, None, 3),
+        include_preprocessing=False,
+        upsample=False,
+    )
+    assert asked == [("voc", "mobilevit_xxs")]
+    assert_equals_the_golden(model, 16)
+
+
+def test_detectors_and_segmenters_have_their_common_arguments_in_one_order():
+    names = list(inspect.signature(SSDLite).parameters)
+    assert list(inspect.signature(DeepLabV3).parameters)[: len(names)] == names
+    by_name = {"backbone": "mobilevit_xxs", "classes": 3, "weights": None}
+    by_name |= {"input_shape": (64, 96, 1), "include_preprocessing": False}
+    for build in (SSDLite, DeepLabV3):
+        one = build(**by_name, name="mine")
+        other = build("mobilevit_xxs", 3, None, (64, 96, 1), False, "mine")
+        assert one.to_json() == other.to_json()
+        assert one.name == "mine" and one.input_shape == (None, 64, 96, 1)
 
 
 def test_a_saved_segmenter_is_the_same(tmp_path):

@@ -1,11 +1,13 @@
-"""Folders take each other's place whole, or not at all."""
+"""Files and folders take each other's place whole, or not at all."""
 
+import builtins
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from keras_mobilevit.files import whole_folder
+from keras_mobilevit.files import whole_file, whole_folder
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path):
@@ -51,3 +53,89 @@ def test_a_folder_takes_the_place_of_a_file(tmp_path):
         temporary.mkdir()
     assert [p.name for p in tmp_path.rglob("*")] == ["a.mlpackage"]
     assert (tmp_path / "a.mlpackage").is_dir()
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Makes the two refusals of Windows that Linux does not know.
+
+    There a file is flushed only through a handle that may write, and a name is not
+    given to another file or folder while a file there is open.
+    """
+    fcntl = pytest.importorskip("fcntl", reason="this simulates Windows elsewhere")
+    open_files, really_open = {}, builtins.open
+
+    def remembering_open(file, *arguments, **options):
+        opened = really_open(file, *arguments, **options)
+        open_files[opened] = os.path.realpath(file)
+        return opened
+
+    def fsync(handle):
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    def replace(source, target, really=os.replace):
+        taken = [path for file, path in open_files.items() if not file.closed]
+        for name in map(os.path.realpath, (source, target)):
+            if any(path == name or path.startswith(name + os.sep) for path in taken):
+                raise PermissionError(errno.EACCES, "It is used by another process")
+        if os.path.isdir(target):
+            raise PermissionError(errno.EACCES, "Access is denied")
+        really(source, target)
+
+    monkeypatch.setattr(builtins, "open", remembering_open)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+
+
+def test_windows_refuses_what_it_is_said_to(windows, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_bytes(b"1")
+    other.write_bytes(b"2")
+    with open(one, "rb") as file:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fsync(file.fileno())
+        with pytest.raises(PermissionError, match="another process"):
+            os.replace(other, one)
+    os.replace(other, one)
+    with pytest.raises(PermissionError, match="denied"):
+        os.replace(one, tmp_path)
+
+
+def test_a_file_is_exchanged_on_windows(windows, tmp_path):
+    path = tmp_path / "labels.txt"
+    for text in ("old", "new"):
+        with whole_file(path) as temporary:
+            temporary.write_text(text, "utf-8")
+        assert path.read_text("utf-8") == text
+    assert [p.name for p in tmp_path.iterdir()] == ["labels.txt"]
+
+
+def test_a_folder_is_exchanged_on_windows(windows, tmp_path):
+    folder = tmp_path / "a.mlpackage"
+    for text in ("old", "new"):
+        with whole_folder(folder) as temporary:
+            (temporary / "Data").mkdir(parents=True)
+            (temporary / "Data" / text).write_text(text, "utf-8")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["Data", "a.mlpackage", "new"]
+
+
+def test_a_file_in_use_on_windows_is_told_and_stays(windows, tmp_path):
+    path = tmp_path / "best.keras"
+    path.write_bytes(b"old")
+    with open(path, "rb"):
+        with pytest.raises(PermissionError, match="another process"):
+            with whole_file(path) as temporary:
+                temporary.write_bytes(b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["best.keras"]
+    assert path.read_bytes() == b"old"
+
+
+def test_weights_are_saved_on_windows(windows, tmp_path):
+    """safetensors and Keras write by themselves; no file may stay open."""
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    for _ in range(2):
+        with whole_file(tmp_path / "model.keras") as temporary:
+            model.save(temporary)
+    keras.models.load_model(tmp_path / "model.keras")

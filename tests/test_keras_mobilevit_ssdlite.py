@@ -1,6 +1,7 @@
 """SSDLite: its sizes, its parity with ml-cvnets, its weights, its errors."""
 
 import json
+import sys
 from pathlib import Path
 
 import keras
@@ -9,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import keras_mobilevit
-from keras_mobilevit import MobileViT_XXS, SSDLite, hub
+from keras_mobilevit import MobileViT_XXS, SSDLite, hub, ssdlite
 from keras_mobilevit.weight_names import is_backbone
 from keras_mobilevit.weights import load_backbone
 from tests.golden import reference
@@ -132,6 +133,7 @@ def test_published_detectors(tmp_path, monkeypatch):
     served, home = tmp_path / "served", tmp_path / "home"
     served.mkdir()
     monkeypatch.setattr(hub, "COCO", served.as_uri())
+    monkeypatch.setattr(hub, "_check_has_torch", lambda: None)
     monkeypatch.setenv("KERAS_HOME", str(home))
     with pytest.raises(OSError, match=r"fetch file:.*ssd_mobilevit_s_320\.pt on"):
         hub.weights_file("coco", "mobilevit_s")
@@ -141,6 +143,44 @@ def test_published_detectors(tmp_path, monkeypatch):
     assert path.read_bytes() == b"weights"
     (served / "ssd_mobilevit_s_320.pt").unlink()
     assert hub.weights_file("coco", "mobilevit_s") == path
+    assert hub.is_published(path)
+    other = tmp_path / path.name
+    other.write_bytes(path.read_bytes())
+    assert not hub.is_published(other)
+
+
+def test_published_detectors_without_pytorch(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "COCO", "file:///nowhere")  # nothing is asked of it
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ValueError, match="pip install torch.*imagenet.*random"):
+        SSDLite("mobilevit_xxs")
+
+
+def test_default_weights_fit_any_number_of_classes(tmp_path, monkeypatch):
+    """Of the published backbone's file, here one of random weights, stands the stem."""
+    published = MobileViT_XXS(weights=None)
+    file = tmp_path / "published.safetensors"
+    keras_mobilevit.save_safetensors(published, file)
+    asked = []
+
+    def fetched(weights, variant):
+        asked.append((weights, variant))
+        return file
+
+    monkeypatch.setattr(ssdlite, "weights_file", fetched)
+    model = SSDLite("mobilevit_xxs", classes=3, input_shape=(64, 96, 3))
+    assert asked == [("imagenet", "mobilevit_xxs")]
+    assert model.output["logits"].shape[-1] == 4
+    for mine, theirs in zip(
+        model.get_layer("stem_conv").get_weights(),
+        published.get_layer("stem_conv").get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(ValueError, match="does not fit"):
+        SSDLite("mobilevit_xxs")
+    assert asked[1] == ("coco", "mobilevit_xxs")
 
 
 @pytest.mark.parametrize(

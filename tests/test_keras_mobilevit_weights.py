@@ -1,5 +1,6 @@
 """The models give the numbers of timm's and transformers' MobileViT."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import keras_mobilevit
+from keras_mobilevit import hub
 from keras_mobilevit.weight_names import CVNETS, TRANSFORMERS, backbone_rows
 from tests.golden import reference
 
@@ -22,6 +24,7 @@ MODELS = {
     "mobilevit_xs": keras_mobilevit.MobileViT_XS,
     "mobilevit_s": keras_mobilevit.MobileViT_S,
 }
+pytestmark = pytest.mark.filterwarnings("error:.*tensor names of ml-cvnets")
 REFERENCES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
 
 
@@ -109,10 +112,12 @@ def test_every_difference_is_named_and_nothing_is_loaded(timm_xxs, tmp_path):
 
 
 def test_the_classifier_is_left_out_without_the_top(timm_xxs):
-    model = build(
-        timm_xxs, include_top=False, pooling="avg", classifier_activation=None
-    )
-    assert model.output_shape == (None, 320)
+    whole, images = build(timm_xxs), reference.images(64, 96)
+    pooled = keras.Model(whole.input, whole.get_layer("head_pool").output)
+    wanted = run(pooled, images)
+    assert wanted.std() > 0.1
+    found = run(build(timm_xxs, include_top=False, pooling="avg"), images)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
@@ -179,7 +184,7 @@ def test_a_file_with_code_is_refused_and_does_not_run(tmp_path):
     inputs = keras.Input((2,))
     trap = tmp_path / "trap"
     name = str(trap)
-    outputs = keras.layers.Lambda(lambda x: [x, open(name, "w")][0])(inputs)
+    outputs = keras.layers.Lambda(lambda x: [x, open(name, "wb")][0])(inputs)
     path = tmp_path / "model.keras"
     keras.Model(inputs, outputs).save(path)
     trap.unlink()  # the layer ran when it was built
@@ -200,6 +205,90 @@ def test_saved_safetensors_are_timms_again(timm_xxs, tmp_path):
         if not name.endswith("num_batches_tracked"):
             np.testing.assert_array_equal(saved[name], tensor, err_msg=name)
     assert [p.name for p in tmp_path.iterdir()] == ["saved.safetensors"]
+
+
+def saved_by(model, path) -> dict:
+    keras_mobilevit.save_safetensors(model, path)
+    return load_file(path)
+
+
+def test_loras_adapters_are_added_to_what_is_saved(tmp_path):
+    model = build(None, classes=7)
+    plain = saved_by(model, tmp_path / "plain.safetensors")
+    for name in ("predictions", "stage3_vit_transformer0_ffn_expand", "head_conv"):
+        layer = model.get_layer(name)
+        layer.enable_lora(2)
+        layer.lora_kernel_b.assign(keras.ops.ones_like(layer.lora_kernel_b))
+    path = tmp_path / "lora.safetensors"
+    assert saved_by(model, path).keys() == plain.keys()
+    images = reference.images(64, 96)
+    np.testing.assert_allclose(
+        run(build(path, classes=7), images), run(model, images), atol=1e-4
+    )
+    with pytest.raises(ValueError, match="before `quantize` or `enable_lora`"):
+        keras_mobilevit.load_weights(model, path)
+
+
+def test_int8_is_saved_as_the_floats_that_it_stands_for(tmp_path):
+    model = build(None, classes=7)
+    plain = saved_by(model, tmp_path / "plain.safetensors")
+    for name in ("predictions", "stage3_vit_transformer0_ffn_expand"):
+        model.get_layer(name).quantize("int8")
+    with pytest.warns(UserWarning, match="as 8 bits rounded them"):
+        rounded = saved_by(model, tmp_path / "int8.safetensors")
+    assert {name: (x.dtype, x.shape) for name, x in rounded.items()} == {
+        name: (x.dtype, x.shape) for name, x in plain.items()
+    }
+    for name, tensor in plain.items():
+        step = np.abs(tensor).max() / 127
+        assert np.abs(rounded[name] - tensor).max() <= 0.51 * step, name
+    assert not np.array_equal(rounded["head.fc.weight"], plain["head.fc.weight"])
+
+
+def test_other_quantization_is_refused_in_words(tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = build(None, classes=7)
+    model.get_layer("predictions").quantize("int4")
+    with pytest.raises(ValueError, match="'predictions' is quantized to int4, which"):
+        keras_mobilevit.save_safetensors(model, path)
+    model = build(None, classes=7)
+    model.get_layer("predictions").quantize("int8")
+    model.get_layer("predictions").enable_lora(2)
+    with pytest.raises(ValueError, match="int8 and has LoRA's adapters"):
+        keras_mobilevit.save_safetensors(model, path)
+    assert not path.exists()
+
+
+def test_what_timm_has_not_is_refused(tmp_path):
+    path, whole = tmp_path / "model.safetensors", build(None, classes=7)
+    part = keras.Model(whole.input, whole.get_layer("stage4_vit_fusion_act").output)
+    with pytest.raises(ValueError, match="lacks layers of timm's.*head_bn, head_conv"):
+        keras_mobilevit.save_safetensors(part, path)
+    x = keras.layers.Dense(3, name="my_head")(whole.get_layer("head_pool").output)
+    with pytest.raises(ValueError, match="no layer like my_head"):
+        keras_mobilevit.save_safetensors(keras.Model(whole.input, x), path)
+    x = whole.get_layer("head_pool").output
+    x = keras.layers.Dense(3, use_bias=False, name="predictions")(x)
+    with pytest.raises(ValueError, match="has the weights kernel. timm's has bias, "):
+        keras_mobilevit.save_safetensors(keras.Model(whole.input, x), path)
+    assert not path.exists()
+
+
+def test_weights_of_sixteen_bits_are_saved_in_float32(tmp_path):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        model = build(None, classes=7)
+    finally:
+        keras.config.set_dtype_policy(before)
+    saved = saved_by(model, tmp_path / "model.safetensors")
+    assert saved.pop("stem.bn.num_batches_tracked").dtype == np.int64
+    kernel = model.get_layer("stem_conv").kernel
+    assert keras.backend.standardize_dtype(kernel.dtype) == "bfloat16"
+    wanted = keras.ops.convert_to_numpy(kernel).astype("float32")
+    np.testing.assert_array_equal(
+        saved["stem.conv.weight"], wanted.transpose(3, 2, 0, 1)
+    )
 
 
 def test_saved_weights_load_in_timm(tmp_path):
@@ -250,13 +339,65 @@ def cvnets_tensors(path) -> dict:
     }
 
 
-def test_ml_cvnets_names_give_the_same_logits(tmp_path):
-    path = tmp_path / "cvnets.safetensors"
-    source = write_reference("transformers_mobilevit_xxs", tmp_path)
-    save_file(cvnets_tensors(source), path)
+@pytest.fixture(scope="module")
+def cvnets_xxs(tmp_path_factory) -> Path:
+    """A file with ml-cvnets' names of weights that expect BGR."""
+    folder = tmp_path_factory.mktemp("cvnets")
+    source = write_reference("transformers_mobilevit_xxs", folder)
+    save_file(cvnets_tensors(source), folder / "cvnets.safetensors")
+    return folder / "cvnets.safetensors"
+
+
+def assert_equals_transformers(logits) -> None:
     golden = np.load(GOLDEN / "transformers_mobilevit_xxs.npz")
-    logits = run(build(path), reference.images(192, 192))
     assert np.abs(logits - golden[reference.size_key(192, 192)]).max() <= TOLERANCE
+
+
+def test_ml_cvnets_names_are_taken_for_bgr_with_a_warning(cvnets_xxs):
+    with pytest.warns(UserWarning, match="BGR was assumed.*channel_order=.rgb"):
+        model = build(cvnets_xxs)
+    assert_equals_transformers(run(model, reference.images(192, 192)))
+
+
+@pytest.mark.parametrize("load", ["load_weights", "load_backbone"])
+def test_ml_cvnets_weights_of_a_said_color_order(load: str, cvnets_xxs):
+    images = reference.images(192, 192)
+    model, load = build(None), getattr(keras_mobilevit, load)
+    keras_mobilevit.load_weights(model, cvnets_xxs, channel_order="bgr")
+    assert_equals_transformers(run(model, images))
+    load(model, cvnets_xxs, channel_order="rgb")
+    assert_equals_transformers(run(model, images[..., ::-1]))
+
+
+def test_published_files_are_known_by_their_content(cvnets_xxs, monkeypatch):
+    content = cvnets_xxs.read_bytes()
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    monkeypatch.setattr(hub, "APPLE_BLOBS", (blob,))
+    assert_equals_transformers(run(build(cvnets_xxs), reference.images(192, 192)))
+
+
+def test_a_color_order_that_cannot_be(cvnets_xxs, tmp_path):
+    model = build(None)
+    with pytest.raises(ValueError, match='None, "rgb" or "bgr". Received: .*gbr'):
+        keras_mobilevit.load_weights(model, cvnets_xxs, channel_order="gbr")
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="Keras's files expect RGB"):
+        keras_mobilevit.load_weights(
+            model, tmp_path / "model.keras", channel_order="bgr"
+        )
+
+
+@pytest.mark.parametrize(("channels", "order"), [(4, [2, 1, 0, 3]), (1, [0])])
+def test_colors_change_places_but_not_alpha(channels: int, order, cvnets_xxs, tmp_path):
+    tensors, name = load_file(cvnets_xxs), CVNETS.stem
+    kernel = np.random.default_rng(0).normal(size=(16, channels, 3, 3))
+    tensors[name] = kernel.astype("float32")
+    path = tmp_path / "other.safetensors"
+    save_file(tensors, path)
+    model = build(None, input_shape=(64, 64, channels))
+    keras_mobilevit.load_weights(model, path, channel_order="bgr")
+    found = np.asarray(model.get_layer("stem_conv").kernel)
+    np.testing.assert_array_equal(found, tensors[name][:, order].transpose(2, 3, 1, 0))
 
 
 SSD = Path(__file__).parents[2] / "shared" / "golden" / "ssd_xxs.safetensors"
@@ -315,12 +456,10 @@ def test_another_variant_is_told_in_a_few_lines(timm_xxs):
     assert len(str(error.value)) < 2500
 
 
-def test_apples_files_load(tmp_path):
+def test_apples_files_load(cvnets_xxs, tmp_path):
     torch = pytest.importorskip("torch", reason="a .pt file takes PyTorch")
-    path = tmp_path / "mobilevit_xxs.pt"
-    source = write_reference("transformers_mobilevit_xxs", tmp_path)
-    tensors = cvnets_tensors(source)
+    path, tensors = tmp_path / "mobilevit_xxs.pt", load_file(cvnets_xxs)
     torch.save({name: torch.from_numpy(x) for name, x in tensors.items()}, path)
-    golden = np.load(GOLDEN / "transformers_mobilevit_xxs.npz")
-    logits = run(build(path), reference.images(192, 192))
-    assert np.abs(logits - golden[reference.size_key(192, 192)]).max() <= TOLERANCE
+    with pytest.warns(UserWarning, match="BGR was assumed"):
+        model = build(path)
+    assert_equals_transformers(run(model, reference.images(192, 192)))
