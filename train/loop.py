@@ -12,6 +12,7 @@ from absl import logging
 from tqdm import tqdm
 
 from train import data, sampler, schedules
+from train.batch_statistics import check_statistics
 from train.checkpoint import load_checkpoint, save_checkpoint, save_model
 from train.config import TrainConfig
 from train.feeding import Unreadable, distribute, refuse_nothing_seen
@@ -188,6 +189,47 @@ def _refuse_divergence(
     )
 
 
+def _schedulable_shapes(
+    config: TrainConfig, strategy, source: Source
+) -> list[BatchShape]:
+    """Returns the batch shapes, of which each epoch has images for at least one.
+
+    A batch with fewer images is filled up with copies of them, from which batch
+    normalization learns nothing.
+    """
+    shapes, images = _shapes(config, strategy), source.num_examples["train"]
+    epochs = range(min(config.epochs, config.grow_epochs + 1))
+    needed = max(
+        min(
+            shape.batch
+            for shape in sampler.shapes_in_use(shapes, epoch, config.grow_epochs)
+        )
+        for epoch in epochs
+    )
+    if images < needed:
+        raise ValueError(
+            f"{source.name} has {images} training images, but the smallest batch "
+            f"takes {needed}. {_smaller_batch(config, strategy, images)}"
+        )
+    return shapes
+
+
+def _smaller_batch(config: TrainConfig, strategy, images: int) -> str:
+    """Says which batch so many images fill at every size."""
+    multiple = _multiple(config, strategy)
+    for batch in range(config.batch_size // multiple * multiple, 0, -multiple):
+        shapes = _shapes(dataclasses.replace(config, batch_size=batch), strategy)
+        if max(shape.batch for shape in shapes) <= images:
+            return f"Add images, or give --batch_size={batch}."
+    return "Add images."
+
+
+def _refuse_empty_splits(source: Source) -> None:
+    for split, count in source.num_examples.items():
+        if count < 1:
+            raise ValueError(f"{source.name} has no {split} images. Add some.")
+
+
 def _warn_of_unused_sizes(shapes: list[BatchShape], source: Source) -> None:
     count = source.num_examples["train"]
     if count < sum(shape.batch for shape in shapes):
@@ -334,12 +376,19 @@ def train_and_evaluate(
     _refuse_xla_of_replicas(config, strategy)
     workdir = Path(workdir).expanduser()
     check_workdir(workdir, config, source)
-    shapes, images = _shapes(config, strategy), source.num_examples["train"]
+    _refuse_empty_splits(source)
+    shapes = _schedulable_shapes(config, strategy, source)
+    images = source.num_examples["train"]
     _warn_of_unused_sizes(shapes, source)
     steps = sampler.epoch_schedule(shapes, images, 0, config.seed, config.grow_epochs)
     _warn_of_warmup(config, config.epochs * len(steps))
     file = workdir / CHECKPOINT
     trained, progress = _start_or_continue(task, config, source, file, strategy)
+    check_statistics(
+        trained["model"],
+        config,
+        lambda changed: _schedulable_shapes(changed, strategy, source),
+    )
     writer = None
     if is_chief(strategy):
         prepare_workdir(workdir, config, source)
