@@ -137,7 +137,10 @@ def _proposals(
     larger = range(SIZE_STEP, LARGEST_SIZE + 1, SIZE_STEP)
     kinds = (
         [{"batch_size": n} for n in range(config.batch_size + 1, LARGEST_BATCH)],
-        [{"accumulation_steps": n} for n in range(config.accumulation_steps - 1, 0, -1)],
+        [
+            {"accumulation_steps": n}
+            for n in range(config.accumulation_steps - 1, 0, -1)
+        ],
         [{"sizes": good_sizes}] if good_sizes else [],
         [
             {"sizes": (side,), "base_size": side, "eval_size": side}

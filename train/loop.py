@@ -1,5 +1,6 @@
 """The training loop, for any task, on one device or on many."""
 
+import contextlib
 import dataclasses
 import time
 import zlib
@@ -16,6 +17,7 @@ from train.batch_statistics import check_statistics
 from train.checkpoint import load_checkpoint, save_checkpoint, save_model
 from train.config import TrainConfig
 from train.feeding import Unreadable, distribute, refuse_nothing_seen
+from train.lock import only_training
 from train.models import build_models
 from train.optimizers import make_optimizer
 from train.pictures import make_drawing
@@ -27,7 +29,14 @@ from train.step import as_numbers, make_eval_step, make_train_step
 from train.strategies import is_chief
 from train.task import Task
 from train.validation import evaluate
-from train.workdir import BEST_MODEL, CHECKPOINT, check_workdir, prepare_workdir
+from train.workdir import (
+    BEST_MODEL,
+    CHECKPOINT,
+    check_workdir,
+    fingerprint,
+    prepare_workdir,
+    tell_changes,
+)
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
 
@@ -315,22 +324,74 @@ def _refuse_other_workers(
         )
 
 
+def _refuse_frozen_noise(config: TrainConfig) -> None:
+    if config.freeze != "none" and not config.weights:
+        raise ValueError(
+            f"--freeze={config.freeze} without --weights: a backbone of random weights "
+            "that does not learn. Add --weights=imagenet or a file, or leave --freeze "
+            "away."
+        )
+
+
+def _refuse_other_images(
+    progress: Progress, source: Source, changes: dict, config: TrainConfig
+) -> None:
+    """Checks that a folder of another path has the images of the run's own."""
+    if "data" not in changes:
+        return
+    found = source.num_examples["train"], fingerprint(source)
+    began = progress.num_examples, progress.images or found[1]
+    if found != began:
+        what = f"{found[0]} training images instead of {began[0]}"
+        if found[0] == began[0]:
+            what = "as many training images, but of other names"
+        raise ValueError(
+            f"The run in --workdir was trained on {changes['data']}; {config.data} has "
+            f"{what}. Give the images of that run, or another --workdir."
+        )
+
+
 def _start_or_continue(
-    task: Task, config: TrainConfig, source: Source, file: Path, strategy
+    task: Task,
+    config: TrainConfig,
+    source: Source,
+    file: Path,
+    strategy,
+    changes: dict,
 ) -> tuple[dict, Progress]:
     """Builds all that a checkpoint holds, and sets it to the last one if there is one.
+
+    Args:
+        task: what is trained.
+        config: the run's configuration.
+        source: on what.
+        file: the checkpoint, which need not exist.
+        strategy: the devices.
+        changes: since the checkpoint, from `train.workdir.check_workdir`.
 
     Returns:
         Model, average and optimizer by these names, and where the run is.
     """
     is_fresh = not file.exists()
+    if is_fresh:
+        _refuse_frozen_noise(config)
     with strategy.scope():
         model, average = build_models(task, config, source, is_fresh)
         optimizer = make_optimizer(config, model, task.is_head)
     trained = {"model": model, "average": average, "optimizer": optimizer}
     progress = Progress() if is_fresh else _continue(file, trained)
+    if not is_fresh:
+        _refuse_other_images(progress, source, changes, config)
+        tell_changes(changes, config)
+        earlier = changes.get("steps_per_execution", config.steps_per_execution)
+        progress.repeats = progress.repeats or earlier
+    progress.images = fingerprint(source)
     _refuse_other_workers(strategy, config, source, progress)
-    progress.check_schedule(_multiple(config, strategy), source.num_examples["train"])
+    progress.check_schedule(
+        _multiple(config, strategy),
+        source.num_examples["train"],
+        config.steps_per_execution,
+    )
     return trained, progress
 
 
@@ -368,22 +429,47 @@ def train_and_evaluate(
         than the chief.
 
     Raises:
-        ValueError: if `workdir` holds another run, or no image can be decoded.
+        ValueError: if `workdir` holds another run or another training writes there, if
+            there are too few images or values for batch normalization, or no image can
+            be decoded.
         FloatingPointError: if the loss is not finite.
         Preempted: after SIGTERM, when everything is saved.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    _refuse_xla_of_replicas(config, strategy)
     workdir = Path(workdir).expanduser()
-    check_workdir(workdir, config, source)
+    with only_training(workdir) if is_chief(strategy) else contextlib.nullcontext():
+        return _train_and_evaluate(
+            task, config, source, workdir, save_seconds, strategy, train_batches
+        )
+
+
+def _check(config: TrainConfig, source: Source, workdir: Path, strategy) -> dict:
+    """Refuses what cannot be trained, and returns what `check_workdir` does."""
+    _refuse_xla_of_replicas(config, strategy)
+    changes = check_workdir(workdir, config, source)
     _refuse_empty_splits(source)
     shapes = _schedulable_shapes(config, strategy, source)
-    images = source.num_examples["train"]
     _warn_of_unused_sizes(shapes, source)
+    images = source.num_examples["train"]
     steps = sampler.epoch_schedule(shapes, images, 0, config.seed, config.grow_epochs)
     _warn_of_warmup(config, config.epochs * len(steps))
+    return changes
+
+
+def _train_and_evaluate(
+    task: Task,
+    config: TrainConfig,
+    source: Source,
+    workdir: Path,
+    save_seconds: float,
+    strategy,
+    train_batches: Callable,
+) -> list[dict]:
+    changes = _check(config, source, workdir, strategy)
     file = workdir / CHECKPOINT
-    trained, progress = _start_or_continue(task, config, source, file, strategy)
+    trained, progress = _start_or_continue(
+        task, config, source, file, strategy, changes
+    )
     check_statistics(
         trained["model"],
         config,

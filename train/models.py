@@ -1,6 +1,7 @@
 """The model that is trained, and the moving average of its weights."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import keras
@@ -41,12 +42,12 @@ def build_models(
     keras.utils.set_random_seed(config.seed)
     with dtype_policy(config.precision):
         model = task.build_model(config, source)
-    average = task.build_model(config, source)
+    # Trainable and with all its dropout, as the user of best.keras expects.
+    average = task.build_model(dataclasses.replace(config, freeze="none"), source)
     if is_fresh and config.weights:
         file = weights_file(config.weights, config.model)
         task.load_pretrained(model, file)
     average.set_weights(model.get_weights())
-    average.trainable = True  # as the user of best.keras expects, whatever was frozen
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
         _synchronize_batch_norm(model)
     return model, average
