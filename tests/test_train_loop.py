@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 import keras_mobilevit
 from tests.networks import build_network
-from train import loop
+from train import checks, loop
 from train.classification import CLASSIFICATION
 from train.config import load_config, make_config
 from train.models import build_models
@@ -230,8 +230,9 @@ def test_a_run_of_files_that_cannot_be_read_ends_with_a_name(tmp_path):
             folder.mkdir(parents=True)
             (folder / "cut.jpg").write_bytes(b"")
     source = load_source(f"folder:{tmp_path / 'data'}")
+    config = dataclasses.replace(CONFIG, batch_size=2)
     with pytest.raises(ValueError, match="None of the 2 train images.*cut.jpg"):
-        loop.train_and_evaluate(SMALL, CONFIG, source, tmp_path / "run")
+        loop.train_and_evaluate(SMALL, config, source, tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
@@ -265,7 +266,7 @@ def test_frozen_backbone_stays_as_it_was(tmp_path):
 def test_a_warmup_of_most_of_the_training_is_told(caplog):
     config = make_config("digits", warmup_steps=60)
     with caplog.at_level(logging.WARNING, "absl"):
-        loop._warn_of_warmup(config, 120)
+        checks.warn_of_warmup(config, 120)
         assert not caplog.text
-        loop._warn_of_warmup(config, 100)
+        checks.warn_of_warmup(config, 100)
     assert "rises for 60 steps, but the whole training has about 100" in caplog.text

@@ -15,7 +15,12 @@ import keras
 from train.config import TrainConfig
 from train.sampler import BatchShape
 
+# Two values are normalized to -1 and 1 whatever they are, so that nothing before the
+# layer gets a gradient through it. Measured on the digits at 32 pixels, whose last stage
+# has one cell, after 600 steps: 13 % top-1 in batches of 2, 30 % in batches of 3. With
+# two, DeepLab's pooled branch does no harm beside the others: a mean IoU of 0.88.
 MIN_VALUES = 3
+MIN_VALUES_TO_CONTINUE = 2  # of a run that began before two were refused
 # What is proposed: batches below this one, and multiples of a side up to a largest one.
 LARGEST_BATCH, SIZE_STEP, LARGEST_SIZE = 4096, 32, 1024
 
@@ -25,9 +30,14 @@ class Statistics:
 
     Args:
         model: built, for images of any size.
+
+    Attributes:
+        model: the same.
+        layers: its batch normalization that is not frozen.
     """
 
     def __init__(self, model: keras.Model):
+        self.model = model
         self.layers = [
             layer
             for layer in model.layers
@@ -35,7 +45,6 @@ class Statistics:
         ]
         inputs = [layer.input for layer in self.layers]
         self._maps = keras.Function(model.inputs, inputs) if inputs else None
-        self._channels = model.input_shape[-1]
         self._smallest = {}
 
     def smallest_map(self, height: int, width: int) -> tuple[str, int]:
@@ -56,7 +65,7 @@ class Statistics:
     def _find(self, height: int, width: int) -> tuple[str, int]:
         if not self._maps:
             return "", math.inf
-        image = keras.KerasTensor((1, height, width, self._channels))
+        image = keras.KerasTensor((1, height, width, self.model.input_shape[-1]))
         maps = self._maps.compute_output_spec([image])
         counts = [
             math.prod(x.shape) // x.shape[layer.axis]
@@ -67,9 +76,10 @@ class Statistics:
 
 
 def check_statistics(
-    model: keras.Model,
+    statistics: Statistics,
     config: TrainConfig,
     shapes_of: Callable[[TrainConfig], list[BatchShape]],
+    minimum: int = MIN_VALUES,
 ) -> None:
     """Refuses a training in which batch normalization sees too few values.
 
@@ -77,28 +87,27 @@ def check_statistics(
     layers take their statistics from all of them together.
 
     Args:
-        model: what is trained.
+        statistics: of the model that is trained.
         config: the run's configuration.
         shapes_of: from a configuration to its batch shapes, of all devices together;
             raises a ValueError where there are none.
+        minimum: of the values of a channel.
 
     Raises:
-        ValueError: if a layer sees fewer than `MIN_VALUES` values of a channel at some
+        ValueError: if a layer sees fewer than `minimum` values of a channel at some
             size. The message names the layer, the size and the number of images, and
             the changes with which this training is accepted.
     """
-    statistics = Statistics(model)
-    found = _too_few(statistics, config, shapes_of(config))
-    if not found:
+    values, layer, shape = _fewest(statistics, config, shapes_of(config))
+    if values >= minimum:
         return
-    values, layer, shape = found
     images = _count(shape.batch // config.accumulation_steps, "image")
     whole = "a part of the batch" if config.accumulation_steps > 1 else "a batch"
     proposals = _proposals(statistics, config, shapes_of)
     raise ValueError(
         f"Batch normalization would learn from too few values: at {shape.height}x"
         f"{shape.width} pixels {whole} has {images}, of which the layer {layer} sees "
-        f"{_count(values, 'value')} for each channel. It needs {MIN_VALUES}; with "
+        f"{_count(values, 'value')} for each channel. It needs {minimum}; with "
         "fewer the training loss looks well and the trained model is wrong. What "
         f"mends it: {' or '.join(proposals) or 'larger batches'}."
     )
@@ -108,17 +117,16 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _too_few(
+def _fewest(
     statistics: Statistics, config: TrainConfig, shapes: Iterable[BatchShape]
-) -> tuple[int, str, BatchShape] | None:
-    """Returns the fewest values, if they are too few, with the layer and the shape."""
+) -> tuple[int, str, BatchShape]:
+    """Returns the fewest values of a channel, with the layer and the batch's shape."""
     found = []
     for shape in set(shapes):
         layer, positions = statistics.smallest_map(shape.height, shape.width)
         values = shape.batch // config.accumulation_steps * positions
         found.append((values, layer, shape))
-    fewest = min(found)
-    return fewest if fewest[0] < MIN_VALUES else None
+    return min(found)
 
 
 def _proposals(
@@ -129,7 +137,7 @@ def _proposals(
     def is_accepted(**changes) -> bool:
         changed = dataclasses.replace(config, **changes)
         try:
-            return not _too_few(statistics, changed, shapes_of(changed))
+            return _fewest(statistics, changed, shapes_of(changed))[0] >= MIN_VALUES
         except ValueError:  # batches that cannot be dealt out
             return False
 

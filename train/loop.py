@@ -13,12 +13,24 @@ from absl import logging
 from tqdm import tqdm
 
 from train import data, sampler, schedules
-from train.batch_statistics import check_statistics
+from train.batch_statistics import (
+    MIN_VALUES,
+    MIN_VALUES_TO_CONTINUE,
+    Statistics,
+    check_statistics,
+)
 from train.checkpoint import load_checkpoint, save_checkpoint, save_model
+from train.checks import (
+    batch_multiple,
+    check_training,
+    refuse_frozen_noise,
+    schedulable_shapes,
+    shared_shapes,
+)
 from train.config import TrainConfig
 from train.feeding import Unreadable, distribute, refuse_nothing_seen
 from train.lock import only_training
-from train.models import build_models
+from train.models import build_models, separate_seeds
 from train.optimizers import make_optimizer
 from train.pictures import make_drawing
 from train.progress import CheckpointManager, Progress, asked_to_stop
@@ -39,26 +51,6 @@ from train.workdir import (
 )
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
-
-
-def _multiple(config: TrainConfig, strategy) -> int:
-    """Returns the number of parts in which every batch is dealt out."""
-    return strategy.num_replicas_in_sync * config.accumulation_steps
-
-
-def _shapes(config: TrainConfig, strategy) -> list[BatchShape]:
-    """Returns the batch shapes of a run, which all its replicas can share evenly."""
-    multiple = _multiple(config, strategy)
-    if config.batch_size % multiple:
-        below = config.batch_size // multiple * multiple
-        raise ValueError(
-            f"--batch_size={config.batch_size} cannot be dealt out evenly to "
-            f"{strategy.num_replicas_in_sync} devices in {config.accumulation_steps} "
-            f"parts each. {f'{below} or ' if below else ''}{below + multiple} can."
-        )
-    return sampler.batch_shapes(
-        config.sizes, config.base_size, config.batch_size, multiple
-    )
 
 
 def _steps_of_calls(schedule: list[BatchShape], steps_per_call: int) -> list[int]:
@@ -107,7 +99,7 @@ def train_epoch(
     """
     epoch, num_examples = progress.epoch, source.num_examples["train"]
     schedule = sampler.epoch_schedule(
-        _shapes(config, strategy),
+        shared_shapes(config, strategy),
         num_examples,
         epoch,
         config.seed,
@@ -198,70 +190,6 @@ def _refuse_divergence(
     )
 
 
-def _schedulable_shapes(
-    config: TrainConfig, strategy, source: Source
-) -> list[BatchShape]:
-    """Returns the batch shapes, of which each epoch has images for at least one.
-
-    A batch with fewer images is filled up with copies of them, from which batch
-    normalization learns nothing.
-    """
-    shapes, images = _shapes(config, strategy), source.num_examples["train"]
-    epochs = range(min(config.epochs, config.grow_epochs + 1))
-    needed = max(
-        min(
-            shape.batch
-            for shape in sampler.shapes_in_use(shapes, epoch, config.grow_epochs)
-        )
-        for epoch in epochs
-    )
-    if images < needed:
-        raise ValueError(
-            f"{source.name} has {images} training images, but the smallest batch "
-            f"takes {needed}. {_smaller_batch(config, strategy, images)}"
-        )
-    return shapes
-
-
-def _smaller_batch(config: TrainConfig, strategy, images: int) -> str:
-    """Says which batch so many images fill at every size."""
-    multiple = _multiple(config, strategy)
-    for batch in range(config.batch_size // multiple * multiple, 0, -multiple):
-        shapes = _shapes(dataclasses.replace(config, batch_size=batch), strategy)
-        if max(shape.batch for shape in shapes) <= images:
-            return f"Add images, or give --batch_size={batch}."
-    return "Add images."
-
-
-def _refuse_empty_splits(source: Source) -> None:
-    for split, count in source.num_examples.items():
-        if count < 1:
-            raise ValueError(f"{source.name} has no {split} images. Add some.")
-
-
-def _warn_of_unused_sizes(shapes: list[BatchShape], source: Source) -> None:
-    count = source.num_examples["train"]
-    if count < sum(shape.batch for shape in shapes):
-        logging.warning(
-            "%d training images do not fill one batch of each size (%s), so an epoch "
-            "misses some sizes. A smaller --batch_size mends that.",
-            count,
-            ", ".join(f"{shape.batch} at {shape.height}" for shape in shapes),
-        )
-
-
-def _warn_of_warmup(config: TrainConfig, steps: int) -> None:
-    """Warns of a training that ends before its learning rate has risen."""
-    if config.warmup_steps > steps // 2:
-        logging.warning(
-            "The learning rate rises for %d steps, but the whole training has about "
-            "%d, and may learn little. Fewer --warmup_steps or more --epochs mend "
-            "that.",
-            config.warmup_steps,
-            steps,
-        )
-
-
 def _finish_epoch(
     workdir: Path, average, writer: RecordWriter, record: dict, best: float
 ) -> None:
@@ -296,17 +224,6 @@ def _continue(file: Path, groups: dict) -> Progress:
     return Progress(**saved)
 
 
-def _refuse_xla_of_replicas(config: TrainConfig, strategy) -> None:
-    on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
-    replicas = strategy.num_replicas_in_sync
-    if config.xla and replicas > 1 and not on_tpu:
-        raise ValueError(
-            f"--xla compiles the step of one device, but {replicas} train together, "
-            "whose sums TensorFlow does not compile. Leave --xla away, or use one "
-            "device: --gpus=1 --cluster=none."
-        )
-
-
 def _refuse_other_workers(
     strategy, config: TrainConfig, source: Source, progress: Progress
 ) -> None:
@@ -321,15 +238,6 @@ def _refuse_other_workers(
             f"The workers do not do the same: this one has {config}, "
             f"{source.num_examples} images and a checkpoint of step {progress.step}. "
             "Give all of them the same flags and data, and a --workdir that they share."
-        )
-
-
-def _refuse_frozen_noise(config: TrainConfig) -> None:
-    if config.freeze != "none" and not config.weights:
-        raise ValueError(
-            f"--freeze={config.freeze} without --weights: a backbone of random weights "
-            "that does not learn. Add --weights=imagenet or a file, or leave --freeze "
-            "away."
         )
 
 
@@ -374,7 +282,7 @@ def _start_or_continue(
     """
     is_fresh = not file.exists()
     if is_fresh:
-        _refuse_frozen_noise(config)
+        refuse_frozen_noise(config)
     with strategy.scope():
         model, average = build_models(task, config, source, is_fresh)
         optimizer = make_optimizer(config, model, task.is_head)
@@ -385,10 +293,11 @@ def _start_or_continue(
         tell_changes(changes, config)
         earlier = changes.get("steps_per_execution", config.steps_per_execution)
         progress.repeats = progress.repeats or earlier
+    separate_seeds(trained["model"], strategy)
     progress.images = fingerprint(source)
     _refuse_other_workers(strategy, config, source, progress)
     progress.check_schedule(
-        _multiple(config, strategy),
+        batch_multiple(config, strategy),
         source.num_examples["train"],
         config.steps_per_execution,
     )
@@ -443,19 +352,6 @@ def train_and_evaluate(
         )
 
 
-def _check(config: TrainConfig, source: Source, workdir: Path, strategy) -> dict:
-    """Refuses what cannot be trained, and returns what `check_workdir` does."""
-    _refuse_xla_of_replicas(config, strategy)
-    changes = check_workdir(workdir, config, source)
-    _refuse_empty_splits(source)
-    shapes = _schedulable_shapes(config, strategy, source)
-    _warn_of_unused_sizes(shapes, source)
-    images = source.num_examples["train"]
-    steps = sampler.epoch_schedule(shapes, images, 0, config.seed, config.grow_epochs)
-    _warn_of_warmup(config, config.epochs * len(steps))
-    return changes
-
-
 def _train_and_evaluate(
     task: Task,
     config: TrainConfig,
@@ -465,15 +361,17 @@ def _train_and_evaluate(
     strategy,
     train_batches: Callable,
 ) -> list[dict]:
-    changes = _check(config, source, workdir, strategy)
+    changes = check_workdir(workdir, config, source)
+    check_training(config, source, strategy)
     file = workdir / CHECKPOINT
     trained, progress = _start_or_continue(
         task, config, source, file, strategy, changes
     )
     check_statistics(
-        trained["model"],
+        Statistics(trained["model"]),
         config,
-        lambda changed: _schedulable_shapes(changed, strategy, source),
+        lambda changed: schedulable_shapes(changed, strategy, source),
+        MIN_VALUES_TO_CONTINUE if file.exists() else MIN_VALUES,
     )
     writer = None
     if is_chief(strategy):

@@ -9,16 +9,24 @@ import tensorflow as tf
 def top_k_correct(labels, logits, k: int):
     """Tells which examples have their label among the k best.
 
+    Of equal scores the class of the lower index is the better one, as in an argmax:
+    a model that gives the same to all classes is not right everywhere.
+
     Args:
         labels: class indices `[batch]`.
-        logits: `[batch, classes]`; with fewer than k classes every one is right.
+        logits: `[batch, classes]`; with fewer than k classes every one is right. None
+            is where a logit is not finite.
         k: how many.
 
     Returns:
         1.0 or 0.0 for each example, `[batch]`.
     """
-    correct = tf.math.in_top_k(labels, logits, min(k, logits.shape[-1]))
-    return tf.cast(correct, tf.float32)
+    best = tf.math.top_k(
+        logits, min(k, logits.shape[-1])
+    ).indices  # of equals the first
+    is_right = tf.reduce_any(best == tf.cast(labels, best.dtype)[:, None], axis=-1)
+    is_finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+    return tf.cast(is_right & is_finite, tf.float32)
 
 
 def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:

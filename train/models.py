@@ -57,3 +57,25 @@ def _synchronize_batch_norm(model: keras.Model) -> None:
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = True
+
+
+def separate_seeds(model: keras.Model, strategy) -> None:
+    """Lets each replica draw other dropout masks; call it once, before the first step.
+
+    Keras gives all replicas the same random state, so that they would drop the same
+    places of their examples. The first replica keeps it: it is what a checkpoint saves.
+
+    Args:
+        model: whose random state is set.
+        strategy: the `tf.distribute.Strategy` in whose scope it was made.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return
+    seeds = [v for v in model.variables if v.path.endswith("seed_generator_state")]
+
+    def shift():
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        for seed in seeds:
+            seed.assign(seed + tf.cast(tf.stack([replica, 0]), seed.dtype))
+
+    tf.function(lambda: strategy.run(shift), autograph=False)()

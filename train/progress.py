@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -90,6 +92,21 @@ class Progress:
             loss=0.0,
             seconds=0.0,
         )
+
+
+def sigterm_ends() -> None:
+    """Lets SIGTERM end the process with `PREEMPTED` while nothing is to be saved.
+
+    Before the first step, and after the last: the same command begins or continues.
+    A second SIGTERM ends it at once.
+    """
+
+    def end(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.write(2, b"SIGTERM: nothing is to be saved; the same command continues\n")
+        sys.exit(PREEMPTED)  # through whatever has to be closed
+
+    signal.signal(signal.SIGTERM, end)
 
 
 @contextlib.contextmanager
