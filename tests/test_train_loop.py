@@ -23,6 +23,7 @@ from train.models import build_models
 from train.progress import CheckpointManager, Progress
 from train.sources import digits_source, load_source
 from train.step import make_eval_step
+from train.tasks import TASKS
 from train.workdir import prepare_workdir
 
 CONFIG = make_config(
@@ -247,11 +248,40 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
+def rates(model) -> dict:
+    layers = [x for x in model.layers if isinstance(x, keras.layers.Dropout)]
+    return {layer.name: layer.rate for layer in layers}
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_the_average_of_a_frozen_backbone_is_noisy_and_trainable(task):
+    config = make_config(task=task.name, data="digits", model="mobilevit_xxs")
+    frozen = dataclasses.replace(config, freeze="backbone")
+    source = digits_source()
+    model, average = build_models(task, frozen, source, is_fresh=False)
+    free = task.build_model(config, source)
+    assert rates(average) == rates(free) != rates(model)
+    assert len(average.trainable_weights) == len(free.trainable_weights)
+    for one, other in zip(model.weights, average.weights, strict=True):
+        assert one.path == other.path
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_frozen_backbone_of_random_weights_is_refused(tmp_path):
+    config = dataclasses.replace(CONFIG, freeze="backbone")
+    with pytest.raises(ValueError, match="--freeze=backbone without --weights"):
+        run(tmp_path / "run", config, CLASSIFICATION)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_frozen_backbone_stays_as_it_was(tmp_path):
-    config = dataclasses.replace(CONFIG, freeze="backbone", epochs=1, sizes=(32,))
-    keras.utils.set_random_seed(config.seed)
-    initial = CLASSIFICATION.build_model(config, digits_source())
+    weights = str(tmp_path / "start.safetensors")
+    initial = keras_mobilevit.MobileViT_XXS(weights=None, classes=10)
+    keras_mobilevit.save_safetensors(initial, weights)
+    config = dataclasses.replace(
+        CONFIG, freeze="backbone", epochs=1, sizes=(32,), weights=weights
+    )
     run(tmp_path, config, CLASSIFICATION)
     trained = load_file(tmp_path / "checkpoint.safetensors")
     for variable in initial.weights:

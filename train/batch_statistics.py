@@ -16,9 +16,9 @@ from train.config import TrainConfig
 from train.sampler import BatchShape
 
 # Two values are normalized to -1 and 1 whatever they are, so that nothing before the
-# layer gets a gradient through it. Measured on the digits at 32 pixels, whose last stage
-# has one cell, after 600 steps: 13 % top-1 in batches of 2, 30 % in batches of 3. With
-# two, DeepLab's pooled branch does no harm beside the others: a mean IoU of 0.88.
+# layer gets a gradient through it. Measured on the digits at 32 pixels, where the last
+# stage has one cell, after 600 steps: 13 % top-1 in batches of 2, 30 % in batches of 3.
+# With two, DeepLab's pooled branch does no harm beside the others: mean IoU 0.88.
 MIN_VALUES = 3
 MIN_VALUES_TO_CONTINUE = 2  # of a run that began before two were refused
 # What is proposed: batches below this one, and multiples of a side up to a largest one.

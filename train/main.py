@@ -137,8 +137,8 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):  # names of classes in any script
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # which may not know a class's letters
+        stream.reconfigure(errors="backslashreplace")
     logging.set_verbosity(logging.INFO)
     tf.get_logger().setLevel("WARNING")  # it tells of every sum over workers
     for module in (train_flags, strategies, data_service):
