@@ -130,8 +130,8 @@ class TrainConfig:
     )
     freeze: str = _field(
         "none",
-        "`backbone` trains the classifier alone, with batch normalization as in "
-        "inference; `none` trains everything.",
+        "`backbone` trains the head alone, with the backbone's batch normalization as "
+        "in inference, and takes --weights; `none` trains everything.",
     )
     head_lr_multiplier: float = _field(
         1.0, "Learning rate of the head, as a multiple of the others'."
