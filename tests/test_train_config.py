@@ -8,6 +8,7 @@ import pytest
 
 from train.config import (
     RECIPES,
+    RETIRED,
     TrainConfig,
     default_recipe,
     load_config,
@@ -139,6 +140,57 @@ def test_file_with_an_unknown_key(saved):
     saved.write_text(json.dumps({**json.loads(saved.read_text()), "lr": 1}))
     with pytest.raises(ValueError, match="Unknown keys in .*config.json: lr. Valid"):
         load_config(saved)
+
+
+def test_unknown_keys_can_be_skipped_with_a_warning(saved, caplog):
+    values = {**json.loads(saved.read_text()), "eval_size": 224, "lr": 1, "mixup": 0.1}
+    saved.write_text(json.dumps(values))
+    with caplog.at_level("WARNING", "absl"):
+        assert load_config(saved, skip_unknown=True).eval_size == 224
+    assert (
+        f"{saved} has keys that this version does not know: lr, mixup." in caplog.text
+    )
+
+
+def test_a_retired_key_is_read_and_told(saved, caplog, monkeypatch):
+    monkeypatch.setitem(RETIRED, "mixup", "it changed nothing")
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "mixup": 0.1}))
+    with caplog.at_level("INFO", "absl"):
+        assert load_config(saved) == make_config()
+    assert "mixup is not used any more: it changed nothing" in caplog.text
+    assert not set(RETIRED) & set(FIELDS)
+
+
+def test_a_value_that_is_not_valid_is_told_with_the_file(saved):
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "epochs": 0}))
+    with pytest.raises(ValueError, match="config.json: `epochs` must be at least 1"):
+        load_config(saved)
+
+
+def test_file_of_something_else(saved):
+    saved.write_text('{"architecture": "mobilevit_s", "output_stride": 32}')
+    with pytest.raises(ValueError, match="no configuration of a training.*no data"):
+        load_config(saved)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_file_that_an_editor_has_saved_again(saved, encoding):
+    """With a byte order mark, the ends of lines of Windows, and names in any script."""
+    save_config(make_config(data="folder:/фото/写真"), saved)
+    values = json.loads(saved.read_text(encoding="utf-8"))
+    text = json.dumps(values, ensure_ascii=False, indent=2).replace("\n", "\r\n")
+    saved.write_bytes(text.encode(encoding))
+    assert load_config(saved).data == "folder:/фото/写真"
+
+
+@pytest.mark.parametrize("recipe", ["coco", "voc2012"])
+def test_the_published_rates_of_detectors_and_segmenters(recipe):
+    config = make_config(recipe)
+    assert config.warmup_learning_rate == 9e-5 and config.min_learning_rate == 1e-6
+    with pytest.raises(ValueError, match="`warmup_learning_rate` <= `learning_rate`"):
+        make_config(recipe, learning_rate=5e-5)
+    with pytest.raises(ValueError, match="`warmup_learning_rate` must be at least 0"):
+        make_config(recipe, warmup_learning_rate=-1.0)
 
 
 def test_a_key_that_came_later_has_its_default(saved):

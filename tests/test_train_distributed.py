@@ -136,6 +136,19 @@ def assert_same_run(one: Path, other: Path) -> None:
     )
 
 
+def test_devices_draw_masks_of_their_own_and_continue_with_them(tmp_path):
+    command = [sys.executable, "-m", "tests.train_masks", str(tmp_path)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    *steps, again = json.loads(result.stdout.splitlines()[-1])
+    masks = [json.dumps(mask) for step in steps for mask in step]
+    assert len(set(masks)) == len(masks) == 6  # three steps of two devices
+    assert again == steps[-1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["small", "mobilevit_xxs"])
 def test_two_workers_and_two_devices_are_as_one(network, one_device, tmp_path):

@@ -25,6 +25,7 @@ from train.evaluation import (
 )
 from train.litert import LiteRTModel
 from train.loading import LoadedModel, load
+from train.metrics import top_k_correct
 from train.sources import load_source
 
 ROOT = Path(__file__).parents[1]
@@ -268,6 +269,18 @@ def test_only_a_runs_own_configuration_is_read(tmp_path):
     save_config(CONFIG, tmp_path / "config.json")
     assert is_config(tmp_path / "config.json")
     assert not is_config(tmp_path / "nowhere.json")
+
+
+def test_equal_scores_count_as_in_training(digits):
+    """A model that gives every class the same is right for the first ones alone."""
+    constant = LoadedModel(32, lambda images: np.zeros((len(images), 10), np.float32))
+    found = evaluate_classifier(constant, digits, CONFIG)
+    np.testing.assert_array_equal(found.top1, found.counts * (np.arange(10) < 1))
+    np.testing.assert_array_equal(found.top5, found.counts * (np.arange(10) < 5))
+    labels = np.repeat(np.arange(10), found.counts)
+    for k, hits in ((1, found.top1), (5, found.top5)):
+        correct = top_k_correct(labels, np.zeros((len(labels), 10), np.float32), k)
+        assert np.sum(correct) == hits.sum()
 
 
 def test_what_lies_beside_a_file_tells_how_it_was_trained(tmp_path):

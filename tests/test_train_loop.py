@@ -16,13 +16,14 @@ from safetensors.numpy import load_file
 
 import keras_mobilevit
 from tests.networks import build_network
-from train import loop
+from train import checks, loop
 from train.classification import CLASSIFICATION
 from train.config import load_config, make_config
 from train.models import build_models
 from train.progress import CheckpointManager, Progress
 from train.sources import digits_source, load_source
 from train.step import make_eval_step
+from train.tasks import TASKS
 from train.workdir import prepare_workdir
 
 CONFIG = make_config(
@@ -230,8 +231,9 @@ def test_a_run_of_files_that_cannot_be_read_ends_with_a_name(tmp_path):
             folder.mkdir(parents=True)
             (folder / "cut.jpg").write_bytes(b"")
     source = load_source(f"folder:{tmp_path / 'data'}")
+    config = dataclasses.replace(CONFIG, batch_size=2)
     with pytest.raises(ValueError, match="None of the 2 train images.*cut.jpg"):
-        loop.train_and_evaluate(SMALL, CONFIG, source, tmp_path / "run")
+        loop.train_and_evaluate(SMALL, config, source, tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
@@ -246,11 +248,40 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
+def rates(model) -> dict:
+    layers = [x for x in model.layers if isinstance(x, keras.layers.Dropout)]
+    return {layer.name: layer.rate for layer in layers}
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_the_average_of_a_frozen_backbone_is_noisy_and_trainable(task):
+    config = make_config(task=task.name, data="digits", model="mobilevit_xxs")
+    frozen = dataclasses.replace(config, freeze="backbone")
+    source = digits_source()
+    model, average = build_models(task, frozen, source, is_fresh=False)
+    free = task.build_model(config, source)
+    assert rates(average) == rates(free) != rates(model)
+    assert len(average.trainable_weights) == len(free.trainable_weights)
+    for one, other in zip(model.weights, average.weights, strict=True):
+        assert one.path == other.path
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_frozen_backbone_of_random_weights_is_refused(tmp_path):
+    config = dataclasses.replace(CONFIG, freeze="backbone")
+    with pytest.raises(ValueError, match="--freeze=backbone without --weights"):
+        run(tmp_path / "run", config, CLASSIFICATION)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_frozen_backbone_stays_as_it_was(tmp_path):
-    config = dataclasses.replace(CONFIG, freeze="backbone", epochs=1, sizes=(32,))
-    keras.utils.set_random_seed(config.seed)
-    initial = CLASSIFICATION.build_model(config, digits_source())
+    weights = str(tmp_path / "start.safetensors")
+    initial = keras_mobilevit.MobileViT_XXS(weights=None, classes=10)
+    keras_mobilevit.save_safetensors(initial, weights)
+    config = dataclasses.replace(
+        CONFIG, freeze="backbone", epochs=1, sizes=(32,), weights=weights
+    )
     run(tmp_path, config, CLASSIFICATION)
     trained = load_file(tmp_path / "checkpoint.safetensors")
     for variable in initial.weights:
@@ -265,7 +296,7 @@ def test_frozen_backbone_stays_as_it_was(tmp_path):
 def test_a_warmup_of_most_of_the_training_is_told(caplog):
     config = make_config("digits", warmup_steps=60)
     with caplog.at_level(logging.WARNING, "absl"):
-        loop._warn_of_warmup(config, 120)
+        checks.warn_of_warmup(config, 120)
         assert not caplog.text
-        loop._warn_of_warmup(config, 100)
+        checks.warn_of_warmup(config, 100)
     assert "rises for 60 steps, but the whole training has about 100" in caplog.text

@@ -54,6 +54,21 @@ def test_what_is_no_number_is_not_right():
     np.testing.assert_array_equal(top_k_correct([0, 1], logits, 3), 0.0)
 
 
+def test_of_equal_scores_the_first_class_is_the_best():
+    """A constant model is right for the classes that an argmax names, and no others."""
+    labels, constant = np.arange(7), np.zeros((7, 7), np.float32)
+    for k in (1, 2, 5):
+        np.testing.assert_array_equal(top_k_correct(labels, constant, k), labels < k)
+    pairs = np.array([[1, 3, 3, 0], [3, 3, 1, 3], [0, 0, 5, 0]], np.float32)
+    np.testing.assert_array_equal(top_k_correct([2, 0, 3], pairs, 1), [0, 1, 0])
+    np.testing.assert_array_equal(top_k_correct([2, 3, 3], pairs, 2), [1, 0, 0])
+
+
+def test_no_class_is_right_where_a_score_is_no_number():
+    logits = np.array([[np.nan, 0], [0, np.inf], [1, 0]], np.float32)
+    np.testing.assert_array_equal(top_k_correct([1, 1, 0], logits, 1), [0, 0, 1])
+
+
 def test_confusion_matrix():
     matrix = confusion_matrix([0, 0, 0, 1, 2], [0, 1, 1, 1, 0], 4)
     expected = [[1, 2, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]

@@ -19,7 +19,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 import tensorflow as tf
 
 from tests.networks import build_network, build_without_dropout
-from train import loop
+from train import checks, loop
 from train.classification import CLASSIFICATION
 from train.config import make_config
 from train.sources import digits_source
@@ -49,7 +49,8 @@ def digits_for(steps: int):
     """The first digits, as many as make `steps` batches of both sizes."""
     source = digits_source()
     batches = [
-        shape.batch for shape in loop._shapes(CONFIG, tf.distribute.get_strategy())
+        shape.batch
+        for shape in checks.shared_shapes(CONFIG, tf.distribute.get_strategy())
     ]
     count = steps // 2 * sum(batches)
     examples = source.examples

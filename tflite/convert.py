@@ -201,6 +201,7 @@ def _training_config(args, data: str):
         epochs=args.qat_epochs,
         learning_rate=args.qat_learning_rate,
         min_learning_rate=0.0,
+        warmup_learning_rate=None,
         warmup_steps=0,
         batch_size=args.qat_batch_size,
     )

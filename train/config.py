@@ -6,8 +6,10 @@ import math
 import os
 from pathlib import Path
 
+from absl import logging
+
 from keras_mobilevit.configs import MIN_SIZE, get_config
-from keras_mobilevit.files import whole_file
+from keras_mobilevit.files import read_text, whole_file
 from keras_mobilevit.preprocessing import CROP_FRACTION
 from train import recipes
 from train.recipes import default_recipe
@@ -17,6 +19,11 @@ FILENAME = "config.json"
 FREEZE = ("none", "backbone")
 TASKS = ("classification", "detection", "segmentation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+FOLDER_KINDS = ("folder", "voc", "coco")  # of data, whose argument is a path
+# Keys of earlier versions, and what became of them: a configuration that has one is
+# still read. Whoever removes or renames a field adds it here.
+RETIRED: dict[str, str] = {}
+_CORE = {"data", "eval_size"}  # by which a configuration of this project's is known
 
 
 def _field(default, help_text: str, tasks: tuple[str, ...] = TASKS):
@@ -82,10 +89,13 @@ class TrainConfig:
         "normalization takes its statistics from each part.",
     )
     learning_rate: float = _field(0.002, "Peak of the learning rate.")
-    min_learning_rate: float = _field(0.0002, "Where warm-up starts and cosine ends.")
+    min_learning_rate: float = _field(0.0002, "Where the cosine ends.")
+    warmup_learning_rate: float | None = _field(
+        None, "Where the warm-up starts; None is where the cosine ends."
+    )
     learning_rate_batch: int = _field(
         0,
-        "The batch, over all devices, that both learning rates are meant for: for "
+        "The batch, over all devices, that the learning rates are meant for: for "
         "another --batch_size they are scaled in proportion. 0 takes them as they are.",
     )
     warmup_steps: int = _field(3000, "Steps of linear warm-up.")
@@ -120,8 +130,8 @@ class TrainConfig:
     )
     freeze: str = _field(
         "none",
-        "`backbone` trains the classifier alone, with batch normalization as in "
-        "inference; `none` trains everything.",
+        "`backbone` trains the head alone, with the backbone's batch normalization as "
+        "in inference, and takes --weights; `none` trains everything.",
     )
     head_lr_multiplier: float = _field(
         1.0, "Learning rate of the head, as a multiple of the others'."
@@ -166,11 +176,12 @@ class TrainConfig:
                 raise ValueError(
                     f"`{name}` must be {expected}. Received: {getattr(self, name)!r}."
                 )
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                "Expected `min_learning_rate` <= `learning_rate`. Received: "
-                f"{self.min_learning_rate} and {self.learning_rate}."
-            )
+        for name in ("min_learning_rate", "warmup_learning_rate"):
+            if (getattr(self, name) or 0) > self.learning_rate:
+                raise ValueError(
+                    f"Expected `{name}` <= `learning_rate`. Received: "
+                    f"{getattr(self, name)} and {self.learning_rate}."
+                )
 
     def _check_sizes(self) -> None:
         if not self.sizes:
@@ -186,7 +197,7 @@ class TrainConfig:
 
 
 _AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
-_NOT_NEGATIVE = (lambda value: value >= 0, "at least 0")
+_NOT_NEGATIVE = (lambda value: value is None or value >= 0, "at least 0")
 _PART = (lambda value: 0 < value <= 1, "in (0, 1]")
 _BELOW_1 = (lambda value: 0 <= value < 1, "in [0, 1)")
 _RANGES = {
@@ -198,6 +209,7 @@ _RANGES = {
     "warmup_steps": _NOT_NEGATIVE,
     "learning_rate_batch": _NOT_NEGATIVE,
     "min_learning_rate": _NOT_NEGATIVE,
+    "warmup_learning_rate": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "head_lr_multiplier": (lambda value: value > 0, "positive"),
     "auxiliary_weight": _NOT_NEGATIVE,
@@ -221,7 +233,9 @@ def _check_type(field, value) -> None:
     """Refuses a value of another type, or a number that is not finite."""
     if field.name == "sizes":
         expected, is_valid = "a list of integers", isinstance(value, (tuple, list))
-    elif field.type is float:
+    elif field.default is None and value is None:
+        return
+    elif field.type in (float, float | None):
         is_valid = type(value) in (int, float) and math.isfinite(value)
         expected = "a finite number"
     else:
@@ -262,7 +276,7 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
     _refuse_unknown(overrides, "the overrides")
     # A run is continued, and its data found again, from any folder.
     kind, _, path = overrides.get("data", "").partition(":")
-    if kind in ("folder", "voc", "coco") and path:
+    if kind in FOLDER_KINDS and path:
         overrides["data"] = f"{kind}:{_absolute(path)}"
     if overrides.get("weights") not in (None, "", "imagenet", "coco", "voc"):
         overrides["weights"] = _absolute(overrides["weights"])
@@ -283,34 +297,84 @@ def _refuse_unknown(values: dict, where: str) -> None:
         )
 
 
-def load_config(path) -> TrainConfig:
-    """Reads a configuration that `save_config` wrote.
+def load_config(path, skip_unknown: bool = False) -> TrainConfig:
+    """Reads a configuration that `save_config` wrote, in this version or another.
+
+    Args:
+        path: of the file.
+        skip_unknown: whether the others are used where this version does not know some
+            keys, which a warning names.
+
+    Returns:
+        The `TrainConfig`.
 
     Raises:
-        ValueError: if the file is no JSON object, or has unknown keys.
+        ValueError: if the file is no configuration of a training, or a value is not
+            valid, or keys are unknown and not skipped; the message names the file.
         FileNotFoundError: if there is no file.
     """
+    values = _read_values(path)
+    missing = sorted(_CORE - set(values))
+    if missing:
+        raise ValueError(
+            f"{path} is no configuration of a training: it has no "
+            f"{' and no '.join(missing)}. Move it away, or restore what "
+            "train/main.py wrote."
+        )
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    for name in sorted(set(values) & set(RETIRED)):
+        logging.info("%s: %s is not used any more: %s", path, name, RETIRED[name])
+    unknown = sorted(set(values) - known - set(RETIRED))
+    if unknown and not skip_unknown:
+        raise ValueError(
+            f"Unknown keys in {path}: {', '.join(unknown)}. Valid keys: "
+            f"{', '.join(sorted(known))}. Another version of train/ wrote it, or "
+            "somebody changed it: use that version, or remove the keys if they mean "
+            "nothing."
+        )
+    if unknown:
+        logging.warning(
+            "%s has keys that this version does not know: %s. They are not used; all "
+            "others are.",
+            path,
+            ", ".join(unknown),
+        )
     try:
-        values = json.loads(Path(path).read_text())
+        # A key that is missing came later, with a default that changes nothing.
+        return TrainConfig(**{key: values[key] for key in values if key in known})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_values(path) -> dict:
+    try:
+        values = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object.")
-    _refuse_unknown(values, str(path))
-    # A key that is missing came later, with a default that changes nothing.
-    return TrainConfig(**values)
+    return values
 
 
 def is_config(path) -> bool:
-    """Tells whether a file is a configuration of this project's, and no other's."""
-    try:
-        keys = set(json.loads(Path(path).read_text()))
-    except (OSError, ValueError, TypeError):
-        return False
-    return "data" in keys and keys <= {f.name for f in dataclasses.fields(TrainConfig)}
+    """Tells whether there is a configuration of this project's, and no other's.
+
+    Raises:
+        ValueError: if the file is no JSON object, so that nobody can tell.
+    """
+    return Path(path).is_file() and set(_read_values(path)) >= _CORE
+
+
+def has_one_low_rate(path) -> bool:
+    """Tells whether a configuration is older than `warmup_learning_rate`.
+
+    Its `min_learning_rate` is where the warm-up starts, too.
+    """
+    return is_config(path) and "warmup_learning_rate" not in _read_values(path)
 
 
 def save_config(config: TrainConfig, path) -> None:
     """Writes a configuration as JSON, whole or not at all."""
+    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        temporary.write_text(text, encoding="utf-8")

@@ -150,6 +150,7 @@ def evaluate_classifier(
                 scores = classifier.run(images)
                 if not np.all(np.isfinite(scores)):
                     raise ValueError("The model's outputs are not finite numbers.")
+                # Of equal scores the first, as `train.metrics.top_k_correct` does.
                 best = np.argsort(-scores, axis=-1, kind="stable")[:, :5]
                 hits = best == labels[:, None]
                 np.add.at(counts, labels, 1)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 
 from train import config as train_config
 from train.litert import read_card
@@ -56,6 +56,7 @@ def define_flags() -> None:
     define = {
         bool: flags.DEFINE_boolean,
         float: flags.DEFINE_float,
+        float | None: flags.DEFINE_float,
         int: flags.DEFINE_integer,
         str: flags.DEFINE_string,
     }
@@ -79,10 +80,53 @@ def trained_as(weights: str) -> dict:
     """
     beside = Path(weights).with_name(train_config.FILENAME)
     if train_config.is_config(beside):
-        return dataclasses.asdict(train_config.load_config(beside))
+        return dataclasses.asdict(train_config.load_config(beside, skip_unknown=True))
     card = read_card(weights)
     known = {"eval_crop": "crop", "task": "task"}
     return {name: card[key] for name, key in known.items() if key in card}
+
+
+def _warn_of_defaults(weights: str, task: str, given: set[str]) -> None:
+    """Warns where nothing but the recipe tells how a file is to be evaluated."""
+    fields = {
+        field.name: field for field in dataclasses.fields(train_config.TrainConfig)
+    }
+    guessed = [
+        f"--{name}"
+        for name in ("eval_size", "eval_crop")
+        if name not in given and task in fields[name].metadata["tasks"]
+    ]
+    if weights.endswith(".keras") and guessed:
+        logging.warning(
+            "There is no %s of a training beside %s. %s: as in the recipe, unless the "
+            "model has a fixed size.",
+            train_config.FILENAME,
+            weights,
+            " and ".join(guessed),
+        )
+
+
+def _with_rates_as_begun(
+    config: train_config.TrainConfig, workdir: str, given: set[str]
+) -> train_config.TrainConfig:
+    """Keeps the low learning rates of a run that is older than the second of them.
+
+    Recipes gave one for both then, and some have two now.
+    """
+    file = Path(workdir).expanduser() / train_config.FILENAME
+    if not train_config.has_one_low_rate(file):
+        return config
+    begun = train_config.load_config(file)
+    names = {"min_learning_rate", "warmup_learning_rate"} - given
+    rates = {name: getattr(begun, name) for name in names}
+    kept = dataclasses.replace(config, **rates)
+    if kept != config:
+        logging.info(
+            "the warm-up starts and the cosine ends at %g, as when the run in %s began",
+            begun.min_learning_rate,
+            workdir,
+        )
+    return kept
 
 
 def config_from_flags() -> train_config.TrainConfig:
@@ -119,8 +163,14 @@ def config_from_flags() -> train_config.TrainConfig:
     if args.mode == "eval":
         _refuse_no_file(weights or overrides.get("model", ""))
     if args.mode == "eval" and not args.recipe and weights.endswith(_OWN_FILES):
-        overrides = {**trained_as(weights), **overrides}
+        known = trained_as(weights)
+        if "eval_size" not in known:
+            task = overrides.get("task", "classification")
+            _warn_of_defaults(weights, task, given)
+        overrides = {**known, **overrides}
     config = train_config.make_config(args.recipe or "", **overrides)
+    if args.mode == "train" and args.workdir:
+        config = _with_rates_as_begun(config, args.workdir, given)
     _refuse_other_tasks(config.task, given)
     meant = train_config.RECIPES[args.recipe].task if args.recipe else config.task
     if meant != config.task:

@@ -7,7 +7,8 @@ def freeze_backbone(model: keras.Model, is_head) -> None:
     """Leaves a model's head alone trainable.
 
     Frozen batch normalization keeps its statistics too, and what is frozen is not
-    noisy: the backbone's dropout is off.
+    noisy: the backbone's dropout is off. The moving average, which is saved, is built
+    without this, so that it can be trained further as any other model.
 
     Args:
         model: of a task.

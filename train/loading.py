@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_mobilevit.files import read_text
 from keras_mobilevit.preprocessing import largest_value
 from keras_mobilevit.weights import load_model_file
 from train.litert import LiteRTModel, read_card
@@ -119,7 +120,7 @@ def _labels_of(weights: str) -> tuple[Path, list[str]]:
     """Reads the class names beside a model: its training's, or a converted file's."""
     file = Path(weights).with_name("labels.txt")
     if weights.endswith((".keras", ".tflite")) and file.exists():
-        return file, file.read_text().splitlines()
+        return file, read_text(file).splitlines()
     card = Path(weights).with_suffix(".json")
     if weights.endswith(".tflite"):
         return card, read_card(weights).get("labels") or []

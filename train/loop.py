@@ -1,5 +1,6 @@
 """The training loop, for any task, on one device or on many."""
 
+import contextlib
 import dataclasses
 import time
 import zlib
@@ -12,10 +13,24 @@ from absl import logging
 from tqdm import tqdm
 
 from train import data, sampler, schedules
+from train.batch_statistics import (
+    MIN_VALUES,
+    MIN_VALUES_TO_CONTINUE,
+    Statistics,
+    check_statistics,
+)
 from train.checkpoint import load_checkpoint, save_checkpoint, save_model
+from train.checks import (
+    batch_multiple,
+    check_training,
+    refuse_frozen_noise,
+    schedulable_shapes,
+    shared_shapes,
+)
 from train.config import TrainConfig
 from train.feeding import Unreadable, distribute, refuse_nothing_seen
-from train.models import build_models
+from train.lock import only_training
+from train.models import build_models, separate_seeds
 from train.optimizers import make_optimizer
 from train.pictures import make_drawing
 from train.progress import CheckpointManager, Progress, asked_to_stop
@@ -26,29 +41,16 @@ from train.step import as_numbers, make_eval_step, make_train_step
 from train.strategies import is_chief
 from train.task import Task
 from train.validation import evaluate
-from train.workdir import BEST_MODEL, CHECKPOINT, check_workdir, prepare_workdir
+from train.workdir import (
+    BEST_MODEL,
+    CHECKPOINT,
+    check_workdir,
+    fingerprint,
+    prepare_workdir,
+    tell_changes,
+)
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
-
-
-def _multiple(config: TrainConfig, strategy) -> int:
-    """Returns the number of parts in which every batch is dealt out."""
-    return strategy.num_replicas_in_sync * config.accumulation_steps
-
-
-def _shapes(config: TrainConfig, strategy) -> list[BatchShape]:
-    """Returns the batch shapes of a run, which all its replicas can share evenly."""
-    multiple = _multiple(config, strategy)
-    if config.batch_size % multiple:
-        below = config.batch_size // multiple * multiple
-        raise ValueError(
-            f"--batch_size={config.batch_size} cannot be dealt out evenly to "
-            f"{strategy.num_replicas_in_sync} devices in {config.accumulation_steps} "
-            f"parts each. {f'{below} or ' if below else ''}{below + multiple} can."
-        )
-    return sampler.batch_shapes(
-        config.sizes, config.base_size, config.batch_size, multiple
-    )
 
 
 def train_epoch(
@@ -83,7 +85,7 @@ def train_epoch(
     """
     epoch, num_examples = progress.epoch, source.num_examples["train"]
     schedule = sampler.epoch_schedule(
-        _shapes(config, strategy),
+        shared_shapes(config, strategy),
         num_examples,
         epoch,
         config.seed,
@@ -174,29 +176,6 @@ def _refuse_divergence(
     )
 
 
-def _warn_of_unused_sizes(shapes: list[BatchShape], source: Source) -> None:
-    count = source.num_examples["train"]
-    if count < sum(shape.batch for shape in shapes):
-        logging.warning(
-            "%d training images do not fill one batch of each size (%s), so an epoch "
-            "misses some sizes. A smaller --batch_size mends that.",
-            count,
-            ", ".join(f"{shape.batch} at {shape.height}" for shape in shapes),
-        )
-
-
-def _warn_of_warmup(config: TrainConfig, steps: int) -> None:
-    """Warns of a training that ends before its learning rate has risen."""
-    if config.warmup_steps > steps // 2:
-        logging.warning(
-            "The learning rate rises for %d steps, but the whole training has about "
-            "%d, and may learn little. Fewer --warmup_steps or more --epochs mend "
-            "that.",
-            config.warmup_steps,
-            steps,
-        )
-
-
 def _finish_epoch(
     workdir: Path, average, writer: RecordWriter, record: dict, best: float
 ) -> None:
@@ -231,17 +210,6 @@ def _continue(file: Path, groups: dict) -> Progress:
     return Progress(**saved)
 
 
-def _refuse_xla_of_replicas(config: TrainConfig, strategy) -> None:
-    on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
-    replicas = strategy.num_replicas_in_sync
-    if config.xla and replicas > 1 and not on_tpu:
-        raise ValueError(
-            f"--xla compiles the step of one device, but {replicas} train together, "
-            "whose sums TensorFlow does not compile. Leave --xla away, or use one "
-            "device: --gpus=1 --cluster=none."
-        )
-
-
 def _refuse_other_workers(
     strategy, config: TrainConfig, source: Source, progress: Progress
 ) -> None:
@@ -259,22 +227,66 @@ def _refuse_other_workers(
         )
 
 
+def _refuse_other_images(
+    progress: Progress, source: Source, changes: dict, config: TrainConfig
+) -> None:
+    """Checks that a folder of another path has the images of the run's own."""
+    if "data" not in changes:
+        return
+    found = source.num_examples["train"], fingerprint(source)
+    began = progress.num_examples, progress.images or found[1]
+    if found != began:
+        what = f"{found[0]} training images instead of {began[0]}"
+        if found[0] == began[0]:
+            what = "as many training images, but of other names"
+        raise ValueError(
+            f"The run in --workdir was trained on {changes['data']}; {config.data} has "
+            f"{what}. Give the images of that run, or another --workdir."
+        )
+
+
 def _start_or_continue(
-    task: Task, config: TrainConfig, source: Source, file: Path, strategy
+    task: Task,
+    config: TrainConfig,
+    source: Source,
+    file: Path,
+    strategy,
+    changes: dict,
 ) -> tuple[dict, Progress]:
     """Builds all that a checkpoint holds, and sets it to the last one if there is one.
+
+    Args:
+        task: what is trained.
+        config: the run's configuration.
+        source: on what.
+        file: the checkpoint, which need not exist.
+        strategy: the devices.
+        changes: since the checkpoint, from `train.workdir.check_workdir`.
 
     Returns:
         Model, average and optimizer by these names, and where the run is.
     """
     is_fresh = not file.exists()
+    if is_fresh:
+        refuse_frozen_noise(config)
     with strategy.scope():
         model, average = build_models(task, config, source, is_fresh)
         optimizer = make_optimizer(config, model, task.is_head)
     trained = {"model": model, "average": average, "optimizer": optimizer}
     progress = Progress() if is_fresh else _continue(file, trained)
+    if not is_fresh:
+        _refuse_other_images(progress, source, changes, config)
+        tell_changes(changes, config)
+        earlier = changes.get("steps_per_execution", config.steps_per_execution)
+        progress.repeats = progress.repeats or earlier
+    separate_seeds(trained["model"], strategy)
+    progress.images = fingerprint(source)
     _refuse_other_workers(strategy, config, source, progress)
-    progress.check_schedule(_multiple(config, strategy), source.num_examples["train"])
+    progress.check_schedule(
+        batch_multiple(config, strategy),
+        source.num_examples["train"],
+        config.steps_per_execution,
+    )
     return trained, progress
 
 
@@ -312,20 +324,41 @@ def train_and_evaluate(
         than the chief.
 
     Raises:
-        ValueError: if `workdir` holds another run, or no image can be decoded.
+        ValueError: if `workdir` holds another run or another training writes there, if
+            there are too few images or values for batch normalization, or no image can
+            be decoded.
         FloatingPointError: if the loss is not finite.
         Preempted: after SIGTERM, when everything is saved.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    _refuse_xla_of_replicas(config, strategy)
     workdir = Path(workdir).expanduser()
-    check_workdir(workdir, config, source)
-    shapes, images = _shapes(config, strategy), source.num_examples["train"]
-    _warn_of_unused_sizes(shapes, source)
-    steps = sampler.epoch_schedule(shapes, images, 0, config.seed, config.grow_epochs)
-    _warn_of_warmup(config, config.epochs * len(steps))
+    with only_training(workdir) if is_chief(strategy) else contextlib.nullcontext():
+        return _train_and_evaluate(
+            task, config, source, workdir, save_seconds, strategy, train_batches
+        )
+
+
+def _train_and_evaluate(
+    task: Task,
+    config: TrainConfig,
+    source: Source,
+    workdir: Path,
+    save_seconds: float,
+    strategy,
+    train_batches: Callable,
+) -> list[dict]:
+    changes = check_workdir(workdir, config, source)
+    check_training(config, source, strategy)
     file = workdir / CHECKPOINT
-    trained, progress = _start_or_continue(task, config, source, file, strategy)
+    trained, progress = _start_or_continue(
+        task, config, source, file, strategy, changes
+    )
+    check_statistics(
+        Statistics(trained["model"]),
+        config,
+        lambda changed: schedulable_shapes(changed, strategy, source),
+        MIN_VALUES_TO_CONTINUE if file.exists() else MIN_VALUES,
+    )
     writer = None
     if is_chief(strategy):
         prepare_workdir(workdir, config, source)

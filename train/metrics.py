@@ -11,23 +11,24 @@ PIXELS_AT_ONCE = 2**20
 def top_k_correct(labels, logits, k: int):
     """Tells which examples have their label among the k best.
 
+    Of equal scores the class of the lower index is the better one, as in an argmax:
+    a model that gives the same to all classes is not right everywhere.
+
     Args:
         labels: class indices `[batch]`.
-        logits: `[batch, classes]`; with fewer than k classes every one is right. Of
-            equal ones the first counts as the better.
+        logits: `[batch, classes]`; with fewer than k classes every one is right. None
+            is where a logit is not finite.
         k: how many.
 
     Returns:
         1.0 or 0.0 for each example, `[batch]`; 0.0 where a logit is no finite number.
     """
-    labels = tf.cast(labels, tf.int32)[:, None]
-    own = tf.gather(logits, labels, batch_dims=1)  # [batch, 1]
-    # Of all that are equal, as an untrained head has them, not each can be the best.
-    is_before = tf.range(tf.shape(logits)[-1]) < labels
-    is_better = (logits > own) | ((logits == own) & is_before)
-    rank = tf.reduce_sum(tf.cast(is_better, tf.int32), axis=-1)
+    best = tf.math.top_k(
+        logits, min(k, logits.shape[-1])
+    ).indices  # of equals the first
+    is_right = tf.reduce_any(best == tf.cast(labels, best.dtype)[:, None], axis=-1)
     is_finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
-    return tf.cast((rank < k) & is_finite, tf.float32)
+    return tf.cast(is_right & is_finite, tf.float32)
 
 
 def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:

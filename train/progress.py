@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +34,9 @@ class Progress:
         seconds: that it took so far.
         multiple: of which its batches are one, see `train.sampler.batch_shapes`.
         num_examples: of an epoch.
+        repeats: batches of a size that follow each other, see
+            `train.sampler.epoch_schedule`; 0 if an earlier version did not save it.
+        images: tells them from others, see `train.workdir.fingerprint`; 0 likewise.
     """
 
     epoch: int = 0
@@ -43,6 +48,8 @@ class Progress:
     seconds: float = 0.0
     multiple: int = 0
     num_examples: int = 0
+    repeats: int = 0
+    images: int = 0
 
     def add(self, steps: int, sums: dict[str, float], seconds: float) -> None:
         """Brings it forward by some steps, with what `train.step` sums up of them."""
@@ -52,35 +59,54 @@ class Progress:
         self.loss += sums["loss"]
         self.seconds = seconds
 
-    def check_schedule(self, multiple: int, num_examples: int) -> None:
+    def check_schedule(self, multiple: int, num_examples: int, repeats: int) -> None:
         """Begins an epoch again that cannot be continued where it stopped.
 
         Args:
             multiple: of which batches are one.
             num_examples: of an epoch.
+            repeats: batches of a size that follow each other.
         """
-        found = multiple, num_examples
-        if self.epoch_step and found != (self.multiple, self.num_examples):
+        found = multiple, num_examples, repeats
+        began = self.multiple, self.num_examples, self.repeats or repeats
+        if self.epoch_step and found != began:
             logging.warning(
                 "epoch %d begins again, and its images so far count twice: it was "
-                "stopped with batches that are multiples of %d and %d images, which "
-                "now are %d and %d",
+                "stopped with batches that are multiples of %d and follow each other "
+                "in groups of %d, and %d images, which now are %d, %d and %d",
                 self.epoch + 1,
-                *(self.multiple, self.num_examples, *found),
+                *(began[0], began[2], began[1], multiple, repeats, num_examples),
             )
             self.epoch_step = self.seen = 0
             self.loss = self.seconds = 0.0
-        self.multiple, self.num_examples = found
+        self.multiple, self.num_examples, self.repeats = found
 
     def next_epoch(self, metric: float) -> "Progress":
         """Returns where a run is when the epoch that is under way is done."""
-        return Progress(
-            self.epoch + 1,
-            self.step,
-            max(self.best, metric),
-            multiple=self.multiple,
-            num_examples=self.num_examples,
+        return dataclasses.replace(
+            self,
+            epoch=self.epoch + 1,
+            best=max(self.best, metric),
+            epoch_step=0,
+            seen=0,
+            loss=0.0,
+            seconds=0.0,
         )
+
+
+def sigterm_ends() -> None:
+    """Lets SIGTERM end the process with `PREEMPTED` while nothing is to be saved.
+
+    Before the first step, and after the last: the same command begins or continues.
+    A second SIGTERM ends it at once.
+    """
+
+    def end(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.write(2, b"SIGTERM: nothing is to be saved; the same command continues\n")
+        sys.exit(PREEMPTED)  # through whatever has to be closed
+
+    signal.signal(signal.SIGTERM, end)
 
 
 @contextlib.contextmanager

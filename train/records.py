@@ -24,7 +24,7 @@ def read_records(path) -> list[dict]:
     if not path.exists():
         return []
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -97,7 +97,7 @@ class RecordWriter:
         self.records.append(record)
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
         with whole_file(self.workdir / "metrics.jsonl") as temporary:
-            temporary.write_text(lines)
+            temporary.write_text(lines, encoding="utf-8")
         with self.summaries.as_default(step=record["epoch"]):
             for key, value in record.items():
                 tf.summary.scalar(key, value)

@@ -20,7 +20,9 @@ def learning_rate(config, step: int, epoch: int) -> float:
     scale = config.batch_size / (config.learning_rate_batch or config.batch_size)
     low, high = scale * config.min_learning_rate, scale * config.learning_rate
     if step < config.warmup_steps:
-        return low + (high - low) * step / config.warmup_steps
+        start = config.warmup_learning_rate
+        start = low if start is None else scale * start
+        return start + (high - start) * step / config.warmup_steps
     return low + 0.5 * (high - low) * (1 + math.cos(math.pi * epoch / config.epochs))
 
 

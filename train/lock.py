@@ -1,0 +1,97 @@
+"""Keeps a second training out of a working directory."""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging
+
+LOCK = ".training.lock"
+
+
+@contextlib.contextmanager
+def only_training(workdir: Path) -> Iterator[None]:
+    """Makes a working directory, and is alone in it until the context ends.
+
+    The operating system holds the lock for the process, so that one that was killed
+    leaves none behind. A directory that is still empty at the end is removed again.
+
+    Args:
+        workdir: the directory.
+
+    Raises:
+        ValueError: if another training has it; the message names the process and its
+            machine. Or if the directory cannot be written.
+    """
+    made = _missing(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        handle = _acquire(workdir / LOCK)
+    except OSError as error:
+        raise ValueError(f"Cannot write into --workdir: {error}.") from error
+    try:
+        yield
+    finally:
+        (workdir / LOCK).unlink(missing_ok=True)
+        os.close(handle)
+        with contextlib.suppress(OSError):  # it holds a run
+            for folder in made:
+                folder.rmdir()
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Returns the folders that have to be made, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _acquire(file: Path) -> int:
+    """Opens the lock's file, with the lock, and writes into it whose it is."""
+    while True:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(handle, file)
+        except ValueError:
+            os.close(handle)
+            raise
+        if _is_file(handle, file):
+            break
+        os.close(handle)  # its owner has just removed it
+    owner = {"process": os.getpid(), "machine": socket.gethostname()}
+    os.truncate(handle, 0)
+    os.write(handle, json.dumps(owner).encode())
+    return handle
+
+
+def _is_file(handle: int, file: Path) -> bool:
+    return file.exists() and os.path.samestat(os.fstat(handle), os.stat(file))
+
+
+def _lock(handle: int, file: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"Another training{_owner(file)} writes into {file.parent}. Wait for it, "
+            "end it, or choose another --workdir."
+        ) from error
+    except OSError as error:  # storage that has no locks
+        logging.warning(
+            "%s cannot be locked (%s): see to it that no second training writes there",
+            file.parent,
+            error.strerror,
+        )
+
+
+def _owner(file: Path) -> str:
+    try:
+        owner = json.loads(file.read_text(encoding="utf-8"))
+        return f" (process {owner['process']} on {owner['machine']})"
+    except (OSError, ValueError, KeyError, TypeError):  # not yet written
+        return ""
