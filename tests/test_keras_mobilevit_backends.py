@@ -59,7 +59,8 @@ detector = keras.models.load_model(f"{folder}/detector.keras")
 wanted = np.load(f"{folder}/detector.npz")
 outputs = detector(wanted["images"])
 found = keras_mobilevit.detect(outputs, wanted["anchors"], max_detections=20)
-for name, value in (outputs | found).items():
+outputs["scores"] = found["scores"]  # boxes of equal scores may change places
+for name, value in outputs.items():
     difference = np.abs(keras.ops.convert_to_numpy(value) - wanted[name]).max()
     print(name, difference)
     assert difference <= 1e-4, name
@@ -69,11 +70,11 @@ if backend == "jax":
     options = {"jax2tf_kwargs": {"with_gradient": False}, "verbose": False}
     model.export(f"{folder}/saved", **options)
     import tensorflow
-    served = tensorflow.saved_model.load(f"{folder}/saved").serve
+    loaded = tensorflow.saved_model.load(f"{folder}/saved")  # owns the variables
     for size in ((64, 96), (75, 51)):
         images = reference.images(*size)
         wanted = keras.ops.convert_to_numpy(model(images))
-        assert np.abs(served(images).numpy() - wanted).max() <= 1e-4, size
+        assert np.abs(loaded.serve(images).numpy() - wanted).max() <= 1e-4, size
 """
 
 
@@ -82,14 +83,17 @@ def write_detector(folder: Path) -> None:
     keras.utils.set_random_seed(0)
     model = keras_mobilevit.SSDLite("mobilevit_xxs", 3, None, (75, 96, 3))
     images = np.random.default_rng(0).uniform(0, 255, (2, 75, 96, 3)).astype("float32")
-    for _ in range(20):  # so that inference has about the statistics of training
+    for _ in range(5):
         model(images, training=True)
+    for layer in model.layers:  # as if trained: with logits that tell classes apart
+        if layer.name.endswith("_predictions"):
+            layer.kernel.assign(100 * layer.kernel)
     anchors = keras_mobilevit.anchor_boxes(75, 96)
     outputs = model(images)
     found = keras_mobilevit.detect(outputs, anchors, max_detections=20)
     values = {n: keras.ops.convert_to_numpy(x) for n, x in (outputs | found).items()}
-    assert np.abs(values["logits"]).max() > 0.5
-    assert (values["scores"] > 0.1).any()
+    assert np.abs(values["logits"]).max() > 1
+    assert values["scores"].min() > 0.1
     model.save(folder / "detector.keras")
     np.savez(folder / "detector.npz", images=images, anchors=anchors, **values)
 
