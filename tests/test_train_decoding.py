@@ -142,6 +142,7 @@ def test_both_decoders_give_the_same_pixels(kind, tmp_path):
     decoded, size = decode(content)
     assert size.numpy().tolist() == [HEIGHT, WIDTH]
     np.testing.assert_array_equal(decoded, seen)
+    np.testing.assert_array_equal(images.decode(content), seen)  # without a graph
     # Not merely the same, but the picture, and not upside down.
     mode = next((mode for word, mode in MODES.items() if word in kind), "RGB")
     wanted = np.asarray(picture().convert(mode).convert("RGB"), np.float32)

@@ -34,19 +34,26 @@ def _is_plain_png(encoded):
     return is_png & (tf.size(tf.strings.split(encoded, _PNG_EXIF)) == 1)
 
 
+def _with_pillow(function, encoded, dtype):
+    """Calls a function of an image's bytes outside of the graph."""
+    if tf.executing_eagerly():  # numpy_function would lose zeros at the end
+        return tf.constant(function(tf.convert_to_tensor(encoded).numpy()), dtype)
+    return tf.numpy_function(function, [encoded], dtype, stateful=False)
+
+
 def _decode_with_pillow(encoded):
     """Decodes the kinds that TensorFlow lacks or reads in another way.
 
     Among these are BMP with a palette, which it takes for gray, and animated WebP.
     """
-    return tf.numpy_function(image_files.decode, [encoded], tf.uint8, stateful=False)
+    return _with_pillow(image_files.decode, encoded, tf.uint8)
 
 
 def _size_with_pillow(encoded):
     def size(content: bytes) -> np.ndarray:
         return np.int32(image_files.read_header(content).size[::-1])
 
-    return tf.numpy_function(size, [encoded], tf.int32, stateful=False)
+    return _with_pillow(size, encoded, tf.int32)
 
 
 def _refuse_too_large(size):
@@ -125,6 +132,8 @@ def _rarely(condition, then, otherwise, dtype, *inputs):
     `tf.cond` mixes the operations of both branches into the graph around them, and
     TensorFlow visits them all, which takes 8 % of the time of a small photo.
     """
+    if tf.executing_eagerly():
+        return then(*inputs) if condition else otherwise(*inputs)
     specs = [tf.TensorSpec(x.shape, x.dtype) for x in inputs]
     branches = [
         tf.function(branch, autograph=False).get_concrete_function(*specs)
