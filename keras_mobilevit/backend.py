@@ -71,9 +71,47 @@ class BatchNormalization(keras.layers.BatchNormalization):
     of feature maps.
 
     It has the name of Keras's layer, because `.weights.h5` files call layers by it.
+
+    Attributes:
+        learns_over_steps: set it before training where a batch has too few values of a
+            channel; see `_normalize_over_steps`. It is not saved.
     """
 
+    learns_over_steps = False
+
+    def _normalize_over_steps(self, inputs):
+        """Normalizes by the moving statistics, and updates them with each step.
+
+        One value of a channel has no variance, but its distance from the moving mean
+        has: this is the exponentially weighted mean and variance of all values so far,
+        as in Finch, "Incremental calculation of weighted mean and variance" (2009). No
+        gradient flows through the statistics.
+        """
+        x = ops.cast(inputs, "float32")
+        axis = self.axis % len(x.shape)
+        axes = [i for i in range(len(x.shape)) if i != axis]
+        mean, variance = ops.moments(x, axes, synchronized=self.synchronized)
+        before, spread = (
+            ops.cast(moving, "float32")
+            for moving in (self.moving_mean, self.moving_variance)
+        )
+        rate = 1 - self.momentum
+        moving_mean = before + rate * (mean - before)
+        # Of the values around both means, the one before and the one after them.
+        variance = variance + (mean - before) * (mean - moving_mean)
+        moving_variance = spread + rate * (variance - spread)
+        statistics = map(ops.stop_gradient, (moving_mean, moving_variance))
+        moving_mean, moving_variance = statistics
+        self.moving_mean.assign(moving_mean)
+        self.moving_variance.assign(moving_variance)
+        outputs = ops.batch_normalization(
+            x, moving_mean, moving_variance, axis, self.beta, self.gamma, self.epsilon
+        )
+        return ops.cast(outputs, self.compute_dtype)
+
     def call(self, inputs, training=None, mask=None):
+        if training and self.trainable and self.learns_over_steps:
+            return self._normalize_over_steps(inputs)
         tf = _tensorflow()
         is_fusable = (
             len(inputs.shape) == 4

@@ -13,12 +13,7 @@ from absl import logging
 from tqdm import tqdm
 
 from train import data, sampler, schedules
-from train.batch_statistics import (
-    MIN_VALUES,
-    MIN_VALUES_TO_CONTINUE,
-    Statistics,
-    check_statistics,
-)
+from train.batch_statistics import learn_over_steps
 from train.checkpoint import load_checkpoint, save_checkpoint, save_model
 from train.checks import (
     batch_multiple,
@@ -325,8 +320,7 @@ def train_and_evaluate(
 
     Raises:
         ValueError: if `workdir` holds another run or another training writes there, if
-            there are too few images or values for batch normalization, or no image can
-            be decoded.
+            there are fewer images than a batch takes, or no image can be decoded.
         FloatingPointError: if the loss is not finite.
         Preempted: after SIGTERM, when everything is saved.
     """
@@ -353,11 +347,8 @@ def _train_and_evaluate(
     trained, progress = _start_or_continue(
         task, config, source, file, strategy, changes
     )
-    check_statistics(
-        Statistics(trained["model"]),
-        config,
-        lambda changed: schedulable_shapes(changed, strategy, source),
-        MIN_VALUES_TO_CONTINUE if file.exists() else MIN_VALUES,
+    learn_over_steps(
+        trained["model"], config, schedulable_shapes(config, strategy, source)
     )
     writer = None
     if is_chief(strategy):
