@@ -387,6 +387,9 @@ def predict(args) -> None:
 
 def main() -> None:
     args = make_parser().parse_args()
+    if hasattr(sys.stdout, "reconfigure"):  # not where it was replaced
+        # A terminal may lack the letters of a class's name.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         predict(args)
     except (ValueError, OSError, ImportError) as error:

@@ -27,7 +27,7 @@ def start(workdir) -> subprocess.Popen:
     )
     command = [sys.executable, "train/main.py", *flags.split(), f"--workdir={workdir}"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-    with open(f"{workdir}.log", "a") as log:
+    with open(f"{workdir}.log", "a", encoding="utf-8") as log:
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=log
         )
@@ -65,11 +65,13 @@ def kill_at_random(workdir: Path, rng: random.Random, at_writing: bool) -> str:
 @pytest.mark.slow
 def test_killed_runs_end_with_the_same_bits(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert start(undisturbed).wait(900) == 0, Path(f"{undisturbed}.log").read_text()
+    assert start(undisturbed).wait(900) == 0, Path(f"{undisturbed}.log").read_text(
+        "utf-8"
+    )
 
     rng = random.Random(0)
     moments = [kill_at_random(killed, rng, i % 2 == 0) for i in range(KILLS)]
-    assert start(killed).wait(900) == 0, Path(f"{killed}.log").read_text()
+    assert start(killed).wait(900) == 0, Path(f"{killed}.log").read_text("utf-8")
 
     assert moments.count("writing") >= 2 and moments.count("between") >= 2, moments
     expected, found = (load_file(run / CHECKPOINT) for run in (undisturbed, killed))

@@ -51,8 +51,8 @@ import statistics
 from absl import app, flags
 
 from tflite import suites, target_flags, targets
-from tflite.console import print_any_name, readable
 from tflite.drivers.measurement import MEASURED
+from train.console import print_any_name, readable
 from train.litert import read_card
 from train.tables import format_cell
 

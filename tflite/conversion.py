@@ -15,7 +15,6 @@ from keras_mobilevit.files import whole_file
 from keras_mobilevit.preprocessing import largest_value
 from tflite import card as cards
 from tflite import gpu, tensor_errors
-from tflite.console import readable
 from tflite.converter import trace_graph, trace_model
 from tflite.file_types import TFLITE, FileType
 from tflite.formats import FORMATS, Conversion
@@ -25,6 +24,7 @@ from tflite.reader import kept_layers, outputs_of, read_model
 from tflite.rewrites import deployment_graph
 from tflite.task import Task
 from tflite.tasks import task_of
+from train.console import readable
 from train.litert import LiteRTModel
 
 HIGHEST_RANK = 4  # of tensors that GPU delegates take

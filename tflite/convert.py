@@ -51,7 +51,6 @@ from absl import app, flags, logging
 from keras_mobilevit.coco_names import COCO_NAMES
 from keras_mobilevit.voc_names import VOC_NAMES
 from tflite import classification, convert_flags
-from tflite.console import print_any_name
 from tflite.conversion import (
     Reference,
     check_size,
@@ -69,6 +68,7 @@ from tflite.models import imagenet_ids, labels_beside, load_model, network_image
 from tflite.reader import kept_layers
 from tflite.task import Task
 from train.config import load_config, make_config
+from train.console import print_any_name
 from train.litert import read_card
 
 PUBLISHED_NAMES = {"coco": COCO_NAMES, "voc": VOC_NAMES}  # of published weights

@@ -9,7 +9,14 @@ from absl import logging
 from tflite.task import Task
 from train import images as decoding
 from train.data import eval_batches, join, unreadable
-from train.sources import IMAGE_SUFFIXES, SPLITS, Source, evenly_spaced, indexed_source
+from train.sources import (
+    IMAGE_SUFFIXES,
+    SPLITS,
+    Source,
+    evenly_spaced,
+    indexed_source,
+    is_litter,
+)
 from train.unreadable import TOLD, refuse_nothing_read, with_reason
 
 BATCH_SIZE = 64
@@ -55,6 +62,7 @@ def photo_folder(data: str) -> Path | None:
 def _photo_source(path: Path) -> Source:
     """Opens a folder of photos without classes, which are in both splits."""
     entries = sorted(path.iterdir())
+    entries = [entry for entry in entries if not is_litter(entry.name)]
     files = [f for f in entries if f.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         folders = [f.name for f in entries if f.is_dir()]

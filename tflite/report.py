@@ -26,7 +26,6 @@ import matplotlib
 from absl import app, flags
 from matplotlib.figure import Figure
 
-from tflite.console import print_any_name, readable
 from tflite.report_rows import (
     Row,
     facts_of,
@@ -35,6 +34,7 @@ from tflite.report_rows import (
     not_measured,
     read_measurements,
 )
+from train.console import print_any_name, readable
 
 MARKERS = {"fp32": "o", "fp16": "^", "int8-mixed": "s", "int8": "D"}
 # A device may call itself anything, also what looks like a formula.

@@ -381,7 +381,7 @@ def measure(args, records: list[dict]) -> None:
     """
     check_output(args.output)
     measured = measure_input(args) if args.what == "input" else measure_steps(args)
-    with open(args.output or os.devnull, "a") as output:
+    with open(args.output or os.devnull, "a", encoding="utf-8") as output:
         for record in measured:
             records.append(record)
             output.write(json.dumps(record, allow_nan=False) + "\n")

@@ -55,7 +55,9 @@ def processor() -> str:
     """Returns the CPU by name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        found = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE)
+        found = re.search(
+            r"^model name\s*: (.+)$", cpuinfo.read_text("utf-8"), re.MULTILINE
+        )
         if found:
             return found[1]
     return platform.processor() or platform.machine()

@@ -46,6 +46,7 @@ from absl import app, flags, logging
 
 from train import data_service, strategies
 from train import flags as train_flags
+from train.console import print_any_name
 from train.loop import train_and_evaluate
 from train.tasks import TASKS
 
@@ -137,8 +138,7 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):  # which may not know a class's letters
-        stream.reconfigure(errors="backslashreplace")
+    print_any_name()
     logging.set_verbosity(logging.INFO)
     tf.get_logger().setLevel("WARNING")  # it tells of every sum over workers
     for module in (train_flags, strategies, data_service):

@@ -7,6 +7,7 @@ takes the package, and what it makes of an image.
 import sys
 
 import numpy as np
+from PIL import Image
 
 from tflite.coreml.evaluator import Evaluator
 from tflite.coreml.package import load_coremltools
@@ -16,8 +17,6 @@ ELSEWHERE = "Core ML is on macOS only; the package was run in NumPy"
 
 def _predict(path, pixels) -> dict:
     """Returns what Core ML makes of an image, by the outputs' names."""
-    from PIL import Image
-
     model = load_coremltools().models.MLModel(str(path))
     (given,) = model.get_spec().description.input[:1]
     return model.predict({given.name: Image.fromarray(pixels)})
