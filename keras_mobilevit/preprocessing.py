@@ -66,6 +66,27 @@ def decode_predictions(preds, top: int = 5) -> list:
         ) from error
 
 
+def center_crop(image, size: tuple, crop_fraction: float = CROP_FRACTION):
+    """Cuts out the central part of the image that has the aspect of `size`.
+
+    Args:
+        image: `[height, width, channels]`, any number type.
+        size: (height, width) to which the part is going to be resized.
+        crop_fraction: the part of the image's tighter side that is kept, in (0, 1].
+
+    Returns:
+        The part of the image, of its type.
+    """
+    height, width = (ops.cast(side, "float32") for side in ops.shape(image)[:2])
+    scale = crop_fraction * ops.minimum(height / size[0], width / size[1])
+    crop_height, crop_width = (
+        ops.maximum(1, ops.cast(ops.round(side * scale), "int32")) for side in size
+    )
+    top = (ops.cast(height, "int32") - crop_height) // 2
+    left = (ops.cast(width, "int32") - crop_width) // 2
+    return image[top : top + crop_height, left : left + crop_width]
+
+
 def resize_and_center_crop(image, size: tuple, crop_fraction: float = CROP_FRACTION):
     """Cuts out the central part of the image that has the shape of `size`, resized.
 
@@ -82,18 +103,11 @@ def resize_and_center_crop(image, size: tuple, crop_fraction: float = CROP_FRACT
     >>> resize_and_center_crop(photo, (256, 256)).shape
     (256, 256, 3)
     """
-    height, width = (ops.cast(side, "float32") for side in ops.shape(image)[:2])
     # The crop is cut before the resize, which is the same and reads less.
-    scale = crop_fraction * ops.minimum(height / size[0], width / size[1])
-    crop_height, crop_width = (
-        ops.maximum(1, ops.cast(ops.round(side * scale), "int32")) for side in size
-    )
-    top = (ops.cast(height, "int32") - crop_height) // 2
-    left = (ops.cast(width, "int32") - crop_width) // 2
     # Antialiased, as Pillow resizes for timm. ml-cvnets 0.1, where published weights
     # come from, resized without: photos that shrink a lot look a little different.
     return ops.image.resize(
-        ops.cast(image[top : top + crop_height, left : left + crop_width], "float32"),
+        ops.cast(center_crop(image, size, crop_fraction), "float32"),
         size,
         interpolation="bilinear",
         antialias=True,

@@ -10,6 +10,7 @@ from PIL import ExifTags, Image
 
 from keras_mobilevit import image_files
 from keras_mobilevit.__main__ import load_image
+from keras_mobilevit.preprocessing import resize_and_center_crop
 from train import images
 
 HEIGHT, WIDTH = 96, 128
@@ -264,3 +265,12 @@ def test_what_cannot_be_decoded_is_an_error_that_names_the_file(kind, tmp_path):
 def test_the_reason_is_told_in_words(kind, message):
     with pytest.raises(ValueError, match=message):
         image_files.decode(damaged()[kind])
+
+
+@pytest.mark.parametrize("size", [(40, 40), (64, 32), (150, 200)])
+@pytest.mark.parametrize("crop_fraction", [1.0, 256 / 288])
+def test_the_training_crops_as_predict_does(size, crop_fraction):
+    content = KINDS["jpeg"]()
+    found = images.center_crop({"encoded": content}, size, crop_fraction)
+    wanted = resize_and_center_crop(image_files.decode(content), size, crop_fraction)
+    np.testing.assert_array_equal(found, np.round(wanted))
