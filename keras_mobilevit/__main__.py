@@ -218,7 +218,8 @@ def best_classes(scores: np.ndarray, labels: list[str] | None) -> list[tuple]:
 
 def print_classes(model: keras.Model, args, labels: list[str] | None) -> None:
     """Prints the best classes of each image."""
-    if len(model.output_shape) != 2:
+    shape = model.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 2:
         raise ValueError(
             f"{args.weights} is no classifier, detector or segmenter: its output has "
             f"the shape {model.output_shape}. Expected (None, classes)."

@@ -57,6 +57,10 @@ def resize_bilinear(x, height, width):
     )
 
 
+# Of a channel, for the statistics of a batch to serve: see `train.batch_statistics`.
+ENOUGH_VALUES = 8
+
+
 @keras.saving.register_keras_serializable(package="keras_mobilevit")
 class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, with TensorFlow's fused kernel in training.
@@ -84,8 +88,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
         One value of a channel has no variance, but its distance from the moving mean
         has: this is the exponentially weighted mean and variance of all values so far,
-        as in Finch, "Incremental calculation of weighted mean and variance" (2009). No
-        gradient flows through the statistics.
+        as in Finch, "Incremental calculation of weighted mean and variance" (2009). A
+        value weighs as much as one of a batch with `ENOUGH_VALUES`, so that the
+        statistics rest on as many. No gradient flows through them.
         """
         x = ops.cast(inputs, "float32")
         axis = self.axis % len(x.shape)
@@ -95,7 +100,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             ops.cast(moving, "float32")
             for moving in (self.moving_mean, self.moving_variance)
         )
-        rate = 1 - self.momentum
+        values = ops.cast(ops.size(x) // x.shape[axis], "float32")
+        rate = (1 - self.momentum) * ops.minimum(values / ENOUGH_VALUES, 1.0)
         moving_mean = before + rate * (mean - before)
         # Of the values around both means, the one before and the one after them.
         variance = variance + (mean - before) * (mean - moving_mean)

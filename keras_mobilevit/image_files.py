@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 # Beyond it TensorFlow's decoders and Pillow's refuse a picture: 2**29 bytes.
 MAX_PIXELS = 2**29 // 3
 _SIDEWAYS = (5, 6, 7, 8)  # values of EXIF orientation that swap width and height
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Header(NamedTuple):
@@ -48,7 +58,17 @@ def _open(file) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    """Reads the orientation from EXIF alone.
+
+    Pillow's own `exif_transpose` also follows XMP and text in PNG, as neither browsers
+    nor `train.exif` do.
+    """
+    data = Image.Exif()
+    try:
+        data.load(image.info.get("exif", b""))
+        value = data.get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a damaged block raises whatever Pillow meets in it
+        return 1
     return value if value in range(1, 9) else 1
 
 
@@ -118,10 +138,13 @@ def decode(content: bytes, name: str = "The picture") -> np.ndarray:
     """
     try:
         with _open(content) as image:
-            image = ImageOps.exif_transpose(image)
+            orientation = _orientation(image)
             if image.mode.startswith("I"):  # Pillow would cut 16 bits off at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
+            image = image.convert("RGB")
+            if orientation in _TURNS:
+                image = image.transpose(_TURNS[orientation])
+            return np.asarray(image)
     except Exception as error:  # damaged files raise whatever Pillow meets in them
         raise _unreadable(content, name, error) from error
 

@@ -323,6 +323,8 @@ def largest_value(model: keras.Model) -> int:
     found = {sign.largest_value() for sign in told}
     largest = max(found, default=1)
     doubts = [f"{s.by!r} {s.doubt()}" for s in told if s.doubt()]
+    if not signs:
+        doubts = ["it does not scale them"]
     if len(found) > 1:
         names = ", ".join(repr(sign.by) for sign in told)
         doubts = [f"of its first layers, {names}, some are for [0, 1], others [0, 255]"]

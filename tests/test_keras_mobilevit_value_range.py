@@ -34,12 +34,29 @@ def batch_normalization(mean, deviation):
 
 
 # The idioms of tests/idioms.py state their ranges too.
-@pytest.mark.parametrize("name", [n for n in IDIOMS if "backbone" not in n])
+@pytest.mark.parametrize(
+    "name", [n for n in IDIOMS if "backbone" not in n and n != "nothing"]
+)
 def test_the_range_of_an_idiom_is_told_without_a_doubt(name: str):
     model = IDIOMS[name].build()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert largest_value(model) == IDIOMS[name].largest
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x,
+        # Scales deep inside tell nothing.
+        lambda x: layers.Rescaling(0.1)(layers.Conv2D(2, 1)(x)),
+        lambda x: layers.Rescaling(1 / 255)(layers.Conv2D(2, 1)(x)),
+    ],
+)
+def test_a_model_that_does_not_scale_its_images_is_told_of(function):
+    """It may have been trained on any range that its data had."""
+    with pytest.warns(UserWarning, match=r"does not scale them. Assumed: \[0, 1\]"):
+        assert largest_value(model_of(function)) == 1
 
 
 @pytest.mark.parametrize(
@@ -55,9 +72,6 @@ def test_the_range_of_an_idiom_is_told_without_a_doubt(name: str):
         (batch_normalization(120, 60), 255),
         (batch_normalization(0.45, 0.22), 1),
         (lambda x: batch_normalization(0.45, 0.22)(x / 255.0), 255),
-        # Scales deep inside tell nothing.
-        (lambda x: layers.Rescaling(0.1)(layers.Conv2D(2, 1)(x)), 1),
-        (lambda x: layers.Rescaling(1 / 255)(layers.Conv2D(2, 1)(x)), 1),
     ],
 )
 def test_the_numbers_decide(function, largest: int):

@@ -28,7 +28,7 @@ def build_model(config) -> keras.Model:
 
 
 def found_by(config) -> list[str]:
-    shapes = checks.schedulable_shapes(config, ONE_DEVICE, SOURCE)
+    shapes = checks.shared_shapes(config, ONE_DEVICE)
     return learn_over_steps(build_model(config), config, shapes)
 
 
@@ -50,24 +50,24 @@ def test_maps_are_those_of_a_real_image(task, size):
         (
             {"task": "segmentation", "data": "digits", "accumulation_steps": 4},
             ["deeplab_pool_bn"],
-            "a part of the batch has 1 images, of which deeplab_pool_bn sees 1 values",
+            "a part of the batch has 1 image, and 1 layer .such as deeplab_pool_bn.",
         ),
         (
             {"task": "segmentation", "data": "voc:x", "output_stride": 8},
             ["deeplab_pool_bn"],
-            "a batch has 1 images, of which deeplab_pool_bn sees 1 values",
+            "a batch has 1 image, and 1 layer .such as deeplab_pool_bn. would get 1 v",
         ),
         # The last maps of a detector are a cell or few.
         (
             {"task": "detection", "data": "voc:x", "sizes": (256,), "base_size": 256},
             ["ssd128_extra_depthwise_bn", "ssd256_extra_depthwise_bn"],
-            "ssd256_extra_depthwise_bn and .* other layers sees 1 values",
+            "has 1 image, and .* layers .such as ssd256_extra_depthwise_bn. would",
         ),
         # The last stage of a classifier, at its smallest size.
         (
             {"data": "digits", "sizes": (32, 64), "base_size": 32},
             ["stage5_mv0_depthwise_bn"],
-            "At 32x32 pixels a batch has 1 images, of which stage5_mv0_depthwise_bn",
+            "at 32x32 pixels a batch has 1 image, and .* layers .such as stage5_mv0",
         ),
     ],
     ids=["parts", "recipe", "boxes", "classes"],
@@ -77,7 +77,9 @@ def test_layers_of_few_values_learn_over_steps(flags, layers, told, caplog):
     with caplog.at_level("WARNING", absl_logging.get_absl_logger().name):
         found = found_by(config)
     assert set(layers) <= set(found)
-    assert re.search(told, caplog.text) and "A larger --batch_size" in caplog.text
+    assert (
+        re.search(told, caplog.text) and "raise --batch_size or --sizes" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -90,7 +92,7 @@ def test_recipes_as_they_are_take_statistics_from_batches(recipe):
 def test_recipes_with_small_batches_leave_no_layer_to_few_values(recipe, batch_size):
     config = make_config(recipe, batch_size=batch_size)
     model = build_model(config)
-    shapes = checks.schedulable_shapes(config, ONE_DEVICE, SOURCE)
+    shapes = checks.shared_shapes(config, ONE_DEVICE)
     learn_over_steps(model, config, shapes)
     for shape in shapes:
         for layer, count in positions_by_layer(model, *shape[:2]).items():
@@ -106,16 +108,16 @@ def test_what_is_frozen_keeps_its_statistics():
 def test_statistics_over_steps_are_those_of_all_values(shape):
     rng = np.random.default_rng(0)
     scale, center = np.array([0.1, 1, 5, 20]), np.array([0, 3, -9, 100])
-    layer = BatchNormalization(momentum=0.99)
+    layer = BatchNormalization(momentum=0.9)
     layer.learns_over_steps = True
     layer.build((None, *shape[1:]))
-    for _ in range(1000):
+    for _ in range(1500):
         x = (rng.normal(size=shape) * scale + center).astype("float32")
         with tf.GradientTape() as tape:
             tape.watch(x := tf.constant(x))
             y = layer(x, training=True)
     mean, variance = (np.array(w) for w in layer.non_trainable_weights)
-    np.testing.assert_allclose(mean, center, atol=6 * scale.max() / np.sqrt(199))
+    np.testing.assert_allclose(mean, center, atol=8)
     np.testing.assert_allclose(np.sqrt(variance), scale, rtol=0.35)
     # What a layer does in training is what the finished model does.
     np.testing.assert_allclose(y, layer(x, training=False), rtol=1e-5, atol=1e-5)

@@ -256,3 +256,20 @@ def test_the_same_picture_in_both_parts_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "absl"):
         load_source(f"coco:{tmp_path}")
     assert "1 of 1 validation images are training images, too" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flag", "is_crowd"), [(0, False), ("0", False), ("1", True), (True, True)]
+)
+def test_crowds_are_told_by_numbers_and_text(flag, is_crowd, tmp_path):
+    things = [thing(1), thing(1, box=(2, 2, 9, 9), iscrowd=flag)]
+    source = load(tmp_path, content([entry(1, "a.jpg")], things))
+    (example,) = examples_of(source, "train")
+    assert sorted(example["is_crowd"].tolist()) == sorted([False, is_crowd])
+
+
+def test_numbers_and_names_beyond_all_bounds_are_left_out(tmp_path):
+    huge = [thing(1, box=[10**400, 1, 5, 5]), thing(1, area=10**400)]
+    images = [entry(1, "v.png"), entry(2, "b" * 300 + ".png")]
+    source = load(tmp_path, content(images, huge), files=["v.png"])
+    assert counts(source) == {"v.png": 1}

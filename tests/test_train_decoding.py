@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from keras_mobilevit import image_files
 from keras_mobilevit.__main__ import load_image
@@ -274,3 +274,46 @@ def test_the_training_crops_as_predict_does(size, crop_fraction):
     found = images.center_crop({"encoded": content}, size, crop_fraction)
     wanted = resize_and_center_crop(image_files.decode(content), size, crop_fraction)
     np.testing.assert_array_equal(found, np.round(wanted))
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/'
+    b'02/22-rdf-syntax-ns#"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/"'
+    b' tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+def png_with_text(key: str, text: str) -> bytes:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(key, text)
+    return saved(picture(), "PNG", pnginfo=info)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda: saved(picture(), "JPEG", xmp=XMP),
+        lambda: png_with_text("XML:com.adobe.xmp", XMP.decode()),
+        lambda: png_with_text(
+            "Raw profile type exif",
+            "\nexif\n      32\n" + (b"Exif\0\0" + SIDEWAYS["little-endian"]).hex(),
+        ),
+    ],
+    ids=["xmp in jpeg", "xmp in png", "text in png"],
+)
+def test_nothing_but_exif_turns_a_picture(content, tmp_path):
+    content = content()
+    (tmp_path / "photo").write_bytes(content)
+    assert image_files.read_header(tmp_path / "photo").size == (WIDTH, HEIGHT)
+    seen = load_image(str(tmp_path / "photo"))
+    np.testing.assert_array_equal(decode(content)[0], seen)
+    assert seen.shape == (HEIGHT, WIDTH, 3)
+
+
+def test_exif_after_large_color_profiles():
+    plain = saved(picture(), "JPEG")
+    profile = b"\xff\xe2" + struct.pack(">H", 65_535) + bytes(65_533)
+    content = plain[:2] + 3 * profile + exif_segment(SIDEWAYS["big-endian"]) + plain[2:]
+    decoded, size = decode(content)
+    assert size.numpy().tolist() == [WIDTH, HEIGHT]
+    np.testing.assert_array_equal(decoded, image_files.decode(content))

@@ -75,5 +75,7 @@ def test_a_run_of_one_low_rate_keeps_it_though_its_recipe_has_two(tmp_path):
     assert parsed(*arguments) == begun
     assert schedules.learning_rate(begun, 0, 0) == 9e-5
     assert schedules.learning_rate(begun, 10**6, 200) == pytest.approx(9e-5)
+    save_config(begun, tmp_path / "config.json")  # as the continued run does
+    assert parsed(*arguments) == begun
     given = parsed(*arguments, "--min_learning_rate=1e-5")
     assert given == dataclasses.replace(begun, min_learning_rate=1e-5)

@@ -137,8 +137,8 @@ def test_a_run_without_any_says_which_and_why(case, tmp_path):
         (b"", "the file is empty"),
         (BAD, "JPEG"),
         (pil_file("RGB", "red", "PNG", (90, 60))[:60], "PNG"),
-        (b"This is no image.\n", "Unknown image file format"),
-        (GOOD, "it can be read now"),
+        (b"This is no image.\n", "it is in no known format"),
+        (GOOD, "it can be read here and now"),
         (None, "No such file"),
     ],
 )
@@ -177,3 +177,12 @@ def test_the_last_batch_is_filled_from_the_epochs_start(tmp_path, first_step):
     assert len(set(order[:5])) == 5
     np.testing.assert_array_equal(order, np.tile(order[:5], 4)[: len(order)])
     assert whole[-1]["weight"].numpy().tolist() == [1] + [0] * 11
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404", b"BM" + bytes(60), b"\xff\xd8"])
+def test_an_unreadable_first_image_does_not_end_a_run(content, tmp_path):
+    photo = pil_file("RGB", "red", "JPEG")
+    classes = {"a": {"0.jpg": content, "1.jpg": photo}, "b": {"1.jpg": photo}}
+    source = sources.load_source(f"folder:{make_folder(tmp_path, classes)}")
+    (batch,) = data.eval_batches(source, "train", 32, 4, 1.0).as_numpy_iterator()
+    assert batch["weight"].sum() == 2

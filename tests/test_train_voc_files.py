@@ -163,7 +163,7 @@ def test_an_empty_list_and_an_image_in_both_lists(task, voc, caplog):
     write_list(voc, "train", "v\n")
     with caplog.at_level(logging.WARNING, "absl"):
         taken(task, voc)
-    assert "1 of 1 validation images are training images, too, the first" in caplog.text
+    assert "1 of 1 validation images are training images, too; the first" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -221,3 +221,36 @@ def test_xml_of_other_systems(encoding, voc):
         (voc / "Annotations" / f"{name}.xml").write_bytes(xml.encode(encoding))
     write_list(voc, "train", "a\n")
     assert box_sources.load_source(f"voc:{voc}").class_names == ("größe",)
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        (str.upper, 1),
+        (lambda x: x.replace("<annotation>", '<annotation xmlns="http://a.b/c">'), 1),
+        (lambda x: x.replace("object>", "Object>"), 1),
+        (
+            lambda x: x.replace("<object>", "<objects><object>").replace(
+                "</object>", "</object></objects>"
+            ),
+            1,
+        ),
+        (lambda x: "<html><body>404</body></html>", None),
+    ],
+    ids=["upper case", "namespace", "one tag", "wrapped", "another XML"],
+)
+def test_xml_in_another_form_is_no_empty_picture(change, count, voc, caplog):
+    for name in ("p", "q"):
+        add(voc, name)
+    write_list(voc, "train", "p\nq\n")
+    file = voc / "Annotations" / "p.xml"
+    text = change(file.read_text("utf-8")).replace("CUP", "cup")
+    file.write_text(text, "utf-8")
+    with caplog.at_level(logging.WARNING):
+        source = box_sources.load_source(f"voc:{voc}")
+    found = {
+        Path(x["path"].decode()).stem: len(x["classes"])
+        for x in examples_of(source, "train")
+    }
+    assert found == ({"p": count, "q": 1} if count else {"q": 1})
+    assert bool(count) == ("XML files without an <annotation>" not in caplog.text)

@@ -18,9 +18,8 @@ from keras_mobilevit.backend import BatchNormalization
 from train.config import TrainConfig
 from train.sampler import BatchShape
 
-# Top-1 on the digits at 32 pixels, where 6 layers of XXS see one value an image: with
-# the statistics of batches of 3 and 4 images 13 and 23 % after an epoch, of successive
-# steps with 2 and 4 images 47 and 68 %. With 8 images both reach 92 % in two epochs.
+# Measured on the digits at 32 pixels: see docs/training.md, where batches of 3 and 4
+# images learn little, and batches of 8 as much as in any other way.
 MIN_VALUES = 5
 
 
@@ -83,21 +82,22 @@ def learn_over_steps(
 
 def _warn(found: dict, config: TrainConfig) -> None:
     name, (values, images, shape) = min(found.items(), key=lambda item: item[1][0])
-    others = f" and {len(found) - 1} other layers" if len(found) > 1 else ""
-    part = "a part of the batch" if config.accumulation_steps > 1 else "a batch"
-    fewer = ", fewer --accumulation_steps" if config.accumulation_steps > 1 else ""
+    parts = config.accumulation_steps > 1
     logging.warning(
-        "At %dx%d pixels %s has %d images, of which %s%s sees %d values of each "
-        "channel: too few for a mean and a variance. These layers take both from "
-        "successive steps instead. A larger --batch_size%s or larger --sizes let them "
-        "take %d values or more from each batch.",
+        "Batch normalization in small batches: at %dx%d pixels %s has %s, and %s (such "
+        "as %s) would get %s per channel, too few for a mean and a variance. They "
+        "use running statistics of successive steps instead. For statistics of the "
+        "batch, raise --batch_size or --sizes%s.",
         shape.width,
         shape.height,
-        part,
-        images,
+        "a part of the batch" if parts else "a batch",
+        _count(images, "image"),
+        _count(len(found), "layer"),
         name,
-        others,
-        values,
-        fewer,
-        MIN_VALUES,
+        _count(values, "value"),
+        ", or lower --accumulation_steps" if parts else "",
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

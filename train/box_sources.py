@@ -331,6 +331,16 @@ def tfds_source(name: str) -> Source:
     )
 
 
+def _image_size(encoded):
+    """Returns the height and width of an image; 1, 1 if it cannot be read.
+
+    The loader of the batch then leaves it out.
+    """
+    sizes = tf.data.Dataset.from_tensors(encoded).map(images.image_size)
+    sizes = sizes.ignore_errors().concatenate(tf.data.Dataset.from_tensors([1, 1]))
+    return sizes.take(1).get_single_element()
+
+
 def _tfds_example(example) -> dict:
     """Turns an example of TensorFlow Datasets into one of this module."""
     objects = example["objects"]
@@ -338,7 +348,7 @@ def _tfds_example(example) -> dict:
     areas = (x2 - x1) * (y2 - y1)
     ignored = tf.zeros_like(areas, tf.bool)
     if "area" in objects:  # of the mask, in pixels, as COCO's
-        sides = tf.cast(images.image_size(example["image"]), tf.float32)
+        sides = tf.cast(_image_size(example["image"]), tf.float32)
         of_mask = tf.cast(objects["area"], tf.float32) / tf.reduce_prod(sides)
         areas = tf.where(of_mask > 0, of_mask, areas)
     if "is_crowd" in objects:

@@ -31,10 +31,8 @@ def shared_shapes(config: TrainConfig, strategy) -> list[BatchShape]:
     )
 
 
-def schedulable_shapes(
-    config: TrainConfig, strategy, source: Source
-) -> list[BatchShape]:
-    """Returns the batch shapes, of which each epoch has images for at least one.
+def _refuse_too_few_images(config: TrainConfig, strategy, source: Source) -> None:
+    """Refuses a training with an epoch that has no images for a batch of any size.
 
     A batch with fewer images is filled up with copies of them, from which batch
     normalization learns nothing.
@@ -53,7 +51,6 @@ def schedulable_shapes(
             f"{source.name} has {images} training images, but the smallest batch "
             f"takes {needed}. {_smaller_batch(config, strategy, images)}"
         )
-    return shapes
 
 
 def _smaller_batch(config: TrainConfig, strategy, images: int) -> str:
@@ -116,13 +113,17 @@ def refuse_frozen_noise(config: TrainConfig) -> None:
         )
 
 
-def check_training(config: TrainConfig, source: Source, strategy) -> None:
+def check_training(
+    config: TrainConfig, source: Source, strategy, is_begun: bool = False
+) -> None:
     """Refuses what cannot be trained, and warns of what will learn little.
 
     Args:
         config: the run's configuration.
         source: what it trains on.
         strategy: the `tf.distribute.Strategy`.
+        is_begun: whether the run continues: it may have begun with fewer images than
+            a batch takes, which was not refused then.
 
     Raises:
         ValueError: if a split is empty, images are too few for a batch, or devices and
@@ -130,7 +131,9 @@ def check_training(config: TrainConfig, source: Source, strategy) -> None:
     """
     _refuse_xla_of_replicas(config, strategy)
     _refuse_empty_splits(source)
-    shapes = schedulable_shapes(config, strategy, source)
+    shapes = shared_shapes(config, strategy)
+    if not is_begun:
+        _refuse_too_few_images(config, strategy, source)
     _warn_of_unused_sizes(shapes, source)
     images = source.num_examples["train"]
     steps = sampler.epoch_schedule(shapes, images, 0, config.seed, config.grow_epochs)

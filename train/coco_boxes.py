@@ -187,6 +187,13 @@ def _plain(file_name: str) -> str:
     return PureWindowsPath(file_name).as_posix()
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
 class _Folder:
     """Finds the files of images by their names in annotations."""
 
@@ -205,7 +212,7 @@ class _Folder:
         # A name may have a folder in it; the others are found in one listing.
         for name in (file_name, plain, plain.rpartition("/")[2]):
             path = self.folder / name
-            if name in self._present or path.is_file():
+            if name in self._present or _is_file(path):
                 other = self._names.setdefault(path, plain)
                 if other != plain:
                     raise ValueError(
@@ -288,17 +295,25 @@ def _objects(image: dict, found, labels, path: Path, file: Path, repairs: Repair
         return None
     size = (image["width"], image["height"])
     canvas = find_canvas(header, size, f"{file} states", path, repairs)
-    xywh = np.array([a["bbox"] for a in found], np.float64).reshape(-1, 4)
+    # Integers beyond those of floats are no coordinates.
+    rows = [[x if abs(x) < 1e18 else math.nan for x in a["bbox"]] for a in found]
+    xywh = np.array(rows, np.float64).reshape(-1, 4)
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     boxes, kept = place_boxes(corners, canvas, str(path), repairs)
     classes = np.array([labels[a["category_id"]] for a in found], np.int32)
-    is_crowd = np.array([bool(a.get("iscrowd")) for a in found], bool)
+    is_crowd = np.array([_is_crowd(a) for a in found], bool)
     areas = np.array([_area(a) for a in found], np.float64)[kept] / (size[0] * size[1])
     areas = np.where(areas > 0, areas, box_areas(boxes))
     return Objects(str(path), boxes, classes[kept], is_crowd[kept], areas)
 
 
+def _is_crowd(annotation: dict) -> bool:
+    """Reads the flag, which some tools write as text."""
+    return str(annotation.get("iscrowd", 0)).strip().lower() in ("1", "true", "1.0")
+
+
 def _area(annotation: dict) -> float:
     """Returns the area that an object has by its mask, 0 if there is none."""
     area = annotation.get("area")
-    return area if isinstance(area, int | float) and math.isfinite(area) else 0.0
+    is_number = isinstance(area, int | float) and abs(area) < 1e18
+    return area if is_number else 0.0

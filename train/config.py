@@ -366,11 +366,11 @@ def is_config(path) -> bool:
 
 
 def has_one_low_rate(path) -> bool:
-    """Tells whether a configuration is older than `warmup_learning_rate`.
+    """Tells whether the warm-up of a run starts at its `min_learning_rate`.
 
-    Its `min_learning_rate` is where the warm-up starts, too.
+    So it is in runs that are older than `warmup_learning_rate`.
     """
-    return is_config(path) and "warmup_learning_rate" not in _read_values(path)
+    return is_config(path) and _read_values(path).get("warmup_learning_rate") is None
 
 
 def save_config(config: TrainConfig, path) -> None:

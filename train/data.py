@@ -296,8 +296,8 @@ def _stand_in(source: Source, split: str):
         try:
             image = images.decode(images.read(example))
             return images.resize(image, (STAND_IN_SIDE, STAND_IN_SIDE))
-        except tf.errors.OpError:
-            continue
+        except (tf.errors.OpError, ValueError, OSError):
+            continue  # it is named when its batch is read
     return BLACK
 
 

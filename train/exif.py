@@ -12,14 +12,14 @@ _SWAPS_SIDES = (5, 6, 7, 8)
 _FLIPS = ((3, 4, 7, 8), (2, 3, 6, 7))
 _TAG, _LONG = 0x0112, 4
 # The entry of an orientation other than 1, in either order of bytes, after the mark of
-# EXIF. Its segment has at most 2**16 bytes and stands near the beginning.
+# EXIF. Its segment has at most 2**16 bytes; color profiles may stand before it.
 _TURNED = (
     r"(?s)\C*?Exif\x00\x00\C*"
     r"(\x12\x01[\x03\x04]\x00\x01\x00\x00\x00[\x02-\x08]"
     r"|\x01\x12\x00[\x03\x04]\x00\x00\x00\x01(\x00\x00)?\x00[\x02-\x08])\C*"
 )
 _BEFORE_TIFF = r"(?s)^\C*?Exif\x00\x00"
-_SEARCHED = 2**17
+_SEARCHED = 2**20
 
 
 def may_turn(encoded):

@@ -35,11 +35,20 @@ def only_training(workdir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (workdir / LOCK).unlink(missing_ok=True)
-        os.close(handle)
+        _release(handle, workdir / LOCK)
         with contextlib.suppress(OSError):  # it holds a run
             for folder in made:
                 folder.rmdir()
+
+
+def _release(handle: int, file: Path) -> None:
+    """Removes the lock's file while it is held, or, where that cannot be, after it."""
+    with contextlib.suppress(OSError):  # Windows does not remove an open file
+        file.unlink(missing_ok=True)
+    os.close(handle)
+    if os.name == "nt":
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 def _missing(folder: Path) -> list[Path]:
@@ -73,6 +82,11 @@ def _lock(handle: int, file: Path) -> None:
     try:
         import fcntl
     except ImportError:  # not a POSIX system
+        logging.warning(
+            "%s cannot be locked on this system: see to it that no second training "
+            "writes there",
+            file.parent,
+        )
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,7 +19,6 @@ from train.checks import (
     batch_multiple,
     check_training,
     refuse_frozen_noise,
-    schedulable_shapes,
     shared_shapes,
 )
 from train.config import TrainConfig
@@ -342,14 +341,12 @@ def _train_and_evaluate(
     train_batches: Callable,
 ) -> list[dict]:
     changes = check_workdir(workdir, config, source)
-    check_training(config, source, strategy)
     file = workdir / CHECKPOINT
+    check_training(config, source, strategy, is_begun=file.exists())
     trained, progress = _start_or_continue(
         task, config, source, file, strategy, changes
     )
-    learn_over_steps(
-        trained["model"], config, schedulable_shapes(config, strategy, source)
-    )
+    learn_over_steps(trained["model"], config, shared_shapes(config, strategy))
     writer = None
     if is_chief(strategy):
         prepare_workdir(workdir, config, source)

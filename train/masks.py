@@ -93,6 +93,12 @@ def read_mask(file: Path) -> np.ndarray | None:
             mode, kind, values = image.mode, image.format, np.asarray(image)
     except _UNREADABLE:
         return None
+    if kind == "GIF":
+        raise ValueError(
+            f"{file} is a mask in GIF, whose writers number the colors anew, so that "
+            "they are no classes any more. Save the masks as PNG from what they were "
+            "made of."
+        )
     if kind in _LOSSY:
         raise ValueError(
             f"{file} is a mask in {kind}, which changes the values of pixels a little, "

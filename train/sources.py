@@ -96,7 +96,7 @@ def warn_of_similar_names(names: Sequence[str], where) -> None:
 
 
 def warn_of_shared_images(name: str, paths: dict[str, Sequence[str]]) -> None:
-    """Warns of images in both splits, on which an evaluation says too much good.
+    """Warns of images in both splits, which make its validation score too high.
 
     Args:
         name: of the source.
@@ -114,9 +114,9 @@ def warn_of_shared_images(name: str, paths: dict[str, Sequence[str]]) -> None:
     ]
     if shared:
         logging.warning(
-            "%s: %d of %d validation images are training images, too, the first is "
-            "%s. The validation says too much good of a model that has learned them. "
-            "Remove them from one of the two splits.",
+            "%s: %d of %d validation images are training images, too; the first is "
+            "%s. The validation score will be too high. Remove them from one of the "
+            "two splits.",
             name,
             len(shared),
             len(validation),
@@ -220,6 +220,8 @@ def _class_folders(path: Path, split: str) -> dict[str, list[str]]:
             litter.append(child.name)
         elif child.is_dir():
             classes[child.name] = _image_files(child, others, litter)
+        else:
+            others["file outside of the class folders"] += 1
     if litter:
         logging.warning(
             "%s: left out, since they are hidden or made by a system or tool: %s.",
@@ -240,7 +242,7 @@ def _class_folders(path: Path, split: str) -> dict[str, list[str]]:
     if others:
         counts = ", ".join(f"{n} {ending}" for ending, n in others.most_common())
         logging.warning(
-            "%s: not taken, since only files that end in %s are: %s",
+            "%s: skipped, since only files in <class>/* that end in %s are taken: %s",
             folder,
             ", ".join(IMAGE_SUFFIXES),
             counts,
@@ -283,6 +285,8 @@ def folder_source(path, cache: bool = False) -> Source:
     _refuse_one_class(f"folder:{path}", class_names, f"{path}/train/<class>/*")
     warn_of_similar_names(class_names, f"folder:{path}")
     columns = {}
+    paths = {split: sum(classes.values(), []) for split, classes in listing.items()}
+    warn_of_shared_images(f"folder:{path}", paths)
     for split, classes in listing.items():
         files = [file for name in class_names for file in classes[name]]
         counts = [len(classes[name]) for name in class_names]

@@ -38,8 +38,8 @@ def reason(name: str) -> str:
         text = error.message if isinstance(error, tf.errors.OpError) else str(error)
         return " ".join(_SURROUNDINGS.sub("", text).split())
     return (
-        "it can be read now; perhaps it was being written or out of reach, or its "
-        "annotations do not fit it"
+        "it can be read here and now: it may have been incomplete or out of reach at "
+        "the time, or a data server cannot decode its kind"
     )
 
 
@@ -56,8 +56,8 @@ def refuse_nothing_read(source: Source, split: str, names: Sequence[str]) -> Non
         split: of the source.
         names: of them.
     """
-    first = list(dict.fromkeys(names))[:TOLD]
+    first = "; ".join(map(with_reason, list(dict.fromkeys(names))[:TOLD]))
     raise ValueError(
         f"None of the {source.num_examples[split]} {split} images of {source.name} can "
-        f"be read. The first of them: {'; '.join(map(with_reason, first))}."
+        "be read." + (f" The first are {first}." if first else "")
     )

@@ -43,10 +43,17 @@ def _decoded(content: bytes) -> bytes | str:
 def _parse(file: Path, repairs: Repairs) -> Element | None:
     """Parses an annotation, or returns `None`; entities in it are refused."""
     try:
-        return defusedxml.ElementTree.fromstring(_decoded(file.read_bytes()))
+        root = defusedxml.ElementTree.fromstring(_decoded(file.read_bytes()))
     except (ParseError, DefusedXmlException, OSError, LookupError, ValueError):
         # The last two of encodings that are unknown, or not what was declared.
         repairs.add("annotations that are no XML, images left out", str(file))
+        return None
+    for node in root.iter():  # whatever namespace and case a tool writes
+        node.tag = node.tag.rpartition("}")[2].lower()
+    if root.tag == "annotation":
+        return root
+    kind = "XML files without an <annotation>, images left out"
+    repairs.add(kind, str(file))
     return None
 
 
@@ -166,8 +173,12 @@ def voc_objects(path: Path, split: str, repairs: Repairs) -> Iterator[Objects]:
             yield _objects(root, image, file, canvas, repairs)
 
 
+def _is_difficult(node: Element) -> bool:
+    return node.findtext("difficult", "").strip().lower() in ("1", "true", "1.0")
+
+
 def _objects(root: Element, image: Path, file: Path, canvas, repairs) -> Objects:
-    nodes = root.findall("object")
+    nodes = list(root.iter("object"))
     corners = [[_number(node, f"bndbox/{tag}") for tag in _CORNERS] for node in nodes]
     boxes, kept = place_boxes(corners, canvas, str(file), repairs)
     names = np.array([node.findtext("name", "").strip() for node in nodes], object)
@@ -175,9 +186,7 @@ def _objects(root: Element, image: Path, file: Path, canvas, repairs) -> Objects
     unnamed = np.count_nonzero(~is_named)
     repairs.add("objects without a name, left out", str(file), unnamed)
     boxes, kept = boxes[is_named], np.flatnonzero(kept)[is_named]
-    difficult = np.array([_number(node, "difficult") == 1 for node in nodes], bool)[
-        kept
-    ]
+    difficult = np.array([_is_difficult(node) for node in nodes], bool)[kept]
     areas = np.where(difficult, np.inf, box_areas(boxes))
     objects = Objects(str(image), boxes, names[kept], difficult, areas)
     return without_repeats(objects, str(file), repairs)
