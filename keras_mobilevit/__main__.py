@@ -361,6 +361,11 @@ def _input_size(model: keras.Model, args, default: int) -> tuple[int, int]:
 
 def _check(args) -> None:
     """Refuses values that mean nothing, and makes the folder of the pictures."""
+    if Path(args.model).suffix:
+        raise ValueError(
+            f"--model names a network, such as mobilevit_s. A file is given by "
+            f"--weights={args.model}."
+        )
     if args.size is not None and args.size < MIN_SIZE:
         raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
     if args.score is not None and not 0 <= args.score <= 1:

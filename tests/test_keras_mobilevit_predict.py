@@ -78,6 +78,7 @@ def test_the_best_classes_by_name(ending, folder, monkeypatch, capsys):
         (["red.jpg", "--score=30"], r"--score must be in \[0, 1\]. Received: 30"),
         (["red.jpg", "--score=nan"], "--score must be in .*Received: nan"),
         (["red.jpg", "--labels=none.txt"], "--labels: there is no file none.txt"),
+        (["red.jpg", "--model=best.keras"], "given by --weights=best.keras"),
         (["red.jpg", "--weights=x.tflite"], "x.tflite is a converted file"),
     ],
 )

@@ -198,6 +198,11 @@ def test_the_outputs_of_several_heads_are_named_and_described(tmp_path):
         card, _ = converted(Path(saved(IDIOMS[name].build(), tmp_path)))
         assert [output["name"] for output in card["outputs"]] == outputs
         assert card["task"] == "outputs"
+        file = LiteRTModel(tmp_path / "model.tflite")
+        places = file.interpreter.get_output_details()
+        for output in card["outputs"]:
+            tensor = file.outputs[output["name"]]["index"]
+            assert places[output["position"]]["index"] == tensor
         meanings = " ".join(output["meaning"] for output in card["outputs"])
         assert "layer 'kind'" in meanings and "layer 'age'" in meanings
 

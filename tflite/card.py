@@ -36,6 +36,15 @@ def _tensor(name: str, details, meaning: str) -> dict:
     return described
 
 
+def _position(litert: LiteRTModel, details) -> dict:
+    """Tells where an output stands in `get_output_details()`, which knows no names.
+
+    TFLite orders outputs in its own way there; of one output nobody needs to ask.
+    """
+    order = [x["index"] for x in litert.interpreter.get_output_details()]
+    return {"position": order.index(details["index"])} if len(order) > 1 else {}
+
+
 def describe_file(path, meanings: dict[str, str], largest_value: float) -> dict:
     """Describes what a file is.
 
@@ -54,7 +63,7 @@ def describe_file(path, meanings: dict[str, str], largest_value: float) -> dict:
         "input": _tensor("images", litert.input, image)
         | {"largest_value": largest_value},
         "outputs": [
-            _tensor(name, details, meanings[name])
+            _tensor(name, details, meanings[name]) | _position(litert, details)
             for name, details in litert.outputs.items()
         ],
         "ops": opcheck.count_ops(path),
