@@ -382,7 +382,7 @@ def predict(args) -> None:
     labels = _labels(args)
     model = load_model(args, labels)
     if args.score is not None and not is_detector(model):
-        raise ValueError("--score is of a detector's boxes: leave it away.")
+        raise ValueError("--score is of a detector's boxes: remove it.")
     if is_detector(model):
         draw_objects(model, args, labels)
     elif is_segmenter(model):

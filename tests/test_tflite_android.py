@@ -523,8 +523,8 @@ def test_a_program_is_downloaded_once(tmp_path, monkeypatch, capfd):
     [
         (["--cpu_mask=xyz"], "--cpu_mask is hexadecimal"),
         (["--accelerators=dsp"], "has the accelerators cpu, gpu, npu. Received: --acc"),
-        (["--team=A"], "--team is for --target=coreml: leave it away."),
-        (["--port=1"], "--port is for --target=browser: leave it away."),
+        (["--team=A"], "--team is for --target=coreml: remove it."),
+        (["--port=1"], "--port is for --target=browser: remove it."),
         (["--adb=/nowhere/adb"], "--adb=/nowhere/adb is no program."),
         (["--accelerators=npu"], "--tools=classic has no npu; litert has all."),
         (["--tools=litert", "--accelerators=npu"], "npu takes --npu_libraries, a fold"),

@@ -54,7 +54,7 @@ def test_each_repair_by_hand():
         "boxes with swapped corners, put in order": 1,
         "boxes beyond the image, cut off": 1,
         "boxes without area, left out": 2,
-        "boxes with no numbers, left out": 1,
+        "boxes with coordinates that are not numbers, left out": 1,
     }
 
 
@@ -125,7 +125,7 @@ def test_voc(tmp_path, caplog):
         "images that are missing, left out: 1, the first in .*gone.jpg",
         "images listed twice, taken once: 1, the first in .*train.txt: two",
         "boxes without area, left out: 1, the first in .*flat.xml",
-        "boxes with no numbers, left out: 1, the first in .*flat.xml",
+        "coordinates that are not numbers, left out: 1, the first in .*flat.xml",
     ):
         assert re.search(message, told), message
     assert source.class_names == ("cat", "dog")

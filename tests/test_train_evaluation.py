@@ -190,7 +190,7 @@ def test_the_command_on_a_converted_file(files, tmp_path):
 def test_a_file_and_other_weights_for_it_are_refused(files, tmp_path):
     flags = ("--data=digits", f"--model={files['tflite']}", "--weights=imagenet")
     result = run_command(*flags, cwd=tmp_path)
-    assert "has its own weights; leave --weights away" in result.stderr
+    assert "has its own weights; remove --weights" in result.stderr
 
 
 def test_integers_are_rounded_and_clipped():

@@ -196,7 +196,7 @@ def test_the_image_of_another_annotation_is_not_taken(voc, caplog):
     write_list(voc, "train", "a\nb\n")
     with caplog.at_level(logging.WARNING, "absl"):
         assert taken("boxes", voc) == ["a.jpg"]
-    assert "annotations whose <filename> is another's image, not taken" in caplog.text
+    assert "annotations whose <filename> names the image of another" in caplog.text
 
 
 def test_two_annotations_of_one_image_are_refused(voc):

@@ -238,7 +238,7 @@ def weights_from_flags(args) -> str:
     """
     if args.model.endswith(".keras"):
         if args.weights is not None:
-            raise ValueError(f"{args.model} has its own weights; leave --weights away.")
+            raise ValueError(f"{args.model} has its own weights; remove --weights.")
         return "none"
     head, backbone = split_name(args.model)
     if args.weights is None and args.model in BASELINES:
@@ -321,7 +321,7 @@ def check_flags() -> tuple[Path, Data]:
         if args[name].value < 0:
             raise ValueError(f"--{name} must not be negative.")
     if args.check_gpu and TFLITE not in file_types(args):
-        raise ValueError("--check_gpu is for .tflite files: leave it away.")
+        raise ValueError("--check_gpu is for .tflite files: remove it.")
     if args.check_gpu:
         gpu.require_driver()
     folder = Path(args.output_dir).expanduser()
@@ -344,10 +344,10 @@ def tasks_from_flags(args, model: keras.Model) -> dict[FileType, Task]:
         if not getattr(args, flag):
             continue
         if tasks[TFLITE] not in forms.values():
-            raise ValueError(f"--{flag} is for {models}: leave it away.")
+            raise ValueError(f"--{flag} is for {models}: remove it.")
         if TFLITE not in file_types(args):
             raise ValueError(
-                f"--{flag} is for .tflite files: leave it away. Of a Core ML package "
+                f"--{flag} is for .tflite files: remove it. Of a Core ML package "
                 "--raw_outputs chooses what it returns."
             )
     tasks = {kind: tasks[kind] for kind in (TFLITE, COREML) if kind in file_types(args)}

@@ -61,7 +61,7 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
     """
     if str(model).endswith(".keras"):
         if weights != "none":
-            raise ValueError(f"{model} has its own weights; leave --weights away.")
+            raise ValueError(f"{model} has its own weights; remove --weights.")
         return _load_keras_file(model)
     if model in BASELINES:
         if weights != "none":

@@ -332,7 +332,7 @@ def check_flags(args) -> None:
         if args[name].present and name not in heeded:
             targets = [key for key, row in TARGETS.items() if name in row.flags]
             raise ValueError(
-                f"--{name} is for --target={' or '.join(targets)}: leave it away."
+                f"--{name} is for --target={' or '.join(targets)}: remove it."
             )
     TARGETS[args.target].check(args)
 

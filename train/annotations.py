@@ -75,7 +75,11 @@ def repair_boxes(corners, width: float, height: float, name: str, repairs: Repai
     repairs.add("boxes with swapped corners, put in order", name, is_swapped.sum())
     repairs.add("boxes beyond the image, cut off", name, (is_beyond & has_area).sum())
     repairs.add("boxes without area, left out", name, (is_finite & ~has_area).sum())
-    repairs.add("boxes with no numbers, left out", name, (~is_finite).sum())
+    repairs.add(
+        "boxes with coordinates that are not numbers, left out",
+        name,
+        (~is_finite).sum(),
+    )
     kept = is_finite & has_area
     is_tiny = kept & (sizes < 1).any(axis=1)
     repairs.add(TINY, name, is_tiny.sum())

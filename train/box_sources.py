@@ -235,7 +235,7 @@ def coco_source(path, cache: bool = False) -> Source:
     for split, file in files.items():
         folder = path / file.stem.removeprefix("instances_")
         if not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder, but {file} is of its images.")
+            raise ValueError(f"There is no folder {folder} with the images of {file}.")
         by_id = {key: labels[name] for key, name in categories[split].items()}
         objects = coco_objects(contents[file], by_id, folder, file, repairs)
         splits[split] = list(objects)

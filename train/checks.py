@@ -74,7 +74,7 @@ def _warn_of_unused_sizes(shapes: list[BatchShape], source: Source) -> None:
     if count < sum(shape.batch for shape in shapes):
         logging.warning(
             "%d training images do not fill one batch of each size (%s), so an epoch "
-            "misses some sizes. A smaller --batch_size mends that.",
+            "does not train at some sizes. Lower --batch_size.",
             count,
             ", ".join(f"{shape.batch} at {shape.height}" for shape in shapes),
         )
@@ -98,7 +98,7 @@ def _refuse_xla_of_replicas(config: TrainConfig, strategy) -> None:
     if config.xla and replicas > 1 and not on_tpu:
         raise ValueError(
             f"--xla compiles the step of one device, but {replicas} train together, "
-            "whose sums TensorFlow does not compile. Leave --xla away, or use one "
+            "whose sums TensorFlow does not compile. Remove --xla, or use one "
             "device: --gpus=1 --cluster=none."
         )
 
@@ -107,9 +107,8 @@ def refuse_frozen_noise(config: TrainConfig) -> None:
     """Refuses to start with a backbone that neither knows nor learns anything."""
     if config.freeze != "none" and not config.weights:
         raise ValueError(
-            f"--freeze={config.freeze} without --weights: a backbone of random weights "
-            "that does not learn. Add --weights=imagenet or a file, or leave --freeze "
-            "away."
+            f"--freeze={config.freeze} without --weights would freeze random weights. "
+            "Add --weights=imagenet or a file, or remove --freeze."
         )
 
 

@@ -36,8 +36,8 @@ _KINDS = {
 }
 _SIDES = ("width", "height")
 _RENUMBER = (
-    "As when files are joined, where each counts from 1: give {} numbers of their own, "
-    "in the annotations too."
+    "This happens when files are joined that both count from 1. Renumber the {}, also "
+    "in the annotations."
 )
 
 

@@ -155,7 +155,7 @@ def config_from_flags() -> train_config.TrainConfig:
     if args.mode == "eval" and overrides.get("model", "").endswith(_OWN_FILES):
         if "weights" in overrides:
             raise ValueError(
-                f"{overrides['model']} has its own weights; leave --weights away."
+                f"{overrides['model']} has its own weights; remove --weights."
             )
         overrides["weights"] = overrides.pop("model")
     given = set(overrides)

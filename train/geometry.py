@@ -51,7 +51,7 @@ class Canvas(NamedTuple):
     Attributes:
         size: (width, height), in the annotation's pixels.
         orientation: by EXIF, which makes it upright; 1 if it was drawn upright.
-        is_certain: whether nothing but the picture as shown comes into question.
+        is_certain: whether nothing but the picture as shown is possible.
     """
 
     size: tuple[int, int]

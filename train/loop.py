@@ -215,7 +215,7 @@ def _refuse_other_workers(
     found = set(strategy.gather(per_replica, axis=0).numpy().tolist())
     if len(found) > 1:
         raise ValueError(
-            f"The workers do not do the same: this one has {config}, "
+            f"The workers run different configurations: this one has {config}, "
             f"{source.num_examples} images and a checkpoint of step {progress.step}. "
             "Give all of them the same flags and data, and a --workdir that they share."
         )

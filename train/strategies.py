@@ -190,7 +190,7 @@ def _tpu_strategy(devices: Devices) -> tf.distribute.Strategy:
         return (
             f"No TPU. Looked for {name!r} (zone {devices.tpu_zone}, project "
             f"{devices.tpu_project}) for at most {devices.cluster_timeout:.0f} s. "
-            "Name it by --tpu=NAME, --tpu_zone and --tpu_project, or leave --tpu away "
+            "Name it by --tpu=NAME, --tpu_zone and --tpu_project, or remove --tpu "
             f"to train on GPUs or the CPU. {error}"
         )
 

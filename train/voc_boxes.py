@@ -121,7 +121,10 @@ class _Pictures:
                 kind = "images found by the <filename> of their annotation"
                 self.repairs.add(kind, str(file))
                 return image
-            kind = "annotations whose <filename> is another's image, not taken for it"
+            kind = (
+                "annotations whose <filename> names the image of another annotation, "
+                "left out"
+            )
             self.repairs.add(kind, str(file))
         return None
 
