@@ -121,7 +121,8 @@ def test_another_process_loads_what_is_saved_after_the_import(models, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "'module': 'keras_mobilevit." in result.stderr
     for kind, model in models.items():
-        assert_close(dict(np.load(tmp_path / f"{kind}.npz")), run(model), 1e-6)
+        # Processes may split sums between threads differently.
+        assert_close(dict(np.load(tmp_path / f"{kind}.npz")), run(model), 1e-5)
 
 
 @pytest.mark.parametrize(
