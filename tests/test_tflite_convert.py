@@ -272,9 +272,10 @@ def test_labels_of_another_model_are_refused(tmp_path):
 
 def test_images_that_cannot_be_read_are_told(tmp_path):
     for split in ("train", "validation"):
-        (tmp_path / split / "a").mkdir(parents=True)
-        (tmp_path / split / "a" / "cut.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match="can be read"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "cut.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"can be read.*cut.jpg \(the file is empty"):
         load_images(CLASSIFICATION, f"folder:{tmp_path}", "validation", 8, 64, 1.0)
 
 
