@@ -57,7 +57,8 @@ def resize_bilinear(x, height, width):
     )
 
 
-# Of a channel, for the statistics of a batch to serve: see `train.batch_statistics`.
+# Values of a channel from which the statistics of one batch are as good as those of
+# successive steps; measured, see docs/training.md.
 ENOUGH_VALUES = 8
 
 

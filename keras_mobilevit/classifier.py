@@ -169,7 +169,7 @@ def output_activation(model: keras.Model) -> str:
             since what it calls cannot be followed.
 
     Returns:
-        `"softmax"`: the probabilities of classes of which one is right.
+        `"softmax"`: the probabilities that sum to 1; one class is right.
         `"sigmoid"`: the probability of each class by itself; with one unit, that of
         the only class.
         `"logits"`: anything else.

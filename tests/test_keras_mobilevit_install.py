@@ -1,4 +1,4 @@
-"""What is missing of an installation is told with the line that installs it."""
+"""Errors of an incomplete installation name the line that completes it."""
 
 import os
 import runpy

@@ -1,4 +1,4 @@
-"""Batches of which no image can be read teach nothing, and the reasons are told."""
+"""A batch without a readable image teaches nothing, and a warning says why."""
 
 import dataclasses
 from pathlib import Path

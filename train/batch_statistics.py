@@ -56,7 +56,7 @@ def learn_over_steps(
     """Gives layers that see too few values the statistics of successive steps.
 
     Frozen layers keep their statistics. With several devices, the layers take their
-    statistics from all of them together. What was done is told in a warning.
+    statistics from all of them together. A warning names the layers.
 
     Args:
         model: that is trained; its layers are changed.

@@ -114,7 +114,7 @@ def _present(images: list[MaskedImage]) -> list[int]:
 def _check_classes(
     path: Path, class_names: list[str], splits: dict[str, list[MaskedImage]]
 ) -> None:
-    """Refuses classes that there are none of, and warns of those without examples."""
+    """Refuses classes that have no name, and warns of those without examples."""
     for image in (image for images in splits.values() for image in images):
         highest = max(image.classes, default=0)
         if highest >= len(class_names):
@@ -148,7 +148,7 @@ def voc_source(path, cache: bool = False) -> Source:
     have VOC's names if there are as many, or numbers.
 
     Raises:
-        ValueError: if a list is missing, a mask is none of its image or has a class
+        ValueError: if a list is missing, a mask does not fit its image or has a class
             that there is none of, or the masks have levels of gray instead of classes.
     """
     path, repairs = Path(path).expanduser(), Repairs()

@@ -150,7 +150,7 @@ def voc_masks(path: Path, split: str, repairs: Repairs) -> list[MaskedImage]:
 
     Raises:
         ValueError: if there is no such list or folder, no image of the list is left,
-            a mask is none of its image, or several files may be meant.
+            a mask does not fit its image, or a name fits several files.
     """
     file, folder = _voc_list(path, split)
     images = Files(path / "JPEGImages", IMAGE_SUFFIXES)

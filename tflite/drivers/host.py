@@ -144,7 +144,7 @@ class _Contender:
             self.times += self._receive() or []
 
     def _send(self, message) -> None:
-        with contextlib.suppress(BrokenPipeError):  # what died is told by `_receive`
+        with contextlib.suppress(BrokenPipeError):  # `_receive` reports what died
             self.connection.send(message)
 
     def finish(self) -> Measurement:
