@@ -144,6 +144,22 @@ def test_text_has_an_encoding(package: str):
     assert not [place for path in paths for place in without_encoding(path)]
 
 
+def environment_set_on_import(path: Path) -> list[str]:
+    return [
+        f"{path.name}:{node.lineno}"
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.Assign)
+        if any("environ" in ast.unparse(target) for target in node.targets)
+    ]
+
+
+@pytest.mark.parametrize("package", OURS)
+def test_imports_do_not_set_the_environment(package: str):
+    """The backend of one command would be that of every process started later."""
+    paths = sorted((ROOT / package).rglob("*.py"))
+    assert not [line for path in paths for line in environment_set_on_import(path)]
+
+
 def test_tflite_and_train_are_this_repository():
     for package in (tflite, train):
         assert Path(package.__file__).parents[1] == ROOT

@@ -39,7 +39,8 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-os.environ["KERAS_BACKEND"] = "numpy"  # nothing needs TensorFlow, which is slow
+if __name__ == "__main__":
+    os.environ["KERAS_BACKEND"] = "numpy"  # nothing needs TensorFlow, which is slow
 
 import collections
 import dataclasses

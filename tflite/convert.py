@@ -34,7 +34,8 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ["KERAS_BACKEND"] = "tensorflow"  # whose converter this is
+if __name__ == "__main__":
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whose converter this is
 # Three times faster training for int8-qat; read once, when TensorFlow is loaded.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 

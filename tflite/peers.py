@@ -21,7 +21,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 # PyTorch crashed where TensorFlow was loaded before it (2.14 and 2.21).
-if importlib.util.find_spec("torch"):
+if __name__ == "__main__" and importlib.util.find_spec("torch"):
     os.environ["KERAS_BACKEND"] = "torch"
 
 from absl import app, flags, logging

@@ -17,7 +17,8 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-os.environ["KERAS_BACKEND"] = "numpy"  # nothing is computed, and TensorFlow is slow
+if __name__ == "__main__":
+    os.environ["KERAS_BACKEND"] = "numpy"  # nothing is computed, and TensorFlow is slow
 
 import html
 import io

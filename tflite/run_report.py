@@ -18,7 +18,8 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ["KERAS_BACKEND"] = "tensorflow"
+if __name__ == "__main__":
+    os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import base64
 import dataclasses

@@ -7,7 +7,8 @@ import os
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ["KERAS_BACKEND"] = "tensorflow"
+if __name__ == "__main__":
+    os.environ["KERAS_BACKEND"] = "tensorflow"
 
 from pathlib import Path
 

@@ -39,7 +39,8 @@ if __name__ == "__main__":
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # tf.data and the training step are TensorFlow's, whatever Keras runs on elsewhere.
-os.environ["KERAS_BACKEND"] = "tensorflow"
+if __name__ == "__main__":
+    os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import tensorflow as tf
 from absl import app, flags, logging
