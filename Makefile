@@ -58,7 +58,7 @@ test-all: $(VENV)/.dev  ## The slow tests too.
 	$(BIN)/python -m pytest -m ''
 
 test-arm: $(VENV)/.dev  ## Run files on an emulated ARM CPU (takes Debian 12).
-	REQUIRE_ARM=1 $(BIN)/python -m pytest -m slow -s tests/test_tflite_arm.py
+	REQUIRE_ARM=1 $(BIN)/python -m pytest -m slow -s tests/tflite/test_arm.py
 
 lint: $(VENV)/.dev  ## Check style, as CI does.
 	$(BIN)/ruff check .

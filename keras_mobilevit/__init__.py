@@ -21,7 +21,7 @@ from keras_mobilevit.deeplab import DeepLabV3, without_auxiliary
 from keras_mobilevit.detection import detect
 from keras_mobilevit.preprocessing import decode_predictions, preprocess_input
 from keras_mobilevit.ssdlite import SSDLite
-from keras_mobilevit.weights import load_backbone, load_weights, save_safetensors
+from keras_mobilevit.weights.load import load_backbone, load_weights, save_safetensors
 
 __version__ = "0.1.0"
 

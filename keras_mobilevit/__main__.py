@@ -48,7 +48,7 @@ from keras_mobilevit.preprocessing import (
 )
 from keras_mobilevit.segmentation import class_map
 from keras_mobilevit.ssdlite import SSDLite, is_detector
-from keras_mobilevit.weights import load_model_file
+from keras_mobilevit.weights.load import load_model_file
 
 TOP = 5
 SCORE = 0.3  # of a detector's boxes, at least

@@ -11,9 +11,9 @@ from keras_mobilevit.arguments import (
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import output_dtype
 from keras_mobilevit.configs import CLASSIFIER_DROPOUT, VARIANTS, ModelConfig
-from keras_mobilevit.hub import weights_file
 from keras_mobilevit.layers import conv_bn_act, dense
-from keras_mobilevit.weights import load_weights
+from keras_mobilevit.weights.hub import weights_file
+from keras_mobilevit.weights.load import load_weights
 
 DEFAULT_SIZE = 256  # what the paper trains and evaluates at
 

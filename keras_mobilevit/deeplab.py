@@ -15,9 +15,9 @@ from keras_mobilevit.arguments import (
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import output_dtype, resize_bilinear
 from keras_mobilevit.configs import get_config
-from keras_mobilevit.hub import weights_file
 from keras_mobilevit.layers import batch_norm, conv
-from keras_mobilevit.weights import load_backbone, load_weights
+from keras_mobilevit.weights.hub import weights_file
+from keras_mobilevit.weights.load import load_backbone, load_weights
 
 DEFAULT_SIZE = 512  # what the paper trains and evaluates at
 VOC_CLASSES = 21  # with the background

@@ -1,7 +1,7 @@
 """Picture files, read upright: the one decoder behind `predict` and the training.
 
 Cameras store pixels as the sensor lies and write beside them, as EXIF orientation, how
-to turn them. Here and in `train.images`, every picture is turned before anything else
+to turn them. Here and in `train.data.images`, every picture is turned before anything else
 looks at it.
 """
 
@@ -61,7 +61,7 @@ def _orientation(image: Image.Image) -> int:
     """Reads the orientation from EXIF alone.
 
     Pillow's own `exif_transpose` also follows XMP and text in PNG, as neither browsers
-    nor `train.exif` do.
+    nor `train.data.exif` do.
     """
     data = Image.Exif()
     try:

@@ -16,9 +16,9 @@ from keras_mobilevit.arguments import (
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import output_dtype
 from keras_mobilevit.configs import get_config
-from keras_mobilevit.hub import weights_file
 from keras_mobilevit.layers import batch_norm, pad_for_stride
-from keras_mobilevit.weights import load_backbone, load_weights
+from keras_mobilevit.weights.hub import weights_file
+from keras_mobilevit.weights.load import load_backbone, load_weights
 
 DEFAULT_SIZE = 320  # what the paper trains and evaluates at
 COCO_CLASSES = 80

@@ -10,7 +10,7 @@ import tflite
 import train
 
 ROOT = Path(__file__).parents[1]
-OURS = ("keras_mobilevit", "train", "tflite")
+OURS = ("keras_mobilevit", "train", "tflite", "benchmarks")
 # What a package may import. TensorFlow is one of keras_mobilevit's backends, loaded
 # where it is one; h5py, safetensors and torch read files of weights.
 ALLOWED = {
@@ -48,23 +48,23 @@ ALLOWED = {
     },
     "tflite": {
         "keras_mobilevit",
-        "train.classification",
+        "train.tasks.classification.task",
         "train.config",
-        "train.console",
-        "train.data",
-        "train.detection",
-        "train.detection_evaluation",
-        "train.images",
-        "train.litert",
-        "train.metrics",
-        "train.records",
-        "train.sampler",
-        "train.segmentation",
-        "train.segmentation_evaluation",
-        "train.sources",
-        "train.tables",
-        "train.task",
-        "train.unreadable",
+        "train.run.console",
+        "train.data.pipeline",
+        "train.tasks.detection.task",
+        "train.tasks.detection.evaluation",
+        "train.data.images",
+        "keras_mobilevit.litert",
+        "train.tasks.metrics",
+        "train.run.records",
+        "train.data.sampler",
+        "train.tasks.segmentation.task",
+        "train.tasks.segmentation.evaluation",
+        "train.data.sources",
+        "train.run.tables",
+        "train.tasks.task",
+        "train.data.unreadable",
         "tflite",
         "keras",
         "numpy",

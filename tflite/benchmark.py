@@ -51,11 +51,12 @@ import statistics
 
 from absl import app, flags
 
-from tflite import suites, target_flags, targets
+from keras_mobilevit.litert import read_card
+from tflite.drivers import target_flags, targets
 from tflite.drivers.measurement import MEASURED
-from train.console import print_any_name, readable
-from train.litert import read_card
-from train.tables import format_cell
+from tflite.suites import suites
+from train.run.console import print_any_name, readable
+from train.run.tables import format_cell
 
 INTERRUPTED = 130  # exit code, as of a shell
 

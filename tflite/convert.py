@@ -50,9 +50,10 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from keras_mobilevit.coco_names import COCO_NAMES
+from keras_mobilevit.litert import read_card
 from keras_mobilevit.voc_names import VOC_NAMES
-from tflite import classification, convert_flags
-from tflite.conversion import (
+from tflite import flags as convert_flags
+from tflite.exporter import (
     Reference,
     check_size,
     convert,
@@ -60,17 +61,17 @@ from tflite.conversion import (
     make_reference,
     prepare,
 )
-from tflite.coreml import options as coreml_options
-from tflite.coreml.options import IMAGENET_CLASSES
-from tflite.file_types import COREML, TFLITE
-from tflite.formats import FORMATS, Conversion
+from tflite.formats.coreml import options as coreml_options
+from tflite.formats.coreml.options import IMAGENET_CLASSES
+from tflite.formats.file_types import COREML, TFLITE
+from tflite.formats.table import FORMATS, Conversion
+from tflite.graph.reader import kept_layers
 from tflite.images import ImageSet, check_calibration_images, load_images
 from tflite.models import imagenet_ids, labels_beside, load_model, network_images
-from tflite.reader import kept_layers
-from tflite.task import Task
+from tflite.tasks import classification
+from tflite.tasks.task import Task
 from train.config import load_config, make_config
-from train.console import print_any_name
-from train.litert import read_card
+from train.run.console import print_any_name
 
 PUBLISHED_NAMES = {"coco": COCO_NAMES, "voc": VOC_NAMES}  # of published weights
 
@@ -224,7 +225,7 @@ def _crop(task: Task, data: convert_flags.Data) -> float:
 
 def _fine_tuned(args, conversion: Conversion, model, labels, data: str) -> Conversion:
     """Trains the equalized network with rounding, for int8-qat."""
-    from tflite import qat  # loads tf_keras
+    from tflite.formats import qat  # loads tf_keras
 
     if conversion.graph is None:
         raise ValueError("int8-qat trains the rewritten network: no --no_rewrite.")

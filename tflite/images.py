@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from tflite.task import Task
-from train import images as decoding
-from train.data import eval_batches, join, unreadable
-from train.sources import (
+from tflite.tasks.task import Task
+from train.data import images as decoding
+from train.data.pipeline import eval_batches, join, unreadable
+from train.data.sources import (
     IMAGE_SUFFIXES,
     SPLITS,
     Source,
@@ -17,7 +17,7 @@ from train.sources import (
     indexed_source,
     is_litter,
 )
-from train.unreadable import TOLD, refuse_nothing_read, with_reason
+from train.data.unreadable import TOLD, refuse_nothing_read, with_reason
 
 BATCH_SIZE = 64
 FEW_IMAGES = 50  # ranges of fewer images clip what others contain

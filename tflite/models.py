@@ -11,8 +11,8 @@ from keras_mobilevit.calls import is_listed
 from keras_mobilevit.configs import VARIANTS, get_config
 from keras_mobilevit.files import read_text
 from keras_mobilevit.preprocessing import decode_predictions, largest_value
-from keras_mobilevit.weights import load_model_file
-from tflite.baselines import BASELINES, build_baseline
+from keras_mobilevit.weights.load import load_model_file
+from tflite.suites.baselines import BASELINES, build_baseline
 
 CHANNELS = (1, 3)
 GRAY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as Pillow's "L"

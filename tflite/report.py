@@ -35,7 +35,7 @@ from tflite.report_rows import (
     not_measured,
     read_measurements,
 )
-from train.console import print_any_name, readable
+from train.run.console import print_any_name, readable
 
 MARKERS = {"fp32": "o", "fp16": "^", "int8-mixed": "s", "int8": "D"}
 # A device may call itself anything, also what looks like a formula.

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tflite.drivers.measurement import MEASURED
-from tflite.suites import PAPER, SUITES, Entry
+from tflite.suites.suites import PAPER, SUITES, Entry
 
 ENTRIES = {entry.model: entry for suite in SUITES.values() for entry in suite.entries}
 BASE, BASE_FORM = PAPER.entries[0], PAPER.formats[0]  # what ratios are to

@@ -36,14 +36,14 @@ from tqdm import tqdm
 import keras_mobilevit  # noqa: F401  registers the layers that best.keras names
 from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.files import whole_file
+from keras_mobilevit.litert import LiteRTModel
 from tflite.drivers.measurement import MEASURED
-from tflite.fingerprint import sha256
+from tflite.validation.fingerprint import sha256
 from train.config import TrainConfig, load_config
-from train.data import eval_batches
-from train.litert import LiteRTModel
-from train.metrics import confusion_matrix
-from train.records import plot_curves, read_records
-from train.sources import Source, load_source
+from train.data.pipeline import eval_batches
+from train.data.sources import Source, load_source
+from train.run.records import plot_curves, read_records
+from train.tasks.metrics import confusion_matrix
 
 READABLE_CLASSES = 40  # more names than this do not fit beside a confusion matrix
 SAMPLES = 24  # pictures of predictions, mistakes first

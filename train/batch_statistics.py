@@ -16,7 +16,7 @@ from absl import logging
 
 from keras_mobilevit.backend import BatchNormalization
 from train.config import TrainConfig
-from train.sampler import BatchShape
+from train.data.sampler import BatchShape
 
 # Measured on the digits at 32 pixels: see docs/training.md, where batches of 3 and 4
 # images learn little, and batches of 8 as much as in any other way.

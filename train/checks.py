@@ -5,10 +5,10 @@ import dataclasses
 import tensorflow as tf
 from absl import logging
 
-from train import sampler
 from train.config import TrainConfig
-from train.sampler import BatchShape
-from train.sources import Source
+from train.data import sampler
+from train.data.sampler import BatchShape
+from train.data.sources import Source
 
 
 def batch_multiple(config: TrainConfig, strategy) -> int:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from absl import flags, logging
 
+from keras_mobilevit.litert import read_card
 from train import config as train_config
-from train.litert import read_card
 
 MODES = ("train", "eval")
 _OWN_FILES = (".keras", ".tflite")  # of a training run, with its config.json

@@ -12,9 +12,8 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from train import data, sampler, schedules
+from train import schedules
 from train.batch_statistics import learn_over_steps
-from train.checkpoint import load_checkpoint, save_checkpoint, save_model
 from train.checks import (
     batch_multiple,
     check_training,
@@ -22,20 +21,21 @@ from train.checks import (
     shared_shapes,
 )
 from train.config import TrainConfig
-from train.feeding import Unreadable, distribute, refuse_nothing_seen
-from train.lock import only_training
+from train.data import pipeline as data
+from train.data import sampler
+from train.data.sampler import BatchShape
+from train.data.sources import Source
+from train.distribution.inputs import Unreadable, distribute, refuse_nothing_seen
+from train.distribution.strategies import is_chief
+from train.evaluation.evaluate import evaluate
 from train.models import build_models, separate_seeds
 from train.optimizers import make_optimizer
-from train.pictures import make_drawing
-from train.progress import CheckpointManager, Progress, asked_to_stop
-from train.records import RecordWriter
-from train.sampler import BatchShape
-from train.sources import Source
-from train.step import as_numbers, make_eval_step, make_train_step
-from train.strategies import is_chief
-from train.task import Task
-from train.validation import evaluate
-from train.workdir import (
+from train.run.checkpoint import load_checkpoint, save_checkpoint, save_model
+from train.run.lock import only_training
+from train.run.pictures import make_drawing
+from train.run.progress import CheckpointManager, Progress, asked_to_stop
+from train.run.records import RecordWriter
+from train.run.workdir import (
     BEST_MODEL,
     CHECKPOINT,
     check_workdir,
@@ -43,6 +43,8 @@ from train.workdir import (
     prepare_workdir,
     tell_changes,
 )
+from train.step import as_numbers, make_eval_step, make_train_step
+from train.tasks.task import Task
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
 
@@ -255,7 +257,7 @@ def _start_or_continue(
         source: on what.
         file: the checkpoint, which need not exist.
         strategy: the devices.
-        changes: since the checkpoint, from `train.workdir.check_workdir`.
+        changes: since the checkpoint, from `train.run.workdir.check_workdir`.
 
     Returns:
         Model, average and optimizer by these names, and where the run is.
@@ -309,9 +311,9 @@ def train_and_evaluate(
             optimizer, random state, progress), `best.keras` (the moving average at
             its best). The chief alone writes, all workers read.
         save_seconds: between two checkpoints within an epoch; each epoch ends with one.
-        strategy: the devices, see `train.strategies`; by default one.
-        train_batches: makes an epoch's batches, as `train.data.train_batches` does;
-            see `train.data_service`.
+        strategy: the devices, see `train.distribution.strategies`; by default one.
+        train_batches: makes an epoch's batches, as `train.data.pipeline.train_batches` does;
+            see `train.distribution.data_service`.
 
     Returns:
         The records of `metrics.jsonl`, one for each epoch; none for workers other

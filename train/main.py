@@ -31,7 +31,7 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-from train.progress import PREEMPTED, Preempted, sigterm_ends
+from train.run.progress import PREEMPTED, Preempted, sigterm_ends
 
 if __name__ == "__main__":
     sigterm_ends()  # from now on: loading TensorFlow takes seconds
@@ -45,11 +45,11 @@ if __name__ == "__main__":
 import tensorflow as tf
 from absl import app, flags, logging
 
-from train import data_service, strategies
 from train import flags as train_flags
-from train.console import print_any_name
+from train.distribution import data_service, strategies
 from train.loop import train_and_evaluate
-from train.tasks import TASKS
+from train.run.console import print_any_name
+from train.tasks.registry import TASKS
 
 INTERRUPTED = 130  # exit code, as of a shell
 

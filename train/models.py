@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-from keras_mobilevit.hub import weights_file
+from keras_mobilevit.weights.hub import weights_file
 from train.config import TrainConfig
-from train.sources import Source
-from train.task import Task
+from train.data.sources import Source
+from train.tasks.task import Task
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import functools
 import tensorflow as tf
 
 from train.config import TrainConfig
-from train.task import Task
+from train.tasks.task import Task
 
 # Nothing here branches on tensors, and AutoGraph would rewrite all that is called.
 _function = functools.partial(tf.function, autograph=False)

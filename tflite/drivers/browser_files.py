@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_mobilevit.litert import LiteRTModel, read_card
 from tflite.drivers.browser_results import MAX_OUTPUTS, PageFile
-from train.litert import LiteRTModel, read_card
 
 IMAGE_TYPES = REAL_TYPES = ("float32", "int8", "uint8")
 EXPECTED = (

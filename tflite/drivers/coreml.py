@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from tflite.drivers.measurement import NOT_MEASURED, Measurement, summary
-from tflite.fingerprint import sha256
+from tflite.validation.fingerprint import sha256
 
 # What may run a package, by the names of coremltools's `ComputeUnit`.
 COMPUTE_UNITS = {"cpu": "CPU_ONLY", "cpu+gpu": "CPU_AND_GPU", "cpu+ane": "CPU_AND_NE"}
@@ -169,7 +169,7 @@ async def _device(kind: str, team: str):
 
 def _benchmarker(path: str, unit: str, device):
     """Returns coremltools's benchmarker of a package."""
-    from tflite.coreml.package import load_coremltools
+    from tflite.formats.coreml.package import load_coremltools
 
     ct = load_coremltools()
     from coremltools.models.ml_program.experimental.perf_utils import MLModelBenchmarker
@@ -206,7 +206,7 @@ def measure_all(
         ValueError: without coremltools, or without such a device.
         RuntimeError: if the device cannot be used.
     """
-    from tflite.coreml.package import load_coremltools
+    from tflite.formats.coreml.package import load_coremltools
 
     load_coremltools()  # says what to install
     loop = asyncio.new_event_loop()

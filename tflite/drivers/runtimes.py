@@ -30,7 +30,7 @@ def _missing(package: str, error: ImportError) -> ValueError:
 
 
 def _litert(path: str, num_threads: int) -> Session:
-    from train.litert import LiteRTModel
+    from keras_mobilevit.litert import LiteRTModel
 
     model = LiteRTModel(path, num_threads)
     dtype = np.dtype(model.input["dtype"])

@@ -1,0 +1,89 @@
+"""Trains on the digits in a process of its own, as one of several workers or devices.
+
+    python -m tests.helpers.train_worker WORKDIR NETWORK DEVICES STEPS
+
+NETWORK is `small` or a variant, without dropout, which no two numbers of devices draw
+alike; DEVICES is the number of logical CPUs. Workers come from `TF_CONFIG`. The chief
+writes `losses.json`, the loss of each step, into WORKDIR.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+import tensorflow as tf
+
+from tests.helpers.networks import build_network, build_without_dropout
+from train import checks, loop
+from train.config import make_config
+from train.data.sources import digits_source
+from train.distribution.strategies import Devices, is_chief, make_strategy
+from train.tasks.classification.task import CLASSIFICATION
+
+CONFIG = make_config(
+    data="digits",
+    sizes=(32, 48),
+    base_size=48,
+    batch_size=16,
+    epochs=1,
+    warmup_steps=20,
+    eval_size=32,
+)
+
+
+def make_devices(count: int) -> tf.distribute.Strategy:
+    if count == 1:
+        return make_strategy(Devices(cluster_timeout=60.0))
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    logical = [tf.config.LogicalDeviceConfiguration()] * count
+    tf.config.set_logical_device_configuration(cpu, logical)
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+
+
+def digits_for(steps: int):
+    """The first digits, as many as make `steps` batches of both sizes."""
+    source = digits_source()
+    batches = [
+        shape.batch
+        for shape in checks.shared_shapes(CONFIG, tf.distribute.get_strategy())
+    ]
+    count = steps // 2 * sum(batches)
+    examples = source.examples
+
+    def first(split, seed):
+        chosen = examples(split, None).take(count)
+        return chosen if seed is None else chosen.shuffle(count, seed=seed)
+
+    num_examples = {"train": count, "validation": min(count, 360)}
+    return dataclasses.replace(source, num_examples=num_examples, examples=first)
+
+
+def main(workdir: str, network: str, devices: str, steps: str) -> None:
+    strategy = make_devices(int(devices))
+    small = functools.partial(build_network, dropout=0.0)
+    build = small if network == "small" else build_without_dropout
+    model = "mobilevit_xxs" if network == "small" else network
+    task = dataclasses.replace(CLASSIFICATION, build_model=build)
+    config = dataclasses.replace(CONFIG, model=model)
+    losses, as_numbers = [], loop.as_numbers
+
+    def recorded(sums):
+        numbers = as_numbers(sums)
+        if "not_finite" in numbers:
+            losses.append(numbers["loss"] / numbers["count"])
+        return numbers
+
+    loop.as_numbers = recorded
+    source = digits_for(int(steps))
+    loop.train_and_evaluate(task, config, source, workdir, strategy=strategy)
+    if is_chief(strategy):
+        (Path(workdir) / "losses.json").write_text(json.dumps(losses))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,440 @@
+"""DeepLabv3: its sizes, its parity with transformers, its weights, its errors."""
+
+import inspect
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import keras_mobilevit
+from keras_mobilevit import DeepLabV3, MobileViT_XXS, SSDLite, deeplab
+from keras_mobilevit.deeplab import ResizeLike, is_segmenter, without_auxiliary
+from keras_mobilevit.drawing import add_legend, class_color, draw_classes
+from keras_mobilevit.segmentation import class_map
+from keras_mobilevit.voc_names import VOC_NAMES
+from keras_mobilevit.weights.load import load_backbone, load_weights
+from keras_mobilevit.weights.names import CVNETS_TASKS, TRANSFORMERS, is_backbone
+from tests.golden import reference
+
+STEM = Path(reference.__file__).parent / "segmentation" / "transformers_mobilevit_xxs"
+# More outputs of transformers, of other random weights.
+SHARED = Path(__file__).parents[3] / "shared" / "golden"
+TOLERANCE = 1e-4
+PARAMETERS = [
+    ("mobilevit_xxs", 1_854_853),
+    ("mobilevit_xs", 2_944_069),
+    ("mobilevit_s", 6_357_941),
+]
+
+
+def write_reference(folder: Path) -> Path:
+    """Re-creates the reference's weights, whose outputs alone are stored."""
+    shapes = json.loads(STEM.with_suffix(".json").read_text())
+    path = folder / "segmenter.safetensors"
+    save_file(reference.random_state(shapes), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def voc_xxs(tmp_path_factory) -> Path:
+    return write_reference(tmp_path_factory.mktemp("weights"))
+
+
+def small(**arguments):
+    arguments = {"classes": 3, "weights": None, "input_shape": (64, 96, 3)} | arguments
+    return DeepLabV3("mobilevit_xxs", **arguments)
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> keras.Model:
+    """A model that no test changes."""
+    return small()
+
+
+def reference_model(path, output_stride: int, **arguments):
+    """Builds the model of which transformers' outputs are stored."""
+    arguments = {
+        "input_shape": (None, None, 3),
+        "include_preprocessing": False,
+        "upsample": False,
+    } | arguments
+    return DeepLabV3(
+        "mobilevit_xxs", weights=str(path), output_stride=output_stride, **arguments
+    )
+
+
+def run(model, images) -> np.ndarray:
+    """Calls a model on any backend."""
+    return keras.ops.convert_to_numpy(model(images))
+
+
+def assert_equals_the_golden(model, output_stride: int) -> None:
+    golden = np.load(f"{STEM}_{output_stride}.npz")
+    for size in reference.SEGMENTATION_SIZES:
+        logits = run(model, reference.images(*size))
+        wanted = golden[reference.size_key(*size)]
+        assert logits.shape[1:3] == tuple(-(-side // output_stride) for side in size)
+        assert np.abs(wanted).max() > 1
+        assert np.abs(reference.thinned(logits) - wanted).max() <= TOLERANCE, size
+
+
+@pytest.mark.parametrize(("backbone", "parameters"), PARAMETERS)
+def test_variant(backbone: str, parameters: int):
+    model = DeepLabV3(backbone, weights=None)
+    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    assert trainable == parameters
+    assert model.name == f"deeplabv3_{backbone}"
+    assert model.output_shape == (None, 512, 512, 21)
+
+
+def test_the_later_recipes_head():
+    model = DeepLabV3(
+        weights=None, output_stride=8, aspp_channels=512, rates=[12, 24, 36]
+    )
+    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    assert trainable == 8_537_269
+    rates = [model.get_layer(f"deeplab_aspp{i}_conv").dilation_rate for i in (1, 2, 3)]
+    assert rates == [(12, 12), (24, 24), (36, 36)]
+
+
+@pytest.mark.parametrize("output_stride", [16, 8])
+def test_logits_equal_the_reference(output_stride: int, voc_xxs):
+    assert_equals_the_golden(reference_model(voc_xxs, output_stride), output_stride)
+
+
+def test_sizes_known_only_at_run_time_give_the_same(voc_xxs):
+    tf = pytest.importorskip("tensorflow")
+    model = reference_model(voc_xxs, 16)
+    spec = tf.TensorSpec((None, None, None, 3))
+    assert_equals_the_golden(tf.function(model, input_signature=[spec]), 16)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is not there")
+@pytest.mark.parametrize("output_stride", [16, 8])
+def test_logits_equal_the_shared_reference(output_stride: int):
+    stem = SHARED / f"hfseg{output_stride}_xxs"
+    golden = np.load(f"{stem}.npz")
+    model = reference_model(f"{stem}.safetensors", output_stride)
+    rng = np.random.default_rng(7)
+    for height, width in reference.SIZES:
+        images = rng.random((2, height, width, 3), dtype=np.float32)
+        wanted = golden[reference.size_key(height, width)]
+        assert np.abs(wanted).max() > 1
+        assert np.abs(run(model, images) - wanted).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "strides", "dilations"),
+    [(16, [2, 2, 1], [1, 1, 1]), (8, [2, 1, 1], [1, 1, 2])],
+)
+def test_strides_and_dilations(output_stride: int, strides: list, dilations: list):
+    model = small(output_stride=output_stride)
+    layers = [
+        model.get_layer(f"stage{stage}_mv0_depthwise_conv") for stage in (3, 4, 5)
+    ]
+    assert [layer.strides[0] for layer in layers] == strides
+    assert [layer.dilation_rate[0] for layer in layers] == dilations
+    dilated = [
+        layer.name
+        for layer in model.layers
+        if getattr(layer, "dilation_rate", (1, 1)) != (1, 1)
+    ]
+    assert len(dilated) == 3 + (output_stride == 8)
+
+
+@pytest.mark.parametrize("output_stride", [16, 8])
+@pytest.mark.parametrize("size", [(64, 96), (75, 51), (33, 130)])
+def test_any_size_has_logits_for_each_pixel(size: tuple, output_stride: int):
+    images = np.zeros((2, *size, 3), np.float32)
+    arguments = {"input_shape": (None, None, 3), "output_stride": output_stride}
+    outputs = small(auxiliary=True, **arguments)(images)
+    assert outputs["logits"].shape == outputs["auxiliary"].shape == (2, *size, 3)
+    coarse = small(upsample=False, **arguments)(images)
+    sides = tuple(-(-side // output_stride) for side in size)
+    assert coarse.shape == (2, *sides, 3)
+
+
+def test_logits_are_upsampled_between_the_centres_of_pixels():
+    x = np.array([1, 2], np.float32).reshape(1, 1, 2, 1)
+    y = run(lambda x: ResizeLike()(x, np.zeros((1, 3, 4, 5), np.float32)), x)
+    assert y.shape == (1, 3, 4, 1)
+    np.testing.assert_allclose(y[0, 1, :, 0], [1, 1.25, 1.75, 2])
+
+
+def test_static_sizes_give_the_same(voc_xxs):
+    images = reference.images(120, 100)
+    static, dynamic = (
+        reference_model(voc_xxs, 8, input_shape=shape, upsample=True)
+        for shape in ((120, 100, 3), (None, None, 3))
+    )
+    assert static.output_shape == (None, 120, 100, 21)
+    assert dynamic.output_shape == (None, None, None, 21)
+    np.testing.assert_allclose(run(static, images), run(dynamic, images), atol=1e-5)
+
+
+def test_preprocessing_is_a_division_by_255(voc_xxs):
+    images = reference.images(64, 64)
+    arguments = {"input_shape": (64, 64, 3)}
+    raw = reference_model(voc_xxs, 16, **arguments)
+    rescaling = reference_model(voc_xxs, 16, include_preprocessing=True, **arguments)
+    np.testing.assert_allclose(
+        run(rescaling, 255 * images), run(raw, images), atol=1e-5
+    )
+
+
+def test_ml_cvnets_names_give_the_same_logits(voc_xxs, tmp_path):
+    tensors, renamed = load_file(voc_xxs), {}
+    for here, there in CVNETS_TASKS.modules.items():
+        module, _, third = there.partition("#")
+        other = TRANSFORMERS.modules.get(here)
+        for name in [name for name in tensors if name.rpartition(".")[0] == other]:
+            parts = renamed.setdefault(f"{module}.{name.rpartition('.')[2]}", {})
+            parts[int(third or 0)] = tensors[name]
+    path = tmp_path / "cvnets.safetensors"
+    tensors = {
+        name: np.concatenate([parts[i] for i in sorted(parts)])
+        for name, parts in renamed.items()
+    }
+    assert "seg_head.aspp.aspp_layer.convs.4.aspp_pool.conv_1x1.block.conv.weight" in (
+        tensors
+    )
+    save_file(tensors, path)
+    with pytest.warns(UserWarning, match="cvnets.safetensors .* BGR was assumed"):
+        model = reference_model(path, 16)
+    assert_equals_the_golden(model, 16)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"classes": 3}, {"aspp_channels": 64}, {"auxiliary": True}]
+)
+def test_default_weights_fit_any_head(arguments: dict, tmp_path, monkeypatch):
+    published = MobileViT_XXS(weights=None)
+    file = tmp_path / "published.safetensors"
+    keras_mobilevit.save_safetensors(published, file)
+    asked = []
+
+    def fetched(weights, variant):
+        asked.append((weights, variant))
+        return file
+
+    monkeypatch.setattr(deeplab, "weights_file", fetched)
+    model = DeepLabV3("mobilevit_xxs", input_shape=(64, 96, 3), **arguments)
+    assert asked == [("imagenet", "mobilevit_xxs")]
+    stems = [m.get_layer("stem_conv").get_weights()[0] for m in (model, published)]
+    np.testing.assert_array_equal(*stems)
+
+
+def test_default_weights_of_voc(voc_xxs, monkeypatch):
+    asked = []
+
+    def fetched(weights, variant):
+        asked.append((weights, variant))
+        return voc_xxs
+
+    monkeypatch.setattr(deeplab, "weights_file", fetched)
+    model = DeepLabV3(
+        "mobilevit_xxs",
+        input_shape=(None, None, 3),
+        include_preprocessing=False,
+        upsample=False,
+    )
+    assert asked == [("voc", "mobilevit_xxs")]
+    assert_equals_the_golden(model, 16)
+
+
+def test_detectors_and_segmenters_have_their_common_arguments_in_one_order():
+    names = list(inspect.signature(SSDLite).parameters)
+    assert list(inspect.signature(DeepLabV3).parameters)[: len(names)] == names
+    by_name = {"backbone": "mobilevit_xxs", "classes": 3, "weights": None}
+    by_name |= {"input_shape": (64, 96, 1), "include_preprocessing": False}
+    for build in (SSDLite, DeepLabV3):
+        one = build(**by_name, name="mine")
+        other = build("mobilevit_xxs", 3, None, (64, 96, 1), False, "mine")
+        assert one.to_json() == other.to_json()
+        assert one.name == "mine" and one.input_shape == (None, 64, 96, 1)
+
+
+def test_a_saved_segmenter_is_the_same(tmp_path):
+    arguments = {"auxiliary": True, "output_stride": 8, "input_shape": (None, None, 3)}
+    model = small(**arguments)
+    images = np.random.default_rng(0).uniform(0, 255, (1, 64, 96, 3))
+    for ending in ("keras", "weights.h5"):
+        file = tmp_path / f"segmenter.{ending}"
+        (model.save if ending == "keras" else model.save_weights)(file)
+        again = small(weights=str(file), **arguments)
+        for one, other in zip(model.get_weights(), again.get_weights(), strict=True):
+            assert (one == other).all()
+    loaded = keras_mobilevit.weights.load.load_model_file(tmp_path / "segmenter.keras")
+    for name, wanted in model(images).items():
+        np.testing.assert_array_equal(loaded(images)[name], wanted)
+    assert [type(layer) for layer in loaded.layers] == list(map(type, model.layers))
+
+
+def test_the_auxiliary_head_comes_off():
+    model = small(auxiliary=True)
+    assert model.get_layer("deeplab_auxiliary_conv").filters == 128
+    lone = without_auxiliary(model)
+    assert lone.output_shape == (None, 64, 96, 3)
+    assert not [layer.name for layer in lone.layers if "auxiliary" in layer.name]
+    assert is_segmenter(model) and is_segmenter(lone)
+    images = np.random.default_rng(0).uniform(0, 255, (1, 64, 96, 3))
+    np.testing.assert_array_equal(lone(images), model(images)["logits"])
+    assert without_auxiliary(lone) is lone
+
+
+def test_what_is_a_segmenter(segmenter):
+    assert is_segmenter(segmenter)
+    assert is_segmenter(small(upsample=False))
+    assert not is_segmenter(MobileViT_XXS(weights=None, include_top=False))
+    assert not is_segmenter(
+        SSDLite("mobilevit_xxs", weights=None, input_shape=(64, 64, 3))
+    )
+
+
+def test_the_backbone_of_a_classifier_and_of_a_segmenter(voc_xxs, tmp_path):
+    classifier, model = MobileViT_XXS(weights=None, classes=10), small()
+    file = tmp_path / "classifier.safetensors"
+    keras_mobilevit.save_safetensors(classifier, file)
+    before = {layer.name: layer.get_weights() for layer in model.layers}
+    load_backbone(model, file)
+    theirs = {layer.name: layer.get_weights() for layer in classifier.layers}
+    for layer in model.layers:
+        wanted = (theirs if is_backbone(layer.name) else before)[layer.name]
+        for value, expected in zip(layer.get_weights(), wanted, strict=True):
+            assert (value == expected).all(), layer.name
+    load_backbone(classifier, voc_xxs)
+    segmenter = reference_model(voc_xxs, 16)
+    for name in ("stem_conv", "stage5_vit_fusion_bn"):
+        for one, other in zip(
+            classifier.get_layer(name).get_weights(),
+            segmenter.get_layer(name).get_weights(),
+            strict=True,
+        ):
+            assert (one == other).all(), name
+
+
+def test_every_weight_has_a_gradient():
+    tf = pytest.importorskip("tensorflow")
+    model = small(auxiliary=True, output_stride=8)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 64, 96, 3))
+    with tf.GradientTape() as tape:
+        outputs = model(images, training=True)
+        loss = sum(tf.reduce_sum(tf.math.sin(x)) for x in outputs.values())
+    gradients = tape.gradient(loss, model.trainable_weights)
+    for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
+        assert gradient is not None, weight.path
+        assert np.isfinite(gradient).all(), weight.path
+        # Softmax does not see a constant added to the keys.
+        is_seen = not weight.path.endswith("attention_key/bias")
+        assert np.abs(gradient).max() > 0 or not is_seen, weight.path
+
+
+@pytest.mark.slow
+def test_a_step_compiles_with_xla():
+    tf = pytest.importorskip("tensorflow")
+    model = small()
+
+    def step(images):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(model(images) ** 2)
+        return tape.gradient(loss, model.trainable_weights)
+
+    images = tf.random.uniform((1, 64, 96, 3), maxval=255.0)
+    compiled, eager = tf.function(step, jit_compile=True)(images), step(images)
+    for one, other in zip(compiled, eager, strict=True):
+        scale = max(1.0, float(tf.reduce_max(tf.abs(other))))
+        np.testing.assert_allclose(one, other, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: MobileViT_XXS(weights=None, classes=3), "in the file: deeplab_aspp0"),
+        (
+            lambda: small(classes=4, aspp_channels=8, auxiliary=True),
+            r"not in the model: deeplab_auxiliary_bn/beta.*\n"
+            r".*of another shape: deeplab_aspp0_bn/beta \(model \(256,\), file \(8,\)",
+        ),
+        (lambda: small(auxiliary=True), "take it off with `without_auxiliary`"),
+    ],
+)
+def test_a_file_of_another_kind_says_what_differs(
+    build, message: str, segmenter, tmp_path
+):
+    file = tmp_path / "other.keras"
+    build().save(file)
+    with pytest.raises(ValueError, match=message):
+        load_weights(segmenter, file)
+
+
+def test_a_segmenters_file_does_not_go_into_a_classifier(voc_xxs):
+    with pytest.raises(ValueError, match="not in the model: segmentation_head"):
+        MobileViT_XXS(weights=str(voc_xxs))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": 0}, "positive integer. Received: classes=0"),
+        ({"weights": "voc"}, "has 21 classes, 256 channels.*Received: classes=3"),
+        ({"weights": "voc", "classes": 21, "auxiliary": True}, "no auxiliary head"),
+        ({"weights": "voc", "classes": 21, "aspp_channels": 512}, "aspp_channels=512"),
+        ({"weights": "coco"}, '"imagenet" or "voc" .*weights=.coco'),
+        ({"output_stride": 32}, "must be 8 or 16. Received: output_stride=32"),
+        ({"aspp_channels": 0}, "a positive integer. Received: aspp_channels=0"),
+        ({"aspp_channels": True}, "a positive integer. Received: aspp_channels=True"),
+        ({"rates": 6}, "3 positive integers. Received: rates=6"),
+        ({"rates": (6, 12)}, r"3 positive integers. Received: rates=\(6, 12\)"),
+        ({"rates": (6, 12, 1.5)}, r"3 positive integers. Received: rates=\(6, 12, 1"),
+        ({"input_shape": (31, 64, 3)}, "at least 32"),
+        ({"weights": "imagenet", "input_shape": (64, 64, 1)}, "3 channels"),
+    ],
+)
+def test_invalid_arguments(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        small(**arguments)
+
+
+def test_unknown_backbone():
+    with pytest.raises(ValueError, match="Unknown model 'resnet'"):
+        DeepLabV3("resnet", weights=None)
+
+
+def test_names_of_pascal_voc():
+    assert len(VOC_NAMES) == 21
+    assert VOC_NAMES[0] == "background"
+    assert VOC_NAMES[1:] == tuple(sorted(VOC_NAMES[1:]))
+
+
+def test_the_classes_of_an_image_of_another_size():
+    logits = np.random.default_rng(0).normal(size=(5, 7, 4)).astype(np.float32)
+    found = class_map(logits, 33, 20)
+    resized = keras.ops.image.resize(logits, (33, 20), interpolation="bilinear")
+    wanted = keras.ops.convert_to_numpy(keras.ops.argmax(resized, axis=-1))
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_the_background_is_left_as_it_is():
+    image = np.full((2, 3, 3), 100, np.uint8)
+    classes = np.array([[0, 1, 2], [2, 0, 1]])
+    drawn = draw_classes(image, classes, ["background", "cat", "dog"])
+    assert (drawn[classes == 0] == 100).all()
+    for label in (1, 2):
+        mixed = np.round(0.4 * 100 + 0.6 * np.array(class_color(label)))
+        assert (drawn[classes == label] == mixed).all()
+    assert (draw_classes(image, classes, ["sky", "cat", "dog"])[0, 0] != 100).any()
+
+
+def test_a_legend_is_as_wide_as_the_picture_and_as_high_as_it_takes():
+    image = np.zeros((60, 90, 3), np.uint8)
+    few = add_legend(image, {3: "cat"})
+    many = add_legend(image, {label: f"class {label}" for label in range(6)})
+    assert few.shape[1] == many.shape[1] == 90
+    assert 60 < few.shape[0] < many.shape[0]
+    assert (few[:60] == 0).all()
+    assert (few[60:] == class_color(3)).all(axis=-1).sum() > 50
+    np.testing.assert_array_equal(add_legend(image, {}), image)

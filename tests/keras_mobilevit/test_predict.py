@@ -1,0 +1,305 @@
+"""`python -m keras_mobilevit predict`, on the digits."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mobilevit
+from keras_mobilevit import __main__ as cli
+from keras_mobilevit.drawing import class_color
+from tests.helpers.image_files import pil_file
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A trained-looking model with its labels, and a picture."""
+    folder = tmp_path_factory.mktemp("predict")
+    model = keras_mobilevit.MobileViT_XXS(
+        weights=None,
+        classes=3,
+        classifier_activation=None,
+        input_shape=(None, None, 3),
+    )
+    model.get_layer("predictions").bias.assign([0.0, 5.0, 2.0])
+    model.save(folder / "best.keras")
+    model.save_weights(folder / "best.weights.h5")
+    keras_mobilevit.save_safetensors(model, folder / "best.safetensors")
+    (folder / "labels.txt").write_text("cat\ndog\nhorse\n")
+    (folder / "red.jpg").write_bytes(pil_file("RGB", (255, 0, 0), "JPEG"))
+    (folder / "cut.jpg").write_bytes(b"no image")
+    return folder
+
+
+def run(monkeypatch, capsys, *arguments) -> list[str]:
+    monkeypatch.setattr(sys, "argv", ["keras_mobilevit", *map(str, arguments)])
+    cli.main()
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("ending", ["keras", "weights.h5", "safetensors"])
+def test_the_best_classes_by_name(ending, folder, monkeypatch, capsys):
+    lines = run(
+        monkeypatch,
+        capsys,
+        "predict",
+        folder / "red.jpg",
+        folder / "red.jpg",
+        "--model=mobilevit_xxs",
+        f"--weights={folder / f'best.{ending}'}",
+        "--size=64",
+    )
+    assert lines[:4] == lines[4:]
+    assert lines[0] == str(folder / "red.jpg")
+    names = [line.split("%")[1].strip() for line in lines[1:4]]
+    shares = [float(line.split("%")[0]) for line in lines[1:4]]
+    assert names == ["dog", "horse", "cat"]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["red.jpg", "--weights=nowhere.keras"], "no file nowhere.keras"),
+        (
+            ["red.jpg", "--model=resnet", "--weights=best.safetensors"],
+            "Expected one of",
+        ),
+        (["cut.jpg", "--weights=best.keras"], "cut.jpg cannot be read as a picture"),
+        (["nowhere.jpg", "--weights=best.keras"], "There is no file nowhere.jpg"),
+        (["red.jpg", "--size=0"], "--size must be at least 32. Received: 0"),
+        (["red.jpg", "--score=30"], r"--score must be in \[0, 1\]. Received: 30"),
+        (["red.jpg", "--score=nan"], "--score must be in .*Received: nan"),
+        (["red.jpg", "--labels=none.txt"], "--labels: there is no file none.txt"),
+        (["red.jpg", "--model=best.keras"], "given by --weights=best.keras"),
+        (["red.jpg", "--weights=x.tflite"], "x.tflite is a converted file"),
+    ],
+)
+def test_errors(arguments, message, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        run(monkeypatch, capsys, "predict", *arguments)
+
+
+def test_other_labels_are_refused():
+    with pytest.raises(ValueError, match="2 class names for 3 classes"):
+        cli.best_classes(np.array([0.1, 0.2, 0.7]), ["cat", "dog"])
+
+
+def test_without_names_classes_have_numbers():
+    best = cli.best_classes(np.array([0.1, 0.2, 0.7]), None)
+    assert best == [("class 2", 0.7), ("class 1", 0.2), ("class 0", 0.1)]
+
+
+def test_names_that_cannot_be_downloaded_are_told(monkeypatch):
+    def fail(*args, **kwargs):
+        raise Exception("URL fetch failure")
+
+    utilities = keras.applications.imagenet_utils
+    module = sys.modules[utilities.decode_predictions.__module__]
+    monkeypatch.setattr(module, "CLASS_INDEX", None)
+    monkeypatch.setattr(module.file_utils, "get_file", fail)
+    with pytest.raises(OSError, match="fetch https://.*class_index.json.*KERAS_HOME"):
+        keras_mobilevit.decode_predictions(np.zeros((1, 1000)))
+
+
+def test_help():
+    result = subprocess.run(
+        [sys.executable, "-m", "keras_mobilevit", "predict", "--help"],
+        cwd=ROOT,
+        env=os.environ | {"KERAS_BACKEND": "numpy"},
+        capture_output=True,
+        text=True,
+    )
+    assert "--weights" in result.stdout and "Traceback" not in result.stderr
+
+
+def test_a_detector_draws_its_boxes(tmp_path, monkeypatch, capsys):
+    model = keras_mobilevit.SSDLite(
+        "mobilevit_xxs", classes=2, weights=None, input_shape=(None, None, 3)
+    )
+    for layer in model.layers:  # one box in the middle, of the second class
+        if layer.name.endswith("_predictions"):
+            kernel, bias = (np.zeros(w.shape, np.float32) for w in layer.weights)
+            bias.reshape(-1, 7)[:, 4] = 9.0
+            if layer.name.startswith("ssd_global"):
+                bias.reshape(-1, 7)[0, 6] = 12.0
+            layer.set_weights([kernel, bias])
+    model.save(tmp_path / "best.keras")
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(pil_file("RGB", (90, 90, 90), "JPEG", size=(300, 200)))
+    arguments = "predict", photo, f"--weights={tmp_path / 'best.keras'}", "--size=64"
+    lines = run(monkeypatch, capsys, *arguments)
+    file = tmp_path / "photo_boxes.png"
+    assert lines[0] == f"{photo}: 1 objects at 64x64, drawn in {file}"
+    assert "95.3 %  dog  [16, 11, 284, 189]" in lines[1]
+    drawn = keras.utils.img_to_array(keras.utils.load_img(file))
+    assert drawn.shape == (200, 300, 3)
+    assert (drawn[100, 16] != 90).any() and (drawn[100, 150] == 90).all()
+    nothing = run(monkeypatch, capsys, *arguments, "--score=0.99")
+    assert nothing == [f"{photo}: 0 objects at 64x64, drawn in {file}"]
+    monkeypatch.setattr(sys, "argv", ["keras_mobilevit", *map(str, arguments)])
+    (tmp_path / "labels.txt").write_text("cat\n")
+    with pytest.raises(SystemExit, match="1 class names for 2 classes"):
+        cli.main()
+
+
+def test_a_segmenter_colours_its_classes(tmp_path, monkeypatch, capsys):
+    model = keras_mobilevit.DeepLabV3(
+        "mobilevit_xxs", classes=3, weights=None, input_shape=(64, 96, 3)
+    )
+    model.save_weights(tmp_path / "random.weights.h5")
+    layer = model.get_layer("deeplab_classifier")  # the third class everywhere
+    kernel, bias = layer.get_weights()
+    layer.set_weights([0 * kernel, np.array([0.0, 1.0, 2.0])])
+    model.save(tmp_path / "best.keras")
+    (tmp_path / "labels.txt").write_text("background\ncat\ndog\n")
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(pil_file("RGB", (90, 90, 90), "JPEG", size=(300, 200)))
+    arguments = "predict", photo, f"--weights={tmp_path / 'best.keras'}"
+    lines = run(monkeypatch, capsys, *arguments)
+    file = tmp_path / "photo_classes.png"
+    told = f"{photo}: 1 classes at 96x64, drawn in {file}"
+    assert lines == [told, "  100.0 %  dog"]
+    drawn = keras.utils.img_to_array(keras.utils.load_img(file))
+    assert drawn.shape[1] == 300 and drawn.shape[0] > 200
+    mixed = np.round(0.4 * 90 + 0.6 * np.array(class_color(2)))
+    assert (drawn[:200] == mixed).all()
+
+    weights = f"--weights={tmp_path / 'random.weights.h5'}"
+    lines = run(
+        monkeypatch,
+        capsys,
+        *("predict", photo, weights, "--model=deeplabv3_mobilevit_xxs", "--size=64"),
+        f"--output={tmp_path}",
+    )
+    shares = [float(line.split("%")[0]) for line in lines[1:]]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert shares == sorted(shares, reverse=True)
+
+    (tmp_path / "labels.txt").write_text("cat\n")
+    for more, message in (
+        ([], "1 class names for 3 classes"),
+        (["--score=0.9"], "--score is of a detector's boxes"),
+        ([tmp_path / "photo.png"], f"would all be called {file}"),
+    ):
+        command = ["", *arguments[:1], *more, *arguments[1:]]
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        with pytest.raises(SystemExit, match=message):
+            cli.main()
+
+
+@pytest.mark.parametrize("content", ['{"eval_size": 96}', '{"eval_size": "x"}', "["])
+def test_the_size_is_that_of_the_trainings_evaluation(
+    content, tmp_path, monkeypatch, capsys
+):
+    keras_mobilevit.DeepLabV3(
+        "mobilevit_xxs", classes=3, weights=None, input_shape=(None, None, 3)
+    ).save(tmp_path / "best.keras")
+    (tmp_path / "config.json").write_text(content)
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(pil_file("RGB", (90, 90, 90), "JPEG"))
+    weights = f"--weights={tmp_path / 'best.keras'}"
+    lines = run(monkeypatch, capsys, "predict", photo, weights)
+    assert ("at 96x96" if "96" in content else "at 512x512") in lines[0]
+
+
+def test_colors_of_classes_differ():
+    colors = np.array([class_color(label) for label in range(21)])
+    apart = np.abs(colors[:, None] - colors[None]).sum(axis=-1)
+    assert apart[np.triu_indices(21, 1)].min() > 80
+    assert np.diagonal(apart, 1).min() > 150  # neighbours
+
+
+def save_head(folder: Path, activation, values, names: str, shape=(32, 32, 3)) -> Path:
+    """Saves a classifier whose last layer gives `values` before its activation."""
+    inputs = keras.Input(shape)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    head = keras.layers.Dense(len(values), activation=activation)
+    model = keras.Model(inputs, head(x))
+    head.set_weights([np.zeros((3, len(values))), np.array(values)])
+    model.save(folder / "best.keras")
+    (folder / "labels.txt").write_text(names)
+    (folder / "photo.jpg").write_bytes(pil_file("RGB", (90, 90, 90), "JPEG"))
+    return folder / "best.keras"
+
+
+MANY = "  each class by itself, yes or no:"
+
+
+@pytest.mark.parametrize(
+    ("activation", "values", "names", "told"),
+    [
+        ("softmax", [0, 3.0], "no\nyes\n", ["   95.3 %  yes", "    4.7 %  no"]),
+        (None, [0, 3.0], "no\nyes\n", ["   95.3 %  yes", "    4.7 %  no"]),
+        (
+            "sigmoid",
+            [3.0, 3.0, -3.0],
+            "cup\ntea\ndog\n",
+            [MANY, "   95.3 %  cup", "   95.3 %  tea", "    4.7 %  dog"],
+        ),
+        ("sigmoid", [-3.0], "defect\n", ["    4.7 %  defect"]),
+        (None, [-3.0], "defect\n", ["    4.7 %  defect"]),
+        ("sigmoid", [-3.0], "cat\ndog\n", ["   95.3 %  cat", "    4.7 %  dog"]),
+    ],
+    ids=["softmax", "logits", "sigmoids", "one unit", "one logit", "one unit of two"],
+)
+def test_heads_are_taken_for_what_they_are(
+    activation, values, names, told, tmp_path, monkeypatch, capsys
+):
+    weights = save_head(tmp_path, activation, values, names)
+    photo = tmp_path / "photo.jpg"
+    lines = run(monkeypatch, capsys, "predict", photo, f"--weights={weights}")
+    assert lines == [str(photo), *told]
+
+
+def test_an_oblong_classifier_sees_oblong_images(tmp_path, monkeypatch, capsys):
+    weights = save_head(tmp_path, "softmax", [0, 3.0], "a\nb\n", (32, 96, 3))
+    arguments = "predict", tmp_path / "photo.jpg", f"--weights={weights}"
+    assert run(monkeypatch, capsys, *arguments)[1] == "   95.3 %  b"
+    with pytest.raises(SystemExit, match="96x32 pixels alone. Leave --size=64 away"):
+        run(monkeypatch, capsys, *arguments, "--size=64")
+
+
+@pytest.mark.parametrize(
+    ("config", "share"),
+    [
+        ('{"eval_crop": 1.0}', 0.25),
+        ('{"eval_crop": 0.5}', 1.0),
+        ("{}", 0.25 * (288 / 256) ** 2),
+    ],
+)
+def test_the_crop_is_that_of_the_trainings_evaluation(
+    config, share, tmp_path, monkeypatch, capsys
+):
+    """A white square fills a quarter of a black photo, and all of half of its side."""
+    weights = save_head(tmp_path, "sigmoid", [0.0], "white\n")
+    model = keras.models.load_model(weights)
+    model.layers[-1].set_weights([np.ones((3, 1)), np.zeros(1)])
+    model.save(weights)
+    (tmp_path / "config.json").write_text(config)
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    pixels[32:96, 32:96] = 255
+    keras.utils.save_img(tmp_path / "photo.png", pixels, scale=False)
+    arguments = "predict", tmp_path / "photo.png", f"--weights={weights}"
+    told = float(run(monkeypatch, capsys, *arguments)[1].split("%")[0]) / 100
+    assert told == pytest.approx(1 / (1 + np.exp(-3 * share)), abs=0.004)
+
+
+def test_names_with_a_byte_order_mark(tmp_path, monkeypatch, capsys):
+    weights = save_head(tmp_path, "softmax", [3.0, 0], "")
+    names = b"\xef\xbb\xbfK\xc3\xa4fer\r\ndog\r\n"
+    (tmp_path / "labels.txt").write_bytes(names)
+    arguments = "predict", tmp_path / "photo.jpg", f"--weights={weights}"
+    assert run(monkeypatch, capsys, *arguments)[1] == "   95.3 %  K\u00e4fer"
+    (tmp_path / "labels.txt").write_bytes("K\u00e4fer".encode("latin1"))
+    with pytest.raises(SystemExit, match=r"labels.txt is not text in UTF-8. Save it"):
+        run(monkeypatch, capsys, *arguments)

@@ -1,0 +1,204 @@
+"""SSDLite: its sizes, its parity with ml-cvnets, its weights, its errors."""
+
+import json
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import keras_mobilevit
+from keras_mobilevit import MobileViT_XXS, SSDLite, ssdlite
+from keras_mobilevit.weights import hub
+from keras_mobilevit.weights.load import load_backbone
+from keras_mobilevit.weights.names import is_backbone
+from tests.golden import reference
+
+# Outputs of ml-cvnets v0.1 with random weights, which cannot be made here.
+GOLDEN = Path(__file__).parents[1] / "golden" / "detection" / "cvnets_mobilevit_xxs"
+SHARED = Path(__file__).parents[3] / "shared" / "golden"
+PARAMETERS = [
+    ("mobilevit_xxs", 1_755_050),
+    ("mobilevit_xs", 2_742_042),
+    ("mobilevit_s", 5_738_826),
+]
+needs_golden = pytest.mark.skipif(
+    not SHARED.exists(), reason="the outputs of ml-cvnets are not here"
+)
+
+
+def small(**arguments):
+    arguments = {"classes": 3, "weights": None, "input_shape": (64, 96, 3)} | arguments
+    return SSDLite("mobilevit_xxs", **arguments)
+
+
+@pytest.mark.parametrize(("backbone", "parameters"), PARAMETERS)
+def test_variant(backbone: str, parameters: int):
+    model = SSDLite(backbone, weights=None)
+    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    assert trainable == parameters
+    assert model.name == f"ssdlite_{backbone}"
+    shapes = {name: output.shape for name, output in model.output.items()}
+    assert shapes == {"offsets": (None, 3232, 4), "logits": (None, 3232, 81)}
+
+
+@pytest.mark.parametrize("size", [(64, 96), (75, 51), (320, 256)])
+def test_any_size_has_an_output_for_each_anchor(size: tuple):
+    model = small(input_shape=(None, None, 3))
+    images = np.zeros((2, *size, 3), np.float32)
+    outputs, anchors = model(images), keras_mobilevit.anchor_boxes(*size)
+    assert outputs["offsets"].shape == (2, len(anchors), 4)
+    assert outputs["logits"].shape == (2, len(anchors), 4)
+    found = keras_mobilevit.detect(outputs, anchors, max_detections=7)
+    assert found["boxes"].shape == (2, 7, 4)
+
+
+@needs_golden
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_outputs_equal_the_reference(ending: str):
+    if ending == "pt":
+        pytest.importorskip("torch", reason="reading .pt files takes PyTorch")
+    model = SSDLite(
+        "mobilevit_xxs",
+        weights=str(SHARED / f"ssd_xxs.{ending}"),
+        include_preprocessing=False,
+    )
+    golden = np.load(SHARED / "ssd_xxs.npz")
+    images = np.random.default_rng(7).random((2, 320, 320, 3), dtype=np.float32)
+    outputs = model(images)
+    for name, wanted in (("logits", "conf"), ("offsets", "loc")):
+        found = keras.ops.convert_to_numpy(outputs[name])
+        assert np.abs(golden[wanted]).max() > 1
+        assert np.abs(found - golden[wanted]).max() <= 1e-4, name
+    assert (keras_mobilevit.anchor_boxes(320, 320) == golden["anchors"]).all()
+
+
+def test_outputs_equal_the_golden(tmp_path):
+    """Those of a model that equaled ml-cvnets when the golden file was written."""
+    shapes = json.loads(GOLDEN.with_suffix(".json").read_text("utf-8"))
+    save_file(reference.random_state(shapes), tmp_path / "weights.safetensors")
+    model = SSDLite(
+        "mobilevit_xxs",
+        weights=str(tmp_path / "weights.safetensors"),
+        include_preprocessing=False,
+    )
+    outputs = model(reference.images(*reference.DETECTION_SIZE))
+    golden = np.load(GOLDEN.with_suffix(".npz"))
+    for name in ("logits", "offsets"):
+        found = keras.ops.convert_to_numpy(outputs[name])[:, :: reference.ANCHOR_STEP]
+        assert np.abs(golden[name]).max() > 1
+        assert np.abs(found - golden[name]).max() <= 1e-4, name
+
+
+def test_a_file_of_another_kind_says_what_is_missing(tmp_path):
+    classifier = MobileViT_XXS(weights=None, classes=3)
+    file = tmp_path / "classifier.safetensors"
+    keras_mobilevit.save_safetensors(classifier, file)
+    with pytest.raises(ValueError, match="not in the file: ssd128_depthwise_bn"):
+        small(weights=str(file))
+
+
+def test_a_saved_detector_is_the_same(tmp_path):
+    model, images = small(), np.random.default_rng(0).uniform(0, 255, (1, 64, 96, 3))
+    for ending in ("keras", "weights.h5"):
+        file = tmp_path / f"detector.{ending}"
+        (model.save if ending == "keras" else model.save_weights)(file)
+        again = small(weights=str(file))
+        for name, value in model(images).items():
+            assert (np.asarray(again(images)[name]) == np.asarray(value)).all()
+    loaded = keras_mobilevit.weights.load.load_model_file(tmp_path / "detector.keras")
+    assert set(loaded(images)) == {"offsets", "logits"}
+
+
+@pytest.mark.parametrize("ending", ["keras", "safetensors"])
+def test_the_backbone_of_a_classifier(ending: str, tmp_path):
+    classifier, model = MobileViT_XXS(weights=None, classes=10), small()
+    file = tmp_path / f"classifier.{ending}"
+    if ending == "keras":
+        classifier.save(file)
+    else:
+        keras_mobilevit.save_safetensors(classifier, file)
+    before = {layer.name: layer.get_weights() for layer in model.layers}
+    load_backbone(model, file)
+    theirs = {layer.name: layer.get_weights() for layer in classifier.layers}
+    for layer in model.layers:
+        wanted = (theirs if is_backbone(layer.name) else before)[layer.name]
+        for value, expected in zip(layer.get_weights(), wanted, strict=True):
+            assert (value == expected).all(), layer.name
+
+
+def test_published_detectors(tmp_path, monkeypatch):
+    """A local file server stands in for Apple's, which tests do not reach."""
+    served, home = tmp_path / "served", tmp_path / "home"
+    served.mkdir()
+    monkeypatch.setattr(hub, "COCO", served.as_uri())
+    monkeypatch.setattr(hub, "_check_has_torch", lambda: None)
+    monkeypatch.setenv("KERAS_HOME", str(home))
+    with pytest.raises(OSError, match=r"fetch file:.*ssd_mobilevit_s_320\.pt on"):
+        hub.weights_file("coco", "mobilevit_s")
+    assert not list(home.rglob("*.*"))
+    (served / "ssd_mobilevit_s_320.pt").write_bytes(b"weights")
+    path = hub.weights_file("coco", "mobilevit_s")
+    assert path.read_bytes() == b"weights"
+    (served / "ssd_mobilevit_s_320.pt").unlink()
+    assert hub.weights_file("coco", "mobilevit_s") == path
+    assert hub.is_published(path)
+    other = tmp_path / path.name
+    other.write_bytes(path.read_bytes())
+    assert not hub.is_published(other)
+
+
+def test_published_detectors_without_pytorch(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "COCO", "file:///nowhere")  # nothing is asked of it
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ValueError, match="pip install torch.*imagenet.*random"):
+        SSDLite("mobilevit_xxs")
+
+
+def test_default_weights_fit_any_number_of_classes(tmp_path, monkeypatch):
+    """Of the published backbone's file, here one of random weights, stands the stem."""
+    published = MobileViT_XXS(weights=None)
+    file = tmp_path / "published.safetensors"
+    keras_mobilevit.save_safetensors(published, file)
+    asked = []
+
+    def fetched(weights, variant):
+        asked.append((weights, variant))
+        return file
+
+    monkeypatch.setattr(ssdlite, "weights_file", fetched)
+    model = SSDLite("mobilevit_xxs", classes=3, input_shape=(64, 96, 3))
+    assert asked == [("imagenet", "mobilevit_xxs")]
+    assert model.output["logits"].shape[-1] == 4
+    for mine, theirs in zip(
+        model.get_layer("stem_conv").get_weights(),
+        published.get_layer("stem_conv").get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(ValueError, match="does not fit"):
+        SSDLite("mobilevit_xxs")
+    assert asked[1] == ("coco", "mobilevit_xxs")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": 0}, "positive integer. Received: classes=0"),
+        ({"weights": "coco"}, "has 80 classes.*Received: classes=3"),
+        ({"weights": "voc"}, '"imagenet" or "coco" .*weights=.voc'),
+        ({"input_shape": (31, 64, 3)}, "at least 32"),
+        ({"weights": "imagenet", "input_shape": (64, 64, 1)}, "3 channels"),
+    ],
+)
+def test_invalid_arguments(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        small(**arguments)
+
+
+def test_unknown_backbone():
+    with pytest.raises(ValueError, match="Unknown model 'resnet'"):
+        SSDLite("resnet", weights=None)

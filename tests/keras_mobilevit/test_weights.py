@@ -1,0 +1,465 @@
+"""The models give the numbers of timm's and transformers' MobileViT."""
+
+import hashlib
+import json
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import keras_mobilevit
+from keras_mobilevit.weights import hub
+from keras_mobilevit.weights.names import CVNETS, TRANSFORMERS, backbone_rows
+from tests.golden import reference
+
+GOLDEN = Path(reference.__file__).parent
+TOLERANCE = 1e-4
+MODELS = {
+    "mobilevit_xxs": keras_mobilevit.MobileViT_XXS,
+    "mobilevit_xs": keras_mobilevit.MobileViT_XS,
+    "mobilevit_s": keras_mobilevit.MobileViT_S,
+}
+pytestmark = pytest.mark.filterwarnings("error:.*tensor names of ml-cvnets")
+REFERENCES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+
+
+def write_reference(name: str, folder: Path) -> Path:
+    """Re-creates a reference's weights, whose outputs alone are stored."""
+    shapes = json.loads((GOLDEN / f"{name}.json").read_text())
+    path = folder / f"{name}.safetensors"
+    save_file(reference.random_state(shapes), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def timm_xxs(tmp_path_factory) -> Path:
+    return write_reference("timm_mobilevit_xxs", tmp_path_factory.mktemp("weights"))
+
+
+def build(path, variant: str = "mobilevit_xxs", **arguments):
+    arguments = {
+        "classifier_activation": None,
+        "include_preprocessing": False,
+        "input_shape": (None, None, 3),
+    } | arguments
+    return MODELS[variant](weights=path and str(path), **arguments)
+
+
+def run(model, images) -> np.ndarray:
+    """Calls a model on any backend."""
+    return keras.ops.convert_to_numpy(model(images))
+
+
+def test_all_references_are_there():
+    assert REFERENCES == sorted(
+        f"{library}_{variant}"
+        for library in ("timm", "transformers")
+        for variant in MODELS
+    )
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_logits_equal_the_reference(name: str, tmp_path):
+    golden = np.load(GOLDEN / f"{name}.npz")
+    model = build(write_reference(name, tmp_path), name.partition("_")[2])
+    for size in reference.SIZES:
+        wanted = golden[reference.size_key(*size)]
+        logits = run(model, reference.images(*size))
+        assert np.abs(wanted).max() > 0.1
+        assert np.abs(logits - wanted).max() <= TOLERANCE, size
+
+
+@pytest.mark.parametrize("size", reference.SIZES)
+def test_static_sizes_give_the_same(size: tuple, timm_xxs):
+    golden = np.load(GOLDEN / "timm_mobilevit_xxs.npz")
+    model = build(timm_xxs, input_shape=(*size, 3))
+    logits = run(model, reference.images(*size))
+    assert np.abs(logits - golden[reference.size_key(*size)]).max() <= TOLERANCE
+
+
+def test_sizes_known_only_at_run_time_give_the_same(timm_xxs):
+    """Called eagerly a model sees every size; only a graph takes the other path."""
+    tf = pytest.importorskip("tensorflow")
+    golden = np.load(GOLDEN / "timm_mobilevit_xxs.npz")
+    spec = tf.TensorSpec((None, None, None, 3))
+    model = tf.function(build(timm_xxs), input_signature=[spec])
+    for size in reference.SIZES:
+        logits = run(model, reference.images(*size))
+        wanted = golden[reference.size_key(*size)]
+        assert np.abs(logits - wanted).max() <= TOLERANCE, size
+
+
+def test_every_difference_is_named_and_nothing_is_loaded(timm_xxs, tmp_path):
+    tensors = load_file(timm_xxs)
+    del tensors["stem.bn.bias"]
+    tensors["stages.7.weight"] = np.zeros(3, np.float32)
+    tensors["head.fc.bias"] = np.zeros(7, np.float32)
+    path = tmp_path / "broken.safetensors"
+    save_file(tensors, path)
+    model = build(None)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="nothing was loaded") as error:
+        keras_mobilevit.weights.load.load_weights(model, str(path))
+    for name in ("stem.bn.bias", "stages.7.weight", "head.fc.bias"):
+        assert name in str(error.value)
+    for old, new in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_the_classifier_is_left_out_without_the_top(timm_xxs):
+    whole, images = build(timm_xxs), reference.images(64, 96)
+    pooled = keras.Model(whole.input, whole.get_layer("head_pool").output)
+    wanted = run(pooled, images)
+    assert wanted.std() > 0.1
+    found = run(build(timm_xxs, include_top=False, pooling="avg"), images)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_own_files_round_trip(ending: str, tmp_path):
+    model = build(None, classes=7)
+    path = tmp_path / f"model{ending}"
+    model.save(path) if ending == ".keras" else model.save_weights(path)
+    images = reference.images(64, 96)
+    loaded = build(path, classes=7)
+    np.testing.assert_allclose(run(loaded, images), run(model, images), atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [0, 41, 1000, -1])
+def test_truncated_files_are_refused(kept: int, timm_xxs, tmp_path):
+    path = tmp_path / "truncated.safetensors"
+    path.write_bytes(timm_xxs.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="not a whole safetensors"):
+        build(path)
+
+
+def test_a_path_without_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="path of an existing weights file"):
+        build(tmp_path / "nowhere.safetensors")
+
+
+def test_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"resnet.weight": np.zeros(1, np.float32)}, path)
+    with pytest.raises(ValueError, match="no MobileViT.*resnet.weight"):
+        build(path)
+
+
+def test_a_file_with_the_top_does_not_go_into_a_model_without(tmp_path):
+    path = tmp_path / "model.weights.h5"
+    build(None, classes=7).save_weights(path)
+    with pytest.raises(ValueError, match="not in the model"):
+        build(path, include_top=False, classes=7)
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_own_files_that_do_not_fit_change_nothing(ending: str, tmp_path):
+    path = tmp_path / f"model{ending}"
+    donor = build(None, classes=10)
+    donor.save(path) if ending == ".keras" else donor.save_weights(path)
+    model = build(None, classes=7)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="nothing was loaded"):
+        keras_mobilevit.weights.load.load_weights(model, str(path))
+    for old, new in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_truncated_own_files_are_refused(ending: str, tmp_path):
+    path = tmp_path / f"model{ending}"
+    model = build(None, classes=7)
+    model.save(path) if ending == ".keras" else model.save_weights(path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(ValueError, match=f"is not a whole {ending} file"):
+        build(path, classes=7)
+
+
+def test_a_file_with_code_is_refused_and_does_not_run(tmp_path):
+    inputs = keras.Input((2,))
+    trap = tmp_path / "trap"
+    name = str(trap)
+    outputs = keras.layers.Lambda(lambda x: [x, open(name, "wb")][0])(inputs)
+    path = tmp_path / "model.keras"
+    keras.Model(inputs, outputs).save(path)
+    trap.unlink()  # the layer ran when it was built
+    with pytest.raises(ValueError, match="model.keras cannot be loaded.*unsafe"):
+        build(path)
+    assert not trap.exists()
+
+
+def test_saved_safetensors_are_timms_again(timm_xxs, tmp_path):
+    """Read into Keras and written, every tensor is what it was, bit for bit."""
+    path = tmp_path / "saved.safetensors"
+    keras_mobilevit.save_safetensors(build(timm_xxs), path)
+    original, saved = load_file(timm_xxs), load_file(path)
+    assert {k for k in saved if not k.endswith("num_batches_tracked")} == {
+        k for k in original if not k.endswith("num_batches_tracked")
+    }
+    for name, tensor in original.items():
+        if not name.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(saved[name], tensor, err_msg=name)
+    assert [p.name for p in tmp_path.iterdir()] == ["saved.safetensors"]
+
+
+def saved_by(model, path) -> dict:
+    keras_mobilevit.save_safetensors(model, path)
+    return load_file(path)
+
+
+def test_loras_adapters_are_added_to_what_is_saved(tmp_path):
+    model = build(None, classes=7)
+    plain = saved_by(model, tmp_path / "plain.safetensors")
+    for name in ("predictions", "stage3_vit_transformer0_ffn_expand", "head_conv"):
+        layer = model.get_layer(name)
+        layer.enable_lora(2)
+        layer.lora_kernel_b.assign(keras.ops.ones_like(layer.lora_kernel_b))
+    path = tmp_path / "lora.safetensors"
+    assert saved_by(model, path).keys() == plain.keys()
+    images = reference.images(64, 96)
+    np.testing.assert_allclose(
+        run(build(path, classes=7), images), run(model, images), atol=1e-4
+    )
+    with pytest.raises(ValueError, match="before `quantize` or `enable_lora`"):
+        keras_mobilevit.load_weights(model, path)
+
+
+def test_int8_is_saved_as_the_floats_that_it_stands_for(tmp_path):
+    model = build(None, classes=7)
+    plain = saved_by(model, tmp_path / "plain.safetensors")
+    for name in ("predictions", "stage3_vit_transformer0_ffn_expand"):
+        model.get_layer(name).quantize("int8")
+    with pytest.warns(UserWarning, match="as 8 bits rounded them"):
+        rounded = saved_by(model, tmp_path / "int8.safetensors")
+    assert {name: (x.dtype, x.shape) for name, x in rounded.items()} == {
+        name: (x.dtype, x.shape) for name, x in plain.items()
+    }
+    for name, tensor in plain.items():
+        step = np.abs(tensor).max() / 127
+        assert np.abs(rounded[name] - tensor).max() <= 0.51 * step, name
+    assert not np.array_equal(rounded["head.fc.weight"], plain["head.fc.weight"])
+
+
+def test_other_quantization_is_refused_in_words(tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = build(None, classes=7)
+    model.get_layer("predictions").quantize("int4")
+    with pytest.raises(ValueError, match="'predictions' is quantized to int4, which"):
+        keras_mobilevit.save_safetensors(model, path)
+    model = build(None, classes=7)
+    model.get_layer("predictions").quantize("int8")
+    model.get_layer("predictions").enable_lora(2)
+    with pytest.raises(ValueError, match="int8 and has LoRA's adapters"):
+        keras_mobilevit.save_safetensors(model, path)
+    assert not path.exists()
+
+
+def test_what_timm_has_not_is_refused(tmp_path):
+    path, whole = tmp_path / "model.safetensors", build(None, classes=7)
+    part = keras.Model(whole.input, whole.get_layer("stage4_vit_fusion_act").output)
+    with pytest.raises(ValueError, match="lacks layers of timm's.*head_bn, head_conv"):
+        keras_mobilevit.save_safetensors(part, path)
+    x = keras.layers.Dense(3, name="my_head")(whole.get_layer("head_pool").output)
+    with pytest.raises(ValueError, match="no layer like my_head"):
+        keras_mobilevit.save_safetensors(keras.Model(whole.input, x), path)
+    x = whole.get_layer("head_pool").output
+    x = keras.layers.Dense(3, use_bias=False, name="predictions")(x)
+    with pytest.raises(ValueError, match="has the weights kernel. timm's has bias, "):
+        keras_mobilevit.save_safetensors(keras.Model(whole.input, x), path)
+    assert not path.exists()
+
+
+def test_weights_of_sixteen_bits_are_saved_in_float32(tmp_path):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        model = build(None, classes=7)
+    finally:
+        keras.config.set_dtype_policy(before)
+    saved = saved_by(model, tmp_path / "model.safetensors")
+    assert saved.pop("stem.bn.num_batches_tracked").dtype == np.int64
+    kernel = model.get_layer("stem_conv").kernel
+    assert keras.backend.standardize_dtype(kernel.dtype) == "bfloat16"
+    wanted = keras.ops.convert_to_numpy(kernel).astype("float32")
+    np.testing.assert_array_equal(
+        saved["stem.conv.weight"], wanted.transpose(3, 2, 0, 1)
+    )
+
+
+def test_saved_weights_load_in_timm(tmp_path):
+    torch = pytest.importorskip("torch", reason="timm needs PyTorch")
+    timm = pytest.importorskip("timm")
+    path = tmp_path / "saved.safetensors"
+    model = build(None, classes=7)
+    keras_mobilevit.save_safetensors(model, path)
+    other = timm.create_model("mobilevit_xxs", num_classes=7).eval()
+    state = {name: torch.from_numpy(value) for name, value in load_file(path).items()}
+    other.load_state_dict(state, strict=True)
+    images = reference.images(64, 96)
+    with torch.no_grad():
+        logits = other(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert np.abs(logits - run(model, images)).max() <= 1e-4
+
+
+def test_a_missing_fused_projection_is_named_as_in_the_file(timm_xxs, tmp_path):
+    tensors = load_file(timm_xxs)
+    name = "stages.2.1.transformer.0.attn.qkv.weight"
+    del tensors[name]
+    path = tmp_path / "broken.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=f"not in the file: {name}\n|: {name}$"):
+        build(path)
+
+
+def test_a_foreign_layer_is_named(timm_xxs):
+    inputs = keras.Input((64, 64, 4))
+    x = keras.layers.Conv2D(3, 1, name="to_rgb")(inputs)
+    with pytest.raises(ValueError, match="not in the file: to_rgb.bias, to_rgb.weight"):
+        build(timm_xxs, input_tensor=x, input_shape=None)
+
+
+def cvnets_tensors(path) -> dict:
+    """Gives a file of transformers ml-cvnets's names, whose weights they are."""
+    tensors = load_file(path)
+    renamed = {}
+    for here, there in CVNETS.modules.items():
+        module, _, third = there.partition("#")
+        other = TRANSFORMERS.modules[here]
+        for name in [name for name in tensors if name.rpartition(".")[0] == other]:
+            parts = renamed.setdefault(f"{module}.{name.rpartition('.')[2]}", {})
+            parts[int(third or 0)] = tensors[name]
+    return {
+        name: np.concatenate([parts[i] for i in sorted(parts)])
+        for name, parts in renamed.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def cvnets_xxs(tmp_path_factory) -> Path:
+    """A file with ml-cvnets' names of weights that expect BGR."""
+    folder = tmp_path_factory.mktemp("cvnets")
+    source = write_reference("transformers_mobilevit_xxs", folder)
+    save_file(cvnets_tensors(source), folder / "cvnets.safetensors")
+    return folder / "cvnets.safetensors"
+
+
+def assert_equals_transformers(logits) -> None:
+    golden = np.load(GOLDEN / "transformers_mobilevit_xxs.npz")
+    assert np.abs(logits - golden[reference.size_key(192, 192)]).max() <= TOLERANCE
+
+
+def test_ml_cvnets_names_are_taken_for_bgr_with_a_warning(cvnets_xxs):
+    with pytest.warns(UserWarning, match="BGR was assumed.*channel_order=.rgb"):
+        model = build(cvnets_xxs)
+    assert_equals_transformers(run(model, reference.images(192, 192)))
+
+
+@pytest.mark.parametrize("load", ["load_weights", "load_backbone"])
+def test_ml_cvnets_weights_of_a_said_color_order(load: str, cvnets_xxs):
+    images = reference.images(192, 192)
+    model, load = build(None), getattr(keras_mobilevit, load)
+    keras_mobilevit.load_weights(model, cvnets_xxs, channel_order="bgr")
+    assert_equals_transformers(run(model, images))
+    load(model, cvnets_xxs, channel_order="rgb")
+    assert_equals_transformers(run(model, images[..., ::-1]))
+
+
+def test_published_files_are_known_by_their_content(cvnets_xxs, monkeypatch):
+    content = cvnets_xxs.read_bytes()
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    monkeypatch.setattr(hub, "APPLE_BLOBS", (blob,))
+    assert_equals_transformers(run(build(cvnets_xxs), reference.images(192, 192)))
+
+
+def test_a_color_order_that_cannot_be(cvnets_xxs, tmp_path):
+    model = build(None)
+    with pytest.raises(ValueError, match='None, "rgb" or "bgr". Received: .*gbr'):
+        keras_mobilevit.load_weights(model, cvnets_xxs, channel_order="gbr")
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="Keras's files expect RGB"):
+        keras_mobilevit.load_weights(
+            model, tmp_path / "model.keras", channel_order="bgr"
+        )
+
+
+@pytest.mark.parametrize(("channels", "order"), [(4, [2, 1, 0, 3]), (1, [0])])
+def test_colors_change_places_but_not_alpha(channels: int, order, cvnets_xxs, tmp_path):
+    tensors, name = load_file(cvnets_xxs), CVNETS.stem
+    kernel = np.random.default_rng(0).normal(size=(16, channels, 3, 3))
+    tensors[name] = kernel.astype("float32")
+    path = tmp_path / "other.safetensors"
+    save_file(tensors, path)
+    model = build(None, input_shape=(64, 64, channels))
+    keras_mobilevit.load_weights(model, path, channel_order="bgr")
+    found = np.asarray(model.get_layer("stem_conv").kernel)
+    np.testing.assert_array_equal(found, tensors[name][:, order].transpose(2, 3, 1, 0))
+
+
+SSD = Path(__file__).parents[3] / "shared" / "golden" / "ssd_xxs.safetensors"
+
+
+@pytest.mark.skipif(not SSD.exists(), reason=f"{SSD} is not there")
+def test_ml_cvnets_names_are_those_of_its_own_file():
+    names = {name.rpartition(".")[0] for name in load_file(SSD)}
+    theirs = {n.removeprefix("encoder.") for n in names if n.startswith("encoder.")}
+    ours = {CVNETS.modules[here].partition("#")[0] for here, *_ in backbone_rows()}
+    assert ours == theirs
+
+
+class Trap:
+    """Runs a command when it is unpickled without care."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path):
+    torch = pytest.importorskip("torch", reason="a .pt file takes PyTorch")
+    trap = tmp_path / "trap"
+    for name, save in (
+        ("plain.pt", lambda path: path.write_bytes(pickle.dumps(Trap(trap)))),
+        ("zip.pt", lambda path: torch.save({"stem": Trap(trap)}, path)),
+    ):
+        save(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} holds no weights alone"):
+            build(tmp_path / name)
+        assert not trap.exists()
+
+
+def test_a_nested_checkpoint_is_told(tmp_path):
+    torch = pytest.importorskip("torch", reason="a .pt file takes PyTorch")
+    path = tmp_path / "nested.pt"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "epoch": 3}, path)
+    with pytest.raises(ValueError, match="a dict of tensors by name"):
+        build(path)
+
+
+def test_a_pt_file_without_pytorch(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"any")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ValueError, match="takes PyTorch: `pip install torch`"):
+        keras_mobilevit.weights.load._read_pt(str(path))
+
+
+def test_another_variant_is_told_in_a_few_lines(timm_xxs):
+    with pytest.raises(ValueError, match="Is it of another variant") as error:
+        build(timm_xxs, "mobilevit_s")
+    assert len(str(error.value)) < 2500
+
+
+def test_apples_files_load(cvnets_xxs, tmp_path):
+    torch = pytest.importorskip("torch", reason="a .pt file takes PyTorch")
+    path, tensors = tmp_path / "mobilevit_xxs.pt", load_file(cvnets_xxs)
+    torch.save({name: torch.from_numpy(x) for name, x in tensors.items()}, path)
+    with pytest.warns(UserWarning, match="BGR was assumed"):
+        model = build(path)
+    assert_equals_transformers(run(model, reference.images(192, 192)))

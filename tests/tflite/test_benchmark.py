@@ -1,0 +1,450 @@
+"""Measuring on this machine, and what cannot be measured."""
+
+import asyncio
+import dataclasses
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tflite import benchmark, run_report
+from tflite.drivers import coreml, host, targets
+from tflite.drivers.measurement import Measurement
+from tflite.drivers.runtimes import RUNTIMES
+from tflite.formats.coreml import package as package_module
+from tflite.formats.litert import tflite_content
+from tflite.suites import conversion as suite_conversion
+from tflite.suites import suites
+from tflite.validation.fingerprint import sha256
+from train.config import make_config
+from train.data.sources import load_source
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def test_one_json_line_a_file_and_a_table(tflite_file, tmp_path):
+    output = tmp_path / "latency.jsonl"
+    for lines in (1, 2):  # a second call adds to the file
+        result = run(
+            ROOT / "tflite/benchmark.py",
+            tflite_file,
+            "--runs=3",
+            f"--output={output}",
+            cwd=tmp_path,
+        )
+        assert result.returncode == 0, result.stderr
+        records = [json.loads(line) for line in output.read_text().splitlines()]
+        assert len(records) == lines
+    record = records[-1]
+    assert record["runs"] == 3 and record["partitions"] == 1
+    assert 0 < record["p5_ms"] <= record["median_ms"] <= record["p95_ms"]
+    assert 1 < record["peak_memory_mb"] < 500
+    assert "median" in result.stdout and "ratio" in result.stdout
+    assert "tiny.tflite litert" in result.stdout.split("\n")[-2]
+
+
+@pytest.mark.parametrize(
+    "script", ["convert", "benchmark", "peers", "run_report", "report"]
+)
+def test_help_from_another_folder(script, tmp_path):
+    result = run(ROOT / f"tflite/{script}.py", "--help", cwd=tmp_path)
+    assert "Example" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "Name at least one .tflite or .onnx file (or see --help)."),
+        (("a.keras",), "There is no file a.keras"),
+        (("cut.pb",), "cut.pb is no .tflite or .onnx, which --target=host takes."),
+        (("nowhere.tflite",), "There is no file nowhere.tflite"),
+        (("cut.tflite",), "cut.tflite is no TFLite model"),
+        (("cut.tflite", "--num_threads=0"), "num_threads"),
+        (("cut.tflite", "--output=/nowhere/x"), "no folder for --output=/nowhere/x"),
+    ],
+)
+def test_errors_of_the_benchmark(arguments, message, tflite_file, tmp_path):
+    for name in ("cut.tflite", "cut.pb"):
+        (tmp_path / name).write_bytes(tflite_file.read_bytes()[:5000])
+    result = run(ROOT / "tflite/benchmark.py", *arguments, cwd=tmp_path)
+    assert result.returncode != 0
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_files_of_one_name_have_rows_of_their_own():
+    same = {"sha256": "", "runtime": "litert", "num_threads": 1, "device": "PC"}
+    paths = ("a/best.tflite", "b/best.tflite", "b/other.tflite")
+    measurements = [
+        Measurement(file=path, median_ms=median, **same)
+        for median, path in enumerate(paths, 1)
+    ]
+    table = benchmark.format_table(measurements, (("median", "median_ms"),))
+    assert [line.split() for line in table.splitlines()[2:]] == [
+        ["a/best.tflite", "litert", "cpu", "x1", "1", "1"],
+        ["b/best.tflite", "litert", "cpu", "x1", "2", "2"],
+        ["other.tflite", "litert", "cpu", "x1", "3", "3"],
+    ]
+
+
+def test_a_cut_line_is_ended_before_the_next(tmp_path):
+    path = tmp_path / "latency.jsonl"
+    for before, after in (("", ""), ("a\n", "a\n"), ("a\n{", "a\n{\n")):
+        path.write_text(before)
+        benchmark.end_last_line(str(path))
+        assert path.read_text() == after
+    benchmark.end_last_line(str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_files_take_turns(tflite_file, monkeypatch):
+    turns = []
+
+    class Watched(host._Contender):
+        def load(self):
+            turns.append((len(turns) % 2, "load"))
+            super().load()
+            self.index = len(turns) - 1
+
+        def take_turn(self, runs):
+            turns.append((self.index, runs))
+            super().take_turn(runs)
+
+    monkeypatch.setattr(host, "_Contender", Watched)
+    contenders = [(str(tflite_file), "litert")] * 2
+    first, second = host.measure_all(contenders, runs=7, rounds=3)
+    assert turns == [(i, n) for n in ("load", 2, 3, 2) for i in (0, 1)]
+    assert first.runs == second.runs == 7
+    assert first.sha256 == second.sha256
+
+
+def cut(path: Path, folder: Path) -> Path:
+    """Returns a file of which the end is missing."""
+    (folder / "cut.tflite").write_bytes(path.read_bytes()[:5000])
+    return folder / "cut.tflite"
+
+
+def test_one_file_that_fails_leaves_the_results_of_the_others(tflite_file, tmp_path):
+    output = tmp_path / "latency.jsonl"
+    result = run(
+        ROOT / "tflite/benchmark.py",
+        *(cut(tflite_file, tmp_path), tflite_file, "--runs=2", f"--output={output}"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 1
+    assert "tiny.tflite litert" in result.stdout
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: 1 of 2 not measured. ")
+    assert "cut.tflite is no TFLite model" in last
+    records = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    assert [r["status"] for r in records] == ["not measured", "measured"]
+
+
+def test_a_process_that_dies_leaves_the_results_of_the_others(tflite_file, monkeypatch):
+    class Dies(host._Contender):
+        def take_turn(self, runs):
+            if self.runtime == "dies":
+                self.process.kill()
+                self.process.join()
+            super().take_turn(runs)
+
+    monkeypatch.setattr(host, "_Contender", Dies)
+    path = str(tflite_file)
+    missing, measured = host.measure_all([(path, "none"), (path, "litert")], runs=2)
+    assert "KeyError: 'none'" in missing.reason and measured.runs == 2
+    start = Dies.__init__
+
+    def as_litert(self, path, runtime, *rest):
+        start(self, path, "litert", *rest)
+        self.runtime = runtime
+
+    monkeypatch.setattr(Dies, "__init__", as_litert)
+    killed, measured = host.measure_all([(path, "dies"), (path, "litert")], runs=2)
+    assert "ended with exit code -9" in killed.reason and killed.median_ms is None
+    assert measured.runs == 2
+
+
+def test_a_suite_is_measured_without_what_could_not_be_converted(tmp_path, monkeypatch):
+    there = suites.files_of("paper", tmp_path)[1:]
+    for file in there:
+        file.write_bytes(b"")
+    failed = SimpleNamespace(returncode=1)
+    monkeypatch.setattr(suites.subprocess, "run", lambda *args, **options: failed)
+    paths = suites.prepare("paper", tmp_path)
+    assert paths == [str(file) for file in there]
+    assert "not measured: mobilenet_v2_224_fp32.tflite." in suites.missing(
+        "paper", paths
+    )
+    for file in there:
+        file.unlink()
+    with pytest.raises(RuntimeError, match="suite paper failed"):
+        suites.prepare("paper", tmp_path)
+
+
+def test_one_model_that_fails_leaves_the_rest_of_a_suite(tmp_path, monkeypatch):
+    converted = []
+
+    def convert_entry(entry, formats, folder):
+        if entry.model == "deit_tiny":
+            raise ValueError("deit")
+        converted.append(entry.model)
+        return ["a.tflite was not written"] if entry.model == "pit_tiny" else []
+
+    monkeypatch.setattr(suite_conversion, "convert_entry", convert_entry)
+    with pytest.raises(SystemExit) as ended:
+        suite_conversion.main("paper", tmp_path)
+    assert ended.value.code.splitlines() == [
+        "error: DeiT-Tiny cannot be converted: deit",
+        "error: a.tflite was not written",
+    ]
+    assert len(converted) == len(suites.PAPER.entries) - 1
+
+
+def test_a_runtime_that_is_not_there_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match="ONNX Runtime .*peers"):
+        RUNTIMES["onnxruntime"].load("a.onnx", 1)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_peer_runs(runtime, tmp_path):
+    pytest.importorskip(runtime, reason="pip install '.[peers]'")
+    onnx = pytest.importorskip("onnx", reason="pip install '.[peers]'")
+    path = tmp_path / "relu.onnx"
+    tensors = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 8, 8])
+        for name in "xy"
+    ]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])], "g", tensors[:1], tensors[1:]
+    )
+    versions = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=versions, ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    (measurement,) = host.measure_all([(str(path), runtime)], runs=2)
+    assert measurement.runtime == runtime and measurement.partitions is None
+
+
+def test_more_threads_than_the_machine_has(tflite_file):
+    with pytest.raises(ValueError, match=f"has {os.cpu_count()} CPU threads"):
+        host.measure(tflite_file, num_threads=os.cpu_count() + 1)
+
+
+def test_the_memory_is_that_of_the_network(tflite_file, tmp_path):
+    """Not of this process, whose peak a child begins with for some ways of asking."""
+    weights = np.ones((8 * 8 * 3, 65_536), np.float32)  # 50 MB
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 8, 8, 3], tf.float32, "images")])
+    def serve(images):
+        return {"y": tf.reshape(images, (1, -1)) @ weights}
+
+    large = tmp_path / "large.tflite"
+    large.write_bytes(tflite_content(serve))
+    peaks = [host.measure(p, runs=1).peak_memory_mb for p in (tflite_file, large)]
+    assert peaks[0] + 45 < peaks[1] < peaks[0] + 250
+
+
+def test_a_report_needs_the_measurement_of_this_very_file(tflite_file, tmp_path):
+    latency = tmp_path / "latency.jsonl"
+    ours = {
+        "target": "host",
+        "runtime": "litert",
+        "status": "measured",
+        "sha256": sha256(tflite_file),
+    }
+    others = [
+        ours | {"sha256": "0"},
+        ours | {"target": "browser", "runtime": "litert.js"},
+        ours | {"target": "android", "runtime": "benchmark_model"},
+        ours | {"status": "not measured"},
+    ]
+    latency.write_text("".join(json.dumps(record) + "\n" for record in others))
+    with pytest.raises(ValueError, match="(?s)no measurement.*benchmark.py .*tiny"):
+        run_report._latency_of(tflite_file, latency)
+    with open(latency, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in [ours, others[1]]))
+    assert run_report._latency_of(tflite_file, latency) == ours
+
+
+def test_a_report_hides_no_number_that_is_not_finite():
+    source = load_source("digits")
+    model = SimpleNamespace(
+        predict_on_batch=lambda images: np.full((len(images), 10), np.nan)
+    )
+    litert = SimpleNamespace(
+        input_shape=(1, 32, 32, 3),
+        predict=lambda images: {"logits": np.zeros((len(images), 10))},
+    )
+    with pytest.raises(ValueError, match="not finite for a validation image of digits"):
+        run_report.predict(model, litert, source, make_config("digits", data="digits"))
+
+
+def test_a_report_needs_a_finished_run(tflite_file, tmp_path):
+    with pytest.raises(ValueError, match="config.json is missing. Run train/main.py"):
+        run_report.write_report(tmp_path, tflite_file)
+
+
+def test_a_confusion_matrix_of_many_classes_stays_a_picture():
+    names = [str(i) for i in range(1000)]
+    figure = run_report.plot_confusion(np.eye(1000, dtype=int), names)
+    assert max(figure.get_size_inches()) < 20
+
+
+# Core ML, which exists on macOS only. `FakeBenchmarker` stands for coremltools's there;
+# that its methods are the real one's is tested.
+
+
+@dataclasses.dataclass
+class FakeBenchmarker:
+    planned: list  # (operation, class of its device)
+
+    async def benchmark_load(self, iterations: int = 1):
+        return SimpleNamespace(samples=[120.0])
+
+    async def benchmark_predict(
+        self, inputs=None, iterations: int = 1, warmup: bool = False
+    ):
+        times = [9.0] if not warmup else [float(i) for i in range(1, iterations + 1)]
+        return SimpleNamespace(samples=times)
+
+    async def benchmark_operation_execution(
+        self, inputs=None, iterations: int = 1, warmup: bool = False
+    ):
+        return [
+            SimpleNamespace(
+                spec=SimpleNamespace(type=kind, outputs=[SimpleNamespace(name="y")]),
+                compute_device_usage=device
+                and SimpleNamespace(preferred_compute_device=type(device, (), {})()),
+            )
+            for kind, device in self.planned
+        ]
+
+
+PLANNED = [
+    ("const", None),
+    ("conv", "MLNeuralEngineComputeDevice"),
+    ("conv", "MLNeuralEngineComputeDevice"),
+    ("layer_norm", "MLCPUComputeDevice"),
+]
+
+
+def package_folder(folder: Path) -> Path:
+    package = folder / "a.mlpackage"
+    package.mkdir()
+    (package / "Manifest.json").write_text("{}")
+    return package
+
+
+@pytest.mark.parametrize("unit", coreml.COMPUTE_UNITS)
+def test_what_falls_off_the_neural_engine_is_named(unit, tmp_path):
+    measurement = asyncio.run(
+        coreml.measure_with(
+            FakeBenchmarker(PLANNED), str(package_folder(tmp_path)), unit, "a Mac", 100
+        )
+    )
+    assert measurement.status == "measured" and measurement.runs == 100
+    assert (measurement.init_ms, measurement.first_ms) == (120.0, 9.0)
+    assert measurement.median_ms == 50.5
+    assert measurement.operations == {"Neural Engine": 2, "CPU": 1}
+    expected = ["layer_norm y: CPU"] if unit == "cpu+ane" else []
+    assert measurement.off_engine == expected
+    table = benchmark.format_table([measurement], targets.TARGETS["coreml"].columns)
+    assert f"a.mlpackage coreml {unit}" in table and "50.5" in table
+
+
+def test_the_fake_has_the_methods_of_the_real_benchmarker():
+    perf_utils = pytest.importorskip(
+        "coremltools.models.ml_program.experimental.perf_utils",
+        reason="pip install '.[coreml]'",
+    )
+    for name in vars(FakeBenchmarker):
+        if name.startswith("benchmark"):
+            real = inspect.signature(getattr(perf_utils.MLModelBenchmarker, name))
+            fake = inspect.signature(getattr(FakeBenchmarker, name))
+            assert list(real.parameters) == list(fake.parameters)
+    ct = pytest.importorskip("coremltools")
+    for unit in coreml.COMPUTE_UNITS.values():
+        assert hasattr(ct.ComputeUnit, unit)
+    from coremltools.models import compute_device
+    from coremltools.models.ml_program.experimental.remote_device import DeviceType
+
+    assert all(hasattr(compute_device, name) for name in coreml.DEVICE_NAMES)
+    assert all(DeviceType(kind).value == kind for kind in coreml.DEVICES)
+
+
+def test_a_package_that_core_ml_refuses_leaves_the_results_of_the_others(
+    tmp_path, monkeypatch
+):
+    package = str(package_folder(tmp_path))
+
+    def benchmarker(path, unit, device):
+        if unit == "cpu+gpu":
+            raise RuntimeError("no such unit")
+        return FakeBenchmarker(PLANNED)
+
+    monkeypatch.setattr(coreml, "_benchmarker", benchmarker)
+    monkeypatch.setattr(package_module, "load_coremltools", lambda: None)
+    found = list(coreml.measure_all([package], list(coreml.COMPUTE_UNITS)))
+    assert [m.status for m in found] == ["measured", "not measured", "measured"]
+    assert found[1].reason == "no such unit" and found[1].accelerator == "cpu+gpu"
+    assert "1 of 3 not measured. no such unit" in benchmark._failure(found, False)
+    assert benchmark._failure(found, True) is None
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is here")
+def test_where_there_is_no_core_ml_nothing_is_measured(tmp_path):
+    package, output = package_folder(tmp_path), tmp_path / "latency.jsonl"
+    result = run(
+        ROOT / "tflite/benchmark.py",
+        "--target=coreml",
+        package,
+        f"--output={output}",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: not measured. Core ML runs on macOS only.")
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [r["accelerator"] for r in records] == list(coreml.COMPUTE_UNITS)
+    for record in records:
+        assert record["status"] == "not measured" and record["median_ms"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a.mlpackage",), "which --target=host takes. --target=coreml takes it."),
+        (("--target=coreml", "a.tflite"), "a.tflite is no .mlpackage"),
+        (("--target=coreml", "--compute_units=npu", "a.mlpackage"), "some of: cpu,"),
+    ],
+)
+def test_errors_of_core_ml(arguments, message, tmp_path):
+    package_folder(tmp_path)
+    (tmp_path / "a.tflite").write_text("")
+    result = run(ROOT / "tflite/benchmark.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert message in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "darwin", reason="Core ML runs on macOS only")
+def test_this_mac_is_measured(tmp_path):
+    from tests.tflite.test_coreml import core_ml, save
+
+    path = save(core_ml("float16"), tmp_path)
+    (measurement,) = coreml.measure_all([str(path)], ["cpu"], runs=3)
+    assert measurement.median_ms > 0 and measurement.init_ms > 0

@@ -1,0 +1,362 @@
+"""Core ML packages of detectors: Keras's boxes and scores, in a form Vision knows."""
+
+import dataclasses
+import functools
+import types
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_mobilevit import SSDLite, anchor_boxes
+from keras_mobilevit.boxes import to_centers
+from keras_mobilevit.coco_names import COCO_NAMES
+from keras_mobilevit.detection import decode_outputs, non_max_suppression
+from tests.helpers.networks import build_detector
+from tests.tflite.test_coreml import flags, small_model
+from tests.tflite.test_rewrites import randomized
+from tflite.formats.coreml import options, package
+from tflite.graph.graph import Node
+from tflite.graph.reader import read_model
+from tflite.graph.rewrites import COREML_REWRITES, deployment_graph
+from tflite.tasks import detection
+from tflite.validation.card import describe_package
+
+ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
+
+from tflite.formats.coreml import detector, evaluator, program, suppression  # noqa: E402
+from tflite.formats.coreml.operations import run_node  # noqa: E402
+
+SIZE = 64
+LABELS = ("cell", "debris", "unused 1")
+MEANINGS = {"boxes": "corners", "scores": "probabilities"}
+
+
+@functools.cache
+def network() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    source = types.SimpleNamespace(class_names=LABELS)
+    return with_spread(randomized(build_detector(None, source)))
+
+
+def with_spread(model: keras.Model) -> keras.Model:
+    """Scales the predictions so that boxes and scores are those of a trained model."""
+    images = pixels(model.input_shape[1] or SIZE).astype(np.float32)
+    for layer in model.layers:
+        if layer.name.endswith("_predictions"):
+            part = keras.Model(model.input, layer.output)
+            scale = 2.0 / part(images).numpy().std()
+            layer.set_weights([values * scale for values in layer.get_weights()])
+    return model
+
+
+def pixels(size: int, count: int = 1) -> np.ndarray:
+    random = np.random.default_rng(size)
+    return random.integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
+def core_ml(precision, model=None, size=SIZE, anchors=None, compress=None, **given):
+    interface = package.Interface(**{"sizes": (size,), "labels": LABELS} | given)
+    graph = deployment_graph(
+        read_model(model or network(), size, size), COREML_REWRITES
+    )
+    graph, scale = package.share_scale(graph, 255)
+    interface = dataclasses.replace(interface, pixel_scale=scale)
+    anchors = anchor_boxes(size, size) if anchors is None else anchors
+    return detector.make_detector(graph, anchors, interface, precision, compress)
+
+
+@functools.cache
+def small(precision: str, **given):
+    return core_ml(precision, **given)
+
+
+def save(model, folder: Path) -> Path:
+    path = folder / "model.mlpackage"
+    model.save(str(path))
+    return path
+
+
+def differences(path: Path, model: keras.Model, size: int) -> tuple[float, float]:
+    """Returns the largest difference of a corner, and of a score."""
+    images = pixels(size, 2)
+    outputs = model(images.astype(np.float32), training=False)
+    expected = [x.numpy() for x in decode_outputs(outputs, anchor_boxes(size, size))]
+    found = evaluator.Evaluator(path).predict_outputs(images)
+    assert list(found) == ["boxes", "scores"]
+    pairs = zip(found.values(), expected)
+    assert all(values.shape == wanted.shape for values, wanted in pairs)
+    boxes, scores = (np.abs(a - b).max() for a, b in zip(found.values(), expected))
+    return boxes, scores
+
+
+# The network --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["tokens", "ane"])
+def test_float32_is_keras_own(layout, tmp_path):
+    path = save(small("float32", layout=layout), tmp_path)
+    assert max(differences(path, network(), SIZE)) <= 1e-5
+    card = describe_package(path, MEANINGS, 255)
+    assert card["casts"] == card["casts_at_ends"] == 0
+
+
+def test_float16_decodes_boxes_in_float32(tmp_path):
+    path = save(small("float16"), tmp_path)
+    boxes, scores = differences(path, network(), SIZE)
+    assert boxes <= 1e-3 and scores <= 3e-3
+    card = describe_package(path, MEANINGS, 255)
+    assert (card["casts"], card["casts_at_ends"]) == (0, 3)
+    kinds = {o.kind: o.dtypes for o in program.read_program(path).operations}
+    assert kinds["exp"] == (np.float32,)
+    assert kinds["conv"] == kinds["softmax"] == (np.float16,)
+
+
+def test_raw_outputs_are_boxes_and_scores(tmp_path):
+    path = save(small("float32", labels=()), tmp_path)
+    assert max(differences(path, network(), SIZE)) <= 1e-5
+    card = describe_package(path, MEANINGS, 255)
+    anchors = len(anchor_boxes(SIZE, SIZE))
+    assert card["outputs"] == [
+        {"name": "boxes", "type": "multiArrayType", "shape": [1, anchors, 4]},
+        {"name": "scores", "type": "multiArrayType", "shape": [1, anchors, 3]},
+    ]
+    assert "nms" not in card and "labels" not in card
+
+
+@pytest.mark.parametrize(
+    ("compress", "limit"),
+    [(package.int8_weights, 0.02), (package.palette_weights, 0.05)],
+)
+def test_smaller_weights_leave_the_anchors_as_they_are(compress, limit, tmp_path):
+    path = save(core_ml("float16", compress=compress), tmp_path)
+    assert max(differences(path, network(), SIZE)) <= limit
+    read = program.read_program(path)
+    assert any(o.kind.startswith("constexpr") for o in read.operations)
+    halves = anchor_boxes(SIZE, SIZE)[:, 2:] / 2
+    assert any(np.array_equal(x, halves) for x in read.constants.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["tokens", "ane"])
+def test_ssdlite(layout, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = SSDLite("mobilevit_xxs", classes=80, weights=None)
+    model = with_spread(randomized(model))
+    for precision, limit in (("float32", 1e-5), ("float16", 5e-3)):
+        made = core_ml(precision, model, 320, labels=COCO_NAMES, layout=layout)
+        path = save(made, tmp_path)
+        assert max(differences(path, model, 320)) <= limit
+    card = describe_package(path, MEANINGS, 255)
+    assert card["labels"] == list(COCO_NAMES)
+    assert card["casts"] == 0 and card["max_rank"] == 4 and card["ios"] == 16
+
+
+# The pipeline -------------------------------------------------------------------------
+
+
+def test_the_pipeline_is_an_object_detector(tmp_path):
+    metadata = {"author": "A", "source": "S"}
+    path = save(core_ml("float16", metadata=metadata), tmp_path)
+    specification = ct.models.MLModel(str(path), skip_model_load=True).get_spec()
+    image, *thresholds = specification.description.input
+    assert image.name == "image" and image.type.imageType.width == SIZE
+    assert [x.name for x in thresholds] == ["iouThreshold", "confidenceThreshold"]
+    assert all(x.type.isOptional for x in thresholds)
+    assert specification.description.metadata.author == "A"
+    assert specification.description.metadata.userDefined["source"] == "S"
+    first, second = specification.pipeline.models
+    # Apple's validator takes optional inputs of the pipeline alone.
+    assert not any(x.type.isOptional for x in second.description.input)
+    nms = second.nonMaximumSuppression
+    assert nms.pickTop.perClass
+    assert (nms.iouThreshold, nms.confidenceThreshold) == (0.5, 0.01)
+    assert list(nms.stringClassLabels.vector[:3]) == list(LABELS)
+    taken = {x.name: x.type for x in second.description.input}
+    for output in first.description.output:
+        assert taken[output.name] == output.type
+        assert output.type.multiArrayType.dataType == output.type.multiArrayType.FLOAT32
+    columns = [list(x.type.multiArrayType.shape)[1] for x in first.description.output]
+    assert columns == [80, 4] and len(nms.stringClassLabels.vector) == 80
+    for output in specification.description.output:
+        array = output.type.multiArrayType
+        assert array.dataType == array.FLOAT32 and not array.shape
+        assert len(array.shapeRange.sizeRanges) == 2
+
+
+def test_the_card_of_a_pipeline(tmp_path):
+    card = describe_package(save(small("float16"), tmp_path), MEANINGS, 255)
+    assert card["input"]["name"] == "image" and card["input"]["sizes"] == [[64, 64]]
+    assert card["outputs"] == [
+        {"name": "confidence", "type": "multiArrayType", "shape": [None, 80]},
+        {"name": "coordinates", "type": "multiArrayType", "shape": [None, 4]},
+    ]
+    assert card["labels"] == list(LABELS)
+    assert card["nms"] == {
+        "where": "inside",
+        "score_threshold": 0.01,
+        "iou_threshold": 0.5,
+        "per_class": True,
+    }
+    assert card["ios"] == 16 and card["max_rank"] == 4 and card["foreign_ops"] == []
+
+
+def test_columns_without_a_class_are_nothing(tmp_path):
+    """Their labels are not among the classes, and their scores are 0."""
+    path = save(small("float32"), tmp_path)
+    values = evaluator.Evaluator(path).run(pixels(SIZE)[0])
+    assert values["raw_confidence"].shape == (len(anchor_boxes(SIZE, SIZE)), 80)
+    assert not values["raw_confidence"][:, 3:].any()
+    filled = suppression.fill_up(LABELS)
+    assert filled[:4] == [*LABELS, "unused 2"] and len(set(filled)) == 80
+    assert suppression.fill_up(COCO_NAMES) == list(COCO_NAMES)
+
+
+def test_a_pipeline_of_coremltools_own_is_read_too(tmp_path):
+    """It calls the file of weights 0-weight.bin."""
+    made = small("float32")
+    _, last = made.get_spec().pipeline.models
+    graph = deployment_graph(read_model(network(), SIZE, SIZE), COREML_REWRITES)
+    graph, scale = package.share_scale(graph, 255)
+    interface = package.Interface((SIZE,), LABELS, scale)
+    anchors = anchor_boxes(SIZE, SIZE)
+    joined = ct.utils.make_pipeline(
+        detector.make_program(graph, anchors, interface, "float32"),
+        ct.models.MLModel(last, skip_model_load=True),
+    )
+    path = save(joined, tmp_path)
+    assert [file.name for file in path.rglob("*.bin")] == ["0-weight.bin"]
+    found = evaluator.Evaluator(path).predict_outputs(pixels(SIZE))
+    assert found["scores"].shape[-1] == 80  # without our metadata
+    expected = evaluator.Evaluator(save(made, tmp_path)).predict_outputs(pixels(SIZE))
+    np.testing.assert_array_equal(found["boxes"], expected["boxes"])
+
+
+def test_a_package_that_is_none_of_ours_is_told(tmp_path):
+    model = ct.proto.Model_pb2.Model(specificationVersion=7)
+    model.pipeline.models.add(specificationVersion=7).identity.SetInParent()
+    path = save(small("float32", labels=()), tmp_path)
+    (file,) = path.rglob("model.mlmodel")
+    file.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match="holds no ML Program.* Found: identity"):
+        program.read_program(path)
+
+
+def test_damaged_weights_are_told(tmp_path):
+    path = save(small("float32"), tmp_path)
+    (weights,) = path.rglob("weight.bin")
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match="weight.bin is missing, cut or damaged"):
+        evaluator.Evaluator(path)
+
+
+def test_a_classifier_has_no_boxes(tmp_path):
+    weight = np.ones((4, 3, 1, 1), np.float32)
+    path = save(small_model(weight, 16), tmp_path)
+    with pytest.raises(ValueError, match="is no detector.* Found: y"):
+        evaluator.Evaluator(path).predict_outputs(pixels(8))
+
+
+# Non-maximum suppression --------------------------------------------------------------
+
+
+def some_boxes(seed: int, count: int = 40) -> np.ndarray:
+    """Makes corners whose overlaps are free of rounding."""
+    random = np.random.default_rng(seed)
+    first = random.integers(0, 32, (count, 2))
+    second = first + random.integers(1, 32, (count, 2))
+    return np.concatenate([first, second], axis=-1).astype(np.float32) / 64
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_suppression_is_keras_own_for_boxes_of_one_class(seed):
+    boxes = some_boxes(seed)
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, len(boxes))
+    scores = random.uniform(0, 1, len(boxes)).astype(np.float32) ** 4
+    scores = np.eye(3, dtype=np.float32)[labels] * scores[:, None]
+    found = non_max_suppression(boxes[None], scores[None])
+    expected = {name: np.asarray(values)[0] for name, values in found.items()}
+    count = np.count_nonzero(expected["scores"])
+    coordinates = np.asarray(to_centers(boxes))
+    confidence, coordinates = suppression.suppress(coordinates, scores)
+    assert 0 < len(confidence) == count < len(boxes)
+    np.testing.assert_array_equal(confidence.max(-1), expected["scores"][:count])
+    np.testing.assert_array_equal(confidence.argmax(-1), expected["classes"][:count])
+    corners = suppression.to_corners(coordinates)
+    np.testing.assert_array_equal(corners, expected["boxes"][:count])
+
+
+def test_a_box_of_two_classes_counts_once():
+    """Keras finds it twice; Core ML has one row, with both confidences."""
+    boxes, scores = some_boxes(0, 1), np.array([[0.6, 0.3]], np.float32)
+    found = non_max_suppression(boxes[None], scores[None])
+    assert np.count_nonzero(found["scores"]) == 2
+    confidence, _ = suppression.suppress(np.asarray(to_centers(boxes)), scores)
+    np.testing.assert_array_equal(confidence, scores)
+
+
+def test_no_box_may_be_left():
+    confidence, coordinates = suppression.suppress(np.ones((3, 4)), np.zeros((3, 2)))
+    assert confidence.shape == (0, 2) and coordinates.shape == (0, 4)
+
+
+# What does not fit --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sizes": (64, 96)}, "one size of image. Received: --sizes=64,96"),
+        ({"labels": LABELS[:2]}, "has 3 classes, but 2 labels"),
+        (
+            {"anchors": anchor_boxes(96, 96)},
+            r"At 64x64 the network has .* boxes .*: anchor_boxes\(64, 64\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_network_is_told(given, message):
+    with pytest.raises(ValueError, match=message):
+        core_ml("float32", **given)
+
+
+def test_a_reshaping_to_a_map_has_no_form():
+    node = Node("r", "reshape", ("x",), options={"shape": (2, 2, 3)})
+    with pytest.raises(ValueError, match="'r' reshapes to a map of .*no form"):
+        run_node("tokens", node, [np.zeros((1, 4, 3), np.float32)])
+
+
+# From the flags -----------------------------------------------------------------------
+
+
+def test_from_the_flags(tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join(LABELS))
+    args = flags(labels=str(file), ios="17")
+    core_ml = options.core_ml_from_flags(args, detection.RAW, network(), [], 1.0)
+    path = save(core_ml("float16", package.int8_weights), tmp_path)
+    card = describe_package(path, MEANINGS, 255)
+    assert card["labels"] == list(LABELS) and card["ios"] == 17
+    assert "constexpr_affine_dequantize" in card["ops"]
+    metadata = program.read_program(path).description.metadata
+    assert metadata.shortDescription == "SSDLite object detector, from best.keras"
+    assert "the whole image resized to 64x64" in metadata.userDefined["preprocessing"]
+
+
+def test_raw_outputs_from_the_flags(tmp_path):
+    args = flags(raw_outputs=True)
+    core_ml = options.core_ml_from_flags(args, detection.RAW, network(), [], 1.0)
+    path = save(core_ml("float32"), tmp_path)
+    assert max(differences(path, network(), SIZE)) <= 1e-5
+
+
+def test_a_detector_takes_one_size():
+    args = flags(sizes=["64", "96"])
+    with pytest.raises(ValueError, match="Received: --sizes=64,96. Give one"):
+        options.core_ml_from_flags(args, detection.RAW, network(), LABELS, 1.0)
+
+
+def test_a_detector_on_imagenets_backbone_has_not_its_names():
+    numbers = options.class_labels(flags(weights="imagenet"), [], 3)
+    assert numbers == ("0", "1", "2")

@@ -1,0 +1,216 @@
+"""Core ML packages of segmenters: the class of every pixel is Keras's."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_mobilevit import DeepLabV3
+from keras_mobilevit.deeplab import CLASSIFIER
+from keras_mobilevit.drawing import class_color
+from tests.tflite.test_coreml import flags
+from tests.tflite.test_rewrites import randomized
+from tflite import exporter as conversion
+from tflite.formats.coreml import options, package
+from tflite.graph.reader import read_model
+from tflite.graph.rewrites import COREML_REWRITES, deployment_graph
+from tflite.images import ImageSet
+from tflite.tasks import segmentation
+from tflite.validation.card import describe_package
+
+ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
+
+from tflite.formats.coreml import evaluator, program, segmenter  # noqa: E402
+
+SIZE = 96
+LABELS = ("background", "road", "sky", "tree", "car")
+MEANINGS = {"classes": "of each pixel"}
+
+
+@functools.cache
+def network() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = randomized(
+        DeepLabV3(
+            "mobilevit_xxs",
+            classes=len(LABELS),
+            weights=None,
+            input_shape=(None, None, 3),
+            aspp_channels=16,
+        )
+    )
+    # As it is, one class would be the best everywhere.
+    classifier = model.get_layer(CLASSIFIER)
+    logits = keras.Model(model.inputs, classifier.output)([pixels(SIZE, 4)])
+    classifier.bias.assign(classifier.bias - keras.ops.mean(logits, axis=(0, 1, 2)))
+    return model
+
+
+def pixels(size: int, count: int = 2) -> np.ndarray:
+    """Makes pictures of a few large patches, which have classes of their own."""
+    random = np.random.default_rng(size)
+    patches = random.integers(0, 256, (count, 4, 4, 3)).astype(np.uint8)
+    return patches.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
+
+
+def core_ml(precision: str, compress=None, **given):
+    interface = package.Interface(**{"sizes": (SIZE,), "labels": LABELS} | given)
+    graph = read_model(network(), interface.sizes[0], interface.sizes[0])
+    graph = deployment_graph(graph, COREML_REWRITES)
+    graph, scale = package.share_scale(graph, 255)
+    interface = dataclasses.replace(interface, pixel_scale=scale)
+    made = segmenter.make_segmenter(graph, interface, precision)
+    return segmenter.finish_segmenter(compress(made) if compress else made, interface)
+
+
+def save(model, folder: Path) -> Path:
+    path = folder / "model.mlpackage"
+    model.save(str(path))
+    return path
+
+
+def agreement(path: Path, size: int) -> float:
+    """Returns the part of the pixels that have the same class as in Keras."""
+    images = pixels(size)
+    expected = network()(images.astype(np.float32), training=False).numpy().argmax(-1)
+    assert len(np.unique(expected)) > 2
+    found = evaluator.Evaluator(path).predict(images)
+    assert found.shape == (2, size, size) and found.dtype == np.int32
+    return float(np.mean(found == expected))
+
+
+@pytest.mark.parametrize("layout", ["tokens", "ane"])
+def test_float32_has_the_classes_of_keras(layout, tmp_path):
+    path = save(core_ml("float32", layout=layout), tmp_path)
+    assert agreement(path, SIZE) >= 0.9999
+    card = describe_package(path, MEANINGS, 255)
+    assert card["outputs"] == [
+        {"name": "classes", "type": "multiArrayType", "shape": [SIZE, SIZE]}
+    ]
+    assert card["labels"] == list(LABELS)
+    assert card["foreign_ops"] == [] and card["max_rank"] == 4 and card["ios"] == 16
+    assert card["casts"] == card["casts_at_ends"] == 0
+
+
+def test_float16_is_near_and_chooses_without_a_cast(tmp_path):
+    path = save(core_ml("float16"), tmp_path)
+    assert agreement(path, SIZE) >= 0.99
+    card = describe_package(path, MEANINGS, 255)
+    assert card["casts"] == 0
+    found = program.read_program(path)
+    (best,) = (o for o in found.operations if o.kind == "reduce_argmax")
+    assert best.dtypes == (np.int32,)
+
+
+@pytest.mark.parametrize(
+    ("compress", "limit"),
+    [(package.int8_weights, 0.9), (package.palette_weights, 0.8)],
+)
+def test_smaller_weights(compress, limit, tmp_path):
+    path = save(core_ml("float16", compress), tmp_path)
+    assert agreement(path, SIZE) >= limit
+    assert describe_package(path, MEANINGS, 255)["labels"] == list(LABELS)
+
+
+def test_the_logits_alone(tmp_path):
+    path = save(core_ml("float32", labels=()), tmp_path)
+    images = pixels(SIZE)
+    logits = keras.Model(network().inputs, network().get_layer(CLASSIFIER).output)
+    expected = logits([images.astype(np.float32)], training=False).numpy()
+    found = evaluator.Evaluator(path).predict(images)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    card = describe_package(path, {"logits": "of each cell"}, 255)
+    (described,) = card["outputs"]
+    assert described["name"] == "logits"
+    assert described["shape"] == [1, len(LABELS), SIZE // 16, SIZE // 16]
+    assert "labels" not in card
+
+
+@pytest.mark.parametrize(
+    ("precision", "limit"), [("float32", 0.9999), ("float16", 0.99)]
+)
+def test_several_sizes_are_resized_at_run_time(precision, limit, tmp_path):
+    sizes = (SIZE, 128)
+    path = save(core_ml(precision, sizes=sizes), tmp_path)
+    assert [agreement(path, size) >= limit for size in sizes] == [True, True]
+    card = describe_package(path, MEANINGS, 255)
+    assert card["ios"] == 17 and card["casts"] == 0
+    assert card["input"]["sizes"] == [[size, size] for size in sizes]
+    with pytest.raises(ValueError, match="an operation of iOS 17. Received: --ios=16"):
+        core_ml(precision, sizes=sizes, ios=16)
+
+
+def test_xcode_finds_names_and_colours(tmp_path):
+    metadata = program.read_program(save(core_ml("float32"), tmp_path))
+    metadata = metadata.description.metadata.userDefined
+    assert metadata["com.apple.coreml.model.preview.type"] == "imageSegmenter"
+    preview = json.loads(metadata["com.apple.coreml.model.preview.params"])
+    assert preview["labels"] == list(LABELS)
+    assert preview["colors"][:2] == [
+        "#000000",
+        "#{:02X}{:02X}{:02X}".format(*class_color(1)),
+    ]
+
+
+def test_from_the_flags(tmp_path):
+    args = flags(ios="17", size=SIZE, weights="voc")
+    core_ml = options.core_ml_from_flags(
+        args, segmentation.CLASS_MAP, network(), list(LABELS), 1.0
+    )
+    path = save(core_ml("float16", package.int8_weights), tmp_path)
+    card = describe_package(path, MEANINGS, 255)
+    assert card["labels"] == list(LABELS) and card["ios"] == 17
+    assert agreement(path, SIZE) >= 0.9
+    metadata = program.read_program(path).description.metadata
+    assert metadata.shortDescription == "DeepLabv3 image segmenter, from best.keras"
+    assert metadata.author == "Sachin Mehta and Mohammad Rastegari, Apple"
+    assert "the whole image resized to 96x96" in metadata.userDefined["preprocessing"]
+    with pytest.raises(ValueError, match="has 5 classes, but 2 labels"):
+        options.core_ml_from_flags(
+            args, segmentation.CLASS_MAP, network(), list(LABELS[:2]), 1.0
+        )
+
+
+@pytest.mark.parametrize("file_format", ["coreml-fp32", "coreml", "coreml-int8"])
+def test_a_package_is_proven_and_written(file_format, tmp_path):
+    images = ImageSet("patches", LABELS, pixels(SIZE), {})
+    task = segmentation.CLASS_MAP
+    reference = conversion.make_reference(network(), images, ["another"], task)
+    core_ml = options.core_ml_from_flags(
+        flags(size=SIZE), task, network(), list(LABELS), 1.0
+    )
+    prepared = conversion.prepare(network(), SIZE, True, None, None, core_ml, task)
+    path, allowed = tmp_path / "model.mlpackage", ["agreement", "relative"]
+    card = conversion.convert(prepared, file_format, [reference], path, {}, allowed)
+    assert path.is_dir() and card["classes"] == len(LABELS)
+    assert card["parity"]["agreement"] >= 0.9
+    if file_format == "coreml-fp32":
+        assert card["parity"]["agreement"] >= 0.9999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output_stride", [16, 8])
+def test_the_real_segmenter(output_stride, tmp_path):
+    model = DeepLabV3(
+        "mobilevit_s",
+        weights=None,
+        input_shape=(256, 256, 3),
+        output_stride=output_stride,
+    )
+    model = randomized(model)
+    graph = deployment_graph(read_model(model, 256, 256), COREML_REWRITES)
+    graph, scale = package.share_scale(graph, 255)
+    images = pixels(256, 1)
+    logits = keras.Model(model.inputs, model.get_layer(CLASSIFIER).output)
+    expected = logits([images.astype(np.float32)], training=False).numpy()
+    for precision, limit in (("float32", 1e-4), ("float16", 5e-3)):
+        interface = package.Interface((256,), pixel_scale=scale)
+        made = segmenter.make_segmenter(graph, interface, precision)
+        path = save(segmenter.finish_segmenter(made, interface), tmp_path)
+        found = evaluator.Evaluator(path).predict(images)
+        assert np.abs(found - expected).max() <= limit * np.abs(expected).max()

@@ -1,0 +1,119 @@
+"""Quantization-aware training: the twin is the graph, and learns."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from keras_mobilevit import VARIANTS
+from keras_mobilevit.classifier import build_classifier
+from tflite.formats import calibration, equalization, qat
+from tflite.graph import operations
+from tflite.graph.reader import read_model
+from tflite.graph.rewrites import deployment_graph
+from tflite.images import load_images
+from tflite.tasks.classification import CLASSIFICATION
+from train.config import make_config
+from train.data.sources import evenly_spaced, load_source
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return build_classifier(
+        VARIANTS["mobilevit_xxs"],
+        input_shape=(SIZE, SIZE, 3),
+        classes=10,
+        classifier_activation=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def graph(model):
+    return deployment_graph(read_model(model, SIZE, SIZE))
+
+
+@pytest.fixture(scope="module")
+def images():
+    found = load_images(CLASSIFICATION, "digits", "validation", 32, SIZE, 1.0)
+    return found.images.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def twin(graph, images):
+    return qat.build_twin(graph, images)
+
+
+def test_rounding_changes_little(graph, twin, images):
+    """tensorflow-model-optimization's own ranges, 6 for all, would not."""
+    (expected,) = operations.run(graph, images)
+    error = np.sqrt(np.mean((twin(images, training=True) - expected) ** 2))
+    assert 0 < error < 0.2 * np.std(expected)
+
+
+def test_every_kernel_comes_back(graph, twin):
+    weights = qat._weights_of(twin)
+    again = qat._with_weights(graph, weights)
+    images = np.random.default_rng(0).uniform(0, 255, (1, SIZE, SIZE, 3))
+    (expected,), (outputs,) = (operations.run(g, images) for g in (graph, again))
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+
+def test_kernels_and_activations_are_rounded(graph, twin):
+    names = {w.name for w in twin.weights}
+    kernels = [n.name for n in graph.nodes.values() if "kernel" in n.weights]
+    assert len(kernels) == 90
+    for name in kernels:
+        attribute = "depthwise_kernel" if "depthwise" in name else "kernel"
+        assert f"quant_{name}/{attribute}_max:0" in names
+        # What leaves the network is not rounded.
+        is_output = name in graph.outputs
+        assert (f"quant_{name}/output_max:0" in names) == (not is_output)
+    assert "quant_stem_act/output_max:0" in names
+
+
+def test_depthwise_kernels_have_a_range_for_each_channel(graph, twin):
+    """As the file has, which equalization relies on."""
+    name = "stage1_mv0_depthwise_conv"
+    (largest,) = [
+        w for w in twin.weights if w.name == f"quant_{name}/depthwise_kernel_max:0"
+    ]
+    assert largest.shape == (32,)
+    kernel = graph.nodes[name].weights["kernel"]  # [3, 3, 32, 1]
+    twin(np.zeros((1, SIZE, SIZE, 3), np.float32), training=True)
+    expected = np.abs(kernel).max(axis=(0, 1, 3))
+    np.testing.assert_allclose(largest.numpy(), expected, rtol=1e-5)
+
+
+def test_a_scaled_swish_is_in_the_twin(graph, images):
+    """What equalization makes: a constant for each channel before the sigmoid."""
+    stats = calibration.measure_channels(graph, images[:4])
+    uneven = stats["stage1_mv0_expand_conv"].high
+    uneven[0] *= 100
+    after = equalization.equalize(graph, stats)
+    assert "scale" in after.nodes["stage1_mv0_expand_act"].weights
+    qat.build_twin(after, images)  # which compares both before it rounds
+
+
+def test_a_twin_that_differs_is_refused(graph, twin, monkeypatch):
+    monkeypatch.setattr(qat, "COPY_TOLERANCE", 0.0)
+    with pytest.raises(RuntimeError, match="twin differs from the graph by"):
+        qat._check_copy(twin, graph)  # which rounds already
+
+
+@pytest.mark.slow
+def test_every_kernel_is_trained(graph):
+    source = evenly_spaced(load_source("digits"), "train", 64)
+    config = dataclasses.replace(make_config("digits"), epochs=1, batch_size=32)
+    tuned = qat.fine_tune(graph, config, source, 1.0, gives_logits=True)
+    for name, node in graph.nodes.items():
+        if "kernel" not in node.weights:
+            continue
+        after = tuned.nodes[name].weights["kernel"]
+        assert np.all(np.isfinite(after))
+        # At this size there is one token, whose attention to itself is always 1.
+        if not name.endswith(("_query", "_key")):
+            assert not np.array_equal(after, node.weights["kernel"]), name

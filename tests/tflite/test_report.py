@@ -1,0 +1,263 @@
+"""The page of measurements."""
+
+import html
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tflite import report
+from tflite.report_rows import (
+    make_rows,
+    name_devices,
+    not_measured,
+    read_measurements,
+)
+from tflite.suites.suites import PAPER, SUITES, files_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def record(model="mobilevit_xxs", median=10.0, **fields) -> dict:
+    return {
+        "target": "host",
+        "file": f"runs/suite/{model}_256_fp32.tflite",
+        "setting": "litert cpu x1",
+        "status": "measured",
+        "reason": "",
+        "device": "Laptop",
+        "median_ms": median,
+        "p5_ms": median and 0.9 * median,
+        "p95_ms": median and 1.2 * median,
+        "init_ms": 20.0,
+        "peak_memory_mb": 12.5,
+        "partitions": 1,
+        "model": model,
+        "format": "fp32",
+        "size": 224 if model == "mobilenet_v2" else 256,
+        "sha256": model,
+        "measured_by": "Linux",
+    } | fields
+
+
+PHONE = {
+    "device": "Pixel 8 <Pro>",
+    "setting": "classic cpu x1",
+    "facts": {"cores": 9, "abi": "arm64-v8a", "max_mhz": [1704, 2914]},
+}
+HOT = {"notes": ["throttled: light"], "warnings": ["throttled: light"]}
+RECORDS = [
+    record("mobilenet_v2", 8.0),
+    record("mobilevit_xxs", 11.0),
+    record("mobilevit_xxs", 13.0),
+    record("mobilevit_xxs", 12.0),
+    record(
+        "mobilenet_v2",
+        4.0,
+        **PHONE,
+        notes=["throttled: light"],
+        warnings=["throttled: light"],
+    ),
+    record("mobilenet_v2", None, **PHONE)
+    | {"status": "not measured", "setting": "classic gpu x1", "reason": "No GPU | <b>"},
+    record("runs/photos/best.keras", 5.0, file="out/best_160_int8.tflite", size=160),
+    record("mobilevit_xxs", 1.0, file="out/mobilevit_xxs_64_fp32.tflite", size=64),
+]
+
+
+class Checker(HTMLParser):
+    """Collects what a page loads, and its text."""
+
+    def __init__(self):
+        super().__init__()
+        self.loads, self.words = [], []
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        self.loads += [named[n] for n in ("src", "href", "xlink:href") if n in named]
+
+    def handle_data(self, data):
+        self.words.append(data.strip())
+
+
+def write(folder: Path, records=RECORDS, name="latency.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def test_the_page_and_the_markdown_hold_everything(tmp_path):
+    output = tmp_path / "latency.html"
+    report.write_report([write(tmp_path)], output)
+    page, text = output.read_text(), output.with_suffix(".md").read_text()
+    checker = Checker()
+    checker.feed(page)
+    assert all(load.startswith("#") for load in checker.loads)  # within the page
+    assert page.count("<svg") == 3  # accuracy, and one for each device
+    for shown in ("12.00", "1.50", "Pixel 8 <Pro>", "1704, 2914", "nobody tried"):
+        assert any(shown in word for word in checker.words), shown
+        assert html.escape(shown) in text
+    lines = text.splitlines()
+    (line,) = [x for x in lines if x.startswith("| MobileViT-XXS | fp32")]
+    assert line == (
+        "| MobileViT-XXS | fp32 | 256 | 69.0 | litert cpu x1 | 12.00 "
+        "| 10.80 to 14.40 | 1.50 | 20.0 | 12.5 | 1 | 1.3 M |  |"
+    )
+    # Nothing is published of another network, or at another size.
+    (line,) = [x for x in lines if x.startswith("| best_160_int8.tflite")]
+    assert "| 160 |  |" in line and line.endswith("|  |  |")
+    (line,) = [x for x in lines if x.startswith("| mobilevit_xxs_64_fp32.tflite")]
+    assert "| 64 |  |" in line and " 1.00 |" in line
+    (line,) = [x for x in lines if "classic gpu" in x]
+    assert line.startswith(
+        "| Pixel 8 &lt;Pro&gt; | MobileNetV2 1.0 fp32 224 classic gpu"
+    )
+    assert line.endswith("No GPU \\| &lt;b&gt; |")
+    (line,) = [x for x in lines if "throttled" in x]
+    assert line.startswith(
+        "| MobileNetV2 1.0 | fp32 | 224 | 73.3 | classic cpu x1 | 4.00"
+    )
+    assert [x for x in lines if "nobody tried" in x] == [
+        "| Pixel 8 &lt;Pro&gt; | MobileViT-XXS fp32 | nobody tried |"
+    ]
+
+
+def test_several_measurements_count_as_their_median():
+    rows = make_rows(RECORDS[::-1])
+    assert [(r.label, r.median_ms, r.ratio) for r in rows if r.device == "Laptop"] == [
+        ("MobileNetV2 1.0 fp32", 8.0, 1.0),
+        ("MobileViT-XXS fp32", 12.0, 1.5),
+        ("mobilevit_xxs_64_fp32.tflite fp32 64", 1.0, 0.125),
+        ("best_160_int8.tflite fp32 160", 5.0, 0.625),
+    ]
+
+
+def test_files_of_one_name_stay_apart():
+    rows = make_rows([record(median=1.0, sha256=x) for x in ("aaaaaaaa", "bbbbbbbb")])
+    assert [row.label for row in rows] == [
+        "MobileViT-XXS (aaaaaaa) fp32",
+        "MobileViT-XXS (bbbbbbb) fp32",
+    ]
+
+
+def test_devices_of_one_name_and_settings_stay_apart():
+    records = [record(median=5.0, device_id=x) for x in ("a", "b", "a")]
+    rows = make_rows(name_devices([*records, record(setting="litert cpu x4")]))
+    assert [(row.device, row.setting) for row in rows] == [
+        ("Laptop", "litert cpu x1"),
+        ("Laptop (2)", "litert cpu x1"),
+        ("Laptop (3)", "litert cpu x4"),  # without an identity
+    ]
+
+
+def test_a_ratio_is_to_the_same_network_in_the_same_setting():
+    base = record("mobilenet_v2", 8.0)
+    gpu = [
+        record(median=4.0, setting="gpu"),
+        record("mobilenet_v2", 2.0, setting="gpu"),
+    ]
+    assert [r.ratio for r in make_rows([record(median=4.0), base])] == [1.0, 0.5]
+    assert [r.ratio for r in make_rows([base, *gpu])] == [1.0, 1.0, 2.0]
+    assert [r.ratio for r in make_rows([record(median=4.0)])] == [None]
+    assert [r.ratio for r in make_rows([base | {"median_ms": 0.0}])] == [None]
+    own = [record("a", 2.0, file="a"), record("b", 3.0, file="b")]
+    assert [r.ratio for r in make_rows(own)] == [1.0, 1.5]
+
+
+def test_measurements_with_warnings_count_only_alone():
+    hot = record(median=14.0, warnings=["hot"], notes=["hot"])
+    (row,) = make_rows([record(median=4.0), hot, hot])
+    assert (row.median_ms, row.notes) == (4.0, ())
+    (row,) = make_rows([hot, hot])
+    assert (row.median_ms, row.notes) == (14.0, ("hot",))
+
+
+def test_a_device_cannot_break_the_page(tmp_path):
+    strange = "$\\foo$ <script>\n## x"
+    path = write(tmp_path, [record(device=strange, file="$\\b$.tflite", model="m")])
+    report.write_report([path], tmp_path / "latency.html")
+    text = (tmp_path / "latency.md").read_text()
+    assert "\n## $\\foo$ &lt;script&gt; ## x\n" in text
+    assert "<script>" not in (tmp_path / "latency.html").read_text()
+
+
+def test_the_same_records_make_the_same_page(tmp_path):
+    path = write(tmp_path)
+    for name in ("a.html", "b.html"):
+        report.write_report([path], tmp_path / name)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_a_mean_is_told_where_there_is_no_median():
+    (missing,) = not_measured([record(median=None, mean_ms=14.6)])
+    assert missing[2] == "its log has no median; the mean is 14.6 ms"
+
+
+def test_nothing_measured_still_makes_a_page(tmp_path):
+    path = write(tmp_path, RECORDS[5:6])
+    report.write_report([path], tmp_path / "latency.html")
+    text = (tmp_path / "latency.md").read_text()
+    assert "## Not measured" in text and "No GPU" in text
+
+
+def test_a_cut_line_is_left_out_and_anything_else_is_told(tmp_path, capsys):
+    path = write(tmp_path)
+    path.write_text(path.read_text()[:-30] + "\n" + json.dumps(RECORDS[0]))
+    assert len(read_measurements(path)) == len(RECORDS)
+    assert f"left out: {path}, line {len(RECORDS)}: " in capsys.readouterr().err
+    for other in ({"epoch": 1}, RECORDS[0] | {"median_ms": "fast"}, [1]):
+        path.write_text(json.dumps(other) + "\n")
+        with pytest.raises(ValueError, match="latency.jsonl, line 1 is no measurement"):
+            read_measurements(path)
+    path.write_bytes(b"\x80\x81")
+    with pytest.raises(ValueError, match="latency.jsonl is not text in UTF-8"):
+        read_measurements(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Name at least one file"),
+        (("nowhere.jsonl",), "No such file or directory: 'nowhere.jsonl'"),
+        (("empty.jsonl",), "There is no measurement in empty.jsonl"),
+        (("latency.jsonl", "--output=page.pdf"), "--output must end in .html"),
+        (("latency.jsonl", "--output=no/a.html"), "There is no folder no."),
+    ],
+)
+def test_errors_of_the_report(arguments, message, tmp_path):
+    write(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("")
+    result = subprocess.run(
+        [sys.executable, ROOT / "tflite/report.py", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_a_suite_names_its_files():
+    assert list(SUITES) == ["paper"]
+    files = files_of("paper", Path("runs"))
+    assert len(files) == len(PAPER.entries) * len(PAPER.formats) == 16
+    assert files[0] == Path("runs/mobilenet_v2_224_fp32.tflite")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_a_record_of_no_number_is_refused(number, tmp_path):
+    path = tmp_path / "latency.jsonl"
+    text = json.dumps(record("mobilevit_xxs", 11.0)).replace("11.0", number)
+    path.write_text(text + "\n", "utf-8")
+    with pytest.raises(ValueError, match="line 1 is no measurement"):
+        read_measurements(path)
+
+
+def test_random_weights_are_told():
+    (row,) = make_rows(name_devices([record(weights="none")]))
+    assert row.notes == ("random weights",)

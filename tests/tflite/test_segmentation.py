@@ -1,0 +1,268 @@
+"""Segmenters as files: the same class at every pixel as Keras's."""
+
+import dataclasses
+import functools
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from keras_mobilevit import DeepLabV3
+from keras_mobilevit.deeplab import CLASSIFIER
+from keras_mobilevit.litert import LiteRTModel
+from tests.helpers.networks import build_segmenter
+from tests.tflite.test_rewrites import randomized
+from tflite import exporter as conversion
+from tflite import flags as convert_flags
+from tflite import models
+from tflite.images import load_images
+from tflite.tasks import segmentation
+from tflite.tasks.registry import task_of
+from tflite.validation import gpu, opcheck
+from train.config import make_config
+from train.data import mask_sources
+from train.tasks.segmentation.task import SEGMENTATION
+
+SIZE, CLASSES = 64, 11
+RANDOM = ("psnr", "accuracy", "outside", "agreement", "parity")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_scenes():
+    """Takes a few of the digits' scenes, which are made in a second."""
+    patch = pytest.MonkeyPatch()
+    few = functools.partial(mask_sources.digits_source, {"train": 16, "validation": 12})
+    patch.setattr(mask_sources, "digits_source", few)
+    yield
+    patch.undo()
+
+
+def small_model(auxiliary_weight: float = 0.0) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    config = types.SimpleNamespace(auxiliary_weight=auxiliary_weight)
+    source = types.SimpleNamespace(class_names=range(CLASSES))
+    model = randomized(build_segmenter(config, source), 1)
+    # As it is, one class would be the best everywhere.
+    classifier = model.get_layer(CLASSIFIER)
+    scenes = load_images(
+        segmentation.LOGITS, "digits", "validation", 0, SIZE, 1.0
+    ).images
+    logits = keras.Model(model.inputs, classifier.output)([scenes.astype(np.float32)])
+    mean = keras.ops.mean(logits, axis=(0, 1, 2))
+    classifier.bias.assign(classifier.bias - mean)
+    return model
+
+
+@pytest.fixture(scope="module")
+def validation():
+    return load_images(segmentation.LOGITS, "digits", "validation", 0, SIZE, 1.0)
+
+
+def converted(model, validation, folder, output, file_format="fp32", allowed=()):
+    task = task_of(model, output=output)
+    images = validation.images.astype(np.float32)
+    reference = conversion.make_reference(
+        model, validation, validation.class_names, task
+    )
+    prepared = conversion.prepare(model, SIZE, True, lambda: images, None, task=task)
+    path = folder / "model.tflite"
+    return conversion.convert(prepared, file_format, [reference], path, {}, allowed)
+
+
+@pytest.mark.parametrize("auxiliary_weight", [0.0, 0.4])
+@pytest.mark.parametrize("output", segmentation.BY_OUTPUT)
+def test_the_classes_are_those_of_keras(validation, output, auxiliary_weight, tmp_path):
+    """With an auxiliary head too, which no file has."""
+    model = small_model(auxiliary_weight)
+    card = converted(model, validation, tmp_path, output)
+    (described,) = card["outputs"]
+    images = validation.images.astype(np.float32)
+    outputs = LiteRTModel(tmp_path / "model.tflite").predict(images)
+    if output == "logits":
+        assert described["shape"] == [1, SIZE // 4, SIZE // 4, CLASSES]
+        assert card["xnnpack"] == {"partitions": 1, "ops_outside": {}}
+        found = segmentation.class_maps(outputs["logits"], SIZE)
+    else:
+        assert described["shape"] == [1, SIZE, SIZE]
+        assert described["dtype"] == "uint8"
+        assert set(card["xnnpack"]["ops_outside"]) <= {"ARG_MAX", "CAST"}
+        found = outputs["classes"]
+    expected = model.predict(images, verbose=0)
+    expected = expected["logits"] if auxiliary_weight else expected
+    expected = expected.argmax(-1)
+    assert len(np.unique(expected)) > 3
+    assert np.mean(found == expected) >= 0.9999
+    assert card["parity"]["agreement"] >= 0.9999 and card["max_rank"] == 4
+    accuracy = card["accuracy"]
+    assert accuracy["mIoU"] == pytest.approx(accuracy["keras_mIoU"], abs=0.01)
+
+
+@pytest.mark.parametrize("output", segmentation.BY_OUTPUT)
+def test_8_bits(validation, output, tmp_path):
+    model = small_model()
+    card = converted(model, validation, tmp_path, output, "int8-mixed", RANDOM)
+    assert card["parity"]["agreement"] > 0.8
+    if output == "classmap":  # logits are resized and compared as floats
+        assert {"RESIZE_BILINEAR"} <= set(card["float_ops"])
+
+
+def test_a_file_is_evaluated(validation, tmp_path):
+    reports = []
+    for output in segmentation.BY_OUTPUT:
+        card = converted(small_model(), validation, tmp_path, output)
+        config = make_config(
+            task="segmentation", weights=str(tmp_path / "model.tflite")
+        )
+        source = SEGMENTATION.load_source("digits")
+        lines = SEGMENTATION.report(config, source).splitlines()
+        (total,) = (line for line in lines if line.startswith("all "))
+        assert float(total.split()[-1]) == pytest.approx(
+            card["accuracy"]["mIoU"], abs=0.006
+        )
+        reports.append(lines)
+    assert reports[0] == reports[1]
+
+
+def test_flags_that_do_not_fit_are_refused():
+    given = types.SimpleNamespace(
+        nms=None,
+        output="classmap",
+        formats=("fp32",),
+        check_gpu=True,
+        crop=None,
+        raw_outputs=False,
+    )
+    with pytest.raises(ValueError, match="--output is for segmenters"):
+        convert_flags.tasks_from_flags(given, models.load_model("mobilevit_xxs"))
+    given.formats = ("coreml",)
+    with pytest.raises(ValueError, match="--output is for .tflite files"):
+        convert_flags.tasks_from_flags(given, small_model())
+    given.formats, given.output = ("int8",), None
+    with pytest.raises(ValueError, match="There is no int8 of this model"):
+        convert_flags.tasks_from_flags(given, small_model())
+
+
+def test_each_kind_of_file_returns_what_its_flags_say():
+    def outputs(**given):
+        flags = {"nms": None, "output": None, "check_gpu": False, "crop": None}
+        flags |= {"raw_outputs": False, "formats": ("fp32", "coreml")}
+        args = types.SimpleNamespace(**flags | given)
+        tasks = convert_flags.tasks_from_flags(args, small_model())
+        return [next(iter(task.meanings)) for task in tasks.values()]
+
+    assert outputs() == ["logits", "classes"]
+    assert outputs(output="classmap") == ["classes", "classes"]
+    assert outputs(raw_outputs=True) == ["logits", "logits"]
+
+
+def test_a_class_map_has_bytes():
+    config = types.SimpleNamespace(auxiliary_weight=0.0)
+    source = types.SimpleNamespace(class_names=range(300))
+    model, task = build_segmenter(config, source), segmentation.CLASS_MAP
+    prepared = conversion.prepare(model, SIZE, True, None, None, task=task)
+    with pytest.raises(ValueError, match="256 classes at most; the model has 300"):
+        _ = prepared.float32
+
+
+@pytest.mark.parametrize("file_format", ["fp32", "fp16", "dynamic", "int8-mixed"])
+def test_a_class_map_of_another_network_is_not_written(
+    validation, file_format, tmp_path
+):
+    """Also where the classes are not the data's, so that there is no mIoU."""
+    model, other = small_model(), keras.models.clone_model(small_model())
+    kernel, bias = small_model().get_layer(CLASSIFIER).get_weights()
+    other.set_weights(small_model().get_weights())
+    other.get_layer(CLASSIFIER).set_weights([-kernel, -bias])
+    task, labels = segmentation.CLASS_MAP, [f"another {i}" for i in range(CLASSES)]
+    reference = conversion.make_reference(model, validation, labels, task)
+    assert not reference.has_labels
+    images = validation.images.astype(np.float32)
+    prepared = conversion.prepare(other, SIZE, True, lambda: images, None, task=task)
+    path = tmp_path / "model.tflite"
+    with pytest.raises(ValueError, match="agrees with Keras.*--allow=agreement"):
+        conversion.convert(prepared, file_format, [reference], path, {}, ["outside"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("has_card", [True, False])
+def test_a_class_map_of_other_classes_is_refused(has_card, validation, tmp_path):
+    card = converted(small_model(), validation, tmp_path, "classmap")
+    assert card["classes"] == CLASSES
+    (tmp_path / "model.json").write_text('{"classes": 11}' if has_card else "{}")
+    config = make_config(task="segmentation", weights=str(tmp_path / "model.tflite"))
+    source = dataclasses.replace(
+        SEGMENTATION.load_source("digits"), class_names=("a", "b")
+    )
+    message = "has 11 classes, but" if has_card else "finds the class .* has 2: 0 to 1"
+    with pytest.raises(ValueError, match=message):
+        SEGMENTATION.report(config, source)
+
+
+@pytest.mark.skipif(not gpu.find_driver(), reason="apt install chromium libvulkan1")
+@pytest.mark.parametrize("output", segmentation.BY_OUTPUT)
+def test_the_gpu_takes_all_of_it(output, tmp_path):
+    """Also where all logits of a pixel are negative, and so below what fills up 4."""
+    keras.utils.set_random_seed(0)
+    model = randomized(
+        DeepLabV3(
+            "mobilevit_xxs",
+            classes=5,
+            weights=None,
+            input_shape=(96, 96, 3),
+            aspp_channels=16,
+        )
+    )
+    images = np.random.default_rng(0).uniform(0, 255, (1, 96, 96, 3))
+    images = images.astype(np.float32)
+    classifier = model.get_layer(CLASSIFIER)
+    classifier.bias.assign(classifier.bias - keras.ops.mean(model(images)))
+    assert np.any(keras.ops.max(model(images), axis=-1) < 0)
+    path, task = tmp_path / "model.tflite", segmentation.BY_OUTPUT[output]
+    prepared = conversion.prepare(model, 96, True, None, None, task=task)
+    path.write_bytes(prepared.float32)
+    verdict = gpu.check_gpu(path, images)
+    assert verdict.fully_accelerated, verdict.error
+    assert verdict.max_abs <= 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output_stride", [16, 8])
+def test_the_real_segmenter(output_stride, tmp_path):
+    model = randomized(
+        DeepLabV3(
+            "mobilevit_xxs",
+            weights=None,
+            input_shape=(256, 256, 3),
+            output_stride=output_stride,
+        )
+    )
+    images = np.random.default_rng(0).uniform(0, 255, (2, 256, 256, 3))
+    images = images.astype(np.float32)
+    expected = model.predict(images, verbose=0).argmax(-1)
+    for output, task in segmentation.BY_OUTPUT.items():
+        prepared = conversion.prepare(model, 256, True, None, None, task=task)
+        path = tmp_path / f"{output}.tflite"
+        path.write_bytes(prepared.float32)
+        assert opcheck.max_rank(path) == 4
+        litert = LiteRTModel(path)
+        assert litert.xnnpack_partitions() == 1
+        outputs = litert.predict(images)
+        if output == "logits":
+            assert litert.ops_outside_xnnpack() == {}
+            found = segmentation.class_maps(outputs["logits"], 256)
+        else:
+            found = outputs["classes"]
+        assert np.mean(found == expected) >= 0.9999
+    if gpu.find_driver():
+        verdict = gpu.check_gpu(tmp_path / "logits.tflite", images[:1])
+        assert verdict.fully_accelerated, verdict.error
+        assert verdict.max_abs <= 1e-3
+
+
+def test_names_of_models_with_a_head():
+    assert models.split_name("deeplabv3_mobilevit_s") == ("deeplabv3_", "mobilevit_s")
+    assert models.split_name("mobilevit_s") == ("", "mobilevit_s")
+    assert models.default_size("deeplabv3_mobilevit_xs") == 512
+    with pytest.raises(ValueError, match="deeplabv3_mobilevit_xxs"):
+        models.load_model("deeplabv3_nonsense")

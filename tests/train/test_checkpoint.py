@@ -1,0 +1,134 @@
+"""Checkpoints: whole, or refused with nothing changed."""
+
+import keras
+import numpy as np
+import pytest
+import safetensors
+
+from train.run import checkpoint
+
+
+def make_groups(seed: int, units: int = 4) -> dict:
+    """A model with statistics and random state, and an optimizer with moments."""
+    keras.utils.clear_session()  # names count from 0, as in a new process
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(units, name="hidden"),
+            keras.layers.BatchNormalization(name="normalization"),
+            keras.layers.Dropout(0.5, name="dropout"),
+            keras.layers.Dense(2, name="predictions"),
+        ],
+        name="tiny",
+    )
+    optimizer = keras.optimizers.AdamW(0.01 * (seed + 1), name="adamw")
+    model.compile(optimizer, "mse")
+    x = np.random.default_rng(seed).normal(size=(16, 3))
+    model.fit(x, x[:, :2], epochs=2, verbose=0)
+    return {"model": model, "optimizer": optimizer}
+
+
+def values(groups: dict) -> dict:
+    return {
+        f"{name}/{variable.path}": variable.numpy()
+        for name, owner in groups.items()
+        for variable in owner.variables
+    }
+
+
+def assert_equal(groups: dict, expected: dict):
+    got = values(groups)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert got[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+@pytest.fixture
+def groups():
+    return make_groups(0)
+
+
+@pytest.fixture
+def path(groups, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint.save_checkpoint(path, groups, {"epoch": 3, "best": 0.1 + 0.2})
+    return path
+
+
+def test_a_saved_checkpoint_is_loaded_bit_for_bit(groups, path):
+    other = make_groups(1)
+    progress = checkpoint.load_checkpoint(path, other)
+    assert progress == {"epoch": 3, "best": 0.1 + 0.2}
+    assert_equal(other, values(groups))
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("part", [0, 0.01, 0.5, 0.999])
+def test_a_truncated_file_sets_nothing(path, part):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    other = make_groups(1)
+    before = values(other)
+    with pytest.raises(ValueError, match="checkpoint.safetensors is not a whole"):
+        checkpoint.load_checkpoint(path, other)
+    assert_equal(other, before)
+
+
+def test_another_shape_is_named_and_sets_nothing(path):
+    other = make_groups(1, units=5)
+    before = values(other)
+    with pytest.raises(ValueError, match="another model.*model/tiny/hidden/kernel"):
+        checkpoint.load_checkpoint(path, other)
+    assert_equal(other, before)
+
+
+@pytest.mark.parametrize("missing", ["model", "optimizer"])
+def test_missing_names_are_told(groups, path, missing):
+    del groups[missing]
+    with pytest.raises(ValueError, match=rf"another model.*differ: {missing}/"):
+        checkpoint.load_checkpoint(path, groups)
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_the_earlier_file(path, monkeypatch):
+    def fail(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise safetensors.SafetensorError("I/O error: No space left on device")
+
+    before = path.read_bytes()
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="Cannot write .*checkpoint.*No space left"):
+        checkpoint.save_checkpoint(path, make_groups(1), {"epoch": 4})
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_save_that_fails_leaves_the_earlier_file(path, monkeypatch):
+    def fail(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    before = path.read_bytes()
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save_checkpoint(path, make_groups(1), {"epoch": 4})
+    assert path.read_bytes() == before
+
+
+def test_a_model_that_fails_to_save_leaves_the_earlier_file(
+    groups, tmp_path, monkeypatch
+):
+    path = tmp_path / "best.keras"
+    checkpoint.save_model(groups["model"], path)
+    before = path.read_bytes()
+    assert list(tmp_path.iterdir()) == [path]
+
+    def fail(file):
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(groups["model"], "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save_model(groups["model"], path)
+    assert path.read_bytes() == before

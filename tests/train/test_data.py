@@ -1,0 +1,266 @@
+"""From sources to batches: every example once, whatever the files hold."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tests.helpers.image_files import make_folder, pil_file
+from train.config import make_config
+from train.data import pipeline as data
+from train.data import sampler, sources
+
+CONFIG = make_config("digits", sizes=(32, 48), base_size=32, batch_size=100)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return sources.load_source("digits")
+
+
+def schedule_of(config, source, epoch=0):
+    shapes = sampler.batch_shapes(config.sizes, config.base_size, config.batch_size)
+    return sampler.epoch_schedule(
+        shapes, source.num_examples["train"], epoch, config.seed
+    )
+
+
+def train_batches(source, config=CONFIG, epoch=0):
+    schedule = schedule_of(config, source, epoch)
+    batches = data.train_batches(source, config, schedule, epoch)
+    return list(batches.as_numpy_iterator())
+
+
+def weighed(batches, key) -> np.ndarray:
+    """Joins the values of all examples that count."""
+    return np.concatenate([batch[key][batch["weight"] > 0] for batch in batches])
+
+
+def mean_colors(batches) -> np.ndarray:
+    """Gives the mean colour of each image that counts, `[examples, 3]`."""
+    means = [{**b, "mean": b["image"].mean(axis=(1, 2), dtype=float)} for b in batches]
+    return weighed(means, "mean")
+
+
+def listed(source, split, seed=None) -> list[dict]:
+    return list(source.examples(split, seed).as_numpy_iterator())
+
+
+def test_an_epoch_has_every_example_once_in_scheduled_shapes(digits):
+    schedule = schedule_of(CONFIG, digits)
+    batches = train_batches(digits)
+    shapes = [batch["image"].shape for batch in batches]
+    assert shapes == [(s.batch, s.height, s.width, 3) for s in schedule]
+    for batch, shape in zip(batches, schedule):
+        assert batch["image"].dtype == np.uint8
+        assert batch["label"].dtype == np.int32
+        assert len(batch["label"]) == len(batch["id"]) == shape.batch
+
+    order = listed(digits, "train", data.shuffle_seed(CONFIG, 0))
+    assert weighed(batches, "id").tolist() == [example["id"] for example in order]
+    labels = [example["label"] for example in order]
+    np.testing.assert_array_equal(weighed(batches, "label"), labels)
+
+    # The last batch alone is filled, with other images than its own.
+    assert all(np.all(batch["weight"] == 1) for batch in batches[:-1])
+    last = batches[-1]
+    count = 1437 - sum(shape.batch for shape in schedule[:-1])
+    size = schedule[-1].batch
+    assert 0 < count < size
+    np.testing.assert_array_equal(last["weight"], np.arange(size) < count)
+    assert set(last["id"][count:]) == {b""}
+    np.testing.assert_array_equal(last["label"][count:], labels[: size - count])
+
+
+def test_passes_are_equal_and_epochs_differ(digits):
+    first, second = train_batches(digits), train_batches(digits)
+    for one, two in zip(first, second, strict=True):
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            np.testing.assert_array_equal(two[key], value)
+    other = weighed(train_batches(digits, epoch=1), "label")
+    assert not np.array_equal(other, weighed(first, "label"))
+
+
+@pytest.mark.parametrize("seed", [2148, 2**31])
+def test_large_seeds(digits, seed):
+    config = dataclasses.replace(CONFIG, seed=seed)
+    assert len(weighed(train_batches(digits, config), "id")) == 1437
+
+
+@pytest.mark.parametrize(("replicas", "pipelines"), [(2, 1), (2, 2), (4, 2)])
+def test_shares_make_up_the_whole(digits, replicas, pipelines):
+    """Example `i` of a batch belongs to replica `i % replicas`, the filling too."""
+    config = dataclasses.replace(CONFIG, batch_size=40 * replicas, sizes=(32, 64))
+    shapes = sampler.batch_shapes((32, 64), 32, config.batch_size, replicas)
+    count = digits.num_examples["train"]
+    schedule = sampler.epoch_schedule(shapes, count, 0)
+    whole = list(data.train_batches(digits, config, schedule, 0).as_numpy_iterator())
+    for pipeline in range(pipelines):
+        context = tf.distribute.InputContext(pipelines, pipeline, replicas)
+        share = data.Share.of(context)
+        assert share.count == replicas // pipelines
+        batches = data.train_batches(digits, config, schedule, 0, share=share)
+        batches = list(batches.as_numpy_iterator())
+        assert len(batches) == len(whole) * share.count
+        for i, batch in enumerate(batches):
+            replica = share.first + i % share.count
+            for key, value in whole[i // share.count].items():
+                np.testing.assert_array_equal(batch[key], value[replica::replicas])
+
+
+def test_a_batch_that_cannot_be_dealt_out(digits):
+    schedule = schedule_of(CONFIG, digits)
+    share = data.Share(replicas=3, first=0, count=3)
+    with pytest.raises(ValueError, match="batch of 44 images.*evenly to 3|100 images"):
+        data.train_batches(digits, CONFIG, schedule, 0, share=share)
+
+
+@pytest.mark.parametrize("split", sources.SPLITS)
+def test_evaluation_has_every_example_once_in_order(digits, split):
+    batches = list(data.eval_batches(digits, split, 32, 100, 1.0).as_numpy_iterator())
+    assert {batch["image"].shape for batch in batches} == {(100, 32, 32, 3)}
+    ids = [example["id"] for example in listed(digits, split)]
+    assert weighed(batches, "id").tolist() == ids
+    labels = [example["label"] for example in listed(digits, split)]
+    np.testing.assert_array_equal(weighed(batches, "label"), labels)
+
+
+RED, GRAY = (255, 0, 0), (120, 120, 120)
+
+
+def palette_file() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (90, 60), RED).quantize(4).save(file, "PNG")
+    return file.getvalue()
+
+
+def animation() -> bytes:
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (90, 60), color) for color in (RED, (0, 0, 255))]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+def png_of_16_bits() -> bytes:
+    image = np.zeros((60, 90, 3), np.uint16) + np.array([65535, 0, 0], np.uint16)
+    return tf.io.encode_png(image).numpy()
+
+
+READABLE = {
+    "rgb.jpg": (pil_file("RGB", RED, "JPEG"), RED),
+    "upper.JPEG": (pil_file("RGB", RED, "JPEG"), RED),
+    "progressive.jpeg": (pil_file("RGB", RED, "JPEG", progressive=True), RED),
+    "cmyk.jpg": (pil_file("CMYK", (0, 255, 255, 0), "JPEG"), RED),
+    "gray.jpg": (pil_file("L", 120, "JPEG"), GRAY),
+    "rgb.png": (pil_file("RGB", RED, "PNG"), RED),
+    "gray.png": (pil_file("L", 120, "PNG"), GRAY),
+    "gray16.png": (pil_file("I;16", 120 * 257, "PNG"), GRAY),
+    "rgb16.png": (png_of_16_bits(), RED),
+    "alpha.png": (pil_file("RGBA", (*RED, 128), "PNG"), RED),
+    "gray_alpha.png": (pil_file("LA", (120, 128), "PNG"), GRAY),
+    "palette.png": (palette_file(), RED),
+    "animation.gif": (animation(), RED),
+    "pixel.png": (pil_file("RGB", RED, "PNG", (1, 1)), RED),
+    "pixel.jpg": (pil_file("RGB", RED, "JPEG", (1, 1)), RED),
+    "row.png": (pil_file("RGB", RED, "PNG", (300, 1)), RED),
+    "rgb.bmp": (pil_file("RGB", RED, "BMP"), RED),
+    "jpeg_named.png": (pil_file("RGB", RED, "JPEG"), RED),
+}
+JPEG = pil_file("RGB", RED, "JPEG", (600, 600))
+UNREADABLE = {
+    "random.jpg": np.random.default_rng(0).bytes(3000),
+    "random_after_header.jpg": JPEG[:20] + np.random.default_rng(0).bytes(3000),
+    "truncated_header.jpg": JPEG[:300],
+    "truncated.jpg": JPEG[: len(JPEG) * 3 // 4],
+    "truncated.png": pil_file("RGB", RED, "PNG", (600, 600))[:200],
+    "empty.jpg": b"",
+    "empty.png": b"",
+    "text.png": b"This is no image.\n",
+}
+
+
+def decodes_webp() -> bool:
+    try:
+        tf.io.decode_image(pil_file("RGB", RED, "WEBP"), expand_animations=False)
+    except tf.errors.InvalidArgumentError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def mixed_folder(tmp_path_factory):
+    """A source whose class `good` decodes and `bad` does not, and good's colours."""
+    readable = dict(READABLE)
+    if decodes_webp():
+        readable["rgb.webp"] = (pil_file("RGB", RED, "WEBP", lossless=True), RED)
+    good = {name: content for name, (content, _) in readable.items()}
+    path = make_folder(
+        tmp_path_factory.mktemp("mixed"),
+        {"bad": {**UNREADABLE, "notes.txt": b"not listed"}, "good": good},
+    )
+    colors = {name: color for name, (_, color) in readable.items()}
+    return sources.load_source(f"folder:{path}"), colors
+
+
+def file_name(identity: bytes) -> str:
+    return identity.decode().split("/")[-1]
+
+
+def assert_decoded(batches, colors):
+    """Checks the colours of what was decoded, and the names of what was not."""
+    seen = [file_name(identity) for identity in weighed(batches, "id")]
+    skipped = [
+        file_name(identity)
+        for batch in batches
+        for identity in batch["id"][batch["weight"] == 0]
+        if identity
+    ]
+    assert sorted(skipped) == sorted(UNREADABLE)
+    assert sorted(seen) == sorted(colors)
+    for name, mean in zip(seen, mean_colors(batches)):
+        assert np.abs(mean - colors[name]).max() <= 12, (name, mean)
+    # What stands in for them is a readable image of the batch, not a black one.
+    for batch in batches:
+        if batch["weight"].any():
+            assert batch["image"].max(axis=(1, 2, 3)).min() > 50
+
+
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_training_skips_and_names_what_it_cannot_decode(mixed_folder, batch_size):
+    source, colors = mixed_folder
+    config = dataclasses.replace(
+        CONFIG, batch_size=batch_size, crop_scale=1.0, flip=True
+    )
+    batches = train_batches(source, config)
+    schedule = schedule_of(config, source)
+    shapes = [(s.batch, s.height, s.width, 3) for s in schedule]
+    assert [batch["image"].shape for batch in batches] == shapes
+    order = listed(source, "train", data.shuffle_seed(config, 0))
+    ids = np.concatenate([batch["id"] for batch in batches])
+    assert ids[ids != b""].tolist() == [example["id"] for example in order]
+    assert_decoded(batches, colors)
+
+
+def test_files_in_memory_give_the_same_batches(mixed_folder):
+    source, _ = mixed_folder
+    cached = sources.load_source(source.name, cache=True)
+    config = dataclasses.replace(CONFIG, batch_size=8, sizes=(32,))
+    assert "encoded" in next(iter(cached.examples("train", 0)))
+    for one, other in zip(train_batches(source, config), train_batches(cached, config)):
+        for key, value in one.items():
+            np.testing.assert_array_equal(other[key], value)
+
+
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_evaluation_skips_and_names_what_it_cannot_decode(mixed_folder, batch_size):
+    source, colors = mixed_folder
+    batches = data.eval_batches(source, "validation", 32, batch_size, 0.875)
+    named = [name for batch in batches for name in data.unreadable(batch)]
+    batches = list(batches.as_numpy_iterator())
+    assert {batch["image"].shape for batch in batches} == {(batch_size, 32, 32, 3)}
+    assert_decoded(batches, colors)
+    assert sorted(name.split("/")[-1] for name in named) == sorted(UNREADABLE)

@@ -1,0 +1,138 @@
+"""The command line: its help and its errors."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from train.run.lock import LOCK
+from train.run.progress import PREEMPTED
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(arguments, cwd):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    "command, inside",
+    [
+        (["train/main.py"], True),
+        (["-m", "train.main"], True),
+        ([str(ROOT / "train" / "main.py")], False),
+    ],
+    ids=["script", "module", "elsewhere"],
+)
+def test_help(command, inside, tmp_path):
+    result = run([*command, "--help"], ROOT if inside else tmp_path)
+    assert result.returncode == 1  # as absl ends every --help
+    assert "--sizes" in result.stdout and "Examples" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--model=nonsense", "mobilevit_xxs, mobilevit_xs, mobilevit_s"),
+        ("--data=nonsense", "`digits`, `folder:PATH` or `tfds:NAME`"),
+        ("--epochs=0", "`epochs` must be at least 1. Received: 0."),
+        ("--sizes=0,abc", "--sizes takes integers, such as 128,160,192"),
+        ("--sizes=0", "integers of at least 32. Received: 0."),
+        ("--rotation=9", "--rotation is for segmentation; this is classification."),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(flag, message, tmp_path):
+    workdir = tmp_path / "run"
+    result = run([str(ROOT / "train/main.py"), flag, f"--workdir={workdir}"], tmp_path)
+    assert result.returncode != 0
+    errors = [s for s in result.stderr.splitlines() if s.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], result.stderr
+    assert result.stderr.splitlines()[-1] == errors[0]
+    assert "Traceback" not in result.stderr
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--model=runs/nope.keras", "There is no file runs/nope.keras."),
+        ("--weights=nope.tflite", "There is no file nope.tflite."),
+        ("--model=out/best.mlpackage", "its card, the .json beside it, has what"),
+        ("--recipe=boxes", "--recipe=boxes is for detection; this is segmentation."),
+    ],
+)
+def test_an_evaluation_of_no_file_does_not_blame_the_data(flag, message, tmp_path):
+    flags = ["--mode=eval", "--data=voc:roads", flag]
+    if "recipe" in flag:
+        flags.append("--task=segmentation")
+    result = run([str(ROOT / "train/main.py"), *flags], tmp_path)
+    assert result.returncode != 0
+    assert message in result.stderr.splitlines()[-1]
+
+
+def stopped(condition, arguments, cwd) -> subprocess.Popen:
+    """Sends SIGTERM to a command once its output shows a condition."""
+    command = [sys.executable, str(ROOT / "train/main.py"), *arguments]
+    process = subprocess.Popen(command, cwd=cwd, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if condition in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate(timeout=300)
+    return process
+
+
+def test_sigterm_before_the_first_step_says_that_the_command_continues(tmp_path):
+    """While the network is built, after the data were read."""
+    workdir = tmp_path / "run"
+    arguments = ["--data=digits", f"--workdir={workdir}"]
+    assert stopped("digits: 10 classes", arguments, tmp_path).returncode == PREEMPTED
+    assert not workdir.exists() or not (workdir / LOCK).exists()
+
+
+def test_sigterm_ends_an_evaluation_as_any_program(tmp_path):
+    arguments = ["--mode=eval", "--data=digits", "--model=mobilevit_xxs"]
+    arguments += ["--weights=nowhere.safetensors"]
+    process = stopped("digits: 10 classes", arguments, tmp_path)
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_sigterm_while_tensorflow_is_loaded(tmp_path):
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'tensorflow':\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"runpy.run_path({str(ROOT / 'train/main.py')!r}, run_name='__main__')\n"
+    )
+    result = run(["-c", code], tmp_path)
+    assert result.returncode == PREEMPTED, result.stderr
+    assert "the same command continues" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "encoding, name",
+    [("ascii", "\\u732b\\xe9"), ("latin-1", "\\u732b\xe9"), ("utf-8", "\u732b\xe9")],
+)
+def test_names_in_any_script_are_told_in_any_locale(encoding, name, tmp_path):
+    arguments = ["--data=folder:/\u732b\xe9", f"--workdir={tmp_path / 'run'}"]
+    result = subprocess.run(
+        [sys.executable, "-X", "utf8=0", str(ROOT / "train/main.py"), *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    (error,) = [
+        line
+        for line in result.stderr.decode(encoding).splitlines()
+        if line.startswith("error: ")
+    ]
+    assert name in error

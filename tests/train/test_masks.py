@@ -1,0 +1,389 @@
+"""Masks: files that are read, refused or left out; and what augments them."""
+
+import io
+import logging
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from keras_mobilevit.voc_names import VOC_NAMES
+from tests.helpers.image_files import pil_file
+from train.data.mask_sources import digits_source, load_source
+from train.data.masks import IGNORED, Repairs, decode_mask, read_mask, voc_masks
+from train.tasks.segmentation import mask_augment
+
+SEEDS = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
+PLAIN = np.tile(np.uint8([0, 1, 2]), (60, 30))  # of 90x60 pixels
+CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
+
+
+def write_mask(file: Path, classes: np.ndarray, mode: str = "P") -> None:
+    image = Image.fromarray(classes)
+    if mode == "P":
+        # Two classes of one colour, as palettes have that go on with black.
+        image.putpalette([9, 9, 9, 200, 0, 0, 9, 9, 9] + [0] * 759)
+    image.convert(mode).save(file)
+
+
+def make_voc(path: Path, train: dict, val: dict) -> Path:
+    """Writes `{name: classes}` with images of 90x60 pixels."""
+    lists = path / "ImageSets" / "Segmentation"
+    for folder in (lists, path / "SegmentationClass", path / "JPEGImages"):
+        folder.mkdir(parents=True)
+    for part, masks in (("train", train), ("val", val)):
+        (lists / f"{part}.txt").write_text("".join(f"{name}\n" for name in masks))
+        for name, classes in masks.items():
+            photo = pil_file("RGB", (200, 30, 30), "JPEG")
+            (path / "JPEGImages" / f"{name}.jpg").write_bytes(photo)
+            write_mask(path / "SegmentationClass" / f"{name}.png", classes)
+    return path
+
+
+def examples_of(source, split: str) -> list[dict]:
+    return list(source.examples(split, None).as_numpy_iterator())
+
+
+def test_a_mask_is_what_the_palette_has_indices_of(tmp_path):
+    void = PLAIN.copy()
+    void[:5] = IGNORED
+    path = make_voc(tmp_path, {"a": PLAIN, "b": void}, {"v": PLAIN})
+    source = load_source(f"voc:{path}")
+    assert source.class_names == ("0", "1", "2")
+    assert source.num_examples == {"train": 2, "validation": 1}
+    for example, expected in zip(examples_of(source, "train"), (PLAIN, void)):
+        np.testing.assert_array_equal(decode_mask(example["mask"]), expected)
+        assert example["path"] == example["id"]
+    (cached,) = examples_of(load_source(f"voc:{path}", cache=True), "validation")
+    assert cached["encoded"][:2] == b"\xff\xd8" and "path" not in cached
+
+
+@pytest.mark.parametrize("mode, classes", [("L", PLAIN), ("1", PLAIN // 2 * 255)])
+def test_masks_in_gray_and_of_one_bit(tmp_path, mode, classes):
+    write_mask(tmp_path / "mask.png", classes, mode)
+    found = read_mask(tmp_path / "mask.png")
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, classes if mode == "L" else PLAIN // 2)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gray_masks_of_few_bits_hold_classes_too(bits, tmp_path):
+    """Which Pillow reads as values from 0 to 255, and does not write."""
+    count = 2**bits
+    file = tmp_path / "mask.png"
+    write_mask(file, np.arange(count, dtype=np.uint8)[None])
+    Image.open(file).save(file, bits=bits)  # a palette's indices, in as many bits
+    content = bytearray(file.read_bytes())
+    assert content[24:26] == bytes([bits, 3])
+    content[25] = 0  # gray
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    start = content.index(b"PLTE") - 4
+    length = int.from_bytes(content[start : start + 4], "big")
+    del content[start : start + 12 + length]
+    file.write_bytes(content)
+    assert Image.open(file).mode == "L"
+    np.testing.assert_array_equal(read_mask(file), [range(count)])
+
+
+def test_names_of_any_case_and_with_spaces(tmp_path):
+    path = make_voc(tmp_path, {"my photo": PLAIN, "b": PLAIN}, {"v": PLAIN})
+    photo = path / "JPEGImages" / "b.jpg"
+    photo.rename(photo.with_suffix(".JPG"))
+    assert load_source(f"voc:{path}").num_examples["train"] == 2
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "ImageSets/Segmentation/train.txt"])
+def test_a_list_that_is_no_text_is_named(name, tmp_path):
+    path = make_voc(tmp_path, {"a": PLAIN}, {"v": PLAIN})
+    (path / name).write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=f"{name} is not text in UTF-8. Save it"):
+        load_source(f"voc:{path}")
+
+
+def test_one_class_is_too_few(tmp_path):
+    path = make_voc(tmp_path, {"a": PLAIN // 2 * IGNORED}, {"v": PLAIN})
+    with pytest.raises(ValueError, match="class 0 alone.*write 1 instead"):
+        load_source(f"voc:{path}")
+
+
+def smeared(classes: np.ndarray) -> np.ndarray:
+    """Returns what JPEG makes of a mask."""
+    file = io.BytesIO()
+    Image.fromarray(classes).save(file, "JPEG", quality=80)
+    return np.asarray(Image.open(file))
+
+
+LEVELS = [
+    PLAIN * 127,
+    np.choose(PLAIN, [38, 75, 113]).astype(np.uint8),
+    PLAIN * 10,
+    PLAIN // 2 * 15,
+    smeared(np.kron(PLAIN[:12, :18], np.ones((5, 5), np.uint8)) * 100),
+    np.arange(90, dtype=np.uint8)[None].repeat(60, axis=0) % 22,
+]
+
+
+@pytest.mark.parametrize("mask", LEVELS, ids=range(len(LEVELS)))
+def test_levels_of_gray_are_refused_unless_named(mask, tmp_path):
+    """The last ones count as classes do, but more of them than have no names."""
+    path = make_voc(tmp_path, {"a": mask}, {"v": mask})
+    message = "have the values .* anew as PNG. If they are numbers of classes, name"
+    with pytest.raises(ValueError, match=message):
+        load_source(f"voc:{path}")
+    names = [f"class {i}" for i in range(int(mask.max()) + 1)]
+    (path / "classes.txt").write_text("\n".join(names), "utf-8-sig")
+    assert load_source(f"voc:{path}").class_names == tuple(names)
+
+
+def test_classes_that_no_training_mask_has_are_told(tmp_path, caplog):
+    path = make_voc(tmp_path, {"a": PLAIN * 2}, {"v": PLAIN})
+    with caplog.at_level(logging.WARNING, "absl"):
+        assert len(load_source(f"voc:{path}").class_names) == 5
+    assert "2 of 5 classes are in no training mask, and will not be found: 1, 3." in (
+        caplog.text
+    )
+    (path / "classes.txt").write_text("sky\nroad\ncar\ntree\n Road \nRiver\n")
+    with caplog.at_level(logging.WARNING, "absl"):
+        load_source(f"voc:{path}")
+    assert "will not be found: road, tree, River." in caplog.text
+    assert "has the classes 'road', 'Road', whose names differ" in caplog.text
+
+
+def test_a_training_part_of_one_class_is_refused_with_a_list_too(tmp_path):
+    path = make_voc(tmp_path, {"a": np.full_like(PLAIN, 2)}, {"v": PLAIN})
+    (path / "classes.txt").write_text("sky\nroad\ncar\n")
+    with pytest.raises(ValueError, match="have the class 2 alone"):
+        load_source(f"voc:{path}")
+
+
+def test_a_mask_in_jpeg_is_refused(tmp_path):
+    """By what it is, not by its ending."""
+    path = make_voc(tmp_path, {"a": PLAIN}, {"v": PLAIN})
+    for file in ("a.png", "a.jpg"):
+        (path / "SegmentationClass" / "a.png").unlink(missing_ok=True)
+        Image.fromarray(PLAIN).save(path / "SegmentationClass" / file, "JPEG")
+        with pytest.raises(
+            ValueError, match="is a mask in JPEG, which changes the val"
+        ):
+            load_source(f"voc:{path}")
+
+
+def test_names_of_classes(tmp_path):
+    all_of_voc = np.arange(90, dtype=np.uint8)[None].repeat(60, axis=0) % 21
+    path = make_voc(tmp_path, {"a": all_of_voc}, {"v": PLAIN})
+    assert load_source(f"voc:{path}").class_names == VOC_NAMES
+    file = path / "classes.txt"
+    names = [f"class {i}" for i in range(30)]
+    file.write_text("\n".join(names) + "\n\n")
+    assert load_source(f"voc:{path}").class_names == tuple(names)
+    for text, message in (
+        ("sky\nsky\n", "classes.txt names classes twice: sky"),
+        ("\n", "classes.txt names 0 classes. Expected 2 to 255"),
+        ("sky\nroad\n", r"a.png has the class 20, but there are 2: 0 to 1"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_source(f"voc:{path}")
+
+
+def test_what_is_left_out_is_told(tmp_path, caplog):
+    names = ("whole", "imageless", "maskless", "broken", "half")
+    path = make_voc(tmp_path, dict.fromkeys(names, PLAIN), {"v": PLAIN})
+    (path / "JPEGImages" / "imageless.jpg").unlink()
+    (path / "SegmentationClass" / "maskless.png").unlink()
+    (path / "JPEGImages" / "broken.jpg").write_bytes(b"no image")
+    half = path / "SegmentationClass" / "half.png"
+    half.write_bytes(half.read_bytes()[:-60])
+    listed = path / "ImageSets" / "Segmentation" / "train.txt"
+    listed.write_text(listed.read_text() + "\nwhole\n")
+    repairs = Repairs()
+    (found,) = voc_masks(path, "train", repairs)
+    assert Path(found.path).name == "whole.jpg" and found.classes == {0, 1, 2}
+    for kind, name in {
+        "images listed twice, taken once": "train.txt: whole",
+        "images that are missing, left out": "train.txt: imageless",
+        "masks that are missing, images left out": "maskless.png",
+        "images that cannot be read, left out": "broken.jpg cannot be read as a",
+        "masks that cannot be read, left out": "half.png",
+    }.items():
+        assert name in repairs.examples.pop(kind)
+    assert not repairs.examples
+    assert set(repairs.counts.values()) == {1}
+    load_source(f"voc:{path}")
+    assert "masks that are missing, images left out: 1, the first in" in caplog.text
+
+
+def test_sbd(tmp_path):
+    path = make_voc(tmp_path, {"a": PLAIN}, {"v": PLAIN})
+    lists = path / "ImageSets" / "Segmentation"
+    (lists / "train_aug.txt").write_text(
+        "JPEGImages/v.jpg SegmentationClassAug/v.png\n/JPEGImages/a.jpg /x/a.png\n"
+    )
+    with pytest.raises(ValueError, match="There is no .*SegmentationClassAug. Expect"):
+        load_source(f"voc:{path}")
+    (path / "SegmentationClassAug").mkdir()
+    for name in "av":
+        write_mask(path / "SegmentationClassAug" / f"{name}.png", PLAIN * 2, "L")
+    source = load_source(f"voc:{path}")
+    assert source.num_examples == {"train": 2, "validation": 1}
+    highest = [
+        decode_mask(x["mask"]).numpy().max() for x in examples_of(source, "train")
+    ]
+    assert highest == [4, 4]
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        (PLAIN[:, :80], "a.png has 80x60 pixels, but its image .*a.jpg has 90x60"),
+        (np.stack([PLAIN] * 3, axis=-1), r"a.png is a mask of colours \(RGB\). Expect"),
+        (np.uint16(PLAIN), r"a.png is a mask of another kind \(I;16\). Expected"),
+        (np.full_like(PLAIN, IGNORED), "None of the 1 masks in .* has a pixel"),
+        (None, "Of 1 images that .* lists none has both an image"),
+    ],
+)
+def test_masks_that_end_with_an_error(tmp_path, mask, message):
+    path = make_voc(tmp_path, {"a": PLAIN}, {"v": PLAIN})
+    file = path / "SegmentationClass" / "a.png"
+    file.unlink()
+    if mask is not None:
+        Image.fromarray(mask).save(file)
+    with pytest.raises(ValueError, match=message):
+        load_source(f"voc:{path}")
+
+
+def test_a_class_that_only_the_validation_has(tmp_path):
+    path = make_voc(tmp_path, {"a": PLAIN}, {"v": PLAIN + 7})
+    with pytest.raises(ValueError, match="v.png has the class 9, but there are 3"):
+        load_source(f"voc:{path}")
+
+
+def test_no_such_source(tmp_path):
+    with pytest.raises(ValueError, match=re.escape(f"There is no {tmp_path}/Image")):
+        load_source(f"voc:{tmp_path}")
+    with pytest.raises(ValueError, match="Segmentation takes `digits` or `voc:PATH`"):
+        load_source("folder:photos")
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason=f"{CAMVID} is not there")
+def test_camvid():
+    source = load_source(f"voc:{CAMVID}")
+    assert source.num_examples == {"train": 367, "validation": 101}
+    assert len(source.class_names) == 11 and source.class_names[3] == "road"
+    example = examples_of(source, "validation")[0]
+    assert set(np.unique(decode_mask(example["mask"]))) <= {*range(11), IGNORED}
+
+
+def test_scenes_have_exact_masks():
+    """The ground is one colour, and each digit another."""
+    source = digits_source({"train": 1, "validation": 30})
+    assert source.class_names == ("background", *"0123456789")
+    for example in examples_of(source, "validation"):
+        picture = tf.io.decode_png(example["encoded"]).numpy().astype(float)
+        mask = decode_mask(example["mask"]).numpy()
+        ground = np.median(picture[mask == 0], axis=0)
+        distance = np.abs(picture - ground).max(axis=2)
+        assert (distance[mask == 0] < 60).mean() > 0.999
+        for label in np.unique(mask[mask > 0]):
+            assert (distance[mask == label] > 12).mean() > 0.9
+
+
+place = tf.function(
+    lambda image_size, size, min_scale, seed: mask_augment.random_placement(
+        image_size, size, min_scale, seed
+    )
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    SEEDS,
+    st.tuples(st.integers(1, 700), st.integers(1, 700)),
+    st.tuples(st.integers(32, 300), st.integers(32, 300)),
+    st.floats(1 / 16, 1.0, width=32),
+)
+def test_a_placement_lies_within_image_and_crop(seed, image_size, size, min_scale):
+    arguments = map(tf.constant, (image_size, size, min_scale, seed))
+    window, part, corner = (x.numpy() for x in place(*arguments))
+    assert (window[2:] >= 1).all() and (window[:2] >= 0).all()
+    assert (window[:2] + window[2:] <= image_size).all()
+    assert (part >= 1).all() and (corner >= 0).all()
+    assert (corner + part <= size).all()
+    # What is missing on the crop is missing on the image: nothing is cut off there.
+    cut = window[2:] < image_size
+    assert (part[cut] >= np.array(size)[cut] - 1).all()
+
+
+def test_scales_and_aspects_that_are_drawn():
+    scales, aspects = [], []
+    for seed in range(300):
+        seed = tf.constant([3, seed])
+        window, part, _ = place((200, 400), (500, 500), tf.constant(0.25), seed)
+        height, width = part.numpy() / window.numpy()[2:] * (200, 400)
+        scales.append(height / 500)
+        aspects.append(width / height)
+    assert min(scales) == pytest.approx(0.5, abs=0.03)
+    assert max(scales) == pytest.approx(2.0, abs=0.05)
+    assert min(aspects) == pytest.approx(1.0, abs=0.05)  # as an evaluation squeezes
+    assert max(aspects) == pytest.approx(2.0, abs=0.05)
+    whole = place((128, 128), (96, 96), tf.constant(1.0), tf.constant([1, 2]))
+    assert [x.numpy().tolist() for x in whole] == [[0, 0, 128, 128], [96, 96], [0, 0]]
+
+
+def blobs(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Makes a mask of large patches, and an image whose colours tell the class."""
+    coarse = np.random.default_rng(0).integers(0, 4, (4, 5))
+    mask = np.kron(coarse, np.ones((height // 4, width // 5), int)).astype(np.uint8)
+    return np.stack([60 + 40 * mask] * 3, axis=-1).astype(np.uint8), mask
+
+
+def agreement(image: np.ndarray, mask: np.ndarray) -> float:
+    """Returns the part of the pixels with the colour of their class."""
+    expected = np.where(mask == IGNORED, 0, 60 + 40 * mask.astype(int))
+    return (np.abs(image[..., 0].astype(int) - expected) < 20).mean()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_image_and_mask_stay_together(seed):
+    image, mask = map(tf.constant, blobs(160, 200))
+    size = (96, 96)
+    placement = mask_augment.random_placement((160, 200), size, 0.25, (seed, 1))
+    top, left, height, width = placement.window.numpy()
+    part = image[top : top + height, left : left + width]
+    image = mask_augment.place_image(part, placement, size)
+    mask = mask_augment.place_mask(mask, placement, size)
+    assert image.shape == (*size, 3) and mask.shape == size
+    assert mask.dtype == tf.uint8
+    assert agreement(image.numpy(), mask.numpy()) > 0.9
+    inside = np.zeros(size, bool)
+    (y, x), (rows, columns) = placement.corner.numpy(), placement.size.numpy()
+    inside[y : y + rows, x : x + columns] = True
+    np.testing.assert_array_equal(mask.numpy() == IGNORED, ~inside)
+    assert not image.numpy()[~inside].any()
+    flipped = mask_augment.random_flip(image, mask, (seed, 2))
+    assert agreement(*(x.numpy() for x in flipped)) > 0.9
+    turned = mask_augment.random_rotation(image, mask, 30.0, (seed, 3))
+    assert [x.dtype for x in turned] == [tf.uint8, tf.uint8]
+    assert agreement(*(x.numpy() for x in turned)) > 0.85
+
+
+def test_a_flip_and_a_turn_are_drawn_by_the_seed():
+    image, mask = map(tf.constant, blobs(80, 100))
+    flips = {
+        mask_augment.random_flip(image, mask, (0, i))[1].numpy().tobytes()
+        for i in range(12)
+    }
+    assert flips == {mask.numpy().tobytes(), mask.numpy()[:, ::-1].tobytes()}
+    one, again, other = (
+        mask_augment.random_rotation(image, mask, 30.0, (0, i))[1].numpy()
+        for i in (1, 1, 2)
+    )
+    assert (one == again).all() and (one != other).any()
+    still, _ = mask_augment.random_rotation(image, mask, 0.0, (0, 1))
+    np.testing.assert_array_equal(still, image)

@@ -1,0 +1,190 @@
+"""A batch without a readable image teaches nothing, and a warning says why."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tests.helpers.image_files import make_folder, pil_file
+from tests.helpers.networks import build_detector, build_network, build_segmenter
+from tests.train.test_annotations import make_voc, voc_xml
+from tests.train.test_masks import PLAIN
+from tests.train.test_masks import make_voc as make_masks
+from train import loop
+from train.config import make_config
+from train.data import box_sources, mask_sources, sources, unreadable
+from train.data import pipeline as data
+from train.data.masks import IGNORED
+from train.data.sampler import BatchShape
+from train.tasks.classification.task import CLASSIFICATION
+from train.tasks.detection.task import DETECTION
+from train.tasks.segmentation.task import SEGMENTATION
+
+BAD = pil_file("RGB", "red", "JPEG", (90, 60))[:400]
+GOOD = pil_file("RGB", (200, 0, 0), "JPEG", (90, 60))
+
+
+def classifier_source(path: Path):
+    classes = {"cat": {"a.jpg": GOOD, "b.jpg": GOOD}, "dog": {"c.jpg": GOOD}}
+    return sources.load_source(f"folder:{make_folder(path, classes)}")
+
+
+def detector_source(path: Path):
+    xmls = {name: voc_xml(("cat", 9, 6, 45, 30)) for name in "abc"}
+    return box_sources.load_source(f"voc:{make_voc(path, xmls, xmls)}")
+
+
+def segmenter_source(path: Path):
+    masks = {name: PLAIN for name in "abc"}
+    return mask_sources.load_source(f"voc:{make_masks(path, masks, masks)}")
+
+
+TASKS = {
+    "classification": (CLASSIFICATION, build_network, classifier_source),
+    "detection": (DETECTION, build_detector, detector_source),
+    "segmentation": (SEGMENTATION, build_segmenter, segmenter_source),
+}
+
+
+@pytest.fixture(params=TASKS)
+def case(request, tmp_path):
+    """A task, its configuration, a source, and what damages files of it."""
+    task, build, make_source = TASKS[request.param]
+    config = make_config(
+        task=task.name,
+        sizes=(64,),
+        base_size=64,
+        batch_size=1,
+        epochs=1,
+        eval_size=64,
+        warmup_steps=0,
+    )
+    source = make_source(tmp_path)
+
+    def damage(*names: str):
+        for name in names:
+            for file in tmp_path.rglob(f"{name}.jpg"):
+                file.write_bytes(BAD)
+
+    task = dataclasses.replace(task, build_model=build)
+    return task, config, source, damage
+
+
+def batches_of(task, config, source):
+    schedule = [BatchShape(64, 64, 1)] * source.num_examples["train"]
+    train = data.train_batches(source, config, schedule, 0, load=task.train_example)
+    held_out = data.eval_batches(
+        source, "validation", 64, 1, 1.0, load=task.eval_example
+    )
+    return [*train, *held_out]
+
+
+def test_what_stands_in_for_them_says_nothing(case):
+    task, config, source, damage = case
+    damage("a")
+    batches = batches_of(task, config, source)
+    bad = [batch for batch in batches if not batch["weight"][0]]
+    assert len(bad) == 2 and len(batches) == 6
+    for batch in bad:
+        for name, value in (("classes", -1), ("mask", IGNORED), ("image_size", 1)):
+            if name in batch:
+                assert (batch[name].numpy() == value).all()
+        shapes = {name: value.shape for name, value in batch.items()}
+        others = [b for b in batches if b.keys() == batch.keys() and b["weight"][0]]
+        assert shapes == {name: value.shape for name, value in others[0].items()}
+    # Of training it is an image, not blackness, that batch normalization sees.
+    assert bad[0]["image"].numpy().max() > 0
+
+
+def test_the_loss_is_nothing_and_gradients_are_numbers(case):
+    task, config, source, damage = case
+    damage("a")
+    model = task.build_model(config, source)
+    for batch in batches_of(task, config, source):
+        if batch["weight"][0]:
+            continue
+        with tf.GradientTape() as tape:
+            outputs = model(tf.cast(batch["image"], tf.float32), training=True)
+            loss = tf.reduce_sum(task.loss(config, batch, outputs) * batch["weight"])
+        assert float(loss) == 0
+        for gradient in tape.gradient(loss, model.trainable_variables):
+            assert gradient is None or np.isfinite(gradient.numpy()).all()
+            assert gradient is None or not gradient.numpy().any()
+
+
+def test_a_run_goes_on_without_them(case, tmp_path, caplog):
+    task, config, source, damage = case
+    damage("a")
+    (record,) = loop.train_and_evaluate(task, config, source, tmp_path / "run")
+    assert record["skipped_train"] == record["skipped_validation"] == 1
+    assert np.isfinite([record["train_loss"], record["loss"]]).all()
+    told = [m for m in caplog.messages if m.startswith("skipped, cannot be read")]
+    assert told and all("a.jpg" in text and "JPEG" in text for text in told)
+
+
+def test_a_run_without_any_says_which_and_why(case, tmp_path):
+    task, config, source, damage = case
+    damage("a", "b", "c")
+    with pytest.raises(ValueError, match="None of the 3 train images.*a.jpg") as error:
+        loop.train_and_evaluate(task, config, source, tmp_path / "run")
+    assert "JPEG" in str(error.value) and "learning" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (BAD, "JPEG"),
+        (pil_file("RGB", "red", "PNG", (90, 60))[:60], "PNG"),
+        (b"This is no image.\n", "it is in no known format"),
+        (GOOD, "it can be read here and now"),
+        (None, "No such file"),
+    ],
+)
+def test_reasons(content, reason, tmp_path):
+    file = tmp_path / "photo.jpg"
+    if content is not None:
+        file.write_bytes(content)
+    found = unreadable.reason(str(file))
+    assert reason in found and "{{" not in found and "[Op:" not in found
+    assert unreadable.with_reason(str(file)) == f"{file} ({found})"
+
+
+def test_what_is_no_file_has_a_reason():
+    assert "data set" in unreadable.reason("digits/7")
+
+
+@pytest.mark.parametrize("first_step", [0, 1, 2])
+def test_the_last_batch_is_filled_from_the_epochs_start(tmp_path, first_step):
+    """Also where the run is resumed, and where there are fewer images than places."""
+    for index in range(5):
+        for split in sources.SPLITS:
+            folder = tmp_path / split / "ab"[index % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), (40 * index + 40,) * 3).save(
+                folder / f"{index}.png"
+            )
+    source = sources.load_source(f"folder:{tmp_path}")
+    config = make_config(sizes=(32,), base_size=32, batch_size=2, crop_scale=1.0)
+    schedule = [BatchShape(32, 32, n) for n in (2, 2, 12)]
+    batches = list(data.train_batches(source, config, schedule, 0, first_step))
+    whole = list(data.train_batches(source, config, schedule, 0))
+    for batch, expected in zip(batches, whole[first_step:], strict=True):
+        for name, value in batch.items():
+            np.testing.assert_array_equal(value, expected[name])
+    order = np.concatenate([b["image"].numpy().mean(axis=(1, 2, 3)) for b in whole])
+    assert len(set(order[:5])) == 5
+    np.testing.assert_array_equal(order, np.tile(order[:5], 4)[: len(order)])
+    assert whole[-1]["weight"].numpy().tolist() == [1] + [0] * 11
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404", b"BM" + bytes(60), b"\xff\xd8"])
+def test_an_unreadable_first_image_does_not_end_a_run(content, tmp_path):
+    photo = pil_file("RGB", "red", "JPEG")
+    classes = {"a": {"0.jpg": content, "1.jpg": photo}, "b": {"1.jpg": photo}}
+    source = sources.load_source(f"folder:{make_folder(tmp_path, classes)}")
+    (batch,) = data.eval_batches(source, "train", 32, 4, 1.0).as_numpy_iterator()
+    assert batch["weight"].sum() == 2

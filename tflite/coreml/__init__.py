@@ -1,1 +1,0 @@
-"""Core ML packages of a `tflite.graph.Graph`, and the proof of their numbers."""

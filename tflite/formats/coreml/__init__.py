@@ -1,0 +1,1 @@
+"""Core ML packages of a `tflite.graph.graph.Graph`, and the proof of their numbers."""

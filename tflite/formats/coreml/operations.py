@@ -1,0 +1,391 @@
+"""The operations of a `Graph` in MIL, the language of Core ML's ML Programs.
+
+One function each, from a node and its inputs to the output, as in `tflite.graph.operations`.
+Maps are channels first, `[1, channels, height, width]`. How tokens lie in memory is a
+layout, see `LAYOUTS`. Nothing is above rank 4. The sides of maps are symbols in a
+program for images of several sizes, else numbers.
+"""
+
+import functools
+
+import numpy as np
+from coremltools.converters.mil import Builder as mb
+
+from tflite.graph.graph import Node
+from tflite.graph.rewrites import batch_norm_scale
+
+SIDES = (2, 3)  # axes of a map's height and width
+
+
+def _constant(values) -> np.ndarray:
+    return np.asarray(values, np.float32)
+
+
+def _is_static(x) -> bool:
+    return all(isinstance(side, (int, np.integer)) for side in x.shape)
+
+
+def _channel_axis(x) -> int:
+    return 1 if len(x.shape) == 4 else -1
+
+
+def _per_channel(x, values) -> np.ndarray:
+    """Shapes a scalar or one number a channel so that it broadcasts."""
+    values = _constant(values)
+    return values.reshape(-1, 1, 1) if values.ndim and len(x.shape) == 4 else values
+
+
+def _scale_channels(x, scale, offset):
+    if np.any(scale != 1):
+        x = mb.mul(x=x, y=_per_channel(x, scale))
+    return mb.add(x=x, y=_per_channel(x, offset)) if np.any(offset) else x
+
+
+def _conv_padding(options: dict) -> dict:
+    padding = options["padding"]
+    if isinstance(padding, str):
+        return {"pad_type": padding.lower()}
+    return {"pad_type": "custom", "pad": np.ravel(padding)}
+
+
+def _convolve(node: Node, x, weight, groups: int = 1):
+    bias = node.weights.get("bias")
+    return mb.conv(
+        x=x,
+        weight=_constant(weight),
+        bias=None if bias is None else _constant(bias),
+        strides=node.options["strides"],
+        dilations=node.options["dilations"],
+        groups=groups,
+        **_conv_padding(node.options),
+        name=node.name,
+    )
+
+
+def _conv(node: Node, x):
+    return _convolve(node, x, node.weights["kernel"].transpose(3, 2, 0, 1))
+
+
+def _depthwise(node: Node, x):
+    kernel = node.weights["kernel"]  # [height, width, channels, multiplier]
+    channels = kernel.shape[2]
+    weight = kernel.transpose(2, 3, 0, 1).reshape(-1, 1, *kernel.shape[:2])
+    return _convolve(node, x, weight, channels)
+
+
+def _linear(node: Node, x):
+    bias = node.weights.get("bias")
+    return mb.linear(
+        x=x,
+        weight=_constant(node.weights["kernel"].T),
+        bias=None if bias is None else _constant(bias),
+        name=node.name,
+    )
+
+
+def _batch_norm(node: Node, x):
+    return _scale_channels(x, *batch_norm_scale(**node.weights, **node.options))
+
+
+def _rescale(node: Node, x):
+    return _scale_channels(x, node.weights["scale"], node.weights["offset"])
+
+
+def _layer_norm(node: Node, x):
+    weights = {name: _constant(values) for name, values in node.weights.items()}
+    return mb.layer_norm(
+        x=x,
+        axes=[_channel_axis(x)],
+        epsilon=np.float32(node.options["epsilon"]),
+        **weights,
+        name=node.name,
+    )
+
+
+def _pad(node: Node, x):
+    sides = np.ravel(node.options["padding"])
+    return mb.pad(x=x, pad=[0, 0, 0, 0, *sides], mode="constant", constant_val=0.0)
+
+
+def _concat(node: Node, *inputs):
+    return mb.concat(values=inputs, axis=_channel_axis(inputs[0]), name=node.name)
+
+
+def _add(node: Node, *inputs):
+    return functools.reduce(lambda x, y: mb.add(x=x, y=y), inputs)
+
+
+def _global_average(node: Node, x):
+    keepdims = node.options["keepdims"]
+    return mb.reduce_mean(x=x, axes=SIDES, keep_dims=keepdims, name=node.name)
+
+
+def _reshape(node: Node, x):
+    """From a map, or from rows of numbers, to rows: `[1, rows, numbers]` or `[1, n]`.
+
+    The numbers come in the order in which channels are last, as in Keras.
+    """
+    shape = node.options["shape"]
+    if len(shape) > 2:
+        raise ValueError(
+            f"Layer {node.name!r} reshapes to a map of {shape}, which has no form for "
+            "Core ML here. Expected rows of numbers: (rows, numbers) or (numbers,)."
+        )
+    if len(x.shape) == 4:
+        x = mb.transpose(x=x, perm=(0, 2, 3, 1))
+    return mb.reshape(x=x, shape=(1, *shape), name=node.name)
+
+
+def _join_tokens(node: Node, *inputs):
+    return mb.concat(values=inputs, axis=1, name=node.name)
+
+
+def _slice_channels(node: Node, x):
+    """Takes some of the numbers of `[1, rows, numbers]`."""
+    return mb.slice_by_index(
+        x=x,
+        begin=[0, 0, node.options["start"]],
+        end=[0, 0, node.options["stop"]],
+        begin_mask=[True, True, False],
+        end_mask=[True, True, False],
+        name=node.name,
+    )
+
+
+ACTIVATIONS = {
+    "linear": lambda x, name: x,
+    "relu": mb.relu,
+    "relu6": mb.relu6,
+    "sigmoid": mb.sigmoid,
+    "silu": mb.silu,
+}
+
+
+def _activation(node: Node, x):
+    function = node.options["function"]
+    if function == "softmax":
+        return mb.softmax(x=x, axis=_channel_axis(x), name=node.name)
+    if function not in ACTIVATIONS:
+        raise ValueError(
+            f"Layer {node.name!r} has the activation {function!r}, which has no form "
+            f"for Core ML here. Expected one of: {', '.join(ACTIVATIONS)}, softmax."
+        )
+    return ACTIVATIONS[function](x=x, name=node.name)
+
+
+# Patches ------------------------------------------------------------------------------
+
+
+def _sides(x):
+    """Returns a map's `[height, width]`: numbers, or a tensor of them as symbols."""
+    if _is_static(x):
+        return np.array(x.shape[2:], np.int32)
+    return mb.slice_by_index(x=mb.shape(x=x), begin=[2], end=[4])
+
+
+def _patch_counts(x, patch: int):
+    """Returns `[rows, columns]` of patches that cover a map."""
+    sides = _sides(x)
+    if isinstance(sides, np.ndarray):
+        return -(-sides // patch)
+    return mb.floor_div(x=mb.add(x=sides, y=np.int32(patch - 1)), y=np.int32(patch))
+
+
+def _times(counts, patch: int):
+    if isinstance(counts, np.ndarray):
+        return counts * patch
+    return mb.mul(x=counts, y=np.int32(patch))
+
+
+def _resize(x, sides):
+    """Resizes a map with half-pixel centres, as `tflite.graph.operations` does."""
+    if not isinstance(sides, np.ndarray):  # since iOS 17
+        return mb.resize(
+            x=x,
+            shape=sides,
+            resized_dims=np.uint32(2),
+            interpolation_mode="LINEAR",
+            sampling_mode="UNALIGN_CORNERS",
+        )
+    height, width = sides
+    if tuple(sides) == x.shape[2:]:
+        return x
+    return mb.resize_bilinear(
+        x=x,
+        target_size_height=height,
+        target_size_width=width,
+        sampling_mode="UNALIGN_CORNERS",
+    )
+
+
+def _resizes(node: Node, features) -> bool:
+    """Tells whether patches do not cover the map; of symbols, the node has to say."""
+    return _is_static(features) or "resizes" in node.options
+
+
+def _to_patches(node: Node, x):
+    """From a map to `[channels, patch**2, patches]`, pixels of a patch together."""
+    patch, channels = node.options["patch_size"], x.shape[1]
+    if _resizes(node, x):
+        x = _resize(x, _times(_patch_counts(x, patch), patch))
+    x = mb.pixel_unshuffle(x=x, downscale_factor=np.uint32(patch))
+    return mb.reshape(x=x, shape=(channels, patch**2, -1))
+
+
+def _to_map(node: Node, x, features):
+    """Back from `[channels, patch**2, patches]` to a map of the size of `features`."""
+    patch, channels = node.options["patch_size"], x.shape[0]
+    counts = _patch_counts(features, patch)
+    if isinstance(counts, np.ndarray):
+        shape = (1, channels * patch**2, *counts)
+    else:
+        x = mb.reshape(x=x, shape=(1, channels * patch**2, -1))
+        start = np.array([1, channels * patch**2], np.int32)
+        shape = mb.concat(values=[start, counts], axis=0)
+    x = mb.reshape(x=x, shape=shape)
+    x = mb.pixel_shuffle(x=x, upscale_factor=np.int32(patch))
+    return _resize(x, _sides(features)) if _resizes(node, features) else x
+
+
+def _resize_like(node: Node, x, like):
+    return _resize(x, _sides(like))
+
+
+def _best_class(node: Node, x):
+    """From a map `[1, classes, height, width]` to int32 `[height, width]`."""
+    # Squeezed after it, the integers would be cast to 16 bits for that, and back.
+    x = mb.squeeze(x=x, axes=[0])
+    return mb.reduce_argmax(x=x, axis=0, keep_dims=False, name=node.name)
+
+
+# Tokens last: [pixels of a patch, patches, channels]. ---------------------------------
+
+
+def _unfold(node: Node, x):
+    x = _to_patches(node, x)
+    return mb.transpose(x=x, perm=(1, 2, 0), name=node.name)
+
+
+def _fold(node: Node, tokens, features):
+    x = mb.transpose(x=tokens, perm=(2, 0, 1))  # [channels, P, N]
+    return _to_map(node, x, features)
+
+
+def _attention(node: Node, query, key, value):
+    pixels, _, channels = query.shape
+    num_heads = node.options["num_heads"]
+    head_dim = channels // num_heads
+
+    def split_heads(x):
+        x = mb.reshape(x=x, shape=(pixels, -1, num_heads, head_dim))
+        return mb.transpose(x=x, perm=(0, 2, 1, 3))  # [P, heads, N, head_dim]
+
+    if not node.options["scaled"]:
+        query = mb.mul(x=query, y=np.float32(head_dim**-0.5))
+    query, key, value = (split_heads(x) for x in (query, key, value))
+    scores = mb.matmul(x=query, y=key, transpose_y=True)  # [P, heads, N, N]
+    x = mb.matmul(x=mb.softmax(x=scores, axis=-1), y=value)
+    x = mb.transpose(x=x, perm=(0, 2, 1, 3))
+    return mb.reshape(x=x, shape=(pixels, -1, channels), name=node.name)
+
+
+# The Neural Engine's: [1, channels, pixels of a patch, patches]. ----------------------
+# Apple, "Deploying Transformers on the Apple Neural Engine" (2022): channels first, the
+# longest axis last, 1x1 convolutions for linear layers, a product for each head,
+# nothing transposed but the keys.
+
+
+def _ane_unfold(node: Node, x):
+    x = _to_patches(node, x)
+    return mb.expand_dims(x=x, axes=[0], name=node.name)
+
+
+def _ane_fold(node: Node, tokens, features):
+    x = mb.squeeze(x=tokens, axes=[0])
+    return _to_map(node, x, features)
+
+
+def _ane_dense(node: Node, x):
+    if len(x.shape) != 4:
+        return _linear(node, x)  # the classifier
+    options = {"strides": (1, 1), "padding": "VALID", "dilations": (1, 1)}
+    kernel = Node(node.name, "conv", (), node.weights, options)
+    return _convolve(kernel, x, node.weights["kernel"].T[:, :, None, None])
+
+
+def _ane_attention(node: Node, query, key, value):
+    num_heads = node.options["num_heads"]
+    if not node.options["scaled"]:
+        scale = (query.shape[1] // num_heads) ** -0.5
+        query = mb.mul(x=query, y=np.float32(scale))
+    key = mb.transpose(x=key, perm=(0, 3, 2, 1))  # [1, N, P, channels]
+    queries, values = (
+        mb.split(x=x, num_splits=num_heads, axis=1) for x in (query, value)
+    )
+    keys = mb.split(x=key, num_splits=num_heads, axis=3)
+    heads = []
+    for query, key, value in zip(queries, keys, values):
+        # Over channels for each pixel of a patch: [1, keys, P, queries].
+        scores = mb.einsum(values=(key, query), equation="nchw,nwhu->nchu")
+        weights = mb.softmax(x=scores, axis=1)
+        heads.append(mb.einsum(values=(value, weights), equation="nchw,nwhu->nchu"))
+    return mb.concat(values=heads, axis=1, name=node.name)
+
+
+_COMMON = {
+    "activation": _activation,
+    "add": _add,
+    "batch_norm": _batch_norm,
+    "best_class": _best_class,
+    "concat": _concat,
+    "conv": _conv,
+    "depthwise": _depthwise,
+    "global_average": _global_average,
+    "join_tokens": _join_tokens,
+    "layer_norm": _layer_norm,
+    "pad": _pad,
+    "rescale": _rescale,
+    "reshape": _reshape,
+    "resize_like": _resize_like,
+    "slice_channels": _slice_channels,
+}
+# How tokens lie in memory, and what that makes of the operations on them.
+LAYOUTS = {
+    "tokens": {
+        **_COMMON,
+        "attention": _attention,
+        "dense": _linear,
+        "fold": _fold,
+        "unfold": _unfold,
+    },
+    "ane": {
+        **_COMMON,
+        "attention": _ane_attention,
+        "dense": _ane_dense,
+        "fold": _ane_fold,
+        "unfold": _ane_unfold,
+    },
+}
+
+
+def run_node(layout: str, node: Node, inputs: list):
+    """Adds a node to the program that is being traced.
+
+    Args:
+        layout: of tokens, a key of `LAYOUTS`.
+        node: what to compute.
+        inputs: values that it takes.
+
+    Returns:
+        The value of its output.
+
+    Raises:
+        ValueError: if the operation has no form for Core ML; the message names it.
+    """
+    operations = LAYOUTS[layout]
+    if node.op not in operations:
+        raise ValueError(
+            f"Layer {node.name!r} is the operation {node.op!r}, which has no form for "
+            f"Core ML here. Expected one of: {', '.join(sorted(operations))}."
+        )
+    return operations[node.op](node, *inputs)

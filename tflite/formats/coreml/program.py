@@ -1,0 +1,240 @@
+"""Reads the program of a saved `.mlpackage`, and its weights as arrays.
+
+By the published protocol buffers and the layout of the file of weights alone, not by
+what the converter remembers, so that it is the package that is looked at.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from coremltools.proto import MIL_pb2, Model_pb2, NonMaximumSuppression_pb2
+
+from tflite.formats.coreml.segmenter import PREVIEW_LABELS
+from tflite.formats.coreml.suppression import CLASS_COUNT
+
+_TYPES = MIL_pb2.DataType
+DTYPES = {
+    _TYPES.FLOAT16: np.float16,
+    _TYPES.FLOAT32: np.float32,
+    _TYPES.INT8: np.int8,
+    _TYPES.INT16: np.int16,
+    _TYPES.INT32: np.int32,
+    _TYPES.INT64: np.int64,
+    _TYPES.UINT8: np.uint8,
+    _TYPES.UINT16: np.uint16,
+    _TYPES.UINT32: np.uint32,
+    _TYPES.BOOL: np.bool_,
+    _TYPES.STRING: np.str_,
+}
+# Of integers below a byte, which lie packed, the lowest bits first.
+PACKED_BITS = {
+    _TYPES.UINT1: 1,
+    _TYPES.UINT2: 2,
+    _TYPES.UINT3: 3,
+    _TYPES.UINT4: 4,
+    _TYPES.UINT6: 6,
+}
+OPSET_IOS = {"CoreML6": 16, "CoreML7": 17, "CoreML8": 18, "CoreML9": 26}
+BLOB_SENTINEL = 0xDEADBEEF  # with which the header of each weight begins
+BLOB_HEADER = np.dtype(
+    [("sentinel", "<u4"), ("dtype", "<u4"), ("bytes", "<u8"), ("offset", "<u8")]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One operation of a program.
+
+    Attributes:
+        kind: its name in MIL, `conv` for example.
+        inputs: by parameter, names of values, or one array that stands in place.
+        outputs: names of the values that it returns.
+        dtypes: of those, as NumPy has them; `None` of a dictionary.
+        ranks: likewise.
+    """
+
+    kind: str
+    inputs: dict[str, list[str] | np.ndarray]
+    outputs: tuple[str, ...]
+    dtypes: tuple[type | None, ...]
+    ranks: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The main function of a package.
+
+    Attributes:
+        description: the package's interface, a `ModelDescription`.
+        opset: a key of `OPSET_IOS`, which is the iOS that has its operations.
+        constants: arrays by name.
+        operations: in their order, without those that are constants.
+        input: name of the value that it takes.
+        outputs: names of the values that it returns.
+        suppression: of a detector, the `NonMaximumSuppression` that takes these.
+        classes: names of a detector's or a segmenter's classes, if it has them.
+    """
+
+    description: Model_pb2.ModelDescription
+    opset: str
+    constants: dict[str, np.ndarray]
+    operations: list[Operation]
+    input: str
+    outputs: tuple[str, ...]
+    suppression: NonMaximumSuppression_pb2.NonMaximumSuppression | None = None
+    classes: tuple[str, ...] = ()
+
+
+def unpack_bits(packed, bits: int, count: int) -> np.ndarray:
+    """Returns the first `count` unsigned integers of so many bits each as uint8."""
+    stream = np.unpackbits(packed.view(np.uint8), bitorder="little")
+    values = stream[: count * bits].reshape(count, bits)
+    return np.packbits(values, axis=1, bitorder="little")[:, 0]
+
+
+def _shape(tensor_type) -> tuple[int, ...]:
+    return tuple(d.constant.size for d in tensor_type.dimensions)
+
+
+def _decode(content: bytes, tensor_type) -> np.ndarray:
+    shape, dtype = _shape(tensor_type), tensor_type.dataType
+    if dtype in PACKED_BITS:
+        packed = np.frombuffer(content, np.uint8)
+        count = int(np.prod(shape))
+        return unpack_bits(packed, PACKED_BITS[dtype], count).reshape(shape)
+    if dtype not in DTYPES:
+        raise ValueError(f"Weights of the type {_TYPES.Name(dtype)} are not known.")
+    return np.frombuffer(content, DTYPES[dtype]).reshape(shape)
+
+
+class _Reader:
+    """Decodes the values of one package."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files = {}
+
+    def _blob(self, value) -> bytes:
+        name = value.blobFileValue.fileName.removeprefix("@model_path/")
+        if name not in self.files:
+            file = self.folder / name
+            self.files[name] = file.read_bytes() if file.is_file() else b""
+        content, offset = self.files[name], value.blobFileValue.offset
+        if offset + BLOB_HEADER.itemsize <= len(content):
+            (header,) = np.frombuffer(content, BLOB_HEADER, 1, offset)
+            start, end = int(header["offset"]), int(header["offset"] + header["bytes"])
+            if header["sentinel"] == BLOB_SENTINEL and end <= len(content):
+                return content[start:end]
+        raise ValueError(f"{self.folder / name} is missing, cut or damaged.")
+
+    def value(self, value) -> np.ndarray:
+        if value.type.WhichOneof("type") == "listType":  # the classes
+            items = value.immediateValue.list.values
+            return np.array([self.value(item) for item in items])
+        tensor_type = value.type.tensorType
+        if value.WhichOneof("value") == "blobFileValue":
+            return _decode(self._blob(value), tensor_type)
+        tensor = value.immediateValue.tensor
+        kind = tensor.WhichOneof("value")
+        if kind == "bytes":
+            return _decode(tensor.bytes.values, tensor_type)
+        values = getattr(tensor, kind).values
+        dtype = DTYPES[tensor_type.dataType]
+        return np.array(list(values), dtype).reshape(_shape(tensor_type))
+
+    def operation(self, spec) -> Operation:
+        inputs = {
+            name: self.value(value)
+            for name, value in spec.attributes.items()
+            if name != "name"
+        }
+        for name, argument in spec.inputs.items():
+            bindings = argument.arguments
+            if len(bindings) == 1 and bindings[0].WhichOneof("binding") == "value":
+                inputs[name] = self.value(bindings[0].value)
+            else:
+                inputs[name] = [binding.name for binding in bindings]
+        tensors = [output.type.tensorType for output in spec.outputs]
+        return Operation(
+            kind=spec.type,
+            inputs=inputs,
+            outputs=tuple(output.name for output in spec.outputs),
+            dtypes=tuple(DTYPES.get(tensor.dataType) for tensor in tensors),
+            ranks=tuple(tensor.rank for tensor in tensors),
+        )
+
+
+def _read_specification(package: Path) -> tuple[Model_pb2.Model, Path]:
+    try:
+        manifest = json.loads((package / "Manifest.json").read_text("utf-8"))
+        entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
+        file = package / "Data" / entry["path"]
+        specification = Model_pb2.Model()
+        specification.ParseFromString(file.read_bytes())
+    except Exception as error:  # protobuf has kinds of its own
+        raise ValueError(f"{package} is no Core ML package: {error}") from error
+    return specification, file.parent
+
+
+def _find_program(specification, package: Path):
+    """Returns the ML Program of a package, and what suppresses its boxes, or None."""
+    kinds = [specification.WhichOneof("Type")]
+    models = [specification]
+    if kinds == ["pipeline"]:
+        models = list(specification.pipeline.models)
+        kinds = [model.WhichOneof("Type") for model in models]
+    if kinds == ["mlProgram"]:
+        return models[0].mlProgram, None
+    if kinds == ["mlProgram", "nonMaximumSuppression"]:
+        return models[0].mlProgram, models[1].nonMaximumSuppression
+    raise ValueError(
+        f"{package} holds no ML Program. Expected one, or one and after it non-maximum "
+        f"suppression. Found: {', '.join(map(str, kinds))}."
+    )
+
+
+def _classes(specification, suppression) -> tuple[str, ...]:
+    """Returns the names of the classes, without those that only fill up."""
+    written = specification.description.metadata.userDefined
+    if suppression is None:
+        found = json.loads(written.get(PREVIEW_LABELS, "{}"))
+        return tuple(found.get("labels", ()))
+    labels, count = suppression.stringClassLabels.vector, written.get(CLASS_COUNT)
+    return tuple(labels[: int(count)] if count else labels)
+
+
+def read_program(package) -> Program:
+    """Reads a `.mlpackage`.
+
+    Args:
+        package: path of the folder.
+
+    Returns:
+        Its `Program`.
+
+    Raises:
+        ValueError: if it is no such package, or its weights are damaged.
+    """
+    specification, folder = _read_specification(Path(package))
+    program, suppression = _find_program(specification, Path(package))
+    function = program.functions["main"]
+    (given,) = function.inputs
+    block = function.block_specializations[function.opset]
+    reader = _Reader(folder)
+    operations = [reader.operation(spec) for spec in block.operations]
+    return Program(
+        description=specification.description,
+        opset=function.opset,
+        constants={
+            operation.outputs[0]: operation.inputs["val"]
+            for operation in operations
+            if operation.kind == "const"
+        },
+        operations=[o for o in operations if o.kind != "const"],
+        input=given.name,
+        outputs=tuple(block.outputs),
+        suppression=suppression,
+        classes=_classes(specification, suppression),
+    )

@@ -1,0 +1,243 @@
+"""Evens out the ranges of a tensor's channels, for files of 8-bit activations.
+
+TFLite has one range for a whole tensor. In the expansions of pretrained MobileViTs a
+few channels reach 26 to 54 times as far as the median channel, so 8 bits leave the
+others a handful of steps: an XXS falls from 95 to 9 % top-1. A constant scale for each
+channel moves through the network instead, with the same outputs:
+
+    x / s = conv(...)                     kernel and bias divided by s, per output
+    y / s = x / s * sigmoid(s * (x / s))  swish, for one product more; ReLU needs none
+    next(y) = next'(y / s)                kernel multiplied by s, per input
+
+This is cross-layer equalization (Nagel et al., arXiv 1906.04721), carried through
+swish. The exponent below 1, where a scale widens the next kernel's range, is that of
+SmoothQuant (Xiao et al., arXiv 2211.10438).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from tflite.formats.calibration import ChannelStats, is_swish
+from tflite.graph.graph import Graph, Node
+from tflite.graph.rewrites import LINEAR
+
+# A depthwise kernel has a range for each channel, so scales cost it nothing. Other
+# kernels have one for all inputs: the square root shares the ranges between both.
+DEPTHWISE_EXPONENT, EXPONENT = 1.0, 0.5
+
+# A network has outliers if a scale makes the channels of a tensor so much more even.
+# Measured: 54 and 83 for two pretrained XXS, see docs/quantization.md; at most 2.4 for
+# random networks.
+OUTLIERS = 4.0
+# In such a network each tensor is scaled that gains so much: 11 of 33 swishes of a
+# pretrained XXS. With 4 it was 8 of them, and one more image in a hundred changed its
+# class.
+LEAST_GAIN = 2.0
+
+# A channel that is silent on the calibration images may not be on others, so it is not
+# widened by more than this.
+LEAST_SCALE = 1 / 16
+
+# The quantizer gives a constant without negative values 255 steps from 0 to its
+# largest. Scales of whole steps are exact there.
+STEPS = 255
+
+_HOMOGENEOUS = ("linear", "relu")  # functions with f(x / s) = f(x) / s
+# What returns the channels of its first input; the second input of `fold` and
+# `resize_like` only gives a size.
+_PASSES = (
+    "crop_tokens",
+    "fold",
+    "global_average",
+    "pad",
+    "pad_tokens",
+    "positions",
+    "resize_like",
+    "unfold",
+)
+_JOINED = ("add", "join_tokens")  # inputs whose channels must have the same scale
+_FIXED = 0  # the group of the channels that must stay as they are
+
+
+class _Groups:
+    """A union-find over channels: those of a group have the same scale."""
+
+    def __init__(self):
+        self._parents = [_FIXED]
+
+    def new(self, count: int) -> np.ndarray:
+        """Makes groups of one channel each."""
+        start = len(self._parents)
+        self._parents.extend(range(start, start + count))
+        return np.arange(start, start + count)
+
+    def _root(self, channel: int) -> int:
+        while self._parents[channel] != channel:
+            self._parents[channel] = self._parents[self._parents[channel]]
+            channel = self._parents[channel]
+        return channel
+
+    def join(self, first, second) -> None:
+        for a, b in zip(*np.broadcast_arrays(first, second)):
+            a, b = sorted((self._root(a), self._root(b)))
+            self._parents[b] = a  # the lower, so that _FIXED stays a root
+
+    def roots(self, channels) -> np.ndarray:
+        return np.array([self._root(channel) for channel in channels])
+
+
+def _channels_of(node: Node, inputs: list, groups: _Groups, count: int) -> np.ndarray:
+    """Returns the channels of what a node returns; joins those that must be equal."""
+    if node.op in LINEAR:
+        return groups.new(count)
+    if is_swish(node) or node.options.get("function") in _HOMOGENEOUS:
+        return inputs[0]
+    if node.op in _PASSES:
+        return inputs[0]
+    if node.op == "reshape" and node.options["keeps_channels"]:
+        return inputs[0]
+    if node.op == "concat":
+        return np.concatenate(inputs)
+    if node.op == "slice_channels":
+        return inputs[0][node.options["start"] : node.options["stop"]]
+    if node.op in _JOINED and len({len(channels) for channels in inputs}) == 1:
+        for channels in inputs[1:]:
+            groups.join(inputs[0], channels)
+        return inputs[0]
+    if node.op == "multiply":  # by a gate, such as that of squeeze-and-excite
+        scaled = [channels for channels in inputs if groups.roots(channels).any()]
+        if len(scaled) == 1 and len(scaled[0]) == count:
+            return scaled[0]
+    for channels in inputs:
+        groups.join(channels, _FIXED)
+    return np.full(count, _FIXED)
+
+
+def _group_channels(
+    graph: Graph, stats: dict[str, ChannelStats]
+) -> dict[str, np.ndarray]:
+    """Returns the group of each channel of each node: channels of one scale."""
+    groups = _Groups()
+    channels = {graph.input_name: np.full(graph.input_shape[-1], _FIXED)}
+    for node in graph.in_order():
+        inputs = [channels[name] for name in node.inputs]
+        count = len(stats[node.name].high)
+        channels[node.name] = _channels_of(node, inputs, groups, count)
+    for name in graph.outputs:
+        groups.join(channels[name], _FIXED)
+    return {name: groups.roots(found) for name, found in channels.items()}
+
+
+def _reach(stats: ChannelStats) -> np.ndarray:
+    """Returns how far from zero each channel reaches, relative to the median one."""
+    reach = np.maximum(stats.high, -stats.low)
+    typical = np.median(reach)
+    return reach / typical if typical > 0 else np.ones_like(reach)
+
+
+def _unevenness(reach: np.ndarray) -> float:
+    return reach.max() / np.median(reach) if np.median(reach) else 1.0
+
+
+def _wanted_scales(graph: Graph, channels: dict, reaches: dict) -> np.ndarray:
+    """Returns the scale of each group that would even out its channels."""
+    count = 1 + max(groups.max() for groups in channels.values())
+    reach, exponent = np.zeros(count), np.full(count, DEPTHWISE_EXPONENT)
+    for name, groups in channels.items():
+        np.maximum.at(reach, groups, reaches[name])
+    for node in graph.nodes.values():
+        if node.op in ("conv", "dense"):
+            exponent[channels[node.inputs[0]]] = EXPONENT
+    return np.maximum(np.where(reach > 0, reach, 1.0) ** exponent, LEAST_SCALE)
+
+
+def _gains(scales, channels: dict, reaches: dict) -> np.ndarray:
+    """Returns for each group how much more even its scale makes a tensor at most."""
+    gains = np.zeros(len(scales))
+    for name, groups in channels.items():
+        before, after = reaches[name], reaches[name] / scales[groups]
+        gain = _unevenness(before) / _unevenness(after)
+        gains[groups] = np.maximum(gains[groups], gain)
+    gains[_FIXED] = 0.0
+    return gains
+
+
+def _in_steps(graph: Graph, scales: np.ndarray, channels: dict) -> np.ndarray:
+    """Rounds the scales of each swish to what 8 bits hold exactly."""
+    scales = scales.copy()
+    for node in graph.nodes.values():
+        groups = channels[node.name]
+        if is_swish(node) and np.any(scales[groups] != 1):
+            step = scales[groups].max() / STEPS
+            free = groups[groups != _FIXED]
+            scales[free] = np.maximum(np.round(scales[free] / step), 1) * step
+    return scales
+
+
+def channel_scales(
+    graph: Graph, stats: dict[str, ChannelStats]
+) -> dict[str, np.ndarray]:
+    """Finds by how much to divide each channel of each node.
+
+    Args:
+        graph: a deployment graph.
+        stats: of `tflite.formats.calibration.measure_channels`.
+
+    Returns:
+        `{node name: [channels]}`, 1 where a channel stays as it is.
+    """
+    channels = _group_channels(graph, stats)
+    reaches = {name: _reach(found) for name, found in stats.items()}
+    wanted = _wanted_scales(graph, channels, reaches)
+    wanted[_FIXED] = 1.0
+    gains = _gains(wanted, channels, reaches)
+    is_scaled = (gains >= LEAST_GAIN) & (gains.max() >= OUTLIERS)
+    scales = np.where(is_scaled, wanted, 1.0)
+    scales = _in_steps(graph, scales, channels)
+    return {name: scales[groups] for name, groups in channels.items()}
+
+
+def _scale_linear(node: Node, given: np.ndarray, returned: np.ndarray) -> Node:
+    """Returns a linear layer that takes x / given and returns y / returned."""
+    kernel = node.weights["kernel"] * given[:, None]
+    if node.op == "depthwise":  # [height, width, inputs, multiplier]
+        kernel = kernel / returned.reshape(kernel.shape[2:])
+    else:
+        kernel = kernel / returned
+    weights = {**node.weights, "kernel": kernel}
+    if "bias" in weights:
+        weights["bias"] = weights["bias"] / returned
+    return dataclasses.replace(node, weights=weights)
+
+
+def _scale_node(node: Node, given: np.ndarray, returned: np.ndarray) -> Node:
+    """Returns a node that takes x / given and returns y / returned."""
+    if node.op in LINEAR:
+        return _scale_linear(node, given, returned)
+    if node.op == "positions":
+        weights = {"positions": node.weights["positions"] / returned}
+        return dataclasses.replace(node, weights=weights)
+    if is_swish(node):
+        before = node.weights.get("scale", np.ones(1))
+        return dataclasses.replace(node, weights={"scale": before * returned})
+    return node
+
+
+def equalize(graph: Graph, stats: dict[str, ChannelStats]) -> Graph:
+    """Evens out the ranges of channels where a few reach much further than the others.
+
+    Args:
+        graph: a deployment graph.
+        stats: of `tflite.formats.calibration.measure_channels`, on calibration images.
+
+    Returns:
+        A graph with the same outputs; the same graph if no channels are so uneven.
+    """
+    scales = channel_scales(graph, stats)
+    changed = []
+    for node in graph.nodes.values():
+        given, returned = scales[node.inputs[0]], scales[node.name]
+        if np.any(given != 1) or np.any(returned != 1):
+            changed.append(_scale_node(node, given, returned))
+    return graph.replace(*changed) if changed else graph

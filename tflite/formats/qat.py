@@ -1,0 +1,325 @@
+"""Quantization-aware training of a deployment graph.
+
+tensorflow-model-optimization works on tf_keras (Keras 2). There a twin of the graph is
+built, with the same weights, that rounds weights and activations to 8 bits as it runs;
+it is trained for a few epochs, and its weights go back into the graph.
+"""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tqdm import tqdm
+
+from tflite.graph import operations
+from tflite.graph.graph import Graph, Node
+from train.config import TrainConfig
+from train.data.pipeline import train_batches
+from train.data.sampler import batch_shapes, epoch_schedule
+from train.data.sources import Source
+from train.tasks.classification.task import CLASSIFICATION
+
+# What only moves values, or has none of its own to round.
+_NOT_ROUNDED = ("fold", "pad", "unfold")
+LEAST = 1e-30  # probability whose logarithm is taken
+COPY_TOLERANCE = 1e-4  # of an output, in float32
+
+
+def _tfmot():
+    try:
+        import tensorflow_model_optimization as tfmot
+        import tf_keras
+    except ImportError as error:
+        raise ValueError(
+            f"int8-qat takes tensorflow-model-optimization and tf_keras: {error}. "
+            "Install them with pip install '.[tflite]'."
+        ) from error
+
+    return tf_keras, tfmot.quantization.keras
+
+
+def _padding_node(node: Node) -> Node:
+    options = {"padding": node.options["padding"]}
+    return Node(f"{node.name}_pad", "pad", node.inputs, options=options)
+
+
+def _split_padding(graph: Graph) -> Graph:
+    """Gives explicit padding an operation of its own, since tf_keras layers lack it."""
+    for node in list(graph.nodes.values()):
+        if isinstance(node.options.get("padding"), tuple) and node.op != "pad":
+            pad = _padding_node(node)
+            options = {**node.options, "padding": "VALID"}
+            conv = dataclasses.replace(node, inputs=(pad.name,), options=options)
+            graph = graph.replace(pad, conv)
+    return graph
+
+
+def _layer_types(tf_keras):
+    """Makes the layer for what has no layer in tf_keras: any operation of a graph."""
+
+    class GraphOperation(tf_keras.layers.Layer):
+        def __init__(self, op, options, weights=None, **kwargs):
+            super().__init__(**kwargs)
+            self.op, self.options, self.arrays = op, options, weights or {}
+
+        def call(self, inputs):
+            arrays = {name: np.asarray(array) for name, array in self.arrays.items()}
+            node = Node(self.name, self.op, (), arrays, self.options)
+            inputs = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+            return operations.OPERATIONS[self.op](node, *inputs)
+
+        def get_config(self):
+            own = {"op": self.op, "options": self.options, "weights": self.arrays}
+            return {**super().get_config(), **own}
+
+    return GraphOperation
+
+
+def _layer_of(node: Node, tf_keras, graph_operation):
+    options = {"name": node.name}
+    if node.op == "dense":
+        return tf_keras.layers.Dense(node.weights["kernel"].shape[-1], **options)
+    if node.op in ("conv", "depthwise"):
+        options |= {
+            "strides": node.options["strides"],
+            "padding": node.options["padding"].lower(),
+            "dilation_rate": node.options["dilations"],
+        }
+        height, width, _, filters = node.weights["kernel"].shape
+        if node.op == "depthwise":
+            options["depth_multiplier"] = filters
+            return tf_keras.layers.DepthwiseConv2D((height, width), **options)
+        return tf_keras.layers.Conv2D(filters, (height, width), **options)
+    weights = {name: array.tolist() for name, array in node.weights.items()}
+    return graph_operation(node.op, node.options, weights, **options)
+
+
+def _rounding_type(quantization):
+    """Makes the description of what a layer rounds: its kernel, and what it returns."""
+    quantizers = quantization.quantizers
+
+    class ByChannel(quantizers.LastValueQuantizer):
+        """A range for each channel of a depthwise kernel, as its file has them."""
+
+        def build(self, tensor_shape, name, layer):
+            height, width, inputs, multiplier = tensor_shape
+            flat = tf.TensorShape((height * width, inputs * multiplier))
+            return super().build(flat, name, layer)
+
+        def __call__(self, inputs, training, weights, **kwargs):
+            channels = inputs.shape[2] * inputs.shape[3]
+            flat = tf.reshape(inputs, (-1, channels))
+            rounded = super().__call__(flat, training, weights, **kwargs)
+            return tf.reshape(rounded, inputs.shape)
+
+    class Rounding(quantization.QuantizeConfig):
+        def __init__(self, kernel: str | None, rounds_output: bool):
+            self.kernel, self.rounds_output = kernel, rounds_output
+
+        def get_weights_and_quantizers(self, layer):
+            if self.kernel is None:
+                return []
+            is_depthwise = self.kernel == "depthwise_kernel"
+            kind = ByChannel if is_depthwise else quantizers.LastValueQuantizer
+            quantizer = kind(
+                num_bits=8, per_axis=True, symmetric=True, narrow_range=True
+            )
+            return [(getattr(layer, self.kernel), quantizer)]
+
+        def set_quantize_weights(self, layer, quantize_weights):
+            if self.kernel is not None:
+                setattr(layer, self.kernel, quantize_weights[0])
+
+        def get_activations_and_quantizers(self, layer):
+            return []
+
+        def set_quantize_activations(self, layer, quantize_activations):
+            pass
+
+        def get_output_quantizers(self, layer):
+            if not self.rounds_output:
+                return []
+            return [
+                quantizers.MovingAverageQuantizer(
+                    num_bits=8, per_axis=False, symmetric=False, narrow_range=False
+                )
+            ]
+
+        def get_config(self):
+            return {"kernel": self.kernel, "rounds_output": self.rounds_output}
+
+    return Rounding
+
+
+def _rounding_of(node: Node, graph: Graph, rounding):
+    kernel = {"conv": "kernel", "dense": "kernel", "depthwise": "depthwise_kernel"}
+    rounds_output = node.op not in _NOT_ROUNDED and node.name not in graph.outputs
+    return rounding(kernel.get(node.op), rounds_output)
+
+
+def _functional(graph: Graph, make_layer, tf_keras):
+    """Builds a tf_keras model that calls a layer for each node."""
+    images = tf_keras.Input(graph.input_shape, name=graph.input_name)
+    values = {graph.input_name: images}
+    for node in graph.in_order():
+        inputs = [values[name] for name in node.inputs]
+        layer = make_layer(node)
+        values[node.name] = layer(inputs if len(inputs) > 1 else inputs[0])
+    return tf_keras.Model(images, [values[name] for name in graph.outputs])
+
+
+def build_twin(graph: Graph, images):
+    """Builds the tf_keras twin of a graph, which rounds to 8 bits.
+
+    Args:
+        graph: a deployment graph of one output.
+        images: `[images, height, width, channels]`, on which the ranges of the rounding
+            are measured. tensorflow-model-optimization starts all of them at 6, which
+            clips what a network returns, and moves them by a thousandth a step.
+
+    Returns:
+        A tf_keras model with the graph's weights.
+
+    Raises:
+        RuntimeError: if the twin, before it rounds, returns something else than the
+            graph.
+    """
+    tf_keras, quantization = _tfmot()
+    graph_operation = _layer_types(tf_keras)
+    graph = _split_padding(graph)
+    plain = _functional(
+        graph, lambda node: _layer_of(node, tf_keras, graph_operation), tf_keras
+    )
+    for layer in plain.layers:
+        node = graph.nodes.get(layer.name)
+        if node is not None and "kernel" in node.weights:
+            outputs = int(np.prod(layer.bias.shape))
+            bias = node.weights.get("bias", np.zeros(outputs))
+            layer.set_weights([node.weights["kernel"], bias])
+    _check_copy(plain, graph)
+
+    def annotate(layer):
+        node = graph.nodes.get(layer.name)
+        if node is None:
+            return layer
+        return quantization.quantize_annotate_layer(
+            layer, _rounding_of(node, graph, rounding)
+        )
+
+    rounding = _rounding_type(quantization)
+    scope = {"GraphOperation": graph_operation, "Rounding": rounding}
+    with quantization.quantize_scope(scope):
+        annotated = tf_keras.models.clone_model(plain, clone_function=annotate)
+        twin = quantization.quantize_apply(annotated)
+    _set_ranges(twin, graph, images)
+    return twin
+
+
+def _set_ranges(twin, graph: Graph, images) -> None:
+    """Sets the ranges of what layers return to those on some images."""
+    values = operations.run_all(graph, np.asarray(images, np.float32))
+    limits = {}
+    for name in graph.nodes:
+        limits[f"quant_{name}/output_min:0"] = tf.reduce_min(values[name])
+        limits[f"quant_{name}/output_max:0"] = tf.reduce_max(values[name])
+    for variable in twin.weights:
+        if variable.name in limits:
+            variable.assign(limits[variable.name])
+
+
+def _check_copy(twin, graph: Graph) -> None:
+    """Compares the twin's outputs with the graph's on random images."""
+    images = np.random.default_rng(0).uniform(0, 255, (2, *graph.input_shape))
+    images = images.astype(np.float32)
+    (expected,) = operations.run(graph, images)
+    difference = np.abs(twin(images) - expected).max()
+    if not difference <= COPY_TOLERANCE * max(1.0, np.abs(expected).max()):
+        raise RuntimeError(
+            f"The tf_keras twin differs from the graph by {difference:.1e}; expected "
+            f"at most {COPY_TOLERANCE:.0e}."
+        )
+
+
+def _weights_of(twin) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the trained kernels and biases by the names of the nodes."""
+    found = {}
+    for layer in twin.layers:
+        inner = getattr(layer, "layer", None)
+        if inner is None or not hasattr(inner, "bias"):
+            continue
+        kernel = next(w for w in layer.trainable_weights if w.name.endswith("kernel:0"))
+        found[inner.name] = {
+            "kernel": kernel.numpy().astype(np.float64),
+            "bias": inner.bias.numpy().astype(np.float64),
+        }
+    return found
+
+
+def _with_weights(graph: Graph, weights: dict) -> Graph:
+    missing = {n.name for n in graph.nodes.values() if "kernel" in n.weights}
+    missing ^= set(weights)
+    if missing:
+        raise RuntimeError(f"The twin and the graph differ in {sorted(missing)[:5]}.")
+    changed = [
+        dataclasses.replace(graph.nodes[name], weights=arrays)
+        for name, arrays in weights.items()
+    ]
+    return graph.replace(*changed)
+
+
+def fine_tune(
+    graph: Graph, config: TrainConfig, source: Source, scale: float, gives_logits: bool
+) -> Graph:
+    """Trains a graph with rounding, on the training's own data and loss.
+
+    Args:
+        graph: a deployment graph of a classifier.
+        config: its `epochs`, `learning_rate`, `batch_size`, `label_smoothing`,
+            augmentation and seed are used, at the graph's size.
+        source: where the images come from.
+        scale: of the images that the graph takes, relative to [0, 255].
+        gives_logits: whether the graph ends in logits, not in probabilities.
+
+    Returns:
+        The graph with the trained weights.
+
+    Raises:
+        FloatingPointError: if the loss is not finite.
+    """
+    tf_keras, _ = _tfmot()
+    size = graph.input_shape[:2]
+    shapes = batch_shapes([size], size, config.batch_size)
+    count = source.num_examples["train"]
+    schedule = epoch_schedule(shapes, count, 0, config.seed)
+    batch = next(iter(train_batches(source, config, schedule, 0)))
+    twin = build_twin(graph, tf.cast(batch["image"], tf.float32) * scale)
+    steps = config.epochs * -(-count // config.batch_size)
+    decay = tf_keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
+    optimizer = tf_keras.optimizers.Adam(decay)
+
+    @tf.function(reduce_retracing=True)
+    def step(batch):
+        images = tf.cast(batch["image"], tf.float32) * scale
+        with tf.GradientTape() as tape:
+            outputs = twin(images, training=True)
+            logits = outputs if gives_logits else tf.math.log(outputs + LEAST)
+            losses = CLASSIFICATION.loss(config, batch, logits)
+            weight = batch["weight"]
+            total = tf.reduce_sum(losses * weight)
+            loss = tf.math.divide_no_nan(total, tf.reduce_sum(weight))
+        gradients = tape.gradient(loss, twin.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, twin.trainable_variables))
+        return loss
+
+    for epoch in range(config.epochs):
+        schedule = epoch_schedule(shapes, count, epoch, config.seed)
+        batches = train_batches(source, config, schedule, epoch)
+        name = f"quantization-aware epoch {epoch + 1} of {config.epochs}"
+        losses = []
+        for batch in tqdm(batches, name, len(schedule), disable=None, leave=False):
+            losses.append(float(step(batch)))
+        if not np.all(np.isfinite(losses)):
+            raise FloatingPointError(f"The loss of {name} is not finite.")
+        logging.info("%s: loss %.4f", name, np.mean(losses))
+    return _with_weights(graph, _weights_of(twin))

@@ -1,0 +1,290 @@
+"""The operations of a `Graph` in TensorFlow, chosen for what TFLite makes of them.
+
+One function each, from a node and its inputs to the output. Nothing above rank 4, all
+shapes static where the input's are, and only what XNNPACK and GPU delegates take.
+"""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from tflite.graph.graph import Graph, Node
+
+MOST_JOINED = 4
+
+
+def _constant(node: Node, name: str, like) -> tf.Tensor:
+    return tf.constant(node.weights[name], like.dtype)
+
+
+def _add_bias(node: Node, x):
+    return x + _constant(node, "bias", x) if "bias" in node.weights else x
+
+
+def _padded(x, kernel: np.ndarray, options: dict):
+    """Returns a map and the kind of padding that pads it as the options say.
+
+    TFLite's SAME pads an even map only after it where the stride is 2; a copy with
+    zeros around it was faster than a kernel that is widened by zeros instead.
+    """
+    padding = options["padding"]
+    if isinstance(padding, str):
+        return x, padding
+    sides = zip(x.shape[1:3], kernel.shape, options["strides"], options["dilations"])
+    same = tuple(_same_padding(*side) for side in sides)
+    if same == padding:
+        return x, "SAME"
+    return tf.pad(x, [(0, 0), *padding, (0, 0)]), "VALID"
+
+
+def _same_padding(size: int, kernel: int, stride: int, dilation: int):
+    """Returns what SAME adds before and after one side of a map."""
+    outputs = -(-size // stride)
+    total = max((outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def _convolve(function, node: Node, x):
+    options, kernel = node.options, node.weights["kernel"]
+    x, padding = _padded(x, kernel, options)
+    x = function(
+        x,
+        tf.constant(kernel, x.dtype),
+        (1, *options["strides"], 1),
+        padding,
+        dilations=options["dilations"],
+    )
+    return _add_bias(node, x)
+
+
+def _dense(node: Node, x):
+    return _add_bias(node, tf.matmul(x, _constant(node, "kernel", x)))
+
+
+def _batch_norm(node: Node, x):
+    gamma, beta, mean, variance = (
+        _constant(node, name, x) for name in ("gamma", "beta", "mean", "variance")
+    )
+    return (x - mean) * gamma / tf.sqrt(variance + node.options["epsilon"]) + beta
+
+
+def _layer_norm(node: Node, x):
+    mean, variance = tf.nn.moments(x, -1, keepdims=True)
+    scale, offset = (
+        _constant(node, name, x) if name in node.weights else None
+        for name in ("gamma", "beta")
+    )
+    epsilon = node.options["epsilon"]
+    return tf.nn.batch_normalization(x, mean, variance, offset, scale, epsilon)
+
+
+def _rms_norm(node: Node, x):
+    mean_square = tf.reduce_mean(x * x, -1, keepdims=True)
+    x = x * tf.math.rsqrt(mean_square + node.options["epsilon"])
+    if "gamma" in node.weights:
+        x *= _constant(node, "gamma", x)
+    return x + _constant(node, "beta", x) if "beta" in node.weights else x
+
+
+def _rescale(node: Node, x):
+    return x * _constant(node, "scale", x) + _constant(node, "offset", x)
+
+
+def _pad(node: Node, x):
+    return tf.pad(x, [(0, 0), *node.options["padding"], (0, 0)])
+
+
+def _static_batch(x) -> int:
+    """Returns a tensor's batch as a reshaping takes it."""
+    return -1 if x.shape[0] is None else x.shape[0]
+
+
+def _reshape(node: Node, x):
+    # What -1 stands for is found here, so that the batch can be the -1.
+    shape = np.empty(x.shape[1:], np.bool_).reshape(node.options["shape"]).shape
+    return tf.reshape(x, (_static_batch(x), *shape))
+
+
+def _crop_tokens(node: Node, x):
+    """From `[batch, tokens, channels]` to fewer tokens."""
+    before, after = node.options["cropping"]
+    _, tokens, channels = x.shape
+    sizes = (_static_batch(x), tokens - before - after, channels)
+    return tf.slice(x, (0, before, 0), sizes)
+
+
+def _pad_tokens(node: Node, x):
+    """From `[batch, tokens, channels]` to one token more, of zeros, before them."""
+    return tf.pad(x, ((0, 0), (1, 0), (0, 0)))
+
+
+def _resize(x, height: int, width: int):
+    """Resizes with half-pixel centres, where the size differs."""
+    if (height, width) == tuple(x.shape[1:3]):
+        return x
+    return tf.cast(tf.image.resize(x, (height, width)), x.dtype)
+
+
+def _rounded_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _unfold(node: Node, x):
+    """From `[batch, height, width, channels]` to `[batch * P, N, channels]`."""
+    patch = node.options["patch_size"]
+    _, height, width, channels = x.shape
+    x = _resize(x, _rounded_up(height, patch), _rounded_up(width, patch))
+    x = tf.nn.space_to_depth(x, patch)  # [B, rows, columns, P * channels]
+    patches = x.shape[1] * x.shape[2]
+    x = tf.reshape(x, (-1, patches, patch**2, channels))
+    x = tf.transpose(x, (0, 2, 1, 3))  # [B, P, N, channels]
+    return tf.reshape(x, (_times(x.shape[0], patch**2), patches, channels))
+
+
+def _slice_channels(node: Node, x):
+    """Takes some of the numbers of `[batch, tokens, numbers]`."""
+    start, stop = node.options["start"], node.options["stop"]
+    _, tokens, _ = x.shape
+    return tf.slice(x, (0, 0, start), (_static_batch(x), tokens, stop - start))
+
+
+def _join_tokens(node: Node, *inputs):
+    """Joins along the tokens; XNNPACK takes five inputs at once, the last are few."""
+    inputs = list(inputs)
+    while len(inputs) > MOST_JOINED:
+        inputs[-MOST_JOINED:] = [tf.concat(inputs[-MOST_JOINED:], 1)]
+    return tf.concat(inputs, 1)
+
+
+def _times(batch: int | None, count: int) -> int:
+    return -1 if batch is None else batch * count
+
+
+def _fold(node: Node, tokens, features):
+    """Back to `[batch, height, width, channels]`, the size of `features`."""
+    patch = node.options["patch_size"]
+    _, height, width, _ = features.shape
+    rows, columns = (_rounded_up(side, patch) // patch for side in (height, width))
+    batch, _, channels = tokens.shape
+    batch = -1 if batch is None else batch // patch**2
+    # Not DEPTH_TO_SPACE, which would stay float in an integer file.
+    maps = -1 if batch == -1 else batch * patch
+    x = tf.reshape(tokens, (maps, patch, rows * columns, channels))
+    x = tf.transpose(x, (0, 2, 1, 3))  # [B * patch rows, N, patch column, channels]
+    x = tf.reshape(x, (batch, patch, rows, columns * patch * channels))
+    x = tf.transpose(x, (0, 2, 1, 3))  # [B, rows, patch row, W * channels]
+    x = tf.reshape(x, (batch, rows * patch, columns * patch, channels))
+    return _resize(x, height, width)
+
+
+def _attention(node: Node, query, key, value):
+    """Attention between tokens `[batch, tokens, channels]`.
+
+    Both products take their second factor transposed: then it is as long as the sum in
+    memory, which int8 kernels ask for, and floats lose nothing.
+    """
+    batch, tokens, channels = query.shape
+    num_heads = node.options["num_heads"]
+    head_dim = channels // num_heads
+    batch = -1 if batch is None else batch
+
+    def split_heads(x, order):
+        return tf.transpose(tf.reshape(x, (batch, tokens, num_heads, head_dim)), order)
+
+    if not node.options["scaled"]:
+        query *= head_dim**-0.5
+    query, key = (split_heads(x, (0, 2, 1, 3)) for x in (query, key))  # [B, h, N, d]
+    value = split_heads(value, (0, 2, 3, 1))  # [B, h, d, N]
+    weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True))  # [B, h, N, N]
+    x = tf.matmul(weights, value, transpose_b=True)  # [B, h, N, d]
+    return tf.reshape(tf.transpose(x, (0, 2, 1, 3)), (batch, tokens, channels))
+
+
+ACTIVATIONS = {
+    "gelu": lambda x: tf.nn.gelu(x, approximate=False),
+    "hard_sigmoid": lambda x: tf.nn.relu6(x + 3) * (1 / 6),
+    "hard_silu": lambda x: x * tf.nn.relu6(x + 3) * (1 / 6),
+    "linear": tf.identity,
+    "relu": tf.nn.relu,
+    "relu6": tf.nn.relu6,
+    "sigmoid": tf.sigmoid,
+    "silu": lambda x: x * tf.sigmoid(x),
+    "softmax": tf.nn.softmax,
+}
+
+
+def _activation(node: Node, x):
+    if "scale" in node.weights:  # swish of `scale * x`, over `scale`
+        return x * tf.sigmoid(x * _constant(node, "scale", x))
+    return ACTIVATIONS[node.options["function"]](x)
+
+
+def _global_average(node: Node, x):
+    return tf.reduce_mean(x, (1, 2), keepdims=node.options["keepdims"])
+
+
+def _keras(node: Node, *inputs):
+    """Runs what Keras computes, which is in float32."""
+    run = node.options["run"]
+    given = [tf.cast(x, dtype) for x, dtype in zip(inputs, node.options["dtypes"])]
+    y = tf.convert_to_tensor(run(*given))
+    if not y.shape.is_fully_defined() and all(
+        x.shape.is_fully_defined() for x in given
+    ):
+        with tf.init_scope():  # eagerly, where every shape is known
+            y.set_shape(run(*(tf.zeros(x.shape, x.dtype) for x in given)).shape)
+    is_double = any(x.dtype == tf.float64 for x in inputs)
+    return tf.cast(y, tf.float64) if is_double and y.dtype.is_floating else y
+
+
+OPERATIONS = {
+    "activation": _activation,
+    "add": lambda node, *inputs: functools.reduce(tf.add, inputs),
+    "attention": _attention,
+    "batch_norm": _batch_norm,
+    "concat": lambda node, *inputs: tf.concat(inputs, -1),
+    "conv": functools.partial(_convolve, tf.nn.conv2d),
+    "crop_tokens": _crop_tokens,
+    "dense": _dense,
+    "depthwise": functools.partial(_convolve, tf.nn.depthwise_conv2d),
+    "fold": _fold,
+    "global_average": _global_average,
+    "join_tokens": _join_tokens,
+    "keras": _keras,
+    "layer_norm": _layer_norm,
+    "multiply": lambda node, *inputs: functools.reduce(tf.multiply, inputs),
+    "pad": _pad,
+    "pad_tokens": _pad_tokens,
+    "positions": lambda node, x: x + _constant(node, "positions", x),
+    "rescale": _rescale,
+    "reshape": _reshape,
+    "resize_like": lambda node, x, like: _resize(x, *like.shape[1:3]),
+    "rms_norm": _rms_norm,
+    "slice_channels": _slice_channels,
+    "unfold": _unfold,
+}
+
+
+def run(graph: Graph, images) -> list[tf.Tensor]:
+    """Computes a graph's outputs in the type of the images, eagerly or in a trace.
+
+    Args:
+        graph: what to compute.
+        images: `[batch, height, width, channels]`, float32 or float64.
+
+    Returns:
+        The outputs, in the order of `graph.outputs`.
+    """
+    values = run_all(graph, images)
+    return [values[name] for name in graph.outputs]
+
+
+def run_all(graph: Graph, images) -> dict[str, tf.Tensor]:
+    """Computes what every node of a graph returns; see `run`."""
+    values = {graph.input_name: tf.convert_to_tensor(images)}
+    for node in graph.in_order():
+        inputs = [values[name] for name in node.inputs]
+        with tf.name_scope(node.name):  # by which quantization chooses operations
+            values[node.name] = OPERATIONS[node.op](node, *inputs)
+    return values

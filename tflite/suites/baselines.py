@@ -1,0 +1,281 @@
+"""The networks that the MobileViT paper measures itself against, in Keras.
+
+What Table 3 of https://arxiv.org/abs/2110.02178 has beside MobileViT, and two more
+convolutional networks. All take RGB images with values in [0, 255] and return logits.
+They have random weights: only their time is of interest.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import initializers, layers, ops
+
+from keras_mobilevit.configs import MIN_SIZE
+from keras_mobilevit.layers import DotProductAttention, pad_for_stride
+
+SIZE = 224  # at which all of them were published
+CLASSES = 1000
+
+# What DeiT and PiT subtract from values in [0, 1], and divide by, for each channel.
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
+IMAGENET_STD = np.array([0.229, 0.224, 0.225])
+
+# The same in both (timm's `vision_transformer.py` and `pit.py`).
+LAYER_NORM_EPSILON = 1e-6
+MLP_RATIO = 4
+POOL_KERNEL = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig:
+    """A vision transformer with a class token, of one stage or of several.
+
+    Attributes:
+        name: of the model.
+        patch_size: side in pixels of the patches that become tokens.
+        patch_stride: from one patch to the next.
+        widths: channels of the tokens in each stage. Between two stages the map of
+            tokens is pooled to half its side.
+        depths: transformer layers of each stage.
+        heads: attention heads of each stage.
+        has_class_position: whether the class token has a position too.
+    """
+
+    name: str
+    patch_size: int
+    patch_stride: int
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    has_class_position: bool
+
+
+# Table 1 of https://arxiv.org/abs/2012.12877, without the distillation token: timm's
+# deit_tiny_patch16_224, 5,717,416 parameters.
+DEIT_TINY = VitConfig("deit_tiny", 16, 16, (192,), (12,), (3,), True)
+# Table 2 of https://arxiv.org/abs/2103.16302: timm's pit_ti_224, 4,847,272 parameters.
+PIT_TINY = VitConfig("pit_tiny", 16, 8, (64, 128, 256), (2, 6, 4), (2, 4, 8), False)
+
+
+# Vision transformers ------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(package="keras_mobilevit")
+class TokenEmbedding(layers.Layer):
+    """Puts a learned class token before the others, and adds learned positions.
+
+    Args:
+        has_class_position: whether the class token has a position too.
+
+    Input shape: `[batch, tokens, channels]`, a fixed number of tokens.
+
+    Output shape: `[batch, 1 + tokens, channels]`.
+    """
+
+    def __init__(self, has_class_position: bool = True, **kwargs):
+        super().__init__(**kwargs)
+        self.has_class_position = bool(has_class_position)
+
+    def build(self, input_shape):
+        _, tokens, channels = input_shape
+        if tokens is None:
+            raise ValueError(
+                f"{self.name} has a position for each token, so that their number must "
+                f"be fixed. Received: inputs of the shape {tuple(input_shape)}."
+            )
+        initializer = initializers.TruncatedNormal(stddev=0.02)
+        self.token = self.add_weight(
+            name="token", shape=(1, channels), initializer=initializer
+        )
+        self.positions = self.add_weight(
+            name="positions",
+            shape=(tokens + self.has_class_position, channels),
+            initializer=initializer,
+        )
+
+    def embeddings(self):
+        """Returns what is added to each token, `[1 + tokens, channels]`.
+
+        To the class token, which is zero before, it is the learned one.
+        """
+        positions = self.positions
+        if not self.has_class_position:
+            positions = ops.pad(positions, ((1, 0), (0, 0)))
+        others = positions.shape[0] - 1
+        return positions + ops.pad(self.token, ((0, others), (0, 0)))
+
+    def call(self, x):
+        return ops.pad(x, ((0, 0), (1, 0), (0, 0))) + self.embeddings()
+
+    def compute_output_shape(self, input_shape):
+        batch, tokens, channels = input_shape
+        return (batch, 1 + tokens, channels)
+
+    def get_config(self):
+        own = {"has_class_position": self.has_class_position}
+        return {**super().get_config(), **own}
+
+
+def _normalize_images(x):
+    """From pixels in [0, 255] to what ImageNet's have mean 0 and variance 1 of."""
+    scale, offset = 1 / (255 * IMAGENET_STD), -IMAGENET_MEAN / IMAGENET_STD
+    return layers.Rescaling(scale.tolist(), offset.tolist(), name="normalize")(x)
+
+
+def _layer_norm(x, name: str):
+    return layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name=name)(x)
+
+
+def _transformer_layer(x, num_heads: int, name: str):
+    """A pre-norm transformer layer with exact GELU on tokens `[batch, N, channels]`."""
+    channels = x.shape[-1]
+    y = _layer_norm(x, f"{name}_attention_norm")
+    query, key, value = (
+        layers.Dense(channels, name=f"{name}_{part}")(y)
+        for part in ("query", "key", "value")
+    )
+    y = DotProductAttention(num_heads, name=f"{name}_attention")(query, key, value)
+    y = layers.Dense(channels, name=f"{name}_attention_output")(y)
+    x = layers.Add(name=f"{name}_attention_add")([x, y])
+    y = _layer_norm(x, f"{name}_mlp_norm")
+    y = layers.Dense(MLP_RATIO * channels, "gelu", name=f"{name}_mlp_expand")(y)
+    y = layers.Dense(channels, name=f"{name}_mlp_project")(y)
+    return layers.Add(name=f"{name}_mlp_add")([x, y])
+
+
+def _tokens_of_map(x, name: str):
+    """From `[batch, height, width, channels]` to `[batch, tokens, channels]`."""
+    _, height, width, channels = x.shape
+    return layers.Reshape((height * width, channels), name=name)(x)
+
+
+def _class_token_of(tokens, name: str):
+    """From `[batch, tokens, channels]` to `[batch, 1, channels]`."""
+    return layers.Cropping1D((0, tokens.shape[1] - 1), name=name)(tokens)
+
+
+def _pool(tokens, side: int, width: int, name: str):
+    """Halves the side of the map and widens the tokens (Figure 4b of PiT's paper).
+
+    Args:
+        tokens: `[batch, 1 + side**2, channels]`, the class token first.
+        side: of the map of the other tokens.
+        width: channels afterwards, a multiple of those before.
+        name: prefix of the layers' names.
+
+    Returns:
+        Tokens `[batch, 1 + ceil(side / 2)**2, width]`.
+    """
+    channels = tokens.shape[-1]
+    class_token = _class_token_of(tokens, f"{name}_class_token")
+    class_token = layers.Dense(width, name=f"{name}_class_token_project")(class_token)
+    x = layers.Cropping1D((1, 0), name=f"{name}_tokens")(tokens)
+    x = layers.Reshape((side, side, channels), name=f"{name}_map")(x)
+    x = layers.DepthwiseConv2D(
+        POOL_KERNEL, strides=2, depth_multiplier=width // channels, name=f"{name}_conv"
+    )(pad_for_stride(x, POOL_KERNEL, f"{name}_pad"))
+    x = _tokens_of_map(x, f"{name}_pooled")
+    return layers.Concatenate(axis=1, name=f"{name}_concat")([class_token, x])
+
+
+def build_vit(
+    config: VitConfig, size: int = SIZE, classes: int = CLASSES
+) -> keras.Model:
+    """Builds DeiT, PiT or the like.
+
+    Args:
+        config: which.
+        size: side of the images in pixels.
+        classes: how many.
+
+    Returns:
+        A model from images `[batch, size, size, 3]` to logits `[batch, classes]`.
+    """
+    images = keras.Input((size, size, 3), name="images")
+    x = layers.Conv2D(
+        config.widths[0], config.patch_size, config.patch_stride, name="patches"
+    )(_normalize_images(images))
+    side = x.shape[1]
+    x = _tokens_of_map(x, "tokens")
+    x = TokenEmbedding(config.has_class_position, name="embedding")(x)
+    stages = zip(config.widths, config.depths, config.heads)
+    for stage, (width, depth, num_heads) in enumerate(stages):
+        if stage:
+            x = _pool(x, side, width, f"stage{stage}_pool")
+            side = -(-side // 2)
+        for i in range(depth):
+            x = _transformer_layer(x, num_heads, f"stage{stage}_transformer{i}")
+    # Only what the class token says is used; the norm acts on each token alone.
+    x = layers.Flatten(name="class_features")(_class_token_of(x, "last_class_token"))
+    x = _layer_norm(x, "norm")
+    return keras.Model(images, layers.Dense(classes, name="head")(x), name=config.name)
+
+
+# Convolutional networks ---------------------------------------------------------------
+
+
+def _build_mobilenet_v2(size: int) -> keras.Model:
+    images = keras.Input((size, size, 3), name="images")
+    built = keras.applications.MobileNetV2(
+        input_tensor=layers.Rescaling(1 / 127.5, -1.0, name="normalize")(images),
+        weights=None,
+        classifier_activation=None,
+    )
+    return keras.Model(images, built.output, name="mobilenet_v2")
+
+
+def _build_mobilenet_v3_large(size: int) -> keras.Model:
+    return keras.applications.MobileNetV3Large(
+        input_shape=(size, size, 3),
+        weights=None,
+        classifier_activation=None,
+        name="mobilenet_v3_large",
+    )
+
+
+def _build_efficientnet_b0(size: int) -> keras.Model:
+    return keras.applications.EfficientNetB0(
+        input_shape=(size, size, 3),
+        weights=None,
+        classifier_activation=None,
+        name="efficientnet_b0",
+    )
+
+
+# The table ----------------------------------------------------------------------------
+
+# From the side of the images in pixels to the model. What is published of them stands
+# in tflite/suites/suites.py.
+BASELINES: dict[str, Callable[[int], keras.Model]] = {
+    "mobilenet_v2": _build_mobilenet_v2,
+    "mobilenet_v3_large": _build_mobilenet_v3_large,
+    "efficientnet_b0": _build_efficientnet_b0,
+    "deit_tiny": functools.partial(build_vit, DEIT_TINY),
+    "pit_tiny": functools.partial(build_vit, PIT_TINY),
+}
+
+
+def build_baseline(name: str, size: int = SIZE) -> keras.Model:
+    """Builds a network of the table with random weights.
+
+    Args:
+        name: a key of `BASELINES`.
+        size: side of the images in pixels.
+
+    Returns:
+        A functional model from images `[batch, size, size, 3]` with values in
+        [0, 255] to logits `[batch, 1000]`.
+
+    Raises:
+        ValueError: if there is no such network, or the images are too small.
+    """
+    if name not in BASELINES:
+        raise ValueError(
+            f"Unknown baseline: {name}. Expected one of: {', '.join(BASELINES)}."
+        )
+    if size < MIN_SIZE:
+        raise ValueError(f"`size` must be at least {MIN_SIZE}. Received: {size}.")
+    return BASELINES[name](size)

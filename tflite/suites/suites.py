@@ -1,0 +1,108 @@
+"""Models that are measured side by side, and what is published of them."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One model of a suite.
+
+    Attributes:
+        model: by which `tflite/convert.py` knows it.
+        title: for people.
+        size: side of its image in pixels.
+        top1: published ImageNet-1k accuracy in percent.
+        millions: of parameters.
+    """
+
+    model: str
+    title: str
+    size: int
+    top1: float
+    millions: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Models and the formats that all of them are converted to.
+
+    Attributes:
+        entries: the first is what others are compared with.
+        formats: keys of `tflite.formats.table.FORMATS`.
+    """
+
+    entries: tuple[Entry, ...]
+    formats: tuple[str, ...]
+
+
+# Table 3 of the paper (2110.02178), its accuracies and parameters, with two networks
+# that users choose today (MobileNetV3 1905.02244, EfficientNet 1905.11946). MobileNetV2
+# is there with the paper's multi-scale training; its own paper (1801.04381) has 72.0.
+# DeiT and PiT are without distillation. The training recipes differ.
+PAPER = Suite(
+    (
+        Entry("mobilenet_v2", "MobileNetV2 1.0", 224, 73.3, 3.5),
+        Entry("mobilenet_v3_large", "MobileNetV3-Large", 224, 75.2, 5.5),
+        Entry("efficientnet_b0", "EfficientNet-B0", 224, 77.1, 5.3),
+        Entry("deit_tiny", "DeiT-Tiny", 224, 72.2, 5.7),
+        Entry("pit_tiny", "PiT-Tiny", 224, 73.0, 4.9),
+        Entry("mobilevit_xxs", "MobileViT-XXS", 256, 69.0, 1.3),
+        Entry("mobilevit_xs", "MobileViT-XS", 256, 74.8, 2.3),
+        Entry("mobilevit_s", "MobileViT-S", 256, 78.4, 5.6),
+    ),
+    ("fp32", "int8-mixed"),
+)
+SUITES = {"paper": PAPER}
+
+
+def file_of(entry: Entry, name: str, folder: Path) -> Path:
+    """Returns where the file of a model in a format is."""
+    return folder / f"{entry.model}_{entry.size}_{name}.tflite"
+
+
+def files_of(suite: str, folder: Path) -> list[Path]:
+    """Returns where the files of a suite are, format by format."""
+    row = SUITES[suite]
+    return [file_of(e, name, folder) for name in row.formats for e in row.entries]
+
+
+def prepare(suite: str, folder: Path) -> list[str]:
+    """Converts what is missing of a suite, and returns the paths of its files.
+
+    Those that could not be converted are left out; see `missing`.
+
+    Args:
+        suite: a key of `SUITES`.
+        folder: where they are, or go.
+
+    Raises:
+        RuntimeError: if no file is there at the end.
+    """
+    files = files_of(suite, folder)
+    if not all(file.exists() for file in files):
+        print(
+            f"converting the suite {suite} into {folder}, with random weights: only "
+            "its times mean anything",
+            file=sys.stderr,
+        )
+        # In a process of its own: TensorFlow would stay beside what is measured.
+        command = [sys.executable, "-m", "tflite.suites.conversion", suite]
+        subprocess.run([*command, str(folder.resolve())], cwd=ROOT)
+    found = [str(file) for file in files if file.exists()]
+    if not found:
+        raise RuntimeError(f"The conversion of the suite {suite} failed.")
+    return found
+
+
+def missing(suite: str, paths: list[str]) -> str | None:
+    """Returns an error that names the files of a suite that are not among `paths`."""
+    folder = Path(paths[0]).parent
+    names = [file.name for file in files_of(suite, folder) if str(file) not in paths]
+    if not names:
+        return None
+    return f"error: not converted, see above, and not measured: {', '.join(names)}."

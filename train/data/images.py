@@ -1,0 +1,248 @@
+"""From an example of a source to an image: read, decode a window of it, resize.
+
+Every image is upright: the EXIF orientation is applied before anything else looks at
+it. `keras_mobilevit.image_files` does the same for `predict`, with the same pixels.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_mobilevit import image_files, preprocessing
+from train.data import augment, exif
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_SIDES = 16  # where its width and height stand, big-endian, of 4 bytes each
+_PNG_EXIF = b"eXIf"
+# Pillow's method, so that both give the same pixels; TensorFlow's own default is faster
+# by a few percent and differs in the last bits.
+_EXACT = "INTEGER_ACCURATE"
+
+
+def read(example):
+    """Returns an example's encoded image, from memory or from its file."""
+    return (
+        example["encoded"]
+        if "path" not in example
+        else tf.io.read_file(example["path"])
+    )
+
+
+def _is_plain_png(encoded):
+    """Tells whether an image is a PNG without EXIF, which may stand anywhere in it."""
+    is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
+    return is_png & (tf.size(tf.strings.split(encoded, _PNG_EXIF)) == 1)
+
+
+def _with_pillow(function, encoded, dtype):
+    """Calls a function of an image's bytes outside of the graph."""
+    if tf.executing_eagerly():  # numpy_function would lose zeros at the end
+        return tf.constant(function(tf.convert_to_tensor(encoded).numpy()), dtype)
+    return tf.numpy_function(function, [encoded], dtype, stateful=False)
+
+
+def _decode_with_pillow(encoded):
+    """Decodes the kinds that TensorFlow lacks or reads in another way.
+
+    Among these are BMP with a palette, which it takes for gray, and animated WebP.
+    """
+    return _with_pillow(image_files.decode, encoded, tf.uint8)
+
+
+def _size_with_pillow(encoded):
+    def size(content: bytes) -> np.ndarray:
+        return np.int32(image_files.read_header(content).size[::-1])
+
+    return _with_pillow(size, encoded, tf.int32)
+
+
+def _refuse_too_large(size):
+    """Returns the assertion that an image of (height, width) can be decoded."""
+    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
+    limit = tf.constant(image_files.MAX_PIXELS, tf.int64)
+    return tf.debugging.assert_less_equal(pixels, limit, "The image has more pixels")
+
+
+def _decode_png(encoded):
+    with tf.control_dependencies([_refuse_too_large(_png_size(encoded))]):
+        return tf.io.decode_png(encoded, channels=3)
+
+
+def _png_size(encoded):
+    """Reads the height and width from the header of a PNG."""
+    sides = tf.io.decode_raw(tf.strings.substr(encoded, _PNG_SIDES, 8), tf.uint8)
+    digits = tf.reshape(tf.cast(sides, tf.int32), [2, 4])
+    return tf.reduce_sum(digits * [2**24, 2**16, 2**8, 1], axis=1)[::-1]
+
+
+def _decode_jpeg(encoded):
+    """Decodes the pixels of a JPEG as they are stored."""
+    with tf.control_dependencies([_refuse_too_large(_jpeg_size(encoded))]):
+        return tf.io.decode_jpeg(encoded, channels=3, dct_method=_EXACT)
+
+
+def _jpeg_size(encoded):
+    return tf.io.extract_jpeg_shape(encoded)[:2]
+
+
+def _crop_jpeg(encoded, window):
+    return tf.io.decode_and_crop_jpeg(encoded, window, channels=3, dct_method=_EXACT)
+
+
+def _turned_jpeg_size(encoded):
+    orientation = exif.jpeg_orientation(encoded)
+    return exif.upright_size(_jpeg_size(encoded), orientation)
+
+
+def _decode_turned_jpeg(encoded):
+    return exif.turn(_decode_jpeg(encoded), exif.jpeg_orientation(encoded))
+
+
+def _crop_turned_jpeg(encoded, window):
+    orientation = exif.jpeg_orientation(encoded)
+    size = exif.upright_size(_jpeg_size(encoded), orientation)
+    stored = _crop_jpeg(encoded, exif.stored_window(window, size, orientation))
+    return exif.turn(stored, orientation)
+
+
+def _decode_other(encoded):
+    return tf.cond(
+        _is_plain_png(encoded),
+        lambda: _decode_png(encoded),
+        lambda: _decode_with_pillow(encoded),
+    )
+
+
+def _crop_other(encoded, window):
+    top, left, height, width = tf.unstack(window)
+    return _decode_other(encoded)[top : top + height, left : left + width]
+
+
+def _other_size(encoded):
+    return tf.cond(
+        _is_plain_png(encoded),
+        lambda: _png_size(encoded),
+        lambda: _size_with_pillow(encoded),
+    )
+
+
+def _rarely(condition, then, otherwise, dtype, *inputs):
+    """Does what `tf.cond` does, and costs nothing where it is not reached.
+
+    `tf.cond` mixes the operations of both branches into the graph around them, and
+    TensorFlow visits them all, which takes 8 % of the time of a small photo.
+    """
+    if tf.executing_eagerly():
+        return then(*inputs) if condition else otherwise(*inputs)
+    specs = [tf.TensorSpec(x.shape, x.dtype) for x in inputs]
+    branches = [
+        tf.function(branch, autograph=False).get_concrete_function(*specs)
+        for branch in (then, otherwise)
+    ]
+    (result,) = tf.raw_ops.If(
+        cond=condition,
+        input=inputs,
+        Tout=[dtype],
+        then_branch=branches[0],
+        else_branch=branches[1],
+    )
+    return result
+
+
+def _by_kind(jpeg, turned_jpeg, other, dtype, encoded, *inputs):
+    """Calls the function of the kind of image that the bytes are."""
+    is_jpeg = tf.io.is_jpeg(encoded)
+    return tf.cond(
+        is_jpeg & ~exif.may_turn(encoded),
+        lambda: jpeg(encoded, *inputs),
+        lambda: _rarely(is_jpeg, turned_jpeg, other, dtype, encoded, *inputs),
+    )
+
+
+def decode(encoded):
+    """Decodes any image format to an upright image; of an animation, the first frame.
+
+    Args:
+        encoded: its bytes, a scalar string.
+
+    Returns:
+        uint8 `[height, width, 3]`, RGB.
+    """
+    kinds = _decode_jpeg, _decode_turned_jpeg, _decode_other
+    image = _by_kind(*kinds, tf.uint8, encoded)
+    image.set_shape([None, None, 3])
+    return image
+
+
+def decode_window(encoded, window):
+    """Decodes one window of an image, and no more of a JPEG than that takes.
+
+    Args:
+        encoded: bytes of any image format.
+        window: int32 `[4]`: top, left, height, width, of the upright image.
+
+    Returns:
+        uint8 `[height, width, 3]`.
+    """
+    kinds = _crop_jpeg, _crop_turned_jpeg, _crop_other
+    image = _by_kind(*kinds, tf.uint8, encoded, window)
+    image.set_shape([None, None, 3])
+    return image
+
+
+def image_size(encoded):
+    """Returns the height and width of the upright image, int32 `[2]`.
+
+    Nothing is decoded for it.
+    """
+    kinds = _jpeg_size, _turned_jpeg_size, _other_size
+    size = _by_kind(*kinds, tf.int32, encoded)
+    size.set_shape([2])
+    return size
+
+
+def to_uint8(image):
+    """Rounds values in [0, 255]."""
+    return tf.saturate_cast(tf.round(image), tf.uint8)
+
+
+def resize(image, size):
+    """Resizes an image of any type to uint8 `[*size, 3]`, whatever its aspect."""
+    return to_uint8(tf.image.resize(image, size, antialias=True))
+
+
+def train_example(example, size, seed, config) -> dict:
+    """Makes an example of classification for training.
+
+    Args:
+        example: of a source: `encoded` or `path`, and `label`.
+        size: (height, width) of the result.
+        seed: two integers; the same ones crop and mirror it alike.
+        config: a `TrainConfig`; its `crop_scale` and `flip` are used.
+
+    Returns:
+        `image`, uint8 `[*size, 3]`: a random crop, perhaps mirrored; and `label`.
+    """
+    encoded = read(example)
+    height, width = tf.unstack(image_size(encoded))
+    seeds = tf.random.experimental.stateless_split(seed, 2)
+    window = augment.random_crop_window(height, width, config.crop_scale, seeds[0])
+    image = resize(decode_window(encoded, window), size)
+    if config.flip:
+        image = augment.random_flip(image, seeds[1])
+    return {"image": image, "label": example["label"]}
+
+
+def center_crop(example, size, crop_fraction: float):
+    """Returns the central part of an example's image, uint8 `[*size, 3]`.
+
+    It has the pixels of `resize_and_center_crop` in a quarter of the memory, since
+    TensorFlow resizes integers as they are.
+    """
+    image = preprocessing.center_crop(decode(read(example)), size, crop_fraction)
+    return resize(image, size)
+
+
+def eval_example(example, size, crop_fraction: float) -> dict:
+    """Makes an example of classification for evaluation: a central crop."""
+    image = center_crop(example, size, crop_fraction)
+    return {"image": image, "label": example["label"]}

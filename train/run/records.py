@@ -1,0 +1,121 @@
+"""What a run leaves to read: one JSON line an epoch, TensorBoard, pictures."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from matplotlib.figure import Figure
+from PIL import Image
+
+from keras_mobilevit.files import whole_file
+from train.run.pictures import contact_sheet
+
+JPEG_QUALITY = 90
+
+
+def read_records(path) -> list[dict]:
+    """Reads a `metrics.jsonl`; without one there are no records.
+
+    A last line that was cut off by a kill is left out.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def plot_curves(records: list[dict], best_metric: str) -> Figure:
+    """Draws loss, best metric and learning rate over the epochs.
+
+    Args:
+        records: as `read_records` returns them.
+        best_metric: the metric of the second panel.
+
+    Returns:
+        A matplotlib `Figure`.
+    """
+    epochs = [record["epoch"] for record in records]
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    loss, metric, rate = figure.subplots(1, 3)
+    marker = "o" if len(records) == 1 else None
+    for key, label in (
+        ("train_loss", "training"),
+        ("loss", "validation"),
+    ):
+        loss.plot(epochs, [r[key] for r in records], label=label, marker=marker)
+    loss.set(title="Loss", xlabel="epoch", ylim=(0, None))
+    loss.legend()
+    values = [100 * record[best_metric] for record in records]
+    metric.plot(epochs, values, color="tab:green", marker=marker)
+    metric.set(title=f"Validation {best_metric}, %", xlabel="epoch")
+    rates = [record["learning_rate"] for record in records]
+    rate.plot(epochs, rates, color="tab:gray", marker=marker)
+    rate.set(title="Learning rate", xlabel="epoch", ylim=(0, None))
+    for axes in (loss, metric, rate):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+class RecordWriter:
+    """Writes the records of a run into its working directory.
+
+    Args:
+        workdir: where `metrics.jsonl`, `curves.png`, `predictions.png` and
+            `tensorboard/` go.
+        epochs_done: records of later epochs, left by a run that was killed, are
+            dropped.
+        best_metric: the metric to plot.
+        draw: makes an epoch's pictures, see `train.run.pictures`; by default none.
+    """
+
+    def __init__(
+        self,
+        workdir,
+        epochs_done: int,
+        best_metric: str,
+        draw: Callable[[], Sequence[np.ndarray]] = list,
+    ):
+        self.workdir = Path(workdir)
+        self.best_metric = best_metric
+        self.draw = draw
+        records = read_records(self.workdir / "metrics.jsonl")
+        self.records = [r for r in records if r["epoch"] <= epochs_done]
+        self.summaries = tf.summary.create_file_writer(
+            str(self.workdir / "tensorboard")
+        )
+
+    def write(self, record: dict) -> None:
+        """Adds one epoch's record, a dict of numbers with the key `epoch`."""
+        self.records.append(record)
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        with whole_file(self.workdir / "metrics.jsonl") as temporary:
+            temporary.write_text(lines, encoding="utf-8")
+        with self.summaries.as_default(step=record["epoch"]):
+            for key, value in record.items():
+                tf.summary.scalar(key, value)
+        self.summaries.flush()
+        with whole_file(self.workdir / "curves.png") as temporary:
+            plot_curves(self.records, self.best_metric).savefig(temporary, dpi=100)
+        if pictures := self.draw():
+            self._write_pictures(contact_sheet(pictures), record["epoch"])
+
+    def _write_pictures(self, sheet: np.ndarray, epoch: int) -> None:
+        with whole_file(self.workdir / "predictions.png") as temporary:
+            Image.fromarray(sheet).save(temporary)
+        # As `tf.summary.image` does, which only knows PNG: three times the space, on
+        # the digits' scenes, and TensorBoard keeps the sheets of all epochs.
+        metadata = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "images"})
+        jpeg = tf.io.encode_jpeg(sheet, quality=JPEG_QUALITY)
+        height, width = map(str, sheet.shape[:2])
+        with self.summaries.as_default(step=epoch):
+            content = tf.stack([width, height, jpeg])
+            tf.summary.write("predictions", content, metadata=metadata)
+        self.summaries.flush()

@@ -1,0 +1,168 @@
+"""The directory of a run, and the check that it belongs to this one."""
+
+import dataclasses
+import os
+import re
+import zlib
+from pathlib import Path
+
+from absl import logging
+
+from keras_mobilevit.files import read_text, whole_file
+from train.config import FILENAME, FOLDER_KINDS, TrainConfig, load_config, save_config
+from train.data.sources import Source
+
+_NAMES = 64  # by which images are known again
+CHECKPOINT = "checkpoint.safetensors"
+BEST_MODEL = "best.keras"
+LABELS = "labels.txt"
+# What `keras_mobilevit.files.whole_file` leaves of these when it is killed.
+_WRITTEN = (
+    CHECKPOINT,
+    BEST_MODEL,
+    LABELS,
+    FILENAME,
+    "metrics.jsonl",
+    "curves.png",
+    "predictions.png",
+)
+
+# What may change when a run continues, and what is said of it. All else decides what is
+# learned, or which epoch is the best.
+CHANGEABLE = {
+    "data": "the images are read there from now on",
+    "weights": "they are not read again: the run continues from its checkpoint",
+    "xla": "the compiled step rounds differently",
+    "accumulation_steps": "batch normalization takes its statistics from parts of "
+    "another size from now on",
+    "steps_per_execution": "sizes follow each other in another order",
+}
+
+
+def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
+    """Makes a working directory, or checks that it belongs to the same run.
+
+    Args:
+        workdir: the directory.
+        config: the run's configuration, saved there as `config.json`.
+        source: its class names are saved there as `labels.txt`.
+
+    Raises:
+        ValueError: if it cannot be written, or holds a run of another configuration
+            or other classes; it is left as it was then.
+    """
+    check_workdir(workdir, config, source)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _remove_half_written(workdir)
+        with whole_file(workdir / LABELS) as temporary:
+            temporary.write_text(_labels(source), encoding="utf-8")
+        save_config(config, workdir / FILENAME)
+    except OSError as error:
+        raise ValueError(f"Cannot write into --workdir: {error}.") from error
+
+
+def _remove_half_written(workdir: Path) -> None:
+    """Removes what a run that was killed has left, and nobody else's files."""
+    for name in _WRITTEN:
+        stem, suffix = re.escape(Path(name).stem), re.escape(Path(name).suffix)
+        pattern = re.compile(rf"\.{stem}\.(\d+)\.tmp{suffix}")
+        for file in workdir.iterdir():
+            match = pattern.fullmatch(file.name)
+            if match and not _is_running(int(match[1])):
+                file.unlink()
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # where asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _labels(source: Source) -> str:
+    for name in source.class_names:
+        is_text = name.isascii() or name.encode("utf-8", "replace").decode() == name
+        if not is_text or len(name.splitlines()) != 1:
+            raise ValueError(
+                f"The class name {name!r} of {source.name} cannot be a line of a text "
+                "file in UTF-8. Rename the class."
+            )
+    return "".join(f"{name}\n" for name in source.class_names)
+
+
+def _is_changeable(name: str, saved, now) -> bool:
+    """Tells whether a field may differ from that of the run which is continued."""
+    if name not in CHANGEABLE:
+        return False
+    if name == "data":  # moved, but of the same kind
+        kinds = {value.partition(":")[0] for value in (saved, now)}
+        return len(kinds) == 1 and kinds <= set(FOLDER_KINDS)
+    if name == "weights":  # a file that was moved
+        return Path(saved).name == Path(now).name
+    return True
+
+
+def check_workdir(workdir: Path, config: TrainConfig, source: Source) -> dict:
+    """Refuses the directory of another run, and leaves it as it is.
+
+    Args:
+        workdir: the directory, which need not exist.
+        config: the run's configuration.
+        source: what it trains on.
+
+    Returns:
+        What differs from the run there and may: `{field: value of the run there}`.
+
+    Raises:
+        ValueError: if it has another configuration or other classes.
+    """
+    if not (workdir / FILENAME).exists():
+        return {}
+    saved = load_config(workdir / FILENAME)
+    changes = {
+        field.name: (getattr(saved, field.name), getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if getattr(saved, field.name) != getattr(config, field.name)
+    }
+    refused = [
+        f"{name}: {there!r} there, {now!r} now"
+        for name, (there, now) in changes.items()
+        if not _is_changeable(name, there, now)
+    ]
+    if refused:
+        raise ValueError(
+            f"{workdir} holds a run of another configuration. Choose another "
+            "--workdir, or the same flags to continue it.\n  " + "\n  ".join(refused)
+        )
+    labels = workdir / LABELS
+    if labels.exists() and read_text(labels) != _labels(source):
+        raise ValueError(
+            f"{workdir} holds a run with other classes, see {labels}. Choose another "
+            "--workdir."
+        )
+    return {name: there for name, (there, _) in changes.items()}
+
+
+def tell_changes(changes: dict, config: TrainConfig) -> None:
+    """Says in a line each how a run continues otherwise than it began.
+
+    Args:
+        changes: from `check_workdir`.
+        config: the run's configuration.
+    """
+    for name, there in changes.items():
+        now = getattr(config, name)
+        logging.info("--%s was %r and is %r: %s", name, there, now, CHANGEABLE[name])
+
+
+def fingerprint(source: Source) -> int:
+    """Sums up the names of some training images, whatever folder they are in."""
+    examples = source.examples("train", None).take(_NAMES)
+    names = [Path(str(row["id"].numpy(), "utf-8", "replace")).name for row in examples]
+    return zlib.crc32("\n".join(names).encode())

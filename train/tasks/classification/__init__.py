@@ -1,0 +1,1 @@
+"""Which of the classes an image shows."""

@@ -1,0 +1,1 @@
+"""Where the objects of an image are, and what they are: SSDLite."""

@@ -1,0 +1,1 @@
+"""Which class each pixel belongs to: DeepLabv3."""
