@@ -60,9 +60,10 @@ test-all: $(VENV)/.dev  ## The slow tests too.
 test-arm: $(VENV)/.dev  ## Run files on an emulated ARM CPU (takes Debian 12).
 	REQUIRE_ARM=1 $(BIN)/python -m pytest -m slow -s tests/tflite/test_arm.py
 
-lint: $(VENV)/.dev  ## Check style, as CI does.
+lint: $(VENV)/.dev  ## Check style and types, as CI does.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/.dev  ## Mend style.
 	$(BIN)/ruff check --fix .

@@ -49,7 +49,7 @@ PEERS = [
     "transformers",
 ]
 COREML = [*TFLITE, "coremltools>=9.0"]
-DEV = [*COREML, "adbutils", "hypothesis", "jax", "pytest", "ruff"]
+DEV = [*COREML, "adbutils", "hypothesis", "jax", "mypy", "pytest", "ruff"]
 
 setup(
     name="keras-mobilevit",

@@ -152,7 +152,7 @@ def bare_batches(settings: InputSettings, order: np.ndarray):
 
 
 def torchvision_batches(settings: InputSettings, order: np.ndarray):
-    """torchvision's usual pipeline, `[batch, 3, height, width]`."""
+    """Torchvision's usual pipeline, `[batch, 3, height, width]`."""
     import torch
     from torchvision import datasets, transforms
 

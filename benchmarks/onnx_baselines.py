@@ -1,7 +1,6 @@
 """Exports what ours is measured against: timm's MobileViT, and transformers' DeepLabv3.
 
 Examples:
-
   python benchmarks/onnx_baselines.py --model=mobilevit_s --output=out/timm_s.onnx
   python benchmarks/onnx_baselines.py --model=deeplabv3_mobilevit_s --output=out/transformers_s.onnx
 

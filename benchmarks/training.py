@@ -1,7 +1,6 @@
 """Measures training: the step, and apart from it the pipeline that feeds it.
 
 Examples:
-
   python benchmarks/training.py
   python benchmarks/training.py --model=mobilevit_xxs,mobilevit_s --sizes=128,160,192 \\
       --base_size=160 --batch_size=64 --output=steps.jsonl

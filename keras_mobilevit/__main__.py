@@ -1,7 +1,6 @@
 """Says what is on a picture: the quickest proof that an installation works.
 
 Examples:
-
   python -m keras_mobilevit predict photo.jpg --model=mobilevit_s
   python -m keras_mobilevit predict photo.jpg --weights=runs/photos/best.keras
   python -m keras_mobilevit predict photo.jpg --model=ssdlite_mobilevit_s

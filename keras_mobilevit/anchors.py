@@ -52,7 +52,6 @@ def anchor_boxes(height: int, width: int) -> np.ndarray:
     published MobileViT detectors.
 
     Example:
-
     >>> anchor_boxes(320, 320).shape
     (3232, 4)
     """

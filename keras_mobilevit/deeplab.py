@@ -136,7 +136,6 @@ def without_auxiliary(model: keras.Model) -> keras.Model:
         A model with the same layers and weights whose output is the logits alone.
 
     Example:
-
     >>> model = keras_mobilevit.DeepLabV3(weights="imagenet", auxiliary=True)
     >>> without_auxiliary(model).output.shape
     (None, 512, 512, 21)
@@ -245,7 +244,6 @@ def DeepLabV3(
         OSError: if the published weights are not cached and cannot be downloaded.
 
     Example:
-
     >>> model = keras_mobilevit.DeepLabV3("mobilevit_xxs", classes=3, weights=None)
     >>> model(images).shape  # [2, 512, 512, 3], values in [0, 255]
     (2, 512, 512, 3)

@@ -126,7 +126,6 @@ def detect(outputs: dict, anchors, **options) -> dict:
         `scores` and `classes`, counted from 0 without the background.
 
     Example:
-
     >>> outputs = model.predict(images)  # [1, 320, 320, 3]
     >>> found = detect(outputs, anchor_boxes(320, 320), score_threshold=0.3)
     >>> found["classes"][0, :2], found["boxes"][0, 0]

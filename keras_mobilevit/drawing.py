@@ -48,7 +48,6 @@ def draw_boxes(image, boxes, classes, scores, labels: Sequence[str]) -> np.ndarr
         ImportError: without Pillow.
 
     Example:
-
     >>> draw_boxes(photo, [[0.1, 0.2, 0.5, 0.9]], [0], [0.8], ["cat"]).shape
     (480, 640, 3)
     """
@@ -107,7 +106,6 @@ def draw_classes(image, classes, labels: Sequence[str]) -> np.ndarray:
         A copy of the image with the colours, uint8 `[height, width, 3]`.
 
     Example:
-
     >>> draw_classes(photo, class_map(logits, 480, 640), VOC_NAMES).shape
     (480, 640, 3)
     """

@@ -44,7 +44,6 @@ def whole_file(path) -> Iterator[Path]:
         The path to write to.
 
     Example:
-
     >>> with whole_file("labels.txt") as temporary:
     ...     temporary.write_text("cat\ndog\n")
     """

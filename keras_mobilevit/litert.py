@@ -44,7 +44,6 @@ class LiteRTModel:
         ValueError: if the file is missing or is no TFLite model.
 
     Example:
-
     >>> model = LiteRTModel("mobilevit_xxs_fp32.tflite")
     >>> model.predict(images)["logits"].shape
     (8, 1000)

@@ -99,7 +99,6 @@ def resize_and_center_crop(image, size: tuple, crop_fraction: float = CROP_FRACT
         The image `[*size, channels]` in float32, on the scale of the input.
 
     Example:
-
     >>> resize_and_center_crop(photo, (256, 256)).shape
     (256, 256, 3)
     """

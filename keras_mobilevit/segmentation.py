@@ -19,7 +19,6 @@ def class_map(logits, height: int, width: int) -> np.ndarray:
         resized bilinearly.
 
     Example:
-
     >>> logits = model.predict(images)  # [1, 512, 512, 21]
     >>> class_map(logits[0], 480, 640).shape
     (480, 640)

@@ -43,7 +43,8 @@ def _conv_bn_relu(x, filters: int, name: str):
 
 def _depthwise_bn(x, name: str, strides: int = 1):
     """3x3 depthwise convolution and batch normalization, the first half of SSDLite's
-    separable convolutions: linear, unlike MobileNet's."""
+    separable convolutions: linear, unlike MobileNet's.
+    """
     if strides > 1:
         x = pad_for_stride(x, 3, f"{name}_pad")
     x = layers.DepthwiseConv2D(
@@ -171,7 +172,6 @@ def SSDLite(
         OSError: if the published weights are not cached and cannot be downloaded.
 
     Example:
-
     >>> model = keras_mobilevit.SSDLite("mobilevit_xxs", classes=3, weights=None)
     >>> outputs = model(images)  # [2, 320, 320, 3], values in [0, 255]
     >>> found = keras_mobilevit.detect(outputs, keras_mobilevit.anchor_boxes(320, 320))

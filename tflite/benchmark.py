@@ -1,7 +1,6 @@
 """Measures the latency of models: here, on a phone on a cable, or in any browser.
 
 Examples:
-
   python tflite/benchmark.py out/best_160_fp32.tflite out/best_160_int8-mixed.tflite
   python tflite/benchmark.py out/mobilevit_s_256_fp32.tflite out/timm_s.onnx
   python tflite/benchmark.py --target=android out/*.tflite --output=latency.jsonl

@@ -1,7 +1,6 @@
 """Converts MobileViT to TFLite and Core ML, and proves that it gives the same numbers.
 
 Examples:
-
   python tflite/convert.py --model=runs/demo/best.keras --size=48 --output_dir=out
   python tflite/convert.py --model=runs/photos/best.keras \\
       --formats=fp32,fp16,dynamic,int8-mixed,int8 --output_dir=out

@@ -1,7 +1,6 @@
 """Makes one page of measurements: several models, several devices side by side.
 
 Examples:
-
   python tflite/report.py latency.jsonl --output=latency.html
   python tflite/report.py phone.jsonl laptop.jsonl --output=latency.html
 

@@ -1,7 +1,6 @@
 """Writes a page about a trained and converted model.
 
 Example:
-
   python tflite/run_report.py --workdir=runs/demo --tflite=runs/demo/best_48_fp32.tflite
 
 Evaluates best.keras and the file on the validation images, and writes report.html

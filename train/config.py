@@ -262,7 +262,6 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
             or a value that is out of range.
 
     Example:
-
     >>> make_config(data="folder:photos", epochs=10).sizes
     (128, 160, 192)
     """

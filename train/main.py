@@ -1,7 +1,6 @@
 """Trains MobileViT on images of any source, at many resolutions at once.
 
 Examples:
-
   python train/main.py --data=digits --workdir=runs/digits
   python train/main.py --data=folder:photos --model=mobilevit_xxs --workdir=runs/photos
   python train/main.py --data=folder:photos --weights=imagenet --workdir=runs/tuned

@@ -401,7 +401,6 @@ def load_weights(
             shape, and the model is left as it was.
 
     Example:
-
     >>> model = keras_mobilevit.MobileViT_S(weights=None, classes=10)
     >>> load_weights(model, "mobilevit_s.safetensors", include_top=False)
     """
@@ -425,7 +424,6 @@ def load_backbone(
         ValueError: as `load_weights`.
 
     Example:
-
     >>> detector = keras_mobilevit.SSDLite("mobilevit_s", classes=3, weights=None)
     >>> load_backbone(detector, "runs/photos/best.keras")  # a classifier
     """
@@ -506,7 +504,6 @@ def save_safetensors(model: keras.Model, path) -> None:
         OSError: if the file cannot be written.
 
     Example:
-
     >>> keras_mobilevit.save_safetensors(model, "trained.safetensors")
     >>> timm_model.load_state_dict(safetensors.torch.load_file("trained.safetensors"))
     """

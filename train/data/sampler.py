@@ -37,7 +37,6 @@ def batch_shapes(
         ValueError: if a size, the batch or the multiple is not a positive integer.
 
     Example:
-
     >>> batch_shapes((128, 160, 192), 160, 64)[0]
     BatchShape(height=128, width=128, batch=100)
     """

@@ -254,7 +254,6 @@ def expand_node_list(text: str) -> list[str]:
         ValueError: if the text is no such list.
 
     Example:
-
     >>> expand_node_list("a,n[08-10]-x")
     ['a', 'n08-x', 'n09-x', 'n10-x']
     """

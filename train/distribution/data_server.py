@@ -1,7 +1,6 @@
 """Decodes images for trainings on other machines: a tf.data service of one worker.
 
 Examples:
-
   python -m train.distribution.data_server --port=5050
   python -m train.distribution.data_server --port=5050 --host=10.0.0.7
 

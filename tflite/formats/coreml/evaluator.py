@@ -260,7 +260,8 @@ def unknown_operations(program: Program) -> list[str]:
 
 def round_to_half(x: np.ndarray) -> np.ndarray:
     """Rounds float32 to the nearest float16, ties to even, twenty times faster than
-    NumPy's own conversion there and back."""
+    NumPy's own conversion there and back.
+    """
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     # float32 has 13 bits more; half of their range, less one before an even number.
     rounded = (bits + (0xFFF + ((bits >> 13) & 1))) & 0xFFFFE000
@@ -299,7 +300,6 @@ class Evaluator:
         ValueError: if it is none, or has an operation that is not known here.
 
     Example:
-
     >>> Evaluator("best_160_coreml.mlpackage").predict(images).shape
     (8, 10)
     """
