@@ -26,27 +26,28 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mobilevit import classifier, coco_names, deeplab, ssdlite, voc_names
+from keras_mobilevit import classifier, deeplab, ssdlite
 from keras_mobilevit.anchors import anchor_boxes
+from keras_mobilevit.class_names import COCO_NAMES, VOC_NAMES
 from keras_mobilevit.classifier import (
     build_classifier,
     output_activation,
     returns_probabilities,
 )
-from keras_mobilevit.configs import MIN_SIZE, VARIANTS, get_config
+from keras_mobilevit.configs import MIN_SIZE, VARIANTS, get_variant
 from keras_mobilevit.deeplab import DeepLabV3, is_segmenter, without_auxiliary
 from keras_mobilevit.detection import detect
 from keras_mobilevit.drawing import BACKGROUND, add_legend, draw_boxes, draw_classes
-from keras_mobilevit.files import read_text, whole_file
+from keras_mobilevit.files import atomic_write, read_text
 from keras_mobilevit.image_files import read_image
 from keras_mobilevit.preprocessing import (
     CROP_FRACTION,
     decode_predictions,
-    largest_value,
     resize_and_center_crop,
 )
 from keras_mobilevit.segmentation import class_map
 from keras_mobilevit.ssdlite import SSDLite, is_detector
+from keras_mobilevit.value_range import input_max
 from keras_mobilevit.weights.load import load_model_file
 
 TOP = 5
@@ -145,21 +146,21 @@ def load_model(args, labels: list[str] | None) -> keras.Model:
     if args.model.startswith(DETECTOR):
         return SSDLite(
             args.model.removeprefix(DETECTOR),
-            classes=len(labels or coco_names.COCO_NAMES),
+            classes=len(labels or COCO_NAMES),
             weights=args.weights,
             input_shape=(None, None, 3),
         )
     if args.model.startswith(SEGMENTER):
         return DeepLabV3(
             args.model.removeprefix(SEGMENTER),
-            classes=len(labels or voc_names.VOC_NAMES),
+            classes=len(labels or VOC_NAMES),
             weights=args.weights,
             input_shape=(None, None, 3),
         )
     classes = len(labels) if labels else 1000
     try:
         return build_classifier(
-            get_config(args.model),
+            get_variant(args.model),
             weights=args.weights,
             input_shape=(None, None, 3),
             classes=classes,
@@ -182,7 +183,7 @@ def probabilities(model: keras.Model, image: np.ndarray) -> np.ndarray:
         float32 `[classes]`: probabilities that sum to 1, or, of a model that ends in a
         sigmoid or has one unit, the probability of each class by itself.
     """
-    image = image * (largest_value(model) / 255)
+    image = image * (input_max(model) / 255)
     scores = model.predict(image[None], verbose=0)
     if not returns_probabilities(model):
         to_probabilities = ops.sigmoid if scores.shape[-1] == 1 else ops.softmax
@@ -246,10 +247,10 @@ def draw_objects(model: keras.Model, args, labels: list[str] | None) -> None:
     _refuse_equal_names(args, "boxes")
     size = _input_size(model, args, ssdlite.DEFAULT_SIZE)
     classes = model.output["logits"].shape[-1] - 1
-    labels = _class_names(labels, classes, coco_names.COCO_NAMES)
+    labels = _class_names(labels, classes, COCO_NAMES)
     anchors = anchor_boxes(*size)
     score = SCORE if args.score is None else args.score
-    scale = largest_value(model) / 255
+    scale = input_max(model) / 255
     for path in args.images:
         image = load_image(path)
         outputs = model.predict(_squeezed(image, size) * scale, verbose=0)
@@ -271,8 +272,8 @@ def color_classes(model: keras.Model, args, labels: list[str] | None) -> None:
     _refuse_equal_names(args, "classes")
     size = _input_size(model, args, deeplab.DEFAULT_SIZE)
     model = without_auxiliary(model)
-    labels = _class_names(labels, model.output_shape[-1], voc_names.VOC_NAMES)
-    scale = largest_value(model) / 255
+    labels = _class_names(labels, model.output_shape[-1], VOC_NAMES)
+    scale = input_max(model) / 255
     for path in args.images:
         image = load_image(path)
         logits = model.predict(_squeezed(image, size) * scale, verbose=0)[0]
@@ -325,7 +326,7 @@ def _refuse_equal_names(args, ending: str) -> None:
 
 def _save_picture(drawn: np.ndarray, path: str, ending: str, args) -> Path:
     file = _picture_file(path, ending, args)
-    with whole_file(file) as temporary:
+    with atomic_write(file) as temporary:
         keras.utils.save_img(temporary, drawn, scale=False)
     return file
 

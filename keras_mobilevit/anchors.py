@@ -7,12 +7,12 @@ import numpy as np
 STRIDES = (16, 32, 64, 128, 256)  # of the feature maps; the last one is a single cell
 # Aspect ratios other than 1 of each map's anchors, each upright and lying.
 ASPECT_RATIOS = ((2, 3), (2, 3), (2, 3), (2, 3), (2, 3), (2,))
-SMALLEST, LARGEST = 0.1, 1.05  # sides of anchors, as fractions of the image's
+MIN_SCALE, MAX_SCALE = 0.1, 1.05  # sides of anchors, as fractions of the image's
 # A cell has for each map: two squares, and two of each other ratio.
 ANCHORS_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in ASPECT_RATIOS)
 
 
-def map_sizes(height: int, width: int) -> list[tuple[int, int]]:
+def feature_map_shapes(height: int, width: int) -> list[tuple[int, int]]:
     """Returns the (height, width) of each of the six feature maps of an image.
 
     Args:
@@ -25,7 +25,7 @@ def map_sizes(height: int, width: int) -> list[tuple[int, int]]:
 
 def _shapes(index: int) -> np.ndarray:
     """Returns (w, h) of the anchors in a cell of one map, `[anchors, 2]`."""
-    scales = np.linspace(SMALLEST, LARGEST, len(ASPECT_RATIOS) + 1)
+    scales = np.linspace(MIN_SCALE, MAX_SCALE, len(ASPECT_RATIOS) + 1)
     scale, next_scale = scales[index : index + 2]
     between = math.sqrt(scale * next_scale)
     shapes = [(scale, scale), (between, between)]
@@ -56,7 +56,7 @@ def anchor_boxes(height: int, width: int) -> np.ndarray:
     (3232, 4)
     """
     anchors = []
-    for index, (rows, columns) in enumerate(map_sizes(height, width)):
+    for index, (rows, columns) in enumerate(feature_map_shapes(height, width)):
         shapes = _shapes(index)  # [k, 2]
         cy, cx = np.meshgrid(
             (np.arange(rows) + 0.5) / rows,

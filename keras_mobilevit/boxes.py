@@ -14,7 +14,7 @@ CENTER_VARIANCE = 0.1
 SIZE_VARIANCE = 0.2
 
 
-def to_corners(centers):
+def cxcywh_to_xyxy(centers):
     """Turns `(cx, cy, w, h)` into `(x1, y1, x2, y2)`, both in the last axis.
 
     Args:
@@ -27,8 +27,8 @@ def to_corners(centers):
     return ops.concatenate([center - size / 2, center + size / 2], axis=-1)
 
 
-def to_centers(corners):
-    """Turns `(x1, y1, x2, y2)` into `(cx, cy, w, h)`: the inverse of `to_corners`.
+def xyxy_to_cxcywh(corners):
+    """Turns `(x1, y1, x2, y2)` into `(cx, cy, w, h)`: the inverse of `cxcywh_to_xyxy`.
 
     Args:
         corners: `[..., 4]`.
@@ -53,7 +53,7 @@ def encode(boxes, anchors):
 
     Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325.
     """
-    boxes = to_centers(boxes)
+    boxes = xyxy_to_cxcywh(boxes)
     center = (boxes[..., :2] - anchors[..., :2]) / anchors[..., 2:]
     size = ops.log(boxes[..., 2:] / anchors[..., 2:])
     return ops.concatenate([center / CENTER_VARIANCE, size / SIZE_VARIANCE], axis=-1)
@@ -72,7 +72,7 @@ def decode(offsets, anchors):
     sizes = anchors[..., 2:]
     center = anchors[..., :2] + offsets[..., :2] * (CENTER_VARIANCE * sizes)
     size = sizes * ops.exp(offsets[..., 2:] * SIZE_VARIANCE)
-    return to_corners(ops.concatenate([center, size], axis=-1))
+    return cxcywh_to_xyxy(ops.concatenate([center, size], axis=-1))
 
 
 def clip(boxes):

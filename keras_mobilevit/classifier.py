@@ -3,15 +3,15 @@
 import keras
 from keras import layers
 
-from keras_mobilevit.arguments import (
-    check_classes,
-    check_input_shape,
-    check_weights,
-)
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import output_dtype
 from keras_mobilevit.configs import CLASSIFIER_DROPOUT, VARIANTS, ModelConfig
 from keras_mobilevit.layers import conv_bn_act, dense
+from keras_mobilevit.validation import (
+    check_classes,
+    check_input_shape,
+    check_weights,
+)
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_weights
 

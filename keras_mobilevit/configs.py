@@ -59,7 +59,7 @@ _ROWS = (
 VARIANTS = {row[0]: ModelConfig(*row) for row in _ROWS}
 
 
-def get_config(name: str) -> ModelConfig:
+def get_variant(name: str) -> ModelConfig:
     """Looks a variant up by its name, in any case.
 
     Args:

@@ -7,15 +7,15 @@ https://arxiv.org/abs/1706.05587.
 import keras
 from keras import layers, ops
 
-from keras_mobilevit.arguments import (
+from keras_mobilevit.backbone import feature_maps
+from keras_mobilevit.backend import output_dtype, resize_bilinear
+from keras_mobilevit.configs import get_variant
+from keras_mobilevit.layers import batch_norm, conv
+from keras_mobilevit.validation import (
     check_classes,
     check_input_shape,
     check_weights,
 )
-from keras_mobilevit.backbone import feature_maps
-from keras_mobilevit.backend import output_dtype, resize_bilinear
-from keras_mobilevit.configs import get_config
-from keras_mobilevit.layers import batch_norm, conv
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
 
@@ -251,7 +251,7 @@ def DeepLabV3(
     Source: Table 2 of https://arxiv.org/abs/2110.02178. By their release, the published
     weights reach 72.8 (XXS), 77.1 (XS) and 79.3 (S) mIoU on PASCAL VOC 2012 at 512x512.
     """
-    config = get_config(backbone)
+    config = get_variant(backbone)
     weights = _check_arguments(
         weights, classes, output_stride, aspp_channels, rates, auxiliary
     )

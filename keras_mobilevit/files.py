@@ -32,7 +32,7 @@ def _write_through(file: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path) -> Iterator[Path]:
+def atomic_write(path) -> Iterator[Path]:
     """Gives a temporary name beside `path`, which takes its place at the end.
 
     A process that is killed, or a disk that is full, leaves an earlier file as it was.
@@ -44,7 +44,7 @@ def whole_file(path) -> Iterator[Path]:
         The path to write to.
 
     Example:
-    >>> with whole_file("labels.txt") as temporary:
+    >>> with atomic_write("labels.txt") as temporary:
     ...     temporary.write_text("cat\ndog\n")
     """
     path = Path(path)
@@ -59,8 +59,8 @@ def whole_file(path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(path) -> Iterator[Path]:
-    """Gives a temporary name beside `path` for a folder; see `whole_file`.
+def atomic_write_folder(path) -> Iterator[Path]:
+    """Gives a temporary name beside `path` for a folder; see `atomic_write`.
 
     Args:
         path: where the folder shall be; its ending is kept.

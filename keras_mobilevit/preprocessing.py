@@ -3,15 +3,6 @@
 import keras
 from keras import ops
 
-from keras_mobilevit.value_range import largest_value
-
-__all__ = [
-    "decode_predictions",
-    "largest_value",
-    "preprocess_input",
-    "resize_and_center_crop",
-]
-
 # The recipe evaluates at 256 after resizing the short side to 288 (section 4.1).
 CROP_FRACTION = 256 / 288
 # Where keras.applications finds ImageNet's class names.

@@ -8,15 +8,15 @@ import keras
 from keras import layers, ops
 
 from keras_mobilevit.anchors import ANCHORS_PER_CELL, STRIDES
-from keras_mobilevit.arguments import (
+from keras_mobilevit.backbone import feature_maps
+from keras_mobilevit.backend import output_dtype
+from keras_mobilevit.configs import get_variant
+from keras_mobilevit.layers import batch_norm, pad_for_stride
+from keras_mobilevit.validation import (
     check_classes,
     check_input_shape,
     check_weights,
 )
-from keras_mobilevit.backbone import feature_maps
-from keras_mobilevit.backend import output_dtype
-from keras_mobilevit.configs import get_config
-from keras_mobilevit.layers import batch_norm, pad_for_stride
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
 
@@ -181,7 +181,7 @@ def SSDLite(
     Source: Table 1 of https://arxiv.org/abs/2110.02178. By their release, the published
     weights reach 19.9 (XXS), 24.8 (XS) and 27.9 (S) COCO mAP at 320x320.
     """
-    config = get_config(backbone)
+    config = get_variant(backbone)
     check_weights(weights, ("default", "imagenet", "coco"))
     check_classes(classes)
     if weights == "default":

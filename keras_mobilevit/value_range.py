@@ -239,7 +239,7 @@ class _Sign:
             return f"fits neither [0, 1] nor [0, 255] ({numbers})"
         return None
 
-    def largest_value(self) -> int:
+    def input_max(self) -> int:
         low, high = _SPREADS
         is_wide = self.spread > (low * high) ** 0.5
         return 255 if is_wide or self.center > _HIGHEST_CENTER else 1
@@ -304,7 +304,7 @@ def _moves_pixels(operation) -> bool:
     return type(operation).__name__ in _MOVING_OPERATIONS
 
 
-def largest_value(model: keras.Model) -> int:
+def input_max(model: keras.Model) -> int:
     """Returns the largest value of an image that a model takes.
 
     Where the model's first layers leave it open, this warns and says what it assumes.
@@ -320,7 +320,7 @@ def largest_value(model: keras.Model) -> int:
         return 255
     signs = list(_signs(model))
     told = [sign for sign in signs if sign.is_told] or signs
-    found = {sign.largest_value() for sign in told}
+    found = {sign.input_max() for sign in told}
     largest = max(found, default=1)
     doubts = [f"{s.by!r} {s.doubt()}" for s in told if s.doubt()]
     if not signs:

@@ -8,9 +8,10 @@ import numpy as np
 
 from keras_mobilevit import classifier, deeplab, ssdlite
 from keras_mobilevit.calls import is_listed
-from keras_mobilevit.configs import VARIANTS, get_config
+from keras_mobilevit.configs import VARIANTS, get_variant
 from keras_mobilevit.files import read_text
-from keras_mobilevit.preprocessing import decode_predictions, largest_value
+from keras_mobilevit.preprocessing import decode_predictions
+from keras_mobilevit.value_range import input_max
 from keras_mobilevit.weights.load import load_model_file
 from tflite.suites.baselines import BASELINES, build_baseline
 
@@ -72,7 +73,7 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
     weights = None if weights == "none" else weights
     (head, backbone), shape = split_name(model), (None, None, 3)
     try:
-        config = get_config(backbone)
+        config = get_variant(backbone)
     except ValueError as error:
         others = ", ".join(head + name for head in HEADS for name in VARIANTS)
         raise ValueError(
@@ -201,7 +202,7 @@ def network_images(model: keras.Model, images: np.ndarray) -> np.ndarray:
     images = images.astype(np.float32)
     if model.inputs[0].shape[-1] == 1:
         images = np.round(images @ GRAY)[..., None]
-    return images * np.float32(largest_value(model) / 255)
+    return images * np.float32(input_max(model) / 255)
 
 
 def fixed_size(model: keras.Model) -> int | None:

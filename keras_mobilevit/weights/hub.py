@@ -21,7 +21,7 @@ from pathlib import Path
 import keras
 
 from keras_mobilevit.configs import VARIANTS
-from keras_mobilevit.files import whole_file
+from keras_mobilevit.files import atomic_write
 
 FILENAME = "model.safetensors"
 
@@ -209,7 +209,7 @@ def _fetch_coco(variant: str) -> Path:
     home, url = _keras_home(), f"{COCO}/{path.name}"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             keras.utils.get_file(
                 temporary.name, url, cache_dir=home, cache_subdir="models"
             )

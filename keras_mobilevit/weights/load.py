@@ -19,7 +19,7 @@ from keras import layers
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from keras_mobilevit.files import whole_file
+from keras_mobilevit.files import atomic_write
 from keras_mobilevit.weights.hub import is_published
 from keras_mobilevit.weights.names import (
     CVNETS,
@@ -32,7 +32,7 @@ from keras_mobilevit.weights.names import (
 
 OLDEST_TORCH = (2, 6)  # earlier ones run code in spite of `weights_only`
 LISTED = 10  # names of a kind of difference that an error lists
-TOPS = ("predictions", "ssd_split", "deeplab_classifier")  # a layer of each whole model
+HEAD_LAYERS = ("predictions", "ssd_split", "deeplab_classifier")  # a layer of each whole model
 CHANNEL_ORDERS = ("rgb", "bgr")
 ADAPTED = ("lora_kernel", "kernel_scale")  # in the names of what a plain layer has not
 
@@ -120,7 +120,7 @@ def _weighted_layers(model: keras.Model, chosen: Callable[[str], bool]) -> list:
 
 
 def _has_top(model: keras.Model) -> bool:
-    return any(layer.name in TOPS for layer in model.layers)
+    return any(layer.name in HEAD_LAYERS for layer in model.layers)
 
 
 def _listed(names: list[str]) -> str:
@@ -526,7 +526,7 @@ def save_safetensors(model: keras.Model, path) -> None:
     for name, parts in thirds.items():
         tensors[name] = np.concatenate([parts[i] for i in range(3)])
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # which is no OSError, when a disk is full

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_mobilevit import anchor_boxes, boxes
-from keras_mobilevit.anchors import ANCHORS_PER_CELL, map_sizes
+from keras_mobilevit.anchors import ANCHORS_PER_CELL, feature_map_shapes
 from keras_mobilevit.detection import non_max_suppression
 
 NUMBERS = st.floats(0.02, 0.98)
@@ -37,7 +37,7 @@ def test_anchors_of_the_paper():
     anchors = anchor_boxes(320, 320)
     assert anchors.shape == (3232, 4)
     assert anchors.dtype == np.float32
-    cells = [rows * columns for rows, columns in map_sizes(320, 320)]
+    cells = [rows * columns for rows, columns in feature_map_shapes(320, 320)]
     assert cells == [400, 100, 25, 9, 4, 1]
     assert ANCHORS_PER_CELL == (6, 6, 6, 6, 6, 4)
     # The first cell, by hand: scales 0.1 and 0.2583, then ratios 2 and 3.
@@ -61,7 +61,7 @@ def test_anchors_of_the_paper():
 @settings(max_examples=30, deadline=None)
 def test_anchors_of_any_image(height: int, width: int):
     anchors = anchor_boxes(height, width)
-    cells = [rows * columns for rows, columns in map_sizes(height, width)]
+    cells = [rows * columns for rows, columns in feature_map_shapes(height, width)]
     assert len(anchors) == np.dot(cells, ANCHORS_PER_CELL)
     assert anchors.min() > 0
     assert anchors.max() <= 1
@@ -71,8 +71,8 @@ def test_anchors_of_any_image(height: int, width: int):
 @settings(deadline=None)
 def test_decode_inverts_encode(cx: float, cy: float, width: float, height: float):
     centers = np.tile(np.float32([cx, cy, width, height]), (3232, 1))
-    box, anchors = as_numpy(boxes.to_corners(centers)), anchor_boxes(320, 320)
-    assert as_numpy(boxes.to_centers(box)) == pytest.approx(centers, abs=1e-6)
+    box, anchors = as_numpy(boxes.cxcywh_to_xyxy(centers)), anchor_boxes(320, 320)
+    assert as_numpy(boxes.xyxy_to_cxcywh(box)) == pytest.approx(centers, abs=1e-6)
     offsets = boxes.encode(box, anchors)
     assert as_numpy(boxes.decode(offsets, anchors)) == pytest.approx(box, abs=2e-5)
 

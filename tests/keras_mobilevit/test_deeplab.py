@@ -11,10 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 import keras_mobilevit
 from keras_mobilevit import DeepLabV3, MobileViT_XXS, SSDLite, deeplab
+from keras_mobilevit.class_names import VOC_NAMES
 from keras_mobilevit.deeplab import ResizeLike, is_segmenter, without_auxiliary
 from keras_mobilevit.drawing import add_legend, class_color, draw_classes
 from keras_mobilevit.segmentation import class_map
-from keras_mobilevit.voc_names import VOC_NAMES
 from keras_mobilevit.weights.load import load_backbone, load_weights
 from keras_mobilevit.weights.names import CVNETS_TASKS, TRANSFORMERS, is_backbone
 from tests.golden import reference

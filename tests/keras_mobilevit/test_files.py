@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from keras_mobilevit.files import whole_file, whole_folder
+from keras_mobilevit.files import atomic_write, atomic_write_folder
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path):
     for text in ("old", "new"):
-        with whole_folder(tmp_path / "a.mlpackage") as temporary:
+        with atomic_write_folder(tmp_path / "a.mlpackage") as temporary:
             temporary.mkdir()
             (temporary / text).write_text(text)
     assert [p.name for p in tmp_path.rglob("*")] == ["a.mlpackage", "new"]
@@ -22,7 +22,7 @@ def test_a_folder_that_fails_leaves_the_earlier_one(tmp_path):
     folder = tmp_path / "a.mlpackage"
     folder.mkdir()
     with pytest.raises(OSError, match="full"):
-        with whole_folder(folder) as temporary:
+        with atomic_write_folder(folder) as temporary:
             temporary.mkdir()
             (temporary / "half").write_text("")
             raise OSError("the disk is full")
@@ -42,14 +42,14 @@ def test_an_earlier_folder_survives_a_failed_exchange(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail_to_put_in_place)
     with pytest.raises(OSError, match="full"):
-        with whole_folder(folder) as temporary:
+        with atomic_write_folder(folder) as temporary:
             temporary.mkdir()
     assert [p.name for p in tmp_path.rglob("*")] == ["a.mlpackage", "earlier"]
 
 
 def test_a_folder_takes_the_place_of_a_file(tmp_path):
     (tmp_path / "a.mlpackage").write_text("")
-    with whole_folder(tmp_path / "a.mlpackage") as temporary:
+    with atomic_write_folder(tmp_path / "a.mlpackage") as temporary:
         temporary.mkdir()
     assert [p.name for p in tmp_path.rglob("*")] == ["a.mlpackage"]
     assert (tmp_path / "a.mlpackage").is_dir()
@@ -105,7 +105,7 @@ def test_windows_refuses_what_it_is_said_to(windows, tmp_path):
 def test_a_file_is_exchanged_on_windows(windows, tmp_path):
     path = tmp_path / "labels.txt"
     for text in ("old", "new"):
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, "utf-8")
         assert path.read_text("utf-8") == text
     assert [p.name for p in tmp_path.iterdir()] == ["labels.txt"]
@@ -114,7 +114,7 @@ def test_a_file_is_exchanged_on_windows(windows, tmp_path):
 def test_a_folder_is_exchanged_on_windows(windows, tmp_path):
     folder = tmp_path / "a.mlpackage"
     for text in ("old", "new"):
-        with whole_folder(folder) as temporary:
+        with atomic_write_folder(folder) as temporary:
             (temporary / "Data").mkdir(parents=True)
             (temporary / "Data" / text).write_text(text, "utf-8")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["Data", "a.mlpackage", "new"]
@@ -125,7 +125,7 @@ def test_a_file_in_use_on_windows_is_told_and_stays(windows, tmp_path):
     path.write_bytes(b"old")
     with open(path, "rb"):
         with pytest.raises(PermissionError, match="another process"):
-            with whole_file(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_bytes(b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["best.keras"]
     assert path.read_bytes() == b"old"
@@ -136,6 +136,6 @@ def test_weights_are_saved_on_windows(windows, tmp_path):
     keras = pytest.importorskip("keras")
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     for _ in range(2):
-        with whole_file(tmp_path / "model.keras") as temporary:
+        with atomic_write(tmp_path / "model.keras") as temporary:
             model.save(temporary)
     keras.models.load_model(tmp_path / "model.keras")

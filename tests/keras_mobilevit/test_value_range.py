@@ -9,7 +9,7 @@ import pytest
 from keras import layers, ops
 
 from keras_mobilevit.calls import list_calls
-from keras_mobilevit.value_range import IDENTITIES, largest_value, scale_and_offset
+from keras_mobilevit.value_range import IDENTITIES, input_max, scale_and_offset
 from tests.helpers.idioms import IDIOMS, base, head
 
 
@@ -41,7 +41,7 @@ def test_the_range_of_an_idiom_is_told_without_a_doubt(name: str):
     model = IDIOMS[name].build()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert largest_value(model) == IDIOMS[name].largest
+        assert input_max(model) == IDIOMS[name].largest
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_range_of_an_idiom_is_told_without_a_doubt(name: str):
 def test_a_model_that_does_not_scale_its_images_is_told_of(function):
     """It may have been trained on any range that its data had."""
     with pytest.warns(UserWarning, match=r"does not scale them. Assumed: \[0, 1\]"):
-        assert largest_value(model_of(function)) == 1
+        assert input_max(model_of(function)) == 1
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_a_model_that_does_not_scale_its_images_is_told_of(function):
 def test_the_numbers_decide(function, largest: int):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert largest_value(model_of(function)) == largest
+        assert input_max(model_of(function)) == largest
 
 
 def test_integers_are_pixels():
-    assert largest_value(model_of(lambda x: ops.cast(x, "float32"), "uint8")) == 255
+    assert input_max(model_of(lambda x: ops.cast(x, "float32"), "uint8")) == 255
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_integers_are_pixels():
 )
 def test_what_the_numbers_leave_open_is_told(function, message: str):
     with pytest.warns(UserWarning, match=message):
-        largest_value(model_of(function))
+        input_max(model_of(function))
 
 
 OPTIONS = {

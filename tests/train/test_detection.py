@@ -127,7 +127,7 @@ def test_perfect_outputs_score_1(scenes):
     offsets = np.zeros((20, len(anchors), 4), np.float32)
     logits = np.zeros((20, len(anchors), 11), np.float32)
     logits[..., 0] = 20
-    centers = np.asarray(boxes.to_corners(anchors))
+    centers = np.asarray(boxes.cxcywh_to_xyxy(anchors))
     for image in range(20):
         taken = set()
         for box, label in zip(

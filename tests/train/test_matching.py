@@ -12,7 +12,7 @@ from train.tasks.losses import multibox, smooth_l1
 
 def match_by_hand(objects, anchors):
     """Matches one image's objects in plain loops."""
-    corners = np.asarray(boxes.to_corners(anchors))
+    corners = np.asarray(boxes.cxcywh_to_xyxy(anchors))
     overlaps = np.array(
         [[iou_of(box, anchor) for anchor in corners] for box in objects]
     )

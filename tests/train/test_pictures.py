@@ -60,7 +60,7 @@ def images_of(workdir) -> dict[int, np.ndarray]:
 def outputs_of(objects, size: int, classes: int) -> dict[str, np.ndarray]:
     """Makes the outputs, for one image, that find certain boxes and nothing else."""
     anchors = anchor_boxes(size, size)
-    corners = np.asarray(boxes.to_corners(anchors))
+    corners = np.asarray(boxes.cxcywh_to_xyxy(anchors))
     offsets = np.zeros((1, len(anchors), 4), np.float32)
     logits = np.zeros((1, len(anchors), classes + 1), np.float32)
     logits[..., 0] = 20
