@@ -25,8 +25,7 @@ if __name__ == "__main__" and importlib.util.find_spec("torch"):
 
 from absl import app, flags, logging
 
-from keras_mobilevit import deeplab
-from keras_mobilevit.configs import VARIANTS
+from keras_mobilevit.configs import SEGMENTER_SIZE, VARIANTS
 from keras_mobilevit.files import atomic_write
 from tflite.models import default_size, split_name
 
@@ -90,7 +89,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "size",
         None,
-        f"Side of the input image in pixels. By default 256, {deeplab.DEFAULT_SIZE} of "
+        f"Side of the input image in pixels. By default 256, {SEGMENTER_SIZE} of "
         "a segmenter.",
         lower_bound=1,
     )

@@ -5,7 +5,12 @@ from keras import layers
 
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import output_dtype
-from keras_mobilevit.configs import CLASSIFIER_DROPOUT, VARIANTS, ModelConfig
+from keras_mobilevit.configs import (
+    CLASSIFIER_DROPOUT,
+    CLASSIFIER_SIZE,
+    VARIANTS,
+    ModelConfig,
+)
 from keras_mobilevit.layers import conv_bn_act, dense
 from keras_mobilevit.validation import (
     check_classes,
@@ -14,8 +19,6 @@ from keras_mobilevit.validation import (
 )
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_weights
-
-DEFAULT_SIZE = 256  # what the paper trains and evaluates at
 
 _DOCSTRING = """{title}: {parameters} M parameters, {top1} % top-1 on ImageNet-1k.
 
@@ -77,7 +80,7 @@ def _resolve_input_shape(input_shape, input_tensor, include_top: bool, weights):
             )
         input_shape = tensor_shape
     if input_shape is None:
-        size = DEFAULT_SIZE if include_top else None
+        size = CLASSIFIER_SIZE if include_top else None
         input_shape = (size, size, 3)
     return check_input_shape(input_shape, weights)
 

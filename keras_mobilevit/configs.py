@@ -41,7 +41,11 @@ TRANSFORMER_DEPTHS = (2, 4, 3)  # layers in the blocks of stages 3, 4 and 5
 NUM_HEADS = 4
 PATCH_SIZE = 2
 CLASSIFIER_DROPOUT = 0.1
-MIN_SIZE = 32  # side of an image that leaves one pixel of the last feature map
+MIN_SIZE = 32  # a smaller image side leaves less than one pixel at stride 32
+# The sizes at which the paper trains and evaluates (sections 4.1 and 4.2).
+CLASSIFIER_SIZE = 256
+DETECTOR_SIZE = 320
+SEGMENTER_SIZE = 512
 
 # Trainable parameters with 1,000 classes, and ImageNet-1k top-1 at 256x256 of the
 # published weights, from their release (examples/README-mobilevit.md of ml-cvnets 0.1).

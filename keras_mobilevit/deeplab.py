@@ -9,7 +9,7 @@ from keras import layers, ops
 
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import output_dtype, resize_bilinear
-from keras_mobilevit.configs import get_variant
+from keras_mobilevit.configs import SEGMENTER_SIZE, get_variant
 from keras_mobilevit.layers import batch_norm, conv
 from keras_mobilevit.validation import (
     check_classes,
@@ -19,7 +19,6 @@ from keras_mobilevit.validation import (
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
 
-DEFAULT_SIZE = 512  # what the paper trains and evaluates at
 VOC_CLASSES = 21  # with the background
 OUTPUT_STRIDES = (8, 16)
 ASPP_CHANNELS = 256
@@ -188,7 +187,7 @@ def DeepLabV3(
     backbone: str = "mobilevit_s",
     classes: int = VOC_CLASSES,
     weights: str | None = "default",
-    input_shape: tuple = (DEFAULT_SIZE, DEFAULT_SIZE, 3),
+    input_shape: tuple = (SEGMENTER_SIZE, SEGMENTER_SIZE, 3),
     include_preprocessing: bool = True,
     name: str | None = None,
     *,

@@ -10,7 +10,7 @@ from keras import layers, ops
 from keras_mobilevit.anchors import ANCHORS_PER_CELL, STRIDES
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import output_dtype
-from keras_mobilevit.configs import get_variant
+from keras_mobilevit.configs import DETECTOR_SIZE, get_variant
 from keras_mobilevit.layers import batch_norm, pad_for_stride
 from keras_mobilevit.validation import (
     check_classes,
@@ -20,7 +20,6 @@ from keras_mobilevit.validation import (
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
 
-DEFAULT_SIZE = 320  # what the paper trains and evaluates at
 COCO_CLASSES = 80
 
 EXTRA_CHANNELS = {64: 256, 128: 128, 256: 128}  # of the maps at these strides
@@ -133,7 +132,7 @@ def SSDLite(
     backbone: str = "mobilevit_s",
     classes: int = COCO_CLASSES,
     weights: str | None = "default",
-    input_shape: tuple = (DEFAULT_SIZE, DEFAULT_SIZE, 3),
+    input_shape: tuple = (DETECTOR_SIZE, DETECTOR_SIZE, 3),
     include_preprocessing: bool = True,
     name: str | None = None,
 ) -> keras.Model:

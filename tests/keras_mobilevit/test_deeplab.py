@@ -15,6 +15,7 @@ from keras_mobilevit.class_names import VOC_NAMES
 from keras_mobilevit.deeplab import ResizeLike, is_segmenter, without_auxiliary
 from keras_mobilevit.drawing import add_legend, class_color, draw_classes
 from keras_mobilevit.segmentation import class_map
+from keras_mobilevit.weights.file_formats import load_model_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
 from keras_mobilevit.weights.names import CVNETS_TASKS, TRANSFORMERS, is_backbone
 from tests.golden import reference
@@ -267,7 +268,7 @@ def test_a_saved_segmenter_is_the_same(tmp_path):
         again = small(weights=str(file), **arguments)
         for one, other in zip(model.get_weights(), again.get_weights(), strict=True):
             assert (one == other).all()
-    loaded = keras_mobilevit.weights.load.load_model_file(tmp_path / "segmenter.keras")
+    loaded = load_model_file(tmp_path / "segmenter.keras")
     for name, wanted in model(images).items():
         np.testing.assert_array_equal(loaded(images)[name], wanted)
     assert [type(layer) for layer in loaded.layers] == list(map(type, model.layers))
@@ -356,9 +357,9 @@ def test_a_step_compiles_with_xla():
         (
             lambda: small(classes=4, aspp_channels=8, auxiliary=True),
             r"not in the model: deeplab_auxiliary_bn/beta.*\n"
-            r".*of another shape: deeplab_aspp0_bn/beta \(model \(256,\), file \(8,\)",
+            r".*different shape: deeplab_aspp0_bn/beta \(model \(256,\), file \(8,\)",
         ),
-        (lambda: small(auxiliary=True), "take it off with `without_auxiliary`"),
+        (lambda: small(auxiliary=True), "remove the head with `without_auxiliary`"),
     ],
 )
 def test_a_file_of_another_kind_says_what_differs(

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import keras_mobilevit
-from keras_mobilevit import __main__ as cli
+from keras_mobilevit.__main__ import main
 from keras_mobilevit.drawing import class_color
+from keras_mobilevit.predict import best_classes
 from tests.helpers.image_files import pil_file
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
 
 def run(monkeypatch, capsys, *arguments) -> list[str]:
     monkeypatch.setattr(sys, "argv", ["keras_mobilevit", *map(str, arguments)])
-    cli.main()
+    main()
     return capsys.readouterr().out.splitlines()
 
 
@@ -78,7 +79,7 @@ def test_the_best_classes_by_name(ending, folder, monkeypatch, capsys):
         (["red.jpg", "--score=30"], r"--score must be in \[0, 1\]. Received: 30"),
         (["red.jpg", "--score=nan"], "--score must be in .*Received: nan"),
         (["red.jpg", "--labels=none.txt"], "--labels: there is no file none.txt"),
-        (["red.jpg", "--model=best.keras"], "given by --weights=best.keras"),
+        (["red.jpg", "--model=best.keras"], "To load a file, use --weights=best.keras"),
         (["red.jpg", "--weights=x.tflite"], "x.tflite is a converted file"),
     ],
 )
@@ -90,11 +91,11 @@ def test_errors(arguments, message, folder, monkeypatch, capsys):
 
 def test_other_labels_are_refused():
     with pytest.raises(ValueError, match="2 class names for 3 classes"):
-        cli.best_classes(np.array([0.1, 0.2, 0.7]), ["cat", "dog"])
+        best_classes(np.array([0.1, 0.2, 0.7]), ["cat", "dog"])
 
 
 def test_without_names_classes_have_numbers():
-    best = cli.best_classes(np.array([0.1, 0.2, 0.7]), None)
+    best = best_classes(np.array([0.1, 0.2, 0.7]), None)
     assert best == [("class 2", 0.7), ("class 1", 0.2), ("class 0", 0.1)]
 
 
@@ -149,7 +150,7 @@ def test_a_detector_draws_its_boxes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["keras_mobilevit", *map(str, arguments)])
     (tmp_path / "labels.txt").write_text("cat\n")
     with pytest.raises(SystemExit, match="1 class names for 2 classes"):
-        cli.main()
+        main()
 
 
 def test_a_segmenter_colours_its_classes(tmp_path, monkeypatch, capsys):
@@ -188,13 +189,13 @@ def test_a_segmenter_colours_its_classes(tmp_path, monkeypatch, capsys):
     (tmp_path / "labels.txt").write_text("cat\n")
     for more, message in (
         ([], "1 class names for 3 classes"),
-        (["--score=0.9"], "--score is of a detector's boxes"),
-        ([tmp_path / "photo.png"], f"would all be called {file}"),
+        (["--score=0.9"], "--score applies only to detectors"),
+        ([tmp_path / "photo.png"], f"would have the name {file}"),
     ):
         command = ["", *arguments[:1], *more, *arguments[1:]]
         monkeypatch.setattr(sys, "argv", list(map(str, command)))
         with pytest.raises(SystemExit, match=message):
-            cli.main()
+            main()
 
 
 @pytest.mark.parametrize("content", ['{"eval_size": 96}', '{"eval_size": "x"}', "["])
@@ -232,7 +233,7 @@ def save_head(folder: Path, activation, values, names: str, shape=(32, 32, 3)) -
     return folder / "best.keras"
 
 
-MANY = "  each class by itself, yes or no:"
+MULTI_LABEL = "  independent probability of each class:"
 
 
 @pytest.mark.parametrize(
@@ -244,7 +245,7 @@ MANY = "  each class by itself, yes or no:"
             "sigmoid",
             [3.0, 3.0, -3.0],
             "cup\ntea\ndog\n",
-            [MANY, "   95.3 %  cup", "   95.3 %  tea", "    4.7 %  dog"],
+            [MULTI_LABEL, "   95.3 %  cup", "   95.3 %  tea", "    4.7 %  dog"],
         ),
         ("sigmoid", [-3.0], "defect\n", ["    4.7 %  defect"]),
         (None, [-3.0], "defect\n", ["    4.7 %  defect"]),
@@ -265,7 +266,7 @@ def test_an_oblong_classifier_sees_oblong_images(tmp_path, monkeypatch, capsys):
     weights = save_head(tmp_path, "softmax", [0, 3.0], "a\nb\n", (32, 96, 3))
     arguments = "predict", tmp_path / "photo.jpg", f"--weights={weights}"
     assert run(monkeypatch, capsys, *arguments)[1] == "   95.3 %  b"
-    with pytest.raises(SystemExit, match="96x32 pixels alone. Leave --size=64 away"):
+    with pytest.raises(SystemExit, match="96x32 pixels. Remove --size=64"):
         run(monkeypatch, capsys, *arguments, "--size=64")
 
 

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 import keras_mobilevit
 from keras_mobilevit import MobileViT_XXS, SSDLite, ssdlite
 from keras_mobilevit.weights import hub
+from keras_mobilevit.weights.file_formats import load_model_file
 from keras_mobilevit.weights.load import load_backbone
 from keras_mobilevit.weights.names import is_backbone
 from tests.golden import reference
@@ -108,7 +109,7 @@ def test_a_saved_detector_is_the_same(tmp_path):
         again = small(weights=str(file))
         for name, value in model(images).items():
             assert (np.asarray(again(images)[name]) == np.asarray(value)).all()
-    loaded = keras_mobilevit.weights.load.load_model_file(tmp_path / "detector.keras")
+    loaded = load_model_file(tmp_path / "detector.keras")
     assert set(loaded(images)) == {"offsets", "logits"}
 
 

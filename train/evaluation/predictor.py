@@ -11,7 +11,7 @@ import numpy as np
 from keras_mobilevit.files import read_text
 from keras_mobilevit.litert import LiteRTModel, read_card
 from keras_mobilevit.value_range import input_max
-from keras_mobilevit.weights.load import load_model_file
+from keras_mobilevit.weights.file_formats import load_model_file
 from train.data.sources import Source
 
 
