@@ -47,9 +47,9 @@ CLASSIFIER_SIZE = 256
 DETECTOR_SIZE = 320
 SEGMENTER_SIZE = 512
 
-# Trainable parameters with 1,000 classes, and ImageNet-1k top-1 at 256x256 of the
-# published weights, from their release (examples/README-mobilevit.md of ml-cvnets 0.1).
-# The paper, section 4.1, has 69.0, 74.8 and 78.4.
+# Trainable parameters with 1,000 classes, and top-1 accuracy of the published weights
+# on ImageNet-1k at 256x256, from examples/README-mobilevit.md of ml-cvnets 0.1. The
+# paper (section 4.1) states 69.0, 74.8 and 78.4.
 #   mobilevit_xxs  1,272,024  69.0
 #   mobilevit_xs   2,317,848  74.7
 #   mobilevit_s    5,578,632  78.3
@@ -64,16 +64,21 @@ VARIANTS = {row[0]: ModelConfig(*row) for row in _ROWS}
 
 
 def get_variant(name: str) -> ModelConfig:
-    """Looks a variant up by its name, in any case.
+    """Returns the configuration of a variant.
 
     Args:
-        name: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
+        name: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`, in lower or upper
+            case.
 
     Returns:
         The variant's `ModelConfig`.
 
     Raises:
-        ValueError: if there is no such variant; the message lists those that exist.
+        ValueError: if there is no such variant; the message lists the variants.
+
+    Example:
+    >>> get_variant("mobilevit_s").head_channels
+    640
     """
     config = VARIANTS.get(str(name).lower())
     if config is None:

@@ -381,5 +381,5 @@ def _input_size(
             f"{args.weights} accepts only images of {width}x{height} pixels. "
             f"Remove --size={args.size}."
         )
-    side = args.size or _evaluation_value(args.weights, "eval_size") or default
+    side = int(args.size or _evaluation_value(args.weights, "eval_size") or default)
     return height or side, width or side
