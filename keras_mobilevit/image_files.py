@@ -77,8 +77,8 @@ def _reason(file, error: Exception) -> str:
     """Explains why Pillow cannot read a path or bytes."""
     if isinstance(error, Image.DecompressionBombError):
         return (
-            f"it has more than {MAX_PIXELS:,} pixels, the maximum. Shrink it or split it "
-            "into parts"
+            f"it has more than {MAX_PIXELS:,} pixels, the maximum. Shrink it or split "
+            "it into parts"
         )
     if isinstance(error, UnidentifiedImageError):
         if _is_heif(file):

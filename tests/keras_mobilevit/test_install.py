@@ -1,4 +1,4 @@
-"""Errors of an incomplete installation name the line that completes it."""
+"""Errors of an incomplete installation name the command that completes it."""
 
 import os
 import runpy

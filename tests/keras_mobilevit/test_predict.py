@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A trained-looking model with its labels, and a picture."""
+    """A model with labels, and images."""
     folder = tmp_path_factory.mktemp("predict")
     model = keras_mobilevit.MobileViT_XXS(
         weights=None,
@@ -99,7 +99,7 @@ def test_without_names_classes_have_numbers():
     assert best == [("class 2", 0.7), ("class 1", 0.2), ("class 0", 0.1)]
 
 
-def test_names_that_cannot_be_downloaded_are_told(monkeypatch):
+def test_names_that_cannot_be_downloaded_are_an_error(monkeypatch):
     def fail(*args, **kwargs):
         raise Exception("URL fetch failure")
 
@@ -111,15 +111,28 @@ def test_names_that_cannot_be_downloaded_are_told(monkeypatch):
         keras_mobilevit.decode_predictions(np.zeros((1, 1000)))
 
 
-def test_help():
-    result = subprocess.run(
-        [sys.executable, "-m", "keras_mobilevit", "predict", "--help"],
+def run_in_a_process(*arguments, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "keras_mobilevit", *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"KERAS_BACKEND": "numpy"},
+        env=os.environ | environment,
         capture_output=True,
         text=True,
     )
-    assert "--weights" in result.stdout and "Traceback" not in result.stderr
+
+
+def test_help_does_not_load_keras():
+    result = run_in_a_process("predict", "--help", KERAS_BACKEND="missing")
+    assert result.returncode == 0 and result.stderr == ""
+    assert "--weights" in result.stdout
+
+
+@pytest.mark.slow
+def test_start_up_lines_of_tensorflow_are_not_shown(folder):
+    weights = f"--weights={folder / 'best.keras'}"
+    result = run_in_a_process("predict", folder / "red.jpg", weights, "--size=64")
+    assert result.stderr == ""
+    assert result.stdout.startswith(f"{folder / 'red.jpg'}\n")
 
 
 def test_a_detector_draws_its_boxes(tmp_path, monkeypatch, capsys):
@@ -153,7 +166,7 @@ def test_a_detector_draws_its_boxes(tmp_path, monkeypatch, capsys):
         main()
 
 
-def test_a_segmenter_colours_its_classes(tmp_path, monkeypatch, capsys):
+def test_a_segmenter_colors_its_classes(tmp_path, monkeypatch, capsys):
     model = keras_mobilevit.DeepLabV3(
         "mobilevit_xxs", classes=3, weights=None, input_shape=(64, 96, 3)
     )
@@ -168,8 +181,8 @@ def test_a_segmenter_colours_its_classes(tmp_path, monkeypatch, capsys):
     arguments = "predict", photo, f"--weights={tmp_path / 'best.keras'}"
     lines = run(monkeypatch, capsys, *arguments)
     file = tmp_path / "photo_classes.png"
-    told = f"{photo}: 1 classes at 96x64, drawn in {file}"
-    assert lines == [told, "  100.0 %  dog"]
+    line = f"{photo}: 1 classes at 96x64, drawn in {file}"
+    assert lines == [line, "  100.0 %  dog"]
     drawn = keras.utils.img_to_array(keras.utils.load_img(file))
     assert drawn.shape[1] == 300 and drawn.shape[0] > 200
     mixed = np.round(0.4 * 90 + 0.6 * np.array(class_color(2)))
@@ -199,7 +212,7 @@ def test_a_segmenter_colours_its_classes(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("content", ['{"eval_size": 96}', '{"eval_size": "x"}', "["])
-def test_the_size_is_that_of_the_trainings_evaluation(
+def test_the_size_comes_from_the_trainings_evaluation(
     content, tmp_path, monkeypatch, capsys
 ):
     keras_mobilevit.DeepLabV3(
@@ -221,7 +234,7 @@ def test_colors_of_classes_differ():
 
 
 def save_head(folder: Path, activation, values, names: str, shape=(32, 32, 3)) -> Path:
-    """Saves a classifier whose last layer gives `values` before its activation."""
+    """Saves a classifier that returns `values` before its activation."""
     inputs = keras.Input(shape)
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
     head = keras.layers.Dense(len(values), activation=activation)
@@ -237,7 +250,7 @@ MULTI_LABEL = "  independent probability of each class:"
 
 
 @pytest.mark.parametrize(
-    ("activation", "values", "names", "told"),
+    ("activation", "values", "names", "expected"),
     [
         ("softmax", [0, 3.0], "no\nyes\n", ["   95.3 %  yes", "    4.7 %  no"]),
         (None, [0, 3.0], "no\nyes\n", ["   95.3 %  yes", "    4.7 %  no"]),
@@ -253,13 +266,13 @@ MULTI_LABEL = "  independent probability of each class:"
     ],
     ids=["softmax", "logits", "sigmoids", "one unit", "one logit", "one unit of two"],
 )
-def test_heads_are_taken_for_what_they_are(
-    activation, values, names, told, tmp_path, monkeypatch, capsys
+def test_each_kind_of_head_gives_probabilities(
+    activation, values, names, expected, tmp_path, monkeypatch, capsys
 ):
     weights = save_head(tmp_path, activation, values, names)
     photo = tmp_path / "photo.jpg"
     lines = run(monkeypatch, capsys, "predict", photo, f"--weights={weights}")
-    assert lines == [str(photo), *told]
+    assert lines == [str(photo), *expected]
 
 
 def test_an_oblong_classifier_sees_oblong_images(tmp_path, monkeypatch, capsys):
@@ -278,10 +291,10 @@ def test_an_oblong_classifier_sees_oblong_images(tmp_path, monkeypatch, capsys):
         ("{}", 0.25 * (288 / 256) ** 2),
     ],
 )
-def test_the_crop_is_that_of_the_trainings_evaluation(
+def test_the_crop_comes_from_the_trainings_evaluation(
     config, share, tmp_path, monkeypatch, capsys
 ):
-    """A white square fills a quarter of a black photo, and all of half of its side."""
+    """A white square fills a quarter of a black photo: half of each side."""
     weights = save_head(tmp_path, "sigmoid", [0.0], "white\n")
     model = keras.models.load_model(weights)
     model.layers[-1].set_weights([np.ones((3, 1)), np.zeros(1)])
@@ -291,8 +304,8 @@ def test_the_crop_is_that_of_the_trainings_evaluation(
     pixels[32:96, 32:96] = 255
     keras.utils.save_img(tmp_path / "photo.png", pixels, scale=False)
     arguments = "predict", tmp_path / "photo.png", f"--weights={weights}"
-    told = float(run(monkeypatch, capsys, *arguments)[1].split("%")[0]) / 100
-    assert told == pytest.approx(1 / (1 + np.exp(-3 * share)), abs=0.004)
+    found = float(run(monkeypatch, capsys, *arguments)[1].split("%")[0]) / 100
+    assert found == pytest.approx(1 / (1 + np.exp(-3 * share)), abs=0.004)
 
 
 def test_names_with_a_byte_order_mark(tmp_path, monkeypatch, capsys):

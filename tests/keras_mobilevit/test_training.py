@@ -1,4 +1,4 @@
-"""TensorFlow's faster kernels for training give Keras's own numbers and gradients."""
+"""TensorFlow's faster kernels for training give Keras's numbers and gradients."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""A model's first layers tell which values its images have."""
+"""A model's first layers show which values its images have."""
 
 import inspect
 import warnings
@@ -33,11 +33,11 @@ def batch_normalization(mean, deviation):
     return call
 
 
-# The idioms of tests/helpers/idioms.py state their ranges too.
+# The idioms of tests/helpers/idioms.py state their ranges.
 @pytest.mark.parametrize(
     "name", [n for n in IDIOMS if "backbone" not in n and n != "nothing"]
 )
-def test_the_range_of_an_idiom_is_told_without_a_doubt(name: str):
+def test_the_range_of_an_idiom_is_found_without_a_warning(name: str):
     model = IDIOMS[name].build()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -48,19 +48,19 @@ def test_the_range_of_an_idiom_is_told_without_a_doubt(name: str):
     "function",
     [
         lambda x: x,
-        # Scales deep inside tell nothing.
+        # Scaling after other layers does not count.
         lambda x: layers.Rescaling(0.1)(layers.Conv2D(2, 1)(x)),
         lambda x: layers.Rescaling(1 / 255)(layers.Conv2D(2, 1)(x)),
     ],
 )
-def test_a_model_that_does_not_scale_its_images_is_told_of(function):
-    """It may have been trained on any range that its data had."""
+def test_a_model_that_does_not_scale_its_images_warns(function):
+    """It may have been trained on any range."""
     with pytest.warns(UserWarning, match=r"does not scale them. Assumed: \[0, 1\]"):
         assert input_max(model_of(function)) == 1
 
 
 @pytest.mark.parametrize(
-    ("function", "largest"),
+    ("function", "expected"),
     [
         (lambda x: x * 255, 1),  # for a backbone that rescales
         (lambda x: layers.Rescaling(1 / 255)(x * 255), 1),
@@ -74,10 +74,10 @@ def test_a_model_that_does_not_scale_its_images_is_told_of(function):
         (lambda x: batch_normalization(0.45, 0.22)(x / 255.0), 255),
     ],
 )
-def test_the_numbers_decide(function, largest: int):
+def test_the_numbers_decide(function, expected: int):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert input_max(model_of(function)) == largest
+        assert input_max(model_of(function)) == expected
 
 
 def test_integers_are_pixels():
@@ -97,7 +97,7 @@ def test_integers_are_pixels():
         (lambda x: layers.Add()([x / 255.0, x * 2.0]), "some are for .0, 1."),
     ],
 )
-def test_what_the_numbers_leave_open_is_told(function, message: str):
+def test_unclear_numbers_warn(function, message: str):
     with pytest.warns(UserWarning, match=message):
         input_max(model_of(function))
 
@@ -124,7 +124,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("kind", sorted(IDENTITIES, key=lambda kind: kind.__name__))
-def test_what_is_passed_over_returns_its_input_at_inference(kind):
+def test_skipped_layers_return_their_input_at_inference(kind):
     axes = {"SpatialDropout1D": (1, 8, 3), "SpatialDropout3D": (1, 8, 8, 8, 3)}
     shape = axes.get(kind.__name__, (1, 8, 8, 3))
     x = np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from keras_mobilevit import anchor_boxes, boxes
 from keras_mobilevit.weights.file_formats import load_model_file
+from tests.helpers.boxes import iou_of, random_boxes
 from tests.helpers.networks import build_detector
-from tests.keras_mobilevit.test_boxes import iou_of, random_boxes
 from tests.train.test_annotations import make_voc, voc_xml
 from train import loop
 from train.config import make_config

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mobilevit import anchor_boxes, boxes
-from tests.keras_mobilevit.test_boxes import iou_of, random_boxes
+from tests.helpers.boxes import iou_of, random_boxes
 from train.tasks.detection.matching import hard_negatives, match
 from train.tasks.losses import multibox, smooth_l1
 

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 
 from keras_mobilevit import anchor_boxes, boxes
 from keras_mobilevit.drawing import class_color
+from tests.helpers.boxes import iou_of
 from tests.helpers.networks import build_detector
-from tests.keras_mobilevit.test_boxes import iou_of
 from tests.train.test_annotations import make_voc, voc_xml
 from tests.train.test_detection import CONFIG
 from tests.train.test_loop import CONFIG as DIGITS
