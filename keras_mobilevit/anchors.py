@@ -21,10 +21,6 @@ def feature_map_shapes(height: int, width: int) -> list[tuple[int, int]]:
 
     Returns:
         Six pairs, the finest map first.
-
-    Example:
-    >>> feature_map_shapes(320, 320)[:2]
-    [(20, 20), (10, 10)]
     """
     sides = ((-(-height // stride), -(-width // stride)) for stride in STRIDES)
     return [*sides, (1, 1)]

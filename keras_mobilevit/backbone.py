@@ -1,13 +1,13 @@
 """The MobileViT backbone: computes feature maps at five strides from an image."""
 
 from keras_mobilevit.backend import Tensor
+from keras_mobilevit.blocks import conv_bn_act, inverted_residual, mobilevit_block
 from keras_mobilevit.configs import (
     NUM_HEADS,
     PATCH_SIZE,
     TRANSFORMER_DEPTHS,
     ModelConfig,
 )
-from keras_mobilevit.layers import conv_bn_act, inverted_residual, mobilevit_block
 
 LAST_STRIDE = 32  # of the last feature map, by default
 
@@ -26,11 +26,6 @@ def feature_maps(
         The outputs of stages 1 to 5 as `"P1"` to `"P5"`. `"Pn"` has the stride
         `s = min(2**n, output_stride)` and the shape
         `[batch, ceil(height / s), ceil(width / s), channels]`.
-
-    Example:
-    >>> maps = feature_maps(keras.Input((256, 256, 3)), get_variant("mobilevit_s"))
-    >>> maps["P5"].shape
-    (None, 8, 8, 160)
     """
     c1, c2, *block_channels = config.stage_channels
     expansion = config.expansion

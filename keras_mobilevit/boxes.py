@@ -17,33 +17,13 @@ SIZE_VARIANCE = 0.2
 
 
 def cxcywh_to_xyxy(centers: Tensor) -> Tensor:
-    """Converts `(cx, cy, w, h)` to `(x1, y1, x2, y2)`, both in the last axis.
-
-    Args:
-        centers: centers and sizes `[..., 4]`.
-
-    Returns:
-        Corners `[..., 4]`.
-
-    Example:
-    >>> cxcywh_to_xyxy(np.float32([[0.5, 0.5, 0.2, 0.4]]))  # [[0.4, 0.3, 0.6, 0.7]]
-    """
+    """Converts centers and sizes `[..., 4]` to corners `[..., 4]`."""
     center, size = centers[..., :2], centers[..., 2:]
     return ops.concatenate([center - size / 2, center + size / 2], axis=-1)
 
 
 def xyxy_to_cxcywh(corners: Tensor) -> Tensor:
-    """Converts `(x1, y1, x2, y2)` to `(cx, cy, w, h)`, both in the last axis.
-
-    Args:
-        corners: corners `[..., 4]`.
-
-    Returns:
-        Centers and sizes `[..., 4]`.
-
-    Example:
-    >>> xyxy_to_cxcywh(np.float32([[0.4, 0.3, 0.6, 0.7]]))  # [[0.5, 0.5, 0.2, 0.4]]
-    """
+    """Converts corners `[..., 4]` to centers and sizes `[..., 4]`."""
     first, second = corners[..., :2], corners[..., 2:]
     return ops.concatenate([(first + second) / 2, second - first], axis=-1)
 
@@ -61,9 +41,6 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
         variance.
 
     Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325.
-
-    Example:
-    >>> box_deltas = encode(boxes, anchor_boxes(320, 320))  # [3232, 4]
     """
     boxes = xyxy_to_cxcywh(boxes)
     center = (boxes[..., :2] - anchors[..., :2]) / anchors[..., 2:]
@@ -80,9 +57,6 @@ def decode(box_deltas: Tensor, anchors: Tensor) -> Tensor:
 
     Returns:
         Corners `[..., 4]`, which may lie outside the image; see `clip`.
-
-    Example:
-    >>> boxes = decode(outputs["offsets"], anchor_boxes(320, 320))  # [2, 3232, 4]
     """
     sizes = anchors[..., 2:]
     center = anchors[..., :2] + box_deltas[..., :2] * (CENTER_VARIANCE * sizes)
@@ -91,26 +65,12 @@ def decode(box_deltas: Tensor, anchors: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor) -> Tensor:
-    """Clips boxes to the image.
-
-    Args:
-        boxes: corners `[..., 4]`.
-
-    Returns:
-        Corners `[..., 4]` in [0, 1].
-    """
+    """Clips the corners `[..., 4]` of boxes to the image."""
     return ops.clip(boxes, 0.0, 1.0)
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Returns the areas of boxes; 0 if the corners are swapped.
-
-    Args:
-        boxes: corners `[..., 4]`.
-
-    Returns:
-        `[...]`, as fractions of the image's area.
-    """
+    """Returns the areas `[...]` of boxes `[..., 4]`; 0 if the corners are swapped."""
     size = ops.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
     return size[..., 0] * size[..., 1]
 

@@ -5,13 +5,13 @@ from keras import layers
 
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import output_dtype
+from keras_mobilevit.blocks import conv_bn_act, dense
 from keras_mobilevit.configs import (
     CLASSIFIER_DROPOUT,
     CLASSIFIER_SIZE,
     VARIANTS,
     ModelConfig,
 )
-from keras_mobilevit.layers import conv_bn_act, dense
 from keras_mobilevit.validation import (
     check_classes,
     check_input_shape,
@@ -171,10 +171,6 @@ def output_activation(model: keras.Model) -> str:
     Returns:
         `"softmax"` if the classes exclude each other and the probabilities sum to 1;
         `"sigmoid"` if each class has a probability of its own; otherwise `"logits"`.
-
-    Example:
-    >>> output_activation(keras_mobilevit.MobileViT_S(weights=None))
-    'softmax'
     """
     outputs = getattr(model, "outputs", None)
     if outputs:
@@ -203,28 +199,9 @@ def build_classifier(
     include_preprocessing: bool = True,
     name: str | None = None,
 ) -> keras.Model:
-    """Builds the classifier of a variant.
+    """Builds the classifier of `config`, a value of `keras_mobilevit.VARIANTS`.
 
-    Args:
-        config: the variant, a value of `keras_mobilevit.VARIANTS`.
-        include_top: see `MobileViT_S`, also for the following arguments.
-        weights: as described there.
-        input_tensor: as described there.
-        input_shape: as described there.
-        pooling: as described there.
-        classes: as described there.
-        classifier_activation: as described there.
-        include_preprocessing: as described there.
-        name: as described there.
-
-    Returns:
-        A functional `keras.Model`.
-
-    Raises:
-        ValueError: see `MobileViT_S`.
-
-    Example:
-    >>> model = build_classifier(VARIANTS["mobilevit_s"], weights=None, classes=10)
+    The other arguments, the result and the errors are those of `MobileViT_S`.
     """
     _check_arguments(weights, include_top, pooling, classes, classifier_activation)
     shape = _resolve_input_shape(input_shape, input_tensor, include_top, weights)

@@ -75,10 +75,6 @@ def get_variant(name: str) -> ModelConfig:
 
     Raises:
         ValueError: if there is no such variant; the message lists the variants.
-
-    Example:
-    >>> get_variant("mobilevit_s").head_channels
-    640
     """
     config = VARIANTS.get(str(name).lower())
     if config is None:

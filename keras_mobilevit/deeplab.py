@@ -9,8 +9,8 @@ from keras import layers, ops
 
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import Tensor, output_dtype, resize_bilinear
+from keras_mobilevit.blocks import batch_norm, conv
 from keras_mobilevit.configs import SEGMENTER_SIZE, get_variant
-from keras_mobilevit.layers import batch_norm, conv
 from keras_mobilevit.validation import (
     check_classes,
     check_input_shape,

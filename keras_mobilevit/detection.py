@@ -27,9 +27,6 @@ def decode_outputs(
     Returns:
         Boxes `[batch, anchors, 4]`, clipped to the image, and scores
         `[batch, anchors, classes]`, without the background.
-
-    Example:
-    >>> boxes, scores = decode_outputs(model(images), anchor_boxes(320, 320))
     """
     # ml-cvnets clips after the suppression, which changes only the overlaps of boxes
     # that cross the image's edge. Converted models clip here too.
@@ -65,11 +62,6 @@ def non_max_suppression(
         `[batch, max_detections]`, in descending order; `classes`, int32
         `[batch, max_detections]`. Unused entries have a box of zeros, the score 0 and
         the class -1.
-
-    Example:
-    >>> boxes, scores = decode_outputs(outputs, anchors)
-    >>> non_max_suppression(boxes, scores, iou_threshold=0.3)["boxes"].shape
-    (1, 200, 4)
     """
     classes = scores.shape[-1]
     top_k = _minimum(pre_nms_top_k, ops.shape(scores)[1])
@@ -106,17 +98,10 @@ def _minimum(number: int, other: Tensor) -> Tensor:
 def _take_best(
     boxes: Tensor, iou_threshold: float, step: Tensor, scores: Tensor, found: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Moves each image's best box to `found` and drops the boxes that overlap it.
+    """Moves each image's best box to entry `step` of `found`, and drops its rivals.
 
-    Args:
-        boxes: `[batch, classes, top_k, 4]`.
-        iou_threshold: see `non_max_suppression`.
-        step: index of the entry of `found` to write.
-        scores: `[batch, classes, top_k]`, 0 for boxes that were dropped or moved.
-        found: `[batch, max_detections, 6]`.
-
-    Returns:
-        The next `step`, `scores` and `found`.
+    Boxes are `[batch, classes, top_k, 4]`, scores `[batch, classes, top_k]` (0 once a
+    box is moved or dropped) and found `[batch, max_detections, 6]`.
     """
     classes = scores.shape[1]
     best = ops.max(scores, axis=-1)  # [batch, classes]

@@ -19,10 +19,6 @@ def class_color(label: int) -> tuple[int, int, int]:
     """Returns a color for a class, RGB in [0, 255].
 
     The colors of neighboring labels differ clearly.
-
-    Example:
-    >>> class_color(0)
-    (242, 36, 36)
     """
     shade = SHADES[label % len(SHADES)]
     red, green, blue = colorsys.hsv_to_rgb(label * GOLDEN_RATIO % 1.0, *shade)
@@ -90,10 +86,6 @@ def draw_named_boxes(
 
     Raises:
         ImportError: if Pillow is not installed.
-
-    Example:
-    >>> draw_named_boxes(photo, [[0.1, 0.2, 0.5, 0.9]], [0], ["my cat"]).shape
-    (480, 640, 3)
     """
     Image, ImageDraw, font = _pillow(image)
     picture = Image.fromarray(np.array(image, np.uint8))
@@ -107,13 +99,8 @@ def draw_named_boxes(
         _, _, text_width, text_height = draw.textbbox((0, 0), text, font=font)
         # The text is above the box, or inside it at the upper edge of the image.
         left, top = x1, max(0, y1 - text_height - 2 * line)
-        background = (
-            left,
-            top,
-            left + text_width + 2 * line,
-            top + text_height + 2 * line,
-        )
-        draw.rectangle(background, fill=color)
+        right, bottom = left + text_width + 2 * line, top + text_height + 2 * line
+        draw.rectangle((left, top, right, bottom), fill=color)
         text_color = "black" if np.dot(color, LUMINANCE) > DARK else "white"
         draw.text((left + line, top), text, fill=text_color, font=font)
     return np.asarray(picture)
@@ -160,10 +147,6 @@ def add_legend(image: ArrayLike, names: dict[int, str]) -> np.ndarray:
 
     Raises:
         ImportError: if Pillow is not installed.
-
-    Example:
-    >>> add_legend(photo, {1: "cat"}).shape
-    (516, 640, 3)
     """
     image = np.array(image, np.uint8)
     if not names:

@@ -73,10 +73,6 @@ def atomic_write_folder(path: str | os.PathLike) -> Iterator[Path]:
 
     Yields:
         The path of the temporary folder. The caller creates the folder.
-
-    Example:
-    >>> with atomic_write_folder("model.mlpackage") as temporary:
-    ...     model.save(temporary)
     """
     path = Path(path)
     # On the same disk, which renaming needs; under a name that no other run uses.

@@ -161,10 +161,6 @@ def load_image(path: str) -> np.ndarray:
 
     Raises:
         ValueError: if the file is missing or cannot be decoded.
-
-    Example:
-    >>> load_image("photo.jpg").shape
-    (480, 640, 3)
     """
     if not os.path.isfile(path):
         raise ValueError(f"There is no file {path}.")
@@ -205,10 +201,6 @@ def best_classes(
 
     Raises:
         ValueError: if there are more or fewer names than classes.
-
-    Example:
-    >>> best_classes(np.array([0.1, 0.9]), ["cat", "dog"])
-    [('dog', 0.9), ('cat', 0.1)]
     """
     if labels is None and len(scores) == 1000:
         try:

@@ -80,10 +80,6 @@ def center_crop(
 
     Returns:
         The crop, in the type of the image.
-
-    Example:
-    >>> center_crop(photo, (256, 256), crop_fraction=1.0).shape  # [480, 640, 3]
-    (480, 480, 3)
     """
     height, width = (ops.cast(side, "float32") for side in ops.shape(image)[:2])
     scale = crop_fraction * ops.minimum(height / size[0], width / size[1])

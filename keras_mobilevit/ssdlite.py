@@ -10,8 +10,8 @@ from keras import layers, ops
 from keras_mobilevit.anchors import ANCHORS_PER_CELL, STRIDES
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import Tensor, output_dtype
+from keras_mobilevit.blocks import batch_norm, pad_for_stride
 from keras_mobilevit.configs import DETECTOR_SIZE, get_variant
-from keras_mobilevit.layers import batch_norm, pad_for_stride
 from keras_mobilevit.validation import (
     check_classes,
     check_input_shape,
@@ -120,9 +120,6 @@ def detection_head(maps: dict[str, Tensor], classes: int) -> dict[str, Tensor]:
 
     Returns:
         The output of `SSDLite`.
-
-    Example:
-    >>> outputs = detection_head(feature_maps(images, get_variant("mobilevit_s")), 80)
     """
     numbers = 4 + 1 + classes  # box deltas, background, classes
     predictions = [

@@ -17,89 +17,37 @@ from keras import layers
 from keras_mobilevit.calls import Call, Value, list_calls
 
 
-def _types(*names: str) -> frozenset[type]:
+def _types(names: str) -> frozenset[type]:
     """Returns the layer classes that this version of Keras has, by their names."""
-    return frozenset(getattr(layers, n) for n in names if hasattr(layers, n))
+    return frozenset(getattr(layers, n) for n in names.split() if hasattr(layers, n))
 
 
 # Layers that return their input at inference.
 IDENTITIES = _types(
-    "ActivityRegularization",
-    "AlphaDropout",
-    "AugMix",
-    "CutMix",
-    "Dropout",
-    "GaussianDropout",
-    "GaussianNoise",
-    "Identity",
-    "MixUp",
-    "RandAugment",
-    "RandomBrightness",
-    "RandomColorDegeneration",
-    "RandomColorJitter",
-    "RandomContrast",
-    "RandomElasticTransform",
-    "RandomErasing",
-    "RandomFlip",
-    "RandomGaussianBlur",
-    "RandomGrayscale",
-    "RandomHue",
-    "RandomInvert",
-    "RandomPerspective",
-    "RandomPosterization",
-    "RandomRotation",
-    "RandomSaturation",
-    "RandomSharpness",
-    "RandomShear",
-    "RandomTranslation",
-    "RandomZoom",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "SpatialDropout3D",
+    """
+    ActivityRegularization AlphaDropout AugMix CutMix Dropout GaussianDropout
+    GaussianNoise Identity MixUp RandAugment RandomBrightness
+    RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform
+    RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue
+    RandomInvert RandomPerspective RandomPosterization RandomRotation
+    RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom
+    SpatialDropout1D SpatialDropout2D SpatialDropout3D
+    """
 )
 # Layers that keep the range of values: they move, join, average or repeat pixels.
 _MOVES = IDENTITIES | _types(
-    "AutoContrast",
-    "AveragePooling2D",
-    "CLAHE",
-    "CenterCrop",
-    "Concatenate",
-    "Cropping2D",
-    "Equalization",
-    "Flatten",
-    "MaxPooling2D",
-    "Permute",
-    "RandomCrop",
-    "Reshape",
-    "Resizing",
-    "Solarization",
-    "UpSampling2D",
-    "ZeroPadding2D",
+    """
+    AutoContrast AveragePooling2D CLAHE CenterCrop Concatenate Cropping2D
+    Equalization Flatten MaxPooling2D Permute RandomCrop Reshape Resizing
+    Solarization UpSampling2D ZeroPadding2D
+    """
 )
 # Operations that keep the range of values. They have no public type.
-_MOVING_OPERATIONS = (
-    "BroadcastTo",
-    "Cast",
-    "Concatenate",
-    "Copy",
-    "CropImages",
-    "ExpandDims",
-    "Flip",
-    "GetItem",
-    "Identity",
-    "Mean",
-    "Moveaxis",
-    "Pad",
-    "PadImages",
-    "RGBToGrayscale",
-    "Repeat",
-    "Reshape",
-    "Resize",
-    "Squeeze",
-    "Stack",
-    "Tile",
-    "Transpose",
-)
+_MOVING_OPERATIONS = """
+    BroadcastTo Cast Concatenate Copy CropImages ExpandDims Flip GetItem Identity
+    Mean Moveaxis Pad PadImages RGBToGrayscale Repeat Reshape Resize Squeeze Stack
+    Tile Transpose
+    """.split()
 
 
 def per_channel(values: Any) -> np.ndarray | None:
@@ -110,10 +58,6 @@ def per_channel(values: Any) -> np.ndarray | None:
 
     Returns:
         An array `[channels]` or `[]`; `None` if another axis is longer than 1.
-
-    Example:
-    >>> per_channel([[[0.5, 0.4, 0.3]]]).shape
-    (3,)
     """
     values = np.asarray(keras.ops.convert_to_numpy(values), np.float64)
     if values.ndim and values.size != values.shape[-1]:

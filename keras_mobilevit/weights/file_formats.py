@@ -69,9 +69,6 @@ def load_model_file(path) -> keras.Model:
 
     Raises:
         ValueError: if the file is missing or damaged, or contains code.
-
-    Example:
-    >>> model = load_model_file("runs/photos/best.keras")
     """
     path = os.fspath(path)
     if not os.path.isfile(path):

@@ -140,9 +140,6 @@ def fetch(file: HubFile) -> Path:
         OSError: if the file is not cached and cannot be downloaded. The message names
             its address and says what to do without a network.
         ValueError: if the content is not the expected one.
-
-    Example:
-    >>> path = fetch(IMAGENET["mobilevit_s"])
     """
     import huggingface_hub
 
