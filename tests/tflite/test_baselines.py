@@ -27,7 +27,7 @@ from tflite.suites.baselines import (
     build_vit,
 )
 from tflite.suites.suites import PAPER
-from tflite.validation import opcheck
+from tflite.validation import op_stats
 
 # timm's deit_tiny_patch16_224 and pit_ti_224, and the summaries of keras.applications.
 PARAMETERS = {
@@ -105,8 +105,8 @@ def check_conversion(model: keras.Model, size: int, folder) -> None:
         litert = LiteRTModel(path)
         (found,) = litert.predict(x).values()
         assert relative_difference(found, expected) < limit
-        assert opcheck.max_rank(path) <= 4
-        assert opcheck.foreign_ops(opcheck.count_ops(path)) == []
+        assert op_stats.max_rank(path) <= 4
+        assert op_stats.foreign_ops(op_stats.count_ops(path)) == []
         assert litert.ops_outside_xnnpack() == {}
         assert litert.xnnpack_partitions() == 1
 
@@ -384,7 +384,7 @@ def test_a_baseline_has_random_weights_only():
 )
 def test_what_core_ml_has_no_form_of_is_named(op: str, options: dict, message: str):
     pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
-    from tflite.formats.coreml.operations import run_node
+    from tflite.formats.coreml.mil_ops import run_node
     from tflite.graph.graph import Node
 
     node = Node("m", op, ("x",), options=options)

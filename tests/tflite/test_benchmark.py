@@ -22,7 +22,7 @@ from tflite.formats.coreml import package as package_module
 from tflite.formats.litert import tflite_content
 from tflite.suites import conversion as suite_conversion
 from tflite.suites import suites
-from tflite.validation.fingerprint import sha256
+from tflite.validation.checksum import sha256
 from train.config import make_config
 from train.data.sources import load_source
 

@@ -22,19 +22,19 @@ from tflite import exporter as conversion
 from tflite.formats.coreml import options, package
 from tflite.formats.coreml.classifier import make_classifier
 from tflite.formats.table import FORMATS
-from tflite.graph import operations
+from tflite.graph import tf_ops
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import COREML_REWRITES, deployment_graph
 from tflite.images import load_images
 from tflite.tasks.classification import CLASSIFICATION
 from tflite.validation.card import describe_package, refuse_faults
-from tflite.validation.fingerprint import sha256
+from tflite.validation.checksum import sha256
 
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
 
 from coremltools.converters.mil import Builder as mb  # noqa: E402
 
-from tflite.formats.coreml import evaluator, on_mac, program  # noqa: E402
+from tflite.validation import mil_evaluator as evaluator, mil_reader as program, on_mac  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 CLASSES = 10
@@ -255,7 +255,7 @@ def test_pixels_stay_exact_in_float16(before, largest, power, ops):
     assert scale == power
     assert {node.op for node in graph.nodes.values()} == ops
     image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3))
-    (found,) = operations.run(graph, image * scale)
+    (found,) = tf_ops.run(graph, image * scale)
     expected = model(image * largest / 255)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 

@@ -26,7 +26,7 @@ from tflite.validation.card import describe_package
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
 
 from tflite.formats.coreml import detector, evaluator, program, suppression  # noqa: E402
-from tflite.formats.coreml.operations import run_node  # noqa: E402
+from tflite.formats.coreml.mil_ops import run_node  # noqa: E402
 
 SIZE = 64
 LABELS = ("cell", "debris", "unused 1")

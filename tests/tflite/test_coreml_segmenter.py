@@ -24,7 +24,7 @@ from tflite.validation.card import describe_package
 
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
 
-from tflite.formats.coreml import evaluator, program, segmenter  # noqa: E402
+from tflite.validation import mil_evaluator as evaluator, mil_reader as program  # noqa: E402
 
 SIZE = 96
 LABELS = ("background", "road", "sky", "tree", "car")

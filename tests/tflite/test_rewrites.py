@@ -12,7 +12,7 @@ from keras_mobilevit.calls import list_calls
 from keras_mobilevit.classifier import build_classifier, returns_probabilities
 from keras_mobilevit.layers import Fold, Unfold
 from keras_mobilevit.preprocessing import largest_value
-from tflite.graph import operations, rewrites
+from tflite.graph import rewrites, tf_ops
 from tflite.graph.reader import ACTIVATIONS, UnknownLayer, read_model
 
 SMALL = 1e-9  # float64 after some 200 layers; the logits are around 1
@@ -42,7 +42,7 @@ def images(height: int, width: int, count: int = 1) -> np.ndarray:
 
 
 def outputs(graph, x) -> np.ndarray:
-    (y,) = operations.run(graph, x)
+    (y,) = tf_ops.run(graph, x)
     return y.numpy()
 
 
@@ -149,7 +149,7 @@ def test_a_backbone_has_all_its_maps():
     model = randomized(keras.Model(inputs, [maps["P3"], maps["P4"], maps["P5"]]))
     x = images(96, 80).astype(np.float32) / 255
     graph = rewrites.deployment_graph(read_model(model, 96, 80))
-    for y, expected in zip(operations.run(graph, x), model(x, training=False)):
+    for y, expected in zip(tf_ops.run(graph, x), model(x, training=False)):
         assert y.shape == expected.shape
         np.testing.assert_allclose(y, expected, atol=1e-4)
 
@@ -167,7 +167,7 @@ def unchanged_outputs(model: keras.Model) -> set[str]:
     graph = read_model(model, 16, 16)
     rewritten = rewrites.deployment_graph(graph)
     x = images(16, 16)
-    for before, after in zip(operations.run(graph, x), operations.run(rewritten, x)):
+    for before, after in zip(tf_ops.run(graph, x), tf_ops.run(rewritten, x)):
         np.testing.assert_allclose(after, before, atol=1e-9)
     return {node.op for node in rewritten.nodes.values()}
 
@@ -260,7 +260,7 @@ def test_padding_of_any_size(size, kernel, stride, depthwise):
 
 
 def test_every_activation_has_an_operation():
-    assert set(operations.ACTIVATIONS) == set(ACTIVATIONS)
+    assert set(tf_ops.ACTIVATIONS) == set(ACTIVATIONS)
 
 
 def test_the_model_stays_as_it_is():
@@ -314,7 +314,7 @@ def test_a_layer_of_several_outputs_is_computed_as_keras_does():
     model = small_model(lambda x: keras.ops.split(layers.Dense(4)(x), 2, axis=-1))
     graph = read_model(model, 16, 16)
     x = images(16, 16).astype(np.float32) / 255
-    for y, expected in zip(operations.run(graph, x), model(x)):
+    for y, expected in zip(tf_ops.run(graph, x), model(x)):
         np.testing.assert_allclose(y, expected, atol=1e-5)
 
 

@@ -13,8 +13,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
 
 from tflite.graph.graph import Graph
-from tflite.graph.tensors import main_graph
-from tflite.validation.opcheck import op_name
+from tflite.validation.tensors import main_graph
+from tflite.validation.op_stats import op_name
 
 # Kernels of so few weights stay in 32 bits in a file of 16: they are those of the first
 # layers, which make most of the error (MobileViT_XXS on clothing photos: 0.0010 to

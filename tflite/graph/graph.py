@@ -16,7 +16,7 @@ class Node:
 
     Attributes:
         name: of the Keras layer that it comes from, unique in the graph.
-        op: a key of `tflite.graph.operations.OPERATIONS`.
+        op: a key of `tflite.graph.tf_ops.OPERATIONS`.
         inputs: names of the nodes whose outputs it takes.
         weights: arrays by name, `kernel` and `bias` for example.
         options: what else the operation needs, `strides` for example.

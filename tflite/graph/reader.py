@@ -14,7 +14,7 @@ from keras_mobilevit.layers import DotProductAttention, Fold, Unfold
 from keras_mobilevit.ssdlite import SplitPredictions, is_detector
 from keras_mobilevit.value_range import is_identity, scale_and_offset
 from tflite.graph.graph import Graph, Node
-from tflite.graph.kept import keras_rows
+from tflite.graph.fallback import keras_rows
 from tflite.suites.baselines import TokenEmbedding
 
 ACTIVATIONS = (

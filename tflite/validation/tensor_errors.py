@@ -10,7 +10,7 @@ from ai_edge_quantizer.utils.validation_utils import ValidationErrorMetric
 
 from tflite.formats.litert import INPUT_NAME, SIGNATURE
 from tflite.graph.graph import Graph
-from tflite.graph.tensors import layer_outputs
+from tflite.validation.tensors import layer_outputs
 
 SHOWN = 5
 IMAGES = 4  # the order of the largest errors hardly depends on them

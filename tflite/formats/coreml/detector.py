@@ -21,7 +21,7 @@ from tflite.formats.coreml.package import (
     load_coremltools,
     trace,
 )
-from tflite.formats.coreml.suppression import (
+from tflite.formats.coreml.nms import (
     CLASS_COUNT,
     CONFIDENCE,
     CONFIDENCE_INPUT,

@@ -48,7 +48,7 @@ class Interface:
         sizes: sides of the images in pixels, the default one first.
         labels: names of the classes; empty for the network's numbers alone.
         pixel_scale: what pixels, in [0, 255], are multiplied by for the network.
-        layout: of tokens, a key of `tflite.formats.coreml.operations.LAYOUTS`.
+        layout: of tokens, a key of `tflite.formats.coreml.mil_ops.LAYOUTS`.
         ios: oldest version of iOS that runs it; `None` for the oldest possible.
         metadata: author, license, version, short_description, and further entries, as
             Xcode shows them.
@@ -127,7 +127,7 @@ def trace(graph: Graph, shape, layout: str, opset, finish=None):
     Args:
         graph: what to compute.
         shape: of the image.
-        layout: of tokens, a key of `tflite.formats.coreml.operations.LAYOUTS`.
+        layout: of tokens, a key of `tflite.formats.coreml.mil_ops.LAYOUTS`.
         opset: version of iOS whose operations may be used, as coremltools has it.
         finish: from the network's outputs to a tuple of what the program returns; by
             default these.
@@ -137,7 +137,7 @@ def trace(graph: Graph, shape, layout: str, opset, finish=None):
     """
     from coremltools.converters.mil import Builder as mb
 
-    from tflite.formats.coreml.operations import run_node
+    from tflite.formats.coreml.mil_ops import run_node
 
     values = {}
 

@@ -12,7 +12,7 @@ import numpy as np
 from coremltools.proto import MIL_pb2, Model_pb2, NonMaximumSuppression_pb2
 
 from tflite.formats.coreml.segmenter import PREVIEW_LABELS
-from tflite.formats.coreml.suppression import CLASS_COUNT
+from tflite.formats.coreml.nms import CLASS_COUNT
 
 _TYPES = MIL_pb2.DataType
 DTYPES = {

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from tflite.formats.coreml.evaluator import Evaluator
+from tflite.validation.mil_evaluator import Evaluator
 from tflite.formats.coreml.package import load_coremltools
 
 ELSEWHERE = "Core ML is on macOS only; the package was run in NumPy"

@@ -2,7 +2,7 @@
 
 from ai_edge_litert import schema_py_generated as schema
 
-from tflite.validation.opcheck import op_name
+from tflite.validation.op_stats import op_name
 
 _MOVES = ("RESHAPE", "TRANSPOSE")
 

@@ -1,7 +1,7 @@
 """Runs the program of a Core ML package in NumPy, on any machine.
 
 coremltools predicts on macOS only. This knows the operations that
-`tflite.formats.coreml.operations` makes, and no other. It computes in float32 and rounds what
+`tflite.formats.coreml.mil_ops` makes, and no other. It computes in float32 and rounds what
 an operation returns to the type that the program declares, which is what hardware with
 float16 maps and wider sums does; Core ML's own sums may be narrower.
 """
@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tflite.formats.coreml.program import Operation, Program, read_program, unpack_bits
-from tflite.formats.coreml.suppression import to_corners
+from tflite.validation.mil_reader import Operation, Program, read_program, unpack_bits
+from tflite.formats.coreml.nms import to_corners
 
 HALF_PIXEL = "UNALIGN_CORNERS"
 OVERFLOW = 65520  # from here on, the nearest float16 is infinite

@@ -1,6 +1,6 @@
 """The operations of a `Graph` in MIL, the language of Core ML's ML Programs.
 
-One function each, from a node and its inputs to the output, as in `tflite.graph.operations`.
+One function each, from a node and its inputs to the output, as in `tflite.graph.tf_ops`.
 Maps are channels first, `[1, channels, height, width]`. How tokens lie in memory is a
 layout, see `LAYOUTS`. Nothing is above rank 4. The sides of maps are symbols in a
 program for images of several sizes, else numbers.
@@ -198,7 +198,7 @@ def _times(counts, patch: int):
 
 
 def _resize(x, sides):
-    """Resizes a map with half-pixel centres, as `tflite.graph.operations` does."""
+    """Resizes a map with half-pixel centres, as `tflite.graph.tf_ops` does."""
     if not isinstance(sides, np.ndarray):  # since iOS 17
         return mb.resize(
             x=x,
