@@ -18,8 +18,8 @@ from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.detection import decode_outputs
 from keras_mobilevit.litert import LiteRTModel
 from tests.helpers import arm
+from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_detector
-from tests.tflite.test_rewrites import randomized
 from tflite import exporter as conversion
 from tflite.formats.table import FORMATS
 from tflite.images import load_images

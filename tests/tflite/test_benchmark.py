@@ -443,7 +443,7 @@ def test_errors_of_core_ml(arguments, message, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "darwin", reason="Core ML runs on macOS only")
 def test_this_mac_is_measured(tmp_path):
-    from tests.tflite.test_coreml import core_ml, save
+    from tests.helpers.coreml import core_ml, save
 
     path = save(core_ml("float16"), tmp_path)
     (measurement,) = coreml.measure_all([str(path)], ["cpu"], runs=3)

@@ -66,9 +66,7 @@ def num_scaled(graph: Graph) -> int:
 
 
 def assert_same_outputs(before: Graph, after: Graph, images) -> None:
-    for expected, found in zip(
-        tf_ops.run(before, images), tf_ops.run(after, images)
-    ):
+    for expected, found in zip(tf_ops.run(before, images), tf_ops.run(after, images)):
         largest = np.abs(expected).max()
         np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT * largest)
 

@@ -11,8 +11,8 @@ import pytest
 from keras_mobilevit import DeepLabV3
 from keras_mobilevit.deeplab import CLASSIFIER
 from keras_mobilevit.litert import LiteRTModel
+from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_segmenter
-from tests.tflite.test_rewrites import randomized
 from tflite import exporter as conversion
 from tflite import flags as convert_flags
 from tflite import models

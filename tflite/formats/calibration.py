@@ -14,8 +14,8 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tqdm import tqdm
 
 from tflite.graph import tf_ops
-from tflite.validation import tensors
 from tflite.graph.graph import Graph, Node
+from tflite.validation import tensors
 
 # The lower end of a tensor's range is below the least value of so many of the images,
 # the upper end above their greatest. On MobileViT_XXS trained on clothing photos, int8

@@ -68,7 +68,7 @@ def describe_file(path, meanings: dict[str, str], largest_value: float) -> dict:
         ],
         "ops": op_stats.count_ops(path),
         "float_ops": op_stats.count_float_ops(path),
-        "foreign_ops": op_stats.foreign_ops(op_stats.count_ops(path)),
+        "foreign_ops": op_stats.custom_ops(op_stats.count_ops(path)),
         "max_rank": op_stats.max_rank(path),
         "xnnpack": {
             "partitions": litert.xnnpack_partitions(),
@@ -118,17 +118,17 @@ def _package_labels(program) -> list[str]:
     return [str(label) for labels in [*found, program.classes] for label in labels]
 
 
-def _package_suppression(program) -> dict:
-    """Returns the entry on non-maximum suppression, where a package has it."""
-    suppression = program.suppression
-    if suppression is None:
+def _package_nms(program) -> dict:
+    """Returns the entry on non-maximum suppression, if a package has it."""
+    nms = program.nms
+    if nms is None:
         return {}
     return {
         "nms": {
             "where": "inside",
-            "score_threshold": suppression.confidenceThreshold,
-            "iou_threshold": suppression.iouThreshold,
-            "per_class": suppression.pickTop.perClass,
+            "score_threshold": nms.confidenceThreshold,
+            "iou_threshold": nms.iouThreshold,
+            "per_class": nms.pickTop.perClass,
         }
     }
 
@@ -174,7 +174,7 @@ def describe_package(path, meanings: dict[str, str], largest_value: float) -> di
         "network_returns": " and ".join(meanings),
         # Of a package without names those stay that the training left.
         **({"labels": labels} if (labels := _package_labels(program)) else {}),
-        **_package_suppression(program),
+        **_package_nms(program),
         "ios": OPSET_IOS[program.opset],
         "ops": op_stats.count(operation.kind for operation in program.operations),
         "foreign_ops": unknown_operations(program),

@@ -1,40 +1,46 @@
-"""Core ML's model of non-maximum suppression: its specification, and what it does.
+"""Core ML's model of non-maximum suppression (NMS), which follows a detector's network.
 
-By NonMaximumSuppression.proto of coremltools. Apple's own object detectors end in this
-model, and Vision knows a detector by it.
+The names are those of NonMaximumSuppression.proto in coremltools. Apple's own object
+detectors end in this model, and Vision recognizes a detector by it.
+
+Core ML keeps a box once, under its best class, and drops it if it overlaps a better box
+of that class. `keras_mobilevit.detection.non_max_suppression` may keep a box once for
+each of its classes: two objects there can be one box here, with both confidences.
 """
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from keras_mobilevit.detection import IOU_THRESHOLD, SCORE_THRESHOLD
 
-CONFIDENCE, COORDINATES = "confidence", "coordinates"  # of the boxes that are kept
-# What the model takes is called: of every anchor, and what may be left away.
+if TYPE_CHECKING:
+    from coremltools.proto.Model_pb2 import Model
+
+CONFIDENCE, COORDINATES = "confidence", "coordinates"  # outputs: the kept boxes
+# Inputs: the network's outputs for every anchor, then the optional thresholds.
 RAW = {name: f"raw_{name}" for name in (CONFIDENCE, COORDINATES)}
 IOU_INPUT, CONFIDENCE_INPUT = "iouThreshold", "confidenceThreshold"
-# After an ML Program this model returned wrong boxes for other numbers of columns, 34
-# for example; multiples of 80 were right. Seen by others, not here, nor explained:
-# https://github.com/apple/coremltools/issues/2445,
+# After an ML Program this model returned wrong boxes for some numbers of columns, 34
+# for example; multiples of 80 were right. Others reported this; it was neither
+# reproduced here nor explained: https://github.com/apple/coremltools/issues/2445,
 # https://github.com/ultralytics/ultralytics/pull/22310.
 COLUMNS = 80
-CLASS_COUNT = "class_count"  # key of the metadata, since labels fill up the columns
 
 
-def fill_up(labels) -> list[str]:
-    """Adds labels for columns without a class, up to a multiple of `COLUMNS`."""
-    filled = list(labels)
+def pad_labels(labels) -> list[str]:
+    """Adds labels for empty columns, up to a multiple of `COLUMNS`."""
+    padded = list(labels)
     number = 0
-    while len(filled) % COLUMNS:
+    while len(padded) % COLUMNS:
         number += 1
         if f"unused {number}" not in labels:
-            filled.append(f"unused {number}")
-    return filled
+            padded.append(f"unused {number}")
+    return padded
 
 
-def _describe_outputs(description, given) -> None:
-    """Adds the outputs: as many rows as there are boxes left of those given."""
-    for taken, name in zip(given, (CONFIDENCE, COORDINATES)):
-        array = taken.type.multiArrayType
+def _describe_outputs(description, raw_outputs) -> None:
+    """Adds the outputs: a row for each kept box, the columns of `raw_outputs`."""
+    for raw, name in zip(raw_outputs, (CONFIDENCE, COORDINATES)):
+        array = raw.type.multiArrayType
         kept = description.output.add(name=name).type.multiArrayType
         kept.dataType = array.dataType
         kept.shapeRange.sizeRanges.add(lowerBound=0, upperBound=-1)
@@ -42,106 +48,60 @@ def _describe_outputs(description, given) -> None:
         kept.shapeRange.sizeRanges.add(lowerBound=columns, upperBound=columns)
 
 
-def suppression_model(program, labels):
+def nms_model(network: "Model", labels) -> "Model":
     """Makes the model of non-maximum suppression, class by class.
 
     Args:
-        program: specification of the model before it, whose outputs are of each
-            anchor: confidences `[anchors, columns]` and coordinates `[anchors, 4]`.
+        network: specification of the model before it. It returns confidences
+            `[anchors, columns]` and coordinates `[anchors, 4]`.
         labels: names of the columns.
 
     Returns:
-        A specification too, a `Model_pb2.Model`.
+        The model's specification, a `Model_pb2.Model`.
     """
     from coremltools.proto import Model_pb2
 
-    model = Model_pb2.Model(specificationVersion=program.specificationVersion)
+    model = Model_pb2.Model(specificationVersion=network.specificationVersion)
     description = model.description
-    description.input.extend(program.description.output)
+    description.input.extend(network.description.output)
     for name in (IOU_INPUT, CONFIDENCE_INPUT):
-        # Core ML takes an optional input of a pipeline alone, not of this model.
+        # Only a pipeline's inputs may be optional, not those of this model.
         description.input.add(name=name).type.doubleType.SetInParent()
-    _describe_outputs(description, program.description.output)
-    suppression = model.nonMaximumSuppression
-    suppression.pickTop.perClass = True
-    suppression.stringClassLabels.vector.extend(labels)
-    suppression.iouThreshold = IOU_THRESHOLD
-    suppression.confidenceThreshold = SCORE_THRESHOLD
-    suppression.confidenceInputFeatureName = RAW[CONFIDENCE]
-    suppression.coordinatesInputFeatureName = RAW[COORDINATES]
-    suppression.iouThresholdInputFeatureName = IOU_INPUT
-    suppression.confidenceThresholdInputFeatureName = CONFIDENCE_INPUT
-    suppression.confidenceOutputFeatureName = CONFIDENCE
-    suppression.coordinatesOutputFeatureName = COORDINATES
+    _describe_outputs(description, network.description.output)
+    nms = model.nonMaximumSuppression
+    nms.pickTop.perClass = True
+    nms.stringClassLabels.vector.extend(labels)
+    nms.iouThreshold = IOU_THRESHOLD
+    nms.confidenceThreshold = SCORE_THRESHOLD
+    nms.confidenceInputFeatureName = RAW[CONFIDENCE]
+    nms.coordinatesInputFeatureName = RAW[COORDINATES]
+    nms.iouThresholdInputFeatureName = IOU_INPUT
+    nms.confidenceThresholdInputFeatureName = CONFIDENCE_INPUT
+    nms.confidenceOutputFeatureName = CONFIDENCE
+    nms.coordinatesOutputFeatureName = COORDINATES
     return model
 
 
-def add_suppression(program, labels):
-    """Makes the pipeline of a program and, after it, its `suppression_model`."""
-    from coremltools.proto import Model_pb2
-
-    suppression = suppression_model(program, labels)
-    model = Model_pb2.Model(specificationVersion=program.specificationVersion)
-    model.pipeline.models.extend([program, suppression])
-    model.pipeline.names.extend(["detector", "suppression"])
-    description = model.description
-    description.input.extend(program.description.input)
-    for taken in suppression.description.input[2:]:  # the thresholds
-        description.input.add().CopyFrom(taken)
-        description.input[-1].type.isOptional = True
-    description.output.extend(suppression.description.output)
-    return model
-
-
-# What it does, in NumPy ---------------------------------------------------------------
-
-
-def to_corners(coordinates) -> np.ndarray:
-    """Turns centres and sizes `[..., 4]` into corners `x1, y1, x2, y2`."""
-    center, size = coordinates[..., :2], coordinates[..., 2:]
-    return np.concatenate([center - size / 2, center + size / 2], axis=-1)
-
-
-def _overlaps(box, boxes) -> np.ndarray:
-    """Returns the intersection over union of corners `[4]` with `[n, 4]`."""
-    first = np.maximum(box[:2], boxes[:, :2])
-    second = np.minimum(box[2:], boxes[:, 2:])
-    intersection = np.prod(np.maximum(second - first, 0), axis=-1)
-    area, areas = (np.prod(x[..., 2:] - x[..., :2], axis=-1) for x in (box, boxes))
-    return intersection / np.maximum(area + areas - intersection, 1e-12)
-
-
-def suppress(
-    coordinates,
-    confidence,
-    iou_threshold: float = IOU_THRESHOLD,
-    confidence_threshold: float = SCORE_THRESHOLD,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Does what the model does.
-
-    A box counts once, as its best class, and is dropped if it overlaps a better one of
-    that class. `keras_mobilevit.detection.non_max_suppression` takes a box for each of
-    its classes instead, and only the best of each class: what is found twice there is
-    one box here, with the confidences of both.
+def add_nms(network: "Model", labels) -> "Model":
+    """Makes the pipeline of a network and its `nms_model`.
 
     Args:
-        coordinates: centres and sizes `[anchors, 4]`.
-        confidence: `[anchors, classes]`.
-        iou_threshold: a box that overlaps a better one by more is dropped.
-        confidence_threshold: so is one whose best class has less.
+        network: specification of the network, see `nms_model`.
+        labels: names of the columns.
 
     Returns:
-        Confidences `[boxes, classes]` and coordinates `[boxes, 4]` of those that are
-        left, the best first.
+        The pipeline's specification, a `Model_pb2.Model`.
     """
-    corners = to_corners(coordinates)
-    best, labels = confidence.max(-1), confidence.argmax(-1)
-    left = np.argsort(-best, kind="stable")
-    left = left[best[left] >= confidence_threshold]
-    kept = []
-    while len(left):
-        top, left = left[0], left[1:]
-        kept.append(top)
-        is_near = _overlaps(corners[top], corners[left]) > iou_threshold
-        left = left[~(is_near & (labels[left] == labels[top]))]
-    return confidence[kept], coordinates[kept]
+    from coremltools.proto import Model_pb2
+
+    nms = nms_model(network, labels)
+    model = Model_pb2.Model(specificationVersion=network.specificationVersion)
+    model.pipeline.models.extend([network, nms])
+    model.pipeline.names.extend(["detector", "suppression"])
+    description = model.description
+    description.input.extend(network.description.input)
+    for threshold in nms.description.input[2:]:
+        description.input.add().CopyFrom(threshold)
+        description.input[-1].type.isOptional = True
+    description.output.extend(nms.description.output)
+    return model
