@@ -6,6 +6,7 @@ and XNNPACK and GPU delegates take every operation but `keras`.
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -154,14 +155,14 @@ def _slice_channels(node: Node, x):
     return tf.slice(x, (0, 0, start), (_static_batch(x), tokens, stop - start))
 
 
-def _join_tokens(node: Node, *inputs):
+def _join_tokens(node: Node, *tensors):
     """Concatenates `[batch, tokens, channels]` along the tokens.
 
     XNNPACK takes at most five inputs at once, so many inputs are joined in groups. The
     last inputs have the fewest tokens; they are joined first, since they are copied
     again.
     """
-    inputs = list(inputs)
+    inputs = list(tensors)
     while len(inputs) > MAX_JOINED:
         inputs[-MAX_JOINED:] = [tf.concat(inputs[-MAX_JOINED:], 1)]
     return tf.concat(inputs, 1)
@@ -251,7 +252,7 @@ def _keras(node: Node, *inputs):
     return tf.cast(y, tf.float64) if is_double and y.dtype.is_floating else y
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable] = {
     "activation": _activation,
     "add": lambda node, *inputs: functools.reduce(tf.add, inputs),
     "attention": _attention,

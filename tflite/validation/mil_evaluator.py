@@ -70,7 +70,7 @@ class Evaluator:
                 self.operations.append(operation)
 
     def _run(self, operation: Operation, values: dict) -> None:
-        arguments = {}
+        arguments: dict[str, np.ndarray | list[np.ndarray]] = {}
         for name, given in operation.inputs.items():
             if isinstance(given, np.ndarray):
                 arguments[name] = given

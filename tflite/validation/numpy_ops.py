@@ -142,7 +142,8 @@ def _resize_bilinear(x, target_size_height, target_size_width, sampling_mode):
 def _resize(x, shape, resized_dims, interpolation_mode, sampling_mode):
     if str(interpolation_mode) != "LINEAR" or int(resized_dims) != 2:
         raise ValueError("Only maps are resized, and only linearly.")
-    return _resize_bilinear(x, *shape[-2:], sampling_mode)
+    height, width = shape[-2:]
+    return _resize_bilinear(x, height, width, sampling_mode)
 
 
 def _reduce_argmax(x, axis, keep_dims, output_dtype="int32"):

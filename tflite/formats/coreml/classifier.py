@@ -15,7 +15,7 @@ from tflite.formats.coreml.package import (
 from tflite.graph.graph import Graph, Node
 
 if TYPE_CHECKING:
-    pass
+    from coremltools.models import MLModel
 
 LABEL_NAME = "classLabel"
 DESCRIPTIONS = {  # of the outputs, by the last activation

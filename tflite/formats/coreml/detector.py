@@ -73,7 +73,7 @@ def _decode(offsets, anchors: np.ndarray):
         return operation(**inputs, name=f"{DECODE}{name}")
 
     # The center's offsets are in units of the anchor's size. `halves` is half of it.
-    variances = np.float32([2 * CENTER_VARIANCE] * 2 + [SIZE_VARIANCE] * 2)
+    variances = np.array([2 * CENTER_VARIANCE] * 2 + [SIZE_VARIANCE] * 2, np.float32)
     scaled = named(mb.mul, "scaled", x=offsets, y=variances)
     center, size = named(mb.split, "parts", x=scaled, split_sizes=[2, 2], axis=-1)
     center = named(mb.mul, "shift", x=center, y=halves)
