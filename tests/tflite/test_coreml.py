@@ -1,4 +1,4 @@
-"""Core ML packages give Keras's numbers: their own program, run in NumPy."""
+"""Core ML packages return Keras's numbers when their programs run in NumPy."""
 
 import importlib.metadata
 import json
@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[2]
 LABELS = tuple(f"garment {i}" for i in range(CLASSES))
 LAYOUTS = ("tokens", "ane")
 MEANINGS = {"logits": "one for each class"}
-# What is left of the network, all of it Core ML's own.
+# The operations of the network; Core ML has each of them.
 NATIVE = {
     *("add", "cast", "concat", "conv", "layer_norm", "linear", "mul", "pixel_shuffle"),
     *("pixel_unshuffle", "reduce_mean", "reshape", "silu", "softmax", "transpose"),
@@ -68,7 +68,7 @@ def difference(path: Path, size: int, model: keras.Model) -> float:
     "layout", ["tokens", pytest.param("ane", marks=pytest.mark.slow)]
 )
 def test_float32_is_keras_own(layout, tmp_path):
-    """96 leaves a map of 3x3, which is resized to be cut into patches."""
+    """96 gives a map of 3x3, which must be resized before it is cut into patches."""
     path = save(core_ml("float32", sizes=(96,), layout=layout), tmp_path)
     assert difference(path, 96, classifier()) <= 1e-6
     card = describe_package(path, MEANINGS, 255)
@@ -152,7 +152,7 @@ class Frozen(dict):
     "layout", ["tokens", pytest.param("ane", marks=pytest.mark.slow)]
 )
 def test_several_sizes(layout, tmp_path):
-    """One program for all; at 96 the last map is resized, at 64 it is not."""
+    """One program takes all sizes; only at 96 is the last map resized."""
     model = core_ml("float32", sizes=(64, 96, 128), layout=layout)
     path = save(model, tmp_path)
     for size in (64, 96, 128):
@@ -338,7 +338,7 @@ def test_labels_come_from_the_flag_or_from_beside_the_model(tmp_path, caplog):
 
 
 def test_imagenets_names_are_told_apart(monkeypatch):
-    """Two of its classes are cranes; the file with the names is not at hand here."""
+    """Two classes are called crane. The file of names would need a download."""
     names = [(f"n{i}", "crane" if i in (134, 517) else f"c{i}") for i in range(1000)]
 
     def decode(scores, top):
@@ -397,7 +397,7 @@ def test_int8_weights(ios, tmp_path):
 
 @pytest.mark.parametrize("ios", [16, 18])
 def test_weights_out_of_a_table(ios, tmp_path):
-    """64 values alone: a table of 64 loses nothing."""
+    """The weights have 64 different values, so a table of 64 loses nothing."""
     random = np.random.default_rng(0)
     values = random.normal(size=64).astype(np.float32)
     weight = values[random.integers(0, 64, (64, 3, 3, 3))]
@@ -480,8 +480,8 @@ def test_rounding_is_numpys(values):
 
 
 @pytest.mark.parametrize("part", [0.25, 0.5, 0.75])
-def test_rounding_between_all_neighbours(part):
-    """Also where float16 has no more exponents, and at ties."""
+def test_rounding_between_all_neighbors(part):
+    """The range includes subnormal numbers; a part of 0.5 makes ties."""
     numbers = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     check_rounding(numbers[:-1] + (numbers[1:] - numbers[:-1]) * np.float32(part))
 
@@ -529,7 +529,7 @@ def test_a_damaged_package_is_told(tmp_path):
     ],
 )
 def test_a_mac_says_what_core_ml_makes_of_it(shift, verdict, tmp_path, monkeypatch):
-    """With NumPy's numbers in the place of Core ML's."""
+    """NumPy's outputs, shifted, stand in for Core ML's."""
     path = save(core_ml("float32", labels=LABELS), tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     package = mil_evaluator.Evaluator(path)

@@ -1,4 +1,4 @@
-"""Core ML packages of detectors: Keras's boxes and scores, in a form Vision knows."""
+"""Core ML packages of detectors: Keras's boxes and scores, in the form of Vision."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ def network() -> keras.Model:
 
 
 def with_spread(model: keras.Model) -> keras.Model:
-    """Scales the predictions so that boxes and scores are those of a trained model."""
+    """Scales the predictions to the spread of a trained model's."""
     images = pixels(model.input_shape[1] or SIZE).astype(np.float32)
     for layer in model.layers:
         if layer.name.endswith("_predictions"):
@@ -204,7 +204,7 @@ def test_the_card_of_a_pipeline(tmp_path):
 
 
 def test_columns_without_a_class_are_nothing(tmp_path):
-    """Their labels are not among the classes, and their scores are 0."""
+    """Empty columns are not among the card's classes, and their scores are 0."""
     path = save(small("float32"), tmp_path)
     values = mil_evaluator.Evaluator(path).run(pixels(SIZE)[0])
     assert values["raw_confidence"].shape == (len(anchor_boxes(SIZE, SIZE)), 80)
@@ -215,7 +215,7 @@ def test_columns_without_a_class_are_nothing(tmp_path):
 
 
 def test_a_pipeline_of_coremltools_own_is_read_too(tmp_path):
-    """It calls the file of weights 0-weight.bin."""
+    """coremltools names the weight file of a pipeline 0-weight.bin."""
     made = small("float32")
     _, last = made.get_spec().pipeline.models
     graph = deployment_graph(read_model(network(), SIZE, SIZE), COREML_REWRITES)

@@ -1,4 +1,4 @@
-"""Core ML packages of segmenters: the class of every pixel is Keras's."""
+"""Core ML packages of segmenters find the classes that Keras finds."""
 
 import dataclasses
 import functools
@@ -44,7 +44,7 @@ def network() -> keras.Model:
             aspp_channels=16,
         )
     )
-    # As it is, one class would be the best everywhere.
+    # Without this, one class would be the best everywhere.
     classifier = model.get_layer(CLASSIFIER)
     logits = keras.Model(model.inputs, classifier.output)([pixels(SIZE, 4)])
     classifier.bias.assign(classifier.bias - keras.ops.mean(logits, axis=(0, 1, 2)))
@@ -52,7 +52,7 @@ def network() -> keras.Model:
 
 
 def pixels(size: int, count: int = 2) -> np.ndarray:
-    """Makes pictures of a few large patches, which have classes of their own."""
+    """Makes images of a few large patches, so that several classes occur."""
     random = np.random.default_rng(size)
     patches = random.integers(0, 256, (count, 4, 4, 3)).astype(np.uint8)
     return patches.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
@@ -75,7 +75,7 @@ def save(model, folder: Path) -> Path:
 
 
 def agreement(path: Path, size: int) -> float:
-    """Returns the part of the pixels that have the same class as in Keras."""
+    """Returns the fraction of pixels whose class is the same as in Keras."""
     images = pixels(size)
     expected = network()(images.astype(np.float32), training=False).numpy().argmax(-1)
     assert len(np.unique(expected)) > 2
@@ -146,7 +146,7 @@ def test_several_sizes_are_resized_at_run_time(precision, limit, tmp_path):
         core_ml(precision, sizes=sizes, ios=16)
 
 
-def test_xcode_finds_names_and_colours(tmp_path):
+def test_xcode_finds_names_and_colors(tmp_path):
     metadata = mil_reader.read_program(save(core_ml("float32"), tmp_path))
     metadata = metadata.description.metadata.userDefined
     assert metadata["com.apple.coreml.model.preview.type"] == "imageSegmenter"

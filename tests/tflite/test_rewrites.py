@@ -1,4 +1,4 @@
-"""Every rewrite gives what was there before, in float64."""
+"""Every rewrite keeps the outputs, in float64."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ from tests.helpers.graphs import random_images, randomized, run_graph
 from tflite.graph import rewrites, tf_ops
 from tflite.graph.reader import UnknownLayer, read_model
 
-SMALL = 1e-9  # float64 after some 200 layers; the logits are around 1
+SMALL = 1e-9  # rounding of float64 after about 200 layers; the logits are around 1
 
 
 def classifier(name: str = "mobilevit_xxs", **options) -> keras.Model:
@@ -74,7 +74,7 @@ def test_center_outputs(linear):
 
 @pytest.mark.parametrize("size", [(64, 64), (72, 100)], ids=str)
 def test_every_rewrite_keeps_the_outputs(size):
-    """72 and 100 give odd maps, which are resized to unfold and back; in float32."""
+    """72 and 100 give odd maps, whose resizing TensorFlow computes in float32."""
     graph = read_model(classifier(), *size)
     x = random_images(*size)
     expected = run_graph(graph, x)
@@ -121,7 +121,7 @@ def test_the_logits_are_keras_own(name: str, size):
 
 
 def test_a_backbone_has_all_its_maps():
-    """What detection and segmentation start from."""
+    """Detection and segmentation start from these maps."""
     from keras_mobilevit.backbone import feature_maps
 
     inputs = keras.Input((None, None, 3))
@@ -134,7 +134,7 @@ def test_a_backbone_has_all_its_maps():
         np.testing.assert_allclose(y, expected, atol=1e-4)
 
 
-# What the rewrites must leave alone.
+# Where a rewrite must not apply.
 
 
 def small_model(build) -> keras.Model:
@@ -143,7 +143,7 @@ def small_model(build) -> keras.Model:
 
 
 def unchanged_outputs(model: keras.Model) -> set[str]:
-    """Compares before and after; returns the operations that are left."""
+    """Compares the outputs before and after rewriting; returns the remaining ops."""
     graph = read_model(model, 16, 16)
     rewritten = rewrites.deployment_graph(graph)
     x = random_images(16, 16)
@@ -189,7 +189,7 @@ def test_an_offset_before_padding_stays():
     assert "rescale" in unchanged_outputs(small_model(build))
 
 
-def test_a_stream_that_is_read_without_a_norm_is_not_centred():
+def test_a_stream_that_is_read_without_a_norm_is_not_centered():
     def build(x):
         x = layers.Dense(6)(x)
         y = layers.LayerNormalization()(x)
@@ -198,7 +198,7 @@ def test_a_stream_that_is_read_without_a_norm_is_not_centred():
     assert "layer_norm" in unchanged_outputs(small_model(build))
 
 
-def test_a_stream_that_is_an_output_is_not_centred():
+def test_a_stream_that_is_an_output_is_not_centered():
     def build(x):
         x = layers.Dense(6)(x)
         return [x, layers.Dense(2)(layers.LayerNormalization()(x))]
