@@ -242,7 +242,9 @@ def test_a_package_that_is_none_of_ours_is_told(tmp_path):
     path = save(small("float32", labels=()), tmp_path)
     (file,) = path.rglob("model.mlmodel")
     file.write_bytes(model.SerializeToString())
-    with pytest.raises(ValueError, match="holds no ML Program.* Found: identity"):
+    with pytest.raises(
+        ValueError, match="holds neither an ML Program.* Found: identity"
+    ):
         mil_reader.read_program(path)
 
 
@@ -250,14 +252,14 @@ def test_damaged_weights_are_told(tmp_path):
     path = save(small("float32"), tmp_path)
     (weights,) = path.rglob("weight.bin")
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ValueError, match="weight.bin is missing, cut or damaged"):
+    with pytest.raises(ValueError, match="weight.bin is missing, truncated or damaged"):
         mil_evaluator.Evaluator(path)
 
 
 def test_a_classifier_has_no_boxes(tmp_path):
     weight = np.ones((4, 3, 1, 1), np.float32)
     path = save(small_model(weight, 16), tmp_path)
-    with pytest.raises(ValueError, match="is no detector.* Found: y"):
+    with pytest.raises(ValueError, match="is not a detector.* Found: y"):
         mil_evaluator.Evaluator(path).predict_outputs(pixels(8))
 
 
@@ -267,7 +269,7 @@ def test_a_classifier_has_no_boxes(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"sizes": (64, 96)}, "one size of image. Received: --sizes=64,96"),
+        ({"sizes": (64, 96)}, "fit one size of image. Received: --sizes=64,96"),
         ({"labels": LABELS[:2]}, "has 3 classes, but 2 labels"),
         (
             {"anchors": anchor_boxes(96, 96)},
@@ -312,7 +314,7 @@ def test_raw_outputs_from_the_flags(tmp_path):
 
 def test_a_detector_takes_one_size():
     args = flags(sizes=["64", "96"])
-    with pytest.raises(ValueError, match="Received: --sizes=64,96. Give one"):
+    with pytest.raises(ValueError, match="Received: --sizes=64,96. Give one size"):
         options.core_ml_from_flags(args, detection.RAW, network(), LABELS, 1.0)
 
 

@@ -200,9 +200,8 @@ def _find_program(specification, package: Path):
     if kinds == ["mlProgram", "nonMaximumSuppression"]:
         return models[0].mlProgram, models[1].nonMaximumSuppression
     raise ValueError(
-        f"{package} has no ML Program that can be read. Expected an ML Program, or an "
-        "ML Program followed by non-maximum suppression. Found: "
-        f"{', '.join(map(str, kinds))}."
+        f"{package} holds neither an ML Program nor an ML Program followed by "
+        f"non-maximum suppression. Found: {', '.join(map(str, kinds))}."
     )
 
 

@@ -8,7 +8,6 @@ from tflite.formats.coreml.package import (
     convert_program,
     describe,
     fit_sizes,
-    image_type,
     load_coremltools,
     trace,
 )
@@ -70,8 +69,6 @@ def make_classifier(
         descriptions = DESCRIPTIONS[graph.nodes[last].options["function"]]
     else:
         program.functions["main"].outputs[0].set_name(output_name)
-    model = convert_program(
-        program, image_type(spec, ct), target, ct.precision(precision), classifier
-    )
+    model = convert_program(program, spec, target, ct.precision(precision), classifier)
     describe(model, spec, descriptions)
     return model

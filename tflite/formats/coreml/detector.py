@@ -27,7 +27,6 @@ from tflite.formats.coreml.package import (
     check_labels,
     convert_program,
     describe,
-    image_type,
     load_coremltools,
     trace,
 )
@@ -193,7 +192,7 @@ def make_program(graph: Graph, anchors, spec: PackageSpec, precision: str) -> "M
         compute = ct.transform.FP16ComputePrecision(
             lambda operation: not operation.name.startswith(DECODE)
         )
-    return convert_program(program, image_type(spec, ct), target, compute)
+    return convert_program(program, spec, target, compute)
 
 
 # The pipeline -------------------------------------------------------------------------

@@ -195,8 +195,7 @@ def _flexible(
     return marked, (1, 3, get_new_symbol(), get_new_symbol()), needed
 
 
-def image_type(spec: PackageSpec, ct: ModuleType) -> Any:
-    """Returns the `coremltools.ImageType` of a package's input."""
+def _image_type(spec: PackageSpec, ct: ModuleType):
     shape, *others = [(1, 3, size, size) for size in spec.sizes]
     if others:
         shape = ct.EnumeratedShapes([shape, *others], default=shape)
@@ -209,13 +208,13 @@ def image_type(spec: PackageSpec, ct: ModuleType) -> Any:
 
 
 def convert_program(
-    program, shape_type, target, precision, classifier=None
+    program, spec: PackageSpec, target, precision, classifier=None
 ) -> "MLModel":
     """Converts a traced program to a Core ML model.
 
     Args:
         program: the result of `trace`.
-        shape_type: the `coremltools.ImageType`.
+        spec: the package.
         target: the oldest version of iOS that runs it, a `coremltools.target`.
         precision: the type of weights and maps, a `coremltools.precision`.
         classifier: a classifier's labels, a `coremltools.ClassifierConfig`.
@@ -233,7 +232,7 @@ def convert_program(
             program,
             source="milinternal",
             convert_to="mlprogram",
-            inputs=[shape_type],
+            inputs=[_image_type(spec, ct)],
             classifier_config=classifier,
             minimum_deployment_target=target,
             compute_precision=precision,

@@ -14,7 +14,6 @@ from tflite.formats.coreml.package import (
     convert_program,
     describe,
     fit_sizes,
-    image_type,
     load_coremltools,
     trace,
 )
@@ -77,8 +76,7 @@ def make_segmenter(graph: Graph, spec: PackageSpec, precision: str) -> "MLModel"
     graph, shape, target = fit_sizes(graph, spec)
     program, _ = trace(graph, shape, spec.layout, target)
     program.functions["main"].outputs[0].set_name(next(iter(outputs)))
-    image = image_type(spec, ct)
-    return convert_program(program, image, target, ct.precision(precision))
+    return convert_program(program, spec, target, ct.precision(precision))
 
 
 def finalize_segmenter(model: "MLModel", spec: PackageSpec) -> "MLModel":
