@@ -115,7 +115,10 @@ def _rescale_twice(first: Node, second: Node) -> Node:
 
 
 def _rescale_inputs(conv: Node, scale, offset) -> Node:
-    """Merges a rescaling into the convolution after it, which must not pad."""
+    """Merges a rescaling into the convolution after it.
+
+    If the convolution pads, the offset must be zero.
+    """
     kernel, bias = kernel_and_bias(conv)
     scale, offset = (np.broadcast_to(v, kernel.shape[2]) for v in (scale, offset))
     shift = np.einsum("i,hwio->o", offset, kernel)
