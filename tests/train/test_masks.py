@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from keras_mobilevit.voc_names import VOC_NAMES
+from keras_mobilevit.class_names import VOC_NAMES
 from tests.helpers.image_files import pil_file
 from train.data.mask_sources import digits_source, load_source
 from train.data.masks import IGNORED, Repairs, decode_mask, read_mask, voc_masks

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 
 from keras_mobilevit import anchor_boxes, boxes
 from keras_mobilevit.drawing import class_color
+from tests.helpers.boxes import iou_of
 from tests.helpers.networks import build_detector
-from tests.keras_mobilevit.test_boxes import iou_of
 from tests.train.test_annotations import make_voc, voc_xml
 from tests.train.test_detection import CONFIG
 from tests.train.test_loop import CONFIG as DIGITS
@@ -60,7 +60,7 @@ def images_of(workdir) -> dict[int, np.ndarray]:
 def outputs_of(objects, size: int, classes: int) -> dict[str, np.ndarray]:
     """Makes the outputs, for one image, that find certain boxes and nothing else."""
     anchors = anchor_boxes(size, size)
-    corners = np.asarray(boxes.to_corners(anchors))
+    corners = np.asarray(boxes.cxcywh_to_xyxy(anchors))
     offsets = np.zeros((1, len(anchors), 4), np.float32)
     logits = np.zeros((1, len(anchors), classes + 1), np.float32)
     logits[..., 0] = 20

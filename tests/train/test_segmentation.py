@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from keras_mobilevit.drawing import class_color
-from keras_mobilevit.weights.load import load_model_file
+from keras_mobilevit.weights.file_formats import load_model_file
 from tests.helpers.networks import build_segmenter
 from tests.train.test_masks import PLAIN, make_voc
 from tflite.images import load_images

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import logging
 
-from keras_mobilevit.voc_names import VOC_NAMES
+from keras_mobilevit.class_names import VOC_NAMES
 from train.data import digit_scenes
 from train.data.masks import IGNORED, MaskedImage, encode_mask, voc_masks
 from train.data.repairs import Repairs

@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_mobilevit.files import read_text
 from keras_mobilevit.litert import LiteRTModel, read_card
-from keras_mobilevit.preprocessing import largest_value
-from keras_mobilevit.weights.load import load_model_file
+from keras_mobilevit.value_range import input_max
+from keras_mobilevit.weights.file_formats import load_model_file
 from train.data.sources import Source
 
 
@@ -95,7 +95,7 @@ def load(kind: Kind, config, source: Source) -> LoadedModel:
         model = kind.build(config, len(source.class_names))
     _check_classes(kind.num_classes(model), weights, source)
     size = _side(model.input_shape, weights) or config.eval_size
-    run, scale = kind.make_run(model, size), np.float32(largest_value(model) / 255)
+    run, scale = kind.make_run(model, size), np.float32(input_max(model) / 255)
     return LoadedModel(size, lambda images: run(images * scale))
 
 

@@ -8,7 +8,7 @@ from absl import logging
 from tqdm import tqdm
 
 from keras_mobilevit.classifier import build_classifier, output_activation
-from keras_mobilevit.configs import get_config
+from keras_mobilevit.configs import get_variant
 from train.data.pipeline import eval_batches, unreadable
 from train.data.sources import Source
 from train.data.unreadable import refuse_nothing_read, with_reason
@@ -23,7 +23,7 @@ def _is_classifier(model: keras.Model) -> bool:
 
 def _build(config, classes: int) -> keras.Model:
     return build_classifier(
-        get_config(config.model),
+        get_variant(config.model),
         weights=config.weights,
         input_shape=(None, None, 3),
         classes=classes,

@@ -5,7 +5,7 @@ import functools
 import keras
 
 from keras_mobilevit.classifier import build_classifier
-from keras_mobilevit.configs import get_config
+from keras_mobilevit.configs import get_variant
 from keras_mobilevit.weights.load import load_weights
 from train.data import images
 from train.data.sources import load_source
@@ -18,7 +18,7 @@ from train.tasks.task import Task
 
 def _build_classifier(config, source) -> keras.Model:
     model = build_classifier(
-        get_config(config.model),
+        get_variant(config.model),
         input_shape=(None, None, 3),
         classes=len(source.class_names),
         classifier_activation=None,

@@ -28,7 +28,7 @@ def match(boxes, is_object, anchors):
         For each anchor the index of its object, int32 `[batch, anchors]`, and whether
         it is positive, bool `[batch, anchors]`; the index means nothing if not.
     """
-    corners = box_math.to_corners(anchors)
+    corners = box_math.cxcywh_to_xyxy(anchors)
     overlaps = box_math.iou(boxes[:, :, None], corners)  # [batch, objects, anchors]
     overlaps = tf.where(is_object[..., None], overlaps, -1.0)
     nearest = tf.argmax(overlaps, axis=1, output_type=tf.int32)  # [batch, anchors]

@@ -85,7 +85,7 @@ def _multibox(batch, is_object, outputs, label_smoothing: float):
     boxes = tf.gather(batch["boxes"], nearest, batch_dims=1)  # [batch, anchors, 4]
     classes = tf.gather(batch["classes"], nearest, batch_dims=1)
     # Of an anchor without an object the box may be padding, without a logarithm.
-    boxes = tf.where(is_positive[..., None], boxes, box_math.to_corners(anchors))
+    boxes = tf.where(is_positive[..., None], boxes, box_math.cxcywh_to_xyxy(anchors))
     return losses.multibox(
         outputs["offsets"],
         outputs["logits"],
