@@ -77,7 +77,7 @@ def _tensorflow_train_step(settings: StepSettings):
     """Makes the step that train/loop.py trains with, from a batch to its sums."""
     import tensorflow as tf
 
-    from train.data.sources import Source
+    from train.data.source import Source
     from train.models import build_models
     from train.optimizers import make_optimizer
     from train.step import make_train_step

@@ -12,6 +12,7 @@ from keras_mobilevit.configs import MIN_SIZE, get_config
 from keras_mobilevit.files import read_text, whole_file
 from keras_mobilevit.preprocessing import CROP_FRACTION
 from train import recipes
+from train.data.registry import describe_kinds, is_path_kind
 from train.recipes import default_recipe
 
 MAX_SEED = 2**32 - 1  # what keras.utils.set_random_seed takes
@@ -19,7 +20,6 @@ FILENAME = "config.json"
 FREEZE = ("none", "backbone")
 TASKS = ("classification", "detection", "segmentation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-FOLDER_KINDS = ("folder", "voc", "coco")  # of data, whose argument is a path
 # Keys of earlier versions, and what became of them: a configuration that has one is
 # still read. Whoever removes or renames a field adds it here.
 RETIRED: dict[str, str] = {}
@@ -49,15 +49,7 @@ class TrainConfig:
     )
     data: str = _field(
         "digits",
-        "What to train on. Classification: `digits` (scikit-learn's handwritten "
-        "digits, no download), `folder:PATH` (PATH/train/<class>/* and "
-        "PATH/validation/<class>/*), `tfds:NAME` (TensorFlow Datasets). Detection: "
-        "`digits` (scenes composed of them), `voc:PATH` (PATH/Annotations/*.xml, "
-        "JPEGImages, ImageSets/Main/train.txt and val.txt), `coco:PATH` "
-        "(PATH/annotations/instances_train*.json and instances_val*.json, and the "
-        "images in PATH/train*, PATH/val*), `tfds:NAME`. Segmentation: `digits` (the "
-        "scenes), `voc:PATH` (PATH/JPEGImages, SegmentationClass/*.png, "
-        "ImageSets/Segmentation/train.txt and val.txt, and classes.txt, the names).",
+        f"What to train on. {describe_kinds()}",
     )
     model: str = _field(
         "mobilevit_s", "mobilevit_xxs, mobilevit_xs or mobilevit_s; the backbone."
@@ -275,7 +267,7 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
     _refuse_unknown(overrides, "the overrides")
     # A run is continued, and its data found again, from any folder.
     kind, _, path = overrides.get("data", "").partition(":")
-    if kind in FOLDER_KINDS and path:
+    if is_path_kind(kind) and path:
         overrides["data"] = f"{kind}:{_absolute(path)}"
     if overrides.get("weights") not in (None, "", "imagenet", "coco", "voc"):
         overrides["weights"] = _absolute(overrides["weights"])

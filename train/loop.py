@@ -24,7 +24,7 @@ from train.config import TrainConfig
 from train.data import pipeline as data
 from train.data import sampler
 from train.data.sampler import BatchShape
-from train.data.sources import Source
+from train.data.source import Source
 from train.distribution.inputs import Unreadable, distribute, refuse_nothing_seen
 from train.distribution.strategies import is_chief
 from train.evaluation.evaluate import evaluate
@@ -91,8 +91,8 @@ def train_epoch(
     done = progress.epoch_step
     batches = distribute(
         strategy,
-        lambda share: train_batches(
-            source, config, schedule, epoch, done, share, task.train_example
+        lambda shard: train_batches(
+            source, config, schedule, epoch, done, shard, task.train_example
         ),
     )
     iterator, unreadable = iter(batches), Unreadable()

@@ -45,6 +45,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from train import flags as train_flags
+from train.data.registry import load_source
 from train.distribution import data_service, strategies
 from train.loop import train_and_evaluate
 from train.run.console import print_any_name
@@ -90,7 +91,7 @@ def evaluate(config) -> None:
 
 
 def _load_source(config):
-    source = TASKS[config.task].load_source(config.data, flags.FLAGS.cache)
+    source = load_source(config.task, config.data, flags.FLAGS.cache)
     classes = len(source.class_names)
     logging.info("%s: %s classes, %s", source.name, classes, source.num_examples)
     return source

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_mobilevit.weights.hub import weights_file
 from train.config import TrainConfig
-from train.data.sources import Source
+from train.data.source import Source
 from train.tasks.task import Task
 
 

@@ -13,7 +13,7 @@ from keras_mobilevit.backend import BatchNormalization
 from train import checks, loop
 from train.batch_statistics import MIN_VALUES, learn_over_steps, positions_by_layer
 from train.config import RECIPES, make_config
-from train.data.sources import Source, indexed_source
+from train.data.source import Source, indexed_source
 from train.tasks.classification.task import CLASSIFICATION
 from train.tasks.registry import TASKS
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from keras_mobilevit import anchor_boxes, boxes
 from keras_mobilevit.weights.load import load_model_file
 from tests.helpers.networks import build_detector
+from tests.helpers.voc_files import make_voc_boxes, voc_xml
 from tests.keras_mobilevit.test_boxes import iou_of, random_boxes
-from tests.train.test_annotations import make_voc, voc_xml
 from train import loop
 from train.config import make_config
-from train.data import box_sources, sampler
+from train.data import digits, sampler
 from train.data import pipeline as data
+from train.data.registry import load_source
 from train.tasks.detection import box_augment
 from train.tasks.detection.task import DETECTION
 
@@ -28,7 +29,7 @@ SEEDS = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
 
 @pytest.fixture(scope="module")
 def scenes():
-    return box_sources.digits_source({"train": 60, "validation": 40})
+    return digits.box_scene_source(counts={"train": 60, "validation": 40})
 
 
 def test_scenes_have_exact_boxes(scenes):
@@ -163,8 +164,8 @@ def test_the_loop_trains_a_detector(scenes, tmp_path):
 
 def test_an_image_that_cannot_be_read_is_filled(tmp_path):
     xml = voc_xml(("cat", 9, 6, 45, 30))
-    path = make_voc(tmp_path, {"a": xml, "b": xml, "c": voc_xml()}, {"v": xml})
-    source = box_sources.load_source(f"voc:{path}")
+    path = make_voc_boxes(tmp_path, {"a": xml, "b": xml, "c": voc_xml()}, {"v": xml})
+    source = load_source("detection", f"voc:{path}")
     (path / "JPEGImages" / "b.jpg").write_bytes(b"\xff\xd8 no more")
     shapes = [sampler.BatchShape(32, 32, 3)]
     config = dataclasses.replace(CONFIG, crop_scale=1.0)
@@ -183,7 +184,7 @@ def crowded(tmp_path):
     crowd = voc_xml(*[("cat", i, i, 90, 60) for i in range(20)])
     one = voc_xml(("cat", 9, 6, 45, 30))
     xmls = {"a": crowd, **dict.fromkeys("bcdef", one)}
-    return box_sources.load_source(f"voc:{make_voc(tmp_path, xmls, xmls)}")
+    return load_source("detection", f"voc:{make_voc_boxes(tmp_path, xmls, xmls)}")
 
 
 def places_of(batches) -> list[int]:
@@ -220,15 +221,15 @@ def test_a_crowd_takes_places_in_its_own_batch_alone(
 
 def test_all_devices_have_the_same_places_in_a_step(crowded):
     shapes = [sampler.BatchShape(32, 32, 2)] * 3
-    shares = [
+    shards = [
         data.train_batches(
             *(crowded, CONFIG, shapes, 0),
-            share=data.Share(2, first, 1),
+            shard=data.Shard(2, first, 1),
             load=DETECTION.train_example,
         )
         for first in (0, 1)
     ]
-    places = [places_of(list(share)) for share in shares]
+    places = [places_of(list(shard)) for shard in shards]
     assert places[0] == places[1] and sorted(places[0]) == [16, 16, 64]
 
 

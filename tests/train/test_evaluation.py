@@ -18,7 +18,7 @@ from tflite.images import load_images
 from tflite.tasks.classification import CLASSIFICATION
 from train import flags as train_flags
 from train.config import is_config, make_config, save_config
-from train.data.sources import load_source
+from train.data.registry import load_source
 from train.evaluation.predictor import LoadedModel, load
 from train.tasks.classification.evaluation import (
     CLASSIFIER,
@@ -34,7 +34,7 @@ CONFIG = make_config("digits", eval_size=32, batch_size=100)
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_source("digits")
+    return load_source("classification", "digits")
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,9 @@ def dark_and_light(tmp_path):
         "dark": {f"{i}.png": pil_file("RGB", (i, 9, 9), "PNG") for i in range(3)},
         "light": {f"{i}.png": pil_file("RGB", (250, 250, i), "PNG") for i in range(2)},
     }
-    return load_source(f"folder:{make_folder(tmp_path / 'photos', classes)}")
+    return load_source(
+        "classification", f"folder:{make_folder(tmp_path / 'photos', classes)}"
+    )
 
 
 @pytest.mark.parametrize("ending", ["keras", "tflite"])
@@ -144,7 +146,7 @@ def test_a_sigmoid_of_several_classes_is_told(dark_and_light, tmp_path, caplog):
 def test_images_that_cannot_be_read_are_named(tmp_path):
     png = pil_file("RGB", (255, 0, 0), "PNG")
     classes = {"a": {"1.png": png, "cut.png": b""}, "b": {"2.png": png}}
-    source = load_source(f"folder:{make_folder(tmp_path, classes)}")
+    source = load_source("classification", f"folder:{make_folder(tmp_path, classes)}")
     classifier = LoadedModel(32, lambda images: np.zeros((len(images), 2)))
     report = evaluate_classifier(classifier, source, CONFIG)
     assert report.counts.tolist() == [1, 1]
@@ -154,7 +156,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
 def test_other_classes_are_refused(tmp_path, files):
     png = pil_file("RGB", (255, 0, 0), "PNG")
     folder = make_folder(tmp_path, {"a": {"1.png": png}, "b": {"2.png": png}})
-    source = load_source(f"folder:{folder}")
+    source = load_source("classification", f"folder:{folder}")
     for ending in ("keras", "tflite"):
         with pytest.raises(ValueError, match="has 10 classes, but .* has 2"):
             evaluate(source, weights=str(files[ending]))

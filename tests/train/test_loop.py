@@ -18,7 +18,8 @@ import keras_mobilevit
 from tests.helpers.networks import build_network
 from train import checks, loop
 from train.config import load_config, make_config
-from train.data.sources import digits_source, load_source
+from train.data.digits import digits_source
+from train.data.registry import load_source
 from train.models import build_models
 from train.run.progress import CheckpointManager, Progress
 from train.run.workdir import prepare_workdir
@@ -230,7 +231,7 @@ def test_a_run_of_files_that_cannot_be_read_ends_with_a_name(tmp_path):
             folder = tmp_path / "data" / split / name
             folder.mkdir(parents=True)
             (folder / "cut.jpg").write_bytes(b"")
-    source = load_source(f"folder:{tmp_path / 'data'}")
+    source = load_source("classification", f"folder:{tmp_path / 'data'}")
     config = dataclasses.replace(CONFIG, batch_size=2)
     with pytest.raises(ValueError, match="None of the 2 train images.*cut.jpg"):
         loop.train_and_evaluate(SMALL, config, source, tmp_path / "run")

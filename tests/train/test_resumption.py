@@ -18,7 +18,7 @@ from tests.train.test_loop import CONFIG as TWO_EPOCHS
 from train import loop
 from train.data import pipeline as data
 from train.data import sampler
-from train.data.sources import digits_source
+from train.data.digits import digits_source
 from train.run.progress import CheckpointManager, Preempted, Progress, asked_to_stop
 from train.run.workdir import CHECKPOINT
 from train.tasks.classification.task import CLASSIFICATION

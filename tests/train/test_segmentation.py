@@ -15,14 +15,15 @@ from PIL import Image
 from keras_mobilevit.drawing import class_color
 from keras_mobilevit.weights.load import load_model_file
 from tests.helpers.networks import build_segmenter
-from tests.train.test_masks import PLAIN, make_voc
+from tests.helpers.voc_files import PLAIN_MASK, make_voc_masks
 from tflite.images import load_images
 from tflite.tasks.segmentation import LOGITS
 from train import loop
 from train.config import make_config
-from train.data import mask_sources, sampler
+from train.data import digits, sampler
 from train.data import pipeline as data
-from train.data.masks import IGNORED, decode_mask, encode_mask
+from train.data.masks import IGNORE_INDEX, decode_mask, encode_mask
+from train.data.registry import load_source
 from train.models import build_models
 from train.optimizers import make_optimizer
 from train.run import pictures
@@ -48,20 +49,22 @@ CONFIG = make_config(
 NETWORK = dataclasses.replace(SEGMENTATION, build_model=build_segmenter)
 CLASSES = 5
 # Class 4 occurs in no mask; some masks are ignored as a whole.
-MASKS = arrays(np.uint8, (3, 7, 9), elements=st.sampled_from([0, 1, 2, 3, IGNORED]))
+MASKS = arrays(
+    np.uint8, (3, 7, 9), elements=st.sampled_from([0, 1, 2, 3, IGNORE_INDEX])
+)
 FOUND = arrays(np.int32, (3, 7, 9), elements=st.integers(0, CLASSES - 1))
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    return mask_sources.digits_source({"train": 40, "validation": 20})
+    return digits.mask_scene_source(counts={"train": 40, "validation": 20})
 
 
 def expected_metrics(masks, found) -> tuple[np.ndarray, np.ndarray]:
     """Counts pixel by pixel: the IoU of each class, NaN where it does not occur."""
     confusion = np.zeros((CLASSES, CLASSES))
     for label, prediction in zip(masks.ravel(), found.ravel()):
-        if label != IGNORED:
+        if label != IGNORE_INDEX:
             confusion[label, prediction] += 1
     with np.errstate(invalid="ignore"):
         right = np.diag(confusion)
@@ -89,13 +92,13 @@ def test_scores_are_those_of_counted_pixels(masks, found):
     for name, iou in zip(names, ious):
         expected = -1.0 if np.isnan(iou) else iou
         assert score[f"IoU/{name}"] == pytest.approx(expected, abs=1e-12)
-    if (masks == IGNORED).all():
+    if (masks == IGNORE_INDEX).all():
         assert score["mIoU"] == score["pixel_accuracy"] == -1.0
         return
     assert score["mIoU"] == pytest.approx(np.nanmean(ious), abs=1e-12)
     accuracy = np.trace(confusion) / confusion.sum()
     assert score["pixel_accuracy"] == pytest.approx(accuracy, abs=1e-12)
-    theirs = keras.metrics.MeanIoU(CLASSES, ignore_class=IGNORED)
+    theirs = keras.metrics.MeanIoU(CLASSES, ignore_class=IGNORE_INDEX)
     theirs.update_state(masks, found)
     assert score["mIoU"] == pytest.approx(float(theirs.result()), abs=1e-6)
 
@@ -118,7 +121,7 @@ def test_each_pixel_gets_the_class_at_its_centre(map_size, image_size):
 @given(st.integers(1, 40), st.tuples(st.integers(1, 40), st.integers(1, 40)))
 def test_pixels_are_counted_strip_by_strip_as_at_once(at_once, map_size):
     rng = np.random.default_rng(at_once)
-    mask = rng.choice(np.uint8([0, 1, 2, IGNORED]), (13, 11))
+    mask = rng.choice(np.uint8([0, 1, 2, IGNORE_INDEX]), (13, 11))
     class_map = rng.integers(0, 3, map_size).astype(np.uint8)
     whole = metrics.count_pixels(mask, class_map, 3)
     found = metrics.classes_at_pixels(class_map, mask.shape)
@@ -138,7 +141,7 @@ def test_the_loss_is_the_mean_over_the_pixels_that_count(smoothing):
     logits = rng.normal(0, 3, (3, 4, 6, CLASSES)).astype(np.float32)
     is_counted = rng.random(labels.shape) < 0.6
     weights = np.float32([1, 1, 0])
-    arguments = np.where(is_counted, labels, IGNORED), logits, is_counted, weights
+    arguments = np.where(is_counted, labels, IGNORE_INDEX), logits, is_counted, weights
     losses = pixel_cross_entropy(*arguments, smoothing)
     single = smoothed_cross_entropy(labels.ravel(), logits.reshape(-1, 5), smoothing)
     counted = (is_counted & (weights > 0)[:, None, None]).ravel()
@@ -149,7 +152,7 @@ def test_the_loss_is_the_mean_over_the_pixels_that_count(smoothing):
 
 def test_a_batch_of_ignored_pixels_teaches_nothing():
     batch = {
-        "mask": tf.fill([2, 4, 4], tf.constant(IGNORED, tf.uint8)),
+        "mask": tf.fill([2, 4, 4], tf.constant(IGNORE_INDEX, tf.uint8)),
         "weight": tf.ones([2]),
     }
     outputs = {
@@ -165,7 +168,7 @@ def test_a_batch_of_ignored_pixels_teaches_nothing():
 
 
 def test_an_auxiliary_head_adds_its_part():
-    batch = {"mask": tf.constant(PLAIN[None, :8, :8]), "weight": tf.ones([1])}
+    batch = {"mask": tf.constant(PLAIN_MASK[None, :8, :8]), "weight": tf.ones([1])}
     random = tf.random.stateless_normal
     main, other = (random([1, 8, 8, 3], (1, seed)) for seed in (1, 2))
     config = dataclasses.replace(CONFIG, auxiliary_weight=0.4)
@@ -188,9 +191,9 @@ def test_batches_repeat_and_masks_lie_on_their_digits(scenes):
     assert batch["mask"].shape == (40, 96, 96) and batch["mask"].dtype == np.uint8
     for name, value in batch.items():
         np.testing.assert_array_equal(value, again[name])
-    assert set(np.unique(batch["mask"])) == {*range(11), IGNORED}
+    assert set(np.unique(batch["mask"])) == {*range(11), IGNORE_INDEX}
     brightness = batch["image"].max(axis=-1)
-    is_ink = (batch["mask"] > 0) & (batch["mask"] != IGNORED)
+    is_ink = (batch["mask"] > 0) & (batch["mask"] != IGNORE_INDEX)
     ground = np.median(brightness[batch["mask"] == 0])
     assert brightness[is_ink].mean() > ground + 60
     colored = dataclasses.replace(config, color_jitter=True)
@@ -215,12 +218,14 @@ def test_perfect_outputs_score_1(scenes):
 
 def test_images_of_different_sizes_are_scored_as_they_are(tmp_path):
     """Each mask is scored in its own pixels, which add nothing to the others."""
-    path = make_voc(tmp_path, {"a": PLAIN}, {"b": PLAIN, "c": PLAIN})
+    path = make_voc_masks(
+        tmp_path, {"a": PLAIN_MASK}, {"b": PLAIN_MASK, "c": PLAIN_MASK}
+    )
     tall = np.full((100, 50), 2, np.uint8)
-    tall[:30] = IGNORED
+    tall[:30] = IGNORE_INDEX
     Image.new("RGB", (50, 100)).save(path / "JPEGImages" / "c.jpg")
     Image.fromarray(tall).save(path / "SegmentationClass" / "c.png")
-    source = mask_sources.load_source(f"voc:{path}")
+    source = load_source("segmentation", f"voc:{path}")
     (batch,) = data.eval_batches(
         source, "validation", 32, 2, 1.0, load=SEGMENTATION.eval_example
     )
@@ -267,13 +272,13 @@ def test_a_large_photo_adds_nothing_to_the_small_ones(prepare, tmp_path):
     """Half a megapixel in a frame for six would take three megabytes."""
     sizes = {}
     for name, side in (("small", 60), ("large", 700)):
-        masks = {letter: PLAIN for letter in "abcdef"}
-        path = make_voc(tmp_path / name, {"t": PLAIN}, masks)
+        masks = {letter: PLAIN_MASK for letter in "abcdef"}
+        path = make_voc_masks(tmp_path / name, {"t": PLAIN_MASK}, masks)
         mask = np.zeros((side, side), np.uint8)
         mask[: side // 2] = 1
         Image.new("RGB", (side, side)).save(path / "JPEGImages" / "f.jpg")
         Image.fromarray(mask).save(path / "SegmentationClass" / "f.png")
-        found = prepare(mask_sources.load_source(f"voc:{path}"))
+        found = prepare(load_source("segmentation", f"voc:{path}"))
         assert decode_mask(found["full_mask"][-1]).shape == (side, side)
         sizes[name] = bytes_of({k: v for k, v in found.items() if k != "id"})
     assert sizes["large"] - sizes["small"] < 20_000
@@ -353,7 +358,7 @@ def test_a_report_of_a_file(scenes, tmp_path):
 def test_pictures_show_truth_left_and_prediction_right():
     names = ("background", "cat", "dog")
     mask = np.zeros((1, 60, 120), np.uint8)
-    mask[:, :, 60:90], mask[:, 40:] = 1, IGNORED
+    mask[:, :, 60:90], mask[:, 40:] = 1, IGNORE_INDEX
     batch = {
         "image": np.full((1, 64, 64, 3), 90, np.uint8),
         "full_mask": [encode_mask(mask[0])],

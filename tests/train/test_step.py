@@ -15,7 +15,7 @@ from train.config import make_config
 from train.data import pipeline as data
 from train.data import sampler
 from train.data.sampler import BatchShape
-from train.data.sources import Source
+from train.data.source import Source
 from train.models import build_models
 from train.optimizers import make_optimizer
 from train.step import make_train_step

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from train.config import TrainConfig
 from train.data import pipeline as data
-from train.data.sources import Source
+from train.data.source import Source
 from train.distribution.inputs import (
     Unreadable,
     distribute,
@@ -52,8 +52,8 @@ def evaluate(
     arguments = source, "validation", config.eval_size, replicas * part
     batches = distribute(
         strategy,
-        lambda share: data.eval_batches(
-            *arguments, config.eval_crop, share, task.eval_example
+        lambda shard: data.eval_batches(
+            *arguments, config.eval_crop, shard, task.eval_example
         ),
     )
     unreadable, totals, collected = Unreadable(), {}, []

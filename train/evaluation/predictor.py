@@ -12,7 +12,7 @@ from keras_mobilevit.files import read_text
 from keras_mobilevit.litert import LiteRTModel, read_card
 from keras_mobilevit.preprocessing import largest_value
 from keras_mobilevit.weights.load import load_model_file
-from train.data.sources import Source
+from train.data.source import Source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,10 +18,8 @@ class Task:
 
     Attributes:
         name: of the task.
-        load_source: from the name of a data source, and whether to keep its files in
-            memory, to a `train.data.sources.Source`.
-        build_model: from a `TrainConfig` and a `Source` to a model of random weights
-            that takes images of any size, values in [0, 255]; what is frozen is so.
+        build_model: from a `TrainConfig` and a `train.data.source.Source` to a model of
+            random weights that takes images of any size, values in [0, 255]; what is frozen is so.
         load_pretrained: sets what a model has in common with a file of weights: from
             the two.
         train_example: from an example of the source, a (height, width), a seed of two
@@ -55,7 +53,6 @@ class Task:
     """
 
     name: str
-    load_source: Callable
     build_model: Callable
     load_pretrained: Callable
     train_example: Callable

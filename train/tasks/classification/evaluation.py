@@ -10,7 +10,7 @@ from tqdm import tqdm
 from keras_mobilevit.classifier import build_classifier, output_activation
 from keras_mobilevit.configs import get_config
 from train.data.pipeline import eval_batches, unreadable
-from train.data.sources import Source
+from train.data.source import Source
 from train.data.unreadable import refuse_nothing_read, with_reason
 from train.evaluation.predictor import Kind, LoadedModel
 

@@ -8,7 +8,6 @@ from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.configs import get_config
 from keras_mobilevit.weights.load import load_weights
 from train.data import images
-from train.data.sources import load_source
 from train.evaluation.predictor import load
 from train.freezing import freeze_backbone
 from train.tasks import losses, metrics
@@ -48,7 +47,6 @@ def _report(config, source) -> str:
 
 CLASSIFICATION = Task(
     name="classification",
-    load_source=load_source,
     build_model=_build_classifier,
     load_pretrained=functools.partial(load_weights, include_top=False),
     train_example=images.train_example,

@@ -9,7 +9,7 @@ from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.detection import detect, non_max_suppression
 from keras_mobilevit.ssdlite import SSDLite, is_detector
 from train.data.pipeline import eval_batches, unreadable
-from train.data.sources import Source
+from train.data.source import Source
 from train.data.unreadable import refuse_nothing_read, with_reason
 from train.evaluation.predictor import Kind, LoadedModel
 from train.tasks.detection.average_precision import METRICS

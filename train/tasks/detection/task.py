@@ -13,7 +13,6 @@ from keras_mobilevit.detection import detect
 from keras_mobilevit.ssdlite import SSDLite
 from keras_mobilevit.weights.load import load_backbone
 from train.data import augment, images
-from train.data.box_sources import load_source
 from train.evaluation.predictor import load
 from train.freezing import freeze_backbone
 from train.tasks import losses
@@ -160,7 +159,6 @@ def _report(config, source) -> str:
 
 DETECTION = Task(
     name="detection",
-    load_source=load_source,
     build_model=_build_detector,
     load_pretrained=load_backbone,
     train_example=_train_example,

@@ -12,7 +12,7 @@ from keras_mobilevit.deeplab import (
     without_auxiliary,
 )
 from train.data.pipeline import eval_batches, unreadable
-from train.data.sources import Source
+from train.data.source import Source
 from train.data.unreadable import refuse_nothing_read, with_reason
 from train.evaluation.predictor import Kind, LoadedModel
 from train.tasks import metrics

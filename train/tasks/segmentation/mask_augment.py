@@ -11,7 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from train.data import images
-from train.data.masks import IGNORED
+from train.data.masks import IGNORE_INDEX
 
 
 class Placement(NamedTuple):
@@ -98,12 +98,12 @@ def place_mask(mask, placement: Placement, size):
         size: height and width of the crop.
 
     Returns:
-        uint8 `[*size]`; no class that the mask does not have, but `IGNORED`.
+        uint8 `[*size]`; no class that the mask does not have, but `IGNORE_INDEX`.
     """
     top, left, height, width = tf.unstack(placement.window)
     part = mask[top : top + height, left : left + width]
     resized = resize_mask(part, placement.size)[..., None]
-    return _pad(resized, placement, size, IGNORED)[..., 0]
+    return _pad(resized, placement, size, IGNORE_INDEX)[..., 0]
 
 
 def resize_mask(mask, size):
@@ -158,7 +158,7 @@ def random_rotation(image, mask, degrees: float, seed):
         )[0]
 
     turned_image = images.to_uint8(turned(image, "BILINEAR", 0.0))
-    turned_mask = turned(mask[..., None], "NEAREST", float(IGNORED))[..., 0]
+    turned_mask = turned(mask[..., None], "NEAREST", float(IGNORE_INDEX))[..., 0]
     return (
         tf.ensure_shape(turned_image, image.shape),
         tf.ensure_shape(tf.cast(turned_mask, tf.uint8), mask.shape),

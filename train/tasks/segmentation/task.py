@@ -10,8 +10,7 @@ import tensorflow as tf
 from keras_mobilevit.deeplab import DeepLabV3
 from keras_mobilevit.weights.load import load_backbone
 from train.data import augment, images
-from train.data.mask_sources import load_source
-from train.data.masks import IGNORED, decode_mask
+from train.data.masks import IGNORE_INDEX, decode_mask
 from train.evaluation.predictor import load
 from train.freezing import freeze_backbone
 from train.tasks import losses, metrics
@@ -87,7 +86,7 @@ def _pixel_loss(batch, logits, label_smoothing: float):
     return losses.pixel_cross_entropy(
         tf.cast(batch["mask"], tf.int32),
         logits,
-        batch["mask"] != IGNORED,
+        batch["mask"] != IGNORE_INDEX,
         batch["weight"],
         label_smoothing,
     )
@@ -132,7 +131,6 @@ def _report(config, source) -> str:
 
 SEGMENTATION = Task(
     name="segmentation",
-    load_source=load_source,
     build_model=_build_segmenter,
     load_pretrained=load_backbone,
     train_example=_train_example,
