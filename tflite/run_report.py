@@ -43,7 +43,7 @@ from train.data.pipeline import eval_batches
 from train.data.registry import load_source
 from train.data.source import Source
 from train.run.records import plot_curves, read_records
-from train.tasks.metrics import confusion_matrix
+from train.tasks.classification.metric import confusion_matrix
 
 READABLE_CLASSES = 40  # more names than this do not fit beside a confusion matrix
 SAMPLES = 24  # pictures of predictions, mistakes first

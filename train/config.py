@@ -14,11 +14,11 @@ from keras_mobilevit.preprocessing import CROP_FRACTION
 from train import recipes
 from train.data.registry import describe_kinds, is_path_kind
 from train.recipes import default_recipe
+from train.tasks.registry import TASKS, describe_tasks
 
 MAX_SEED = 2**32 - 1  # what keras.utils.set_random_seed takes
 FILENAME = "config.json"
 FREEZE = ("none", "backbone")
-TASKS = ("classification", "detection", "segmentation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 # Keys of earlier versions, and what became of them: a configuration that has one is
 # still read. Whoever removes or renames a field adds it here.
@@ -26,9 +26,8 @@ RETIRED: dict[str, str] = {}
 _CORE = {"data", "eval_size"}  # by which a configuration of this project's is known
 
 
-def _field(default, help_text: str, tasks: tuple[str, ...] = TASKS):
-    metadata = {"help": help_text, "tasks": tasks}
-    return dataclasses.field(default=default, metadata=metadata)
+def _field(default, help_text: str):
+    return dataclasses.field(default=default, metadata={"help": help_text})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +43,7 @@ class TrainConfig:
 
     task: str = _field(
         "classification",
-        "classification, detection (SSDLite: boxes and classes of objects), or "
-        "segmentation (DeepLabv3: the class of every pixel).",
+        f"What to train: {describe_tasks()}.",
     )
     data: str = _field(
         "digits",
@@ -69,7 +67,6 @@ class TrainConfig:
         CROP_FRACTION,
         "Part of the image's short side that evaluation sees, in (0, 1]; detection and "
         "segmentation always see the whole image.",
-        tasks=("classification",),
     )
     grow_epochs: int = _field(
         0, "Start with the smallest size and let the range grow over so many epochs."
@@ -106,13 +103,11 @@ class TrainConfig:
         False,
         "Change contrast, brightness, saturation and hue of training images at random; "
         "not in classification.",
-        tasks=("detection", "segmentation"),
     )
     rotation: float = _field(
         0.0,
         "Largest angle, in degrees, by which a training image is turned at random, in "
         "[0, 180]; segmentation only.",
-        tasks=("segmentation",),
     )
     weights: str = _field(
         "",
@@ -131,13 +126,11 @@ class TrainConfig:
     output_stride: int = _field(
         16,
         "Pixels of the image to one of the head's map, 8 or 16; segmentation only.",
-        tasks=("segmentation",),
     )
     auxiliary_weight: float = _field(
         0.0,
         "Weight of the loss of a second head, on stage 4, that helps training; 0.4 is "
         "usual, 0 is without. Segmentation only.",
-        tasks=("segmentation",),
     )
     precision: str = _field(
         "float32",

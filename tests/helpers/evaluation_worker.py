@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import threading
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -19,7 +20,7 @@ from tests.helpers.networks import build_detector, build_segmenter
 from tests.helpers.train_worker import make_devices
 from train.config import make_config
 from train.data.digits import box_scene_source, mask_scene_source
-from train.evaluation.evaluate import evaluate
+from train.loop import Run, validate
 from train.run.progress import CheckpointManager, Progress
 from train.step import make_eval_step
 from train.tasks.detection.task import DETECTION
@@ -52,8 +53,8 @@ def metrics_of(name: str, strategy) -> dict:
         model = build(config, source)
     step = make_eval_step(task, model, strategy)
     manager = CheckpointManager(lambda progress: None, math.inf, threading.Event())
-    arguments = step, source, config, strategy, Progress(), manager
-    return evaluate(task, *arguments)
+    run = Run(task, config, source, Path(), strategy)
+    return validate(run, step, Progress(), manager)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from train.config import make_config
 from train.data import digits, sampler
 from train.data import pipeline as data
 from train.data.registry import load_source
-from train.tasks.detection import box_augment
+from train.evaluation.report import evaluation_report
+from train.tasks.detection import augment, metric
 from train.tasks.detection.task import DETECTION
 
 CONFIG = make_config(
@@ -48,7 +49,7 @@ def test_scenes_have_exact_boxes(scenes):
         assert (ink & ~covered).mean() < 0.002
 
 
-draw = tf.function(box_augment.random_crop)
+draw = tf.function(augment.random_crop)
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,7 +62,7 @@ def test_crops_keep_what_they_promise(seed, aspect, count):
     assert (window >= 0).all() and (window <= 1.000001).all()
     width, height = window[2:] - window[:2]
     assert min(width, height) >= 0.3 - 1e-6
-    moved, is_kept = box_augment.crop_boxes(
+    moved, is_kept = augment.crop_boxes(
         tf.constant(corners), tf.constant(is_object), tf.constant(window)
     )
     moved, is_kept = moved.numpy(), is_kept.numpy()
@@ -84,7 +85,7 @@ def test_a_flip_moves_boxes_with_the_pixels():
     corners = np.float32([[1 / 8, 1 / 4, 3 / 8, 3 / 4]])
     seen = set()
     for seed in range(20):
-        flipped, moved = box_augment.random_flip(image, tf.constant(corners), (0, seed))
+        flipped, moved = augment.random_flip(image, tf.constant(corners), (0, seed))
         x1, y1, x2, y2 = np.round(moved.numpy()[0] * [8, 4, 8, 4]).astype(int)
         assert flipped.numpy()[y1:y2, x1:x2].min() == 255
         assert flipped.numpy().sum() == 4 * 3 * 255
@@ -142,13 +143,15 @@ def test_perfect_outputs_score_1(scenes):
             offsets[image, best] = np.asarray(boxes.encode(box, anchors[best]))
             logits[image, best, label + 1] = 40
     outputs = {"offsets": tf.constant(offsets), "logits": tf.constant(logits)}
-    predictions = DETECTION.predictions(batch, outputs)
+    predictions = DETECTION.predictions(outputs, size)
     found = {name: np.asarray(value) for name, value in predictions.items()}
-    metrics = DETECTION.score(scenes.class_names, found)
+    targets = {name: value.numpy() for name, value in batch.items()}
+    collected = metric.collect(scenes.class_names, found, targets)
+    metrics = DETECTION.score(scenes.class_names, collected)
     assert metrics["AP"] == pytest.approx(1.0, abs=1e-6)
-    perfect = float(tf.reduce_mean(DETECTION.metrics(batch, outputs)["loss"]))
+    perfect = float(tf.reduce_mean(DETECTION.validation_loss(batch, outputs)))
     worse = outputs | {"offsets": outputs["offsets"] + 1.0}
-    assert perfect < float(tf.reduce_mean(DETECTION.metrics(batch, worse)["loss"]))
+    assert perfect < float(tf.reduce_mean(DETECTION.validation_loss(batch, worse)))
 
 
 def test_the_loop_trains_a_detector(scenes, tmp_path):
@@ -242,10 +245,10 @@ def test_an_evaluation_counts_every_object_of_a_crowd(crowded):
     )
     assert places_of(batches) == [64, 16, 16]
     rows = [
-        DETECTION.unpad({name: value.numpy() for name, value in batch.items()})
+        metric.collect(("cat",), {}, {name: x.numpy() for name, x in batch.items()})
         for batch in batches
     ]
-    counts = [len(boxes) for row in rows for boxes in row["boxes"]]
+    counts = [len(boxes) for row in rows for boxes in row["true_boxes"]]
     assert counts == [20, 1, 1, 1, 1, 1]
     joined = data.join([{"classes": b["classes"].numpy()} for b in batches])["classes"]
     assert joined.shape == (6, 64) and (joined[1:, 1:] == -1).all()
@@ -256,14 +259,14 @@ def test_a_report_of_a_file(scenes, tmp_path):
     file = tmp_path / "best.keras"
     model.save(file)
     config = dataclasses.replace(CONFIG, weights=str(file))
-    lines = DETECTION.report(config, scenes).splitlines()
+    lines = evaluation_report(DETECTION, config, scenes).splitlines()
     assert [line.split()[0] for line in lines[1:12]] == [*"0123456789", "all"]
     assert lines[-1] == "at 64x64 pixels, in percent, by COCO's rules"
     other = dataclasses.replace(scenes, class_names=("a", "b"))
     with pytest.raises(ValueError, match="has 10 classes, but digits has 2"):
-        DETECTION.report(config, other)
+        evaluation_report(DETECTION, config, other)
     with pytest.raises(ValueError, match="takes --model: a .keras or .tflite.*coco"):
-        DETECTION.report(CONFIG, scenes)
+        evaluation_report(DETECTION, CONFIG, scenes)
     (tmp_path / "labels.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match="trained on other classes"):
-        DETECTION.report(config, scenes)
+        evaluation_report(DETECTION, config, scenes)

@@ -25,7 +25,7 @@ from train.run.progress import CheckpointManager, Progress
 from train.run.workdir import prepare_workdir
 from train.step import make_eval_step
 from train.tasks.classification.task import CLASSIFICATION
-from train.tasks.registry import TASKS
+from train.tasks.registry import TASKS, load_task
 
 CONFIG = make_config(
     data="digits",
@@ -88,9 +88,8 @@ def test_best_model_is_the_average_at_its_best(finished):
     strategy = tf.distribute.get_strategy()
     step = make_eval_step(CLASSIFICATION, model, strategy)
     manager = CheckpointManager(lambda progress: None, math.inf, threading.Event())
-    metrics = loop.evaluate(
-        CLASSIFICATION, step, digits_source(), CONFIG, strategy, Progress(), manager
-    )
+    run = loop.Run(CLASSIFICATION, CONFIG, digits_source(), workdir, strategy)
+    metrics = loop.validate(run, step, Progress(), manager)
     best = max(records, key=lambda record: record["top1"])
     assert metrics["top1"] == pytest.approx(best["top1"], abs=1e-6)
     assert metrics["loss"] == pytest.approx(best["loss"], rel=1e-4)
@@ -208,7 +207,7 @@ def test_fine_tuning_starts_from_the_backbone_of_a_file_of_other_classes(tmp_pat
 
 def test_a_frozen_backbone_is_deterministic():
     config = dataclasses.replace(CONFIG, freeze="backbone")
-    model = CLASSIFICATION.build_model(config, digits_source())
+    model, _ = build_models(CLASSIFICATION, config, digits_source(), is_fresh=False)
     features = keras.Model(model.inputs, model.get_layer("head_pool").output)
     images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3))
     one, two = (features(images, training=True).numpy() for _ in range(2))
@@ -254,8 +253,9 @@ def rates(model) -> dict:
     return {layer.name: layer.rate for layer in layers}
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_the_average_of_a_frozen_backbone_is_noisy_and_trainable(task):
+@pytest.mark.parametrize("name", TASKS)
+def test_the_average_of_a_frozen_backbone_is_noisy_and_trainable(name):
+    task = load_task(name)
     config = make_config(task=task.name, data="digits", model="mobilevit_xxs")
     frozen = dataclasses.replace(config, freeze="backbone")
     source = digits_source()

@@ -24,13 +24,14 @@ from train.data import digits, sampler
 from train.data import pipeline as data
 from train.data.masks import IGNORE_INDEX, decode_mask, encode_mask
 from train.data.registry import load_source
-from train.models import build_models
-from train.optimizers import make_optimizer
+from train.evaluation.report import evaluation_report
+from train.models import build_state
 from train.run import pictures
 from train.run.pictures import CAPTION_HEIGHT, INNER_GAP, SIDE
 from train.step import make_train_step
-from train.tasks import metrics
-from train.tasks.losses import pixel_cross_entropy, smoothed_cross_entropy
+from train.tasks.losses import smoothed_cross_entropy
+from train.tasks.segmentation import metric
+from train.tasks.segmentation.loss import pixel_cross_entropy
 from train.tasks.segmentation.pictures import LINE, draw_examples
 from train.tasks.segmentation.task import SEGMENTATION
 
@@ -42,7 +43,6 @@ CONFIG = make_config(
     epochs=1,
     eval_size=64,
     crop_scale=0.25,
-    rotation=10.0,
     flip=True,
     color_jitter=True,
 )
@@ -73,10 +73,9 @@ def expected_metrics(masks, found) -> tuple[np.ndarray, np.ndarray]:
 
 def counted(names, batch, logits) -> dict:
     """Counts the pixels of a batch as an evaluation does."""
-    predictions = SEGMENTATION.predictions(batch, logits)
-    found = {name: value.numpy() for name, value in predictions.items()}
-    masks = np.asarray(batch["full_mask"])
-    return SEGMENTATION.count(names, {"full_mask": masks, **found})
+    class_map = tf.argmax(logits, axis=-1).numpy()
+    targets = {"full_mask": np.asarray(batch["full_mask"])}
+    return SEGMENTATION.statistics(names, {"class_map": class_map}, targets)
 
 
 @settings(max_examples=60, deadline=None)
@@ -107,7 +106,7 @@ def test_scores_are_those_of_counted_pixels(masks, found):
 @given(*[st.tuples(st.integers(1, 40), st.integers(1, 40))] * 2)
 def test_each_pixel_gets_the_class_at_its_centre(map_size, image_size):
     class_map = np.arange(np.prod(map_size)).reshape(map_size)
-    found = metrics.classes_at_pixels(class_map, image_size)
+    found = metric.classes_at_pixels(class_map, image_size)
     rows, columns = (
         [int(Fraction(2 * i + 1, 2) * side / count) for i in range(count)]
         for side, count in zip(map_size, image_size)
@@ -123,14 +122,14 @@ def test_pixels_are_counted_strip_by_strip_as_at_once(at_once, map_size):
     rng = np.random.default_rng(at_once)
     mask = rng.choice(np.uint8([0, 1, 2, IGNORE_INDEX]), (13, 11))
     class_map = rng.integers(0, 3, map_size).astype(np.uint8)
-    whole = metrics.count_pixels(mask, class_map, 3)
-    found = metrics.classes_at_pixels(class_map, mask.shape)
+    whole = metric.count_pixels(mask, class_map, 3)
+    found = metric.classes_at_pixels(class_map, mask.shape)
     for label, prediction in np.ndindex(3, 3):
         is_one = (mask == label) & (found == prediction)
         assert whole[label, prediction] == is_one.sum()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "PIXELS_AT_ONCE", at_once)
-        strips = metrics.count_pixels(mask, class_map, 3)
+        patch.setattr(metric, "PIXELS_AT_ONCE", at_once)
+        strips = metric.count_pixels(mask, class_map, 3)
     np.testing.assert_array_equal(strips, whole)
 
 
@@ -212,7 +211,7 @@ def test_perfect_outputs_score_1(scenes):
     names = scenes.class_names
     score = SEGMENTATION.score(names, counted(names, batch, logits))
     assert score["mIoU"] == score["pixel_accuracy"] == score["IoU/7"] == 1.0
-    losses = [SEGMENTATION.metrics(batch, x)["loss"] for x in (logits, -logits)]
+    losses = [SEGMENTATION.validation_loss(batch, x) for x in (logits, -logits)]
     assert float(tf.reduce_mean(losses[0])) < 1e-6 < float(tf.reduce_mean(losses[1]))
 
 
@@ -298,24 +297,23 @@ def test_the_loop_trains_a_segmenter(scenes, tmp_path, auxiliary_weight):
     assert logits.shape == (1, 64, 64, 11)
     # The file gives what the training's last evaluation found.
     file = dataclasses.replace(config, weights=str(tmp_path / "best.keras"))
-    lines = SEGMENTATION.report(file, scenes).splitlines()
+    lines = evaluation_report(SEGMENTATION, file, scenes).splitlines()
     assert float(lines[-2].split()[-1]) == pytest.approx(100 * record["mIoU"], abs=0.02)
 
 
 def test_the_real_network_trains(scenes):
     """One step of MobileViT with the head; its rate is ten times the others'."""
     config = dataclasses.replace(CONFIG, auxiliary_weight=0.4, head_lr_multiplier=10.0)
-    model, average = build_models(SEGMENTATION, config, scenes, True)
-    optimizer = make_optimizer(config, model, SEGMENTATION.is_head)
+    state = build_state(SEGMENTATION, config, scenes, True)
     heads = {
         variable.path.split("/")[0]
-        for variable in model.trainable_variables
+        for variable in state.model.trainable_variables
         if SEGMENTATION.is_head(variable.path)
     }
     assert {"deeplab_classifier", "deeplab_aspp2_conv", "deeplab_auxiliary_bn"} <= heads
     assert all(name.startswith("deeplab") for name in heads)
     strategy = tf.distribute.get_strategy()
-    step = make_train_step(SEGMENTATION, config, model, average, optimizer, strategy)
+    step = make_train_step(SEGMENTATION, config, state, strategy)
     batches = data.train_batches(
         scenes,
         config,
@@ -333,7 +331,7 @@ def test_a_report_of_a_file(scenes, tmp_path):
     file = tmp_path / "best.keras"
     build_segmenter(CONFIG, scenes).save(file)
     config = dataclasses.replace(CONFIG, weights=str(file))
-    lines = SEGMENTATION.report(config, scenes).splitlines()
+    lines = evaluation_report(SEGMENTATION, config, scenes).splitlines()
     names = [line.split()[0] for line in lines[1:13]]
     assert names == ["background", *"0123456789", "all"]
     pixels = [int(line.split()[1]) for line in lines[1:13]]
@@ -341,18 +339,18 @@ def test_a_report_of_a_file(scenes, tmp_path):
     assert lines[-1].startswith("at 64x64 pixels, in percent")
     other = dataclasses.replace(scenes, class_names=("a", "b"))
     with pytest.raises(ValueError, match="has 11 classes, but digits has 2"):
-        SEGMENTATION.report(config, other)
+        evaluation_report(SEGMENTATION, config, other)
     with pytest.raises(ValueError, match="takes --model: a .keras or .tflite"):
-        SEGMENTATION.report(CONFIG, scenes)
+        evaluation_report(SEGMENTATION, CONFIG, scenes)
     (tmp_path / "labels.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match="trained on other classes"):
-        SEGMENTATION.report(config, scenes)
+        evaluation_report(SEGMENTATION, config, scenes)
     inputs = keras.Input((None, None, 3))
     keras.Model(inputs, keras.layers.Conv2D(11, 1)(inputs)).save(tmp_path / "x.keras")
     (tmp_path / "labels.txt").unlink()
     config = dataclasses.replace(CONFIG, weights=str(tmp_path / "x.keras"))
     with pytest.raises(ValueError, match="x.keras is no segmenter"):
-        SEGMENTATION.report(config, scenes)
+        evaluation_report(SEGMENTATION, config, scenes)
 
 
 def test_pictures_show_truth_left_and_prediction_right():

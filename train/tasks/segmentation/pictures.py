@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from keras_mobilevit.drawing import BACKGROUND, OPACITY, class_color, draw_classes
 from train.data.masks import IGNORE_INDEX, decode_mask
 from train.run.pictures import CAPTION_SIZE, GROUND, INK, at_viewing_size, side_by_side
+from train.tasks.segmentation.postprocess import main_logits
 
 SWATCH = 14  # side of a colour in the legend
 LINE = 22  # of the legend
@@ -16,14 +17,13 @@ SPACE = 12  # between its entries
 
 def draw_examples(class_names: Sequence[str], batch: dict, outputs) -> list[np.ndarray]:
     """Draws truth and prediction side by side: see `train.tasks.task.Task.pictures`."""
-    logits = outputs["logits"] if isinstance(outputs, dict) else outputs
     return [
         _draw_example(
             {name: value[index] for name, value in batch.items()},
             class_map,
             class_names,
         )
-        for index, class_map in enumerate(logits.argmax(axis=-1))
+        for index, class_map in enumerate(main_logits(outputs).argmax(axis=-1))
     ]
 
 
