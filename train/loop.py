@@ -42,7 +42,13 @@ from train.run.workdir import (
     prepare_workdir,
     tell_changes,
 )
-from train.step import EvalResult, as_numbers, make_eval_step, make_train_step
+from train.step import (
+    EvalResult,
+    as_numbers,
+    make_eval_step,
+    make_train_step,
+    traces_of,
+)
 from train.tasks.task import Task
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
@@ -402,7 +408,7 @@ def _train_and_evaluate(run: Run, save_seconds: float) -> list[dict]:
             record = train_epoch(run, train_step, progress, manager)
             record |= validate(run, eval_step, progress, manager)
             record["epoch"] = progress.epoch + 1
-            record["traces"] = train_step.experimental_get_tracing_count()
+            record["traces"] = traces_of(train_step)
             if writer:
                 _finish_epoch(run, state, writer, record, progress.best)
             progress = progress.next_epoch(record[run.task.best_metric])
