@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from keras_mobilevit import anchor_boxes, boxes
 from keras_mobilevit.weights.load import load_model_file
+from tests.helpers.evaluations import assert_same_evaluation
 from tests.helpers.networks import build_detector
 from tests.helpers.voc_files import make_voc_boxes, voc_xml
 from tests.keras_mobilevit.test_boxes import iou_of, random_boxes
@@ -163,6 +164,7 @@ def test_the_loop_trains_a_detector(scenes, tmp_path):
     model = load_model_file(tmp_path / "best.keras")
     outputs = model(np.zeros((1, 64, 64, 3)))
     assert outputs["logits"].shape == (1, len(anchor_boxes(64, 64)), 11)
+    assert_same_evaluation(DETECTION, CONFIG, scenes, tmp_path, record)
 
 
 def test_an_image_that_cannot_be_read_is_filled(tmp_path):
