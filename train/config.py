@@ -8,8 +8,8 @@ from pathlib import Path
 
 from absl import logging
 
-from keras_mobilevit.configs import MIN_SIZE, get_config
-from keras_mobilevit.files import read_text, whole_file
+from keras_mobilevit.configs import MIN_SIZE, get_variant
+from keras_mobilevit.files import atomic_write, read_text
 from keras_mobilevit.preprocessing import CROP_FRACTION
 from train import recipes
 from train.data.registry import describe_kinds, is_path_kind
@@ -154,7 +154,7 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             _check_type(field, getattr(self, field.name))
         object.__setattr__(self, "sizes", tuple(self.sizes))
-        get_config(self.model)
+        get_variant(self.model)
         self._check_sizes()
         for name, (is_valid, expected) in _RANGES.items():
             if not is_valid(getattr(self, name)):
@@ -360,5 +360,5 @@ def has_one_low_rate(path) -> bool:
 def save_config(config: TrainConfig, path) -> None:
     """Writes a configuration as JSON, whole or not at all."""
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

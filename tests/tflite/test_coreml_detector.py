@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from keras_mobilevit import SSDLite, anchor_boxes
-from keras_mobilevit.boxes import to_centers
-from keras_mobilevit.coco_names import COCO_NAMES
+from keras_mobilevit.boxes import xyxy_to_cxcywh
+from keras_mobilevit.class_names import COCO_NAMES
 from keras_mobilevit.detection import decode_outputs, non_max_suppression
 from tests.helpers.networks import build_detector
 from tests.tflite.test_coreml import flags, small_model
@@ -279,7 +279,7 @@ def test_suppression_is_keras_own_for_boxes_of_one_class(seed):
     found = non_max_suppression(boxes[None], scores[None])
     expected = {name: np.asarray(values)[0] for name, values in found.items()}
     count = np.count_nonzero(expected["scores"])
-    coordinates = np.asarray(to_centers(boxes))
+    coordinates = np.asarray(xyxy_to_cxcywh(boxes))
     confidence, coordinates = suppression.suppress(coordinates, scores)
     assert 0 < len(confidence) == count < len(boxes)
     np.testing.assert_array_equal(confidence.max(-1), expected["scores"][:count])
@@ -293,7 +293,7 @@ def test_a_box_of_two_classes_counts_once():
     boxes, scores = some_boxes(0, 1), np.array([[0.6, 0.3]], np.float32)
     found = non_max_suppression(boxes[None], scores[None])
     assert np.count_nonzero(found["scores"]) == 2
-    confidence, _ = suppression.suppress(np.asarray(to_centers(boxes)), scores)
+    confidence, _ = suppression.suppress(np.asarray(xyxy_to_cxcywh(boxes)), scores)
     np.testing.assert_array_equal(confidence, scores)
 
 

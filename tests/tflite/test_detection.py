@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from keras_mobilevit import SSDLite
 from keras_mobilevit.detection import non_max_suppression
 from keras_mobilevit.litert import LiteRTModel
+from tests.helpers.boxes import random_boxes
 from tests.helpers.networks import build_detector
-from tests.keras_mobilevit.test_boxes import random_boxes
 from tests.tflite.test_rewrites import randomized
 from tflite import exporter as conversion
 from tflite import flags as convert_flags

@@ -252,7 +252,7 @@ def test_weights_that_cannot_be_loaded_leave_no_directory(tmp_path):
     weights = tmp_path / "cut.keras"
     weights.write_bytes(b"PK")
     config = dataclasses.replace(CONFIG, weights=str(weights))
-    with pytest.raises(ValueError, match="cut.keras is not a whole .keras file"):
+    with pytest.raises(ValueError, match="cut.keras is not a complete .keras file"):
         run(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 

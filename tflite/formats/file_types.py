@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_mobilevit.files import whole_file, whole_folder
+from keras_mobilevit.files import atomic_write, atomic_write_folder
 from keras_mobilevit.litert import LiteRTModel
 from tflite.validation import card as cards
 
@@ -24,7 +24,7 @@ class FileType:
         run: from a path, validation images (uint8 `[images, height, width, 3]`), those
             images on the network's own scale in float32, and the names of the
             outputs, to these `{name: [images, ...]}`.
-        whole: `whole_file` or `whole_folder`.
+        whole: `atomic_write` or `atomic_write_folder`.
         facts: what the summary of a card says of this kind.
     """
 
@@ -72,7 +72,7 @@ TFLITE = FileType(
     lambda content, path: path.write_bytes(content),
     cards.describe_file,
     _run_tflite,
-    whole_file,
+    atomic_write,
     _tflite_facts,
 )
 COREML = FileType(
@@ -80,6 +80,6 @@ COREML = FileType(
     _save_package,
     cards.describe_package,
     _run_package,
-    whole_folder,
+    atomic_write_folder,
     _package_facts,
 )

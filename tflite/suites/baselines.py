@@ -13,8 +13,9 @@ import keras
 import numpy as np
 from keras import initializers, layers, ops
 
+from keras_mobilevit.blocks import pad_for_stride
 from keras_mobilevit.configs import MIN_SIZE
-from keras_mobilevit.layers import DotProductAttention, pad_for_stride
+from keras_mobilevit.layers import DotProductAttention
 
 SIZE = 224  # at which all of them were published
 CLASSES = 1000

@@ -13,7 +13,8 @@ import keras_mobilevit
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.files import read_text
-from keras_mobilevit.preprocessing import decode_predictions, largest_value
+from keras_mobilevit.preprocessing import decode_predictions
+from keras_mobilevit.value_range import input_max
 from tflite.formats.coreml.classifier import make_classifier
 from tflite.formats.coreml.detector import check_one_size, finish_detector, make_program
 from tflite.formats.coreml.package import (
@@ -271,7 +272,7 @@ def core_ml_from_flags(
     def program(precision: str):
         graph = read_model(model, sizes[0], sizes[0])
         graph = deployment_graph(graph, COREML_REWRITES)
-        graph, scale = share_scale(graph, largest_value(model))
+        graph, scale = share_scale(graph, input_max(model))
         scaled = dataclasses.replace(interface, pixel_scale=scale)
         return kind.make(model, graph, scaled, precision)
 
