@@ -227,7 +227,7 @@ def _gpu_verdict(path, reference: Reference) -> dict:
 
 
 def _core_ml_verdict(path, reference: Reference) -> dict:
-    from tflite.formats.coreml.on_mac import ELSEWHERE, run_in_core_ml
+    from tflite.validation.on_mac import ELSEWHERE, run_in_core_ml
 
     verdict = run_in_core_ml(path, reference.validation.images[0])
     reason = verdict.get("reason", ELSEWHERE)

@@ -41,7 +41,7 @@ def _run_tflite(path, pixels, images, names) -> dict[str, np.ndarray]:
 
 
 def _run_package(path, pixels, images, names) -> dict[str, np.ndarray]:
-    from tflite.formats.coreml.evaluator import Evaluator
+    from tflite.validation.mil_evaluator import Evaluator
 
     if len(names) > 1:
         return Evaluator(path).predict_outputs(pixels)
