@@ -69,6 +69,7 @@ from tflite.models import imagenet_ids, labels_beside, load_model, network_image
 from tflite.tasks import classification
 from tflite.tasks.task import Task
 from train.config import load_config, make_config
+from train.data.registry import load_source
 from train.run.console import print_any_name
 
 PUBLISHED_NAMES = {"coco": COCO_NAMES, "voc": VOC_NAMES}  # of published weights
@@ -233,7 +234,7 @@ def _fine_tuned(args, conversion: Conversion, model, labels, data: str) -> Conve
             f"int8-qat cannot train the layers {', '.join(kept)}, which no rewrite "
             "knows. Use int8-mixed."
         )
-    source = conversion.task.training.load_source(data)
+    source = load_source(conversion.task.training.name, data)
     if not has_classes_of(labels, source.class_names):
         raise ValueError(
             f"int8-qat trains on {data}, whose classes are not known to be the "

@@ -9,7 +9,8 @@ from absl import logging
 from tflite.tasks.task import Task
 from train.data import images as decoding
 from train.data.pipeline import eval_batches, join, unreadable
-from train.data.sources import (
+from train.data.registry import load_source
+from train.data.source import (
     IMAGE_SUFFIXES,
     SPLITS,
     Source,
@@ -17,7 +18,7 @@ from train.data.sources import (
     indexed_source,
     is_litter,
 )
-from train.data.unreadable import TOLD, refuse_nothing_read, with_reason
+from train.data.unreadable import NAMED, refuse_nothing_read, with_reason
 
 BATCH_SIZE = 64
 FEW_IMAGES = 50  # ranges of fewer images clip what others contain
@@ -125,7 +126,8 @@ def load_images(
     folder = photo_folder(data)
     if folder is None:
         _refuse_no_folder(data)
-        source, load = task.training.load_source(data), task.training.eval_example
+        source = load_source(task.training.name, data)
+        load = task.training.eval_example
     else:
         source, load = _photo_source(folder), _photo_loader(task.crops)
     if count:
@@ -143,7 +145,7 @@ def load_images(
     if not len(images):
         refuse_nothing_read(source, split, bad)
     if bad:
-        told = "; ".join(map(with_reason, bad[:TOLD]))
+        told = "; ".join(map(with_reason, bad[:NAMED]))
         logging.warning("%d images cannot be read and are left out: %s", len(bad), told)
     return ImageSet(data, source.class_names, images, targets)
 

@@ -12,23 +12,22 @@ from keras_mobilevit.configs import MIN_SIZE, get_variant
 from keras_mobilevit.files import atomic_write, read_text
 from keras_mobilevit.preprocessing import CROP_FRACTION
 from train import recipes
+from train.data.registry import describe_kinds, is_path_kind
 from train.recipes import default_recipe
+from train.tasks.registry import TASKS, describe_tasks
 
 MAX_SEED = 2**32 - 1  # what keras.utils.set_random_seed takes
 FILENAME = "config.json"
 FREEZE = ("none", "backbone")
-TASKS = ("classification", "detection", "segmentation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-FOLDER_KINDS = ("folder", "voc", "coco")  # of data, whose argument is a path
 # Keys of earlier versions, and what became of them: a configuration that has one is
 # still read. Whoever removes or renames a field adds it here.
 RETIRED: dict[str, str] = {}
 _CORE = {"data", "eval_size"}  # by which a configuration of this project's is known
 
 
-def _field(default, help_text: str, tasks: tuple[str, ...] = TASKS):
-    metadata = {"help": help_text, "tasks": tasks}
-    return dataclasses.field(default=default, metadata=metadata)
+def _field(default, help_text: str):
+    return dataclasses.field(default=default, metadata={"help": help_text})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +43,11 @@ class TrainConfig:
 
     task: str = _field(
         "classification",
-        "classification, detection (SSDLite: boxes and classes of objects), or "
-        "segmentation (DeepLabv3: the class of every pixel).",
+        f"What to train: {describe_tasks()}.",
     )
     data: str = _field(
         "digits",
-        "What to train on. Classification: `digits` (scikit-learn's handwritten "
-        "digits, no download), `folder:PATH` (PATH/train/<class>/* and "
-        "PATH/validation/<class>/*), `tfds:NAME` (TensorFlow Datasets). Detection: "
-        "`digits` (scenes composed of them), `voc:PATH` (PATH/Annotations/*.xml, "
-        "JPEGImages, ImageSets/Main/train.txt and val.txt), `coco:PATH` "
-        "(PATH/annotations/instances_train*.json and instances_val*.json, and the "
-        "images in PATH/train*, PATH/val*), `tfds:NAME`. Segmentation: `digits` (the "
-        "scenes), `voc:PATH` (PATH/JPEGImages, SegmentationClass/*.png, "
-        "ImageSets/Segmentation/train.txt and val.txt, and classes.txt, the names).",
+        f"What to train on. {describe_kinds()}",
     )
     model: str = _field(
         "mobilevit_s", "mobilevit_xxs, mobilevit_xs or mobilevit_s; the backbone."
@@ -77,7 +67,6 @@ class TrainConfig:
         CROP_FRACTION,
         "Part of the image's short side that evaluation sees, in (0, 1]; detection and "
         "segmentation always see the whole image.",
-        tasks=("classification",),
     )
     grow_epochs: int = _field(
         0, "Start with the smallest size and let the range grow over so many epochs."
@@ -114,13 +103,11 @@ class TrainConfig:
         False,
         "Change contrast, brightness, saturation and hue of training images at random; "
         "not in classification.",
-        tasks=("detection", "segmentation"),
     )
     rotation: float = _field(
         0.0,
         "Largest angle, in degrees, by which a training image is turned at random, in "
         "[0, 180]; segmentation only.",
-        tasks=("segmentation",),
     )
     weights: str = _field(
         "",
@@ -139,13 +126,11 @@ class TrainConfig:
     output_stride: int = _field(
         16,
         "Pixels of the image to one of the head's map, 8 or 16; segmentation only.",
-        tasks=("segmentation",),
     )
     auxiliary_weight: float = _field(
         0.0,
         "Weight of the loss of a second head, on stage 4, that helps training; 0.4 is "
         "usual, 0 is without. Segmentation only.",
-        tasks=("segmentation",),
     )
     precision: str = _field(
         "float32",
@@ -275,7 +260,7 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
     _refuse_unknown(overrides, "the overrides")
     # A run is continued, and its data found again, from any folder.
     kind, _, path = overrides.get("data", "").partition(":")
-    if kind in FOLDER_KINDS and path:
+    if is_path_kind(kind) and path:
         overrides["data"] = f"{kind}:{_absolute(path)}"
     if overrides.get("weights") not in (None, "", "imagenet", "coco", "voc"):
         overrides["weights"] = _absolute(overrides["weights"])

@@ -8,6 +8,7 @@ from absl import flags, logging
 
 from keras_mobilevit.litert import read_card
 from train import config as train_config
+from train.tasks.registry import tasks_with_field
 
 MODES = ("train", "eval")
 _OWN_FILES = (".keras", ".tflite")  # of a training run, with its config.json
@@ -88,13 +89,10 @@ def trained_as(weights: str) -> dict:
 
 def _warn_of_defaults(weights: str, task: str, given: set[str]) -> None:
     """Warns where nothing but the recipe tells how a file is to be evaluated."""
-    fields = {
-        field.name: field for field in dataclasses.fields(train_config.TrainConfig)
-    }
     guessed = [
         f"--{name}"
         for name in ("eval_size", "eval_crop")
-        if name not in given and task in fields[name].metadata["tasks"]
+        if name not in given and task in tasks_with_field(name)
     ]
     if weights.endswith(".keras") and guessed:
         logging.warning(
@@ -194,7 +192,7 @@ def _refuse_no_file(path: str) -> None:
 
 def _refuse_other_tasks(task: str, given: set[str]) -> None:
     for field in dataclasses.fields(train_config.TrainConfig):
-        tasks = field.metadata["tasks"]
+        tasks = tasks_with_field(field.name)
         if field.name in given and task not in tasks:
             raise ValueError(
                 f"--{field.name} is for {' and '.join(tasks)}; this is {task}. Leave "

@@ -45,10 +45,12 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from train import flags as train_flags
+from train.data.registry import load_source
 from train.distribution import data_service, strategies
+from train.evaluation.report import evaluation_report
 from train.loop import train_and_evaluate
 from train.run.console import print_any_name
-from train.tasks.registry import TASKS
+from train.tasks.registry import load_task
 
 INTERRUPTED = 130  # exit code, as of a shell
 
@@ -71,10 +73,8 @@ def train(config) -> None:
     # Before anything else: TensorFlow joins a cluster only at its start.
     strategy = strategies.make_strategy(devices)
     source = _load_source(config)
-    how = 60 * args.save_minutes, strategy
-    task = TASKS[config.task]
-    with data_service.connected(servers, source, devices.cluster_timeout) as batches:
-        train_and_evaluate(task, config, source, args.workdir, *how, batches)
+    task, seconds = load_task(config.task), 60 * args.save_minutes
+    train_and_evaluate(task, config, source, args.workdir, seconds, strategy)
 
 
 def evaluate(config) -> None:
@@ -86,11 +86,11 @@ def evaluate(config) -> None:
             "runs on one device. Leave them away."
         )
     source = _load_source(config)
-    print(TASKS[config.task].report(config, source))
+    print(evaluation_report(load_task(config.task), config, source))
 
 
 def _load_source(config):
-    source = TASKS[config.task].load_source(config.data, flags.FLAGS.cache)
+    source = load_source(config.task, config.data, flags.FLAGS.cache)
     classes = len(source.class_names)
     logging.info("%s: %s classes, %s", source.name, classes, source.num_examples)
     return source

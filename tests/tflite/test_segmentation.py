@@ -21,7 +21,9 @@ from tflite.tasks import segmentation
 from tflite.tasks.registry import task_of
 from tflite.validation import gpu, op_stats
 from train.config import make_config
-from train.data import mask_sources
+from train.data import digits
+from train.data.registry import load_source
+from train.evaluation.report import evaluation_report
 from train.tasks.segmentation.task import SEGMENTATION
 
 SIZE, CLASSES = 64, 11
@@ -32,8 +34,10 @@ RANDOM = ("psnr", "accuracy", "outside", "agreement", "parity")
 def few_scenes():
     """Takes a few of the digits' scenes, which are made in a second."""
     patch = pytest.MonkeyPatch()
-    few = functools.partial(mask_sources.digits_source, {"train": 16, "validation": 12})
-    patch.setattr(mask_sources, "digits_source", few)
+    few = functools.partial(
+        digits.mask_scene_source, counts={"train": 16, "validation": 12}
+    )
+    patch.setattr(digits, "mask_scene_source", few)
     yield
     patch.undo()
 
@@ -114,8 +118,8 @@ def test_a_file_is_evaluated(validation, tmp_path):
         config = make_config(
             task="segmentation", weights=str(tmp_path / "model.tflite")
         )
-        source = SEGMENTATION.load_source("digits")
-        lines = SEGMENTATION.report(config, source).splitlines()
+        source = load_source("segmentation", "digits")
+        lines = evaluation_report(SEGMENTATION, config, source).splitlines()
         (total,) = (line for line in lines if line.startswith("all "))
         assert float(total.split()[-1]) == pytest.approx(
             card["accuracy"]["mIoU"], abs=0.006
@@ -192,11 +196,11 @@ def test_a_class_map_of_other_classes_is_refused(has_card, validation, tmp_path)
     (tmp_path / "model.json").write_text('{"classes": 11}' if has_card else "{}")
     config = make_config(task="segmentation", weights=str(tmp_path / "model.tflite"))
     source = dataclasses.replace(
-        SEGMENTATION.load_source("digits"), class_names=("a", "b")
+        load_source("segmentation", "digits"), class_names=("a", "b")
     )
     message = "has 11 classes, but" if has_card else "finds the class .* has 2: 0 to 1"
     with pytest.raises(ValueError, match=message):
-        SEGMENTATION.report(config, source)
+        evaluation_report(SEGMENTATION, config, source)
 
 
 @pytest.mark.skipif(not gpu.find_driver(), reason="apt install chromium libvulkan1")

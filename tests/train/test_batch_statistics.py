@@ -13,9 +13,10 @@ from keras_mobilevit.backend import BatchNormalization
 from train import checks, loop
 from train.batch_statistics import MIN_VALUES, learn_over_steps, positions_by_layer
 from train.config import RECIPES, make_config
-from train.data.sources import Source, indexed_source
+from train.data.source import Source, indexed_source
+from train.models import freeze_backbone
 from train.tasks.classification.task import CLASSIFICATION
-from train.tasks.registry import TASKS
+from train.tasks.registry import TASKS, load_task
 
 ONE_DEVICE = tf.distribute.get_strategy()
 SOURCE = Source("some", ("a", "b"), {"train": 5000, "validation": 9}, None)
@@ -24,7 +25,11 @@ SOURCE = Source("some", ("a", "b"), {"train": 5000, "validation": 9}, None)
 def build_model(config) -> keras.Model:
     """Builds the XXS of a task; the maps of XS and S have the same sizes."""
     config = dataclasses.replace(config, model="mobilevit_xxs")
-    return TASKS[config.task].build_model(config, SOURCE)
+    task = load_task(config.task)
+    model = task.build_model(config, SOURCE)
+    if config.freeze == "backbone":
+        freeze_backbone(model, task.is_head)
+    return model
 
 
 def found_by(config) -> list[str]:
@@ -44,7 +49,7 @@ def test_maps_are_those_of_a_real_image(task, size):
 
 
 @pytest.mark.parametrize(
-    ("flags", "layers", "told"),
+    ("flags", "layers", "warning"),
     [
         # The pooled branch, of one image in each part of a batch.
         (
@@ -72,13 +77,14 @@ def test_maps_are_those_of_a_real_image(task, size):
     ],
     ids=["parts", "recipe", "boxes", "classes"],
 )
-def test_layers_of_few_values_learn_over_steps(flags, layers, told, caplog):
+def test_layers_of_few_values_learn_over_steps(flags, layers, warning, caplog):
     config = make_config(**flags, batch_size=flags.get("accumulation_steps", 1))
     with caplog.at_level("WARNING", absl_logging.get_absl_logger().name):
         found = found_by(config)
     assert set(layers) <= set(found)
     assert (
-        re.search(told, caplog.text) and "raise --batch_size or --sizes" in caplog.text
+        re.search(warning, caplog.text)
+        and "raise --batch_size or --sizes" in caplog.text
     )
 
 

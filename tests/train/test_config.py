@@ -105,7 +105,7 @@ def test_default_recipe_of_detection(data, recipe):
 def test_default_recipe_of_segmentation(data, recipe):
     assert default_recipe(data, "segmentation") == recipe
     assert make_config(task="segmentation", data=data).task == "segmentation"
-    with pytest.raises(ValueError, match="it is `digits` or `voc:PATH`"):
+    with pytest.raises(ValueError, match="takes `digits` or `voc:PATH`"):
         default_recipe("coco:x", "segmentation")
 
 

@@ -15,31 +15,20 @@ import tensorflow as tf
 from safetensors.numpy import load_file
 
 import keras_mobilevit
-from tests.helpers.networks import build_network
+from tests.helpers.evaluations import assert_same_evaluation
+from tests.helpers.runs import CLASSIFIER as NETWORK
+from tests.helpers.runs import SMALL
+from tests.helpers.runs import TWO_EPOCHS_OF_DIGITS as CONFIG
 from train import checks, loop
 from train.config import load_config, make_config
-from train.data.sources import digits_source, load_source
+from train.data.digits import digits_source
+from train.data.registry import load_source
 from train.models import build_models
 from train.run.progress import CheckpointManager, Progress
 from train.run.workdir import prepare_workdir
 from train.step import make_eval_step
 from train.tasks.classification.task import CLASSIFICATION
-from train.tasks.registry import TASKS
-
-CONFIG = make_config(
-    data="digits",
-    sizes=(32, 48),
-    base_size=32,
-    batch_size=256,
-    epochs=2,
-    warmup_steps=2,
-    eval_size=32,
-)
-
-
-# The real networks run in tests/train/test_killed.py, and in the demo that
-# tests/tflite/test_convert.py makes.
-NETWORK = dataclasses.replace(CLASSIFICATION, build_model=build_network)
+from train.tasks.registry import TASKS, load_task
 
 
 def run(workdir, config=CONFIG, task=NETWORK):
@@ -81,18 +70,49 @@ def test_files(finished):
     assert load_config(workdir / "config.json") == CONFIG
 
 
+def test_a_checkpoint_names_its_tensors_as_earlier_versions_did(finished):
+    """So their runs continue."""
+    workdir, _ = finished
+    weights = {"predictions/kernel", "predictions/bias"}
+    for filters in (8, 16):
+        weights.add(f"conv{filters}/kernel")
+        weights |= {f"norm{filters}/{name}" for name in ("gamma", "beta")}
+    state = {
+        "seed_10",  # of the dropout
+        *(f"norm{f}/moving_{name}" for f in (8, 16) for name in ("mean", "variance")),
+    }
+    moments = {
+        f"adamw/{weight.replace('/', '_')}_{kind}"
+        for weight in weights
+        for kind in ("momentum", "velocity")
+    }
+    expected = {
+        "model": weights | state,
+        "average": weights | state,
+        "optimizer": moments | {"adamw/iteration", "adamw/learning_rate"},
+    }
+    assert set(load_file(workdir / "checkpoint.safetensors")) == {
+        f"{group}/{name}" for group, names in expected.items() for name in names
+    }
+
+
 def test_best_model_is_the_average_at_its_best(finished):
     workdir, records = finished
     model = keras.models.load_model(workdir / "best.keras")
     strategy = tf.distribute.get_strategy()
     step = make_eval_step(CLASSIFICATION, model, strategy)
     manager = CheckpointManager(lambda progress: None, math.inf, threading.Event())
-    metrics = loop.evaluate(
-        CLASSIFICATION, step, digits_source(), CONFIG, strategy, Progress(), manager
-    )
+    run = loop.Run(CLASSIFICATION, CONFIG, digits_source(), workdir, strategy)
+    metrics = loop.validate(run, step, Progress(), manager)
     best = max(records, key=lambda record: record["top1"])
     assert metrics["top1"] == pytest.approx(best["top1"], abs=1e-6)
     assert metrics["loss"] == pytest.approx(best["loss"], rel=1e-4)
+
+
+def test_an_evaluation_of_the_best_model_gives_the_numbers_of_its_record(finished):
+    workdir, records = finished
+    best = max(records, key=lambda record: record["top1"])
+    assert_same_evaluation(CLASSIFICATION, CONFIG, digits_source(), workdir, best)
 
 
 def test_a_finished_run_is_not_trained_again(finished):
@@ -152,18 +172,6 @@ def test_other_classes_are_refused(finished):
     assert (workdir / "labels.txt").read_text().startswith("0\n")
 
 
-def build_small(config, source):
-    """A network for what needs no MobileViT; untrained, it finds all classes alike."""
-    layers = [
-        keras.layers.GlobalAveragePooling2D(),
-        keras.layers.Dense(10, kernel_initializer="zeros"),
-    ]
-    return keras.Sequential([keras.Input((None, None, 3)), *layers])
-
-
-SMALL = dataclasses.replace(CLASSIFICATION, build_model=build_small)
-
-
 def test_the_training_loss_is_the_mean_over_the_examples(tmp_path):
     config = dataclasses.replace(
         CONFIG, epochs=1, learning_rate=0.0, min_learning_rate=0.0
@@ -207,8 +215,8 @@ def test_fine_tuning_starts_from_the_backbone_of_a_file_of_other_classes(tmp_pat
 
 def test_a_frozen_backbone_is_deterministic():
     config = dataclasses.replace(CONFIG, freeze="backbone")
-    model = CLASSIFICATION.build_model(config, digits_source())
-    features = keras.Model(model.inputs, model.get_layer("head_pool").output)
+    model, _ = build_models(CLASSIFICATION, config, digits_source(), is_fresh=False)
+    features = keras.Model(model.inputs[0], model.get_layer("head_pool").output)
     images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3))
     one, two = (features(images, training=True).numpy() for _ in range(2))
     np.testing.assert_array_equal(one, two)
@@ -230,7 +238,7 @@ def test_a_run_of_files_that_cannot_be_read_ends_with_a_name(tmp_path):
             folder = tmp_path / "data" / split / name
             folder.mkdir(parents=True)
             (folder / "cut.jpg").write_bytes(b"")
-    source = load_source(f"folder:{tmp_path / 'data'}")
+    source = load_source("classification", f"folder:{tmp_path / 'data'}")
     config = dataclasses.replace(CONFIG, batch_size=2)
     with pytest.raises(ValueError, match="None of the 2 train images.*cut.jpg"):
         loop.train_and_evaluate(SMALL, config, source, tmp_path / "run")
@@ -253,8 +261,9 @@ def rates(model) -> dict:
     return {layer.name: layer.rate for layer in layers}
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_the_average_of_a_frozen_backbone_is_noisy_and_trainable(task):
+@pytest.mark.parametrize("name", TASKS)
+def test_the_average_of_a_frozen_backbone_is_noisy_and_trainable(name):
+    task = load_task(name)
     config = make_config(task=task.name, data="digits", model="mobilevit_xxs")
     frozen = dataclasses.replace(config, freeze="backbone")
     source = digits_source()
@@ -293,7 +302,7 @@ def test_frozen_backbone_stays_as_it_was(tmp_path):
     )
 
 
-def test_a_warmup_of_most_of_the_training_is_told(caplog):
+def test_a_warmup_of_most_of_the_training_is_logged(caplog):
     config = make_config("digits", warmup_steps=60)
     with caplog.at_level(logging.WARNING, "absl"):
         checks.warn_of_warmup(config, 120)

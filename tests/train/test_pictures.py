@@ -17,28 +17,30 @@ from safetensors.numpy import load_file
 from keras_mobilevit import anchor_boxes, boxes
 from keras_mobilevit.drawing import class_color
 from tests.helpers.boxes import iou_of
-from tests.helpers.networks import build_detector
-from tests.train.test_annotations import make_voc, voc_xml
-from tests.train.test_detection import CONFIG
-from tests.train.test_loop import CONFIG as DIGITS
-from tests.train.test_loop import NETWORK
+from tests.helpers.runs import CLASSIFIER as NETWORK
+from tests.helpers.runs import DETECTION_CONFIG as CONFIG
+from tests.helpers.runs import DETECTOR
+from tests.helpers.runs import TWO_EPOCHS_OF_DIGITS as DIGITS
+from tests.helpers.voc_files import make_voc_boxes, voc_xml
 from train import loop
-from train.data import box_sources
-from train.data.sources import digits_source
+from train.data import digits
+from train.data.digits import digits_source
+from train.data.registry import load_source
 from train.run import pictures
-from train.run.pictures import CAPTION_HEIGHT, EXAMPLES, GAP, INNER_GAP, SIDE
+from train.run.pictures import EXAMPLES
 from train.run.records import RecordWriter
+from train.tasks import drawing
 from train.tasks.detection.pictures import draw_examples
 from train.tasks.detection.task import DETECTION
+from train.tasks.drawing import CAPTION_HEIGHT, GAP, INNER_GAP, SIDE
 
 ROOT = Path(__file__).parents[2]
 RECORD = {"epoch": 1, "train_loss": 1.0, "loss": 1.0, "AP": 0.5, "learning_rate": 0.1}
-DETECTOR = dataclasses.replace(DETECTION, build_model=build_detector)
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    return box_sources.digits_source({"train": 24, "validation": 12})
+    return digits.box_scene_source(counts={"train": 24, "validation": 12})
 
 
 def images_of(workdir) -> dict[int, np.ndarray]:
@@ -132,7 +134,7 @@ def test_true_boxes_are_left_and_those_found_right(size, height, width):
 def test_a_contact_sheet_keeps_all_pictures_apart():
     shapes = [(30, 80), (40, 60), (40, 80)] * 3
     shown = [np.full((*s, 3), 100 + i, np.uint8) for i, s in enumerate(shapes[:8])]
-    sheet = pictures.contact_sheet(shown)
+    sheet = drawing.contact_sheet(shown)
     columns, rows = 2, 4
     assert sheet.shape == (rows * (40 + GAP) + GAP, columns * (80 + GAP) + GAP, 3)
     for index, picture in enumerate(shown):
@@ -142,14 +144,14 @@ def test_a_contact_sheet_keeps_all_pictures_apart():
         window = sheet[top : top + height, left : left + width]
         np.testing.assert_array_equal(window, picture)
         assert (sheet == 100 + index).all(axis=2).sum() == height * width
-    single = pictures.contact_sheet(shown[:1])
+    single = drawing.contact_sheet(shown[:1])
     assert single.shape == (30 + 2 * GAP, 80 + 2 * GAP, 3)
 
 
 def test_names_longer_than_their_picture_are_not_cut():
     narrow = np.full((50, 20, 3), 255, np.uint8)
     short, long = (
-        pictures.side_by_side({text: narrow, "b": narrow}) for text in ("a", 40 * "a")
+        drawing.side_by_side({text: narrow, "b": narrow}) for text in ("a", 40 * "a")
     )
     assert short.shape == (50 + CAPTION_HEIGHT, 40 + INNER_GAP, 3)
     assert long.shape[1] > 200
@@ -158,8 +160,8 @@ def test_names_longer_than_their_picture_are_not_cut():
 
 def test_examples_are_the_first_that_can_be_read(tmp_path):
     xmls = {name: voc_xml(("cat", 9, 6, 45, 30)) for name in "abcdef"}
-    path = make_voc(tmp_path, {"t": xmls["a"]}, xmls)
-    source = box_sources.load_source(f"voc:{path}")
+    path = make_voc_boxes(tmp_path, {"t": xmls["a"]}, xmls)
+    source = load_source("detection", f"voc:{path}")
     (path / "JPEGImages" / "b.jpg").write_bytes(b"\xff\xd8 no more")
     for name, gray in (("a", 50), ("c", 150), ("d", 250)):
         Image.new("RGB", (90, 60), (gray,) * 3).save(
@@ -252,17 +254,15 @@ MIRRORED = """
 import dataclasses
 import sys
 
-from tests.helpers.networks import build_detector
-from tests.train.test_detection import CONFIG
+from tests.helpers.runs import DETECTION_CONFIG, DETECTOR
 from tests.helpers.train_worker import make_devices
-from train import box_sources, loop
-from train.tasks.detection.task import DETECTION
+from train import loop
+from train.data import digits
 
 strategy = make_devices(2)
-task = dataclasses.replace(DETECTION, build_model=build_detector)
-source = box_sources.digits_source({"train": 24, "validation": 12})
-config = dataclasses.replace(CONFIG, precision="mixed_bfloat16")
-loop.train_and_evaluate(task, config, source, sys.argv[1], strategy=strategy)
+source = digits.box_scene_source(counts={"train": 24, "validation": 12})
+config = dataclasses.replace(DETECTION_CONFIG, precision="mixed_bfloat16")
+loop.train_and_evaluate(DETECTOR, config, source, sys.argv[1], strategy=strategy)
 """
 
 

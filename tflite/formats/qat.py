@@ -17,7 +17,7 @@ from tflite.graph.graph import Graph, Node
 from train.config import TrainConfig
 from train.data.pipeline import train_batches
 from train.data.sampler import batch_shapes, epoch_schedule
-from train.data.sources import Source
+from train.data.source import Source
 from train.tasks.classification.task import CLASSIFICATION
 
 # What only moves values, or has none of its own to round.

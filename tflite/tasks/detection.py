@@ -22,7 +22,7 @@ from keras_mobilevit.detection import (
 )
 from tflite.tasks.task import FORMATS_OF_PICTURES, Task
 from tflite.validation import parity
-from train.tasks.detection.evaluation import suppressed
+from train.tasks.detection.postprocess import suppress_file_outputs
 from train.tasks.detection.task import DETECTION as TRAINING
 
 DECODE = "decode"  # scope of the operations that `finish` adds
@@ -170,7 +170,7 @@ def agreement(reference: dict, found: dict) -> tuple[np.ndarray, float]:
     """Compares the objects on many images that score at least `COMPARED_SCORE`.
 
     Args:
-        reference: of `train.tasks.detection.evaluation.suppressed`.
+        reference: of `train.tasks.detection.postprocess.suppress_file_outputs`.
         found: likewise.
 
     Returns:
@@ -193,7 +193,9 @@ def agreement(reference: dict, found: dict) -> tuple[np.ndarray, float]:
 def _compare_raw(reference: dict, outputs: dict) -> dict:
     found = [parity.compare(reference[n], outputs[n]) for n in ("boxes", "scores")]
     worst = {key: max(part[key] for part in found) for key in ("max_abs", "mean_abs")}
-    _, part = agreement(suppressed(reference), suppressed(outputs))
+    _, part = agreement(
+        suppress_file_outputs(reference), suppress_file_outputs(outputs)
+    )
     return {
         **worst,
         "max_abs_reference": 1.0,  # of fractions and probabilities
@@ -216,7 +218,7 @@ def _compare_suppressed(reference: dict, outputs: dict) -> dict:
 
 def _average_precision(validation, outputs: dict) -> float:
     targets = {f"true_{name}": values for name, values in validation.targets.items()}
-    predictions = suppressed(outputs) | targets
+    predictions = suppress_file_outputs(outputs) | targets
     return 100 * TRAINING.score(validation.class_names, predictions)["AP"]
 
 

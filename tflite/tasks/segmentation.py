@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_mobilevit.deeplab import CLASSIFIER
 from tflite.tasks.task import FORMATS_OF_PICTURES, Task
 from tflite.validation import parity
-from train.tasks.segmentation.evaluation import class_maps
+from train.tasks.segmentation.postprocess import class_maps
 from train.tasks.segmentation.task import SEGMENTATION as TRAINING
 
 FINISH = "class_map"  # scope of the operations that `finish` adds
@@ -107,8 +107,10 @@ def _mean_iou(validation, outputs: dict) -> float:
     for index, mask in enumerate(validation.targets["full_mask"]):
         of_image = {name: x[index : index + 1] for name, x in outputs.items()}
         class_map = np.asarray(_class_maps_of(of_image, size))
-        examples = {"full_mask": [mask], "class_map": class_map}
-        confusion += TRAINING.count(validation.class_names, examples)["confusion"]
+        counts = TRAINING.statistics(
+            validation.class_names, {"class_map": class_map}, {"full_mask": [mask]}
+        )
+        confusion += counts["confusion"]
     metrics = TRAINING.score(validation.class_names, {"confusion": confusion})
     return 100 * metrics["mIoU"]
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from keras_mobilevit.files import atomic_write
-from train.run.pictures import contact_sheet
+from train.tasks.drawing import contact_sheet
 
 JPEG_QUALITY = 90
 
