@@ -186,8 +186,6 @@ def test_a_training_with_batches_of_one_image_knows_the_spread(tmp_path):
     ("images", "flags", "message"),
     [
         (3, {"batch_size": 8}, "has 3 training images, but the smallest batch takes 4"),
-        # The first epoch has the smallest size alone, of the largest batch.
-        (6, {"batch_size": 8, "grow_epochs": 2}, "smallest batch takes 8"),
         (0, {"batch_size": 8}, "has no train images"),
     ],
 )

@@ -134,7 +134,6 @@ PHOTOS = folder("/old/photos", ["1.jpg", "2.jpg", "3.jpg"])
         {"data": "folder:/new/place"},
         {"weights": "/new/start.keras"},
         {"accumulation_steps": 2},
-        {"xla": True},
         {"steps_per_execution": 4},
     ],
 )

@@ -124,14 +124,13 @@ def _tpu_strategy(devices: Devices) -> tf.distribute.Strategy:
 def _multi_worker_strategy(cluster: Cluster, timeout: float):
     own = cluster.addresses[cluster.index]
     logging.info("worker %d of %d: %s", cluster.index, len(cluster.addresses), own)
-    cluster.meet(timeout)
-    os.environ["TF_CONFIG"] = cluster.to_tf_config()
+    cluster.rendezvous(timeout)
     # TensorFlow now waits without a limit for a worker that has died since, in a call
     # that keeps Python's threads from running; this one is none of Python's.
     logging.info("all workers are there; joining them takes %.0f s at most", timeout)
     faulthandler.dump_traceback_later(timeout, exit=True)
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver())
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"Worker {own} cannot join the others: {reason}") from error

@@ -33,7 +33,6 @@ _WRITTEN = (
 CHANGEABLE = {
     "data": "the images are read there from now on",
     "weights": "they are not read again: the run continues from its checkpoint",
-    "xla": "the compiled step rounds differently",
     "accumulation_steps": "batch normalization takes its statistics from parts of "
     "another size from now on",
     "steps_per_execution": "sizes follow each other in another order",
