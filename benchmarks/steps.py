@@ -87,8 +87,8 @@ def _tensorflow_train_step(settings: StepSettings):
     train_step = make_train_step(TASK, config, state, strategy, settings.xla or None)
     # One batch per call, as in training on a CPU.
     rates = tf.constant([config.min_learning_rate])
-    momenta = tf.constant([config.ema_momentum])
-    return lambda batch: train_step((batch,), rates, momenta, tf.constant(0.0))
+    ema_momentums = tf.constant([config.ema_momentum])
+    return lambda batch: train_step((batch,), rates, ema_momentums, tf.constant(0.0))
 
 
 def _tensorflow_forward(settings: StepSettings):

@@ -269,7 +269,7 @@ def format_steps(records: list[dict]) -> str:
     """Lays out one row per shape: images per second, and relative to timm."""
     runtimes = list(dict.fromkeys(record["runtime"] for record in records))
     others = [name for name in runtimes if name != "timm" and "timm" in runtimes]
-    shapes = {}
+    shapes: dict[tuple, list[dict]] = {}
     for record in records:
         shape = record["model"], record["size"], record["batch"]
         shapes.setdefault(shape, []).append(record)

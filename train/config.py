@@ -251,8 +251,8 @@ def _check_type(field: dataclasses.Field, value: object) -> None:
     elif field.default is None and value is None:
         return
     elif field.type in (float, float | None):
-        is_valid = isinstance(value, (int, float)) and not isinstance(value, bool)
-        is_valid = is_valid and math.isfinite(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_valid = is_number and math.isfinite(float(str(value)))
         expected = "a finite number"
     else:
         is_valid = type(value) is field.type

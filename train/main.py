@@ -38,10 +38,10 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-from train.run.progress import PREEMPTED, Preempted, sigterm_ends
+from train.run.progress import PREEMPTED, Preempted, end_on_sigterm
 
 if __name__ == "__main__":
-    sigterm_ends()  # also while TensorFlow is loaded, which takes seconds
+    end_on_sigterm()  # also while TensorFlow is loaded, which takes seconds
 
 from absl import flags, logging
 

@@ -71,7 +71,7 @@ def test_a_truncated_file_sets_nothing(path, part):
     path.write_bytes(data[: int(len(data) * part)])
     other = make_groups(1)
     before = values(other)
-    with pytest.raises(ValueError, match="checkpoint.safetensors is not a whole"):
+    with pytest.raises(ValueError, match="checkpoint.safetensors is not a complete"):
         checkpoint.load_checkpoint(path, other)
     assert_equal(other, before)
 

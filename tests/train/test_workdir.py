@@ -23,7 +23,7 @@ from train.run.workdir import (
     check_workdir,
     fingerprint,
     prepare_workdir,
-    tell_changes,
+    log_changes,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -143,7 +143,7 @@ def test_what_may_change_is_told_in_a_line(changes, tmp_path, caplog):
     found = check_workdir(tmp_path, config, PHOTOS)
     assert found == {name: getattr(FOLDER, name) for name in changes}
     with caplog.at_level("INFO", "absl"):
-        tell_changes(found, config)
+        log_changes(found, config)
     ((name, value),) = changes.items()
     (record,) = caplog.records
     was = getattr(FOLDER, name)
@@ -169,7 +169,7 @@ def test_what_may_change_is_told_in_a_line(changes, tmp_path, caplog):
 def test_what_decides_what_is_learned_may_not_change(changes, tmp_path):
     prepare_workdir(tmp_path, FOLDER, PHOTOS)
     ((name, value),) = changes.items()
-    message = f"{name}: {getattr(FOLDER, name)!r} there, {value!r} now"
+    message = f"--{name} was {getattr(FOLDER, name)!r} and is {value!r}"
     with pytest.raises(ValueError, match=message):
         check_workdir(tmp_path, dataclasses.replace(FOLDER, **changes), PHOTOS)
 
@@ -226,7 +226,7 @@ def test_an_epoch_with_sizes_in_another_order_begins_again(caplog):
     assert progress.epoch_step == 3
     progress.check_schedule(1, 40, 4)
     assert progress.epoch_step == progress.seen == 0 and progress.repeats == 4
-    assert "epoch 1 begins again" in caplog.text
+    assert "epoch 1 starts again" in caplog.text
     old = Progress(epoch_step=3, multiple=1, num_examples=40)
     old.check_schedule(1, 40, 4)
     assert old.epoch_step == 3  # of an earlier version, which refused the change
