@@ -104,9 +104,9 @@ def choose_models(names: list[str]) -> list[str]:
     # Workers load TensorFlow; here only the table of variants is needed.
     os.environ.setdefault("KERAS_BACKEND", "numpy")
     with quiet_libraries():
-        from keras_mobilevit.configs import get_config
+        from keras_mobilevit.configs import get_variant
 
-    return [get_config(name).name for name in names]
+    return [get_variant(name).name for name in names]
 
 
 def choose_threads(threads: int | None, default: int) -> int:

@@ -48,9 +48,8 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 
-from keras_mobilevit.coco_names import COCO_NAMES
+from keras_mobilevit.class_names import COCO_NAMES, VOC_NAMES
 from keras_mobilevit.litert import read_card
-from keras_mobilevit.voc_names import VOC_NAMES
 from tflite import flags as convert_flags
 from tflite.exporter import (
     Reference,

@@ -11,9 +11,9 @@ import numpy as np
 from absl import logging
 
 from keras_mobilevit.classifier import output_activation
-from keras_mobilevit.files import whole_file
+from keras_mobilevit.files import atomic_write
 from keras_mobilevit.litert import LiteRTModel
-from keras_mobilevit.preprocessing import largest_value
+from keras_mobilevit.value_range import input_max
 from tflite.formats.file_types import TFLITE, FileType
 from tflite.formats.litert import trace_graph, trace_model
 from tflite.formats.table import FORMATS, Conversion
@@ -85,7 +85,7 @@ def prepare(
         serve,
         graph,
         finish,
-        largest_value(model),
+        input_max(model),
         calibration_images,
         fine_tuned,
         core_ml,
@@ -227,7 +227,7 @@ def _gpu_verdict(path, reference: Reference) -> dict:
 
 
 def _core_ml_verdict(path, reference: Reference) -> dict:
-    from tflite.formats.coreml.on_mac import ELSEWHERE, run_in_core_ml
+    from tflite.validation.on_mac import ELSEWHERE, run_in_core_ml
 
     verdict = run_in_core_ml(path, reference.validation.images[0])
     reason = verdict.get("reason", ELSEWHERE)
@@ -329,6 +329,6 @@ def _write(unproven: Path, output: Path, card: dict, file_type: FileType) -> Non
     copy = shutil.copytree if unproven.is_dir() else shutil.copyfile
     with file_type.whole(output) as temporary:
         copy(unproven, temporary)
-    with whole_file(output.with_suffix(".json")) as card_path:
+    with atomic_write(output.with_suffix(".json")) as card_path:
         text = json.dumps(card, indent=2, allow_nan=False, ensure_ascii=False)
         card_path.write_text(readable(f"{text}\n"), "utf-8")

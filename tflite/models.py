@@ -6,12 +6,20 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_mobilevit import classifier, deeplab, ssdlite
+from keras_mobilevit import deeplab, ssdlite
 from keras_mobilevit.calls import is_listed
-from keras_mobilevit.configs import VARIANTS, get_config
+from keras_mobilevit.classifier import build_classifier
+from keras_mobilevit.configs import (
+    CLASSIFIER_SIZE,
+    DETECTOR_SIZE,
+    SEGMENTER_SIZE,
+    VARIANTS,
+    get_variant,
+)
 from keras_mobilevit.files import read_text
-from keras_mobilevit.preprocessing import decode_predictions, largest_value
-from keras_mobilevit.weights.load import load_model_file
+from keras_mobilevit.preprocessing import decode_predictions
+from keras_mobilevit.value_range import input_max
+from keras_mobilevit.weights.file_formats import load_model_file
 from tflite.suites.baselines import BASELINES, build_baseline
 
 CHANNELS = (1, 3)
@@ -19,8 +27,8 @@ GRAY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as Pillow's "L"
 
 # Before the name of a backbone: what is built on it, and the side of its images.
 HEADS = {
-    "ssdlite_": (ssdlite.SSDLite, ssdlite.DEFAULT_SIZE),
-    "deeplabv3_": (deeplab.DeepLabV3, deeplab.DEFAULT_SIZE),
+    "ssdlite_": (ssdlite.SSDLite, DETECTOR_SIZE),
+    "deeplabv3_": (deeplab.DeepLabV3, SEGMENTER_SIZE),
 }
 
 
@@ -36,10 +44,10 @@ def default_size(name: str, model: keras.Model | None = None) -> int:
     if head:
         return HEADS[head][1]
     if model is not None and ssdlite.is_detector(model):
-        return ssdlite.DEFAULT_SIZE
+        return DETECTOR_SIZE
     if model is not None and deeplab.is_segmenter(model):
-        return deeplab.DEFAULT_SIZE
-    return classifier.DEFAULT_SIZE
+        return SEGMENTER_SIZE
+    return CLASSIFIER_SIZE
 
 
 def load_model(model: str, weights: str = "none") -> keras.Model:
@@ -72,7 +80,7 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
     weights = None if weights == "none" else weights
     (head, backbone), shape = split_name(model), (None, None, 3)
     try:
-        config = get_config(backbone)
+        config = get_variant(backbone)
     except ValueError as error:
         others = ", ".join(head + name for head in HEADS for name in VARIANTS)
         raise ValueError(
@@ -83,7 +91,7 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
         build, _ = HEADS[head]
         built = build(backbone, weights=weights, input_shape=shape)
     else:
-        built = classifier.build_classifier(
+        built = build_classifier(
             config, weights=weights, input_shape=shape, classifier_activation=None
         )
     _refuse_nan(built, weights)
@@ -201,7 +209,7 @@ def network_images(model: keras.Model, images: np.ndarray) -> np.ndarray:
     images = images.astype(np.float32)
     if model.inputs[0].shape[-1] == 1:
         images = np.round(images @ GRAY)[..., None]
-    return images * np.float32(largest_value(model) / 255)
+    return images * np.float32(input_max(model) / 255)
 
 
 def fixed_size(model: keras.Model) -> int | None:

@@ -239,9 +239,9 @@ _RANGES = {
 
 
 def _check_model(name: str) -> None:
-    from keras_mobilevit.configs import get_config  # loads Keras: comes last
+    from keras_mobilevit.configs import get_variant  # loads Keras: comes last
 
-    get_config(name)
+    get_variant(name)
 
 
 def _check_type(field: dataclasses.Field, value: object) -> None:
@@ -395,8 +395,8 @@ def has_one_low_rate(path: Path | str) -> bool:
 
 def save_config(config: TrainConfig, path: Path | str) -> None:
     """Writes a configuration as JSON, atomically."""
-    from keras_mobilevit.files import whole_file
+    from keras_mobilevit.files import atomic_write
 
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

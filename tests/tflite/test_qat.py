@@ -9,7 +9,7 @@ import pytest
 from keras_mobilevit import VARIANTS
 from keras_mobilevit.classifier import build_classifier
 from tflite.formats import calibration, equalization, qat
-from tflite.graph import operations
+from tflite.graph import tf_ops
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import deployment_graph
 from tflite.images import load_images
@@ -50,7 +50,7 @@ def twin(graph, images):
 
 def test_rounding_changes_little(graph, twin, images):
     """tensorflow-model-optimization's own ranges, 6 for all, would not."""
-    (expected,) = operations.run(graph, images)
+    (expected,) = tf_ops.run(graph, images)
     error = np.sqrt(np.mean((twin(images, training=True) - expected) ** 2))
     assert 0 < error < 0.2 * np.std(expected)
 
@@ -59,7 +59,7 @@ def test_every_kernel_comes_back(graph, twin):
     weights = qat._weights_of(twin)
     again = qat._with_weights(graph, weights)
     images = np.random.default_rng(0).uniform(0, 255, (1, SIZE, SIZE, 3))
-    (expected,), (outputs,) = (operations.run(g, images) for g in (graph, again))
+    (expected,), (outputs,) = (tf_ops.run(g, images) for g in (graph, again))
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 

@@ -11,15 +11,15 @@ import pytest
 from keras_mobilevit import DeepLabV3
 from keras_mobilevit.deeplab import CLASSIFIER
 from keras_mobilevit.litert import LiteRTModel
+from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_segmenter
-from tests.tflite.test_rewrites import randomized
 from tflite import exporter as conversion
 from tflite import flags as convert_flags
 from tflite import models
 from tflite.images import load_images
 from tflite.tasks import segmentation
 from tflite.tasks.registry import task_of
-from tflite.validation import gpu, opcheck
+from tflite.validation import gpu, op_stats
 from train.config import make_config
 from train.data import digits
 from train.data.registry import load_source
@@ -247,7 +247,7 @@ def test_the_real_segmenter(output_stride, tmp_path):
         prepared = conversion.prepare(model, 256, True, None, None, task=task)
         path = tmp_path / f"{output}.tflite"
         path.write_bytes(prepared.float32)
-        assert opcheck.max_rank(path) == 4
+        assert op_stats.max_rank(path) == 4
         litert = LiteRTModel(path)
         assert litert.xnnpack_partitions() == 1
         outputs = litert.predict(images)

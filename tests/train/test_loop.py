@@ -16,7 +16,9 @@ from safetensors.numpy import load_file
 
 import keras_mobilevit
 from tests.helpers.evaluations import assert_same_evaluation
-from tests.helpers.networks import build_network
+from tests.helpers.runs import CLASSIFIER as NETWORK
+from tests.helpers.runs import SMALL
+from tests.helpers.runs import TWO_EPOCHS_OF_DIGITS as CONFIG
 from train import checks, loop
 from train.config import load_config, make_config
 from train.data.digits import digits_source
@@ -27,21 +29,6 @@ from train.run.workdir import prepare_workdir
 from train.step import make_eval_step
 from train.tasks.classification.task import CLASSIFICATION
 from train.tasks.registry import TASKS, load_task
-
-CONFIG = make_config(
-    data="digits",
-    sizes=(32, 48),
-    base_size=32,
-    batch_size=256,
-    epochs=2,
-    warmup_steps=2,
-    eval_size=32,
-)
-
-
-# The real networks run in tests/train/test_killed.py, and in the demo that
-# tests/tflite/test_convert.py makes.
-NETWORK = dataclasses.replace(CLASSIFICATION, build_model=build_network)
 
 
 def run(workdir, config=CONFIG, task=NETWORK):
@@ -185,18 +172,6 @@ def test_other_classes_are_refused(finished):
     assert (workdir / "labels.txt").read_text().startswith("0\n")
 
 
-def build_small(config, source):
-    """A network for what needs no MobileViT; untrained, it finds all classes alike."""
-    layers = [
-        keras.layers.GlobalAveragePooling2D(),
-        keras.layers.Dense(10, kernel_initializer="zeros"),
-    ]
-    return keras.Sequential([keras.Input((None, None, 3)), *layers])
-
-
-SMALL = dataclasses.replace(CLASSIFICATION, build_model=build_small)
-
-
 def test_the_training_loss_is_the_mean_over_the_examples(tmp_path):
     config = dataclasses.replace(
         CONFIG, epochs=1, learning_rate=0.0, min_learning_rate=0.0
@@ -252,7 +227,7 @@ def test_weights_that_cannot_be_loaded_leave_no_directory(tmp_path):
     weights = tmp_path / "cut.keras"
     weights.write_bytes(b"PK")
     config = dataclasses.replace(CONFIG, weights=str(weights))
-    with pytest.raises(ValueError, match="cut.keras is not a whole .keras file"):
+    with pytest.raises(ValueError, match="cut.keras is not a complete .keras file"):
         run(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
@@ -327,7 +302,7 @@ def test_frozen_backbone_stays_as_it_was(tmp_path):
     )
 
 
-def test_a_warmup_of_most_of_the_training_is_told(caplog):
+def test_a_warmup_of_most_of_the_training_is_logged(caplog):
     config = make_config("digits", warmup_steps=60)
     with caplog.at_level(logging.WARNING, "absl"):
         checks.warn_of_warmup(config, 120)

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from safetensors.numpy import load_file
 
-from tests.train.test_loop import CONFIG as TWO_EPOCHS
+from tests.helpers.runs import TWO_EPOCHS_OF_DIGITS
 from train import loop
 from train.data import pipeline as data
 from train.data import sampler
@@ -23,7 +23,7 @@ from train.run.progress import CheckpointManager, Preempted, Progress, stop_on_s
 from train.run.workdir import CHECKPOINT
 from train.tasks.classification.task import CLASSIFICATION
 
-CONFIG = dataclasses.replace(TWO_EPOCHS, epochs=1)
+CONFIG = dataclasses.replace(TWO_EPOCHS_OF_DIGITS, epochs=1)
 
 
 def checkpoint(workdir) -> dict:

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from keras_mobilevit.drawing import class_color
-from keras_mobilevit.weights.load import load_model_file
+from keras_mobilevit.weights.file_formats import load_model_file
 from tests.helpers.evaluations import assert_same_evaluation
 from tests.helpers.networks import build_segmenter
 from tests.helpers.voc_files import PLAIN_MASK, make_voc_masks
@@ -28,8 +28,8 @@ from train.data.registry import load_source
 from train.evaluation.report import evaluation_report
 from train.models import build_state
 from train.run import pictures
-from train.run.pictures import CAPTION_HEIGHT, INNER_GAP, SIDE
 from train.step import make_train_step
+from train.tasks.drawing import CAPTION_HEIGHT, INNER_GAP, SIDE
 from train.tasks.losses import smoothed_cross_entropy
 from train.tasks.segmentation import metric
 from train.tasks.segmentation.loss import pixel_cross_entropy

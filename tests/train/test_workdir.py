@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.test_loop import CONFIG, NETWORK, SMALL
+from tests.helpers.runs import CLASSIFIER as NETWORK
+from tests.helpers.runs import SMALL
+from tests.helpers.runs import TWO_EPOCHS_OF_DIGITS as CONFIG
 from train import loop
 from train.config import FILENAME, make_config, save_config
 from train.data.digits import digits_source
@@ -22,8 +24,8 @@ from train.run.workdir import (
     LABELS,
     check_workdir,
     fingerprint,
-    prepare_workdir,
     log_changes,
+    prepare_workdir,
 )
 
 ROOT = Path(__file__).parents[2]

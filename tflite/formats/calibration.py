@@ -13,8 +13,9 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tqdm import tqdm
 
-from tflite.graph import operations, tensors
+from tflite.graph import tf_ops
 from tflite.graph.graph import Graph, Node
+from tflite.validation import tensors
 
 # The lower end of a tensor's range is below the least value of so many of the images,
 # the upper end above their greatest. On MobileViT_XXS trained on clothing photos, int8
@@ -98,7 +99,7 @@ def measure_channels(graph: Graph, images) -> dict[str, ChannelStats]:
     @tf.function(autograph=False, reduce_retracing=True)
     def measure(image):
         found = {}
-        for name, values in operations.run_all(graph, image).items():
+        for name, values in tf_ops.run_all(graph, image).items():
             axes = list(range(values.shape.rank - 1))  # all but the channels
             reduced = (f(values, axes) for f in _REDUCTIONS)
             found[name] = tf.stack(list(reduced))  # [3, channels]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_mobilevit.files import whole_file, whole_folder
+from keras_mobilevit.files import atomic_write, atomic_write_folder
 from keras_mobilevit.litert import LiteRTModel
 from tflite.validation import card as cards
 
@@ -24,7 +24,7 @@ class FileType:
         run: from a path, validation images (uint8 `[images, height, width, 3]`), those
             images on the network's own scale in float32, and the names of the
             outputs, to these `{name: [images, ...]}`.
-        whole: `whole_file` or `whole_folder`.
+        whole: `atomic_write` or `atomic_write_folder`.
         facts: what the summary of a card says of this kind.
     """
 
@@ -41,7 +41,7 @@ def _run_tflite(path, pixels, images, names) -> dict[str, np.ndarray]:
 
 
 def _run_package(path, pixels, images, names) -> dict[str, np.ndarray]:
-    from tflite.formats.coreml.evaluator import Evaluator
+    from tflite.validation.mil_evaluator import Evaluator
 
     if len(names) > 1:
         return Evaluator(path).predict_outputs(pixels)
@@ -72,7 +72,7 @@ TFLITE = FileType(
     lambda content, path: path.write_bytes(content),
     cards.describe_file,
     _run_tflite,
-    whole_file,
+    atomic_write,
     _tflite_facts,
 )
 COREML = FileType(
@@ -80,6 +80,6 @@ COREML = FileType(
     _save_package,
     cards.describe_package,
     _run_package,
-    whole_folder,
+    atomic_write_folder,
     _package_facts,
 )

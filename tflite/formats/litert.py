@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tensorflow as tf
 from tensorflow.python.framework import convert_to_constants
 
-from tflite.graph import operations
+from tflite.graph import tf_ops
 from tflite.graph.graph import Graph
 
 SIGNATURE = "serving_default"
@@ -31,7 +31,7 @@ def trace_graph(graph: Graph, finish: Callable) -> Callable:
 
     @tf.function(input_signature=[_image_spec(graph.input_shape)])
     def serve(images):
-        return finish(operations.run(graph, images))
+        return finish(tf_ops.run(graph, images))
 
     return serve
 

@@ -13,8 +13,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
 
 from tflite.graph.graph import Graph
-from tflite.graph.tensors import main_graph
-from tflite.validation.opcheck import op_name
+from tflite.validation.op_stats import op_name
+from tflite.validation.tensors import main_graph
 
 # Kernels of so few weights stay in 32 bits in a file of 16: they are those of the first
 # layers, which make most of the error (MobileViT_XXS on clothing photos: 0.0010 to
@@ -73,7 +73,7 @@ def half_recipe(content: bytes) -> list[dict]:
     return recipe.get_quantization_recipe()
 
 
-def allow_half_sums(content: bytes) -> bytes:
+def allow_fp16_inference(content: bytes) -> bytes:
     """Adds to a file that sums may be computed in 16-bit floats too."""
     model, _ = main_graph(content)
     name, value = HALF_SUMS

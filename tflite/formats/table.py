@@ -107,7 +107,7 @@ class Format:
 
 
 def _fp16(conversion: Conversion) -> bytes:
-    content = quantize.allow_half_sums(conversion.float32)
+    content = quantize.allow_fp16_inference(conversion.float32)
     return quantize.quantize(content, quantize.half_recipe(content))
 
 

@@ -11,10 +11,12 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-from keras import initializers, layers, ops
+from keras import layers
 
+from keras_mobilevit.blocks import pad_for_stride
 from keras_mobilevit.configs import MIN_SIZE
-from keras_mobilevit.layers import DotProductAttention, pad_for_stride
+from keras_mobilevit.layers import DotProductAttention
+from tflite.graph.token_embedding import TokenEmbedding
 
 SIZE = 224  # at which all of them were published
 CLASSES = 1000
@@ -61,62 +63,6 @@ PIT_TINY = VitConfig("pit_tiny", 16, 8, (64, 128, 256), (2, 6, 4), (2, 4, 8), Fa
 
 
 # Vision transformers ------------------------------------------------------------------
-
-
-@keras.saving.register_keras_serializable(package="keras_mobilevit")
-class TokenEmbedding(layers.Layer):
-    """Puts a learned class token before the others, and adds learned positions.
-
-    Args:
-        has_class_position: whether the class token has a position too.
-
-    Input shape: `[batch, tokens, channels]`, a fixed number of tokens.
-
-    Output shape: `[batch, 1 + tokens, channels]`.
-    """
-
-    def __init__(self, has_class_position: bool = True, **kwargs):
-        super().__init__(**kwargs)
-        self.has_class_position = bool(has_class_position)
-
-    def build(self, input_shape):
-        _, tokens, channels = input_shape
-        if tokens is None:
-            raise ValueError(
-                f"{self.name} has a position for each token, so that their number must "
-                f"be fixed. Received: inputs of the shape {tuple(input_shape)}."
-            )
-        initializer = initializers.TruncatedNormal(stddev=0.02)
-        self.token = self.add_weight(
-            name="token", shape=(1, channels), initializer=initializer
-        )
-        self.positions = self.add_weight(
-            name="positions",
-            shape=(tokens + self.has_class_position, channels),
-            initializer=initializer,
-        )
-
-    def embeddings(self):
-        """Returns what is added to each token, `[1 + tokens, channels]`.
-
-        To the class token, which is zero before, it is the learned one.
-        """
-        positions = self.positions
-        if not self.has_class_position:
-            positions = ops.pad(positions, ((1, 0), (0, 0)))
-        others = positions.shape[0] - 1
-        return positions + ops.pad(self.token, ((0, others), (0, 0)))
-
-    def call(self, x):
-        return ops.pad(x, ((0, 0), (1, 0), (0, 0))) + self.embeddings()
-
-    def compute_output_shape(self, input_shape):
-        batch, tokens, channels = input_shape
-        return (batch, 1 + tokens, channels)
-
-    def get_config(self):
-        own = {"has_class_position": self.has_class_position}
-        return {**super().get_config(), **own}
 
 
 def _normalize_images(x):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import logging
 
-from keras_mobilevit.files import read_text, whole_file
+from keras_mobilevit.files import atomic_write, read_text
 from train.config import FILENAME, TrainConfig, load_config, save_config
 from train.data.registry import is_path_kind
 from train.data.source import Source
@@ -55,7 +55,7 @@ def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _remove_half_written(workdir)
-        with whole_file(workdir / LABELS) as temporary:
+        with atomic_write(workdir / LABELS) as temporary:
             temporary.write_text(_labels(source), encoding="utf-8")
         save_config(config, workdir / FILENAME)
     except OSError as error:

@@ -13,17 +13,22 @@ import keras_mobilevit
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.files import read_text
-from keras_mobilevit.preprocessing import decode_predictions, largest_value
+from keras_mobilevit.preprocessing import decode_predictions
+from keras_mobilevit.value_range import input_max
 from tflite.formats.coreml.classifier import make_classifier
-from tflite.formats.coreml.detector import check_one_size, finish_detector, make_program
+from tflite.formats.coreml.detector import (
+    check_one_size,
+    finalize_detector,
+    make_program,
+)
 from tflite.formats.coreml.package import (
     VERSIONS,
-    Interface,
+    PackageSpec,
     check_labels,
     load_coremltools,
-    share_scale,
+    split_input_scale,
 )
-from tflite.formats.coreml.segmenter import finish_segmenter, make_segmenter
+from tflite.formats.coreml.segmenter import finalize_segmenter, make_segmenter
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import COREML_REWRITES, deployment_graph
 from tflite.tasks.classification import output_name
@@ -170,9 +175,9 @@ class Kind:
         title: what they are.
         preprocessing: from the sides of their images and the crop of the evaluation to
             what has to be done to an image before.
-        make: from a model, its graph, an `Interface` and the precision to a Core ML
+        make: from a model, its graph, an `PackageSpec` and the precision to a Core ML
             model.
-        finish: from that model, perhaps with smaller weights, and the interface to the
+        finish: from that model, perhaps with smaller weights, and the `PackageSpec` to the
             one that is saved.
         check_sizes: refuses sides of images that cannot be.
     """
@@ -180,7 +185,7 @@ class Kind:
     title: str
     preprocessing: Callable[[tuple[int, ...], float], str]
     make: Callable
-    finish: Callable = lambda made, interface: made
+    finish: Callable = lambda made, spec: made
     check_sizes: Callable[[tuple[int, ...]], None] = lambda sizes: None
 
 
@@ -197,26 +202,30 @@ def _squeeze(sizes: tuple[int, ...], crop: float) -> str:
     return f"the whole image resized to {sides} pixels, bilinearly, whatever its aspect"
 
 
-def _classifier(model, graph, interface: Interface, precision: str):
-    return make_classifier(graph, interface, precision, output_name(model))
+def _classifier(model, graph, spec: PackageSpec, precision: str):
+    return make_classifier(graph, spec, precision, output_name(model))
 
 
-def _detector(model, graph, interface: Interface, precision: str):
-    (size,) = interface.sizes
-    return make_program(graph, anchor_boxes(size, size), interface, precision)
+def _detector(model, graph, spec: PackageSpec, precision: str):
+    (size,) = spec.sizes
+    return make_program(graph, anchor_boxes(size, size), spec, precision)
 
 
-def _segmenter(model, graph, interface: Interface, precision: str):
-    return make_segmenter(graph, interface, precision)
+def _segmenter(model, graph, spec: PackageSpec, precision: str):
+    return make_segmenter(graph, spec, precision)
 
 
 KINDS = {  # by the name of the task
     "classification": Kind("MobileViT image classifier", _cut, _classifier),
     "detection": Kind(
-        "SSDLite object detector", _squeeze, _detector, finish_detector, check_one_size
+        "SSDLite object detector",
+        _squeeze,
+        _detector,
+        finalize_detector,
+        check_one_size,
     ),
     "segmentation": Kind(
-        "DeepLabv3 image segmenter", _squeeze, _segmenter, finish_segmenter
+        "DeepLabv3 image segmenter", _squeeze, _segmenter, finalize_segmenter
     ),
 }
 
@@ -259,7 +268,7 @@ def core_ml_from_flags(
     """
     kind, sizes = KINDS[task.name], package_sizes(args)
     kind.check_sizes(sizes)
-    interface = Interface(
+    spec = PackageSpec(
         sizes=sizes,
         labels=class_labels(args, labels, task.num_classes(model)),
         layout=args.layout,
@@ -271,12 +280,12 @@ def core_ml_from_flags(
     def program(precision: str):
         graph = read_model(model, sizes[0], sizes[0])
         graph = deployment_graph(graph, COREML_REWRITES)
-        graph, scale = share_scale(graph, largest_value(model))
-        scaled = dataclasses.replace(interface, pixel_scale=scale)
+        graph, scale = split_input_scale(graph, input_max(model))
+        scaled = dataclasses.replace(spec, pixel_scale=scale)
         return kind.make(model, graph, scaled, precision)
 
     def core_ml(precision: str, compress=None):
         made = compress(program(precision)) if compress else program(precision)
-        return kind.finish(made, interface)
+        return kind.finish(made, spec)
 
     return core_ml

@@ -8,7 +8,7 @@ from keras import ops
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.detection import detect
 from keras_mobilevit.drawing import draw_boxes, draw_named_boxes
-from train.run.pictures import at_viewing_size, side_by_side
+from train.tasks.drawing import at_viewing_size, side_by_side
 
 MIN_SCORE = 0.3  # the default of `python -m keras_mobilevit predict`
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from keras_mobilevit.drawing import BACKGROUND, OPACITY, add_legend, draw_classes
 from train.data.masks import IGNORE_INDEX, decode_mask
-from train.run.pictures import GRAY, at_viewing_size, side_by_side
+from train.tasks.drawing import GRAY, at_viewing_size, side_by_side
 from train.tasks.segmentation.postprocess import main_logits
 
 
