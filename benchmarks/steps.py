@@ -21,10 +21,7 @@ from benchmarks.workers import processor, seconds_of, versions
 
 CLASSES = 1000
 # Variables that a library reads when it is loaded.
-ENVIRONMENTS = {
-    "tensorflow": {"KERAS_BACKEND": "tensorflow"},
-    "jax": {"KERAS_BACKEND": "jax"},
-}
+ENVIRONMENTS = {name: {"KERAS_BACKEND": name} for name in ("tensorflow", "jax")}
 
 
 @dataclasses.dataclass(frozen=True)

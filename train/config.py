@@ -304,9 +304,9 @@ def _refuse_unknown(values: dict, where: str) -> None:
     valid = [field.name for field in dataclasses.fields(TrainConfig)]
     unknown = sorted(set(values) - set(valid))
     if unknown:
+        names = ", ".join(unknown)
         raise ValueError(
-            f"Unknown keys in {where}: {', '.join(unknown)}. "
-            f"Valid keys: {', '.join(valid)}."
+            f"Unknown keys in {where}: {names}. Valid: {', '.join(valid)}."
         )
 
 
@@ -337,13 +337,8 @@ def load_config(path: Path | str, skip_unknown: bool = False) -> TrainConfig:
     for name in sorted(set(values) & set(RETIRED)):
         default, reason = RETIRED[name]
         if values[name] != default:
-            logging.warning(
-                "%s sets %s to %s, which is no longer used: %s",
-                path,
-                name,
-                values[name],
-                reason,
-            )
+            what = f"{path} sets {name} to {values[name]}"
+            logging.warning("%s, which is no longer used: %s", what, reason)
     unknown = sorted(set(values) - known - set(RETIRED))
     if unknown and not skip_unknown:
         raise ValueError(
@@ -358,7 +353,7 @@ def load_config(path: Path | str, skip_unknown: bool = False) -> TrainConfig:
             ", ".join(unknown),
         )
     try:
-        # Keys that later versions added are missing; their defaults change nothing.
+        # Keys that later versions added have defaults that change nothing.
         return TrainConfig(**{key: values[key] for key in values if key in known})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

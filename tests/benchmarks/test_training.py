@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import input_pipeline as benchmark_input
+from benchmarks import tables
 from benchmarks import training as benchmark
 from benchmarks.workers import (
     Candidate,
@@ -131,12 +132,12 @@ def test_table_of_steps():
         step_record("timm", 20.0),
         step_record("tensorflow", 10.0, size=96),
     ]
-    assert cells(benchmark.format_steps(records)) == [
+    assert cells(tables.format_steps(records)) == [
         ["model", "size", "batch", "tensorflow", "timm", "tensorflow/timm"],
         ["mobilevit_xxs", "64", "4", "30", "20", "1.5"],
         ["mobilevit_xxs", "96", "4", "10", "-", "-"],
     ]
-    alone = cells(benchmark.format_steps(records[:1]))
+    alone = cells(tables.format_steps(records[:1]))
     assert alone[0] == ["model", "size", "batch", "tensorflow"]
 
 
@@ -146,22 +147,22 @@ def test_table_of_pipelines():
         {"pipeline": name, "images_per_second": speed, "threads": 2}
         for name, speed in speeds.items()
     ]
-    table = cells(benchmark.format_input(records))
+    table = cells(tables.format_input(records))
     assert table[0] == ["pipeline", "images/s", "per", "core", "/bare", "/torchvision"]
     assert table[1] == ["ours", "300", "150", "0.75", "0.25"]
     assert table[3] == ["torchvision", "1200", "600", "3", "1"]
-    assert cells(benchmark.format_input(records[:2]))[0][-1] == "/bare"
+    assert cells(tables.format_input(records[:2]))[0][-1] == "/bare"
 
 
 def test_notes_say_where_it_was_measured():
     on_cpu, on_gpu = step_record("timm", 1.0), step_record("jax", 9.0)
     on_gpu |= {"accelerator": "gpu", "device": "a furnace"}
-    assert benchmark.notes([on_cpu]) == [
+    assert tables.notes([on_cpu]) == [
         "a toaster, CPU threads: 2",
         "Measured on the CPU. A GPU was not measured.",
     ]
-    assert len(benchmark.notes([on_gpu])) == 1
-    assert "ratios say nothing" in benchmark.notes([on_cpu, on_gpu])[1]
+    assert len(tables.notes([on_gpu])) == 1
+    assert "ratios say nothing" in tables.notes([on_cpu, on_gpu])[1]
 
 
 def test_only_jpegs_are_listed(tmp_path):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from tests.helpers.runs import CLASSIFIER as NETWORK
 from tests.helpers.runs import SMALL
@@ -16,7 +17,7 @@ from train import loop
 from train.config import FILENAME, make_config, save_config
 from train.data.digits import digits_source
 from train.data.source import indexed_source
-from train.run import lock
+from train.run import lock, start
 from train.run.lock import LOCK, only_training
 from train.run.progress import Progress
 from train.run.workdir import (
@@ -176,22 +177,26 @@ def test_what_decides_what_is_learned_may_not_change(changes, tmp_path):
         check_workdir(tmp_path, dataclasses.replace(FOLDER, **changes), PHOTOS)
 
 
-def test_a_run_knows_its_images_in_another_folder():
+def test_a_run_knows_its_images_in_another_folder(tmp_path):
     changes = {"data": "folder:/old/photos"}
     began = Progress(num_examples=3, images=fingerprint(PHOTOS))
     config = dataclasses.replace(FOLDER, data="folder:/new/place")
-    moved = folder("/new/place", ["1.jpg", "2.jpg", "3.jpg"])
-    loop._refuse_other_images(began, moved, changes, config)
-    old = Progress(num_examples=3)  # saved before names were
-    loop._refuse_other_images(old, moved, changes, config)
+
+    def run_on(names: list[str]) -> start.Run:
+        source = folder("/new/place", names)
+        strategy = tf.distribute.get_strategy()
+        return start.Run(SMALL, config, source, tmp_path, strategy)
+
+    moved = run_on(["1.jpg", "2.jpg", "3.jpg"])
+    start._refuse_other_images(moved, began, changes)
+    old = Progress(num_examples=3)  # saved by a version that did not know the names
+    start._refuse_other_images(moved, old, changes)
     for names, message in (
         (["1.jpg", "2.jpg"], "folder:/new/place has 2 training images instead of 3"),
-        (["1.jpg", "2.jpg", "4.jpg"], "as many training images, but of other names"),
+        (["1.jpg", "2.jpg", "4.jpg"], "as many training images, but with other names"),
     ):
         with pytest.raises(ValueError, match=message):
-            loop._refuse_other_images(
-                began, folder("/new/place", names), changes, config
-            )
+            start._refuse_other_images(run_on(names), began, changes)
 
 
 def test_moved_images_continue_with_fewer_parts(tmp_path, caplog):
