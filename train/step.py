@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+from absl import logging
 
 from train.config import TrainConfig
 from train.models import TrainState
@@ -88,10 +89,17 @@ def make_train_step(
 
     @_function(jit_compile=jit_compile)
     def train_step(batches, learning_rates, ema_momentums, stop):
+        _log_compilation(strategy, batches[0])  # runs only while the step is traced
         sums = strategy.run(steps, (batches, learning_rates, ema_momentums, stop))
         return _sum_over_replicas(strategy, sums)
 
     return train_step
+
+
+def _log_compilation(strategy: tf.distribute.Strategy, batch: dict) -> None:
+    (images, *_) = strategy.experimental_local_results(batch["image"])
+    _, height, width, _ = images.shape
+    logging.info("compiling the step for %dx%d pixels", height, width)
 
 
 def _one_step(

@@ -159,7 +159,7 @@ def test_another_configuration_is_refused(finished):
     workdir, _ = finished
     before = (workdir / "config.json").read_bytes()
     config = dataclasses.replace(CONFIG, label_smoothing=0.25)
-    with pytest.raises(ValueError, match="label_smoothing: 0.1 there, 0.25 now"):
+    with pytest.raises(ValueError, match="label_smoothing was 0.1 and is 0.25"):
         run(workdir, config)
     assert (workdir / "config.json").read_bytes() == before
 
