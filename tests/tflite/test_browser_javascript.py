@@ -68,7 +68,7 @@ DEFAULTS = {"score_threshold": detection.SCORE_THRESHOLD} | nms_options({})
     [
         ({}, 200),
         ({"score_threshold": 0.3, "iou_threshold": 0.3}, 50),
-        ({"score_threshold": 0.5, "candidates": 20, "max_detections": 30}, 20),
+        ({"score_threshold": 0.5, "pre_nms_top_k": 20, "max_detections": 30}, 20),
         ({"score_threshold": 2.0}, 0),
     ],
 )

@@ -52,12 +52,14 @@ def nms_options(card: dict) -> dict[str, Any]:
     """Returns the options of non-maximum suppression that the page applies."""
     from keras_mobilevit import detection
 
-    defaults = {
+    options = {
         "iou_threshold": detection.IOU_THRESHOLD,
-        "candidates": detection.CANDIDATES,
+        "pre_nms_top_k": detection.PRE_NMS_TOP_K,
         "max_detections": detection.MAX_DETECTIONS,
-    }
-    return defaults | card.get("nms", {})
+    } | card.get("nms", {})
+    if "candidates" in options:  # the name in older cards
+        options["pre_nms_top_k"] = options.pop("candidates")
+    return options
 
 
 def make_test_image(shape: tuple[int, ...]) -> np.ndarray:

@@ -31,16 +31,17 @@ function candidateBoxes(boxes, scores, threshold) {
 // `keras_mobilevit.detection.non_max_suppression` does for one picture.
 //
 // `boxes` is a Float32Array [anchors, 4], `scores` [anchors, classes]. `options` has
-// `score_threshold`, `iou_threshold`, `candidates` (of each class) and `max_detections`.
+// `score_threshold`, `iou_threshold`, `pre_nms_top_k` (of each class) and
+// `max_detections`.
 // Returns [{label, score, box}], best first.
 export function nonMaxSuppression(boxes, scores, options) {
-  const {score_threshold, iou_threshold, candidates, max_detections} = options;
+  const {score_threshold, iou_threshold, pre_nms_top_k, max_detections} = options;
   const kept = [];
-  const classes = new Map();  // by label: the number of candidates, and the kept boxes
+  const classes = new Map();  // by label: how many boxes were seen, and which were kept
   for (const {label, score, box} of candidateBoxes(boxes, scores, score_threshold)) {
     if (!classes.has(label)) classes.set(label, {seen: 0, boxes: []});
     const own = classes.get(label);
-    if (own.seen++ >= candidates) continue;
+    if (own.seen++ >= pre_nms_top_k) continue;
     if (own.boxes.some(other => iou(other, box) > iou_threshold)) continue;
     own.boxes.push(box);
     kept.push({label, score, box});
