@@ -22,7 +22,7 @@ if __name__ == "__main__":
 import html
 import io
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = {"fp32": "o", "fp16": "^", "int8-mixed": "s", "int8": "D"}
-PICTURE_STYLE = {
+PICTURE_STYLE: dict[Any, Any] = {  # settings of matplotlib
     "text.parse_math": False,  # the name of a device may look like a formula
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "report",  # the same rows give the same file
@@ -75,7 +75,7 @@ def _cells(row: Row) -> list[str]:
         row.model,
         row.format,
         row.size,
-        text(row.entry and row.entry.top1),
+        text(row.entry.top1 if row.entry else None),
         row.setting,
         text(row.median_ms, 2),
         "" if row.low_ms is None or row.high_ms is None else spread,
@@ -122,7 +122,7 @@ def plot_accuracy(rows: Iterable[Row]) -> "Figure | None":
         return None
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    groups: dict[tuple[str, ...], list[tuple[Row, float]]] = {}
+    groups: dict[tuple[str, str, str], list[tuple[Row, float]]] = {}
     for row, top1 in known:
         key = (row.device, row.setting, row.format)
         groups.setdefault(key, []).append((row, top1))

@@ -66,16 +66,6 @@ class Predictions:
     tflite: "np.ndarray"
     max_abs: float
 
-    @property
-    def top1_keras(self) -> float:
-        """Accuracy of best.keras in [0, 1]."""
-        return float((self.keras == self.labels).mean())
-
-    @property
-    def top1_tflite(self) -> float:
-        """Accuracy of the converted file in [0, 1]."""
-        return float((self.tflite == self.labels).mean())
-
 
 def predict(
     model: "keras.Model", litert: "LiteRTModel", source: "Source", config: "TrainConfig"
@@ -245,11 +235,11 @@ def render(
     """Returns the page with embedded pictures.
 
     Args:
-        report: what report.json holds.
-        records: of the training's epochs.
+        report: content of report.json.
+        records: of the epochs.
         predictions: for the validation images.
-        class_names: names of the classes.
-        latency: the measurement of the converted file.
+        class_names: of the data.
+        latency: measurement of the converted file.
     """
     from train.run.records import plot_curves
     from train.tasks.classification.metric import confusion_matrix
@@ -339,13 +329,13 @@ def write_report(workdir: Path, tflite_path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if a file or a measurement is missing.
     """
-    from keras_mobilevit.files import atomic_write
-    from keras_mobilevit.litert import LiteRTModel
-    from train.config import load_config
-    from train.data.registry import load_source
-    from train.run.records import read_records
-
     _check_files(workdir)
+    with quiet_libraries():
+        from keras_mobilevit.files import atomic_write
+        from keras_mobilevit.litert import LiteRTModel
+        from train.config import load_config
+        from train.data.registry import load_source
+        from train.run.records import read_records
     config = load_config(workdir / "config.json")
     source = load_source("classification", config.data)
     records = read_records(workdir / "metrics.jsonl")
@@ -358,8 +348,8 @@ def write_report(workdir: Path, tflite_path: Path) -> dict[str, Any]:
     report = {
         "model": config.model,
         "data": config.data,
-        "top1_keras": predictions.top1_keras,
-        "top1_tflite": predictions.top1_tflite,
+        "top1_keras": float((predictions.keras == predictions.labels).mean()),
+        "top1_tflite": float((predictions.tflite == predictions.labels).mean()),
         "top1_last_epoch": records[-1]["top1"],
         "validation_images": len(predictions.labels),
         "parity_max_abs": predictions.max_abs,
@@ -393,9 +383,6 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     workdir = Path(flags.FLAGS.workdir).expanduser()
     try:
-        _check_files(workdir)
-        with quiet_libraries():
-            import keras  # noqa: F401
         report = write_report(workdir, Path(flags.FLAGS.tflite).expanduser())
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
