@@ -146,7 +146,7 @@ def plot_confusion(matrix: "np.ndarray", class_names: Sequence[str]) -> "Figure"
         colorbar=False,
         im_kw={"vmin": 0, "vmax": 100},
     )
-    axes.set(xlabel="prediction", ylabel="label, 100 % each")
+    axes.set(xlabel="prediction", ylabel="label (100 % per row)")
     if len(class_names) > MAX_NAMED_CLASSES:
         axes.set(xticks=[], yticks=[])
     return figure

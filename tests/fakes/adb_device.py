@@ -2,8 +2,8 @@
 
 `FakeAdbDevice` speaks adb's wire protocol (AOSP, packages/modules/adb: protocol.txt,
 SYNC.TXT), without what only newer devices have. Shell commands run on this machine, in
-a folder that stands for the device's file system. Speed, heat and the ARM processor are
-not imitated.
+a folder that contains the device's files. Speed, heat and the ARM processor are not
+imitated.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ class FakeAdbDevice:
     """A device that `adb connect` reaches at `address`, while the context lasts.
 
     Args:
-        folder: stands for the device's root folder.
+        folder: on this machine, with the device's files.
         dumpsys: output by service, in place of that in `DUMPSYS`.
         require_auth: the device never accepts a key.
 
@@ -149,7 +149,7 @@ class FakeAdbDevice:
         return f"device::{properties}features={FEATURES}".encode()
 
     def locate(self, path: str) -> Path:
-        """Returns the file that stands for `path`, if the shell user may access it."""
+        """Returns this machine's path of a file that the shell user may access."""
         path = Path(os.path.normpath(path))
         if not path.is_relative_to(TMP):
             raise PermissionError(errno.EACCES, "Permission denied")

@@ -149,7 +149,7 @@ def _memory_kb() -> int:
 
 
 def _parse(arguments: list[str], defaults: dict):
-    """Returns all flags, and the names of those given."""
+    """Returns the values of all flags, and the names of the given flags."""
     flags, given, unknown = dict(defaults), [], []
     for argument in arguments:
         name, _, text = argument.removeprefix("--").partition("=")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 PROGRAM = shutil.which("chromium") or shutil.which("google-chrome")
 TIMEOUT_S = 120
-# Chromium opens connections of its own. These flags leave only those of the page.
+# These flags stop the connections that Chromium opens for itself.
 FLAGS = (
     "--headless",
     "--no-sandbox",

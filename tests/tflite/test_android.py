@@ -213,7 +213,7 @@ def test_a_run_that_does_not_end_is_stopped_and_reported(
     assert running.returncode == 1
 
 
-def test_heat_before_a_run_is_told_too(start_phone, tflite_file, tmp_path):
+def test_heat_before_a_run_is_reported(start_phone, tflite_file, tmp_path):
     phone = start_phone(dumpsys={"thermalservice": "Thermal Status: 3\n"})
     with make_session(phone, tmp_path, accelerators=("cpu",)) as session:
         (record,) = android.measure_all(session, [tflite_file])
@@ -264,7 +264,9 @@ def test_a_device_that_is_lost_during_a_copy_is_reported(start_phone, tflite_fil
         device.read_bytes("/data/local/tmp/a")
 
 
-def test_a_full_device_is_told_and_keeps_no_part(start_phone, tflite_file, tmp_path):
+def test_a_full_device_is_reported_and_keeps_no_partial_file(
+    start_phone, tflite_file, tmp_path
+):
     phone = start_phone()
     phone.free_bytes = tflite_file.stat().st_size // 2
     with pytest.raises(adb.AdbError, match="tiny.tflite .*No space left on device"):

@@ -226,9 +226,9 @@ def test_one_model_that_fails_leaves_the_rest_of_a_suite(tmp_path, monkeypatch):
     assert len(converted) == len(suites.PAPER.entries) - 1
 
 
-def test_a_runtime_that_is_not_there_is_told(tmp_path, monkeypatch):
+def test_a_missing_runtime_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ValueError, match="ONNX Runtime .*peers"):
+    with pytest.raises(ValueError, match="ONNX Runtime is not installed: .*peers"):
         RUNTIMES["onnxruntime"].load("a.onnx", 1)
 
 

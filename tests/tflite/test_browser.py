@@ -251,7 +251,7 @@ def test_an_address_without_its_end_leads_to_the_page(server):
     assert answer.headers["Location"] == f"/{server.token}/"
 
 
-def test_a_port_or_certificate_that_cannot_be_used_is_told(server, tflite_file):
+def test_an_unusable_port_or_certificate_is_reported(server, tflite_file):
     host, port = server.server_address
     with pytest.raises(ValueError, match=f"Cannot serve on {host}:{port}: .*in use"):
         PageServer([str(tflite_file)], BrowserOptions(host=host, port=port))

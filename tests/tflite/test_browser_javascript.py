@@ -171,7 +171,7 @@ def test_the_page_takes_the_classes_that_a_file_has_chosen():
     assert run_javascript("segmentation.js", expression, [3, 1, 1, 0]) == [3, 1, 1, 0]
 
 
-def test_shares_of_a_picture_are_told_largest_first():
+def test_shares_of_a_picture_are_sorted():
     found = run_javascript(
         "segmentation.js", "page.classShares(Uint8Array.from(given))", [3, 0, 3, 3, 1]
     )

@@ -51,7 +51,7 @@ def test_without_a_certificate_names_are_refused(name, status, start_server):
     assert status_of(connection, server, name) == status
 
 
-def test_the_name_to_serve_on_is_answered_and_told(start_server):
+def test_the_name_to_serve_on_is_answered_and_printed(start_server):
     server = start_server(host="localhost")
     assert server.address.startswith("http://localhost:")
     server.name = "Bench.example"  # which other machines resolve to this one

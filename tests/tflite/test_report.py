@@ -197,7 +197,7 @@ def test_nothing_measured_still_makes_a_page(tmp_path):
     assert "## Not measured" in text and "No GPU" in text
 
 
-def test_a_cut_line_is_left_out_and_anything_else_is_told(tmp_path, capsys):
+def test_a_cut_line_is_skipped_and_any_other_line_refused(tmp_path, capsys):
     path = write(tmp_path)
     path.write_text(path.read_text()[:-30] + "\n" + json.dumps(RECORDS[0]))
     assert len(read_measurements(path)) == len(RECORDS)
@@ -252,6 +252,6 @@ def test_a_record_of_no_number_is_refused(number, tmp_path):
         read_measurements(path)
 
 
-def test_random_weights_are_told():
+def test_random_weights_are_noted():
     (row,) = make_rows(name_devices([record(weights="none")]))
     assert row.notes == ("random weights",)

@@ -94,7 +94,7 @@ class PageFile:
         path: of the `.tflite`.
         sha256: of its content.
         content: that the page downloads.
-        description: what the page is told of the file.
+        description: properties of the file for the page.
         outputs: LiteRT's real values for the test image, at most `MAX_OUTPUTS` of all
             outputs. For a list of objects only the scores: objects with equal scores
             may change places.

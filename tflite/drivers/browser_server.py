@@ -251,7 +251,7 @@ class PageServer(http.server.ThreadingHTTPServer):
         options: how to serve and measure.
 
     Attributes:
-        files: what the page is told of the files.
+        files: their descriptions for the page.
         token: secret part of the page's address.
         results: queue of the measurements.
 

@@ -80,7 +80,7 @@ class _Failure(Exception):
 
 
 def _serve(connection: Connection, candidate: Candidate, options: HostOptions) -> None:
-    """Loads a model and runs it on request, in a process of its own.
+    """Loads a model and runs it on request, in its own process.
 
     Sends how the model was loaded and warmed up. Then answers each number with as many
     times, and `None` with the peak of the memory. Sends a `_Failure` if it fails.
@@ -201,7 +201,7 @@ def measure_all(
     """Measures candidates side by side: all are loaded, then they take turns.
 
     Other load on the machine affects all of them alike, so their ratios are more
-    reliable than their times. Each has a process, memory and start of its own.
+    reliable than their times. Each has its own process, memory and start.
 
     Args:
         candidates: what to measure.
