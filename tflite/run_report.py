@@ -21,6 +21,7 @@ import dataclasses
 import html
 import io
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -117,7 +118,6 @@ def predict(
 
 
 def _difference(reference: "np.ndarray", outputs: "np.ndarray", data: str) -> float:
-    """Returns the largest difference of outputs, `[batch, classes]`."""
     difference = float(abs(reference - outputs).max())
     if not difference < float("inf"):
         raise ValueError(
@@ -156,8 +156,7 @@ def plot_samples(predictions: Predictions, class_names: Sequence[str]) -> "Figur
     """Shows images with their predictions. Mistakes come first, in red."""
     from matplotlib.figure import Figure
 
-    columns = 8
-    rows = -(-len(predictions.images) // columns)
+    rows, columns = math.ceil(len(predictions.images) / 8), 8
     figure = Figure(figsize=(12, 1.8 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for cell in axes:
