@@ -216,7 +216,7 @@ def test_fine_tuning_starts_from_the_backbone_of_a_file_of_other_classes(tmp_pat
 def test_a_frozen_backbone_is_deterministic():
     config = dataclasses.replace(CONFIG, freeze="backbone")
     model, _ = build_models(CLASSIFICATION, config, digits_source(), is_fresh=False)
-    features = keras.Model(model.inputs, model.get_layer("head_pool").output)
+    features = keras.Model(model.inputs[0], model.get_layer("head_pool").output)
     images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3))
     one, two = (features(images, training=True).numpy() for _ in range(2))
     np.testing.assert_array_equal(one, two)
