@@ -266,39 +266,24 @@ def check_output(path: str | None) -> None:
         raise ValueError(f"There is no folder for --output={path}.")
 
 
-def define_flags() -> None:
-    """Defines all flags."""
-    flags.DEFINE_enum("what", "step", WHAT, "What to measure.")
+def define_step_flags() -> None:
+    """Defines the flags of --what=step and --what=inference."""
     flags.DEFINE_list(
         "model", ["mobilevit_xxs"], "Any of mobilevit_xxs, mobilevit_xs, mobilevit_s."
-    )
-    flags.DEFINE_list(
-        "sizes", ["160", "192", "256", "288", "320"], "Image sides in pixels."
-    )
-    define = flags.DEFINE_integer
-    define(
-        "base_size",
-        256,
-        "Size at which a batch has --batch_size images.",
-        lower_bound=1,
-    )
-    define(
-        "batch_size",
-        32,
-        "Images per batch at --base_size. At other sizes the number of pixels per "
-        "batch stays the same. With --what=input: images in every batch.",
-        lower_bound=1,
-    )
-    define(
-        "threads",
-        None,
-        "CPU threads, and cores. Default: all; with --what=input 1.",
-        lower_bound=1,
     )
     flags.DEFINE_list(
         "runtimes",
         None,
         "Any of tensorflow, jax, timm. Default: tensorflow, and timm if installed.",
+    )
+    flags.DEFINE_list(
+        "sizes", ["160", "192", "256", "288", "320"], "Image sides in pixels."
+    )
+    flags.DEFINE_integer(
+        "base_size",
+        256,
+        "Size at which a batch has --batch_size images.",
+        lower_bound=1,
     )
     flags.DEFINE_enum(
         "precision",
@@ -307,27 +292,56 @@ def define_flags() -> None:
         "Dtype policy of Keras; timm uses torch.autocast.",
     )
     flags.DEFINE_boolean("xla", False, "Compile the step of TensorFlow with XLA.")
-    flags.DEFINE_string(
-        "data", None, "folder:PATH. --what=input reads its training images."
+    flags.DEFINE_integer(
+        "warmup",
+        2,
+        "Steps before the first turn of each size, not measured.",
+        lower_bound=1,
     )
-    define("size", 256, "Side of the images with --what=input.", lower_bound=MIN_SIZE)
-    define("rounds", 5, "Turns of each candidate.", lower_bound=1)
-    define(
+
+
+def define_input_flags() -> None:
+    """Defines the flags of --what=input."""
+    flags.DEFINE_string("data", None, "folder:PATH. Its training images are read.")
+    flags.DEFINE_integer(
+        "size", 256, "Side of the images in pixels.", lower_bound=MIN_SIZE
+    )
+
+
+def define_common_flags() -> None:
+    """Defines the flags of every measurement."""
+    flags.DEFINE_enum("what", "step", WHAT, "What to measure.")
+    flags.DEFINE_integer(
+        "batch_size",
+        32,
+        "Images per batch at --base_size. At other sizes the number of pixels per "
+        "batch stays the same. With --what=input: images in every batch.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "threads",
+        None,
+        "CPU threads, and cores. Default: all; with --what=input 1.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer("rounds", 5, "Turns of each candidate.", lower_bound=1)
+    flags.DEFINE_integer(
         "steps",
         None,
         f"Measured steps per turn. Default: {STEPS}; with --what=input {INPUT_STEPS} "
         "batches.",
         lower_bound=1,
     )
-    define(
-        "warmup",
-        2,
-        "Steps before the first turn of each size, not measured.",
-        lower_bound=1,
-    )
     flags.DEFINE_string(
         "output", None, "File to which one JSON line per median is added."
     )
+
+
+FLAG_GROUPS = {
+    "Every measurement": define_common_flags,
+    "Training steps and inference": define_step_flags,
+    "Input pipelines": define_input_flags,
+}
 
 
 def measure(args: flags.FlagValues, records: list[dict]) -> None:
@@ -367,4 +381,4 @@ if __name__ == "__main__":
     # Training on a CPU is three times faster with it. The workers inherit both.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    run_command(main, __doc__, {"Flags": define_flags})
+    run_command(main, __doc__, FLAG_GROUPS)

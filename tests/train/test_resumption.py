@@ -56,7 +56,7 @@ def test_the_manager_saves_when_it_is_time_or_shall_stop():
     assert manager.stop_requested() == 0.0
     stop.set()
     assert manager.stop_requested() == 1.0
-    with pytest.raises(Preempted, match="SIGTERM after step 4, and saved. The same"):
+    with pytest.raises(Preempted, match="SIGTERM after step 4, and saved; the same"):
         manager.after_step(Progress(step=4), True)
     assert [progress.step for progress in saved] == [2, 4]
 
