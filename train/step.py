@@ -205,6 +205,12 @@ def _mean_over_replicas(gradients: list, replicas: int) -> list:
     ]
 
 
+def _as_numeric(value):
+    """Copies a target, bools as int32: several devices exchange numbers only."""
+    is_bool = value.dtype == tf.bool
+    return tf.cast(value, tf.int32) if is_bool else tf.identity(value)
+
+
 def make_eval_step(task: Task, model, strategy: tf.distribute.Strategy) -> Callable:
     """Makes the function of one evaluation step.
 
@@ -230,12 +236,11 @@ def make_eval_step(task: Task, model, strategy: tf.distribute.Strategy) -> Calla
             "stop": tf.identity(stop),
         }
         targets = {
-            name: tf.identity(value) for name, value in batch.items() if name != "image"
+            name: _as_numeric(value) for name, value in batch.items() if name != "image"
         }
         return sums, task.predictions(outputs, images.shape[1]), targets
 
     def gathered(values: dict) -> dict:
-        # Several devices exchange numbers only.
         return {name: strategy.gather(value, axis=0) for name, value in values.items()}
 
     @_function
