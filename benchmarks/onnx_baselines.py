@@ -28,7 +28,8 @@ from absl import app, flags, logging
 from keras_mobilevit import deeplab
 from keras_mobilevit.configs import VARIANTS
 from keras_mobilevit.files import whole_file
-from tflite.models import default_size, split_name
+from tflite.models import default_size
+from tflite.tasks.registry import split_name
 
 
 def _timm(name: str):
@@ -70,11 +71,11 @@ BUILDERS = {"": _timm, "deeplabv3_": _transformers}
 
 def export(model: str, size: int, output: Path) -> None:
     """Writes the peer of a model as ONNX, for one image of a fixed size."""
-    head, variant = split_name(model)
+    row, variant = split_name(model)
     try:
         import torch
 
-        peer = BUILDERS[head](variant).eval()
+        peer = BUILDERS[row.model_prefix](variant).eval()
     except ImportError as error:
         raise ValueError(f"pip install '.[peers]' first: {error}.") from error
     image = torch.zeros(1, 3, size, size)

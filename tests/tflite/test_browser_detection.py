@@ -18,7 +18,7 @@ from tflite.drivers import browser
 from tflite.drivers.browser_files import read_file
 from tflite.drivers.browser_results import MAX_OUTPUTS
 from tflite.formats.litert import tflite_content
-from tflite.tasks.detection import suppress
+from tflite.tasks.detection.postprocess import suppress
 from tflite.tasks.registry import task_of
 
 SIZE, CELLS = 64, 4  # of images, and of the grid of the detector of colours
@@ -69,7 +69,7 @@ def files(tmp_path_factory) -> list[str]:
     contents = {"colors": converted(detect_colors)}
     for nms in ("none", "builtin"):
         task = task_of(model, nms)
-        prepared = conversion.prepare(model, SIZE, True, None, None, task=task)
+        prepared = conversion.prepare(model, SIZE, task=task)
         contents[nms] = prepared.float32
     return [
         write_file(folder / f"{name}.tflite", content, labels=COLORS)

@@ -14,13 +14,14 @@ from keras_mobilevit.boxes import to_centers
 from keras_mobilevit.coco_names import COCO_NAMES
 from keras_mobilevit.detection import decode_outputs, non_max_suppression
 from tests.helpers.networks import build_detector
-from tests.tflite.test_coreml import flags, small_model
+from tests.tflite.test_coreml import small_model
 from tests.tflite.test_rewrites import randomized
 from tflite.formats.coreml import options, package
+from tflite.formats.coreml.options import PackageOptions
 from tflite.graph.graph import Node
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import COREML_REWRITES, deployment_graph
-from tflite.tasks import detection
+from tflite.tasks.detection import task as detection
 from tflite.validation.card import describe_package
 
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
@@ -333,8 +334,10 @@ def test_a_reshaping_to_a_map_has_no_form():
 def test_from_the_flags(tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("\n".join(LABELS))
-    args = flags(labels=str(file), ios="17")
-    core_ml = options.core_ml_from_flags(args, detection.RAW, network(), [], 1.0)
+    args = PackageOptions(
+        "runs/best.keras", "none", sizes=(SIZE,), labels=str(file), ios=17
+    )
+    core_ml = options.core_ml_from_options(args, detection.RAW, network(), [], 1.0)
     path = save(core_ml("float16", package.int8_weights), tmp_path)
     card = describe_package(path, MEANINGS, 255)
     assert card["labels"] == list(LABELS) and card["ios"] == 17
@@ -345,18 +348,18 @@ def test_from_the_flags(tmp_path):
 
 
 def test_raw_outputs_from_the_flags(tmp_path):
-    args = flags(raw_outputs=True)
-    core_ml = options.core_ml_from_flags(args, detection.RAW, network(), [], 1.0)
+    args = PackageOptions("runs/best.keras", "none", sizes=(SIZE,), raw_outputs=True)
+    core_ml = options.core_ml_from_options(args, detection.RAW, network(), [], 1.0)
     path = save(core_ml("float32"), tmp_path)
     assert max(differences(path, network(), SIZE)) <= 1e-5
 
 
 def test_a_detector_takes_one_size():
-    args = flags(sizes=["64", "96"])
+    args = PackageOptions("runs/best.keras", "none", sizes=(64, 96))
     with pytest.raises(ValueError, match="Received: --sizes=64,96. Give one"):
-        options.core_ml_from_flags(args, detection.RAW, network(), LABELS, 1.0)
+        options.core_ml_from_options(args, detection.RAW, network(), LABELS, 1.0)
 
 
 def test_a_detector_on_imagenets_backbone_has_not_its_names():
-    numbers = options.class_labels(flags(weights="imagenet"), [], 3)
+    numbers = options.class_labels(PackageOptions("mobilevit_s", "imagenet"), [], 3)
     assert numbers == ("0", "1", "2")

@@ -127,9 +127,7 @@ def outlier_model(settled_model) -> keras.Model:
 @pytest.mark.parametrize("recipe", ["int8-mixed", "int8"])
 def test_eight_bits_collapse_without_and_hold_with(recipe, outlier_model, tmp_path):
     images = photos(24)
-    prepared = conversion.prepare(
-        outlier_model, SIZE, True, lambda: images, fine_tuned=None
-    )
+    prepared = conversion.prepare(outlier_model, SIZE, calibration=images)
     expected = outlier_model.predict(images, verbose=0)
 
     def psnr(of) -> float:
@@ -140,7 +138,7 @@ def test_eight_bits_collapse_without_and_hold_with(recipe, outlier_model, tmp_pa
 
     limit = FORMATS[recipe].limits["psnr"]
     assert psnr(prepared) < limit - 5
-    assert psnr(prepared.rounded) > limit
+    assert psnr(prepared.bias_corrected) > limit
 
 
 # A block of every kind of operation that channels pass, around two uneven tensors.

@@ -42,7 +42,7 @@ def converted(path: Path, size: int | None = None) -> tuple[dict, dict]:
     model = models.load_model(str(path))
     size = size or models.fixed_size(model) or SIZE
     reference = conversion.make_reference(model, photos(size))
-    prepared = conversion.prepare(model, size, True, None, None)
+    prepared = conversion.prepare(model, size)
     output = path.with_suffix(".tflite")
     card = conversion.convert(prepared, "fp32", [reference], output, {})
     return card, LiteRTModel(output).predict(reference.images)
@@ -220,7 +220,7 @@ def test_what_tflite_has_no_operations_for_is_named(tmp_path):
         return ops.fft2((x[..., 0], x[..., 1]))[0]
 
     model = models.load_model(saved(scaled(build)(), tmp_path))
-    prepared = conversion.prepare(model, SIZE, True, None, None)
+    prepared = conversion.prepare(model, SIZE)
     with pytest.raises(ValueError, match="TFLite has no operations for .*FFT2D of Ten"):
         _ = prepared.float32
 

@@ -10,8 +10,8 @@ import keras
 import pytest
 
 from keras_mobilevit.litert import read_card
-from tflite import flags as convert_flags
 from tflite import models
+from tflite import options as convert_options
 from tflite.formats.coreml import options
 from tflite.report_rows import read_measurements
 
@@ -111,4 +111,4 @@ def test_something_else_in_place_of_a_card_is_named(content, tmp_path):
 def test_the_home_folder_is_meant_in_every_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     args = type("Args", (), {"model": "mobilevit_s", "weights": "~/mine.pt"})
-    assert convert_flags.weights_from_flags(args) == "/home/ada/mine.pt"
+    assert convert_options.weights_from_flags(args) == "/home/ada/mine.pt"

@@ -15,7 +15,7 @@ from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.image_files import make_folder, pil_file
 from tflite import exporter as conversion
 from tflite.images import load_images
-from tflite.tasks.classification import CLASSIFICATION
+from tflite.tasks.classification.task import SINGLE_LABEL
 from train import flags as train_flags
 from train.config import is_config, make_config, save_config
 from train.data.sources import load_source
@@ -46,7 +46,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     )
     # Logits that vary from image to image, so that it does not answer with one class.
     features = keras.Model(model.inputs, model.get_layer("head_pool").output)
-    images = load_images(CLASSIFICATION, "digits", "validation", 32, 32, 1.0).images
+    images = load_images(SINGLE_LABEL, "digits", "validation", 32, 32, 1.0).images
     features = features.predict(images, verbose=0)
     kernel = np.random.default_rng(0).normal(size=(320, 10)) / features.std()
     model.get_layer("predictions").set_weights(
@@ -59,7 +59,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     model.save(paths["keras"])
     model.save_weights(paths["weights.h5"])
     keras_mobilevit.save_safetensors(model, paths["safetensors"])
-    paths["tflite"].write_bytes(conversion.prepare(model, 32, True, None, None).float32)
+    paths["tflite"].write_bytes(conversion.prepare(model, 32).float32)
     return paths
 
 
@@ -127,7 +127,7 @@ def test_heads_of_all_kinds(activation, signs, ending, dark_and_light, tmp_path)
     if ending == "keras":
         model.save(path)
     else:
-        content = conversion.prepare(model, 32, True, None, None).float32
+        content = conversion.prepare(model, 32).float32
         path.write_bytes(content)
     report = evaluate(dark_and_light, weights=str(path))
     assert report.counts.tolist() == report.top1.tolist() == [3, 2]

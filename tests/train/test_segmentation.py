@@ -17,7 +17,7 @@ from keras_mobilevit.weights.load import load_model_file
 from tests.helpers.networks import build_segmenter
 from tests.train.test_masks import PLAIN, make_voc
 from tflite.images import load_images
-from tflite.tasks.segmentation import LOGITS
+from tflite.tasks.segmentation.task import LOGITS
 from train import loop
 from train.config import make_config
 from train.data import mask_sources, sampler

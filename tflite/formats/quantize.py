@@ -22,7 +22,7 @@ from tflite.validation.opcheck import op_name
 SMALL_KERNEL = 2048
 
 # XNNPACK computes in 16 bits on ARM where a file says so under this name.
-HALF_SUMS = ("reduced_precision_support", b"fp16accfp16")
+FP16_INFERENCE = ("reduced_precision_support", b"fp16accfp16")
 
 Op = qtyping.TFLOperationName
 _WITH_KERNEL = (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.FULLY_CONNECTED)
@@ -55,7 +55,7 @@ def _small_kernels(content: bytes) -> str:
     return f"^({'|'.join(names)})(;|$)" if names else "^$"
 
 
-def half_recipe(content: bytes) -> list[dict]:
+def fp16_recipe(content: bytes) -> list[dict]:
     """Weights in 16-bit floats, but for the smallest and the depthwise kernels."""
     recipe = recipe_manager.RecipeManager()
     half = qtyping.OpQuantizationConfig(
@@ -73,10 +73,10 @@ def half_recipe(content: bytes) -> list[dict]:
     return recipe.get_quantization_recipe()
 
 
-def allow_half_sums(content: bytes) -> bytes:
+def allow_fp16_inference(content: bytes) -> bytes:
     """Adds to a file that sums may be computed in 16-bit floats too."""
     model, _ = main_graph(content)
-    name, value = HALF_SUMS
+    name, value = FP16_INFERENCE
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(value, np.uint8)
     model.buffers.append(buffer)

@@ -6,6 +6,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# The networks of `tflite/suites/baselines.py`, by name: that module loads Keras.
+BASELINE_NAMES = (
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "deit_tiny",
+    "pit_tiny",
+)
 
 
 @dataclasses.dataclass(frozen=True)

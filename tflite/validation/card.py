@@ -1,4 +1,4 @@
-"""What a converted file is and does, and whether that is good enough."""
+"""The card of a converted file: what it takes, returns and consists of."""
 
 import importlib.metadata
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 import keras_mobilevit
 from keras_mobilevit.litert import LiteRTModel
-from tflite.validation import opcheck, tensor_errors
+from tflite.validation import opcheck
 from tflite.validation.fingerprint import sha256
 
 TFLITE_MAKERS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy")
@@ -188,118 +188,3 @@ def describe_package(path, meanings: dict[str, str], largest_value: float) -> di
         "sha256": sha256(path),
         "versions": versions(COREML_MAKERS),
     }
-
-
-def _accuracy_loss(card: dict) -> float | None:
-    """Returns the points of accuracy that were lost, but for chance's share."""
-    accuracy = card["accuracy"]
-    if accuracy is None:
-        return None
-    metric = accuracy["metric"]
-    lost = accuracy[f"keras_{metric}"] - accuracy[metric]
-    return float(np.maximum(0.0, lost - accuracy["tolerance"] * 1.001))  # NaN stays
-
-
-def _gpu_fault(card: dict, limit) -> str | None:
-    gpu = card["gpu"]
-    if not isinstance(gpu, dict):
-        return None
-    if not gpu["fully_accelerated"]:
-        return f"is not taken whole by the GPU: {gpu['error'] or 'some ops are left'}"
-    if gpu["error"]:
-        return f"fails on the GPU: {gpu['error']}"
-    what = "has outputs on the GPU that differ from the CPU's by up to"
-    return _too_much(what, gpu["max_abs"], limit, "at most")
-
-
-def _what_differs(card: dict, by_how_much: str) -> str:
-    parity = card["parity"]
-    if "agreement" in parity and "psnr_db" not in parity:  # classes are no amounts
-        return "has other classes than Keras in a part of the pixels:"
-    return f"has outputs that differ from {by_how_much}"
-
-
-# By name, what is wrong with a card for a limit, or None.
-CHECKS = {
-    "foreign": lambda card, _: (
-        f"needs operations that it should not: {', '.join(card['foreign_ops'])}"
-        if card["foreign_ops"]
-        else None
-    ),
-    "rank": lambda card, limit: _too_much(
-        "has tensors of rank", card["max_rank"], limit, "phones take at most"
-    ),
-    "casts": lambda card, limit: _too_much(
-        "has casts within the network:", card["casts"], limit, "at most"
-    ),
-    "outside": lambda card, limit: _too_much(
-        "leaves operations outside XNNPACK:",
-        sum(card["xnnpack"]["ops_outside"].values()),
-        limit,
-        "at most",
-    ),
-    "float": lambda card, limit: _too_much(
-        "has operations on floats:", sum(card["float_ops"].values()), limit, "at most"
-    ),
-    "parity": lambda card, limit: _too_much(
-        _what_differs(card, "Keras's by up to"),
-        card["parity"]["max_abs"],
-        limit,
-        "at most",
-    ),
-    "relative": lambda card, limit: _too_much(
-        _what_differs(card, "Keras's, relative to the largest, by up to"),
-        card["parity"]["max_abs"] / (card["parity"]["max_abs_reference"] or 1.0),
-        limit,
-        "at most",
-    ),
-    "agreement": lambda card, limit: _too_little(
-        "agrees with Keras, in what it finds, for a part of only",
-        card["parity"].get("agreement", 1.0),
-        limit,
-    ),
-    "psnr": lambda card, limit: _too_little(
-        "has outputs with a PSNR in dB against Keras's of",
-        card["parity"]["psnr_db"],
-        limit,
-    ),
-    "accuracy": lambda card, limit: _too_much(
-        "loses points of accuracy against Keras, beyond chance's share:",
-        _accuracy_loss(card),
-        limit,
-        "at most",
-    ),
-    "gpu": _gpu_fault,
-}
-
-
-def _too_much(what: str, value, limit, allowed: str) -> str | None:
-    # Written so that NaN is too much.
-    if value is None or value <= limit:
-        return None
-    return f"{what} {value:.3g}; {allowed} {limit:.3g}"
-
-
-def _too_little(what: str, value, limit) -> str | None:
-    if value >= limit:
-        return None
-    return f"{what} {value:.3g}; at least {limit:.3g}"
-
-
-def refuse_faults(card: dict, limits: dict[str, float], allowed=()) -> None:
-    """Raises a ValueError if a card exceeds its limits.
-
-    Args:
-        card: of the file.
-        limits: by the names of `CHECKS`.
-        allowed: names of checks that may fail.
-    """
-    faults = [
-        f"{fault} (--allow={name})"
-        for name, limit in ({"foreign": 0} | limits).items()
-        if name not in allowed and (fault := CHECKS[name](card, limit))
-    ]
-    if faults:
-        errors = card.get("largest_errors")
-        where = f" {tensor_errors.describe(errors)}" if errors else ""
-        raise ValueError(f"The {card['format']} file {'; '.join(faults)}.{where}")

@@ -11,8 +11,8 @@ import numpy as np
 
 from keras_mobilevit.boxes import CENTER_VARIANCE, SIZE_VARIANCE
 from keras_mobilevit.detection import IOU_THRESHOLD, SCORE_THRESHOLD
+from tflite.formats.coreml.flags import IOS_VERSIONS
 from tflite.formats.coreml.package import (
-    VERSIONS,
     Interface,
     check_labels,
     convert_program,
@@ -178,7 +178,7 @@ def make_program(graph: Graph, anchors, interface: Interface, precision: str):
     ct = load_coremltools()
     check_one_size(interface.sizes)
     size = interface.sizes[0]
-    target = getattr(ct.target, f"iOS{interface.ios or VERSIONS[0]}")
+    target = getattr(ct.target, f"iOS{interface.ios or IOS_VERSIONS[0]}")
     finish = functools.partial(_finish, np.asarray(anchors, np.float32), interface)
     program, _ = trace(graph, (1, 3, size, size), interface.layout, target, finish)
     names = [RAW[CONFIDENCE], RAW[COORDINATES]] if interface.labels else RAW_OUTPUTS

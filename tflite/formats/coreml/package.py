@@ -10,11 +10,11 @@ import math
 
 import numpy as np
 
+from tflite.formats.coreml.flags import IOS_VERSIONS
 from tflite.graph.graph import Graph, Node
 from tflite.graph.rewrites import fold_rescaling
 
 IMAGE_NAME = "image"
-VERSIONS = (16, 17, 18, 26)  # of iOS
 NEEDED_VERSION = 9  # of coremltools
 # Smaller arrays stay as they are: what describes a compressed one outweighs its gain.
 SMALLEST_COMPRESSED = 512
@@ -246,7 +246,7 @@ def fit_sizes(graph: Graph, interface: Interface) -> tuple[Graph, tuple, object]
     """
     ct = load_coremltools()
     size = interface.sizes[0]
-    shape, needed = (1, 3, size, size), VERSIONS[0]
+    shape, needed = (1, 3, size, size), IOS_VERSIONS[0]
     if len(interface.sizes) > 1:
         graph, shape, needed = _flexible(graph, interface, ct)
     ios = interface.ios or needed
