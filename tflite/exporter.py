@@ -131,6 +131,9 @@ def _describe_file(
 def _largest_errors(
     float_conversion: Conversion, path: Path, reference: Reference
 ) -> list[dict]:
+    """Returns the layers whose errors grow most, compared with the float file."""
+    if float_conversion.graph is None:
+        return []
     try:
         return tensor_errors.largest_errors(
             float_conversion.graph,

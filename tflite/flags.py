@@ -1,4 +1,4 @@
-"""The flags of `tflite/convert.py`. Importing this loads neither Keras nor TensorFlow."""
+"""The flags of `tflite/convert.py`. Importing this loads no Keras or TensorFlow."""
 
 from absl import flags
 

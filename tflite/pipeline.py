@@ -11,8 +11,8 @@ from absl import logging
 
 from keras_mobilevit.litert import read_card
 from tflite.exporter import convert
-from tflite.formats.coreml.options import IMAGENET_CLASSES, core_ml_from_options
 from tflite.formats.conversion import Conversion, prepare
+from tflite.formats.coreml.options import IMAGENET_CLASSES, core_ml_from_options
 from tflite.formats.qat import FineTuning
 from tflite.formats.table import COREML, FORMATS, TFLITE, FileType, formats_of
 from tflite.images import ImageSet, check_calibration_images, load_images
@@ -153,7 +153,7 @@ def _provenance(options: Options, task: Task, model: keras.Model, crop: float) -
     published = row.load().published_labels
     if options.weights == row.published_weights and published:
         described["labels"] = list(published)
-    elif Path(options.weights).is_file():
+    elif classes is not None and Path(options.weights).is_file():
         described["labels"] = labels_beside(options.weights, classes)
     return described | {"crop": crop}
 

@@ -110,7 +110,7 @@ def compare_file(path: Path, file_type: FileType, reference: Reference) -> dict:
 
 def _refuse_not_finite(outputs: Outputs) -> None:
     for name, values in outputs.items():
-        bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=-1)
+        bad = ~np.all(np.isfinite(values.reshape(len(values), -1)), axis=-1)
         if bad.any():
             raise ValueError(
                 f"The file's {name} are not finite for {bad.sum()} of {len(bad)} "

@@ -60,9 +60,9 @@ def _split_padding(graph: Graph) -> Graph:
 
 
 def _layer_types(tf_keras):
-    """Makes the layer class for operations of a graph that tf_keras has no layer for."""
+    """Makes the layer class for operations that have no layer in tf_keras."""
 
-    class GraphOperation(tf_keras.layers.Layer):
+    class GraphOperation(tf_keras.layers.Layer):  # type: ignore[name-defined]
         def __init__(self, op, options, weights=None, **kwargs):
             super().__init__(**kwargs)
             self.op, self.options, self.arrays = op, options, weights or {}
@@ -103,7 +103,7 @@ def _rounding_type(quantization):
     """Makes the class that says what a layer rounds: its kernel and its output."""
     quantizers = quantization.quantizers
 
-    class ByChannel(quantizers.LastValueQuantizer):
+    class ByChannel(quantizers.LastValueQuantizer):  # type: ignore[name-defined]
         """One range for each channel of a depthwise kernel, as in its `.tflite`."""
 
         def build(self, tensor_shape, name, layer):
@@ -117,7 +117,7 @@ def _rounding_type(quantization):
             rounded = super().__call__(flat, training, weights, **kwargs)
             return tf.reshape(rounded, inputs.shape)
 
-    class Rounding(quantization.QuantizeConfig):
+    class Rounding(quantization.QuantizeConfig):  # type: ignore[name-defined]
         def __init__(self, kernel: str | None, rounds_output: bool):
             self.kernel, self.rounds_output = kernel, rounds_output
 
@@ -173,7 +173,7 @@ def _functional(graph: Graph, make_layer, tf_keras):
     return tf_keras.Model(images, [values[name] for name in graph.outputs])
 
 
-def build_qat_model(graph: Graph, images) -> "tf_keras.Model":  # noqa: F821
+def build_qat_model(graph: Graph, images):  # noqa: ANN201 - tf_keras is optional
     """Builds the tf_keras model of a graph that rounds to 8 bits.
 
     Args:
@@ -322,7 +322,7 @@ def fine_tune_conversion(conversion: Conversion, settings: FineTuning) -> Graph:
         graph,
         settings.config,
         source,
-        scale=np.float32(conversion.input_max / 255),
+        scale=float(np.float32(conversion.input_max / 255)),
         returns_logits=output_name(conversion.model) == "logits",
     )
 

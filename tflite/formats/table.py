@@ -1,4 +1,4 @@
-"""The table of the file formats. Importing it loads neither Keras nor TensorFlow.
+"""The table of the file formats. Importing it loads no Keras or TensorFlow.
 
 To add a format, add a row to `FORMATS`. Its functions import what they need when they
 are called.
@@ -86,7 +86,7 @@ def _describe_tflite(path: Path, task: Task, names: list[str], input_max: float)
 def _run_tflite(path: Path, pixels, images, names: list[str]):
     from keras_mobilevit.litert import LiteRTModel
 
-    return LiteRTModel(path, os.cpu_count()).predict(images)
+    return LiteRTModel(path, os.cpu_count() or 1).predict(images)
 
 
 def _check_gpu(path: Path, pixels, images, check_gpu: bool) -> dict:

@@ -1,4 +1,4 @@
-"""Converts the models of a suite: python -m tflite.suites.conversion paper FOLDER
+"""Converts the models of a suite: `python -m tflite.suites.conversion paper FOLDER`.
 
 The weights are random and the images a few digits, since only latency is measured.
 """

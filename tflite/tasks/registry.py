@@ -1,4 +1,4 @@
-"""The table of the tasks of conversion. Importing it loads neither Keras nor TensorFlow.
+"""The table of the tasks of conversion. Importing it loads no Keras or TensorFlow.
 
 To add a task, add a folder that defines a `TaskFamily`, and a row here.
 """

@@ -1,6 +1,7 @@
 """The card of a converted file: what it takes, returns and consists of."""
 
 import importlib.metadata
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ TFLITE_MAKERS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "
 COREML_MAKERS = ("coremltools", "keras", "numpy")
 
 
-def versions(packages) -> dict[str, str]:
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Returns the versions of packages, and of this one."""
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"keras_mobilevit": keras_mobilevit.__version__, **found}
 
@@ -37,31 +39,30 @@ def _tensor(name: str, details, meaning: str) -> dict:
 
 
 def _position(litert: LiteRTModel, details) -> dict:
-    """Tells where an output stands in `get_output_details()`, which knows no names.
+    """Returns the index of an output in `get_output_details()`, if there are several.
 
-    TFLite orders outputs in its own way there; of one output nobody needs to ask.
+    TFLite's order there is not that of the signature, which has the names.
     """
     order = [x["index"] for x in litert.interpreter.get_output_details()]
     return {"position": order.index(details["index"])} if len(order) > 1 else {}
 
 
-def describe_file(path, meanings: dict[str, str], largest_value: float) -> dict:
-    """Describes what a file is.
+def describe_file(path, meanings: dict[str, str], input_max: float) -> dict:
+    """Describes a `.tflite` file.
 
     Args:
-        path: of the `.tflite`.
-        meanings: of its outputs, by their names.
-        largest_value: of the images that it takes, 255 or 1.
+        path: path of the file.
+        meanings: description of each output, by name.
+        input_max: largest value of the images that it takes, 255 or 1.
 
     Returns:
-        A dict for JSON.
+        Entries of the card.
     """
     litert = LiteRTModel(path)
     colors = "gray" if litert.input_shape[-1] == 1 else "RGB"
-    image = f"{colors} image, values in [0, {largest_value:g}]"
+    image = f"{colors} image, values in [0, {input_max:g}]"
     return {
-        "input": _tensor("images", litert.input, image)
-        | {"largest_value": largest_value},
+        "input": _tensor("images", litert.input, image) | {"largest_value": input_max},
         "outputs": [
             _tensor(name, details, meanings[name]) | _position(litert, details)
             for name, details in litert.outputs.items()
@@ -95,14 +96,14 @@ def _package_input(program) -> dict:
 
 
 def _shape(array) -> list[int | None] | None:
-    """Returns the shape of an output, `None` for a side that depends on the image."""
+    """Returns an output's shape, with `None` for sides that depend on the image."""
     ranges = array.shapeRange.sizeRanges
     if ranges:
         return [r.lowerBound if r.lowerBound == r.upperBound else None for r in ranges]
     return list(array.shape) or None
 
 
-def _package_output(program) -> list[dict]:
+def _package_outputs(program) -> list[dict]:
     return [
         {
             "name": output.name,
@@ -118,8 +119,8 @@ def _package_labels(program) -> list[str]:
     return [str(label) for labels in [*found, program.classes] for label in labels]
 
 
-def _package_suppression(program) -> dict:
-    """Returns the entry on non-maximum suppression, where a package has it."""
+def _package_nms(program) -> dict:
+    """Returns the entry on non-maximum suppression, if a package has it."""
     suppression = program.suppression
     if suppression is None:
         return {}
@@ -133,25 +134,30 @@ def _package_suppression(program) -> dict:
     }
 
 
-# What may stand in float32 between a network in float16 and Core ML: the naming of
-# classes, and the decoding of boxes.
-FINISHING = {"add", "classify", "clip", "concat", "exp", "mul", "split", "squeeze"}
-FINISHING |= {"sub"}
+# Operations that may run in float32 after a float16 network: decoding of boxes, and
+# labels.
+POSTPROCESSING = {
+    *("add", "classify", "clip", "concat", "exp", "mul", "split", "squeeze", "sub")
+}
 
 
 def _casts(program) -> tuple[int, int]:
-    """Counts the casts within a program, and those at its ends.
+    """Counts the casts inside a program, and those at its ends.
 
-    Core ML gives images, and takes probabilities and boxes, in float32.
+    Core ML passes images, probabilities and boxes in float32.
     """
     ends = {program.input, *program.outputs}
     scaled = [o for o in program.operations if o.kind in ("mul", "add")]
-    for operation in scaled:  # the scale of the pixels
+    for operation in scaled:  # scaling of the pixels
         if operation.inputs["x"][0] in ends:
             ends.add(operation.outputs[0])
     for operation in reversed(program.operations):
         is_half = np.float16 in operation.dtypes
-        if operation.kind in FINISHING and ends & {*operation.outputs} and not is_half:
+        if (
+            operation.kind in POSTPROCESSING
+            and ends & {*operation.outputs}
+            and not is_half
+        ):
             given = operation.inputs.values()
             ends |= {
                 name for names in given if isinstance(names, list) for name in names
@@ -161,8 +167,8 @@ def _casts(program) -> tuple[int, int]:
     return len(casts) - len(at_ends), len(at_ends)
 
 
-def describe_package(path, meanings: dict[str, str], largest_value: float) -> dict:
-    """Describes what a Core ML package is; see `describe_file`."""
+def describe_package(path, meanings: dict[str, str], input_max: float) -> dict:
+    """Describes a Core ML package; see `describe_file`."""
     from tflite.formats.coreml.evaluator import unknown_operations
     from tflite.formats.coreml.program import OPSET_IOS, read_program
 
@@ -170,11 +176,11 @@ def describe_package(path, meanings: dict[str, str], largest_value: float) -> di
     casts, casts_at_ends = _casts(program)
     return {
         "input": _package_input(program),
-        "outputs": _package_output(program),
+        "outputs": _package_outputs(program),
         "network_returns": " and ".join(meanings),
-        # Of a package without names those stay that the training left.
+        # A package without labels keeps the labels of the training.
         **({"labels": labels} if (labels := _package_labels(program)) else {}),
-        **_package_suppression(program),
+        **_package_nms(program),
         "ios": OPSET_IOS[program.opset],
         "ops": opcheck.count(operation.kind for operation in program.operations),
         "foreign_ops": unknown_operations(program),

@@ -1,4 +1,4 @@
-"""The limits that a card must keep. Importing this loads neither Keras nor TensorFlow."""
+"""The limits that a card must keep. Importing this loads no Keras or TensorFlow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flags of Core ML packages. Importing this loads neither Keras nor coremltools."""
+"""The flags of Core ML packages. Importing this loads no Keras or coremltools."""
 
 from absl import flags
 

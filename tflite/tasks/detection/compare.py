@@ -24,8 +24,8 @@ def matched_scores(reference: Outputs, found: Outputs) -> tuple[np.ndarray, int]
         The differences of the scores of the matched objects, and the number of the
         reference's objects without a match.
     """
-    boxes = np.float32(reference["boxes"])[:, None]
-    overlaps = np.asarray(box_math.iou(boxes, np.float32(found["boxes"])[None]))
+    expected, actual = (np.asarray(x["boxes"], np.float32) for x in (reference, found))
+    overlaps = np.asarray(box_math.iou(expected[:, None], actual[None]))
     is_same = reference["classes"][:, None] == found["classes"][None]
     overlaps = np.where(is_same, overlaps, 0.0)  # [reference, found]
     differences, missing = [], 0

@@ -22,13 +22,13 @@ from train.tasks.segmentation.task import SEGMENTATION as TRAINING
 
 SCOPE = "class_map"  # name scope of the postprocessing operations
 MIOU_TOLERANCE = 0.2  # points: pixels at borders may change their class
-LIMITS = {
+LIMITS: dict[str, dict] = {
     "fp32": {"agreement": 0.9999},
     "int8-mixed": {"accuracy": 0.8},  # 1 point including the tolerance
 }
 # A class map has no PSNR. XNNPACK runs neither argmax nor the cast of its result, so
 # two operations are not delegated.
-CLASS_MAP_LIMITS = {
+CLASS_MAP_LIMITS: dict[str, dict] = {
     "": {"psnr": None},
     "fp32": {"agreement": 0.9999, "undelegated_ops": 2},
     "fp16": {"agreement": 0.99, "undelegated_ops": 2},
