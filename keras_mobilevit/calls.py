@@ -1,15 +1,16 @@
-"""The calls that make up a Keras model and the models in it, as one flat list."""
+"""The calls of a Keras model, and of models within it, as one flat list."""
 
 import dataclasses
 import functools
 import inspect
+from collections.abc import Sequence
 
 import keras
 
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """What one call returns and others take; the model's inputs are values too."""
+    """An output of a call, or an input of the model."""
 
     number: int
 
@@ -19,12 +20,13 @@ class Call:
     """One call of a layer, or of an operation such as `x + y`.
 
     Attributes:
-        operation: what is called; no model whose own calls are listed.
-        args: its arguments, with `Value`s in place of tensors.
-        kwargs: likewise, by name.
-        outputs: what it returns, in the order of `keras.tree.flatten`.
-        trained_by: the name of the layer, or of the model around it, that is called
-            with `training=True`; `None` at inference.
+        operation: the layer or operation. A model within the model is replaced by its
+            own calls.
+        args: the positional arguments, with `Value`s in place of tensors.
+        kwargs: the keyword arguments, likewise.
+        outputs: the outputs, in the order of `keras.tree.flatten`.
+        trained_by: name of the layer, or of the model around it, that is called with
+            `training=True`; `None` at inference.
     """
 
     operation: keras.Operation
@@ -45,9 +47,9 @@ class Calls:
     """A model as a flat list.
 
     Attributes:
-        inputs: the model's.
-        calls: each after those whose outputs it takes.
-        outputs: the model's, or those that were asked for.
+        inputs: the inputs of the model.
+        calls: the calls, each after the calls whose outputs it takes.
+        outputs: the outputs of the model, or the tensors that were asked for.
     """
 
     inputs: tuple[Value, ...]
@@ -56,14 +58,14 @@ class Calls:
 
 
 def list_calls(model: keras.Model, outputs: list | None = None) -> Calls:
-    """Lists the calls of a functional or sequential model; the model stays as it is.
+    """Lists the calls of a functional or sequential model, which stays as it is.
 
     Args:
-        model: also with such models as layers, to any depth.
+        model: a model, also with such models as layers, to any depth.
         outputs: tensors of the model, by default its outputs.
 
     Returns:
-        Its `Calls`. A nested model of another kind, with code of its own, is one call.
+        Its `Calls`. A nested model of another kind is one call.
 
     Raises:
         ValueError: if the model itself is of another kind.
@@ -71,8 +73,8 @@ def list_calls(model: keras.Model, outputs: list | None = None) -> Calls:
     if not is_listed(model):
         raise ValueError(
             f"Model {model.name!r} is of the class {type(model).__name__}, whose "
-            "call() is code that cannot be read. Build it as keras.Model(inputs, "
-            "outputs) or keras.Sequential, with an Input of images."
+            "call() is code that cannot be read. Build the model as "
+            "keras.Model(inputs, outputs) or keras.Sequential, with an Input of images."
         )
     recorder = _Recorder()
     inputs = [recorder.new_value() for _ in model.inputs]
@@ -81,7 +83,7 @@ def list_calls(model: keras.Model, outputs: list | None = None) -> Calls:
 
 
 def is_listed(layer) -> bool:
-    """Tells whether a layer is a model whose calls Keras knows."""
+    """Tells whether a layer is a functional or sequential model."""
     if not isinstance(layer, keras.Model) or not getattr(layer, "inputs", None):
         return False
     if isinstance(layer, keras.Sequential):
@@ -91,23 +93,24 @@ def is_listed(layer) -> bool:
 
 
 class _StandIn(keras.Operation):
-    """Connects tensors in place of an operation, without computing their shapes."""
+    """Connects tensors in place of an operation whose output shapes are known."""
 
     def __init__(self, outputs: list):
         super().__init__()
         self.specs = outputs
 
-    def compute_output_spec(self, *args, **kwargs):
+    def compute_output_spec(self, *args, **kwargs) -> list:
+        """Returns the given outputs."""
         return self.specs
 
 
 class _Recorder:
-    """Follows a model's calls and writes them down."""
+    """Records the calls of a model."""
 
     def __init__(self):
-        self.calls = []
-        self._values = {}  # by the id of their Keras tensor
-        self._tensors = []  # kept, so that no id is used twice
+        self.calls: list[Call] = []
+        self._values: dict[int, Value] = {}  # by the id of their Keras tensor
+        self._tensors: list = []  # keeps the tensors alive, so that ids stay unique
         self._count = 0
 
     def new_value(self) -> Value:
@@ -119,6 +122,17 @@ class _Recorder:
         self._tensors.append(tensor)
 
     def follow(self, model, inputs, outputs, trained_by=None) -> list[Value]:
+        """Records the calls between a model's inputs and tensors within it.
+
+        Args:
+            model: the functional or sequential model.
+            inputs: the values of its inputs.
+            outputs: the tensors.
+            trained_by: see `Call`, for the call of the model.
+
+        Returns:
+            The values of the tensors.
+        """
         tensors = [
             keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in model.inputs
         ]
@@ -133,31 +147,30 @@ class _Recorder:
         return [self._values[id(tensor)] for tensor in clone.outputs]
 
     def _call(self, trained_by, operation, /, *args, **kwargs):
+        """Records a call, and returns tensors in place of its outputs."""
         trained_by = _trained_by(operation, args, kwargs, trained_by)
-        tensors = args, kwargs
-        args, kwargs = keras.tree.map_structure(
-            lambda x: self._values.get(id(x), x), tensors
+        found_args, found_kwargs = keras.tree.map_structure(
+            lambda x: self._values.get(id(x), x), (args, kwargs)
         )
         specs = [
             keras.KerasTensor(x.shape, x.dtype)
             for x in keras.tree.flatten(operation.output)
         ]
-        call = Call(
-            operation, args, kwargs, tuple(self.new_value() for _ in specs), trained_by
-        )
-        outputs = call.outputs
+        values = tuple(self.new_value() for _ in specs)
+        call = Call(operation, found_args, found_kwargs, values, trained_by)
+        outputs: Sequence[Value] = values
         if is_listed(operation) and len(operation.inputs) == len(call.inputs):
             outputs = self.follow(operation, call.inputs, operation.outputs, trained_by)
         else:
             self.calls.append(call)
-        made = _StandIn(specs)(*tensors[0], **tensors[1])
+        made = _StandIn(specs)(*args, **kwargs)
         for tensor, value in zip(made, outputs):
             self._remember(tensor, value)
         return made
 
 
 def _trained_by(operation, args, kwargs, around: str | None) -> str | None:
-    """Returns who asks for training in a call, by default the model around it."""
+    """Returns the name of the layer or model that asks for training in a call."""
     if not isinstance(operation, keras.Layer):
         return around
     signature = inspect.signature(operation.call)

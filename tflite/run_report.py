@@ -37,7 +37,7 @@ from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.files import whole_file
 from keras_mobilevit.litert import LiteRTModel
 from tflite.drivers.measurement import MEASURED
-from tflite.validation.fingerprint import sha256
+from tflite.validation.checksum import sha256
 from train.config import TrainConfig, load_config
 from train.data.pipeline import eval_batches
 from train.data.sources import Source, load_source

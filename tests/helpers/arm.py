@@ -1,9 +1,8 @@
-"""An emulated ARM CPU that runs `.tflite` files, for its numbers and not its speed.
+"""An emulated ARM CPU that runs `.tflite` files, to compare outputs but not speed.
 
-XNNPACK picks other kernels on phones than on x86: NEON in 32 bits, arithmetic in 16
-bits for files that allow it, dot products for 8 bits. QEMU's Cortex-A76 runs those.
-Nothing is installed on this machine: Debian's packages and Python's wheels are unpacked
-into a folder.
+On phones XNNPACK picks other kernels than on x86: NEON for float32, float16 arithmetic
+for files that allow it, dot products for int8. QEMU's Cortex-A76 runs these kernels.
+Nothing is installed: Debian packages and Python wheels are unpacked into a folder.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".arm"
-RUNNER = ROOT / "tests" / "arm_runner.py"
+RUNNER = ROOT / "tests" / "helpers" / "arm_runner.py"
 CONSTRAINTS = ROOT / "constraints.txt"
 PREPARE_TIMEOUT_S, RUN_TIMEOUT_S = 600, 3600
 CPU = "cortex-a76"
@@ -41,8 +40,8 @@ PACKAGES = (
     "libcrypt1",
 )
 WHEELS = ("numpy", "ai-edge-litert")
-# Lists and packages go into a folder of our own, so that apt leaves the system as it is
-# and needs no rights.
+# apt keeps its lists and packages in a folder of ours. So it needs no root and leaves
+# the system unchanged.
 APT = """
 Dir::State "{folder}/state";
 Dir::State::status "/dev/null";
@@ -51,7 +50,7 @@ APT::Architectures {{ "{native}"; "arm64"; }};
 APT::Sandbox::User "";
 Acquire::Languages "none";
 """
-# Of a Cortex-A76. The host's own, in another CPU's words, crashes XNNPACK.
+# A Cortex-A76's. The host's own file describes another CPU, and XNNPACK would crash.
 CPU_INFO = """processor\t: 0
 BogoMIPS\t: 100.00
 Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid \
@@ -74,11 +73,11 @@ SYSTEM_FILES = {
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a file gave on the ARM CPU.
+    """The outputs of a file on the ARM CPU.
 
     Attributes:
-        outputs: real numbers `[images, ...]`, by the outputs' names.
-        partitions: pieces that XNNPACK runs.
+        outputs: real numbers `[images, ...]` by the names of the outputs.
+        partitions: number of partitions that XNNPACK runs.
     """
 
     outputs: dict[str, np.ndarray]
@@ -90,7 +89,7 @@ class ArmMachine:
     """An emulated ARM CPU with Python, NumPy and LiteRT.
 
     Attributes:
-        folder: that `prepare` has filled.
+        folder: the folder that `prepare` filled.
 
     Example:
 
@@ -102,7 +101,7 @@ class ArmMachine:
     folder: Path
 
     def run(self, files, images: np.ndarray, scratch: Path) -> dict[str, Result]:
-        """Runs every file on every image, one after the other.
+        """Runs every file on every image, one by one.
 
         Args:
             files: paths of `.tflite` files with different names.
@@ -111,7 +110,7 @@ class ArmMachine:
             scratch: folder for the images and the outputs.
 
         Returns:
-            What each gave, by the names of the files.
+            The results by the names of the files.
 
         Raises:
             RuntimeError: if the program on the emulated machine fails.
@@ -144,7 +143,7 @@ def _result(found, file) -> Result:
 
 
 def _call(command, timeout_s: float = PREPARE_TIMEOUT_S, **options) -> str:
-    """Runs a program and returns what it prints.
+    """Runs a program and returns its output.
 
     Raises:
         RuntimeError: if it is missing, fails or takes too long.
@@ -168,7 +167,7 @@ def _call(command, timeout_s: float = PREPARE_TIMEOUT_S, **options) -> str:
 
 
 def _unpack_packages(folder: Path) -> None:
-    """Fetches Debian's packages and unpacks them: `root/`, and QEMU beside it."""
+    """Downloads Debian packages and unpacks them into `root/`, and QEMU beside it."""
     native = _call(["dpkg", "--print-architecture"]).strip()
     for name in ("state/lists/partial", "cache/archives/partial", "debs"):
         (folder / name).mkdir(parents=True)
@@ -195,7 +194,7 @@ def _unpack_packages(folder: Path) -> None:
 
 
 def _write_system_files(root: Path) -> None:
-    """Describes the CPU: QEMU looks here before it looks at the host's files."""
+    """Writes the files that describe the CPU; QEMU prefers them to the host's."""
     for name, content in SYSTEM_FILES.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +215,7 @@ def _install_wheels(site: Path) -> None:
 
 
 def _recipe() -> str:
-    """Tells what a folder holds, so that one of another recipe is built again."""
+    """Describes the content of a folder, so that another recipe rebuilds it."""
     wheels = [
         line
         for line in CONSTRAINTS.read_text().splitlines()
@@ -226,17 +225,16 @@ def _recipe() -> str:
 
 
 def prepare(folder: Path = FOLDER) -> ArmMachine:
-    """Builds the emulated machine, unless it is there.
+    """Builds the emulated machine, unless the folder holds it already.
 
     Args:
-        folder: to keep it in.
+        folder: the folder of the machine.
 
     Returns:
         The `ArmMachine`.
 
     Raises:
-        RuntimeError: if this machine has no apt and dpkg, or cannot reach what they
-            and pip download.
+        RuntimeError: if apt or dpkg is missing, or a download fails.
     """
     marker, recipe = folder / "recipe.txt", _recipe()
     if marker.is_file() and marker.read_text() == recipe:
@@ -245,5 +243,5 @@ def prepare(folder: Path = FOLDER) -> ArmMachine:
     _unpack_packages(folder.resolve())
     _write_system_files(folder / "root")
     _install_wheels(folder / "site")
-    marker.write_text(recipe)  # the last: a half-built folder has none
+    marker.write_text(recipe)  # last, so that a half-built folder has none
     return ArmMachine(folder)

@@ -1,6 +1,7 @@
 """Runs `.tflite` files on images: python arm_runner.py IMAGES.npy OUTPUT.npz FILE...
 
-Executed on the emulated machine of tests/helpers/arm.py, where there is only NumPy and LiteRT.
+It runs on the emulated machine of tests/helpers/arm.py, which has only NumPy and
+LiteRT.
 """
 
 import sys

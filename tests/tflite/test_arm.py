@@ -1,6 +1,6 @@
-"""Files give on a phone's CPU, emulated, what they give here: the same classes.
+"""Files return the same classes on an emulated phone CPU as on this machine.
 
-The numbers of an emulated CPU are right; its speed says nothing.
+An emulated CPU computes the right numbers; its speed says nothing.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.detection import decode_outputs
 from keras_mobilevit.litert import LiteRTModel
 from tests.helpers import arm
+from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_detector
-from tests.tflite.test_rewrites import randomized
 from tflite import exporter as conversion
 from tflite.formats.table import FORMATS
 from tflite.images import load_images
@@ -84,7 +84,7 @@ def real_files(tmp_path_factory) -> dict[str, Path]:
 
 
 def some_photos() -> np.ndarray:
-    """Validation photos from all over, as the network takes them."""
+    """Loads validation photos of many classes, in the network's range."""
     found = load_images(
         SINGLE_LABEL, f"folder:{PHOTOS}", "validation", 0, SIZE, CROP
     ).images
@@ -121,12 +121,12 @@ def test_a_phone_sees_the_same_classes(machine, real_files, tmp_path):
 
 
 class Detector:
-    """A detector's files, which return what the network gives beside the boxes.
+    """A detector's files; they return offsets and logits beside boxes and scores.
 
     Args:
         model: the Keras model.
-        images: to convert it for.
-        folder: for the files.
+        images: calibration images; they set the size.
+        folder: folder of the files.
     """
 
     def __init__(self, model: keras.Model, images: np.ndarray, folder: Path):
@@ -139,12 +139,12 @@ class Detector:
         self.anchors = anchor_boxes(size, size)
 
     def run(self, machine: arm.ArmMachine, images, scratch: Path) -> list[dict]:
-        """Returns what the file of 32 and that of 16 bits give on ARM."""
+        """Returns the outputs of the fp32 and the fp16 file on ARM."""
         found = machine.run(self.files.values(), images, scratch)
         return [found[path.name].outputs for path in self.files.values()]
 
     def decoded(self, outputs: dict) -> dict[str, np.ndarray]:
-        """Decodes what the network gave in 32 bits, on this machine."""
+        """Decodes offsets and logits in float32 on this machine."""
         boxes, scores = decode_outputs(outputs, self.anchors)
         return {"boxes": np.asarray(boxes), "scores": np.asarray(scores)}
 
@@ -165,7 +165,7 @@ def some_digits() -> np.ndarray:
 
 
 def check_boxes(reference: dict, outputs: dict, title: str) -> None:
-    """Prints how far boxes and scores are from a reference, and refuses much."""
+    """Prints the differences of boxes and scores from a reference, and limits them."""
     for name, limit in BOX_LIMITS.items():
         difference = largest_difference(outputs[name], reference[name])
         print(f"\n{title}: {name} differ by up to {difference:.2g}")
@@ -174,7 +174,7 @@ def check_boxes(reference: dict, outputs: dict, title: str) -> None:
 
 
 def test_16_bits_are_enough_for_boxes(machine, tmp_path):
-    """Of convolutions alone, which XNNPACK runs in 16 bits to the end."""
+    """The network has only convolutions, so XNNPACK runs all of it in float16."""
     source = dataclasses.make_dataclass("Source", ["class_names"])(range(3))
     keras.utils.set_random_seed(0)
     images = some_digits()
@@ -187,7 +187,7 @@ def test_16_bits_are_enough_for_boxes(machine, tmp_path):
 
 
 def test_the_real_detectors_boxes_are_those_of_its_offsets(machine, tmp_path):
-    """Its random weights enlarge the errors of 16 bits: those are only printed."""
+    """Random weights amplify the errors of float16, so these are only printed."""
     keras.utils.set_random_seed(0)
     model = SSDLite(
         "mobilevit_xxs", classes=3, weights=None, input_shape=(None, None, 3)

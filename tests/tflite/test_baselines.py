@@ -9,12 +9,13 @@ import pytest
 from keras import layers
 
 from keras_mobilevit.litert import LiteRTModel
-from tests.tflite.test_rewrites import images, outputs, randomized
+from tests.helpers.graphs import random_images, randomized, run_graph
 from tflite import exporter as conversion
 from tflite import models
 from tflite.formats.table import FORMATS
-from tflite.graph.reader import ACTIVATIONS, read_model
+from tflite.graph.reader import read_model
 from tflite.graph.rewrites import deployment_graph
+from tflite.graph.tf_ops import ACTIVATIONS
 from tflite.suites.baselines import (
     BASELINES,
     DEIT_TINY,
@@ -27,7 +28,7 @@ from tflite.suites.baselines import (
     build_vit,
 )
 from tflite.suites.suites import PAPER
-from tflite.validation import opcheck
+from tflite.validation import op_stats
 
 # timm's deit_tiny_patch16_224 and pit_ti_224, and the summaries of keras.applications.
 PARAMETERS = {
@@ -95,7 +96,7 @@ def relative_difference(found, expected) -> float:
 
 def check_conversion(model: keras.Model, size: int, folder) -> None:
     """Compares fp32 with Keras; both files must be one piece on XNNPACK."""
-    x = images(size, size, 4).astype(np.float32)
+    x = random_images(size, size, 4).astype(np.float32)
     prepared = conversion.prepare(model, size, calibration=x)
     expected = model.predict(x, verbose=0)
     limits = {"fp32": 1e-4, "int8-mixed": 0.1}  # of random weights
@@ -105,8 +106,8 @@ def check_conversion(model: keras.Model, size: int, folder) -> None:
         litert = LiteRTModel(path)
         (found,) = litert.predict(x).values()
         assert relative_difference(found, expected) < limit
-        assert opcheck.max_rank(path) <= 4
-        assert opcheck.foreign_ops(opcheck.count_ops(path)) == []
+        assert op_stats.max_rank(path) <= 4
+        assert op_stats.custom_ops(op_stats.count_ops(path)) == []
         assert litert.ops_outside_xnnpack() == {}
         assert litert.xnnpack_partitions() == 1
 
@@ -141,10 +142,10 @@ def test_the_suite_says_what_keras_counts():
 def test_the_rewrites_keep_the_outputs(name: str):
     """In float64; the graph as it is read differs from Keras by rounding only."""
     model = SMALL_MODELS[name]()
-    x = images(SMALL_SIZE, SMALL_SIZE, 2)
+    x = random_images(SMALL_SIZE, SMALL_SIZE, 2)
     graph = read_model(model, SMALL_SIZE, SMALL_SIZE)
-    expected = outputs(graph, x)
-    np.testing.assert_allclose(outputs(deployment_graph(graph), x), expected, 1e-9)
+    expected = run_graph(graph, x)
+    np.testing.assert_allclose(run_graph(deployment_graph(graph), x), expected, 1e-9)
     keras_outputs = model.predict(x.astype(np.float32), verbose=0)
     assert relative_difference(keras_outputs, expected) < 1e-5
 
@@ -233,7 +234,7 @@ def test_a_saved_vision_transformer_is_loaded(tmp_path):
     model = small_vit("pit")
     model.save(tmp_path / "pit.keras")
     loaded = models.load_model(str(tmp_path / "pit.keras"))
-    x = images(SMALL_SIZE, SMALL_SIZE).astype(np.float32)
+    x = random_images(SMALL_SIZE, SMALL_SIZE).astype(np.float32)
     np.testing.assert_array_equal(loaded(x), model(x))
 
 
@@ -252,7 +253,7 @@ def check_reading(model: keras.Model, size: int = 4) -> set[str]:
     x = np.random.default_rng(0).normal(0, 3, (2, *model.input_shape[1:]))
     expected = model(x.astype(np.float32))
     for form in (graph, rewritten):
-        np.testing.assert_allclose(outputs(form, x), expected, atol=1e-4)
+        np.testing.assert_allclose(run_graph(form, x), expected, atol=1e-4)
     return {node.op for node in rewritten.nodes.values()}
 
 
@@ -378,13 +379,17 @@ def test_a_baseline_has_random_weights_only():
 @pytest.mark.parametrize(
     ("op", "options", "message"),
     [
-        ("multiply", {}, "'m' is the operation 'multiply', .* no form for Core ML"),
+        (
+            "multiply",
+            {},
+            "'m' is the operation 'multiply', .* not supported for Core ML",
+        ),
         ("activation", {"function": "gelu"}, "'m' has the activation 'gelu'"),
     ],
 )
 def test_what_core_ml_has_no_form_of_is_named(op: str, options: dict, message: str):
     pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
-    from tflite.formats.coreml.operations import run_node
+    from tflite.formats.coreml.mil_ops import run_node
     from tflite.graph.graph import Node
 
     node = Node("m", op, ("x",), options=options)

@@ -22,7 +22,7 @@ from tflite.formats.coreml import package as package_module
 from tflite.formats.litert import tflite_content
 from tflite.suites import conversion as suite_conversion
 from tflite.suites import suites
-from tflite.validation.fingerprint import sha256
+from tflite.validation.checksum import sha256
 from train.config import make_config
 from train.data.sources import load_source
 
@@ -443,7 +443,7 @@ def test_errors_of_core_ml(arguments, message, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "darwin", reason="Core ML runs on macOS only")
 def test_this_mac_is_measured(tmp_path):
-    from tests.tflite.test_coreml import core_ml, save
+    from tests.helpers.coreml import core_ml, save
 
     path = save(core_ml("float16"), tmp_path)
     (measurement,) = coreml.measure_all([str(path)], ["cpu"], runs=3)

@@ -13,6 +13,7 @@ from keras_mobilevit.drawing import OPACITY, class_color
 from keras_mobilevit.segmentation import class_map
 from tests.helpers import chromium
 from tests.helpers.chromium import Chromium
+from tests.helpers.graphs import randomized
 from tests.tflite.test_browser_detection import (
     SIZE,
     canvas_pixel,
@@ -23,7 +24,6 @@ from tests.tflite.test_browser_detection import (
     wait_until_done,
     write_file,
 )
-from tests.tflite.test_rewrites import randomized
 from tflite import exporter as conversion
 from tflite.drivers.browser import PageServer
 from tflite.drivers.browser_files import read_file

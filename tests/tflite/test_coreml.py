@@ -1,11 +1,9 @@
-"""Core ML packages give Keras's numbers: their own program, run in NumPy."""
+"""Core ML packages return Keras's numbers when their programs run in NumPy."""
 
-import functools
 import importlib.metadata
 import json
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import keras
@@ -16,32 +14,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_mobilevit import VARIANTS
-from keras_mobilevit.classifier import build_classifier
-from tests.tflite.test_rewrites import randomized
+from tests.helpers.coreml import (
+    CLASSES,
+    classifier,
+    core_ml,
+    flags,
+    pixels,
+    save,
+    small_model,
+)
+from tests.helpers.graphs import randomized
 from tflite import exporter as conversion
 from tflite.formats.coreml import options, package
-from tflite.formats.coreml.classifier import make_classifier
 from tflite.formats.table import FORMATS
-from tflite.graph import operations
+from tflite.graph import tf_ops
 from tflite.graph.reader import read_model
-from tflite.graph.rewrites import COREML_REWRITES, deployment_graph
 from tflite.images import load_images
 from tflite.tasks.classification.task import SINGLE_LABEL
 from tflite.validation.card import describe_package, refuse_faults
-from tflite.validation.fingerprint import sha256
+from tflite.validation.checksum import sha256
 
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
 
 from coremltools.converters.mil import Builder as mb  # noqa: E402
 
-from tflite.formats.coreml import evaluator, on_mac, program  # noqa: E402
+from tflite.formats.coreml import mil_ops  # noqa: E402
+from tflite.validation import mil_evaluator, mil_reader, numpy_ops, on_mac  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-CLASSES = 10
 LABELS = tuple(f"garment {i}" for i in range(CLASSES))
 LAYOUTS = ("tokens", "ane")
 MEANINGS = {"logits": "one for each class"}
-# What is left of the network, all of it Core ML's own.
+# The operations of the network; Core ML has each of them.
 NATIVE = {
     *("add", "cast", "concat", "conv", "layer_norm", "linear", "mul", "pixel_shuffle"),
     *("pixel_unshuffle", "reduce_mean", "reshape", "silu", "softmax", "transpose"),
@@ -50,48 +54,11 @@ IN_TOKENS = NATIVE | {"matmul"}
 IN_ANE = NATIVE | {"einsum", "expand_dims", "split", "squeeze"}
 
 
-def classifier(name: str = "mobilevit_xxs", classes: int = CLASSES) -> keras.Model:
-    return _classifier(name, classes)  # one for all ways to ask for it
-
-
-@functools.cache
-def _classifier(name: str, classes: int) -> keras.Model:
-    return randomized(
-        build_classifier(
-            VARIANTS[name],
-            classes=classes,
-            classifier_activation=None,
-            input_shape=(None, None, 3),
-        )
-    )
-
-
-def pixels(size: int, count: int = 1) -> np.ndarray:
-    random = np.random.default_rng(size)
-    return random.integers(0, 256, (count, size, size, 3)).astype(np.uint8)
-
-
-@functools.cache
-def core_ml(precision: str, name: str = "mobilevit_xxs", classes=CLASSES, **options):
-    options = {"sizes": (64,)} | options
-    model = classifier(name, classes)
-    graph = read_model(model, options["sizes"][0], options["sizes"][0])
-    graph, scale = package.share_scale(deployment_graph(graph, COREML_REWRITES), 255)
-    interface = package.Interface(pixel_scale=scale, **options)
-    return make_classifier(graph, interface, precision, "logits")
-
-
-def save(model, folder: Path) -> Path:
-    path = folder / "model.mlpackage"
-    model.save(str(path))
-    return path
-
-
 def difference(path: Path, size: int, model: keras.Model) -> float:
     """Returns the largest difference of a logit, relative to the largest logit."""
     images = pixels(size)
     expected = model(images.astype(np.float32), training=False).numpy()
-    found = evaluator.Evaluator(path).predict(images, logits=True)
+    found = mil_evaluator.Evaluator(path).predict(images, logits=True)
     return np.abs(found - expected).max() / np.abs(expected).max()
 
 
@@ -102,7 +69,7 @@ def difference(path: Path, size: int, model: keras.Model) -> float:
     "layout", ["tokens", pytest.param("ane", marks=pytest.mark.slow)]
 )
 def test_float32_is_keras_own(layout, tmp_path):
-    """96 leaves a map of 3x3, which is resized to be cut into patches."""
+    """96 gives a map of 3x3, which must be resized before it is cut into patches."""
     path = save(core_ml("float32", sizes=(96,), layout=layout), tmp_path)
     assert difference(path, 96, classifier()) <= 1e-6
     card = describe_package(path, MEANINGS, 255)
@@ -148,18 +115,28 @@ def test_core_ml_itself_agrees(tmp_path):
     path = save(core_ml("float32"), tmp_path)
     (image,) = pixels(64)
     found = ct.models.MLModel(str(path)).predict({"image": Image.fromarray(image)})
-    expected = evaluator.Evaluator(path).predict(image[None])
+    expected = mil_evaluator.Evaluator(path).predict(image[None])
     np.testing.assert_allclose(found["logits"], expected, atol=1e-3)
 
 
-# The interface ------------------------------------------------------------------------
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_operations_that_core_ml_lacks(layout):
+    """Every operation has its name in TensorFlow; these six have no function in MIL."""
+    found = mil_ops.OPERATIONS.keys() | mil_ops.LAYOUTS[layout]
+    assert tf_ops.OPERATIONS.keys() - found == {
+        *("crop_tokens", "keras", "multiply", "pad_tokens", "positions", "rms_norm")
+    }
+    assert found <= tf_ops.OPERATIONS.keys() | {"best_class"}  # a segmenter's ending
+
+
+# What an application sees -------------------------------------------------------------
 
 
 def test_an_image_goes_in_and_names_come_out(tmp_path):
     metadata = {"author": "A", "license": "L", "version": "1", "source": "S"}
     model = core_ml("float16", labels=LABELS, metadata=Frozen(metadata))
     path = save(model, tmp_path)
-    described = program.read_program(path).description
+    described = mil_reader.read_program(path).description
     assert described.input[0].type.imageType.colorSpace == 20  # RGB
     assert described.predictedFeatureName == "classLabel"
     assert (described.metadata.author, described.metadata.license) == ("A", "L")
@@ -167,7 +144,7 @@ def test_an_image_goes_in_and_names_come_out(tmp_path):
     assert described.metadata.userDefined["source"] == "S"
     image = pixels(64)
     expected = classifier()(image.astype(np.float32)).numpy()[0]
-    values = evaluator.Evaluator(path).run(image[0])
+    values = mil_evaluator.Evaluator(path).run(image[0])
     assert values["classLabel"] == LABELS[expected.argmax()]
     probabilities = values["classLabel_probs"]
     assert tuple(probabilities) == LABELS
@@ -186,7 +163,7 @@ class Frozen(dict):
     "layout", ["tokens", pytest.param("ane", marks=pytest.mark.slow)]
 )
 def test_several_sizes(layout, tmp_path):
-    """One program for all; at 96 the last map is resized, at 64 it is not."""
+    """One program takes all sizes; only at 96 is the last map resized."""
     model = core_ml("float32", sizes=(64, 96, 128), layout=layout)
     path = save(model, tmp_path)
     for size in (64, 96, 128):
@@ -216,7 +193,7 @@ def test_an_ios_that_is_too_old_is_refused():
     [
         (LABELS[:9], "has 10 classes, but 9 labels"),
         ((*LABELS[:9], ""), "Label 10 of the labels is empty"),
-        (LABELS[:9] + LABELS[:1], "more than one is called 'garment 0'"),
+        (LABELS[:9] + LABELS[:1], "more than one class is called .garment 0."),
     ],
 )
 def test_labels_that_do_not_fit(labels, message):
@@ -251,11 +228,11 @@ def test_pixels_stay_exact_in_float16(before, largest, power, ops):
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Rescaling(**before)(inputs) if before else inputs
     model = randomized(keras.Model(inputs, keras.layers.Conv2D(2, 1)(x)))
-    graph, scale = package.share_scale(read_model(model, 8, 8), largest)
+    graph, scale = package.split_input_scale(read_model(model, 8, 8), largest)
     assert scale == power
     assert {node.op for node in graph.nodes.values()} == ops
     image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3))
-    (found,) = operations.run(graph, image * scale)
+    (found,) = tf_ops.run(graph, image * scale)
     expected = model(image * largest / 255)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -341,20 +318,6 @@ def test_every_fault_of_a_package_is_told(change, message):
         refuse_faults(CARD | change, limits)
 
 
-class Flags(types.SimpleNamespace):
-    """Stands for absl's parsed flags, which a process has only once."""
-
-    def __getitem__(self, name):
-        return types.SimpleNamespace(present=int(name in self.given))
-
-
-def flags(**given) -> Flags:
-    defaults = dict.fromkeys(("sizes", "ios", "labels", "author", "license"))
-    defaults |= {"model": "runs/best.keras", "weights": "none", "layout": "tokens"}
-    defaults |= {"raw_outputs": False, "no_rewrite": False, "size": 64}
-    return Flags(**defaults | given, given=given)
-
-
 @pytest.mark.parametrize(
     ("given", "has_packages", "message"),
     [
@@ -386,7 +349,7 @@ def test_labels_come_from_the_flag_or_from_beside_the_model(tmp_path, caplog):
 
 
 def test_imagenets_names_are_told_apart(monkeypatch):
-    """Two of its classes are cranes; the file with the names is not at hand here."""
+    """Two classes are called crane. The file of names would need a download."""
     names = [(f"n{i}", "crane" if i in (134, 517) else f"c{i}") for i in range(1000)]
 
     def decode(scores, top):
@@ -420,29 +383,11 @@ def test_from_the_command_line(tmp_path):
         "mobilevit_xxs_64_coreml-int8_ane.mlpackage",
         "mobilevit_xxs_64_coreml_ane.mlpackage",
     ]
-    described = program.read_program(tmp_path / packages[1]).description
+    described = mil_reader.read_program(tmp_path / packages[1]).description
     assert described.metadata.author == "Ada"
 
 
 # Smaller weights ----------------------------------------------------------------------
-
-
-def small_model(weight: np.ndarray, ios: int):
-    @mb.program(
-        input_specs=[mb.TensorSpec((1, 3, 8, 8))],
-        opset_version=getattr(ct.target, f"iOS{ios}"),
-    )
-    def convolution(image):
-        return mb.conv(x=image, weight=weight, name="y")
-
-    return ct.convert(
-        convolution,
-        source="milinternal",
-        inputs=[ct.ImageType(name="image", shape=(1, 3, 8, 8))],
-        minimum_deployment_target=getattr(ct.target, f"iOS{ios}"),
-        compute_precision=ct.precision.FLOAT32,
-        skip_model_load=True,
-    )
 
 
 @pytest.mark.parametrize("ios", [16, 18])
@@ -456,14 +401,14 @@ def test_int8_weights(ios, tmp_path):
         1,
         "VALID",
     )
-    found = evaluator.Evaluator(path).predict(pixels(8))
+    found = mil_evaluator.Evaluator(path).predict(pixels(8))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
     assert any(kind.startswith("constexpr") for kind in kinds(path))
 
 
 @pytest.mark.parametrize("ios", [16, 18])
 def test_weights_out_of_a_table(ios, tmp_path):
-    """64 values alone: a table of 64 loses nothing."""
+    """The weights have 64 different values, so a table of 64 loses nothing."""
     random = np.random.default_rng(0)
     values = random.normal(size=64).astype(np.float32)
     weight = values[random.integers(0, 64, (64, 3, 3, 3))]
@@ -471,13 +416,13 @@ def test_weights_out_of_a_table(ios, tmp_path):
     expected = tf.nn.conv2d(
         pixels(8).astype(np.float32), weight.transpose(2, 3, 1, 0), 1, "VALID"
     )
-    found = evaluator.Evaluator(path).predict(pixels(8))
+    found = mil_evaluator.Evaluator(path).predict(pixels(8))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
     assert "constexpr_lut_to_dense" in kinds(path)
 
 
 def kinds(path) -> set[str]:
-    return {operation.kind for operation in program.read_program(path).operations}
+    return {operation.kind for operation in mil_reader.read_program(path).operations}
 
 
 @given(bits=st.sampled_from([1, 2, 3, 4, 6, 8]), data=st.data())
@@ -486,7 +431,7 @@ def test_packed_bits(bits, data):
     values = data.draw(numbers)
     stream = sum(value << bits * i for i, value in enumerate(values))
     packed = stream.to_bytes(-(-bits * len(values) // 8), "little")
-    found = program.unpack_bits(np.frombuffer(packed, np.uint8), bits, len(values))
+    found = mil_reader.unpack_bits(np.frombuffer(packed, np.uint8), bits, len(values))
     assert found.tolist() == values
 
 
@@ -512,7 +457,7 @@ def test_convolutions_are_tensorflows(size, kernel, strides, padding, depthwise)
         if depthwise
         else (weight.transpose(3, 2, 0, 1))
     )
-    found = evaluator.OPERATIONS["conv"](
+    found = numpy_ops.OPERATIONS["conv"](
         x=x.transpose(0, 3, 1, 2),
         weight=weight,
         strides=strides,
@@ -527,7 +472,7 @@ def test_convolutions_are_tensorflows(size, kernel, strides, padding, depthwise)
 def test_resizing_is_tensorflows(sides):
     old, new = sides[:2], sides[2:]
     x = np.random.default_rng(0).normal(size=(1, *old, 2)).astype(np.float32)
-    found = evaluator.OPERATIONS["resize_bilinear"](
+    found = numpy_ops.OPERATIONS["resize_bilinear"](
         x.transpose(0, 3, 1, 2), *new, "UNALIGN_CORNERS"
     )
     expected = tf.image.resize(x, new)
@@ -537,7 +482,7 @@ def test_resizing_is_tensorflows(sides):
 def check_rounding(x: np.ndarray) -> None:
     with np.errstate(over="ignore"):
         expected = x.astype(np.float16).astype(np.float32)
-    np.testing.assert_array_equal(evaluator.round_to_half(x), expected)
+    np.testing.assert_array_equal(numpy_ops.round_to_half(x), expected)
 
 
 @given(st.lists(st.floats(width=32), min_size=1))
@@ -546,8 +491,8 @@ def test_rounding_is_numpys(values):
 
 
 @pytest.mark.parametrize("part", [0.25, 0.5, 0.75])
-def test_rounding_between_all_neighbours(part):
-    """Also where float16 has no more exponents, and at ties."""
+def test_rounding_between_all_neighbors(part):
+    """The range includes subnormal numbers; a part of 0.5 makes ties."""
     numbers = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     check_rounding(numbers[:-1] + (numbers[1:] - numbers[:-1]) * np.float32(part))
 
@@ -563,8 +508,8 @@ def test_an_operation_that_is_not_known_is_named(tmp_path):
         minimum_deployment_target=ct.target.iOS16,
         skip_model_load=True,
     )
-    with pytest.raises(ValueError, match="operations not known: .*erf"):
-        evaluator.Evaluator(save(model, tmp_path))
+    with pytest.raises(ValueError, match="cannot be evaluated: erf"):
+        mil_evaluator.Evaluator(save(model, tmp_path))
     card = describe_package(tmp_path / "model.mlpackage", MEANINGS, 255)
     assert card["foreign_ops"] == ["erf"]
 
@@ -575,14 +520,16 @@ def test_a_damaged_package_is_told(tmp_path):
     content = weights.read_bytes()
     for length in (10_000, 100, 60, 0):
         weights.write_bytes(content[:length])
-        with pytest.raises(ValueError, match="weight.bin is missing, cut or damaged"):
-            evaluator.Evaluator(path)
+        with pytest.raises(
+            ValueError, match="weight.bin is missing, truncated or damaged"
+        ):
+            mil_evaluator.Evaluator(path)
     weights.unlink()
     with pytest.raises(ValueError, match="weight.bin is missing"):
-        evaluator.Evaluator(path)
+        mil_evaluator.Evaluator(path)
     (path / "Manifest.json").unlink()
-    with pytest.raises(ValueError, match="is no Core ML package"):
-        program.read_program(path)
+    with pytest.raises(ValueError, match="is not a Core ML package"):
+        mil_reader.read_program(path)
 
 
 @pytest.mark.parametrize(
@@ -595,10 +542,10 @@ def test_a_damaged_package_is_told(tmp_path):
     ],
 )
 def test_a_mac_says_what_core_ml_makes_of_it(shift, verdict, tmp_path, monkeypatch):
-    """With NumPy's numbers in the place of Core ML's."""
+    """NumPy's outputs, shifted, stand in for Core ML's."""
     path = save(core_ml("float32", labels=LABELS), tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    package = evaluator.Evaluator(path)
+    package = mil_evaluator.Evaluator(path)
     values = package.run(pixels)
 
     def predict(path, pixels) -> dict:

@@ -1,4 +1,4 @@
-"""Core ML packages of detectors: Keras's boxes and scores, in a form Vision knows."""
+"""Core ML packages of detectors: Keras's boxes and scores, in the form of Vision."""
 
 import dataclasses
 import functools
@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from keras_mobilevit import SSDLite, anchor_boxes
-from keras_mobilevit.boxes import to_centers
 from keras_mobilevit.coco_names import COCO_NAMES
-from keras_mobilevit.detection import decode_outputs, non_max_suppression
+from keras_mobilevit.detection import decode_outputs
+from tests.helpers.coreml import small_model
+from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_detector
-from tests.tflite.test_coreml import small_model
-from tests.tflite.test_rewrites import randomized
 from tflite.formats.coreml import options, package
 from tflite.formats.coreml.options import PackageOptions
 from tflite.graph.graph import Node
@@ -26,8 +25,9 @@ from tflite.validation.card import describe_package
 
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
 
-from tflite.formats.coreml import detector, evaluator, program, suppression  # noqa: E402
-from tflite.formats.coreml.operations import run_node  # noqa: E402
+from tflite.formats.coreml import detector, nms  # noqa: E402
+from tflite.formats.coreml.mil_ops import run_node  # noqa: E402
+from tflite.validation import mil_evaluator, mil_reader  # noqa: E402
 
 SIZE = 64
 LABELS = ("cell", "debris", "unused 1")
@@ -42,7 +42,7 @@ def network() -> keras.Model:
 
 
 def with_spread(model: keras.Model) -> keras.Model:
-    """Scales the predictions so that boxes and scores are those of a trained model."""
+    """Scales the predictions to the spread of a trained model's."""
     images = pixels(model.input_shape[1] or SIZE).astype(np.float32)
     for layer in model.layers:
         if layer.name.endswith("_predictions"):
@@ -58,14 +58,15 @@ def pixels(size: int, count: int = 1) -> np.ndarray:
 
 
 def core_ml(precision, model=None, size=SIZE, anchors=None, compress=None, **given):
-    interface = package.Interface(**{"sizes": (size,), "labels": LABELS} | given)
+    spec = package.PackageSpec(**{"sizes": (size,), "labels": LABELS} | given)
     graph = deployment_graph(
         read_model(model or network(), size, size), COREML_REWRITES
     )
-    graph, scale = package.share_scale(graph, 255)
-    interface = dataclasses.replace(interface, pixel_scale=scale)
+    graph, scale = package.split_input_scale(graph, 255)
+    spec = dataclasses.replace(spec, pixel_scale=scale)
     anchors = anchor_boxes(size, size) if anchors is None else anchors
-    return detector.make_detector(graph, anchors, interface, precision, compress)
+    made = detector.make_program(graph, anchors, spec, precision)
+    return detector.finalize_detector(compress(made) if compress else made, spec)
 
 
 @functools.cache
@@ -84,7 +85,7 @@ def differences(path: Path, model: keras.Model, size: int) -> tuple[float, float
     images = pixels(size, 2)
     outputs = model(images.astype(np.float32), training=False)
     expected = [x.numpy() for x in decode_outputs(outputs, anchor_boxes(size, size))]
-    found = evaluator.Evaluator(path).predict_outputs(images)
+    found = mil_evaluator.Evaluator(path).predict_outputs(images)
     assert list(found) == ["boxes", "scores"]
     pairs = zip(found.values(), expected)
     assert all(values.shape == wanted.shape for values, wanted in pairs)
@@ -109,7 +110,7 @@ def test_float16_decodes_boxes_in_float32(tmp_path):
     assert boxes <= 1e-3 and scores <= 3e-3
     card = describe_package(path, MEANINGS, 255)
     assert (card["casts"], card["casts_at_ends"]) == (0, 3)
-    kinds = {o.kind: o.dtypes for o in program.read_program(path).operations}
+    kinds = {o.kind: o.dtypes for o in mil_reader.read_program(path).operations}
     assert kinds["exp"] == (np.float32,)
     assert kinds["conv"] == kinds["softmax"] == (np.float16,)
 
@@ -133,7 +134,7 @@ def test_raw_outputs_are_boxes_and_scores(tmp_path):
 def test_smaller_weights_leave_the_anchors_as_they_are(compress, limit, tmp_path):
     path = save(core_ml("float16", compress=compress), tmp_path)
     assert max(differences(path, network(), SIZE)) <= limit
-    read = program.read_program(path)
+    read = mil_reader.read_program(path)
     assert any(o.kind.startswith("constexpr") for o in read.operations)
     halves = anchor_boxes(SIZE, SIZE)[:, 2:] / 2
     assert any(np.array_equal(x, halves) for x in read.constants.values())
@@ -204,33 +205,35 @@ def test_the_card_of_a_pipeline(tmp_path):
 
 
 def test_columns_without_a_class_are_nothing(tmp_path):
-    """Their labels are not among the classes, and their scores are 0."""
+    """Empty columns are not among the card's classes, and their scores are 0."""
     path = save(small("float32"), tmp_path)
-    values = evaluator.Evaluator(path).run(pixels(SIZE)[0])
+    values = mil_evaluator.Evaluator(path).run(pixels(SIZE)[0])
     assert values["raw_confidence"].shape == (len(anchor_boxes(SIZE, SIZE)), 80)
     assert not values["raw_confidence"][:, 3:].any()
-    filled = suppression.fill_up(LABELS)
+    filled = nms.pad_labels(LABELS)
     assert filled[:4] == [*LABELS, "unused 2"] and len(set(filled)) == 80
-    assert suppression.fill_up(COCO_NAMES) == list(COCO_NAMES)
+    assert nms.pad_labels(COCO_NAMES) == list(COCO_NAMES)
 
 
 def test_a_pipeline_of_coremltools_own_is_read_too(tmp_path):
-    """It calls the file of weights 0-weight.bin."""
+    """coremltools names the weight file of a pipeline 0-weight.bin."""
     made = small("float32")
     _, last = made.get_spec().pipeline.models
     graph = deployment_graph(read_model(network(), SIZE, SIZE), COREML_REWRITES)
-    graph, scale = package.share_scale(graph, 255)
-    interface = package.Interface((SIZE,), LABELS, scale)
+    graph, scale = package.split_input_scale(graph, 255)
+    spec = package.PackageSpec((SIZE,), LABELS, scale)
     anchors = anchor_boxes(SIZE, SIZE)
     joined = ct.utils.make_pipeline(
-        detector.make_program(graph, anchors, interface, "float32"),
+        detector.make_program(graph, anchors, spec, "float32"),
         ct.models.MLModel(last, skip_model_load=True),
     )
     path = save(joined, tmp_path)
     assert [file.name for file in path.rglob("*.bin")] == ["0-weight.bin"]
-    found = evaluator.Evaluator(path).predict_outputs(pixels(SIZE))
+    found = mil_evaluator.Evaluator(path).predict_outputs(pixels(SIZE))
     assert found["scores"].shape[-1] == 80  # without our metadata
-    expected = evaluator.Evaluator(save(made, tmp_path)).predict_outputs(pixels(SIZE))
+    expected = mil_evaluator.Evaluator(save(made, tmp_path)).predict_outputs(
+        pixels(SIZE)
+    )
     np.testing.assert_array_equal(found["boxes"], expected["boxes"])
 
 
@@ -240,67 +243,25 @@ def test_a_package_that_is_none_of_ours_is_told(tmp_path):
     path = save(small("float32", labels=()), tmp_path)
     (file,) = path.rglob("model.mlmodel")
     file.write_bytes(model.SerializeToString())
-    with pytest.raises(ValueError, match="holds no ML Program.* Found: identity"):
-        program.read_program(path)
+    with pytest.raises(
+        ValueError, match="holds neither an ML Program.* Found: identity"
+    ):
+        mil_reader.read_program(path)
 
 
 def test_damaged_weights_are_told(tmp_path):
     path = save(small("float32"), tmp_path)
     (weights,) = path.rglob("weight.bin")
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ValueError, match="weight.bin is missing, cut or damaged"):
-        evaluator.Evaluator(path)
+    with pytest.raises(ValueError, match="weight.bin is missing, truncated or damaged"):
+        mil_evaluator.Evaluator(path)
 
 
 def test_a_classifier_has_no_boxes(tmp_path):
     weight = np.ones((4, 3, 1, 1), np.float32)
     path = save(small_model(weight, 16), tmp_path)
-    with pytest.raises(ValueError, match="is no detector.* Found: y"):
-        evaluator.Evaluator(path).predict_outputs(pixels(8))
-
-
-# Non-maximum suppression --------------------------------------------------------------
-
-
-def some_boxes(seed: int, count: int = 40) -> np.ndarray:
-    """Makes corners whose overlaps are free of rounding."""
-    random = np.random.default_rng(seed)
-    first = random.integers(0, 32, (count, 2))
-    second = first + random.integers(1, 32, (count, 2))
-    return np.concatenate([first, second], axis=-1).astype(np.float32) / 64
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_suppression_is_keras_own_for_boxes_of_one_class(seed):
-    boxes = some_boxes(seed)
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 3, len(boxes))
-    scores = random.uniform(0, 1, len(boxes)).astype(np.float32) ** 4
-    scores = np.eye(3, dtype=np.float32)[labels] * scores[:, None]
-    found = non_max_suppression(boxes[None], scores[None])
-    expected = {name: np.asarray(values)[0] for name, values in found.items()}
-    count = np.count_nonzero(expected["scores"])
-    coordinates = np.asarray(to_centers(boxes))
-    confidence, coordinates = suppression.suppress(coordinates, scores)
-    assert 0 < len(confidence) == count < len(boxes)
-    np.testing.assert_array_equal(confidence.max(-1), expected["scores"][:count])
-    np.testing.assert_array_equal(confidence.argmax(-1), expected["classes"][:count])
-    corners = suppression.to_corners(coordinates)
-    np.testing.assert_array_equal(corners, expected["boxes"][:count])
-
-
-def test_a_box_of_two_classes_counts_once():
-    """Keras finds it twice; Core ML has one row, with both confidences."""
-    boxes, scores = some_boxes(0, 1), np.array([[0.6, 0.3]], np.float32)
-    found = non_max_suppression(boxes[None], scores[None])
-    assert np.count_nonzero(found["scores"]) == 2
-    confidence, _ = suppression.suppress(np.asarray(to_centers(boxes)), scores)
-    np.testing.assert_array_equal(confidence, scores)
-
-
-def test_no_box_may_be_left():
-    confidence, coordinates = suppression.suppress(np.ones((3, 4)), np.zeros((3, 2)))
-    assert confidence.shape == (0, 2) and coordinates.shape == (0, 4)
+    with pytest.raises(ValueError, match="is not a detector.* Found: y"):
+        mil_evaluator.Evaluator(path).predict_outputs(pixels(8))
 
 
 # What does not fit --------------------------------------------------------------------
@@ -309,7 +270,7 @@ def test_no_box_may_be_left():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"sizes": (64, 96)}, "one size of image. Received: --sizes=64,96"),
+        ({"sizes": (64, 96)}, "fit one size of image. Received: --sizes=64,96"),
         ({"labels": LABELS[:2]}, "has 3 classes, but 2 labels"),
         (
             {"anchors": anchor_boxes(96, 96)},
@@ -324,7 +285,7 @@ def test_what_does_not_fit_the_network_is_told(given, message):
 
 def test_a_reshaping_to_a_map_has_no_form():
     node = Node("r", "reshape", ("x",), options={"shape": (2, 2, 3)})
-    with pytest.raises(ValueError, match="'r' reshapes to a map of .*no form"):
+    with pytest.raises(ValueError, match="'r' reshapes to a map of .*not supported"):
         run_node("tokens", node, [np.zeros((1, 4, 3), np.float32)])
 
 
@@ -342,7 +303,7 @@ def test_from_the_flags(tmp_path):
     card = describe_package(path, MEANINGS, 255)
     assert card["labels"] == list(LABELS) and card["ios"] == 17
     assert "constexpr_affine_dequantize" in card["ops"]
-    metadata = program.read_program(path).description.metadata
+    metadata = mil_reader.read_program(path).description.metadata
     assert metadata.shortDescription == "SSDLite object detector, from best.keras"
     assert "the whole image resized to 64x64" in metadata.userDefined["preprocessing"]
 

@@ -1,4 +1,4 @@
-"""Core ML packages of segmenters: the class of every pixel is Keras's."""
+"""Core ML packages of segmenters find the classes that Keras finds."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import pytest
 from keras_mobilevit import DeepLabV3
 from keras_mobilevit.deeplab import CLASSIFIER
 from keras_mobilevit.drawing import class_color
-from tests.tflite.test_rewrites import randomized
+from tests.helpers.graphs import randomized
 from tflite import exporter as conversion
 from tflite.formats.coreml import options, package
 from tflite.formats.coreml.options import PackageOptions
@@ -24,7 +24,8 @@ from tflite.validation.card import describe_package
 
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
 
-from tflite.formats.coreml import evaluator, program, segmenter  # noqa: E402
+from tflite.formats.coreml import segmenter  # noqa: E402
+from tflite.validation import mil_evaluator, mil_reader  # noqa: E402
 
 SIZE = 96
 LABELS = ("background", "road", "sky", "tree", "car")
@@ -43,7 +44,7 @@ def network() -> keras.Model:
             aspp_channels=16,
         )
     )
-    # As it is, one class would be the best everywhere.
+    # Without this, one class would be the best everywhere.
     classifier = model.get_layer(CLASSIFIER)
     logits = keras.Model(model.inputs, classifier.output)([pixels(SIZE, 4)])
     classifier.bias.assign(classifier.bias - keras.ops.mean(logits, axis=(0, 1, 2)))
@@ -51,20 +52,20 @@ def network() -> keras.Model:
 
 
 def pixels(size: int, count: int = 2) -> np.ndarray:
-    """Makes pictures of a few large patches, which have classes of their own."""
+    """Makes images of a few large patches, so that several classes occur."""
     random = np.random.default_rng(size)
     patches = random.integers(0, 256, (count, 4, 4, 3)).astype(np.uint8)
     return patches.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
 
 
 def core_ml(precision: str, compress=None, **given):
-    interface = package.Interface(**{"sizes": (SIZE,), "labels": LABELS} | given)
-    graph = read_model(network(), interface.sizes[0], interface.sizes[0])
+    spec = package.PackageSpec(**{"sizes": (SIZE,), "labels": LABELS} | given)
+    graph = read_model(network(), spec.sizes[0], spec.sizes[0])
     graph = deployment_graph(graph, COREML_REWRITES)
-    graph, scale = package.share_scale(graph, 255)
-    interface = dataclasses.replace(interface, pixel_scale=scale)
-    made = segmenter.make_segmenter(graph, interface, precision)
-    return segmenter.finish_segmenter(compress(made) if compress else made, interface)
+    graph, scale = package.split_input_scale(graph, 255)
+    spec = dataclasses.replace(spec, pixel_scale=scale)
+    made = segmenter.make_segmenter(graph, spec, precision)
+    return segmenter.finalize_segmenter(compress(made) if compress else made, spec)
 
 
 def save(model, folder: Path) -> Path:
@@ -74,11 +75,11 @@ def save(model, folder: Path) -> Path:
 
 
 def agreement(path: Path, size: int) -> float:
-    """Returns the part of the pixels that have the same class as in Keras."""
+    """Returns the fraction of pixels whose class is the same as in Keras."""
     images = pixels(size)
     expected = network()(images.astype(np.float32), training=False).numpy().argmax(-1)
     assert len(np.unique(expected)) > 2
-    found = evaluator.Evaluator(path).predict(images)
+    found = mil_evaluator.Evaluator(path).predict(images)
     assert found.shape == (2, size, size) and found.dtype == np.int32
     return float(np.mean(found == expected))
 
@@ -101,7 +102,7 @@ def test_float16_is_near_and_chooses_without_a_cast(tmp_path):
     assert agreement(path, SIZE) >= 0.99
     card = describe_package(path, MEANINGS, 255)
     assert card["casts"] == 0
-    found = program.read_program(path)
+    found = mil_reader.read_program(path)
     (best,) = (o for o in found.operations if o.kind == "reduce_argmax")
     assert best.dtypes == (np.int32,)
 
@@ -121,7 +122,7 @@ def test_the_logits_alone(tmp_path):
     images = pixels(SIZE)
     logits = keras.Model(network().inputs, network().get_layer(CLASSIFIER).output)
     expected = logits([images.astype(np.float32)], training=False).numpy()
-    found = evaluator.Evaluator(path).predict(images)
+    found = mil_evaluator.Evaluator(path).predict(images)
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
     card = describe_package(path, {"logits": "of each cell"}, 255)
@@ -145,8 +146,8 @@ def test_several_sizes_are_resized_at_run_time(precision, limit, tmp_path):
         core_ml(precision, sizes=sizes, ios=16)
 
 
-def test_xcode_finds_names_and_colours(tmp_path):
-    metadata = program.read_program(save(core_ml("float32"), tmp_path))
+def test_xcode_finds_names_and_colors(tmp_path):
+    metadata = mil_reader.read_program(save(core_ml("float32"), tmp_path))
     metadata = metadata.description.metadata.userDefined
     assert metadata["com.apple.coreml.model.preview.type"] == "imageSegmenter"
     preview = json.loads(metadata["com.apple.coreml.model.preview.params"])
@@ -166,7 +167,7 @@ def test_from_the_flags(tmp_path):
     card = describe_package(path, MEANINGS, 255)
     assert card["labels"] == list(LABELS) and card["ios"] == 17
     assert agreement(path, SIZE) >= 0.9
-    metadata = program.read_program(path).description.metadata
+    metadata = mil_reader.read_program(path).description.metadata
     assert metadata.shortDescription == "DeepLabv3 image segmenter, from best.keras"
     assert metadata.author == "Sachin Mehta and Mohammad Rastegari, Apple"
     assert "the whole image resized to 96x96" in metadata.userDefined["preprocessing"]
@@ -208,13 +209,13 @@ def test_the_real_segmenter(output_stride, tmp_path):
     )
     model = randomized(model)
     graph = deployment_graph(read_model(model, 256, 256), COREML_REWRITES)
-    graph, scale = package.share_scale(graph, 255)
+    graph, scale = package.split_input_scale(graph, 255)
     images = pixels(256, 1)
     logits = keras.Model(model.inputs, model.get_layer(CLASSIFIER).output)
     expected = logits([images.astype(np.float32)], training=False).numpy()
     for precision, limit in (("float32", 1e-4), ("float16", 5e-3)):
-        interface = package.Interface((256,), pixel_scale=scale)
-        made = segmenter.make_segmenter(graph, interface, precision)
-        path = save(segmenter.finish_segmenter(made, interface), tmp_path)
-        found = evaluator.Evaluator(path).predict(images)
+        spec = package.PackageSpec((256,), pixel_scale=scale)
+        made = segmenter.make_segmenter(graph, spec, precision)
+        path = save(segmenter.finalize_segmenter(made, spec), tmp_path)
+        found = mil_evaluator.Evaluator(path).predict(images)
         assert np.abs(found - expected).max() <= limit * np.abs(expected).max()

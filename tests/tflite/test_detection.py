@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from keras_mobilevit import SSDLite
 from keras_mobilevit.detection import non_max_suppression
 from keras_mobilevit.litert import LiteRTModel
+from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_detector
 from tests.helpers.options import make_options
 from tests.keras_mobilevit.test_boxes import random_boxes
-from tests.tflite.test_rewrites import randomized
 from tflite import exporter as conversion
 from tflite import models
 from tflite.formats import litert as converter
@@ -28,7 +28,7 @@ from tflite.pipeline import select_tasks
 from tflite.tasks.detection import compare, postprocess
 from tflite.tasks.detection import task as detection
 from tflite.tasks.registry import task_of
-from tflite.validation import gpu, opcheck
+from tflite.validation import gpu, op_stats
 from train.config import make_config
 from train.data import box_sources
 from train.tasks.detection.task import DETECTION
@@ -281,7 +281,7 @@ def test_the_real_detector(nms, tmp_path, monkeypatch):
     prepared = conversion.prepare(model, 320, task=task)
     path = tmp_path / "model.tflite"
     path.write_bytes(prepared.float32)
-    assert opcheck.max_rank(path) == 4
+    assert op_stats.max_rank(path) == 4
     litert = LiteRTModel(path)
     if nms == "none":
         assert (litert.xnnpack_partitions(), litert.ops_outside_xnnpack()) == (1, {})

@@ -19,7 +19,7 @@ from tflite.formats import bias_correction, calibration, equalization
 from tflite.formats.litert import tflite_content, trace_graph
 from tflite.formats.quantize import integer_recipe, mixed_recipe, quantize
 from tflite.formats.table import FORMATS
-from tflite.graph import operations
+from tflite.graph import tf_ops
 from tflite.graph.graph import Graph, Node
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import deployment_graph
@@ -66,9 +66,7 @@ def num_scaled(graph: Graph) -> int:
 
 
 def assert_same_outputs(before: Graph, after: Graph, images) -> None:
-    for expected, found in zip(
-        operations.run(before, images), operations.run(after, images)
-    ):
+    for expected, found in zip(tf_ops.run(before, images), tf_ops.run(after, images)):
         largest = np.abs(expected).max()
         np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT * largest)
 
@@ -242,8 +240,8 @@ def test_biases_make_up_for_rounded_kernels():
             "bias": after.weights["bias"],
         },
     )
-    given = operations.run_all(graph, images)["joined"]
-    run = operations.OPERATIONS["conv"]
+    given = tf_ops.run_all(graph, images)["joined"]
+    run = tf_ops.OPERATIONS["conv"]
     means = [np.mean(run(n, given), axis=(0, 1, 2)) for n in (node, rounded)]
     np.testing.assert_allclose(*means, atol=1e-12)
     assert not np.allclose(node.weights["bias"], after.weights["bias"], atol=1e-6)

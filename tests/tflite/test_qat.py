@@ -9,7 +9,7 @@ import pytest
 from keras_mobilevit import VARIANTS
 from keras_mobilevit.classifier import build_classifier
 from tflite.formats import calibration, equalization, qat
-from tflite.graph import operations
+from tflite.graph import tf_ops
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import deployment_graph
 from tflite.images import load_images
@@ -49,7 +49,7 @@ def qat_model(graph, images):
 
 def test_rounding_changes_little(graph, qat_model, images):
     """tensorflow-model-optimization's own ranges, 6 for all, would not."""
-    (expected,) = operations.run(graph, images)
+    (expected,) = tf_ops.run(graph, images)
     error = np.sqrt(np.mean((qat_model(images, training=True) - expected) ** 2))
     assert 0 < error < 0.2 * np.std(expected)
 
@@ -58,7 +58,7 @@ def test_every_kernel_comes_back(graph, qat_model):
     weights = qat._weights_of(qat_model)
     again = qat._with_weights(graph, weights)
     images = np.random.default_rng(0).uniform(0, 255, (1, SIZE, SIZE, 3))
-    (expected,), (outputs,) = (operations.run(g, images) for g in (graph, again))
+    (expected,), (outputs,) = (tf_ops.run(g, images) for g in (graph, again))
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Every rewrite gives what was there before, in float64."""
+"""Every rewrite keeps the outputs, in float64."""
 
 import keras
 import numpy as np
@@ -12,22 +12,11 @@ from keras_mobilevit.calls import list_calls
 from keras_mobilevit.classifier import build_classifier, returns_probabilities
 from keras_mobilevit.layers import Fold, Unfold
 from keras_mobilevit.preprocessing import largest_value
-from tflite.graph import operations, rewrites
-from tflite.graph.reader import ACTIVATIONS, UnknownLayer, read_model
+from tests.helpers.graphs import random_images, randomized, run_graph
+from tflite.graph import rewrites, tf_ops
+from tflite.graph.reader import UnknownLayer, read_model
 
-SMALL = 1e-9  # float64 after some 200 layers; the logits are around 1
-
-
-def randomized(model: keras.Model, seed: int = 0) -> keras.Model:
-    """Gives statistics, gammas, betas and biases values that a training could."""
-    random = np.random.default_rng(seed)
-    for variable in model.weights:
-        name = variable.path.rsplit("/", 1)[-1]
-        if name in ("gamma", "moving_variance"):
-            variable.assign(random.uniform(0.5, 1.5, variable.shape))
-        elif name in ("beta", "bias", "moving_mean"):
-            variable.assign(random.normal(0, 0.2, variable.shape))
-    return model
+SMALL = 1e-9  # rounding of float64 after about 200 layers; the logits are around 1
 
 
 def classifier(name: str = "mobilevit_xxs", **options) -> keras.Model:
@@ -35,15 +24,6 @@ def classifier(name: str = "mobilevit_xxs", **options) -> keras.Model:
     return randomized(
         build_classifier(VARIANTS[name], input_shape=(None, None, 3), **options)
     )
-
-
-def images(height: int, width: int, count: int = 1) -> np.ndarray:
-    return np.random.default_rng(1).uniform(0, 255, (count, height, width, 3))
-
-
-def outputs(graph, x) -> np.ndarray:
-    (y,) = operations.run(graph, x)
-    return y.numpy()
 
 
 # The algebra, on small random layers.
@@ -94,16 +74,16 @@ def test_center_outputs(linear):
 
 @pytest.mark.parametrize("size", [(64, 64), (72, 100)], ids=str)
 def test_every_rewrite_keeps_the_outputs(size):
-    """72 and 100 give odd maps, which are resized to unfold and back; in float32."""
+    """72 and 100 give odd maps, whose resizing TensorFlow computes in float32."""
     graph = read_model(classifier(), *size)
-    x = images(*size)
-    expected = outputs(graph, x)
+    x = random_images(*size)
+    expected = run_graph(graph, x)
     tolerance = SMALL if size == (64, 64) else 1e-6
     for rewrite in rewrites.REWRITES:
         before, graph = graph, rewrite(graph)
         assert graph is not before, f"{rewrite.__name__} changed nothing"
         np.testing.assert_allclose(
-            outputs(graph, x), expected, atol=tolerance, err_msg=rewrite.__name__
+            run_graph(graph, x), expected, atol=tolerance, err_msg=rewrite.__name__
         )
 
 
@@ -134,27 +114,27 @@ SIZES = [(256, 256), (224, 224), (320, 320), (192, 288)]
 )
 def test_the_logits_are_keras_own(name: str, size):
     model = classifier(name, classes=1000)
-    x = images(*size).astype(np.float32)
+    x = random_images(*size).astype(np.float32)
     graph = rewrites.deployment_graph(read_model(model, *size))
     expected = model(x, training=False)
-    np.testing.assert_allclose(outputs(graph, x), expected, atol=1e-4)
+    np.testing.assert_allclose(run_graph(graph, x), expected, atol=1e-4)
 
 
 def test_a_backbone_has_all_its_maps():
-    """What detection and segmentation start from."""
+    """Detection and segmentation start from these maps."""
     from keras_mobilevit.backbone import feature_maps
 
     inputs = keras.Input((None, None, 3))
     maps = feature_maps(inputs, VARIANTS["mobilevit_xxs"])
     model = randomized(keras.Model(inputs, [maps["P3"], maps["P4"], maps["P5"]]))
-    x = images(96, 80).astype(np.float32) / 255
+    x = random_images(96, 80).astype(np.float32) / 255
     graph = rewrites.deployment_graph(read_model(model, 96, 80))
-    for y, expected in zip(operations.run(graph, x), model(x, training=False)):
+    for y, expected in zip(tf_ops.run(graph, x), model(x, training=False)):
         assert y.shape == expected.shape
         np.testing.assert_allclose(y, expected, atol=1e-4)
 
 
-# What the rewrites must leave alone.
+# Where a rewrite must not apply.
 
 
 def small_model(build) -> keras.Model:
@@ -163,11 +143,11 @@ def small_model(build) -> keras.Model:
 
 
 def unchanged_outputs(model: keras.Model) -> set[str]:
-    """Compares before and after; returns the operations that are left."""
+    """Compares the outputs before and after rewriting; returns the remaining ops."""
     graph = read_model(model, 16, 16)
     rewritten = rewrites.deployment_graph(graph)
-    x = images(16, 16)
-    for before, after in zip(operations.run(graph, x), operations.run(rewritten, x)):
+    x = random_images(16, 16)
+    for before, after in zip(tf_ops.run(graph, x), tf_ops.run(rewritten, x)):
         np.testing.assert_allclose(after, before, atol=1e-9)
     return {node.op for node in rewritten.nodes.values()}
 
@@ -209,7 +189,7 @@ def test_an_offset_before_padding_stays():
     assert "rescale" in unchanged_outputs(small_model(build))
 
 
-def test_a_stream_that_is_read_without_a_norm_is_not_centred():
+def test_a_stream_that_is_read_without_a_norm_is_not_centered():
     def build(x):
         x = layers.Dense(6)(x)
         y = layers.LayerNormalization()(x)
@@ -218,7 +198,7 @@ def test_a_stream_that_is_read_without_a_norm_is_not_centred():
     assert "layer_norm" in unchanged_outputs(small_model(build))
 
 
-def test_a_stream_that_is_an_output_is_not_centred():
+def test_a_stream_that_is_an_output_is_not_centered():
     def build(x):
         x = layers.Dense(6)(x)
         return [x, layers.Dense(2)(layers.LayerNormalization()(x))]
@@ -253,14 +233,10 @@ def test_padding_of_any_size(size, kernel, stride, depthwise):
     x = np.random.default_rng(0).normal(size=(1, *size, 2)).astype(np.float32)
     graph = rewrites.merge_padding(read_model(model, *size))
     assert len(graph.nodes) == 1
-    np.testing.assert_allclose(outputs(graph, x), model(x), atol=1e-5)
+    np.testing.assert_allclose(run_graph(graph, x), model(x), atol=1e-5)
 
 
 # Reading a model.
-
-
-def test_every_activation_has_an_operation():
-    assert set(operations.ACTIVATIONS) == set(ACTIVATIONS)
 
 
 def test_the_model_stays_as_it_is():
@@ -273,9 +249,9 @@ def test_the_model_stays_as_it_is():
 def test_models_in_models_are_read():
     backbone = classifier(include_top=False, pooling="avg")
     model = keras.Sequential([keras.Input((64, 64, 3)), backbone, layers.Dense(3)])
-    x = images(64, 64).astype(np.float32)
+    x = random_images(64, 64).astype(np.float32)
     graph = rewrites.deployment_graph(read_model(model, 64, 64))
-    np.testing.assert_allclose(outputs(graph, x), model(x), atol=1e-4)
+    np.testing.assert_allclose(run_graph(graph, x), model(x), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -305,16 +281,16 @@ def test_what_no_rewrite_knows_is_computed_as_keras_does(layer):
     graph = rewrites.deployment_graph(read_model(model, 16, 16))
     assert [node.op for node in graph.nodes.values()].count("keras") == 1
     assert "batch_norm" not in {node.op for node in graph.nodes.values()}
-    x = images(16, 16).astype(np.float32) / 255
-    np.testing.assert_allclose(outputs(graph, x), model(x), atol=1e-5)
-    np.testing.assert_allclose(outputs(graph, x.astype(float)), model(x), atol=1e-5)
+    x = random_images(16, 16).astype(np.float32) / 255
+    np.testing.assert_allclose(run_graph(graph, x), model(x), atol=1e-5)
+    np.testing.assert_allclose(run_graph(graph, x.astype(float)), model(x), atol=1e-5)
 
 
 def test_a_layer_of_several_outputs_is_computed_as_keras_does():
     model = small_model(lambda x: keras.ops.split(layers.Dense(4)(x), 2, axis=-1))
     graph = read_model(model, 16, 16)
-    x = images(16, 16).astype(np.float32) / 255
-    for y, expected in zip(operations.run(graph, x), model(x)):
+    x = random_images(16, 16).astype(np.float32) / 255
+    for y, expected in zip(tf_ops.run(graph, x), model(x)):
         np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
@@ -322,9 +298,9 @@ def test_a_layer_of_several_outputs_is_computed_as_keras_does():
 def test_a_layer_that_is_used_twice_is_computed_twice(activation):
     shared = layers.Dense(3, activation=activation)
     model = small_model(lambda x: shared(shared(x)))
-    x = images(16, 16).astype(np.float32) / 255
+    x = random_images(16, 16).astype(np.float32) / 255
     np.testing.assert_allclose(
-        outputs(read_model(model, 16, 16), x), model(x), atol=1e-5
+        run_graph(read_model(model, 16, 16), x), model(x), atol=1e-5
     )
 
 

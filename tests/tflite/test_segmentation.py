@@ -11,16 +11,16 @@ import pytest
 from keras_mobilevit import DeepLabV3
 from keras_mobilevit.deeplab import CLASSIFIER
 from keras_mobilevit.litert import LiteRTModel
+from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_segmenter
 from tests.helpers.options import make_options
-from tests.tflite.test_rewrites import randomized
 from tflite import exporter as conversion
 from tflite import models
 from tflite.images import load_images
 from tflite.pipeline import select_tasks
 from tflite.tasks.registry import split_name, task_of
 from tflite.tasks.segmentation import task as segmentation
-from tflite.validation import gpu, opcheck
+from tflite.validation import gpu, op_stats
 from train.config import make_config
 from train.data import mask_sources
 from train.tasks.segmentation.task import SEGMENTATION
@@ -238,7 +238,7 @@ def test_the_real_segmenter(output_stride, tmp_path):
         prepared = conversion.prepare(model, 256, task=task)
         path = tmp_path / f"{output}.tflite"
         path.write_bytes(prepared.float32)
-        assert opcheck.max_rank(path) == 4
+        assert op_stats.max_rank(path) == 4
         litert = LiteRTModel(path)
         assert litert.xnnpack_partitions() == 1
         outputs = litert.predict(images)

@@ -22,7 +22,7 @@ from tflite.drivers.android_device import (
     read_state,
 )
 from tflite.drivers.measurement import NOT_MEASURED, Measurement
-from tflite.validation.fingerprint import sha256
+from tflite.validation.checksum import sha256
 
 APK_STEP_S = 1.0  # between looks at its log
 RUN_TIMEOUT_S = 600  # of one run of the tool, which itself stops after 150 s

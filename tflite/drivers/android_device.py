@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tflite.drivers.adb import AdbError, Device
 from tflite.drivers.measurement import printable
-from tflite.validation.fingerprint import sha256
+from tflite.validation.checksum import sha256
 
 FOLDER = "/data/local/tmp/keras_mobilevit"  # where a shell may write and run
 COOL_STEP_S, COOL_LIMIT_S = 5, 120  # how a hot phone is waited for

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from tflite.drivers.measurement import NOT_MEASURED, Measurement, summary
-from tflite.validation.fingerprint import sha256
+from tflite.validation.checksum import sha256
 
 # What may run a package, by the names of coremltools's `ComputeUnit`.
 COMPUTE_UNITS = {"cpu": "CPU_ONLY", "cpu+gpu": "CPU_AND_GPU", "cpu+ane": "CPU_AND_NE"}

@@ -20,7 +20,7 @@ from tflite.drivers.measurement import (
     summary,
 )
 from tflite.drivers.runtimes import RUNTIMES
-from tflite.validation.fingerprint import sha256
+from tflite.validation.checksum import sha256
 
 
 def _this_machine() -> str:

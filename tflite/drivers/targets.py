@@ -20,7 +20,7 @@ from tflite.drivers import (
 )
 from tflite.drivers.measurement import Measurement
 from tflite.drivers.runtimes import runtimes_of
-from tflite.validation.fingerprint import sha256
+from tflite.validation.checksum import sha256
 
 RUNS = 50  # of packages as many as in the paper, see drivers/coreml.py
 _TIMES = (

@@ -15,8 +15,9 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tqdm import tqdm
 
-from tflite.graph import operations, tensors
+from tflite.graph import tf_ops
 from tflite.graph.graph import Graph, Node
+from tflite.validation import tensors
 
 Range = dict[str, np.ndarray]  # {"min": [1], "max": [1]}
 
@@ -103,7 +104,7 @@ def measure_channels(graph: Graph, images) -> dict[str, ChannelStats]:
     @tf.function(autograph=False, reduce_retracing=True)
     def measure(image):
         found = {}
-        for name, values in operations.run_all(graph, image).items():
+        for name, values in tf_ops.run_all(graph, image).items():
             axes = list(range(values.shape.rank - 1))  # all except the channels
             reduced = (f(values, axes) for f in _REDUCTIONS)
             found[name] = tf.stack(list(reduced))  # [3, channels]

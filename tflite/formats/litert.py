@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import convert_to_constants
 
-from tflite.graph import operations
+from tflite.graph import tf_ops
 from tflite.graph.graph import Graph
 
 SIGNATURE = "serving_default"
@@ -34,7 +34,7 @@ def trace_graph(graph: Graph, postprocess: Callable) -> Serve:
 
     @tf.function(input_signature=[_image_spec(graph.input_shape)])
     def serve(images):
-        return postprocess(operations.run(graph, images))
+        return postprocess(tf_ops.run(graph, images))
 
     return serve
 

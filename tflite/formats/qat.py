@@ -13,7 +13,7 @@ from absl import logging
 from tqdm import tqdm
 
 from tflite.formats.conversion import Conversion
-from tflite.graph import operations
+from tflite.graph import tf_ops
 from tflite.graph.graph import Graph, Node
 from tflite.graph.reader import kept_layers
 from tflite.models import has_classes_of
@@ -71,7 +71,7 @@ def _layer_types(tf_keras):
             arrays = {name: np.asarray(array) for name, array in self.arrays.items()}
             node = Node(self.name, self.op, (), arrays, self.options)
             inputs = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-            return operations.OPERATIONS[self.op](node, *inputs)
+            return tf_ops.OPERATIONS[self.op](node, *inputs)
 
         def get_config(self):
             own = {"op": self.op, "options": self.options, "weights": self.arrays}
@@ -221,7 +221,7 @@ def build_qat_model(graph: Graph, images):  # noqa: ANN201 - tf_keras is optiona
 
 def _set_ranges(qat_model, graph: Graph, images) -> None:
     """Sets the ranges of the layers' outputs to those on some images."""
-    values = operations.run_all(graph, np.asarray(images, np.float32))
+    values = tf_ops.run_all(graph, np.asarray(images, np.float32))
     limits = {}
     for name in graph.nodes:
         limits[f"quant_{name}/output_min:0"] = tf.reduce_min(values[name])
@@ -235,7 +235,7 @@ def _check_copy(qat_model, graph: Graph) -> None:
     """Compares the model's outputs with the graph's on random images."""
     images = np.random.default_rng(0).uniform(0, 255, (2, *graph.input_shape))
     images = images.astype(np.float32)
-    (expected,) = operations.run(graph, images)
+    (expected,) = tf_ops.run(graph, images)
     difference = np.abs(qat_model(images) - expected).max()
     if not difference <= COPY_TOLERANCE * max(1.0, np.abs(expected).max()):
         raise RuntimeError(

@@ -13,8 +13,8 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
 
 from tflite.graph.graph import Graph
-from tflite.graph.tensors import main_graph
-from tflite.validation.opcheck import op_name
+from tflite.validation.op_stats import op_name
+from tflite.validation.tensors import main_graph
 
 # Kernels with at most this many weights stay float32 in fp16 files. They belong to the
 # first layers, which cause most of the error (without them, the RMS error of a logit

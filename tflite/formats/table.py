@@ -143,7 +143,7 @@ def _describe_package(path: Path, task: Task, names: list[str], input_max: float
 
 
 def _run_package(path: Path, pixels, images, names: list[str]):
-    from tflite.formats.coreml.evaluator import Evaluator
+    from tflite.validation.mil_evaluator import Evaluator
 
     if len(names) > 1:
         return Evaluator(path).predict_outputs(pixels)
@@ -154,7 +154,7 @@ def _run_package(path: Path, pixels, images, names: list[str]):
 def _check_in_core_ml(path: Path, pixels, images, check_gpu: bool) -> dict:
     from absl import logging
 
-    from tflite.formats.coreml.on_mac import ELSEWHERE, run_in_core_ml
+    from tflite.validation.on_mac import ELSEWHERE, run_in_core_ml
 
     verdict = run_in_core_ml(path, pixels[0])
     reason = verdict.get("reason", ELSEWHERE)

@@ -1,7 +1,7 @@
-"""Rewrites a trained network into the one that phones should run.
+"""Rewrites a trained network into a faster one with the same outputs.
 
-Each is exact but for rounding. The algebra stands in functions on weights; the rewrites
-below them find where it applies, and leave everything else as it is.
+Each rewrite is exact except for rounding. The functions at the top do the algebra on
+weights. The rewrites below find where it applies, and leave everything else as it is.
 """
 
 import dataclasses
@@ -10,45 +10,46 @@ import numpy as np
 
 from tflite.graph.graph import Graph, Node
 
+Arrays = tuple[np.ndarray, np.ndarray]  # kernel and bias, or scale and offset
 LINEAR = ("conv", "depthwise", "dense")
-# What passes each token on, or adds up tokens, without a look at its channels.
+# Operations that pass tokens on or add them, and treat all channels alike.
 MOVES = ("add", "crop_tokens", "join_tokens", "pad_tokens", "positions", "unfold")
 
 
 # The algebra ------------------------------------------------------------------------
 
 
-def scale_outputs(kernel, bias, scale, offset):
+def scale_outputs(kernel, bias, scale, offset) -> Arrays:
     """Returns the linear layer `scale * (x @ kernel + bias) + offset`.
 
-    The outputs are the last axis of the kernel. Batch normalization after a
-    convolution is this, with constant scale and offset once it is trained.
+    The outputs are the last axis of the kernel. Once trained, batch normalization
+    after a convolution is such a scale and offset.
     """
     return kernel * scale, bias * scale + offset
 
 
-def batch_norm_scale(gamma, beta, mean, variance, epsilon):
+def batch_norm_scale(gamma, beta, mean, variance, epsilon) -> Arrays:
     """Returns the scale and offset of batch normalization at inference.
 
-    gamma * (x - mean) / sqrt(variance + epsilon) + beta
+    `gamma * (x - mean) / sqrt(variance + epsilon) + beta` is `scale * x + offset`.
     """
     scale = gamma / np.sqrt(variance + epsilon)
     return scale, beta - mean * scale
 
 
-def scale_inputs(kernel, bias, scale, offset):
+def scale_inputs(kernel, bias, scale, offset) -> Arrays:
     """Returns the linear layer `(scale * x + offset) @ kernel + bias`.
 
-    `kernel` is `[inputs, outputs]`. The gamma and beta of a layer normalization go into
-    the layer after it this way.
+    `kernel` is `[inputs, outputs]`. A layer normalization's gamma and beta are such a
+    scale and offset of the next layer's inputs.
     """
     return kernel * scale[:, None], bias + offset @ kernel
 
 
-def center_outputs(kernel, bias):
-    """Removes the mean over the outputs from everything that a linear layer returns.
+def center_outputs(kernel, bias) -> Arrays:
+    """Returns the linear layer whose outputs have their mean subtracted.
 
-    With `C = I - 1/n` the matrix that removes the mean of n numbers,
+    The matrix `C = I - 1/n` subtracts the mean of n numbers, and
     `(x @ kernel + bias) @ C = x @ (kernel @ C) + bias @ C`.
     """
     return kernel - kernel.mean(-1, keepdims=True), bias - bias.mean()
@@ -62,7 +63,7 @@ def depthwise_outputs(kernel) -> np.ndarray:
 # The rewrites -----------------------------------------------------------------------
 
 
-def kernel_and_bias(node: Node) -> tuple[np.ndarray, np.ndarray]:
+def kernel_and_bias(node: Node) -> Arrays:
     """Returns a linear layer's kernel, and its bias or zeros."""
     kernel = node.weights["kernel"]
     outputs = kernel.shape[2] * kernel.shape[3] if node.op == "depthwise" else None
@@ -85,7 +86,7 @@ def _is_pointwise(node: Node) -> bool:
 
 
 def fold_batch_norms(graph: Graph) -> Graph:
-    """Multiplies batch normalization into the linear layer before it."""
+    """Folds batch normalization into the linear layer before it."""
     for norm in [node for node in graph.nodes.values() if node.op == "batch_norm"]:
         linear = graph.nodes.get(norm.inputs[0])
         if linear is None or linear.op not in LINEAR:
@@ -104,7 +105,7 @@ def fold_batch_norms(graph: Graph) -> Graph:
 
 
 def _rescale_twice(first: Node, second: Node) -> Node:
-    """Returns the second rescaling with the first one before it in it."""
+    """Returns the second rescaling with the first one merged into it."""
     scale, offset = second.weights["scale"], second.weights["offset"]
     weights = {
         "scale": first.weights["scale"] * scale,
@@ -114,7 +115,10 @@ def _rescale_twice(first: Node, second: Node) -> Node:
 
 
 def _rescale_inputs(conv: Node, scale, offset) -> Node:
-    """Returns a convolution that rescales what it takes, which nothing may pad."""
+    """Merges a rescaling into the convolution after it.
+
+    If the convolution pads, the offset must be zero.
+    """
     kernel, bias = kernel_and_bias(conv)
     scale, offset = (np.broadcast_to(v, kernel.shape[2]) for v in (scale, offset))
     shift = np.einsum("i,hwio->o", offset, kernel)
@@ -122,20 +126,20 @@ def _rescale_inputs(conv: Node, scale, offset) -> Node:
 
 
 def fold_rescaling(graph: Graph, with_offsets: bool = True) -> Graph:
-    """Multiplies the images' scale into the first convolution.
+    """Folds the images' scale and offset into the first convolution.
 
-    An offset before padding stays: the zeros would be shifted too.
+    An offset before padding stays, since folding it would shift the zeros too.
 
     Args:
-        graph: of a network.
-        with_offsets: whether to fold offsets where nothing pads. Sums of pixels that
-            are not centred lose digits in 16-bit floats.
+        graph: the network.
+        with_offsets: whether to fold offsets where nothing pads. In 16-bit floats the
+            sums of pixels that are not centered lose digits.
 
     Returns:
         A graph with the same outputs.
     """
     for name in [node.name for node in graph.nodes.values() if node.op == "rescale"]:
-        node = graph.nodes[name]  # as the merges before have left it
+        node = graph.nodes[name]  # earlier merges may have changed it
         after = graph.only_consumer(name)
         if after is not None and after.op == "rescale":
             graph = graph.replace(_rescale_twice(node, after)).remove(name)
@@ -154,16 +158,16 @@ def fold_rescaling(graph: Graph, with_offsets: bool = True) -> Graph:
 
 
 def scale_queries(graph: Graph) -> Graph:
-    """Multiplies attention's `1 / sqrt(head_dim)` into the queries' projection."""
+    """Folds attention's `1 / sqrt(head_dim)` into the projection of the queries."""
     for node in [node for node in graph.nodes.values() if node.op == "attention"]:
         query = graph.nodes.get(node.inputs[0])
         if query is None or query.op != "dense" or not graph.only_consumer(query.name):
             continue
         kernel, bias = kernel_and_bias(query)
         scale = (kernel.shape[-1] // node.options["num_heads"]) ** -0.5
-        scaled = _with(query, *scale_outputs(kernel, bias, scale, 0.0))
+        kernel, bias = scale_outputs(kernel, bias, scale, 0.0)
         done = dataclasses.replace(node, options={**node.options, "scaled": True})
-        graph = graph.replace(scaled, done)
+        graph = graph.replace(_with(query, kernel, bias), done)
     return graph
 
 
@@ -173,15 +177,15 @@ def _as_dense(conv: Node, **changes) -> Node:
 
 
 def _swap_with_unfold(graph: Graph, conv: Node) -> Graph:
-    """Makes `unfold(conv(x))` into `dense(unfold(x))`."""
+    """Turns `unfold(conv(x))` into `dense(unfold(x))`."""
     (unfold,) = (n for n in graph.consumers(conv.name) if n.op == "unfold")
     (source,) = conv.inputs
     changed = [
         dataclasses.replace(
             node,
             inputs=tuple(
-                # Whoever took the tokens takes the projected ones; a fold, which only
-                # looks at the size of the map, looks at the one before.
+                # Readers of the tokens now read the projected tokens. A fold reads
+                # only the size of the map, which the convolution's input has too.
                 {unfold.name: conv.name, conv.name: source}.get(name, name)
                 for name in node.inputs
             ),
@@ -193,7 +197,7 @@ def _swap_with_unfold(graph: Graph, conv: Node) -> Graph:
 
 
 def _swap_with_fold(graph: Graph, fold: Node, conv: Node) -> Graph:
-    """Makes `conv(fold(tokens))` into `fold(dense(tokens))`."""
+    """Turns `conv(fold(tokens))` into `fold(dense(tokens))`."""
     tokens, features = fold.inputs
     changed = [
         dataclasses.replace(
@@ -210,14 +214,15 @@ def _swap_with_fold(graph: Graph, fold: Node, conv: Node) -> Graph:
 
 
 def project_tokens(graph: Graph) -> Graph:
-    """Projects tokens where a 1x1 convolution projects the map, if that moves less.
+    """Replaces a 1x1 convolution beside a fold or unfold by a dense layer on tokens.
 
-    Unfolding and folding move pixels and, in a map of odd size, average them with
-    weights that add up to 1; what acts on each pixel alone can go to the other side.
-    On the side with fewer channels there is less to move.
+    Folding and unfolding move pixels. In a map of odd size they also average pixels,
+    with weights whose sum is 1. A layer that acts on each pixel alone gives the same
+    result before and after. Fold and unfold go to the side with fewer channels, where
+    they move less data.
     """
     for name in list(graph.nodes):
-        conv = graph.nodes[name]  # as the swaps before have left it
+        conv = graph.nodes[name]  # earlier swaps may have changed it
         if not _is_pointwise(conv) or name in graph.outputs:
             continue
         inputs, outputs = conv.weights["kernel"].shape[2:]
@@ -241,12 +246,12 @@ def _moves_tokens(node: Node) -> bool:
 
 
 def _residual_stream(graph: Graph, name: str) -> set[str] | None:
-    """Finds all nodes whose outputs are added up with a node's.
+    """Finds the residual stream of a node: all nodes that are added to its output.
 
     Returns:
-        Names of the linear layers that write to the stream, of the sums, and of what
-        moves its tokens or adds positions; `None` if anything else writes to it, or
-        anything but a layer normalization reads from it.
+        Names of the linear layers that write to the stream, of the sums, and of the
+        nodes that move its tokens or add positions. `None` if another operation writes
+        to the stream, or another operation than a normalization reads it.
     """
     stream, open_names = set(), [name]
     while open_names:
@@ -270,34 +275,37 @@ def _residual_stream(graph: Graph, name: str) -> set[str] | None:
 
 
 def _center_writer(node: Node) -> Node:
-    """Removes the mean over the channels from what a node writes to a stream."""
+    """Subtracts the mean over the channels from a node's output."""
     if node.op in LINEAR:
-        return _with(node, *center_outputs(*kernel_and_bias(node)))
+        kernel, bias = kernel_and_bias(node)
+        kernel, bias = center_outputs(kernel, bias)
+        return _with(node, kernel, bias)
     positions = node.weights["positions"]
-    centred = positions - positions.mean(-1, keepdims=True)
-    return dataclasses.replace(node, weights={"positions": centred})
+    centered = positions - positions.mean(-1, keepdims=True)
+    return dataclasses.replace(node, weights={"positions": centered})
 
 
 def reduce_layer_norms(graph: Graph) -> Graph:
-    """Divides by the root mean square where layer normalization has no mean to remove.
+    """Replaces layer normalization by RMS normalization, which subtracts no mean.
 
     In a pre-norm transformer only linear layers and positions write to the residual
-    stream and only normalizations read from it. Without the mean of what they write,
-    the stream is always centred, and every normalization in it returns what it
-    returned before: its variance is the mean of the squares.
+    stream, and only normalizations read it. This rewrite subtracts the mean from
+    everything that is written. Then the mean of the stream is always zero, its
+    variance is the mean of the squares, and every normalization returns the same as
+    before.
     """
     for norm in [node for node in graph.nodes.values() if node.op == "layer_norm"]:
         stream = _residual_stream(graph, norm.inputs[0])
         if stream is None:
             continue
         writers = [graph.nodes[name] for name in stream if graph.nodes[name].weights]
-        centred = [_center_writer(node) for node in writers]
-        graph = graph.replace(*centred, dataclasses.replace(norm, op="rms_norm"))
+        centered = [_center_writer(node) for node in writers]
+        graph = graph.replace(*centered, dataclasses.replace(norm, op="rms_norm"))
     return graph
 
 
 def fold_norm_scales(graph: Graph) -> Graph:
-    """Multiplies the gamma and beta of a normalization into the layers after it."""
+    """Folds the gamma and beta of a normalization into the layers after it."""
     for norm in list(graph.nodes.values()):
         if norm.op not in ("layer_norm", "rms_norm") or norm.name in graph.outputs:
             continue
@@ -311,13 +319,14 @@ def fold_norm_scales(graph: Graph) -> Graph:
             kernel, bias = kernel_and_bias(node)
             rows = kernel.shape[0]
             scale, offset = np.broadcast_to(gamma, rows), np.broadcast_to(beta, rows)
-            changed.append(_with(node, *scale_inputs(kernel, bias, scale, offset)))
+            kernel, bias = scale_inputs(kernel, bias, scale, offset)
+            changed.append(_with(node, kernel, bias))
         graph = graph.replace(*changed, dataclasses.replace(norm, weights={}))
     return graph
 
 
 def merge_padding(graph: Graph) -> Graph:
-    """Gives zero padding to the convolution after it."""
+    """Merges zero padding into the convolution after it."""
     for pad in [node for node in graph.nodes.values() if node.op == "pad"]:
         conv = graph.only_consumer(pad.name)
         if conv is None or conv.op not in ("conv", "depthwise"):
@@ -339,7 +348,7 @@ REWRITES = (
     fold_norm_scales,
     merge_padding,
 )
-# Core ML has a layer normalization of its own, and scales the image at its input.
+# Core ML has an operation for layer normalization, and scales the image at its input.
 COREML_REWRITES = tuple(
     rewrite
     for rewrite in REWRITES
@@ -351,8 +360,8 @@ def deployment_graph(graph: Graph, rewrites=REWRITES) -> Graph:
     """Applies rewrites.
 
     Args:
-        graph: of a trained network, as `read_model` returns it.
-        rewrites: which, in their order.
+        graph: a trained network, as `read_model` returns it.
+        rewrites: the rewrites, in their order.
 
     Returns:
         A graph with the same outputs.

@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-from keras import initializers, layers, ops
+from keras import layers
 
 from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.layers import DotProductAttention, pad_for_stride
+from tflite.graph.token_embedding import TokenEmbedding
 
 SIZE = 224  # side of the images in their papers
 CLASSES = 1000
@@ -61,63 +62,6 @@ PIT_TINY = VitConfig("pit_tiny", 16, 8, (64, 128, 256), (2, 6, 4), (2, 4, 8), Fa
 
 
 # Vision transformers ------------------------------------------------------------------
-
-
-@keras.saving.register_keras_serializable(package="keras_mobilevit")
-class TokenEmbedding(layers.Layer):
-    """Prepends a learned class token, and adds learned position embeddings.
-
-    Args:
-        has_class_position: whether the class token has a position embedding too.
-
-    Input shape: `[batch, tokens, channels]`, a fixed number of tokens.
-
-    Output shape: `[batch, 1 + tokens, channels]`.
-    """
-
-    def __init__(self, has_class_position: bool = True, **kwargs):
-        super().__init__(**kwargs)
-        self.has_class_position = bool(has_class_position)
-
-    def build(self, input_shape: tuple) -> None:
-        """Creates the token and the positions."""
-        _, tokens, channels = input_shape
-        if tokens is None:
-            raise ValueError(
-                f"{self.name} has a position for each token, so the number of tokens "
-                f"must be fixed. Received: inputs of the shape {tuple(input_shape)}."
-            )
-        initializer = initializers.TruncatedNormal(stddev=0.02)
-        self.token = self.add_weight(
-            name="token", shape=(1, channels), initializer=initializer
-        )
-        self.positions = self.add_weight(
-            name="positions",
-            shape=(tokens + self.has_class_position, channels),
-            initializer=initializer,
-        )
-
-    def embeddings(self) -> keras.KerasTensor:
-        """Returns the sum of class token and positions, `[1 + tokens, channels]`."""
-        positions = self.positions
-        if not self.has_class_position:
-            positions = ops.pad(positions, ((1, 0), (0, 0)))
-        others = positions.shape[0] - 1
-        return positions + ops.pad(self.token, ((0, others), (0, 0)))
-
-    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
-        """Returns `[batch, 1 + tokens, channels]`."""
-        return ops.pad(x, ((0, 0), (1, 0), (0, 0))) + self.embeddings()
-
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Returns the shape with one token more."""
-        batch, tokens, channels = input_shape
-        return (batch, 1 + tokens, channels)
-
-    def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
-        own = {"has_class_position": self.has_class_position}
-        return {**super().get_config(), **own}
 
 
 def _normalize_images(x):

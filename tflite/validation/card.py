@@ -8,8 +8,8 @@ import numpy as np
 
 import keras_mobilevit
 from keras_mobilevit.litert import LiteRTModel
-from tflite.validation import opcheck
-from tflite.validation.fingerprint import sha256
+from tflite.validation import op_stats
+from tflite.validation.checksum import sha256
 
 TFLITE_MAKERS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy")
 COREML_MAKERS = ("coremltools", "keras", "numpy")
@@ -67,10 +67,10 @@ def describe_file(path, meanings: dict[str, str], input_max: float) -> dict:
             _tensor(name, details, meanings[name]) | _position(litert, details)
             for name, details in litert.outputs.items()
         ],
-        "ops": opcheck.count_ops(path),
-        "float_ops": opcheck.count_float_ops(path),
-        "foreign_ops": opcheck.foreign_ops(opcheck.count_ops(path)),
-        "max_rank": opcheck.max_rank(path),
+        "ops": op_stats.count_ops(path),
+        "float_ops": op_stats.count_float_ops(path),
+        "foreign_ops": op_stats.custom_ops(op_stats.count_ops(path)),
+        "max_rank": op_stats.max_rank(path),
         "xnnpack": {
             "partitions": litert.xnnpack_partitions(),
             "ops_outside": litert.ops_outside_xnnpack(),
@@ -121,15 +121,15 @@ def _package_labels(program) -> list[str]:
 
 def _package_nms(program) -> dict:
     """Returns the entry on non-maximum suppression, if a package has it."""
-    suppression = program.suppression
-    if suppression is None:
+    nms = program.nms
+    if nms is None:
         return {}
     return {
         "nms": {
             "where": "inside",
-            "score_threshold": suppression.confidenceThreshold,
-            "iou_threshold": suppression.iouThreshold,
-            "per_class": suppression.pickTop.perClass,
+            "score_threshold": nms.confidenceThreshold,
+            "iou_threshold": nms.iouThreshold,
+            "per_class": nms.pickTop.perClass,
         }
     }
 
@@ -169,8 +169,8 @@ def _casts(program) -> tuple[int, int]:
 
 def describe_package(path, meanings: dict[str, str], input_max: float) -> dict:
     """Describes a Core ML package; see `describe_file`."""
-    from tflite.formats.coreml.evaluator import unknown_operations
-    from tflite.formats.coreml.program import OPSET_IOS, read_program
+    from tflite.validation.mil_evaluator import unknown_operations
+    from tflite.validation.mil_reader import OPSET_IOS, read_program
 
     program = read_program(path)
     casts, casts_at_ends = _casts(program)
@@ -182,7 +182,7 @@ def describe_package(path, meanings: dict[str, str], input_max: float) -> dict:
         **({"labels": labels} if (labels := _package_labels(program)) else {}),
         **_package_nms(program),
         "ios": OPSET_IOS[program.opset],
-        "ops": opcheck.count(operation.kind for operation in program.operations),
+        "ops": op_stats.count(operation.kind for operation in program.operations),
         "foreign_ops": unknown_operations(program),
         "casts": casts,
         "casts_at_ends": casts_at_ends,

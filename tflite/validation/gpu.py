@@ -1,8 +1,7 @@
-"""Asks LiteRT's GPU accelerator whether it takes a file whole, and compares outputs.
+"""Checks that LiteRT's GPU accelerator takes a whole file and agrees with the CPU.
 
-It runs on Vulkan, also on a software Vulkan without any GPU: SwiftShader, which comes
-with Chromium. That says whether a GPU takes the graph and computes the same, nothing of
-its speed.
+The accelerator runs on Vulkan. Without a GPU it runs on a software Vulkan, SwiftShader,
+which comes with Chromium. The check says nothing about speed.
 """
 
 import dataclasses
@@ -15,25 +14,25 @@ from pathlib import Path
 
 import numpy as np
 
-ICD = "VK_ICD_FILENAMES"  # the variable by which Vulkan finds its drivers
+ICD = "VK_ICD_FILENAMES"  # the variable that names Vulkan's drivers
 SOFTWARE_DRIVERS = (
     "/usr/lib/chromium/vk_swiftshader_icd.json",  # Debian
     "/usr/lib/chromium-browser/vk_swiftshader_icd.json",  # Ubuntu
     "/opt/google/chrome/vk_swiftshader_icd.json",
 )
-NO_DEVICE = "Failed to initialize WebGPU environment"  # of LiteRT, whatever the file
+NO_DEVICE = "Failed to initialize WebGPU environment"  # LiteRT's error for any file
 TIMEOUT_S = 600
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What the accelerator says of a file.
+class GpuCheckResult:
+    """What the accelerator makes of a file.
 
     Attributes:
-        driver: the Vulkan driver's description file.
-        fully_accelerated: whether it takes every operation.
-        max_abs: largest difference of an output from the CPU's; `None` if it did not
-            run.
+        driver: path of the Vulkan driver's description.
+        fully_accelerated: whether the accelerator takes every operation.
+        max_abs: largest difference between the outputs on the GPU and on the CPU;
+            `None` if the file did not run.
         error: what went wrong, or "".
     """
 
@@ -44,32 +43,46 @@ class Verdict:
 
 
 def find_driver() -> str | None:
-    """Returns the Vulkan driver: of `VK_ICD_FILENAMES`, or a software one."""
+    """Returns the driver in `VK_ICD_FILENAMES`, else a software driver."""
     named = os.environ.get(ICD)
     return named or next((p for p in SOFTWARE_DRIVERS if Path(p).is_file()), None)
 
 
 def require_driver() -> str:
-    """Returns the driver, or raises a ValueError that says how to get one."""
+    """Returns the Vulkan driver.
+
+    Raises:
+        ValueError: if there is none; the message says how to install one.
+    """
     driver = find_driver()
     if driver is None:
         raise ValueError(
-            "The GPU check takes a Vulkan driver. SwiftShader comes with Chromium "
-            "(Debian: apt install chromium libvulkan1); or name the JSON file of "
-            f"another in {ICD}."
+            "The GPU check needs a Vulkan driver. Install Chromium, which brings "
+            "SwiftShader (Debian: apt install chromium libvulkan1), or set "
+            f"{ICD} to the JSON file of another driver."
         )
     return driver
 
 
-def check_gpu(path, image: np.ndarray) -> Verdict:
-    """Runs a file on the GPU accelerator, in a process that may die.
+def _environment(driver: str, folder: str) -> dict[str, str]:
+    # Chromium keeps a Vulkan loader beside its driver.
+    libraries = [str(Path(driver).parent), os.environ.get("LD_LIBRARY_PATH", "")]
+    return os.environ | {
+        ICD: driver,
+        "XDG_RUNTIME_DIR": folder,
+        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+    }
+
+
+def check_gpu(path, image: np.ndarray) -> GpuCheckResult:
+    """Runs a file on the GPU accelerator, in a process of its own, which may crash.
 
     Args:
-        path: of the `.tflite` with a signature.
+        path: path of a `.tflite` with a signature.
         image: an input of the file's shape.
 
     Returns:
-        The `Verdict`; a crash is one too.
+        The `GpuCheckResult`, also of a crash.
 
     Raises:
         ValueError: if there is no Vulkan driver, or it does not start.
@@ -79,55 +92,49 @@ def check_gpu(path, image: np.ndarray) -> Verdict:
         np.save(f"{folder}/image.npy", image)
         file = str(Path(path).resolve())
         command = [sys.executable, "-m", "tflite.validation.gpu", file, folder]
-        # Chromium's own Vulkan loader stands beside its driver.
-        libraries = [str(Path(driver).parent), os.environ.get("LD_LIBRARY_PATH", "")]
-        environment = os.environ | {
-            ICD: driver,
-            "XDG_RUNTIME_DIR": folder,
-            "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
-        }
         try:
             process = subprocess.run(
                 command,
                 cwd=Path(__file__).parents[2],
-                env=environment,
+                env=_environment(driver, folder),
                 capture_output=True,
                 encoding="utf-8",
                 errors="replace",
                 timeout=TIMEOUT_S,
             )
         except subprocess.TimeoutExpired:
-            return Verdict(driver, False, None, f"not done after {TIMEOUT_S} s")
+            error = f"did not finish within {TIMEOUT_S} s"
+            return GpuCheckResult(driver, False, None, error)
         if NO_DEVICE in process.stderr:
             raise ValueError(
-                f"The Vulkan driver {driver} does not start. Name another in {ICD}, or "
-                "leave it unset for SwiftShader (apt install chromium libvulkan1)."
+                f"The Vulkan driver {driver} does not start. Set {ICD} to another "
+                "driver, or unset it for SwiftShader (apt install chromium libvulkan1)."
             )
         result = Path(folder, "result.json")
         if process.returncode or not result.exists():
-            return Verdict(driver, False, None, _reason(process))
-        return Verdict(driver, **json.loads(result.read_text("utf-8")))
+            return GpuCheckResult(driver, False, None, _reason(process))
+        return GpuCheckResult(driver, **json.loads(result.read_text("utf-8")))
 
 
-def _reason(process) -> str:
-    """Picks the lines of a failed run that say what the GPU does not take."""
+def _reason(process: subprocess.CompletedProcess) -> str:
+    """Returns the lines of a failed run that say what the GPU does not take."""
     lines = process.stderr.splitlines()
     for word in ("not supported", "delegate", "Error"):
-        telling = [line.strip() for line in lines if word in line]
-        if telling:
-            return " / ".join(telling[-3:])
+        matches = [line.strip() for line in lines if word in line]
+        if matches:
+            return " / ".join(matches[-3:])
     return f"ended with code {process.returncode}"
 
 
 def _difference(name: str, values: np.ndarray, reference: np.ndarray) -> float:
-    """Returns the largest difference; of classes, which are no amounts, their part."""
+    """Returns the largest difference; for classes, the fraction that differs."""
     if name == "classes":
         return float(np.mean(values != reference))
     return float(np.abs(values - reference).max())
 
 
 def _compared(outputs: dict, reference: dict) -> dict:
-    """Returns `max_abs` of a `Verdict`, or its `error` where there is no number."""
+    """Returns `max_abs` for a `GpuCheckResult`, or an `error` if it is not finite."""
     for where, found in (("CPU", reference), ("GPU", outputs)):
         for name, values in found.items():
             if not np.all(np.isfinite(values)):
@@ -137,6 +144,7 @@ def _compared(outputs: dict, reference: dict) -> dict:
 
 
 def _check_here(path: str, folder: str) -> None:
+    """Checks a file in this process and writes `result.json` into the folder."""
     from ai_edge_litert.compiled_model import CompiledModel, HardwareAccelerator
 
     image = np.load(f"{folder}/image.npy")

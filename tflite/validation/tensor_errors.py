@@ -1,4 +1,4 @@
-"""Where an 8-bit file differs from the float network: its tensors, one by one."""
+"""Finds the layers at which an 8-bit file departs from the float network."""
 
 import contextlib
 import io
@@ -8,72 +8,79 @@ import numpy as np
 from ai_edge_quantizer import model_validator
 from ai_edge_quantizer.utils.validation_utils import ValidationErrorMetric
 
-from tflite.formats.litert import INPUT_NAME, SIGNATURE
 from tflite.graph.graph import Graph
-from tflite.graph.tensors import layer_outputs
+from tflite.validation.tensors import layer_outputs, main_graph
 
 SHOWN = 5
-IMAGES = 4  # the order of the largest errors hardly depends on them
-LEAST_RATIO = 1e-10
-SMALLEST = 1e-30  # noise of a tensor that is equal
+IMAGES = 4  # more images hardly change the ranking
+MIN_RATIO = 1e-10
+MIN_NOISE = 1e-30  # the noise of a tensor without error
 
 
 def largest_errors(
-    graph: Graph, float_content: bytes, content: bytes, images
+    graph: Graph, float_content: bytes, content: bytes, images: np.ndarray
 ) -> list[dict[str, float | str]]:
     """Finds the layers at which the error grows most.
 
-    An error that one layer makes is in everything after it. So layers are ranked by
-    the noise-to-signal ratio of what they return beyond that of what they take.
+    Every layer passes on the errors of its inputs. So layers are ranked by the
+    noise-to-signal ratio of their output minus that of their inputs.
 
     Args:
-        graph: of both files; its nodes have the names of the Keras model's layers.
-        float_content: of the float `.tflite` file.
-        content: of the 8-bit file.
+        graph: the graph of both files; its nodes have the names of the Keras model's
+            layers.
+        float_content: the float `.tflite` file.
+        content: the 8-bit file.
         images: `[images, height, width, channels]`, in the files' range; the first
             `IMAGES` are used.
 
     Returns:
         The first `SHOWN` layers of that ranking: `layer`, and `snr_db`, the power of
-        its output over that of its error.
+        its output divided by that of its error.
     """
     ratios = _signal_to_noise(graph, float_content, content, images[:IMAGES])
-    # What is not a number is the worst of all.
-    noise = {
-        layer: 1 / (ratio if ratio > LEAST_RATIO else LEAST_RATIO)
-        for layer, ratio in ratios.items()
-    }
+    noise = {layer: 1 / max(ratio, MIN_RATIO) for layer, ratio in ratios.items()}
 
-    def before(layer: str) -> float:
-        """Returns the noise of what a layer takes, past layers merged into it."""
+    def input_noise(layer: str) -> float:
+        """Returns the noise of a layer's inputs, looking past merged layers."""
         inputs = [name for name in graph.nodes[layer].inputs if name in graph.nodes]
         return max(
-            (noise[name] if name in noise else before(name) for name in inputs),
+            (noise[name] if name in noise else input_noise(name) for name in inputs),
             default=0.0,
         )
 
-    ranked = sorted(noise, key=lambda layer: noise[layer] - before(layer), reverse=True)
+    ranked = sorted(
+        noise, key=lambda layer: noise[layer] - input_noise(layer), reverse=True
+    )
     return [
         {"layer": layer, "snr_db": float(np.round(-10 * np.log10(noise[layer]), 1))}
         for layer in ranked[:SHOWN]
     ]
 
 
+def _samples(content: bytes, images: np.ndarray) -> dict[str, list[dict]]:
+    """Returns images as inputs of a file's signature, one by one."""
+    model, _ = main_graph(content)
+    (signature,) = model.signatureDefs
+    (given,) = signature.inputs
+    samples = [{given.name.decode(): image[None]} for image in images]
+    return {signature.signatureKey.decode(): samples}
+
+
 def _signal_to_noise(
-    graph: Graph, float_content: bytes, content: bytes, images
+    graph: Graph, float_content: bytes, content: bytes, images: np.ndarray
 ) -> dict[str, float]:
-    """Returns the signal-to-noise ratio of the layers' outputs."""
-    samples = [{INPUT_NAME: image[None]} for image in images]
-    # It prints its progress, and LiteRT warns that it keeps all tensors in memory.
+    """Returns the signal-to-noise ratio of each layer's output."""
+    # The validator prints its progress, and LiteRT warns about the memory that all
+    # tensors take.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compared = model_validator.compare_model(
             float_content,
             content,
-            {SIGNATURE: samples},
+            _samples(float_content, images),
             [ValidationErrorMetric.SNR],
             [_ratio],
-            use_xnnpack=False,  # which would hide the tensors within its pieces
+            use_xnnpack=False,  # XNNPACK would hide the tensors within its partitions
         )
     found, ratios = compared.get_all_tensor_results(), {}
     for layer, tensor in layer_outputs(float_content, graph.outputs).items():
@@ -85,12 +92,12 @@ def _signal_to_noise(
 
 
 def _ratio(values, expected) -> float:
-    """Returns the power of a tensor over that of its error."""
-    if np.size(values) != np.size(expected):  # another tensor by the same name
+    """Returns the power of a tensor divided by that of its error."""
+    if np.size(values) != np.size(expected):  # different tensors of the same name
         return np.inf
     values, expected = (np.ravel(x).astype(np.float64) for x in (values, expected))
     noise = np.mean((values - expected) ** 2)
-    return float(np.mean(expected**2) / max(noise, SMALLEST))
+    return float(np.mean(expected**2) / max(noise, MIN_NOISE))
 
 
 def describe(errors: list[dict]) -> str:

@@ -1,33 +1,36 @@
 """Makes a Core ML model of an image classifier's `Graph`."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from tflite.formats.coreml.package import (
-    Interface,
+    PackageSpec,
     convert_program,
     describe,
     fit_sizes,
-    image_type,
     load_coremltools,
     trace,
 )
 from tflite.graph.graph import Graph, Node
 
+if TYPE_CHECKING:
+    from coremltools.models import MLModel
+
 LABEL_NAME = "classLabel"
-TEXTS = {  # of the outputs, by the last activation
+DESCRIPTIONS = {  # of the outputs, by the last activation
     "softmax": {
         LABEL_NAME: "Name of the most likely class",
         f"{LABEL_NAME}_probs": "Probability of each class by name",
     },
     "sigmoid": {
-        LABEL_NAME: "Name of the most likely class; others may be right as well",
-        f"{LABEL_NAME}_probs": "Probability of each class by itself, by name",
+        LABEL_NAME: "Name of the most likely class; several may be right",
+        f"{LABEL_NAME}_probs": "Independent probability of each class by name",
     },
 }
 
 
 def _end_in_probabilities(graph: Graph, classes: int) -> Graph:
-    """Adds a softmax to logits, and a sigmoid to a single one."""
+    """Adds a softmax to logits, or a sigmoid to a single logit."""
     (output,) = graph.outputs
     node = graph.nodes[output]
     if node.op == "activation" and node.options["function"] in ("softmax", "sigmoid"):
@@ -38,15 +41,15 @@ def _end_in_probabilities(graph: Graph, classes: int) -> Graph:
 
 
 def make_classifier(
-    graph: Graph, interface: Interface, precision: str, output_name: str
-):
+    graph: Graph, spec: PackageSpec, precision: str, output_name: str
+) -> "MLModel":
     """Makes the Core ML model of a classifier.
 
     Args:
-        graph: rewritten with `tflite.graph.rewrites.COREML_REWRITES`.
-        interface: what an application sees of it.
-        precision: `float16` or `float32`, of weights and maps.
-        output_name: of what the network returns, without labels.
+        graph: the network, rewritten with `tflite.graph.rewrites.COREML_REWRITES`.
+        spec: the package.
+        precision: the type of weights and maps, `float16` or `float32`.
+        output_name: name of the network's output, for a package without labels.
 
     Returns:
         A `coremltools.models.MLModel` that can be saved.
@@ -55,19 +58,17 @@ def make_classifier(
         ValueError: if coremltools cannot be used, or the target is too old.
     """
     ct = load_coremltools()
-    if interface.labels:
-        graph = _end_in_probabilities(graph, len(interface.labels))
-    graph, shape, target = fit_sizes(graph, interface)
-    program, _ = trace(graph, shape, interface.layout, target)
-    texts, classifier = {}, None
-    if interface.labels:
-        classifier = ct.ClassifierConfig(list(interface.labels), LABEL_NAME)
+    if spec.labels:
+        graph = _end_in_probabilities(graph, len(spec.labels))
+    graph, shape, target = fit_sizes(graph, spec)
+    program, _ = trace(graph, shape, spec.layout, target)
+    descriptions, classifier = {}, None
+    if spec.labels:
+        classifier = ct.ClassifierConfig(list(spec.labels), LABEL_NAME)
         (last,) = graph.outputs
-        texts = TEXTS[graph.nodes[last].options["function"]]
+        descriptions = DESCRIPTIONS[graph.nodes[last].options["function"]]
     else:
         program.functions["main"].outputs[0].set_name(output_name)
-    model = convert_program(
-        program, image_type(interface, ct), target, ct.precision(precision), classifier
-    )
-    describe(model, interface, texts)
+    model = convert_program(program, spec, target, ct.precision(precision), classifier)
+    describe(model, spec, descriptions)
     return model

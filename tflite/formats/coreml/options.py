@@ -16,14 +16,18 @@ from keras_mobilevit.files import read_text
 from keras_mobilevit.preprocessing import decode_predictions, largest_value
 from tflite.formats.coreml import flags as coreml_flags
 from tflite.formats.coreml.classifier import make_classifier
-from tflite.formats.coreml.detector import check_one_size, finish_detector, make_program
+from tflite.formats.coreml.detector import (
+    check_one_size,
+    finalize_detector,
+    make_program,
+)
 from tflite.formats.coreml.package import (
-    Interface,
+    PackageSpec,
     check_labels,
     load_coremltools,
-    share_scale,
+    split_input_scale,
 )
-from tflite.formats.coreml.segmenter import finish_segmenter, make_segmenter
+from tflite.formats.coreml.segmenter import finalize_segmenter, make_segmenter
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import COREML_REWRITES, deployment_graph
 from tflite.tasks.classification.task import output_name
@@ -175,17 +179,17 @@ def _whole_image_text(sizes: tuple[int, ...], crop: float) -> str:
     return f"the whole image resized to {sides} pixels, bilinearly, ignoring its aspect"
 
 
-def _classifier(model, graph, interface: Interface, precision: str):
-    return make_classifier(graph, interface, precision, output_name(model))
+def _classifier(model, graph, spec: PackageSpec, precision: str):
+    return make_classifier(graph, spec, precision, output_name(model))
 
 
-def _detector(model, graph, interface: Interface, precision: str):
-    (size,) = interface.sizes
-    return make_program(graph, anchor_boxes(size, size), interface, precision)
+def _detector(model, graph, spec: PackageSpec, precision: str):
+    (size,) = spec.sizes
+    return make_program(graph, anchor_boxes(size, size), spec, precision)
 
 
-def _segmenter(model, graph, interface: Interface, precision: str):
-    return make_segmenter(graph, interface, precision)
+def _segmenter(model, graph, spec: PackageSpec, precision: str):
+    return make_segmenter(graph, spec, precision)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,17 +200,17 @@ class CoreMLTask:
         title: short description of the packages.
         preprocessing: from the sides of the images and the crop to a text on how
             applications prepare images.
-        make: from a model, its graph, an `Interface` and the precision to a Core ML
+        make: from a model, its graph, an `PackageSpec` and the precision to a Core ML
             model.
         postprocess: from that model, perhaps with compressed weights, and the
-            `Interface` to the model that is saved.
+            `PackageSpec` to the model that is saved.
         check_sizes: refuses impossible sides of images.
     """
 
     title: str
     preprocessing: Callable[[tuple[int, ...], float], str]
     make: Callable
-    postprocess: Callable = lambda made, interface: made
+    postprocess: Callable = lambda made, spec: made
     check_sizes: Callable[[tuple[int, ...]], None] = lambda sizes: None
 
 
@@ -218,11 +222,11 @@ CORE_ML_TASKS = {  # by the name of the task
         "SSDLite object detector",
         _whole_image_text,
         _detector,
-        finish_detector,
+        finalize_detector,
         check_one_size,
     ),
     "segmentation": CoreMLTask(
-        "DeepLabv3 image segmenter", _whole_image_text, _segmenter, finish_segmenter
+        "DeepLabv3 image segmenter", _whole_image_text, _segmenter, finalize_segmenter
     ),
 }
 
@@ -271,7 +275,7 @@ def core_ml_from_options(
     """
     row, sizes = CORE_ML_TASKS[task.name], options.sizes
     row.check_sizes(sizes)
-    interface = Interface(
+    spec = PackageSpec(
         sizes=sizes,
         labels=class_labels(options, labels, task.num_classes(model) or 0),
         layout=options.layout,
@@ -283,12 +287,12 @@ def core_ml_from_options(
     def program(precision: str):
         graph = read_model(model, sizes[0], sizes[0])
         graph = deployment_graph(graph, COREML_REWRITES)
-        graph, scale = share_scale(graph, largest_value(model))
-        scaled = dataclasses.replace(interface, pixel_scale=scale)
+        graph, scale = split_input_scale(graph, largest_value(model))
+        scaled = dataclasses.replace(spec, pixel_scale=scale)
         return row.make(model, graph, scaled, precision)
 
     def core_ml(precision: str, compress=None):
         made = compress(program(precision)) if compress else program(precision)
-        return row.postprocess(made, interface)
+        return row.postprocess(made, spec)
 
     return core_ml

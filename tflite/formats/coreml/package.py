@@ -1,4 +1,4 @@
-"""Makes a Core ML model of a `Graph`: its program, its interface and what it says."""
+"""Makes a Core ML model of a `Graph`: its program, its input and its descriptions."""
 
 import collections
 import contextlib
@@ -7,6 +7,9 @@ import importlib.metadata
 import io
 import logging
 import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,18 +17,21 @@ from tflite.formats.coreml.flags import IOS_VERSIONS
 from tflite.graph.graph import Graph, Node
 from tflite.graph.rewrites import fold_rescaling
 
+if TYPE_CHECKING:
+    from coremltools.models import MLModel
+
 IMAGE_NAME = "image"
 NEEDED_VERSION = 9  # of coremltools
-# Smaller arrays stay as they are: what describes a compressed one outweighs its gain.
-SMALLEST_COMPRESSED = 512
-WEIGHED = {"conv", "layer_norm", "linear"}  # kinds of operations whose constants are
+# Smaller arrays are not compressed: the description would outweigh the gain.
+MIN_COMPRESSED = 512
+WEIGHT_OPS = {"conv", "layer_norm", "linear"}  # their constants are weights
 
 
-def load_coremltools():
-    """Imports coremltools, without what it says of frameworks that are not used here.
+def load_coremltools() -> ModuleType:
+    """Imports coremltools without its warnings about other frameworks.
 
     Raises:
-        ValueError: if it is not installed, or too old.
+        ValueError: if it is not installed or too old.
     """
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     needed = f"Core ML packages need coremltools {NEEDED_VERSION}.0 or later: "
@@ -41,15 +47,15 @@ def load_coremltools():
 
 
 @dataclasses.dataclass(frozen=True)
-class Interface:
-    """What an application sees of a package.
+class PackageSpec:
+    """What a package takes, what it returns, and what it says about itself.
 
     Attributes:
-        sizes: sides of the images in pixels, the default one first.
-        labels: names of the classes; empty for the network's numbers alone.
-        pixel_scale: what pixels, in [0, 255], are multiplied by for the network.
-        layout: of tokens, a key of `tflite.formats.coreml.operations.LAYOUTS`.
-        ios: oldest version of iOS that runs it; `None` for the oldest possible.
+        sizes: sides of the images in pixels, the default first.
+        labels: names of the classes; empty to return the network's numbers.
+        pixel_scale: the factor from pixels in [0, 255] to the network's input.
+        layout: the layout of tokens, a key of `tflite.formats.coreml.mil_ops.LAYOUTS`.
+        ios: the oldest version of iOS that runs it; `None` for the oldest possible.
         metadata: author, license, version, short_description, and further entries, as
             Xcode shows them.
     """
@@ -63,39 +69,39 @@ class Interface:
 
 
 def check_labels(labels, classes: int) -> None:
-    """Refuses labels that do not name each class.
+    """Checks that each class has a label of its own.
 
     Raises:
-        ValueError: if their number is not that of the classes, one is empty, or two
-            are equal.
+        ValueError: if there are not as many labels as classes, a label is empty, or
+            two are equal.
     """
     if len(labels) != classes:
         raise ValueError(
-            f"The model has {classes} classes, but {len(labels)} labels. Name each "
-            "class in a line of --labels, or of labels.txt beside the model."
+            f"The model has {classes} classes, but {len(labels)} labels. Give one "
+            "line per class in the file of --labels, or in labels.txt beside the model."
         )
     if "" in labels:
         raise ValueError(f"Label {list(labels).index('') + 1} of the labels is empty.")
     repeated = [name for name, n in collections.Counter(labels).items() if n > 1]
     if repeated:
         raise ValueError(
-            "Classes are told apart by their labels, but more than one is called "
-            f"{repeated[0]!r}."
+            f"Labels must differ, but more than one class is called {repeated[0]!r}."
         )
 
 
-def share_scale(graph: Graph, largest_value: float) -> tuple[Graph, float]:
-    """Shares the scale of the images between the input and the first convolution.
+def split_input_scale(graph: Graph, largest_value: float) -> tuple[Graph, float]:
+    """Splits the images' scale between the package's input and the first convolution.
 
-    Pixels are integers below 256: times a power of two they stay exact in float16, as
-    they would not times 1/255. What remains, 256/255, goes into the weights.
+    Pixels are integers below 256. Times a power of two they stay exact in float16;
+    times 1/255 they would not. The input takes the power of two, and the weights take
+    the rest, 256/255.
 
     Args:
-        graph: of a network.
-        largest_value: of the images that it takes, 255 or 1.
+        graph: the network.
+        largest_value: the largest value of the network's images, 255 or 1.
 
     Returns:
-        The graph, and the power of two that its input multiplies pixels by.
+        The graph, and the power of two by which the input multiplies pixels.
     """
     scale = largest_value / 255
     first = graph.only_consumer(graph.input_name)
@@ -121,23 +127,25 @@ def share_scale(graph: Graph, largest_value: float) -> tuple[Graph, float]:
 # The program --------------------------------------------------------------------------
 
 
-def trace(graph: Graph, shape, layout: str, opset, finish=None):
-    """Traces the program of a graph.
+def trace(
+    graph: Graph, shape, layout: str, opset, postprocess: Callable | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Traces the MIL program of a graph.
 
     Args:
-        graph: what to compute.
-        shape: of the image.
-        layout: of tokens, a key of `tflite.formats.coreml.operations.LAYOUTS`.
-        opset: version of iOS whose operations may be used, as coremltools has it.
-        finish: from the network's outputs to a tuple of what the program returns; by
-            default these.
+        graph: the network.
+        shape: shape of the image.
+        layout: the layout of tokens, a key of `tflite.formats.coreml.mil_ops.LAYOUTS`.
+        opset: the version of iOS whose operations may be used, a `coremltools.target`.
+        postprocess: function from the network's outputs to the tuple that the program
+            returns; by default it returns the outputs themselves.
 
     Returns:
-        The program, and its values by node.
+        The program, and its values by the names of the nodes.
     """
     from coremltools.converters.mil import Builder as mb
 
-    from tflite.formats.coreml.operations import run_node
+    from tflite.formats.coreml.mil_ops import run_node
 
     values = {}
 
@@ -148,16 +156,16 @@ def trace(graph: Graph, shape, layout: str, opset, finish=None):
             inputs = [values[name] for name in node.inputs]
             values[node.name] = run_node(layout, node, inputs)
         outputs = tuple(values[name] for name in graph.outputs)
-        return finish(*outputs) if finish else outputs
+        return postprocess(*outputs) if postprocess else outputs
 
     return program, values
 
 
-def _resize_odd_maps(graph: Graph, interface: Interface, opset) -> Graph:
-    """Marks what folds and unfolds maps that patches do not cover at some size."""
+def _resize_odd_maps(graph: Graph, spec: PackageSpec, opset) -> Graph:
+    """Marks the folds and unfolds that must resize their map at one of the sizes."""
     odd = set()
-    for size in interface.sizes:
-        _, values = trace(graph, (1, 3, size, size), interface.layout, opset)
+    for size in spec.sizes:
+        _, values = trace(graph, (1, 3, size, size), spec.layout, opset)
         for node in graph.nodes.values():
             if node.op in ("fold", "unfold"):
                 _, _, *sides = values[node.inputs[-1]].shape
@@ -172,56 +180,59 @@ def _resize_odd_maps(graph: Graph, interface: Interface, opset) -> Graph:
     )
 
 
-def _flexible(graph: Graph, interface: Interface, ct) -> tuple[Graph, tuple, int]:
-    """Returns the graph for several sizes, its input shape and the iOS it needs."""
+def _flexible(
+    graph: Graph, spec: PackageSpec, ct: ModuleType
+) -> tuple[Graph, tuple, int]:
+    """Returns the graph for several sizes, the image's shape and the needed iOS."""
     from coremltools.converters.mil.mil import get_new_symbol
 
-    marked = _resize_odd_maps(graph, interface, ct.target.iOS16)
+    marked = _resize_odd_maps(graph, spec, ct.target.iOS16)
     resizes = any(
         node.op == "resize_like" or "resizes" in node.options
         for node in marked.nodes.values()
     )
-    needed = 17 if resizes else 16  # 17 brought `resize`
+    needed = 17 if resizes else 16  # `resize` came with iOS 17
     return marked, (1, 3, get_new_symbol(), get_new_symbol()), needed
 
 
-def image_type(interface: Interface, ct):
-    """Returns the type of the image as coremltools has it."""
-    shape, *others = [(1, 3, size, size) for size in interface.sizes]
+def _image_type(spec: PackageSpec, ct: ModuleType):
+    shape, *others = [(1, 3, size, size) for size in spec.sizes]
     if others:
         shape = ct.EnumeratedShapes([shape, *others], default=shape)
     return ct.ImageType(
         name=IMAGE_NAME,
         shape=shape,
-        scale=interface.pixel_scale,
+        scale=spec.pixel_scale,
         color_layout=ct.colorlayout.RGB,
     )
 
 
-def convert_program(program, shape_type, target, precision, classifier=None):
+def convert_program(
+    program, spec: PackageSpec, target, precision, classifier=None
+) -> "MLModel":
     """Converts a traced program to a Core ML model.
 
     Args:
-        program: of `trace`.
-        shape_type: what coremltools calls the type of the image.
-        target: oldest version of iOS that runs it, as coremltools has it.
-        precision: of weights and maps, likewise.
-        classifier: of a classifier, its labels, likewise.
+        program: the result of `trace`.
+        spec: the package.
+        target: the oldest version of iOS that runs it, a `coremltools.target`.
+        precision: the type of weights and maps, a `coremltools.precision`.
+        classifier: a classifier's labels, a `coremltools.ClassifierConfig`.
 
     Returns:
         A `coremltools.models.MLModel`.
     """
     ct = load_coremltools()
     passes = ct.PassPipeline.DEFAULT
-    # Each convolution would have strides, pads and so on of its own: a tenth of a file
-    # with weights of 8 bits.
+    # Otherwise each convolution stores its own strides, pads and so on: a tenth of a
+    # file with 8-bit weights.
     passes.set_options("common::const_deduplication", {"const_threshold": 1})
     with _quietly():
         return ct.convert(
             program,
             source="milinternal",
             convert_to="mlprogram",
-            inputs=[shape_type],
+            inputs=[_image_type(spec, ct)],
             classifier_config=classifier,
             minimum_deployment_target=target,
             compute_precision=precision,
@@ -230,58 +241,58 @@ def convert_program(program, shape_type, target, precision, classifier=None):
         )
 
 
-def fit_sizes(graph: Graph, interface: Interface) -> tuple[Graph, tuple, object]:
-    """Fits a graph to the sizes of an interface.
+def fit_sizes(graph: Graph, spec: PackageSpec) -> tuple[Graph, tuple, Any]:
+    """Fits a graph to the image sizes of a package.
 
     Args:
-        graph: of a network.
-        interface: what an application sees of it.
+        graph: the network.
+        spec: the package.
 
     Returns:
-        The graph, the shape of its images for `trace`, and the oldest version of iOS
-        that shall run it, as coremltools has it.
+        The graph, the shape of its image for `trace`, and the oldest version of iOS
+        that runs it, a `coremltools.target`.
 
     Raises:
-        ValueError: if that version is too old for these sizes.
+        ValueError: if `spec.ios` is too old for these sizes.
     """
     ct = load_coremltools()
-    size = interface.sizes[0]
+    size = spec.sizes[0]
     shape, needed = (1, 3, size, size), IOS_VERSIONS[0]
-    if len(interface.sizes) > 1:
-        graph, shape, needed = _flexible(graph, interface, ct)
-    ios = interface.ios or needed
+    if len(spec.sizes) > 1:
+        graph, shape, needed = _flexible(graph, spec, ct)
+    ios = spec.ios or needed
     if ios < needed:
         raise ValueError(
-            f"At the sizes {', '.join(map(str, interface.sizes))} maps are resized, "
-            f"which in a package of several sizes takes an operation of iOS {needed}. "
-            f"Received: --ios={ios}. Leave --ios away, or take one size; a classifier "
-            "has nothing to resize at multiples of 64."
+            f"At the sizes {', '.join(map(str, spec.sizes))} maps are resized. In a "
+            f"package of several sizes this needs an operation of iOS {needed}. "
+            f"Received: --ios={ios}. Omit --ios, or give one size. A classifier "
+            "resizes nothing at multiples of 64."
         )
     return graph, shape, getattr(ct.target, f"iOS{ios}")
 
 
 @contextlib.contextmanager
 def _quietly():
-    """Keeps the progress of coremltools's passes, a bar each, off the terminal."""
+    """Hides the progress bars of coremltools' passes."""
     with contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
-def describe(model, interface: Interface, outputs: dict[str, str]) -> None:
-    """Writes what Xcode shows of a model into it.
+def describe(model, spec: PackageSpec, outputs: dict[str, str]) -> None:
+    """Writes the descriptions that Xcode shows into a model.
 
     Args:
         model: a Core ML model.
-        interface: what an application sees of it.
-        outputs: what each output is, by name.
+        spec: the package.
+        outputs: a description of each output, by name.
     """
     known = ("author", "license", "version", "short_description")
-    for name, text in interface.metadata.items():
+    for name, text in spec.metadata.items():
         if name in known:
             setattr(model, name, text)
         else:
             model.user_defined_metadata[name] = text
-    sizes = " or ".join(f"{size}x{size}" for size in interface.sizes)
+    sizes = " or ".join(f"{size}x{size}" for size in spec.sizes)
     model.input_description[IMAGE_NAME] = f"RGB image of {sizes} pixels"
     for name, text in outputs.items():
         model.output_description[name] = text
@@ -290,40 +301,40 @@ def describe(model, interface: Interface, outputs: dict[str, str]) -> None:
 # Smaller weights ----------------------------------------------------------------------
 
 
-def int8_weights(model):
-    """Quantizes a model's weights to int8, with a scale for each output channel."""
+def int8_weights(model: "MLModel") -> "MLModel":
+    """Quantizes a model's weights to int8, with one scale per output channel."""
     from coremltools.optimize import coreml as optimize
 
     with _quietly():
-        known = optimize.get_weights_metadata(model, SMALLEST_COMPRESSED)
+        known = optimize.get_weights_metadata(model, MIN_COMPRESSED)
         return optimize.linear_quantize_weights(
             model,
             optimize.OptimizationConfig(
                 optimize.OpLinearQuantizerConfig(
-                    mode="linear_symmetric", weight_threshold=SMALLEST_COMPRESSED
+                    mode="linear_symmetric", weight_threshold=MIN_COMPRESSED
                 ),
                 op_name_configs=dict.fromkeys(_other_constants(known)),
             ),
         )
 
 
-def palette_weights(model, bits: int = 6):
-    """Replaces a model's weights by indices into tables of 2**bits of their values.
+def palette_weights(model: "MLModel", bits: int = 6) -> "MLModel":
+    """Replaces a model's weights by indices into tables of 2**bits values.
 
-    A table is for a whole kernel. Those of depthwise convolutions stay: the range of
-    their channels differs most, since batch normalization is multiplied into them, and
-    all of them together are less than a hundredth of the weights.
+    Each kernel has one table. Depthwise kernels stay as they are: batch normalization
+    is folded into them, so the ranges of their channels differ most, and together they
+    are less than a hundredth of the weights.
     """
     from coremltools.optimize import coreml as optimize
 
     with _quietly():
-        known = optimize.get_weights_metadata(model, SMALLEST_COMPRESSED)
+        known = optimize.get_weights_metadata(model, MIN_COMPRESSED)
         depthwise = [name for name, found in known.items() if _is_depthwise(found.val)]
         return optimize.palettize_weights(
             model,
             optimize.OptimizationConfig(
                 optimize.OpPalettizerConfig(
-                    mode="kmeans", nbits=bits, weight_threshold=SMALLEST_COMPRESSED
+                    mode="kmeans", nbits=bits, weight_threshold=MIN_COMPRESSED
                 ),
                 op_name_configs=dict.fromkeys(depthwise + _other_constants(known)),
             ),
@@ -335,9 +346,9 @@ def _is_depthwise(weight: np.ndarray) -> bool:
 
 
 def _other_constants(known: dict) -> list[str]:
-    """Returns the names of large constants that are no weights: anchors."""
+    """Returns the names of large constants that are not weights, such as anchors."""
     return [
         name
         for name, found in known.items()
-        if not WEIGHED & {operation.op_type for operation in found.child_ops}
+        if not WEIGHT_OPS & {operation.op_type for operation in found.child_ops}
     ]

@@ -1,37 +1,39 @@
 """Makes a Core ML model of a DeepLabv3 segmenter's `Graph`.
 
-With class names it returns the class of every pixel, which Xcode's preview colours.
-Without it returns the logits at the output stride.
+With class names the model returns the class of every pixel, which Xcode's preview
+colors. Without class names it returns the logits at the output stride.
 """
 
 import dataclasses
 import json
+from typing import TYPE_CHECKING
 
 from keras_mobilevit.drawing import BACKGROUND, class_color
 from tflite.formats.coreml.package import (
-    Interface,
+    PackageSpec,
     convert_program,
     describe,
     fit_sizes,
-    image_type,
     load_coremltools,
     trace,
 )
 from tflite.graph.graph import Graph, Node
+from tflite.validation.mil_reader import PREVIEW_LABELS
+
+if TYPE_CHECKING:
+    from coremltools.models import MLModel
 
 OUTPUTS = {"classes": "Class of each pixel, [height, width], counted from 0"}
 RAW_OUTPUTS = {
-    "logits": "Logits of the classes, [1, classes, rows, columns]; one cell for each "
-    "pixel of the output stride"
+    "logits": "Logits of the classes, [1, classes, rows, columns], at the output stride"
 }
-# Keys by which Xcode previews a model, and Apple's sample code finds its labels.
-# Source: "Xcode Model Preview Types", coremltools' guide.
+# With this key and `PREVIEW_LABELS`, Xcode previews a model, and Apple's sample code
+# finds its labels. Source: "Xcode Model Preview Types", coremltools' guide.
 PREVIEW_TYPE = "com.apple.coreml.model.preview.type"
-PREVIEW_LABELS = "com.apple.coreml.model.preview.params"
 
 
 def _end_in_classes(graph: Graph) -> Graph:
-    """Adds what makes the class of every pixel of the logits of cells."""
+    """Adds the resizing of the logits to the image and the choice of the best class."""
     (logits,) = graph.outputs
     resized = Node("class_map_logits", "resize_like", (logits, graph.input_name))
     classes = Node("class_map", "best_class", (resized.name,))
@@ -44,7 +46,7 @@ def _hexadecimal_color(label: int, name: str) -> str:
 
 
 def _describe_classes(model, labels: tuple[str, ...]) -> None:
-    """Writes names and colours of the classes, which no output has."""
+    """Writes the names and colors of the classes into the metadata."""
     colors = [_hexadecimal_color(*numbered) for numbered in enumerate(labels)]
     model.user_defined_metadata[PREVIEW_TYPE] = "imageSegmenter"
     model.user_defined_metadata[PREVIEW_LABELS] = json.dumps(
@@ -52,44 +54,42 @@ def _describe_classes(model, labels: tuple[str, ...]) -> None:
     )
 
 
-def make_segmenter(graph: Graph, interface: Interface, precision: str):
+def make_segmenter(graph: Graph, spec: PackageSpec, precision: str) -> "MLModel":
     """Makes the Core ML model of a segmenter.
 
     Args:
-        graph: rewritten with `tflite.graph.rewrites.COREML_REWRITES`; its output is the
-            logits at the output stride.
-        interface: what an application sees of it; with labels for a class map, without
-            for `RAW_OUTPUTS`.
-        precision: `float16` or `float32`, of weights and maps.
+        graph: the network, rewritten with `tflite.graph.rewrites.COREML_REWRITES`; it
+            returns the logits at the output stride.
+        spec: the package; with labels it returns a class map, without `RAW_OUTPUTS`.
+        precision: the type of weights and maps, `float16` or `float32`.
 
     Returns:
-        A `coremltools.models.MLModel`, whose weights can be made smaller.
+        A `coremltools.models.MLModel`, whose weights can be compressed.
 
     Raises:
         ValueError: if coremltools cannot be used, or the target is too old.
     """
     ct = load_coremltools()
     outputs = RAW_OUTPUTS
-    if interface.labels:
+    if spec.labels:
         graph, outputs = _end_in_classes(graph), OUTPUTS
-    graph, shape, target = fit_sizes(graph, interface)
-    program, _ = trace(graph, shape, interface.layout, target)
+    graph, shape, target = fit_sizes(graph, spec)
+    program, _ = trace(graph, shape, spec.layout, target)
     program.functions["main"].outputs[0].set_name(next(iter(outputs)))
-    image = image_type(interface, ct)
-    return convert_program(program, image, target, ct.precision(precision))
+    return convert_program(program, spec, target, ct.precision(precision))
 
 
-def finish_segmenter(model, interface: Interface):
-    """Writes into a model of `make_segmenter` what Xcode shows of it.
+def finalize_segmenter(model: "MLModel", spec: PackageSpec) -> "MLModel":
+    """Writes the descriptions that Xcode shows into a segmenter.
 
     Args:
-        model: perhaps with smaller weights.
-        interface: as there.
+        model: the result of `make_segmenter`, perhaps with compressed weights.
+        spec: the package.
 
     Returns:
-        The model, that can be saved.
+        The model, ready to be saved.
     """
-    describe(model, interface, OUTPUTS if interface.labels else RAW_OUTPUTS)
-    if interface.labels:
-        _describe_classes(model, interface.labels)
+    describe(model, spec, OUTPUTS if spec.labels else RAW_OUTPUTS)
+    if spec.labels:
+        _describe_classes(model, spec.labels)
     return model

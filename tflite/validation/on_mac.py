@@ -1,7 +1,7 @@
-"""Runs a package with Core ML itself, where there is one.
+"""Runs a package with Core ML itself, on macOS.
 
-Packages are proven in NumPy, on any machine. A Mac can say besides whether Core ML
-takes the package, and what it makes of an image.
+Packages are checked in NumPy on any machine. A Mac also tells whether Core ML accepts
+the package, and what it returns for an image.
 """
 
 import sys
@@ -9,46 +9,47 @@ import sys
 import numpy as np
 from PIL import Image
 
-from tflite.formats.coreml.evaluator import Evaluator
-from tflite.formats.coreml.package import load_coremltools
+from tflite.validation.mil_evaluator import Evaluator
 
 ELSEWHERE = "Core ML is on macOS only; the package was run in NumPy"
 
 
-def _predict(path, pixels) -> dict:
-    """Returns what Core ML makes of an image, by the outputs' names."""
-    model = load_coremltools().models.MLModel(str(path))
-    (given,) = model.get_spec().description.input[:1]
-    return model.predict({given.name: Image.fromarray(pixels)})
+def _predict(path, pixels: np.ndarray) -> dict:
+    """Returns Core ML's outputs for an image, by name."""
+    import coremltools
+
+    model = coremltools.models.MLModel(str(path))
+    image, *_ = model.get_spec().description.input
+    return model.predict({image.name: Image.fromarray(pixels)})
 
 
 def _numbers(value) -> np.ndarray | None:
-    """Returns an output as numbers; a dictionary's are those of its classes."""
+    """Returns an output as an array, of a dictionary its values; `None` for text."""
     value = list(value.values()) if isinstance(value, dict) else value
     array = np.asarray(value)
     return array.ravel() if array.dtype.kind in "biuf" else None
 
 
 def run_in_core_ml(path, pixels: np.ndarray) -> dict:
-    """Runs a package on an image and compares with NumPy.
+    """Runs a package on an image and compares the outputs with NumPy's.
 
     Args:
-        path: of the package.
+        path: path of the package.
         pixels: uint8 `[height, width, 3]`.
 
     Returns:
-        An entry of the card: whether it `ran`, and the largest difference `max_abs` of
-        an output from NumPy's, or the `reason` why not. A system that is older than
-        the package may refuse it, so that this is no fault of the package.
+        An entry of the card: whether it `ran`, and the largest difference `max_abs`
+        from NumPy's outputs, or the `reason` for its absence. A failure is not a fault
+        of the package: a macOS that is older than the package may refuse it.
     """
     if sys.platform != "darwin":
         return {"ran": False, "reason": ELSEWHERE}
     try:
         found = _predict(path, pixels)
-    except Exception as error:  # of several kinds of coremltools's own
+    except Exception as error:  # coremltools raises several types of its own
         return {"ran": False, "reason": f"Core ML refuses it here: {error}"}
     expected, differences = Evaluator(path).run(pixels), [0.0]
-    for name in found.keys() & expected.keys():  # not what was suppressed
+    for name in found.keys() & expected.keys():  # outputs of NMS are not in NumPy's
         ours, theirs = _numbers(expected[name]), _numbers(found[name])
         if ours is not None and theirs is not None and ours.shape == theirs.shape:
             differences.append(np.abs(ours.astype(float) - theirs).max())

@@ -1,7 +1,8 @@
-"""Reads the program of a saved `.mlpackage`, and its weights as arrays.
+"""Reads the MIL program and the weights of a saved `.mlpackage`.
 
-By the published protocol buffers and the layout of the file of weights alone, not by
-what the converter remembers, so that it is the package that is looked at.
+It parses the published protocol buffers and the layout of the weight file, and asks
+nothing of the converter. So it sees what is in the package, not what the converter
+meant to write.
 """
 
 import dataclasses
@@ -11,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from coremltools.proto import MIL_pb2, Model_pb2, NonMaximumSuppression_pb2
 
-from tflite.formats.coreml.segmenter import PREVIEW_LABELS
-from tflite.formats.coreml.suppression import CLASS_COUNT
+# Keys of a package's metadata that hold class names, or count them.
+PREVIEW_LABELS = "com.apple.coreml.model.preview.params"  # a segmenter's, for Xcode
+CLASS_COUNT = "class_count"  # a detector's, without the labels of empty columns
 
 _TYPES = MIL_pb2.DataType
 DTYPES = {
@@ -28,7 +30,7 @@ DTYPES = {
     _TYPES.BOOL: np.bool_,
     _TYPES.STRING: np.str_,
 }
-# Of integers below a byte, which lie packed, the lowest bits first.
+# Integers of fewer than 8 bits are packed, the lowest bits first.
 PACKED_BITS = {
     _TYPES.UINT1: 1,
     _TYPES.UINT2: 2,
@@ -37,7 +39,7 @@ PACKED_BITS = {
     _TYPES.UINT6: 6,
 }
 OPSET_IOS = {"CoreML6": 16, "CoreML7": 17, "CoreML8": 18, "CoreML9": 26}
-BLOB_SENTINEL = 0xDEADBEEF  # with which the header of each weight begins
+BLOB_SENTINEL = 0xDEADBEEF  # the first field of each weight's header
 BLOB_HEADER = np.dtype(
     [("sentinel", "<u4"), ("dtype", "<u4"), ("bytes", "<u8"), ("offset", "<u8")]
 )
@@ -49,10 +51,10 @@ class Operation:
 
     Attributes:
         kind: its name in MIL, `conv` for example.
-        inputs: by parameter, names of values, or one array that stands in place.
+        inputs: by parameter, the names of values, or a constant array.
         outputs: names of the values that it returns.
-        dtypes: of those, as NumPy has them; `None` of a dictionary.
-        ranks: likewise.
+        dtypes: the NumPy types of these values; `None` for a dictionary.
+        ranks: the ranks of these values.
     """
 
     kind: str
@@ -67,14 +69,15 @@ class Program:
     """The main function of a package.
 
     Attributes:
-        description: the package's interface, a `ModelDescription`.
-        opset: a key of `OPSET_IOS`, which is the iOS that has its operations.
+        description: the package's inputs, outputs and metadata.
+        opset: a key of `OPSET_IOS`.
         constants: arrays by name.
-        operations: in their order, without those that are constants.
-        input: name of the value that it takes.
-        outputs: names of the values that it returns.
-        suppression: of a detector, the `NonMaximumSuppression` that takes these.
-        classes: names of a detector's or a segmenter's classes, if it has them.
+        operations: the operations in their order, without constants.
+        input: name of the image.
+        outputs: names of the returned values.
+        nms: a detector's non-maximum suppression, which takes these values.
+        classes: names of a detector's or a segmenter's classes, if the package has
+            them.
     """
 
     description: Model_pb2.ModelDescription
@@ -83,12 +86,12 @@ class Program:
     operations: list[Operation]
     input: str
     outputs: tuple[str, ...]
-    suppression: NonMaximumSuppression_pb2.NonMaximumSuppression | None = None
+    nms: NonMaximumSuppression_pb2.NonMaximumSuppression | None = None
     classes: tuple[str, ...] = ()
 
 
-def unpack_bits(packed, bits: int, count: int) -> np.ndarray:
-    """Returns the first `count` unsigned integers of so many bits each as uint8."""
+def unpack_bits(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Unpacks the first `count` unsigned integers of `bits` bits to uint8."""
     stream = np.unpackbits(packed.view(np.uint8), bitorder="little")
     values = stream[: count * bits].reshape(count, bits)
     return np.packbits(values, axis=1, bitorder="little")[:, 0]
@@ -105,16 +108,20 @@ def _decode(content: bytes, tensor_type) -> np.ndarray:
         count = int(np.prod(shape))
         return unpack_bits(packed, PACKED_BITS[dtype], count).reshape(shape)
     if dtype not in DTYPES:
-        raise ValueError(f"Weights of the type {_TYPES.Name(dtype)} are not known.")
+        raise ValueError(f"Weights of the type {_TYPES.Name(dtype)} are not supported.")
     return np.frombuffer(content, DTYPES[dtype]).reshape(shape)
 
 
-class _Reader:
-    """Decodes the values of one package."""
+class _Decoder:
+    """Decodes the values of one package.
+
+    Args:
+        folder: the folder of the model file; paths of weight files start here.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.files = {}
+        self.files: dict[str, bytes] = {}
 
     def _blob(self, value) -> bytes:
         name = value.blobFileValue.fileName.removeprefix("@model_path/")
@@ -127,10 +134,11 @@ class _Reader:
             start, end = int(header["offset"]), int(header["offset"] + header["bytes"])
             if header["sentinel"] == BLOB_SENTINEL and end <= len(content):
                 return content[start:end]
-        raise ValueError(f"{self.folder / name} is missing, cut or damaged.")
+        raise ValueError(f"{self.folder / name} is missing, truncated or damaged.")
 
     def value(self, value) -> np.ndarray:
-        if value.type.WhichOneof("type") == "listType":  # the classes
+        """Returns a constant as an array."""
+        if value.type.WhichOneof("type") == "listType":  # class names
             items = value.immediateValue.list.values
             return np.array([self.value(item) for item in items])
         tensor_type = value.type.tensorType
@@ -145,7 +153,8 @@ class _Reader:
         return np.array(list(values), dtype).reshape(_shape(tensor_type))
 
     def operation(self, spec) -> Operation:
-        inputs = {
+        """Returns an operation with its constant inputs as arrays."""
+        inputs: dict[str, list[str] | np.ndarray] = {
             name: self.value(value)
             for name, value in spec.attributes.items()
             if name != "name"
@@ -167,19 +176,20 @@ class _Reader:
 
 
 def _read_specification(package: Path) -> tuple[Model_pb2.Model, Path]:
+    """Returns a package's specification and the folder that holds it."""
     try:
         manifest = json.loads((package / "Manifest.json").read_text("utf-8"))
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
         file = package / "Data" / entry["path"]
         specification = Model_pb2.Model()
         specification.ParseFromString(file.read_bytes())
-    except Exception as error:  # protobuf has kinds of its own
-        raise ValueError(f"{package} is no Core ML package: {error}") from error
+    except Exception as error:  # protobuf raises types of its own
+        raise ValueError(f"{package} is not a Core ML package: {error}") from error
     return specification, file.parent
 
 
 def _find_program(specification, package: Path):
-    """Returns the ML Program of a package, and what suppresses its boxes, or None."""
+    """Returns a package's ML Program, and its non-maximum suppression or `None`."""
     kinds = [specification.WhichOneof("Type")]
     models = [specification]
     if kinds == ["pipeline"]:
@@ -190,18 +200,18 @@ def _find_program(specification, package: Path):
     if kinds == ["mlProgram", "nonMaximumSuppression"]:
         return models[0].mlProgram, models[1].nonMaximumSuppression
     raise ValueError(
-        f"{package} holds no ML Program. Expected one, or one and after it non-maximum "
-        f"suppression. Found: {', '.join(map(str, kinds))}."
+        f"{package} holds neither an ML Program nor an ML Program followed by "
+        f"non-maximum suppression. Found: {', '.join(map(str, kinds))}."
     )
 
 
-def _classes(specification, suppression) -> tuple[str, ...]:
-    """Returns the names of the classes, without those that only fill up."""
-    written = specification.description.metadata.userDefined
-    if suppression is None:
-        found = json.loads(written.get(PREVIEW_LABELS, "{}"))
-        return tuple(found.get("labels", ()))
-    labels, count = suppression.stringClassLabels.vector, written.get(CLASS_COUNT)
+def _class_names(specification, nms) -> tuple[str, ...]:
+    """Returns the names of the classes, without the labels of empty columns."""
+    metadata = specification.description.metadata.userDefined
+    if nms is None:
+        preview = json.loads(metadata.get(PREVIEW_LABELS, "{}"))
+        return tuple(preview.get("labels", ()))
+    labels, count = nms.stringClassLabels.vector, metadata.get(CLASS_COUNT)
     return tuple(labels[: int(count)] if count else labels)
 
 
@@ -215,26 +225,26 @@ def read_program(package) -> Program:
         Its `Program`.
 
     Raises:
-        ValueError: if it is no such package, or its weights are damaged.
+        ValueError: if it is not a Core ML package, or its weights are damaged.
     """
     specification, folder = _read_specification(Path(package))
-    program, suppression = _find_program(specification, Path(package))
+    program, nms = _find_program(specification, Path(package))
     function = program.functions["main"]
-    (given,) = function.inputs
+    (image,) = function.inputs
     block = function.block_specializations[function.opset]
-    reader = _Reader(folder)
-    operations = [reader.operation(spec) for spec in block.operations]
+    decoder = _Decoder(folder)
+    operations = [decoder.operation(spec) for spec in block.operations]
     return Program(
         description=specification.description,
         opset=function.opset,
         constants={
-            operation.outputs[0]: operation.inputs["val"]
+            operation.outputs[0]: np.asarray(operation.inputs["val"])
             for operation in operations
             if operation.kind == "const"
         },
         operations=[o for o in operations if o.kind != "const"],
-        input=given.name,
+        input=image.name,
         outputs=tuple(block.outputs),
-        suppression=suppression,
-        classes=_classes(specification, suppression),
+        nms=nms,
+        classes=_class_names(specification, nms),
     )

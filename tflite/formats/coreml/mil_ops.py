@@ -1,12 +1,15 @@
 """The operations of a `Graph` in MIL, the language of Core ML's ML Programs.
 
-One function each, from a node and its inputs to the output, as in `tflite.graph.operations`.
-Maps are channels first, `[1, channels, height, width]`. How tokens lie in memory is a
-layout, see `LAYOUTS`. Nothing is above rank 4. The sides of maps are symbols in a
-program for images of several sizes, else numbers.
+Each operation is one function, from a node and its inputs to the output, and one row of
+`OPERATIONS`, as in `tflite.graph.tf_ops`. Maps are channels first,
+`[1, channels, height, width]`. Operations on tokens depend on the layout of the tokens
+in memory, see `LAYOUTS`. No tensor has a rank above 4. The sides of maps are numbers,
+or symbols in a program for images of several sizes.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from coremltools.converters.mil import Builder as mb
@@ -29,16 +32,16 @@ def _channel_axis(x) -> int:
     return 1 if len(x.shape) == 4 else -1
 
 
-def _per_channel(x, values) -> np.ndarray:
-    """Shapes a scalar or one number a channel so that it broadcasts."""
+def per_channel(x, values) -> np.ndarray:
+    """Reshapes a scalar, or one number per channel, so that it broadcasts to `x`."""
     values = _constant(values)
     return values.reshape(-1, 1, 1) if values.ndim and len(x.shape) == 4 else values
 
 
 def _scale_channels(x, scale, offset):
     if np.any(scale != 1):
-        x = mb.mul(x=x, y=_per_channel(x, scale))
-    return mb.add(x=x, y=_per_channel(x, offset)) if np.any(offset) else x
+        x = mb.mul(x=x, y=per_channel(x, scale))
+    return mb.add(x=x, y=per_channel(x, offset)) if np.any(offset) else x
 
 
 def _conv_padding(options: dict) -> dict:
@@ -84,7 +87,8 @@ def _linear(node: Node, x):
 
 
 def _batch_norm(node: Node, x):
-    return _scale_channels(x, *batch_norm_scale(**node.weights, **node.options))
+    scale, offset = batch_norm_scale(**node.weights, **node.options)
+    return _scale_channels(x, scale, offset)
 
 
 def _rescale(node: Node, x):
@@ -121,15 +125,15 @@ def _global_average(node: Node, x):
 
 
 def _reshape(node: Node, x):
-    """From a map, or from rows of numbers, to rows: `[1, rows, numbers]` or `[1, n]`.
+    """Reshapes a map or rows to rows: `[1, rows, numbers]` or `[1, numbers]`.
 
-    The numbers come in the order in which channels are last, as in Keras.
+    The numbers are in Keras's order, in which channels are last.
     """
     shape = node.options["shape"]
     if len(shape) > 2:
         raise ValueError(
-            f"Layer {node.name!r} reshapes to a map of {shape}, which has no form for "
-            "Core ML here. Expected rows of numbers: (rows, numbers) or (numbers,)."
+            f"Layer {node.name!r} reshapes to a map of {shape}, which is not supported "
+            "for Core ML. Expected rows of numbers: (rows, numbers) or (numbers,)."
         )
     if len(x.shape) == 4:
         x = mb.transpose(x=x, perm=(0, 2, 3, 1))
@@ -141,7 +145,7 @@ def _join_tokens(node: Node, *inputs):
 
 
 def _slice_channels(node: Node, x):
-    """Takes some of the numbers of `[1, rows, numbers]`."""
+    """Slices the last axis of `[1, rows, numbers]`."""
     return mb.slice_by_index(
         x=x,
         begin=[0, 0, node.options["start"]],
@@ -167,8 +171,9 @@ def _activation(node: Node, x):
         return mb.softmax(x=x, axis=_channel_axis(x), name=node.name)
     if function not in ACTIVATIONS:
         raise ValueError(
-            f"Layer {node.name!r} has the activation {function!r}, which has no form "
-            f"for Core ML here. Expected one of: {', '.join(ACTIVATIONS)}, softmax."
+            f"Layer {node.name!r} has the activation {function!r}, which is not "
+            "supported for Core ML. Expected one of: "
+            f"{', '.join(ACTIVATIONS)}, softmax."
         )
     return ACTIVATIONS[function](x=x, name=node.name)
 
@@ -177,14 +182,14 @@ def _activation(node: Node, x):
 
 
 def _sides(x):
-    """Returns a map's `[height, width]`: numbers, or a tensor of them as symbols."""
+    """Returns a map's `[height, width]` as numbers; a tensor if they are symbols."""
     if _is_static(x):
         return np.array(x.shape[2:], np.int32)
     return mb.slice_by_index(x=mb.shape(x=x), begin=[2], end=[4])
 
 
 def _patch_counts(x, patch: int):
-    """Returns `[rows, columns]` of patches that cover a map."""
+    """Returns `[rows, columns]` of the patches that cover a map."""
     sides = _sides(x)
     if isinstance(sides, np.ndarray):
         return -(-sides // patch)
@@ -198,7 +203,7 @@ def _times(counts, patch: int):
 
 
 def _resize(x, sides):
-    """Resizes a map with half-pixel centres, as `tflite.graph.operations` does."""
+    """Resizes a map with half-pixel centers, as `tflite.graph.tf_ops` does."""
     if not isinstance(sides, np.ndarray):  # since iOS 17
         return mb.resize(
             x=x,
@@ -219,12 +224,12 @@ def _resize(x, sides):
 
 
 def _resizes(node: Node, features) -> bool:
-    """Tells whether patches do not cover the map; of symbols, the node has to say."""
+    """Tells whether the map may need resizing; a node marks it if sides are symbols."""
     return _is_static(features) or "resizes" in node.options
 
 
 def _to_patches(node: Node, x):
-    """From a map to `[channels, patch**2, patches]`, pixels of a patch together."""
+    """Cuts a map into patches, `[channels, patch**2, patches]`."""
     patch, channels = node.options["patch_size"], x.shape[1]
     if _resizes(node, x):
         x = _resize(x, _times(_patch_counts(x, patch), patch))
@@ -233,7 +238,7 @@ def _to_patches(node: Node, x):
 
 
 def _to_map(node: Node, x, features):
-    """Back from `[channels, patch**2, patches]` to a map of the size of `features`."""
+    """Puts `[channels, patch**2, patches]` back into a map as large as `features`."""
     patch, channels = node.options["patch_size"], x.shape[0]
     counts = _patch_counts(features, patch)
     if isinstance(counts, np.ndarray):
@@ -252,13 +257,13 @@ def _resize_like(node: Node, x, like):
 
 
 def _best_class(node: Node, x):
-    """From a map `[1, classes, height, width]` to int32 `[height, width]`."""
-    # Squeezed after it, the integers would be cast to 16 bits for that, and back.
+    """Returns the best class of each pixel of `[1, classes, height, width]`, int32."""
+    # A squeeze after the argmax would cast the integers to 16 bits and back.
     x = mb.squeeze(x=x, axes=[0])
     return mb.reduce_argmax(x=x, axis=0, keep_dims=False, name=node.name)
 
 
-# Tokens last: [pixels of a patch, patches, channels]. ---------------------------------
+# The layout "tokens": [pixels of a patch, patches, channels]. -------------------------
 
 
 def _unfold(node: Node, x):
@@ -289,10 +294,10 @@ def _attention(node: Node, query, key, value):
     return mb.reshape(x=x, shape=(pixels, -1, channels), name=node.name)
 
 
-# The Neural Engine's: [1, channels, pixels of a patch, patches]. ----------------------
-# Apple, "Deploying Transformers on the Apple Neural Engine" (2022): channels first, the
-# longest axis last, 1x1 convolutions for linear layers, a product for each head,
-# nothing transposed but the keys.
+# The layout "ane": [1, channels, pixels of a patch, patches]. -------------------------
+# Apple, "Deploying Transformers on the Apple Neural Engine" (2022): channels are first
+# and the longest axis is last, 1x1 convolutions replace linear layers, each head has a
+# product of its own, and only the keys are transposed.
 
 
 def _ane_unfold(node: Node, x):
@@ -325,14 +330,14 @@ def _ane_attention(node: Node, query, key, value):
     keys = mb.split(x=key, num_splits=num_heads, axis=3)
     heads = []
     for query, key, value in zip(queries, keys, values):
-        # Over channels for each pixel of a patch: [1, keys, P, queries].
+        # Sums over channels for each pixel of a patch: [1, keys, P, queries].
         scores = mb.einsum(values=(key, query), equation="nchw,nwhu->nchu")
         weights = mb.softmax(x=scores, axis=1)
         heads.append(mb.einsum(values=(value, weights), equation="nchw,nwhu->nchu"))
     return mb.concat(values=heads, axis=1, name=node.name)
 
 
-_COMMON = {
+OPERATIONS: dict[str, Callable] = {
     "activation": _activation,
     "add": _add,
     "batch_norm": _batch_norm,
@@ -349,17 +354,15 @@ _COMMON = {
     "resize_like": _resize_like,
     "slice_channels": _slice_channels,
 }
-# How tokens lie in memory, and what that makes of the operations on them.
-LAYOUTS = {
+# By layout, the operations that depend on it.
+LAYOUTS: dict[str, dict[str, Callable]] = {
     "tokens": {
-        **_COMMON,
         "attention": _attention,
         "dense": _linear,
         "fold": _fold,
         "unfold": _unfold,
     },
     "ane": {
-        **_COMMON,
         "attention": _ane_attention,
         "dense": _ane_dense,
         "fold": _ane_fold,
@@ -368,24 +371,24 @@ LAYOUTS = {
 }
 
 
-def run_node(layout: str, node: Node, inputs: list):
+def run_node(layout: str, node: Node, inputs: list) -> Any:
     """Adds a node to the program that is being traced.
 
     Args:
-        layout: of tokens, a key of `LAYOUTS`.
-        node: what to compute.
-        inputs: values that it takes.
+        layout: the layout of tokens, a key of `LAYOUTS`.
+        node: the operation.
+        inputs: the values that it takes.
 
     Returns:
         The value of its output.
 
     Raises:
-        ValueError: if the operation has no form for Core ML; the message names it.
+        ValueError: if the operation is not supported; the message names it.
     """
-    operations = LAYOUTS[layout]
+    operations = OPERATIONS | LAYOUTS[layout]
     if node.op not in operations:
         raise ValueError(
-            f"Layer {node.name!r} is the operation {node.op!r}, which has no form for "
-            f"Core ML here. Expected one of: {', '.join(sorted(operations))}."
+            f"Layer {node.name!r} is the operation {node.op!r}, which is not supported "
+            f"for Core ML. Expected one of: {', '.join(sorted(operations))}."
         )
     return operations[node.op](node, *inputs)

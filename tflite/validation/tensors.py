@@ -1,29 +1,29 @@
-"""The tensors of a `.tflite` file: which are computed, and what they are used for."""
+"""The tensors of a `.tflite` file: which are computed, and what reads them."""
 
 from ai_edge_litert import schema_py_generated as schema
 
-from tflite.validation.opcheck import op_name
+from tflite.validation.op_stats import op_name
 
 _MOVES = ("RESHAPE", "TRANSPOSE")
 
 
-def main_graph(content: bytes):
+def main_graph(content: bytes) -> tuple[schema.ModelT, schema.SubGraphT]:
     """Returns a file's model and its only graph, as the schema's objects."""
     model = schema.ModelT.InitFromPackedBuf(content)
     return model, model.subgraphs[0]
 
 
 def node_of(tensor: str) -> str:
-    """Returns the node of the deployment graph whose operation returns a tensor.
+    """Returns the node of the deployment graph that computes a tensor.
 
-    The converter names a tensor after the operations that it has merged into one,
-    `stem_conv/add;stem_conv/Conv2D`, each in the scope of its node.
+    The converter names a tensor after the operations that it merged into one, each in
+    the scope of its node: `stem_conv/add;stem_conv/Conv2D`.
     """
     return tensor.split(";")[0].split("/")[0]
 
 
 def computed_tensors(content: bytes) -> dict[int, str]:
-    """Returns the names of the float tensors that an inference computes, by index."""
+    """Returns the names of the float tensors that inference computes, by index."""
     _, graph = main_graph(content)
     indices = set(graph.inputs)
     indices.update(i for operator in graph.operators for i in operator.outputs)
@@ -36,15 +36,15 @@ def computed_tensors(content: bytes) -> dict[int, str]:
 
 
 def layer_outputs(content: bytes, outputs: tuple[str, ...] = ()) -> dict[str, str]:
-    """Returns the tensor that holds what each node of the deployment graph returns.
+    """Returns the tensor that holds the output of each node of the deployment graph.
 
     Args:
-        content: of a float file of the graph.
-        outputs: of the graph; the file's own, which have names of the file's
-            signature, are theirs if they are as many.
+        content: a float file of the graph.
+        outputs: the graph's outputs. The file names its own outputs after its
+            signature, so they are matched in order if there are as many.
 
     Returns:
-        `{node: tensor}`, without nodes that the converter has merged into others.
+        `{node: tensor}`, without nodes that the converter merged into others.
     """
     _, graph = main_graph(content)
     # The last tensor in a node's scope is its output; padding comes before it.
@@ -56,9 +56,9 @@ def layer_outputs(content: bytes, outputs: tuple[str, ...] = ()) -> dict[str, st
 
 
 def sigmoid_arguments(content: bytes) -> set[str]:
-    """Returns the tensors that nothing but a sigmoid reads."""
+    """Returns the tensors that only sigmoids read."""
     model, graph = main_graph(content)
-    readers = {}
+    readers: dict[int, set[str]] = {}
     for operator in graph.operators:
         for index in operator.inputs:
             readers.setdefault(index, set()).add(op_name(model, operator))
@@ -70,7 +70,10 @@ def sigmoid_arguments(content: bytes) -> set[str]:
 
 
 def second_factors(content: bytes) -> set[str]:
-    """Returns the second inputs of matrix products, and what they are moved from."""
+    """Returns the second inputs of matrix products, before and after being moved.
+
+    A reshaping or a transposition moves an input without changing its values.
+    """
     model, graph = main_graph(content)
     producers = {operator.outputs[0]: operator for operator in graph.operators}
     names = set()
@@ -88,7 +91,7 @@ def second_factors(content: bytes) -> set[str]:
 
 
 def concatenations(content: bytes) -> list[tuple[list[str], str]]:
-    """Returns the inputs and the output of concatenated floats, the last ones first."""
+    """Returns the inputs and the output of each concatenation of floats, last first."""
     model, graph = main_graph(content)
     return [
         (

@@ -1,6 +1,7 @@
-"""What a `.tflite` file is made of, and whether a phone can run it."""
+"""Counts the operations of a `.tflite` file and finds those that phones may lack."""
 
 import collections
+from collections.abc import Iterable
 from pathlib import Path
 
 from ai_edge_litert import schema_py_generated as schema
@@ -14,7 +15,7 @@ _FLOATS = (schema.TensorType.FLOAT32, schema.TensorType.FLOAT16)
 
 
 def op_name(model, operator) -> str:
-    """Returns the name of an operation; a custom one has its own."""
+    """Returns the name of an operation; a custom operation has a name of its own."""
     code = model.operatorCodes[operator.opcodeIndex]
     # Old files hold the code in the one-byte field.
     builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
@@ -26,16 +27,16 @@ def _read(path):
     return schema.ModelT.InitFromPackedBuf(Path(path).read_bytes())
 
 
-def count(names) -> dict[str, int]:
+def count(names: Iterable[str]) -> dict[str, int]:
     """Counts names, the most frequent first."""
     return dict(collections.Counter(names).most_common())
 
 
 def count_ops(path) -> dict[str, int]:
-    """Counts the operations of a file's graphs by name, the most frequent first.
+    """Counts a file's operations by name, the most frequent first.
 
-    A custom operation stands under its own name; `Flex...` is one of TensorFlow's,
-    which needs a runtime that most applications do not ship.
+    A custom operation counts under its own name. `Flex...` is a TensorFlow operation;
+    most applications do not ship the runtime that it needs.
     """
     model = _read(path)
     graphs = model.subgraphs
@@ -43,9 +44,9 @@ def count_ops(path) -> dict[str, int]:
 
 
 def count_float_ops(path) -> dict[str, int]:
-    """Counts the operations that return floats, in an integer file its float islands.
+    """Counts the operations that return floats, except `DEQUANTIZE`.
 
-    Not counted are those that only change the type.
+    In an integer file these are the parts that stayed in floats.
     """
     model = _read(path)
     return count(
@@ -58,7 +59,7 @@ def count_float_ops(path) -> dict[str, int]:
 
 
 def max_rank(path) -> int:
-    """Returns the highest rank of any tensor; GPU delegates refuse more than 4."""
+    """Returns the highest rank of a tensor; GPU delegates refuse more than 4."""
     return max(
         len(tensor.shape)
         for graph in _read(path).subgraphs
@@ -67,6 +68,6 @@ def max_rank(path) -> int:
     )
 
 
-def foreign_ops(ops: dict[str, int]) -> list[str]:
-    """Returns those of counted operations that are not TFLite's own."""
+def custom_ops(ops: Iterable[str]) -> list[str]:
+    """Returns the names that are not TFLite's built-in operations, sorted."""
     return sorted(set(ops) - set(_OP_NAMES.values()))

@@ -1,22 +1,24 @@
-"""Layers that no rewrite knows: a node computes what Keras itself does."""
+"""Layers that the table of layers lacks: a node calls Keras itself."""
 
 import inspect
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from keras_mobilevit.calls import Call, Value
+from tflite.graph.layers import Step, Steps
 
 
-def keras_rows(call: Call) -> list[tuple] | dict[str, tuple]:
-    """Returns the node of a call, one for each of its outputs."""
-    rows = [_row(call, index) for index in range(len(call.outputs))]
-    if len(rows) == 1:
-        return rows
-    return {f"output{index:03}": row for index, row in enumerate(rows)}
+def keras_steps(call: Call) -> Steps:
+    """Returns the step of a call, or one for each of its outputs."""
+    steps = [_step(call, index) for index in range(len(call.outputs))]
+    if len(steps) == 1:
+        return steps
+    return {f"output{index:03}": step for index, step in enumerate(steps)}
 
 
-def _row(call: Call, index: int) -> tuple:
+def _step(call: Call, index: int) -> Step:
     run = _function(call.operation)
 
     def output(*inputs):
@@ -27,16 +29,16 @@ def _row(call: Call, index: int) -> tuple:
         )
         return keras.tree.flatten(run(*args, **kwargs))[index]
 
-    return ("keras", {}, {"run": output, "dtypes": _dtypes(call)})
+    return Step("keras", options={"run": output, "dtypes": _dtypes(call)})
 
 
 def _dtypes(call: Call) -> tuple[str, ...]:
-    """Returns the types in which a call takes its inputs: no float but float32."""
+    """Returns the types of a call's inputs, with float32 for every float."""
     given = [x.dtype for x in keras.tree.flatten(call.operation.input)]
     return tuple("float32" if "float" in dtype else dtype for dtype in given)
 
 
-def _function(operation):
+def _function(operation: keras.Operation) -> Callable:
     """Makes a function of a layer at inference, with its weights as constants."""
     if not isinstance(operation, keras.Layer):
         return operation
@@ -49,8 +51,10 @@ def _function(operation):
         options["training"] = False
 
     def run(*args, **kwargs):
-        state = [[tf.constant(array) for array in group] for group in variables]
-        outputs, _ = operation.stateless_call(*state, *args, **(kwargs | options))
+        trainable, other = ([tf.constant(x) for x in group] for group in variables)
+        outputs, _ = operation.stateless_call(
+            trainable, other, *args, **(kwargs | options)
+        )
         return outputs
 
     return run

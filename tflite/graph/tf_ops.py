@@ -1,32 +1,35 @@
-"""The operations of a `Graph` in TensorFlow, chosen for what TFLite makes of them.
+"""The operations of a `Graph` in TensorFlow, written for what TFLite makes of them.
 
-One function each, from a node and its inputs to the output. Nothing above rank 4, all
-shapes static where the input's are, and only what XNNPACK and GPU delegates take.
+Each operation is one function, from a node and its inputs to the output, and one row of
+`OPERATIONS`. No tensor has a rank above 4, shapes are static wherever the input's are,
+and XNNPACK and GPU delegates take every operation but `keras`.
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from tflite.graph.graph import Graph, Node
 
-MOST_JOINED = 4
+MAX_JOINED = 4  # inputs of one concatenation
 
 
-def _constant(node: Node, name: str, like) -> tf.Tensor:
+def constant(node: Node, name: str, like) -> tf.Tensor:
+    """Returns a weight of a node in the type of another tensor."""
     return tf.constant(node.weights[name], like.dtype)
 
 
 def _add_bias(node: Node, x):
-    return x + _constant(node, "bias", x) if "bias" in node.weights else x
+    return x + constant(node, "bias", x) if "bias" in node.weights else x
 
 
 def _padded(x, kernel: np.ndarray, options: dict):
-    """Returns a map and the kind of padding that pads it as the options say.
+    """Returns a map and the padding type that together pad as the options say.
 
-    TFLite's SAME pads an even map only after it where the stride is 2; a copy with
-    zeros around it was faster than a kernel that is widened by zeros instead.
+    At stride 2 TFLite's SAME pads an even map at its end only. To pad at the start, a
+    padded copy of the map was faster than a kernel that is widened by zeros.
     """
     padding = options["padding"]
     if isinstance(padding, str):
@@ -39,7 +42,7 @@ def _padded(x, kernel: np.ndarray, options: dict):
 
 
 def _same_padding(size: int, kernel: int, stride: int, dilation: int):
-    """Returns what SAME adds before and after one side of a map."""
+    """Returns the padding of SAME before and after one side of a map."""
     outputs = -(-size // stride)
     total = max((outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
     return total // 2, total - total // 2
@@ -59,12 +62,12 @@ def _convolve(function, node: Node, x):
 
 
 def _dense(node: Node, x):
-    return _add_bias(node, tf.matmul(x, _constant(node, "kernel", x)))
+    return _add_bias(node, tf.matmul(x, constant(node, "kernel", x)))
 
 
 def _batch_norm(node: Node, x):
     gamma, beta, mean, variance = (
-        _constant(node, name, x) for name in ("gamma", "beta", "mean", "variance")
+        constant(node, name, x) for name in ("gamma", "beta", "mean", "variance")
     )
     return (x - mean) * gamma / tf.sqrt(variance + node.options["epsilon"]) + beta
 
@@ -72,7 +75,7 @@ def _batch_norm(node: Node, x):
 def _layer_norm(node: Node, x):
     mean, variance = tf.nn.moments(x, -1, keepdims=True)
     scale, offset = (
-        _constant(node, name, x) if name in node.weights else None
+        constant(node, name, x) if name in node.weights else None
         for name in ("gamma", "beta")
     )
     epsilon = node.options["epsilon"]
@@ -83,12 +86,12 @@ def _rms_norm(node: Node, x):
     mean_square = tf.reduce_mean(x * x, -1, keepdims=True)
     x = x * tf.math.rsqrt(mean_square + node.options["epsilon"])
     if "gamma" in node.weights:
-        x *= _constant(node, "gamma", x)
-    return x + _constant(node, "beta", x) if "beta" in node.weights else x
+        x *= constant(node, "gamma", x)
+    return x + constant(node, "beta", x) if "beta" in node.weights else x
 
 
 def _rescale(node: Node, x):
-    return x * _constant(node, "scale", x) + _constant(node, "offset", x)
+    return x * constant(node, "scale", x) + constant(node, "offset", x)
 
 
 def _pad(node: Node, x):
@@ -101,13 +104,13 @@ def _static_batch(x) -> int:
 
 
 def _reshape(node: Node, x):
-    # What -1 stands for is found here, so that the batch can be the -1.
+    # NumPy resolves a -1 in the options, so the batch can be the -1.
     shape = np.empty(x.shape[1:], np.bool_).reshape(node.options["shape"]).shape
     return tf.reshape(x, (_static_batch(x), *shape))
 
 
 def _crop_tokens(node: Node, x):
-    """From `[batch, tokens, channels]` to fewer tokens."""
+    """Removes tokens from both ends of `[batch, tokens, channels]`."""
     before, after = node.options["cropping"]
     _, tokens, channels = x.shape
     sizes = (_static_batch(x), tokens - before - after, channels)
@@ -115,12 +118,12 @@ def _crop_tokens(node: Node, x):
 
 
 def _pad_tokens(node: Node, x):
-    """From `[batch, tokens, channels]` to one token more, of zeros, before them."""
+    """Puts one token of zeros before those of `[batch, tokens, channels]`."""
     return tf.pad(x, ((0, 0), (1, 0), (0, 0)))
 
 
 def _resize(x, height: int, width: int):
-    """Resizes with half-pixel centres, where the size differs."""
+    """Resizes with half-pixel centers, if the size differs."""
     if (height, width) == tuple(x.shape[1:3]):
         return x
     return tf.cast(tf.image.resize(x, (height, width)), x.dtype)
@@ -131,7 +134,10 @@ def _rounded_up(size: int, multiple: int) -> int:
 
 
 def _unfold(node: Node, x):
-    """From `[batch, height, width, channels]` to `[batch * P, N, channels]`."""
+    """Cuts `[batch, height, width, channels]` into patches `[batch * P, N, channels]`.
+
+    P is the number of pixels in a patch and N the number of patches.
+    """
     patch = node.options["patch_size"]
     _, height, width, channels = x.shape
     x = _resize(x, _rounded_up(height, patch), _rounded_up(width, patch))
@@ -143,17 +149,22 @@ def _unfold(node: Node, x):
 
 
 def _slice_channels(node: Node, x):
-    """Takes some of the numbers of `[batch, tokens, numbers]`."""
+    """Slices the last axis of `[batch, tokens, numbers]`."""
     start, stop = node.options["start"], node.options["stop"]
     _, tokens, _ = x.shape
     return tf.slice(x, (0, 0, start), (_static_batch(x), tokens, stop - start))
 
 
-def _join_tokens(node: Node, *inputs):
-    """Joins along the tokens; XNNPACK takes five inputs at once, the last are few."""
-    inputs = list(inputs)
-    while len(inputs) > MOST_JOINED:
-        inputs[-MOST_JOINED:] = [tf.concat(inputs[-MOST_JOINED:], 1)]
+def _join_tokens(node: Node, *tensors):
+    """Concatenates `[batch, tokens, channels]` along the tokens.
+
+    XNNPACK takes at most five inputs at once, so many inputs are joined in groups. The
+    last inputs have the fewest tokens; they are joined first, since they are copied
+    again.
+    """
+    inputs = list(tensors)
+    while len(inputs) > MAX_JOINED:
+        inputs[-MAX_JOINED:] = [tf.concat(inputs[-MAX_JOINED:], 1)]
     return tf.concat(inputs, 1)
 
 
@@ -162,13 +173,16 @@ def _times(batch: int | None, count: int) -> int:
 
 
 def _fold(node: Node, tokens, features):
-    """Back to `[batch, height, width, channels]`, the size of `features`."""
+    """Puts patches back into a map `[batch, height, width, channels]`.
+
+    Its height and width are those of `features`.
+    """
     patch = node.options["patch_size"]
     _, height, width, _ = features.shape
     rows, columns = (_rounded_up(side, patch) // patch for side in (height, width))
     batch, _, channels = tokens.shape
     batch = -1 if batch is None else batch // patch**2
-    # Not DEPTH_TO_SPACE, which would stay float in an integer file.
+    # DEPTH_TO_SPACE would do this at once, but stays float in an integer file.
     maps = -1 if batch == -1 else batch * patch
     x = tf.reshape(tokens, (maps, patch, rows * columns, channels))
     x = tf.transpose(x, (0, 2, 1, 3))  # [B * patch rows, N, patch column, channels]
@@ -179,10 +193,10 @@ def _fold(node: Node, tokens, features):
 
 
 def _attention(node: Node, query, key, value):
-    """Attention between tokens `[batch, tokens, channels]`.
+    """Computes attention between tokens `[batch, tokens, channels]`.
 
-    Both products take their second factor transposed: then it is as long as the sum in
-    memory, which int8 kernels ask for, and floats lose nothing.
+    Both products take their second factor transposed, so that the summed axis is
+    contiguous in memory. int8 kernels need this, and float kernels lose nothing.
     """
     batch, tokens, channels = query.shape
     num_heads = node.options["num_heads"]
@@ -215,8 +229,8 @@ ACTIVATIONS = {
 
 
 def _activation(node: Node, x):
-    if "scale" in node.weights:  # swish of `scale * x`, over `scale`
-        return x * tf.sigmoid(x * _constant(node, "scale", x))
+    if "scale" in node.weights:  # equalized swish: swish(scale * x) / scale
+        return x * tf.sigmoid(x * constant(node, "scale", x))
     return ACTIVATIONS[node.options["function"]](x)
 
 
@@ -225,20 +239,20 @@ def _global_average(node: Node, x):
 
 
 def _keras(node: Node, *inputs):
-    """Runs what Keras computes, which is in float32."""
+    """Calls Keras, which computes in float32."""
     run = node.options["run"]
     given = [tf.cast(x, dtype) for x, dtype in zip(inputs, node.options["dtypes"])]
     y = tf.convert_to_tensor(run(*given))
     if not y.shape.is_fully_defined() and all(
         x.shape.is_fully_defined() for x in given
     ):
-        with tf.init_scope():  # eagerly, where every shape is known
+        with tf.init_scope():  # an eager run knows every shape
             y.set_shape(run(*(tf.zeros(x.shape, x.dtype) for x in given)).shape)
     is_double = any(x.dtype == tf.float64 for x in inputs)
     return tf.cast(y, tf.float64) if is_double and y.dtype.is_floating else y
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable] = {
     "activation": _activation,
     "add": lambda node, *inputs: functools.reduce(tf.add, inputs),
     "attention": _attention,
@@ -256,7 +270,7 @@ OPERATIONS = {
     "multiply": lambda node, *inputs: functools.reduce(tf.multiply, inputs),
     "pad": _pad,
     "pad_tokens": _pad_tokens,
-    "positions": lambda node, x: x + _constant(node, "positions", x),
+    "positions": lambda node, x: x + constant(node, "positions", x),
     "rescale": _rescale,
     "reshape": _reshape,
     "resize_like": lambda node, x, like: _resize(x, *like.shape[1:3]),
@@ -267,10 +281,10 @@ OPERATIONS = {
 
 
 def run(graph: Graph, images) -> list[tf.Tensor]:
-    """Computes a graph's outputs in the type of the images, eagerly or in a trace.
+    """Computes a graph's outputs in the type of the images, eagerly or traced.
 
     Args:
-        graph: what to compute.
+        graph: the network.
         images: `[batch, height, width, channels]`, float32 or float64.
 
     Returns:
@@ -281,10 +295,10 @@ def run(graph: Graph, images) -> list[tf.Tensor]:
 
 
 def run_all(graph: Graph, images) -> dict[str, tf.Tensor]:
-    """Computes what every node of a graph returns; see `run`."""
+    """Computes the output of every node, by the nodes' names; see `run`."""
     values = {graph.input_name: tf.convert_to_tensor(images)}
     for node in graph.in_order():
         inputs = [values[name] for name in node.inputs]
-        with tf.name_scope(node.name):  # by which quantization chooses operations
+        with tf.name_scope(node.name):  # quantization selects operations by it
             values[node.name] = OPERATIONS[node.op](node, *inputs)
     return values

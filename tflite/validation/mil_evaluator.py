@@ -1,0 +1,158 @@
+"""Runs the MIL program of a Core ML package in NumPy, on any machine.
+
+coremltools runs packages on macOS only. The evaluator computes in float32 and rounds
+each output to the type that the program declares. Hardware with float16 maps and wider
+accumulators does the same; Core ML's own accumulators may be narrower.
+"""
+
+import numpy as np
+
+from tflite.validation.mil_reader import Operation, Program, read_program
+from tflite.validation.numpy_ops import OPERATIONS, round_to_half
+
+
+def unknown_operations(program: Program) -> list[str]:
+    """Returns the kinds of operations that `numpy_ops` lacks."""
+    return sorted({o.kind for o in program.operations} - set(OPERATIONS))
+
+
+def _rounded(value, dtype):
+    """Rounds to the declared type; floats stay float32, in which NumPy is fast."""
+    if dtype is np.float16:
+        return round_to_half(np.asarray(value, np.float32))
+    return np.asarray(value, np.float32) if dtype is np.float32 else value
+
+
+def _as_keras(value: np.ndarray) -> np.ndarray:
+    """Removes the batch from an output and puts channels last; class maps stay."""
+    if np.issubdtype(value.dtype, np.integer):
+        return value
+    return np.moveaxis(value[0], 0, -1) if value.ndim == 4 else value[0]
+
+
+def _corners(coordinates: np.ndarray) -> np.ndarray:
+    """Turns centers and sizes `[..., 4]` into corners `x1, y1, x2, y2`."""
+    center, size = coordinates[..., :2], coordinates[..., 2:]
+    return np.concatenate([center - size / 2, center + size / 2], axis=-1)
+
+
+class Evaluator:
+    """Runs a saved package.
+
+    Args:
+        package: path of the `.mlpackage`.
+
+    Raises:
+        ValueError: if it is not a Core ML package, or has an unsupported operation.
+
+    Example:
+    >>> Evaluator("best_160_coreml.mlpackage").predict(images).shape
+    (8, 10)
+    """
+
+    def __init__(self, package):
+        self.program = read_program(package)
+        unknown = unknown_operations(self.program)
+        if unknown:
+            raise ValueError(
+                f"{package} has operations that cannot be evaluated: "
+                f"{', '.join(unknown)}."
+            )
+        self.constants = {
+            name: _rounded(value, value.dtype.type)
+            for name, value in self.program.constants.items()
+        }
+        self.operations = []
+        for operation in self.program.operations:
+            if operation.kind.startswith("constexpr"):
+                self._run(operation, self.constants)
+            else:
+                self.operations.append(operation)
+
+    def _run(self, operation: Operation, values: dict) -> None:
+        arguments: dict[str, np.ndarray | list[np.ndarray]] = {}
+        for name, given in operation.inputs.items():
+            if isinstance(given, np.ndarray):
+                arguments[name] = given
+            elif name == "values":
+                arguments[name] = [values[source] for source in given]
+            else:
+                arguments[name] = values[given[0]]
+        results = OPERATIONS[operation.kind](**arguments)
+        if not isinstance(results, (list, tuple)):
+            results = [results]
+        for name, dtype, result in zip(operation.outputs, operation.dtypes, results):
+            values[name] = _rounded(result, dtype)
+
+    def run(self, image) -> dict:
+        """Runs one image.
+
+        Args:
+            image: `[height, width, 3]`, RGB, values in [0, 255].
+
+        Returns:
+            Every value of the program by name.
+        """
+        x = np.asarray(image, np.float32).transpose(2, 0, 1)[None]
+        values = self.constants | {self.program.input: x}
+        for operation in self.operations:
+            self._run(operation, values)
+        return values
+
+    def _output_name(self, before_softmax: bool) -> str:
+        """Returns the output's name; for a classifier, that of its array of numbers."""
+        makers = {name: o for o in self.operations for name in o.outputs}
+        operation = makers[self.program.outputs[0]]
+        if operation.kind != "classify":
+            return self.program.outputs[0]
+        (name,) = operation.inputs["probabilities"]
+        while before_softmax and makers[name].kind in ("cast", "softmax", "sigmoid"):
+            before_softmax = makers[name].kind == "cast"
+            (name,) = makers[name].inputs["x"]
+        return name
+
+    def predict(self, images, logits: bool = False) -> np.ndarray:
+        """Runs images one by one.
+
+        Args:
+            images: `[images, height, width, 3]`, RGB, values in [0, 255].
+            logits: whether to return the input of a classifier's last softmax.
+
+        Returns:
+            A classifier's outputs `[images, classes]`; a segmenter's class maps
+            `[images, height, width]`, or logits `[images, rows, columns, classes]`.
+        """
+        name = self._output_name(logits)
+        return np.stack([_as_keras(self.run(image)[name]) for image in images])
+
+    def predict_outputs(self, pixels) -> dict[str, np.ndarray]:
+        """Runs a detector's images one by one, without non-maximum suppression.
+
+        Args:
+            pixels: uint8 `[images, height, width, 3]`, RGB.
+
+        Returns:
+            `boxes` `[images, anchors, 4]`, corners as fractions of the image, and
+            `scores` `[images, anchors, classes]`.
+
+        Raises:
+            ValueError: if the package is not a detector.
+        """
+        found = [self._boxes_and_scores(self.run(image)) for image in pixels]
+        boxes, scores = (np.stack(values) for values in zip(*found))
+        return {"boxes": boxes, "scores": scores}
+
+    def _boxes_and_scores(self, values: dict) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a detector's corners `[anchors, 4]` and scores."""
+        nms = self.program.nms
+        if nms is not None:
+            coordinates = values[nms.coordinatesInputFeatureName]
+            scores = values[nms.confidenceInputFeatureName]
+            # The columns after the classes are empty.
+            return _corners(coordinates), scores[:, : len(self.program.classes)]
+        if set(self.program.outputs) != {"boxes", "scores"}:
+            raise ValueError(
+                "The package is not a detector. Expected the outputs boxes and scores, "
+                f"or non-maximum suppression. Found: {', '.join(self.program.outputs)}."
+            )
+        return values["boxes"][0], values["scores"][0]
