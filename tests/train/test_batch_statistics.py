@@ -12,9 +12,10 @@ from absl import logging as absl_logging
 from keras_mobilevit.backend import BatchNormalization
 from train import checks, loop
 from train.batch_statistics import MIN_VALUES, learn_over_steps, positions_by_layer
-from train.config import RECIPES, make_config
+from train.config import make_config
 from train.data.source import Source, indexed_source
 from train.models import freeze_backbone
+from train.recipes import RECIPES
 from train.tasks.classification.task import CLASSIFICATION
 from train.tasks.registry import TASKS, load_task
 

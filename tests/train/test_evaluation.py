@@ -305,10 +305,10 @@ def test_equal_scores_count_as_in_training(digits):
 
 def test_what_lies_beside_a_file_tells_how_it_was_trained(tmp_path):
     file = str(tmp_path / "best_320_int8-mixed.tflite")
-    assert train_flags.trained_as(file) == {}
+    assert train_flags.read_training(file) == {}
     card = {"task": "detection", "crop": 1.0, "labels": ["a"]}
     (tmp_path / "best_320_int8-mixed.json").write_text(json.dumps(card))
-    assert train_flags.trained_as(file) == {"task": "detection", "eval_crop": 1.0}
+    assert train_flags.read_training(file) == {"task": "detection", "eval_crop": 1.0}
     config = make_config("digits", epochs=7)
     save_config(config, tmp_path / "config.json")
-    assert make_config(**train_flags.trained_as(file)) == config
+    assert make_config(**train_flags.read_training(file)) == config
