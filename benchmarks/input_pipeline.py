@@ -1,16 +1,17 @@
-"""What `benchmarks/training.py` measures of input: pipelines from JPEG files to batches.
+"""Input pipelines that `benchmarks/training.py` measures: from JPEG files to batches.
 
-Each pipeline is a function from settings and an order of the files to batches of random
-crops in uint8, and loads its library itself; see `benchmarks.steps`.
+A pipeline is a function from settings and an order of the files to batches of random
+crops in uint8. It imports its own library; see `benchmarks.steps`.
 
   ours          train.data.pipeline.train_batches
-  bare          the same crop and resizing in one tf.data map, without what makes ours
-                a pipeline for training: no flip, no care for unreadable files, one size
+  bare          the same crop and resizing in one tf.data map, without flip, handling of
+                unreadable files and several sizes
   torchvision   ImageFolder, RandomResizedCrop and RandomHorizontalFlip in a DataLoader
 """
 
 import dataclasses
 import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from benchmarks.workers import processor, seconds_of, serve, versions
 ENVIRONMENT = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": ""}
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 _JPEG_START = b"\xff\xd8\xff"
-AHEAD = 128  # images that a pipeline decodes before they are asked for, at most
+AHEAD = 128  # a pipeline decodes at most so many images in advance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +30,12 @@ class InputSettings:
 
     Attributes:
         pipeline: a key of `PIPELINES`.
-        folder: of the class folders.
-        files: paths of the JPEG files in it that are read.
+        folder: holds the class folders.
+        files: paths of the JPEG files to read.
         labels: of the files.
         size: side of the images of a batch.
         batch: images in a batch.
-        threads: of the CPU, and of the pipeline.
+        threads: number of CPU threads.
     """
 
     pipeline: str
@@ -53,18 +54,18 @@ def _is_jpeg(path: Path) -> bool:
         return file.read(len(_JPEG_START)) == _JPEG_START
 
 
-def list_jpegs(folder: Path, at_most: int) -> tuple[list, list, list]:
-    """Lists JPEG files from all over a folder of class folders.
+def list_jpegs(folder: Path, at_most: int) -> tuple[list[str], list[int], list[str]]:
+    """Lists JPEG files, evenly spaced over a folder of class folders.
 
     Args:
         folder: holds `<class>/*`.
-        at_most: about as many files are looked at.
+        at_most: about the number of files to check.
 
     Returns:
-        Paths, labels, and the paths that were passed over since they are no JPEG.
+        Paths, labels, and the paths that were skipped since they are not JPEG files.
 
     Raises:
-        ValueError: if there is no such folder or no JPEG in it.
+        ValueError: if there is no such folder, or no JPEG in it.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder. Expected {folder}/<class>/*.")
@@ -79,10 +80,10 @@ def list_jpegs(folder: Path, at_most: int) -> tuple[list, list, list]:
     jpegs = [(str(file), label) for file, label in found if _is_jpeg(file)]
     if not jpegs:
         raise ValueError(
-            f"No JPEG files among the {len(found)} looked at in {folder}/<class>/. "
+            f"No JPEG files among the {len(found)} checked in {folder}/<class>/. "
             f"Expected some that end in {' or '.join(JPEG_SUFFIXES)}."
         )
-    paths, labels = map(list, zip(*jpegs))
+    paths, labels = [path for path, _ in jpegs], [label for _, label in jpegs]
     taken = set(paths)
     return paths, labels, [str(file) for file, _ in found if str(file) not in taken]
 
@@ -102,24 +103,18 @@ def _with_threads(dataset, count: int):
     return dataset.with_options(options)
 
 
-def our_batches(settings: InputSettings, order: np.ndarray):
-    """The batches that train/loop.py trains on, of one size."""
-    import tensorflow as tf
-
+def our_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
+    """Makes the batches that train/loop.py trains on, in one size."""
     from train.config import TrainConfig
     from train.data.pipeline import train_batches
     from train.data.sampler import BatchShape
-    from train.data.sources import Source
+    from train.data.source import indexed_source
 
     files = np.array(settings.files)[order]
     labels = np.array(settings.labels, np.int32)[order]
-    examples = {"path": files, "label": labels, "id": files}
-    source = Source(
-        settings.folder,
-        tuple(map(str, range(max(settings.labels) + 1))),
-        {"train": len(order)},
-        lambda split, seed: tf.data.Dataset.from_tensor_slices(examples),
-    )
+    class_names = tuple(map(str, range(max(settings.labels) + 1)))
+    columns = {"path": files, "label": labels, "id": files}
+    source = indexed_source(settings.folder, class_names, {"train": columns})
     shape = BatchShape(settings.size, settings.size, settings.batch)
     schedule = [shape] * (len(order) // settings.batch)
     batches = train_batches(source, TrainConfig(), schedule, epoch=0)
@@ -127,8 +122,8 @@ def our_batches(settings: InputSettings, order: np.ndarray):
     return (batch["image"] for batch in batches)
 
 
-def bare_batches(settings: InputSettings, order: np.ndarray):
-    """The least that TensorFlow can do for a random crop of each file."""
+def bare_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
+    """Makes batches with the fewest steps that TensorFlow needs for random crops."""
     import tensorflow as tf
 
     from train.config import TrainConfig
@@ -136,10 +131,10 @@ def bare_batches(settings: InputSettings, order: np.ndarray):
 
     crop_scale = TrainConfig().crop_scale
 
-    def load(place, path):
+    def load(position, path):
         encoded = tf.io.read_file(path)
         height, width = tf.unstack(tf.io.extract_jpeg_shape(encoded)[:2])
-        seed = tf.stack([tf.constant(0, tf.int64), place])
+        seed = tf.stack([tf.constant(0, tf.int64), position])
         window = random_crop_window(height, width, crop_scale, seed)
         image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
         image = tf.image.resize(image, [settings.size] * 2, antialias=True)
@@ -151,8 +146,8 @@ def bare_batches(settings: InputSettings, order: np.ndarray):
     return iter(_with_threads(batches, settings.threads))
 
 
-def torchvision_batches(settings: InputSettings, order: np.ndarray):
-    """Torchvision's usual pipeline, `[batch, 3, height, width]`."""
+def torchvision_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
+    """Makes batches with torchvision's usual pipeline, `[batch, 3, height, width]`."""
     import torch
     from torchvision import datasets, transforms
 
@@ -199,51 +194,52 @@ def random_order(num_files: int, count: int, seed: int) -> np.ndarray:
     return np.concatenate([rng.permutation(num_files) for _ in range(rounds)])[:count]
 
 
-def _take(batches, count: int) -> None:
+def _take(batches: Iterator, count: int) -> None:
     for _ in range(count):
         next(batches)
 
 
 def batches_ahead(batch: int, threads: int) -> int:
-    """Returns how many batches must pass before the clock is started.
+    """Returns how many batches to take before the clock starts.
 
-    By then the pipeline is as full as it stays, and as many are left when the clock
-    stops: it sees neither the filling nor the end. torchvision's loader holds two
-    batches a process.
+    By then the pipeline's buffers are full. As many batches are left when the clock
+    stops, so the time includes neither the start nor the end of the pipeline.
+    torchvision's loader holds two batches for each process.
     """
     return max(-(-AHEAD // batch), 2 * threads + 2)
 
 
 def images_of_turn(steps: int, batch: int, threads: int) -> int:
-    """Returns how many images a turn is given."""
+    """Returns the number of images of a turn."""
     return (steps + 2 * batches_ahead(batch, threads)) * batch
 
 
-def start(settings: dict):
+def start(settings: dict) -> tuple[dict, Callable[[dict], dict]]:
     """Prepares a pipeline; see `benchmarks.workers.serve`."""
-    settings = InputSettings(**settings)
-    pipeline = PIPELINES[settings.pipeline]
-    if "tensorflow" in _PACKAGES[settings.pipeline]:
-        _set_threads(settings.threads)
-    turns = itertools.count()
+    own = InputSettings(**settings)
+    make_batches = PIPELINES[own.pipeline]
+    packages = _PACKAGES[own.pipeline]
+    if "tensorflow" in packages:
+        _set_threads(own.threads)
+    seeds = itertools.count()
 
-    def turn(request: dict) -> dict:
-        steps, shape = request["steps"], (settings.batch, settings.threads)
-        count = images_of_turn(steps, *shape)
-        # A new one each turn, gone at its end, so that nothing is decoded meanwhile.
-        order = random_order(len(settings.files), count, seed=next(turns))
-        batches = pipeline(settings, order)
-        _take(batches, batches_ahead(*shape))
+    def measure(request: dict) -> dict:
+        steps = request["steps"]
+        count = images_of_turn(steps, own.batch, own.threads)
+        # A new pipeline each turn, so that none decodes between turns.
+        order = random_order(len(own.files), count, seed=next(seeds))
+        batches = make_batches(own, order)
+        _take(batches, batches_ahead(own.batch, own.threads))
         seconds = seconds_of(lambda: _take(batches, steps))
-        # Batches come in bursts, as many as there are threads: only the mean counts.
+        # Batches come in bursts, so only the mean counts.
         return {"seconds": [seconds / steps]}
 
-    greeting = {
+    info = {
         "accelerator": "cpu",
         "device": processor(),
-        "versions": versions(*_PACKAGES[settings.pipeline]),
+        "versions": versions(*packages),
     }
-    return greeting, turn
+    return info, measure
 
 
 if __name__ == "__main__":

@@ -68,27 +68,23 @@ def _recipe(settings: StepSettings):
     """Returns the paper's constants."""
     from train.config import TrainConfig
 
-    return TrainConfig(
-        model=settings.model, precision=settings.precision, xla=settings.xla
-    )
+    return TrainConfig(model=settings.model, precision=settings.precision)
 
 
 def _tensorflow_train_step(settings: StepSettings):
     """Makes the step that train/loop.py trains with, from a batch to its sums."""
     import tensorflow as tf
 
-    from train.data.sources import Source
-    from train.models import build_models
-    from train.optimizers import make_optimizer
+    from train.data.source import Source
+    from train.models import build_state
     from train.step import make_train_step
     from train.tasks.classification.task import CLASSIFICATION as TASK
 
     config = _recipe(settings)
     source = Source("random", tuple(map(str, range(CLASSES))), {}, None)
-    model, average = build_models(TASK, config, source, is_fresh=True)
-    optimizer = make_optimizer(config, model, TASK.is_head)
+    state = build_state(TASK, config, source, is_fresh=True)
     strategy = tf.distribute.get_strategy()
-    train_step = make_train_step(TASK, config, model, average, optimizer, strategy)
+    train_step = make_train_step(TASK, config, state, strategy, settings.xla or None)
     # One batch a call, as the loop has it on a CPU.
     rates = tf.constant([config.min_learning_rate])
     momenta = tf.constant([config.ema_momentum])

@@ -26,6 +26,7 @@ Formats:
 
 """
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -35,11 +36,12 @@ if not __package__:
 
 import textwrap
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from tflite import flags as convert_flags
-from tflite.formats.coreml import flags as coreml_flags
+from tflite.flags import flag_groups
 from tflite.formats.table import FORMATS
+from train.run.command import run_command
+from train.run.console import quiet_libraries
 
 __doc__ = (__doc__ or "").format(
     formats="\n".join(
@@ -84,8 +86,22 @@ def accuracy_words(accuracy: dict | None, parity: dict) -> list[str]:
     return [f"{n.replace('_', ' ')} {100 * parity[n]:.1f} %" for n in names[:1]]
 
 
-def _convert(args) -> list[str]:
+def load_libraries() -> None:
+    """Loads TensorFlow and the converter without their start-up lines."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # the converter is TensorFlow's
+    # Makes the training for int8-qat three times as fast.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    with quiet_libraries():
+        import tensorflow as tf
+
+        importlib.import_module("tflite.options")
+        importlib.import_module("tflite.pipeline")
+    tf.get_logger().setLevel("WARNING")  # INFO reports each step
+
+
+def convert(args: flags.FlagValues) -> list[str]:
     """Converts to all formats; returns those that were refused."""
+    load_libraries()
     from tflite.options import options_from_flags
     from tflite.pipeline import convert_all, only_conversion
 
@@ -103,29 +119,17 @@ def _convert(args) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-    from train.run.console import print_any_name
-
-    print_any_name()
+    args = flags.FLAGS
     try:
-        refused = _convert(flags.FLAGS)
+        refused = convert(args)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         logging.debug("Traceback:", exc_info=True)  # with --verbosity=1
         sys.exit(f"error: {error}")
     if refused:
-        count = len(set(flags.FLAGS.formats))
+        count = len(set(args.formats))
         sys.exit(f"{len(refused)} of {count} formats refused: {', '.join(refused)}.")
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # the converter is TensorFlow's
-    # Makes the training for int8-qat three times as fast.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    # TensorFlow and the quantizer report each step at a lower level.
-    logging.set_verbosity(logging.WARNING)
-    convert_flags.define_flags()
-    for module in (convert_flags, coreml_flags):
-        flags.adopt_module_key_flags(module)  # so that --help shows them
-    app.run(main)
+    logging.set_verbosity(logging.WARNING)  # the quantizer reports each step
+    run_command(main, __doc__, flag_groups())

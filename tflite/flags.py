@@ -1,5 +1,7 @@
 """The flags of `tflite/convert.py`. Importing this loads no Keras or TensorFlow."""
 
+from collections.abc import Callable
+
 from absl import flags
 
 from tflite.formats.coreml import flags as coreml_flags
@@ -12,14 +14,15 @@ from tflite.validation.checks import CHECKS
 CALIBRATION_IMAGES = 200
 
 
-def define_flags() -> None:
-    """Defines all flags of a conversion."""
-    _define_model_flags()
-    _define_file_flags()
-    _define_data_flags()
-    _define_fine_tuning_flags()
-    coreml_flags.define_flags()
-    flags.mark_flags_as_required(["model", "output_dir"])
+def flag_groups() -> dict[str, Callable[[], None]]:
+    """Returns the functions that define the flags, by the heading in the help."""
+    return {
+        "Model": _define_model_flags,
+        "Files": _define_file_flags,
+        "Images": _define_data_flags,
+        "int8-qat": _define_fine_tuning_flags,
+        "Core ML": coreml_flags.define_flags,
+    }
 
 
 def _define_model_flags() -> None:
@@ -46,6 +49,7 @@ def _define_model_flags() -> None:
         f"Weights of a named model: the published {', '.join(published)}; the path of "
         "a file; or none for random weights. Default: the published weights.",
     )
+    flags.mark_flag_as_required("model")
     for row in output_flags():
         flags.DEFINE_enum(row.name, None, list(row.choices), row.help_text)
 
@@ -60,6 +64,7 @@ def _define_file_flags() -> None:
     )
     flags.DEFINE_list("formats", ["fp32"], f"One or more of: {', '.join(FORMATS)}.")
     flags.DEFINE_string("output_dir", None, "Folder for the files; created if missing.")
+    flags.mark_flag_as_required("output_dir")
     flags.DEFINE_list("allow", [], f"Checks that may fail: {', '.join(CHECKS)}.")
     flags.DEFINE_bool(
         "no_rewrite", False, "Convert the model as it is, with any layers."

@@ -10,7 +10,8 @@ from absl import logging
 from tflite.tasks.task import Task
 from train.data import images as decoding
 from train.data.pipeline import eval_batches, join, unreadable
-from train.data.sources import (
+from train.data.registry import load_source
+from train.data.source import (
     IMAGE_SUFFIXES,
     SPLITS,
     Source,
@@ -18,7 +19,7 @@ from train.data.sources import (
     indexed_source,
     is_litter,
 )
-from train.data.unreadable import TOLD, refuse_nothing_read, with_reason
+from train.data.unreadable import NAMED, refuse_nothing_read, with_reason
 
 BATCH_SIZE = 64
 FEW_IMAGES = 50  # ranges measured on fewer images clip values of other images
@@ -126,7 +127,8 @@ def load_images(
     folder = photo_folder(data)
     if folder is None:
         _refuse_no_folder(data)
-        source, load = task.training.load_source(data), task.training.eval_example
+        source = load_source(task.training.name, data)
+        load = task.training.eval_example
     else:
         source, load = _photo_source(folder), _photo_loader(task.crops)
     if count:
@@ -144,7 +146,7 @@ def load_images(
     if not len(images):
         refuse_nothing_read(source, split, bad)
     if bad:
-        examples = "; ".join(map(with_reason, bad[:TOLD]))
+        examples = "; ".join(map(with_reason, bad[:NAMED]))
         logging.warning("Skipped %d unreadable images: %s", len(bad), examples)
     return ImageSet(data, source.class_names, images, targets)
 

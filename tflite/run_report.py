@@ -40,9 +40,10 @@ from tflite.drivers.measurement import MEASURED
 from tflite.validation.checksum import sha256
 from train.config import TrainConfig, load_config
 from train.data.pipeline import eval_batches
-from train.data.sources import Source, load_source
+from train.data.registry import load_source
+from train.data.source import Source
 from train.run.records import plot_curves, read_records
-from train.tasks.metrics import confusion_matrix
+from train.tasks.classification.metric import confusion_matrix
 
 READABLE_CLASSES = 40  # more names than this do not fit beside a confusion matrix
 SAMPLES = 24  # pictures of predictions, mistakes first
@@ -290,7 +291,7 @@ def write_report(workdir: Path, tflite_path: Path) -> dict:
         if not (workdir / name).exists():
             raise ValueError(f"{workdir / name} is missing. Run train/main.py first.")
     config = load_config(workdir / "config.json")
-    source = load_source(config.data)
+    source = load_source("classification", config.data)
     records = read_records(workdir / "metrics.jsonl")
     if not records:
         raise ValueError(f"{workdir} has no finished epoch. Run train/main.py first.")

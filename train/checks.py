@@ -8,7 +8,7 @@ from absl import logging
 from train.config import TrainConfig
 from train.data import sampler
 from train.data.sampler import BatchShape
-from train.data.sources import Source
+from train.data.source import Source
 
 
 def batch_multiple(config: TrainConfig, strategy) -> int:

@@ -1,4 +1,8 @@
-"""The configuration of a training run, which a recipe fills in."""
+"""The configuration of a training run, which a recipe fills in.
+
+`keras_mobilevit` is imported where it is needed, since it loads Keras and `--help`
+must not.
+"""
 
 import dataclasses
 import json
@@ -8,26 +12,33 @@ from pathlib import Path
 
 from absl import logging
 
-from keras_mobilevit.configs import MIN_SIZE, get_config
-from keras_mobilevit.files import read_text, whole_file
-from keras_mobilevit.preprocessing import CROP_FRACTION
-from train import recipes
-from train.recipes import default_recipe
+from train.data.registry import describe_kinds, is_path_kind
+from train.recipes import RECIPES, default_recipe
+from train.tasks.registry import TASKS, describe_tasks
 
+# Those of `keras_mobilevit`, as a test asserts.
+MIN_SIZE, CROP_FRACTION = 32, 256 / 288
 MAX_SEED = 2**32 - 1  # what keras.utils.set_random_seed takes
 FILENAME = "config.json"
 FREEZE = ("none", "backbone")
-TASKS = ("classification", "detection", "segmentation")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-FOLDER_KINDS = ("folder", "voc", "coco")  # of data, whose argument is a path
 # Keys of earlier versions, and what became of them: a configuration that has one is
 # still read. Whoever removes or renames a field adds it here.
 RETIRED: dict[str, str] = {}
 _CORE = {"data", "eval_size"}  # by which a configuration of this project's is known
 
 
-def _field(default, help_text: str, tasks: tuple[str, ...] = TASKS):
-    metadata = {"help": help_text, "tasks": tasks}
+# Groups of fields, as `--help` shows them.
+DATA, IMAGES, OPTIMIZATION, COMPUTATION = (
+    "data",
+    "images",
+    "optimization",
+    "computation",
+)
+
+
+def _field(default, group: str, help_text: str):
+    metadata = {"group": group, "help": help_text}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -42,134 +53,138 @@ class TrainConfig:
             field, what was expected and what came.
     """
 
-    task: str = _field(
-        "classification",
-        "classification, detection (SSDLite: boxes and classes of objects), or "
-        "segmentation (DeepLabv3: the class of every pixel).",
-    )
-    data: str = _field(
-        "digits",
-        "What to train on. Classification: `digits` (scikit-learn's handwritten "
-        "digits, no download), `folder:PATH` (PATH/train/<class>/* and "
-        "PATH/validation/<class>/*), `tfds:NAME` (TensorFlow Datasets). Detection: "
-        "`digits` (scenes composed of them), `voc:PATH` (PATH/Annotations/*.xml, "
-        "JPEGImages, ImageSets/Main/train.txt and val.txt), `coco:PATH` "
-        "(PATH/annotations/instances_train*.json and instances_val*.json, and the "
-        "images in PATH/train*, PATH/val*), `tfds:NAME`. Segmentation: `digits` (the "
-        "scenes), `voc:PATH` (PATH/JPEGImages, SegmentationClass/*.png, "
-        "ImageSets/Segmentation/train.txt and val.txt, and classes.txt, the names).",
-    )
+    task: str = _field("classification", DATA, f"What to train: {describe_tasks()}.")
+    data: str = _field("digits", DATA, f"What to train on. {describe_kinds()}")
     model: str = _field(
-        "mobilevit_s", "mobilevit_xxs, mobilevit_xs or mobilevit_s; the backbone."
+        "mobilevit_s", DATA, "mobilevit_xxs, mobilevit_xs or mobilevit_s; the backbone."
     )
     sizes: tuple[int, ...] = _field(
         (160, 192, 256, 288, 320),
+        IMAGES,
         "Image sides in pixels, drawn in turn from step to step.",
     )
-    base_size: int = _field(256, "Side at which the batch has `batch_size` images.")
+    base_size: int = _field(
+        256, IMAGES, "Side at which the batch has `batch_size` images."
+    )
     batch_size: int = _field(
         1024,
+        IMAGES,
         "Images in a batch at `base_size`, over all devices; at another size as many "
         "as have the same number of pixels.",
     )
-    eval_size: int = _field(256, "Side of the images at evaluation.")
+    eval_size: int = _field(256, IMAGES, "Side of the images at evaluation.")
     eval_crop: float = _field(
         CROP_FRACTION,
+        IMAGES,
         "Part of the image's short side that evaluation sees, in (0, 1]; detection and "
         "segmentation always see the whole image.",
-        tasks=("classification",),
     )
     grow_epochs: int = _field(
-        0, "Start with the smallest size and let the range grow over so many epochs."
+        0,
+        IMAGES,
+        "Start with the smallest size and let the range grow over so many epochs.",
     )
-    epochs: int = _field(300, "Passes over the training images.")
+    epochs: int = _field(300, OPTIMIZATION, "Passes over the training images.")
     accumulation_steps: int = _field(
         1,
+        COMPUTATION,
         "Parts in which one device passes through a batch, to need less memory; batch "
         "normalization takes its statistics from each part.",
     )
-    learning_rate: float = _field(0.002, "Peak of the learning rate.")
-    min_learning_rate: float = _field(0.0002, "Where the cosine ends.")
+    learning_rate: float = _field(0.002, OPTIMIZATION, "Peak of the learning rate.")
+    min_learning_rate: float = _field(0.0002, OPTIMIZATION, "Where the cosine ends.")
     warmup_learning_rate: float | None = _field(
-        None, "Where the warm-up starts; None is where the cosine ends."
+        None, OPTIMIZATION, "Where the warm-up starts; None is where the cosine ends."
     )
     learning_rate_batch: int = _field(
         0,
+        OPTIMIZATION,
         "The batch, over all devices, that the learning rates are meant for: for "
         "another --batch_size they are scaled in proportion. 0 takes them as they are.",
     )
-    warmup_steps: int = _field(3000, "Steps of linear warm-up.")
-    weight_decay: float = _field(0.01, "AdamW's weight decay, of every parameter.")
-    label_smoothing: float = _field(0.1, "Label smoothing, in [0, 1).")
+    warmup_steps: int = _field(3000, OPTIMIZATION, "Steps of linear warm-up.")
+    weight_decay: float = _field(
+        0.01, OPTIMIZATION, "AdamW's weight decay, of every parameter."
+    )
+    label_smoothing: float = _field(0.1, OPTIMIZATION, "Label smoothing, in [0, 1).")
     ema_momentum: float = _field(
-        0.9995, "Momentum of the moving average of the weights, in [0, 1)."
+        0.9995,
+        OPTIMIZATION,
+        "Momentum of the moving average of the weights, in [0, 1).",
     )
     crop_scale: float = _field(
         0.08,
+        IMAGES,
         "Smallest part of an image's area that a random crop keeps, in (0, 1]. "
         "Segmentation also shrinks the image by as much, and fills up what is missing.",
     )
-    flip: bool = _field(True, "Mirror half of the training images.")
+    flip: bool = _field(True, IMAGES, "Mirror half of the training images.")
     color_jitter: bool = _field(
         False,
+        IMAGES,
         "Change contrast, brightness, saturation and hue of training images at random; "
         "not in classification.",
-        tasks=("detection", "segmentation"),
     )
     rotation: float = _field(
         0.0,
+        IMAGES,
         "Largest angle, in degrees, by which a training image is turned at random, in "
         "[0, 180]; segmentation only.",
-        tasks=("segmentation",),
     )
     weights: str = _field(
         "",
+        DATA,
         "Start from the backbone of `imagenet` (the published weights) or of this "
         ".keras, .safetensors or .pt file, whatever its classes. With --mode=eval: "
         "what to evaluate.",
     )
     freeze: str = _field(
         "none",
+        OPTIMIZATION,
         "`backbone` trains the head alone, with the backbone's batch normalization as "
         "in inference, and takes --weights; `none` trains everything.",
     )
     head_lr_multiplier: float = _field(
-        1.0, "Learning rate of the head, as a multiple of the others'."
+        1.0, OPTIMIZATION, "Learning rate of the head, as a multiple of the others'."
     )
     output_stride: int = _field(
         16,
+        DATA,
         "Pixels of the image to one of the head's map, 8 or 16; segmentation only.",
-        tasks=("segmentation",),
     )
     auxiliary_weight: float = _field(
         0.0,
+        OPTIMIZATION,
         "Weight of the loss of a second head, on stage 4, that helps training; 0.4 is "
         "usual, 0 is without. Segmentation only.",
-        tasks=("segmentation",),
     )
     precision: str = _field(
         "float32",
+        COMPUTATION,
         "What layers compute in: float32, mixed_bfloat16 (TPUs, recent GPUs) or "
         "mixed_float16 (older GPUs, with a loss scale). Weights, norms, softmax and "
         "loss stay float32, and so does the evaluation.",
     )
     xla: bool = _field(
         False,
+        COMPUTATION,
         "Compile the step of one device with XLA, once for each size. TPUs always do. "
         "On a CPU it is slower; on GPUs it was not measured.",
     )
     steps_per_execution: int = _field(
         1,
+        COMPUTATION,
         "Steps of one size that follow each other in one call; more hide the time "
         "between calls on a TPU, and take longer to compile.",
     )
-    seed: int = _field(0, "Of initialization, order, sizes and augmentation.")
+    seed: int = _field(
+        0, COMPUTATION, "Of initialization, order, sizes and augmentation."
+    )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             _check_type(field, getattr(self, field.name))
         object.__setattr__(self, "sizes", tuple(self.sizes))
-        get_config(self.model)
         self._check_sizes()
         for name, (is_valid, expected) in _RANGES.items():
             if not is_valid(getattr(self, name)):
@@ -182,6 +197,8 @@ class TrainConfig:
                     f"Expected `{name}` <= `learning_rate`. Received: "
                     f"{getattr(self, name)} and {self.learning_rate}."
                 )
+
+        _check_model(self.model)
 
     def _check_sizes(self) -> None:
         if not self.sizes:
@@ -229,6 +246,12 @@ _RANGES = {
 }
 
 
+def _check_model(name: str) -> None:
+    from keras_mobilevit.configs import get_config  # loads Keras: comes last
+
+    get_config(name)
+
+
 def _check_type(field, value) -> None:
     """Refuses a value of another type, or a number that is not finite."""
     if field.name == "sizes":
@@ -244,14 +267,11 @@ def _check_type(field, value) -> None:
         raise ValueError(f"`{field.name}` must be {expected}. Received: {value!r}.")
 
 
-RECIPES = {name: TrainConfig(**values) for name, values in recipes.RECIPES.items()}
-
-
 def make_config(recipe: str = "", **overrides) -> TrainConfig:
     """Makes a configuration from a recipe and what is to be different.
 
     Args:
-        recipe: a key of `RECIPES`; by default the one for `data`.
+        recipe: a key of `train.recipes.RECIPES`; by default the one for `data`.
         **overrides: fields of `TrainConfig`; relative paths are made absolute.
 
     Returns:
@@ -275,11 +295,11 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
     _refuse_unknown(overrides, "the overrides")
     # A run is continued, and its data found again, from any folder.
     kind, _, path = overrides.get("data", "").partition(":")
-    if kind in FOLDER_KINDS and path:
+    if is_path_kind(kind) and path:
         overrides["data"] = f"{kind}:{_absolute(path)}"
     if overrides.get("weights") not in (None, "", "imagenet", "coco", "voc"):
         overrides["weights"] = _absolute(overrides["weights"])
-    return dataclasses.replace(RECIPES[recipe], **overrides)
+    return TrainConfig(**{**RECIPES[recipe], **overrides})
 
 
 def _absolute(path: str) -> str:
@@ -346,6 +366,8 @@ def load_config(path, skip_unknown: bool = False) -> TrainConfig:
 
 
 def _read_values(path) -> dict:
+    from keras_mobilevit.files import read_text
+
     try:
         values = json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -374,6 +396,8 @@ def has_one_low_rate(path) -> bool:
 
 def save_config(config: TrainConfig, path) -> None:
     """Writes a configuration as JSON, whole or not at all."""
+    from keras_mobilevit.files import whole_file
+
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,202 +1,260 @@
-"""The flags of `train/main.py`: one for each field of `TrainConfig`, and a few more."""
+"""The flags of `train/main.py`: one per field of `TrainConfig`, and those of a run."""
 
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags, logging
 
-from keras_mobilevit.litert import read_card
 from train import config as train_config
+from train.config import COMPUTATION, DATA, IMAGES, OPTIMIZATION, TrainConfig
+from train.distribution import devices
+from train.recipes import RECIPES
+from train.tasks.registry import tasks_with_field
 
 MODES = ("train", "eval")
 _OWN_FILES = (".keras", ".tflite")  # of a training run, with its config.json
+_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+_DEFINE: dict[object, Callable] = {
+    bool: flags.DEFINE_boolean,
+    float: flags.DEFINE_float,
+    float | None: flags.DEFINE_float,
+    int: flags.DEFINE_integer,
+    str: flags.DEFINE_string,
+    tuple[int, ...]: flags.DEFINE_list,
+}
 
 
-def _defaults(name: str) -> str:
-    values = {key: getattr(c, name) for key, c in train_config.RECIPES.items()}
-    if len(set(values.values())) == 1:
-        return f"Default: {values['imagenet']!r}."
-    return "By recipe: " + ", ".join(f"{k} {v!r}" for k, v in values.items()) + "."
+def flag_groups(
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> dict[str, Callable[[], None]]:
+    """Returns, by heading, the functions that define the flags of `--help`."""
+    groups: dict[str, Callable[..., None]] = {
+        "Data and model": _define_data_flags,
+        "Image sizes and augmentation": functools.partial(_define_fields, IMAGES),
+        "Optimization": functools.partial(_define_fields, OPTIMIZATION),
+        "Run": _define_run_flags,
+        "Devices": devices.define_flags,
+    }
+    return {
+        heading: functools.partial(define, flag_values=flag_values)
+        for heading, define in groups.items()
+    }
 
 
-def define_flags() -> None:
-    """Defines a flag for each configuration field, and those of a run beside it."""
+def _define_data_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "mode",
         "train",
         MODES,
-        "train; or eval, which measures a file (--model=FILE.keras or FILE.tflite, or "
-        "--weights) on the validation split and prints top-1 and top-5, a "
-        "detector's AP or a segmenter's mean IoU, and a line for each class.",
+        "train: train a model. eval: measure a file (--model=FILE.keras or "
+        "FILE.tflite, or --weights) on the validation split, and print the metrics of "
+        "the task, in total and per class.",
+        flag_values=flag_values,
     )
-    flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.")
-    flags.DEFINE_float(
-        "save_minutes",
-        10.0,
-        "Between two checkpoints within an epoch; each epoch ends with one.",
-        lower_bound=0.0,
-        upper_bound=1e6,
+    flags.DEFINE_enum(
+        "recipe",
+        None,
+        list(RECIPES),
+        "Sets every flag that is not given. Default: by --task and the kind of --data.",
+        flag_values=flag_values,
     )
+    _define_fields(DATA, flag_values)
     flags.DEFINE_boolean(
         "cache",
         False,
-        "Read the files of folder:PATH once and keep them in memory, still encoded: "
-        "for storage that is slow. A Linux machine does so by itself for local disks.",
+        "Read the files of folder:PATH once and keep them in memory, encoded as they "
+        "are. Helps with slow storage; Linux already does it for local disks.",
+        flag_values=flag_values,
+    )
+
+
+def _define_run_flags(flag_values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of the run, created if missing. Training needs it.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_float(
+        "save_minutes",
+        10.0,
+        "Minutes between checkpoints within an epoch. Every epoch ends with one.",
+        lower_bound=0.0,
+        upper_bound=1e6,
+        flag_values=flag_values,
     )
     flags.DEFINE_boolean(
         "deterministic",
         False,
-        "In training: only operations that give the same bits each time, so that a "
-        "run which was interrupted ends with the weights of one that was not. Slower.",
+        "Train with deterministic operations only: an interrupted run then ends with "
+        "the same weights as an uninterrupted one, bit for bit. Slower.",
+        flag_values=flag_values,
     )
-    flags.DEFINE_enum(
-        "recipe", None, list(train_config.RECIPES), "Values of the flags not given."
-    )
-    define = {
-        bool: flags.DEFINE_boolean,
-        float: flags.DEFINE_float,
-        float | None: flags.DEFINE_float,
-        int: flags.DEFINE_integer,
-        str: flags.DEFINE_string,
-    }
-    for field in dataclasses.fields(train_config.TrainConfig):
-        help_text = f"{field.metadata['help']} {_defaults(field.name)}"
-        if field.name == "sizes":
-            flags.DEFINE_list(field.name, None, help_text)
-        else:
-            define[field.type](field.name, None, help_text)
+    _define_fields(COMPUTATION, flag_values)
 
 
-def trained_as(weights: str) -> dict:
-    """Returns how a file was trained and evaluated, as what lies beside it tells.
+def _define_fields(group: str, flag_values: flags.FlagValues) -> None:
+    """Defines a flag for each field of a group."""
+    for field in _FIELDS.values():
+        if field.metadata["group"] == group:
+            help_text = f"{field.metadata['help']} {_describe_default(field)}"
+            define = _DEFINE[field.type]
+            define(field.name, None, help_text, flag_values=flag_values)
+
+
+def _describe_default(field: dataclasses.Field) -> str:
+    """Describes the default of a field, and which recipes have another one."""
+    by_value: dict[str, list[str]] = {}
+    for recipe, values in RECIPES.items():
+        value = values.get(field.name, field.default)
+        if value != field.default:
+            by_value.setdefault(_as_text(value), []).append(recipe)
+    others = [f"; {value} ({', '.join(names)})" for value, names in by_value.items()]
+    return f"Default: {_as_text(field.default)}{''.join(others)}."
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value or repr(value))
+
+
+def read_training(path: str) -> dict:
+    """Returns how a model file was trained and evaluated.
 
     Args:
-        weights: path of a `.keras` or a `.tflite` file.
+        path: of a `.keras` or a `.tflite` file.
 
     Returns:
-        All fields of the `config.json` of its training; without one, what its card has
-        of them.
+        All fields of the `config.json` beside the file; without one, the fields that
+        the file's card has.
     """
-    beside = Path(weights).with_name(train_config.FILENAME)
+    from keras_mobilevit.litert import read_card
+
+    beside = Path(path).with_name(train_config.FILENAME)
     if train_config.is_config(beside):
         return dataclasses.asdict(train_config.load_config(beside, skip_unknown=True))
-    card = read_card(weights)
+    card = read_card(path)
     known = {"eval_crop": "crop", "task": "task"}
     return {name: card[key] for name, key in known.items() if key in card}
 
 
-def _warn_of_defaults(weights: str, task: str, given: set[str]) -> None:
-    """Warns where nothing but the recipe tells how a file is to be evaluated."""
-    fields = {
-        field.name: field for field in dataclasses.fields(train_config.TrainConfig)
-    }
+def _warn_of_defaults(path: str, task: str, given: set[str]) -> None:
+    """Warns if only the recipe says how a file is evaluated."""
     guessed = [
         f"--{name}"
         for name in ("eval_size", "eval_crop")
-        if name not in given and task in fields[name].metadata["tasks"]
+        if name not in given and task in tasks_with_field(name)
     ]
-    if weights.endswith(".keras") and guessed:
+    if path.endswith(".keras") and guessed:
         logging.warning(
-            "There is no %s of a training beside %s. %s: as in the recipe, unless the "
-            "model has a fixed size.",
+            "There is no %s of a training beside %s, so the recipe sets %s (a model of "
+            "a fixed size keeps its own).",
             train_config.FILENAME,
-            weights,
+            path,
             " and ".join(guessed),
         )
 
 
-def _with_rates_as_begun(
-    config: train_config.TrainConfig, workdir: str, given: set[str]
-) -> train_config.TrainConfig:
-    """Keeps the low learning rates of a run that is older than the second of them.
+def _with_initial_rates(
+    config: TrainConfig, workdir: str, given: set[str]
+) -> TrainConfig:
+    """Keeps the low learning rates of a run that is older than `warmup_learning_rate`.
 
-    Recipes gave one for both then, and some have two now.
+    Recipes gave one rate for both ends then, and some give two now.
     """
     file = Path(workdir).expanduser() / train_config.FILENAME
     if not train_config.has_one_low_rate(file):
         return config
-    begun = train_config.load_config(file)
+    initial = train_config.load_config(file)
     names = {"min_learning_rate", "warmup_learning_rate"} - given
-    rates = {name: getattr(begun, name) for name in names}
+    rates = {name: getattr(initial, name) for name in names}
     kept = dataclasses.replace(config, **rates)
     if kept != config:
         logging.info(
             "the warm-up starts and the cosine ends at %g, as when the run in %s began",
-            begun.min_learning_rate,
+            initial.min_learning_rate,
             workdir,
         )
     return kept
 
 
-def config_from_flags() -> train_config.TrainConfig:
-    """Makes the configuration of the flags that were given.
-
-    In the mode eval what is not given, --recipe neither, comes from the config.json
-    that a training run left beside the file, or from its card, so that a model is
-    evaluated as its training evaluated it.
-
-    Raises:
-        ValueError: if a value is not valid.
-    """
-    args = flags.FLAGS
-    overrides = {
-        field.name: args[field.name].value
-        for field in dataclasses.fields(train_config.TrainConfig)
-        if args[field.name].value is not None
-    }
-    if "sizes" in overrides:
+def _given_fields(args: flags.FlagValues) -> dict:
+    """Returns the fields of the configuration that the command line gives."""
+    given = {name: args[name].value for name in _FIELDS if args[name].value is not None}
+    if "sizes" in given:
         try:
-            overrides["sizes"] = tuple(map(int, overrides["sizes"]))
+            given["sizes"] = tuple(map(int, given["sizes"]))
         except ValueError as error:
             raise ValueError(
                 f"--sizes takes integers, such as 128,160,192: {error}."
             ) from error
-    if args.mode == "eval" and overrides.get("model", "").endswith(_OWN_FILES):
-        if "weights" in overrides:
-            raise ValueError(
-                f"{overrides['model']} has its own weights; remove --weights."
-            )
-        overrides["weights"] = overrides.pop("model")
+    if args.mode == "eval" and given.get("model", "").endswith(_OWN_FILES):
+        if "weights" in given:
+            raise ValueError(f"{given['model']} has its own weights. Remove --weights.")
+        given["weights"] = given.pop("model")
+    return given
+
+
+def config_from_flags(args: flags.FlagValues = flags.FLAGS) -> TrainConfig:
+    """Makes the configuration that the flags describe.
+
+    With --mode=eval, and without --recipe, the values of other flags come from the
+    config.json that a training left beside the file, or from the file's card, so that
+    a model is evaluated as its training evaluated it.
+
+    Raises:
+        ValueError: if a value is not valid.
+    """
+    overrides = _given_fields(args)
     given = set(overrides)
-    weights = os.path.expanduser(overrides.get("weights", ""))
     if args.mode == "eval":
-        _refuse_no_file(weights or overrides.get("model", ""))
-    if args.mode == "eval" and not args.recipe and weights.endswith(_OWN_FILES):
-        known = trained_as(weights)
-        if "eval_size" not in known:
-            task = overrides.get("task", "classification")
-            _warn_of_defaults(weights, task, given)
-        overrides = {**known, **overrides}
+        weights = os.path.expanduser(overrides.get("weights", ""))
+        _check_file(weights or overrides.get("model", ""))
+        if not args.recipe and weights.endswith(_OWN_FILES):
+            known = read_training(weights)
+            if "eval_size" not in known:
+                task = overrides.get("task", "classification")
+                _warn_of_defaults(weights, task, given)
+            overrides = {**known, **overrides}
     config = train_config.make_config(args.recipe or "", **overrides)
     if args.mode == "train" and args.workdir:
-        config = _with_rates_as_begun(config, args.workdir, given)
+        config = _with_initial_rates(config, args.workdir, given)
     _refuse_other_tasks(config.task, given)
-    meant = train_config.RECIPES[args.recipe].task if args.recipe else config.task
-    if meant != config.task:
-        raise ValueError(
-            f"--recipe={args.recipe} is for {meant}; this is {config.task}. Leave it "
-            "away, or add --task."
-        )
+    _check_recipe(args.recipe, config.task)
     return config
 
 
-def _refuse_no_file(path: str) -> None:
-    """Refuses files that cannot be evaluated, before the data is blamed for it."""
+def _check_file(path: str) -> None:
+    """Refuses files that cannot be evaluated, before the data is read."""
     if path.endswith(".mlpackage"):
         raise ValueError(
-            f"{path} cannot be evaluated here: its card, the .json beside it, has what "
-            "tflite/convert.py measured."
+            f"{path} cannot be evaluated here. The card beside it, a .json file, has "
+            "the metrics that tflite/convert.py measured."
         )
     if path.endswith(_OWN_FILES) and not Path(path).is_file():
         raise ValueError(f"There is no file {path}.")
 
 
 def _refuse_other_tasks(task: str, given: set[str]) -> None:
-    for field in dataclasses.fields(train_config.TrainConfig):
-        tasks = field.metadata["tasks"]
-        if field.name in given and task not in tasks:
+    for name in sorted(given):
+        tasks = tasks_with_field(name)
+        if task not in tasks:
             raise ValueError(
-                f"--{field.name} is for {' and '.join(tasks)}; this is {task}. Leave "
-                "it away."
+                f"--{name} is for {' and '.join(tasks)}, but the task is {task}. "
+                f"Remove --{name}."
             )
+
+
+def _check_recipe(recipe: str | None, task: str) -> None:
+    if recipe is None:
+        return
+    expected = RECIPES[recipe].get("task", "classification")
+    if expected != task:
+        raise ValueError(
+            f"--recipe={recipe} is for {expected}, but the task is {task}. Remove "
+            f"--recipe, or give --task={expected}."
+        )

@@ -24,12 +24,11 @@ from train.config import TrainConfig
 from train.data import pipeline as data
 from train.data import sampler
 from train.data.sampler import BatchShape
-from train.data.sources import Source
+from train.data.source import Source
 from train.distribution.inputs import Unreadable, distribute, refuse_nothing_seen
 from train.distribution.strategies import is_chief
-from train.evaluation.evaluate import evaluate
-from train.models import build_models, separate_seeds
-from train.optimizers import make_optimizer
+from train.evaluation.evaluate import EvalInputs, evaluate
+from train.models import TrainState, build_state, separate_seeds
 from train.run.checkpoint import load_checkpoint, save_checkpoint, save_model
 from train.run.lock import only_training
 from train.run.pictures import make_drawing
@@ -43,33 +42,46 @@ from train.run.workdir import (
     prepare_workdir,
     tell_changes,
 )
-from train.step import as_numbers, make_eval_step, make_train_step
+from train.step import EvalResult, as_numbers, make_eval_step, make_train_step
 from train.tasks.task import Task
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same during a run.
+
+    Attributes:
+        task: what is trained.
+        config: how.
+        source: on which images.
+        workdir: where everything is written.
+        strategy: the devices.
+    """
+
+    task: Task
+    config: TrainConfig
+    source: Source
+    workdir: Path
+    strategy: tf.distribute.Strategy
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file from which the run continues."""
+        return self.workdir / CHECKPOINT
+
+
 def train_epoch(
-    task: Task,
-    train_step,
-    source: Source,
-    config: TrainConfig,
-    strategy,
-    progress: Progress,
-    manager: CheckpointManager,
-    train_batches: Callable = data.train_batches,
+    run: Run, train_step: Callable, progress: Progress, manager: CheckpointManager
 ) -> dict:
-    """Passes once over the training images, or over what is left of an epoch.
+    """Passes once over the training images, or over the rest of an epoch.
 
     Args:
-        task: what is trained.
+        run: what is trained.
         train_step: from `train.step.make_train_step`.
-        source: where the images come from.
-        config: the run's configuration.
-        strategy: that of the step.
         progress: where the run is; each step brings it forward.
-        manager: saves it, and stops the run when it is asked to.
-        train_batches: makes the batches.
+        manager: saves the run, and stops it on request.
 
     Returns:
         A dict: `step` (done after it), `train_loss`, `learning_rate`,
@@ -77,80 +89,101 @@ def train_epoch(
 
     Raises:
         FloatingPointError: if loss or gradients are not finite.
-        Preempted: if the run was asked to stop, and is saved.
+        Preempted: after a request to stop, when the run is saved.
     """
-    epoch, num_examples = progress.epoch, source.num_examples["train"]
-    schedule = sampler.epoch_schedule(
-        shared_shapes(config, strategy),
-        num_examples,
-        epoch,
-        config.seed,
-        config.grow_epochs,
-        config.steps_per_execution,
-    )
-    done = progress.epoch_step
-    batches = distribute(
-        strategy,
-        lambda share: train_batches(
-            source, config, schedule, epoch, done, share, task.train_example
-        ),
-    )
-    iterator, unreadable = iter(batches), Unreadable()
+    config, strategy = run.config, run.strategy
+    schedule = _epoch_schedule(run, progress.epoch)
+    iterator = iter(_train_batches(run, schedule, progress))
+    unreadable = Unreadable()
     start = time.perf_counter() - progress.seconds
-    with _progress_bar(config, progress, num_examples) as bar:
-        for count in data.steps_of_calls(schedule[done:], config.steps_per_execution):
-            call = [
+    rest = schedule[progress.epoch_step :]
+    with _progress_bar(run, progress) as bar:
+        for count in data.steps_of_calls(rest, config.steps_per_execution):
+            batches = [
                 unreadable.take_names(strategy, next(iterator)) for _ in range(count)
             ]
             shape = schedule[progress.epoch_step]
-            sums = _run_call(train_step, call, config, progress, manager, shape)
+            stop = manager.asked()
+            sums = _run_call(config, train_step, batches, progress, stop, shape)
             progress.add(count, sums, time.perf_counter() - start)
-            bar.set_postfix(
-                loss=f"{sums['loss'] / max(sums['count'], 1):.3f}", refresh=False
-            )
+            mean_loss = sums["loss"] / max(sums["count"], 1)
+            bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
             bar.update(round(sums["count"]))
             manager.after_step(progress, sums["stop"] > 0)
-    refuse_nothing_seen(progress.seen, source, "train", unreadable)
-    return _epoch_record(config, progress, num_examples)
+    refuse_nothing_seen(progress.seen, run.source, "train", unreadable)
+    return _epoch_record(run, progress)
+
+
+def _epoch_schedule(run: Run, epoch: int) -> list[BatchShape]:
+    return sampler.epoch_schedule(
+        shared_shapes(run.config, run.strategy),
+        run.source.num_examples["train"],
+        epoch,
+        run.config.seed,
+        repeats=run.config.steps_per_execution,
+    )
+
+
+def _train_batches(run: Run, schedule: list[BatchShape], progress: Progress):
+    """Makes the distributed batches of the rest of an epoch."""
+    epoch, first_step = progress.epoch, progress.epoch_step
+    return distribute(
+        run.strategy,
+        lambda shard: data.train_batches(
+            run.source,
+            run.config,
+            schedule,
+            epoch,
+            first_step,
+            shard,
+            run.task.train_example,
+        ),
+    )
 
 
 def _run_call(
-    train_step,
-    batches: list[dict],
     config: TrainConfig,
+    train_step: Callable,
+    batches: list[dict],
     progress: Progress,
-    manager: CheckpointManager,
+    stop: float,
     shape: BatchShape,
 ) -> dict[str, float]:
-    """Trains on batches of one shape, one step each, and returns the step's sums."""
+    """Trains one step on each of some batches of one shape; returns the sums."""
     steps = range(progress.step, progress.step + len(batches))
     rates = [schedules.learning_rate(config, step, progress.epoch) for step in steps]
-    momenta = [schedules.ema_momentum(config, step) for step in steps]
-    numbers = map(tf.constant, (rates, momenta, manager.asked()))
-    sums = as_numbers(train_step(tuple(batches), *numbers))
+    ema_momentums = [schedules.ema_momentum(config, step) for step in steps]
+    sums = as_numbers(
+        train_step(
+            tuple(batches),
+            tf.constant(rates),
+            tf.constant(ema_momentums),
+            tf.constant(stop),
+        )
+    )
     _refuse_divergence(sums, steps, progress.epoch, rates[-1], shape)
     return sums
 
 
-def _progress_bar(config: TrainConfig, progress: Progress, num_examples: int) -> tqdm:
+def _progress_bar(run: Run, progress: Progress) -> tqdm:
     return tqdm(
-        total=num_examples,
+        total=run.source.num_examples["train"],
         initial=progress.seen,
-        desc=f"epoch {progress.epoch + 1}/{config.epochs}",
+        desc=f"epoch {progress.epoch + 1}/{run.config.epochs}",
         unit="img",
         disable=None,  # no bar where the output is no terminal
         leave=False,
     )
 
 
-def _epoch_record(config: TrainConfig, progress: Progress, num_examples: int) -> dict:
-    """Returns what `train_epoch` does, of an epoch whose steps are all done."""
+def _epoch_record(run: Run, progress: Progress) -> dict:
+    """Returns the record of an epoch whose steps are all done."""
     last_step = progress.step - 1
     return {
         "step": progress.step,
-        "skipped_train": num_examples - progress.seen,
+        "skipped_train": run.source.num_examples["train"] - progress.seen,
         "train_loss": progress.loss / progress.seen,
-        "learning_rate": schedules.learning_rate(config, last_step, progress.epoch),
+        "learning_rate": schedules.learning_rate(run.config, last_step, progress.epoch),
         "images_per_second": progress.seen / progress.seconds,
         "epoch_seconds": progress.seconds,
     }
@@ -167,20 +200,53 @@ def _refuse_divergence(
     raise FloatingPointError(
         f"{what} at step {numbers} of the run, in epoch {epoch + 1} ({shape.batch} "
         f"images of {shape.height}x{shape.width} pixels, learning rate {rate:.2e}). "
-        "The last checkpoint is of an earlier step and whole; try a lower "
+        "The last checkpoint was saved at an earlier step and is complete. Try a lower "
         "--learning_rate or more --warmup_steps."
     )
 
 
+def validate(
+    run: Run, eval_step: Callable, progress: Progress, manager: CheckpointManager
+) -> dict:
+    """Evaluates on the validation split, between two epochs.
+
+    Args:
+        run: what is trained.
+        eval_step: from `train.step.make_eval_step`.
+        progress: where the run is.
+        manager: saves the run, and stops it on request.
+
+    Returns:
+        `loss`, the metrics of the task's `score`, and `skipped_validation`, the number
+        of images that could not be read.
+
+    Raises:
+        Preempted: after a request to stop, when the run is saved.
+    """
+    config, replicas = run.config, run.strategy.num_replicas_in_sync
+    part = -(-config.batch_size // (replicas * config.accumulation_steps))
+    inputs = EvalInputs(config.eval_size, config.eval_crop, replicas * part)
+
+    def step(batch: dict) -> EvalResult:
+        return eval_step(batch, tf.constant(manager.asked()))
+
+    def after_batch(sums: dict[str, float]) -> None:
+        manager.after_step(progress, sums["stop"] > 0)
+
+    found = evaluate(run.task, step, run.source, inputs, run.strategy, after_batch)
+    skipped = run.source.num_examples["validation"] - found.seen
+    return {**found.metrics, "skipped_validation": skipped}
+
+
 def _finish_epoch(
-    workdir: Path, average, writer: RecordWriter, record: dict, best: float
+    run: Run, state: TrainState, writer: RecordWriter, record: dict, best: float
 ) -> None:
-    """Writes what an epoch gave."""
+    """Writes the record of an epoch, and the model if it is the best so far."""
     value = record[writer.best_metric]
     if value > best:
-        save_model(average, workdir / BEST_MODEL)
-    # Before the checkpoint, which makes the epoch done: what a kill between the two
-    # leaves is written again.
+        save_model(state.ema_model, run.workdir / BEST_MODEL)
+    # Before the checkpoint, which marks the epoch as done: after a kill between the two
+    # the record is written again.
     writer.write(record)
     logging.info(
         "epoch %d  loss %.3f  %s %.2f %%  %.0f images/s",
@@ -192,128 +258,109 @@ def _finish_epoch(
     )
 
 
-def _continue(file: Path, groups: dict) -> Progress:
-    """Sets everything to what a checkpoint holds, and returns where it was saved."""
-    saved = load_checkpoint(file, groups)
+def _continue(file: Path, state: TrainState) -> Progress:
+    """Sets the state from a checkpoint, and returns where the run was saved."""
+    saved = load_checkpoint(file, state.groups())
     unknown = set(saved) - {field.name for field in dataclasses.fields(Progress)}
     if unknown:
         raise ValueError(
             f"{file} was written by another version of train/, which saved "
-            f"{', '.join(sorted(unknown))}. Continue with that, or choose another "
-            "--workdir."
+            f"{', '.join(sorted(unknown))}. Continue with that version, or choose "
+            "another --workdir."
         )
     logging.info("continuing after step %d", saved["step"])
     return Progress(**saved)
 
 
-def _refuse_other_workers(
-    strategy, config: TrainConfig, source: Source, progress: Progress
-) -> None:
+def _refuse_other_workers(run: Run, progress: Progress) -> None:
     """Checks that all workers do the same run, from the same step."""
-    place = progress.step, progress.epoch_step
-    subject = config, source.num_examples, source.class_names, place
+    source, steps = run.source, (progress.step, progress.epoch_step)
+    subject = run.config, source.num_examples, source.class_names, steps
     digest = tf.constant([zlib.crc32(repr(subject).encode()) >> 1])
-    per_replica = strategy.run(tf.identity, (digest,))
-    found = set(strategy.gather(per_replica, axis=0).numpy().tolist())
+    per_replica = run.strategy.run(tf.identity, (digest,))
+    found = set(run.strategy.gather(per_replica, axis=0).numpy().tolist())
     if len(found) > 1:
         raise ValueError(
-            f"The workers run different configurations: this one has {config}, "
-            f"{source.num_examples} images and a checkpoint of step {progress.step}. "
-            "Give all of them the same flags and data, and a --workdir that they share."
+            "The workers run different configurations: this one has "
+            f"{run.config}, {source.num_examples} images and a checkpoint of step "
+            f"{progress.step}. Give all of them the same flags and data, and a "
+            "--workdir that they share."
         )
 
 
-def _refuse_other_images(
-    progress: Progress, source: Source, changes: dict, config: TrainConfig
-) -> None:
-    """Checks that a folder of another path has the images of the run's own."""
+def _refuse_other_images(run: Run, progress: Progress, changes: dict) -> None:
+    """Checks that a folder with another path has the images of the run."""
     if "data" not in changes:
         return
-    found = source.num_examples["train"], fingerprint(source)
+    found = run.source.num_examples["train"], fingerprint(run.source)
     began = progress.num_examples, progress.images or found[1]
     if found != began:
         what = f"{found[0]} training images instead of {began[0]}"
         if found[0] == began[0]:
-            what = "as many training images, but of other names"
+            what = "as many training images, but with other names"
         raise ValueError(
-            f"The run in --workdir was trained on {changes['data']}; {config.data} has "
-            f"{what}. Give the images of that run, or another --workdir."
+            f"The run in --workdir was trained on {changes['data']}; {run.config.data} "
+            f"has {what}. Give the images of that run, or another --workdir."
         )
 
 
-def _start_or_continue(
-    task: Task,
-    config: TrainConfig,
-    source: Source,
-    file: Path,
-    strategy,
-    changes: dict,
-) -> tuple[dict, Progress]:
-    """Builds all that a checkpoint holds, and sets it to the last one if there is one.
+def _start_or_continue(run: Run, changes: dict) -> tuple[TrainState, Progress]:
+    """Builds the state, and sets it to the last checkpoint if there is one.
 
     Args:
-        task: what is trained.
-        config: the run's configuration.
-        source: on what.
-        file: the checkpoint, which need not exist.
-        strategy: the devices.
+        run: what is trained.
         changes: since the checkpoint, from `train.run.workdir.check_workdir`.
 
     Returns:
-        Model, average and optimizer by these names, and where the run is.
+        The state, and where the run is.
     """
-    is_fresh = not file.exists()
+    config, is_fresh = run.config, not run.checkpoint.exists()
     if is_fresh:
         refuse_frozen_noise(config)
-    with strategy.scope():
-        model, average = build_models(task, config, source, is_fresh)
-        optimizer = make_optimizer(config, model, task.is_head)
-    trained = {"model": model, "average": average, "optimizer": optimizer}
-    progress = Progress() if is_fresh else _continue(file, trained)
+    with run.strategy.scope():
+        state = build_state(run.task, config, run.source, is_fresh)
+    progress = Progress() if is_fresh else _continue(run.checkpoint, state)
     if not is_fresh:
-        _refuse_other_images(progress, source, changes, config)
+        _refuse_other_images(run, progress, changes)
         tell_changes(changes, config)
         earlier = changes.get("steps_per_execution", config.steps_per_execution)
         progress.repeats = progress.repeats or earlier
-    separate_seeds(trained["model"], strategy)
-    progress.images = fingerprint(source)
-    _refuse_other_workers(strategy, config, source, progress)
+    separate_seeds(state.model, run.strategy)
+    progress.images = fingerprint(run.source)
+    _refuse_other_workers(run, progress)
     progress.check_schedule(
-        batch_multiple(config, strategy),
-        source.num_examples["train"],
+        batch_multiple(config, run.strategy),
+        run.source.num_examples["train"],
         config.steps_per_execution,
     )
-    return trained, progress
+    return state, progress
 
 
 def train_and_evaluate(
     task: Task,
     config: TrainConfig,
     source: Source,
-    workdir,
+    workdir: Path | str,
     save_seconds: float = SAVE_SECONDS,
     strategy: tf.distribute.Strategy | None = None,
-    train_batches: Callable = data.train_batches,
 ) -> list[dict]:
     """Trains for the configured epochs, evaluates after each, and saves as it goes.
 
-    A run that was interrupted continues from its last checkpoint, also within an
-    epoch, with the images that an undisturbed one has there. SIGTERM saves and stops
-    it, on all workers if one of them gets it.
+    An interrupted run continues from its last checkpoint, also within an epoch, with
+    the images that an uninterrupted run has there. SIGTERM saves and stops the run, on
+    all workers if one of them receives it.
 
     Args:
         task: what to train.
         config: how.
-        source: on what.
-        workdir: where everything goes: `config.json`, `labels.txt`, `metrics.jsonl`,
-            `curves.png`, `predictions.png` (of a task that draws what it predicts),
-            `tensorboard/`, `checkpoint.safetensors` (weights, moving average,
-            optimizer, random state, progress), `best.keras` (the moving average at
-            its best). The chief alone writes, all workers read.
+        source: on which images.
+        workdir: where everything is written: `config.json`, `labels.txt`,
+            `metrics.jsonl`, `curves.png`, `predictions.png` (if the task draws
+            pictures), `tensorboard/`, `checkpoint.safetensors` (weights, moving
+            average, optimizer, random state, progress), `best.keras` (the moving
+            average at its best). Only the chief writes, all workers read.
         save_seconds: between two checkpoints within an epoch; each epoch ends with one.
         strategy: the devices, see `train.distribution.strategies`; by default one.
-        train_batches: makes an epoch's batches, as `train.data.pipeline.train_batches` does;
-            see `train.distribution.data_service`.
 
     Returns:
         The records of `metrics.jsonl`, one for each epoch; none for workers other
@@ -321,62 +368,50 @@ def train_and_evaluate(
 
     Raises:
         ValueError: if `workdir` holds another run or another training writes there, if
-            there are fewer images than a batch takes, or no image can be decoded.
+            there are fewer images than a batch takes, or no image can be read.
         FloatingPointError: if the loss is not finite.
         Preempted: after SIGTERM, when everything is saved.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    workdir = Path(workdir).expanduser()
-    with only_training(workdir) if is_chief(strategy) else contextlib.nullcontext():
-        return _train_and_evaluate(
-            task, config, source, workdir, save_seconds, strategy, train_batches
-        )
+    run = Run(task, config, source, Path(workdir).expanduser(), strategy)
+    with only_training(run.workdir) if is_chief(strategy) else contextlib.nullcontext():
+        return _train_and_evaluate(run, save_seconds)
 
 
-def _train_and_evaluate(
-    task: Task,
-    config: TrainConfig,
-    source: Source,
-    workdir: Path,
-    save_seconds: float,
-    strategy,
-    train_batches: Callable,
-) -> list[dict]:
-    changes = check_workdir(workdir, config, source)
-    file = workdir / CHECKPOINT
-    check_training(config, source, strategy, is_begun=file.exists())
-    trained, progress = _start_or_continue(
-        task, config, source, file, strategy, changes
-    )
-    learn_over_steps(trained["model"], config, shared_shapes(config, strategy))
-    writer = None
-    if is_chief(strategy):
-        prepare_workdir(workdir, config, source)
-        draw = make_drawing(task, trained["average"], source, config)
-        writer = RecordWriter(workdir, progress.epoch, task.best_metric, draw)
+def _train_and_evaluate(run: Run, save_seconds: float) -> list[dict]:
+    config, strategy = run.config, run.strategy
+    changes = check_workdir(run.workdir, config, run.source)
+    is_begun = run.checkpoint.exists()
+    check_training(config, run.source, strategy, is_begun=is_begun)
+    state, progress = _start_or_continue(run, changes)
+    learn_over_steps(state.model, config, shared_shapes(config, strategy))
+    writer = _prepare_writer(run, state, progress) if is_chief(strategy) else None
 
     def save(progress: Progress) -> None:
-        if is_chief(strategy):
-            save_checkpoint(file, trained, dataclasses.asdict(progress))
+        if writer:
+            numbers = dataclasses.asdict(progress)
+            save_checkpoint(run.checkpoint, state.groups(), numbers)
 
     if progress.epoch >= config.epochs:
         logging.info("all %d epochs are done", config.epochs)
-    train_step = make_train_step(task, config, **trained, strategy=strategy)
-    eval_step = make_eval_step(task, trained["average"], strategy)
+    train_step = make_train_step(run.task, config, state, strategy)
+    eval_step = make_eval_step(run.task, state.ema_model, strategy)
     with asked_to_stop() as stop:
         manager = CheckpointManager(save, save_seconds, stop)
         while progress.epoch < config.epochs:
-            run = source, config, strategy, progress, manager
-            record = train_epoch(task, train_step, *run, train_batches)
-            record |= evaluate(task, eval_step, *run)
-            record |= {
-                "epoch": progress.epoch + 1,
-                "traces": train_step.experimental_get_tracing_count(),
-            }
+            record = train_epoch(run, train_step, progress, manager)
+            record |= validate(run, eval_step, progress, manager)
+            record["epoch"] = progress.epoch + 1
+            record["traces"] = train_step.experimental_get_tracing_count()
             if writer:
-                _finish_epoch(
-                    workdir, trained["average"], writer, record, progress.best
-                )
-            progress = progress.next_epoch(record[task.best_metric])
+                _finish_epoch(run, state, writer, record, progress.best)
+            progress = progress.next_epoch(record[run.task.best_metric])
             save(progress)
     return writer.records if writer else []
+
+
+def _prepare_writer(run: Run, state: TrainState, progress: Progress) -> RecordWriter:
+    """Prepares the working directory, in which only the chief writes."""
+    prepare_workdir(run.workdir, run.config, run.source)
+    draw = make_drawing(run.task, state.ema_model, run.source, run.config)
+    return RecordWriter(run.workdir, progress.epoch, run.task.best_metric, draw)

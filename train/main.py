@@ -33,93 +33,145 @@ if not __package__:
 from train.run.progress import PREEMPTED, Preempted, sigterm_ends
 
 if __name__ == "__main__":
-    sigterm_ends()  # from now on: loading TensorFlow takes seconds
-# Three times faster training on a CPU; read once, when TensorFlow is loaded.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# tf.data and the training step are TensorFlow's, whatever Keras runs on elsewhere.
-if __name__ == "__main__":
-    os.environ["KERAS_BACKEND"] = "tensorflow"
+    sigterm_ends()  # also while TensorFlow is loaded, which takes seconds
 
-import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags, logging
 
-from train import flags as train_flags
-from train.distribution import data_service, strategies
-from train.loop import train_and_evaluate
-from train.run.console import print_any_name
-from train.tasks.registry import TASKS
+from train.config import TrainConfig
+from train.data.registry import load_source
+from train.distribution.devices import Devices, devices_from_flags
+from train.flags import config_from_flags, flag_groups
+from train.run.command import run_command
+from train.run.console import quiet_libraries
+from train.tasks.registry import load_task
 
-INTERRUPTED = 130  # exit code, as of a shell
+INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 
 
-def train(config) -> None:
-    args = flags.FLAGS
+def check_flags(args: flags.FlagValues, devices: Devices) -> None:
+    """Refuses flags that do not go together, before TensorFlow is loaded.
+
+    Raises:
+        ValueError: if a flag is missing or does not fit the mode.
+    """
+    if args.mode == "eval":
+        if devices != Devices():
+            raise ValueError(
+                "--tpu, --gpus and --cluster are for training. --mode=eval runs on "
+                "one device: remove them."
+            )
+        return
     if args.workdir is None:
-        raise ValueError("Training takes a --workdir, the directory of the run.")
+        raise ValueError(
+            "Training needs --workdir, the folder of the run, such as "
+            "--workdir=runs/digits. --help explains all flags."
+        )
     if not math.isfinite(args.save_minutes):
-        raise ValueError(f"--save_minutes is a number. Received: {args.save_minutes}.")
+        raise ValueError(
+            f"--save_minutes must be a number. Received: {args.save_minutes}."
+        )
+
+
+def load(args: flags.FlagValues) -> TrainConfig:
+    """Makes the configuration, and loads TensorFlow with the settings for training."""
+    # Three times faster training on a CPU.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    # tf.data and the training step are TensorFlow's, whatever Keras uses elsewhere.
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    with quiet_libraries():
+        config = config_from_flags(args)
+        import tensorflow as tf
+
+        load_task(config.task)
+    tf.get_logger().setLevel("WARNING")  # INFO reports each sum over the workers
+    return config
+
+
+def train(args: flags.FlagValues, config: TrainConfig, devices: Devices) -> None:
+    """Trains a model in --workdir."""
+    import tensorflow as tf
+
+    from train.distribution.strategies import make_strategy
+    from train.loop import train_and_evaluate
+
     if args.deterministic:
         tf.config.experimental.enable_op_determinism()
-    servers = data_service.servers_from_flags()
-    if servers and args.cache:
-        raise ValueError(
-            "--cache keeps the files on this machine, but --data_servers read them on "
-            "theirs. Leave one of both away."
-        )
-    devices = strategies.devices_from_flags()
     # Before anything else: TensorFlow joins a cluster only at its start.
-    strategy = strategies.make_strategy(devices)
-    source = _load_source(config)
-    how = 60 * args.save_minutes, strategy
-    task = TASKS[config.task]
-    with data_service.connected(servers, source, devices.cluster_timeout) as batches:
-        train_and_evaluate(task, config, source, args.workdir, *how, batches)
-
-
-def evaluate(config) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing to continue
-    is_one_device = strategies.devices_from_flags() == strategies.Devices()
-    if not is_one_device or data_service.servers_from_flags():
-        raise ValueError(
-            "--tpu, --gpus, --cluster and --data_servers are for training; --mode=eval "
-            "runs on one device. Leave them away."
-        )
-    source = _load_source(config)
-    print(TASKS[config.task].report(config, source))
-
-
-def _load_source(config):
-    source = TASKS[config.task].load_source(config.data, flags.FLAGS.cache)
-    classes = len(source.class_names)
-    logging.info("%s: %s classes, %s", source.name, classes, source.num_examples)
-    return source
-
-
-def _explain(error: tf.errors.OpError) -> str:
-    """Says what ended a training within TensorFlow."""
-    lines = (line.strip() for line in error.message.splitlines())
-    noise = ("File ", "Detected at", "Graph execution error", "[[", "<stack")
-    told = [line for line in lines if line and not line.startswith(noise)]
-    reason = " ".join(told[-2:]) if told else type(error).__name__
-    if isinstance(error, tf.errors.ResourceExhaustedError):
-        return (
-            "The device has too little memory. A smaller --batch_size or more "
-            f"--accumulation_steps take less. TensorFlow said: {reason}"
-        )
-    return (
-        f"TensorFlow ended the training: {reason} Where several workers train or data "
-        "servers decode, one of them may have gone or started anew: its own output "
-        "tells why. The same command continues."
+    strategy = make_strategy(devices)
+    source = _load_source(args, config)
+    train_and_evaluate(
+        load_task(config.task),
+        config,
+        source,
+        args.workdir,
+        60 * args.save_minutes,
+        strategy,
     )
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+def evaluate(args: flags.FlagValues, config: TrainConfig) -> None:
+    """Measures a model on the validation split, and prints the metrics."""
+    from train.evaluation.report import evaluation_report
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing to continue
+    source = _load_source(args, config)
+    print(evaluation_report(load_task(config.task), config, source))
+
+
+def _load_source(args: flags.FlagValues, config: TrainConfig):
+    source = load_source(config.task, config.data, args.cache)
+    logging.info(
+        "%s: %d classes, %s",
+        source.name,
+        len(source.class_names),
+        ", ".join(
+            f"{count} {split} images" for split, count in source.num_examples.items()
+        ),
+    )
+    return source
+
+
+def _run(args: flags.FlagValues) -> None:
+    devices = devices_from_flags(args)
+    check_flags(args, devices)
+    config = load(args)
+    import tensorflow as tf
+
     try:
-        config = train_flags.config_from_flags()
-        {"train": train, "eval": evaluate}[flags.FLAGS.mode](config)
+        if args.mode == "eval":
+            evaluate(args, config)
+        else:
+            train(args, config, devices)
+    except tf.errors.OpError as error:
+        logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
+        sys.exit(f"error: {_explain(error)}")
+
+
+def _explain(error) -> str:
+    """Says in one line why TensorFlow ended a training."""
+    import tensorflow as tf
+
+    lines = (line.strip() for line in error.message.splitlines())
+    noise = ("File ", "Detected at", "Graph execution error", "[[", "<stack")
+    relevant = [line for line in lines if line and not line.startswith(noise)]
+    reason = " ".join(relevant[-2:]) if relevant else type(error).__name__
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        return (
+            "The device has too little memory. Use a smaller --batch_size or more "
+            f"--accumulation_steps. TensorFlow said: {reason}"
+        )
+    return (
+        f"TensorFlow ended the training: {reason} If several workers train, one of "
+        "them may have stopped or restarted; its own output says why. Run the same "
+        "command again to continue."
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Trains or evaluates, and ends with one line if that fails."""
+    del argv
+    try:
+        _run(flags.FLAGS)
     except Preempted as error:
         logging.info("%s", error)
         sys.exit(PREEMPTED)
@@ -129,19 +181,11 @@ def main(argv) -> None:
             "the start if there is none yet"
         )
         sys.exit(INTERRUPTED)
-    except tf.errors.OpError as error:
-        logging.debug("where it happened:", exc_info=True)
-        sys.exit(f"error: {_explain(error)}")
     except (ValueError, OSError, FloatingPointError) as error:
         logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    print_any_name()
     logging.set_verbosity(logging.INFO)
-    tf.get_logger().setLevel("WARNING")  # it tells of every sum over workers
-    for module in (train_flags, strategies, data_service):
-        module.define_flags()
-        flags.adopt_module_key_flags(module)  # so that --help shows them
-    app.run(main)
+    run_command(main, __doc__, flag_groups())

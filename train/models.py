@@ -1,27 +1,68 @@
-"""The model that is trained, and the moving average of its weights."""
+"""The model that is trained, its moving average, and which parts are frozen."""
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
 
 from keras_mobilevit.weights.hub import weights_file
 from train.config import TrainConfig
-from train.data.sources import Source
+from train.data.source import Source
+from train.optimizers import make_optimizer
 from train.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a training step updates.
+
+    Attributes:
+        model: computes in `config.precision`.
+        ema_model: has the moving average of the model's weights, including the
+            statistics of batch normalization, in float32.
+        optimizer: of the model.
+    """
+
+    model: keras.Model
+    ema_model: keras.Model
+    optimizer: keras.optimizers.Optimizer
+
+    def groups(self) -> dict:
+        """Returns the parts by the names that they have in a checkpoint."""
+        return {
+            "model": self.model,
+            "average": self.ema_model,
+            "optimizer": self.optimizer,
+        }
 
 
 @contextlib.contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
-    """Builds layers of another dtype policy, such as `mixed_bfloat16`."""
+    """Builds layers with another dtype policy, such as `mixed_bfloat16`."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def build_state(
+    task: Task, config: TrainConfig, source: Source, is_fresh: bool
+) -> TrainState:
+    """Builds model, moving average and optimizer, within a strategy's scope.
+
+    Args:
+        task: what to train.
+        config: the run's configuration.
+        source: gives the classes.
+        is_fresh: whether the run starts, so that pretrained weights are loaded.
+    """
+    model, ema_model = build_models(task, config, source, is_fresh)
+    optimizer = make_optimizer(config, model, task.is_head)
+    return TrainState(model, ema_model, optimizer)
 
 
 def build_models(
@@ -32,25 +73,44 @@ def build_models(
     Args:
         task: what to train.
         config: the run's configuration.
-        source: on what.
-        is_fresh: whether a run starts, so that pretrained weights have to be loaded.
+        source: gives the classes.
+        is_fresh: whether the run starts, so that pretrained weights are loaded.
 
     Returns:
         The model, which computes in `config.precision` and whose batch normalization
-        has the statistics of all replicas; and a model of the same weights in float32.
+        takes the statistics of all replicas; and a model of the same weights in
+        float32.
     """
     keras.utils.set_random_seed(config.seed)
     with dtype_policy(config.precision):
         model = task.build_model(config, source)
-    # Trainable and with all its dropout, as the user of best.keras expects.
-    average = task.build_model(dataclasses.replace(config, freeze="none"), source)
+    # Not frozen: the user of best.keras expects to train it further.
+    ema_model = task.build_model(config, source)
+    if config.freeze == "backbone":
+        freeze_backbone(model, task.is_head)
     if is_fresh and config.weights:
         file = weights_file(config.weights, config.model)
         task.load_pretrained(model, file)
-    average.set_weights(model.get_weights())
+    ema_model.set_weights(model.get_weights())
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
         _synchronize_batch_norm(model)
-    return model, average
+    return model, ema_model
+
+
+def freeze_backbone(model: keras.Model, is_head: Callable[[str], bool]) -> None:
+    """Leaves only the head of a model trainable.
+
+    Frozen batch normalization keeps its statistics, and the backbone's dropout is off,
+    so that its features are deterministic.
+
+    Args:
+        model: of a task.
+        is_head: see `train.tasks.task.Task.is_head`.
+    """
+    for layer in model.layers:
+        layer.trainable = is_head(f"{layer.name}/")
+        if isinstance(layer, keras.layers.Dropout) and not layer.trainable:
+            layer.rate = 0.0
 
 
 def _synchronize_batch_norm(model: keras.Model) -> None:
@@ -59,11 +119,12 @@ def _synchronize_batch_norm(model: keras.Model) -> None:
             layer.synchronized = True
 
 
-def separate_seeds(model: keras.Model, strategy) -> None:
+def separate_seeds(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
     """Lets each replica draw other dropout masks; call it once, before the first step.
 
     Keras gives all replicas the same random state, so that they would drop the same
-    places of their examples. The first replica keeps it: it is what a checkpoint saves.
+    positions of their examples. The first replica keeps its state, which is the one
+    that a checkpoint saves.
 
     Args:
         model: whose random state is set.

@@ -3,6 +3,8 @@
 The defaults are those of ImageNet; a recipe names what is different for other data.
 """
 
+from train.data.registry import find_kind
+
 RECIPES: dict[str, dict] = {
     "imagenet": dict(data="tfds:imagenet2012", learning_rate_batch=1024),
     # A few thousand photographs. Measured: 72.4 % top-1 on 10 classes of clothing (3068
@@ -149,13 +151,6 @@ RECIPES: dict[str, dict] = {
     ),
 }
 
-# By task and kind of data.
-DEFAULT_RECIPES = {
-    "classification": {"digits": "digits", "folder": "small", "tfds": "imagenet"},
-    "detection": {"digits": "scenes", "voc": "boxes", "coco": "coco", "tfds": "coco"},
-    "segmentation": {"digits": "mask_scenes", "voc": "masks"},
-}
-
 
 def default_recipe(data: str, task: str = "classification") -> str:
     """Names the recipe for a data source: by its kind and the task.
@@ -163,17 +158,4 @@ def default_recipe(data: str, task: str = "classification") -> str:
     Raises:
         ValueError: if there is no such task or kind; the message lists the valid ones.
     """
-    if task not in DEFAULT_RECIPES:
-        raise ValueError(
-            f"Unknown task {task!r}. Expected one of: {', '.join(DEFAULT_RECIPES)}."
-        )
-    recipes = DEFAULT_RECIPES[task]
-    kind = data.partition(":")[0]
-    if kind not in recipes:
-        forms = {"digits": "digits", "tfds": "tfds:NAME"}
-        *kinds, last = (f"`{forms.get(name, f'{name}:PATH')}`" for name in recipes)
-        raise ValueError(
-            f"Unknown data {data!r}. With --task={task} it is {', '.join(kinds)} or "
-            f"{last}."
-        )
-    return recipes[kind]
+    return find_kind(task, data).recipe

@@ -1,25 +1,42 @@
 """One step, compiled once for each shape of a batch, on one device or on many."""
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from train.config import TrainConfig
+from train.models import TrainState
 from train.tasks.task import Task
 
-# Nothing here branches on tensors, and AutoGraph would rewrite all that is called.
+# Nothing here branches on tensors, and AutoGraph would rewrite every called function.
 _function = functools.partial(tf.function, autograph=False)
 
 
-def _sum_over_replicas(strategy, sums: dict) -> dict:
+class EvalResult(NamedTuple):
+    """The result of one evaluation step.
+
+    Attributes:
+        sums: sums over the batch, from all replicas; `count` is the number of examples.
+        predictions: the task's predictions, `{name: [batch, ...]}`.
+        targets: the numeric targets and the `weight` of the same examples.
+    """
+
+    sums: dict[str, Any]
+    predictions: dict[str, Any]
+    targets: dict[str, Any]
+
+
+def _sum_over_replicas(strategy: tf.distribute.Strategy, sums: dict) -> dict:
     return {
         name: strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
         for name, value in sums.items()
     }
 
 
-def _as_float32(outputs):
-    """Loss and softmax are computed in float32, whatever layers compute in."""
+def as_float32(outputs: Any) -> Any:
+    """Casts outputs, so that loss and softmax are computed in float32."""
     return tf.nest.map_structure(lambda x: tf.cast(x, tf.float32), outputs)
 
 
@@ -29,98 +46,108 @@ def as_numbers(sums: dict) -> dict[str, float]:
 
 
 def make_train_step(
-    task: Task, config: TrainConfig, model, average, optimizer, strategy
-):
+    task: Task,
+    config: TrainConfig,
+    state: TrainState,
+    strategy: tf.distribute.Strategy,
+    jit_compile: bool | None = None,
+) -> Callable:
     """Makes the function of training steps, traced once for each batch shape.
 
     Args:
         task: gives the loss.
         config: the run's configuration.
-        model: what is trained.
-        average: a model of the same weights that follows as a moving average,
-            statistics of batch normalization included.
-        optimizer: from `train.optimizers.make_optimizer`.
-        strategy: the `tf.distribute.Strategy` in whose scope they were made.
+        state: what the steps update.
+        strategy: the `tf.distribute.Strategy` in whose scope it was made.
+        jit_compile: whether one device compiles the step with XLA; TPUs always do.
 
     Returns:
         A `tf.function` from a tuple of batches of one shape, the learning rates and
-        the momenta of the average `[batches]`, and a number, to a dict of sums over
-        the batches and all replicas:
+        the momentums of the moving average `[batches]`, and a number, to a dict of sums
+        over the batches and all replicas:
 
         - `loss`: of the examples, each times its weight
-        - `count`: of the examples that count
-        - `not_finite`: steps and replicas whose loss or gradients are no numbers
+        - `count`: number of the examples with a weight
+        - `not_finite`: steps and replicas whose loss or gradients are NaN or infinite
         - `stop`: the number; so each worker learns that another was asked to stop
     """
-    replicas = strategy.num_replicas_in_sync
-    # Traced for one shape, called for each part of a batch; and the update is the same
-    # for every shape. With several replicas, what they exchange cannot stand in a
-    # function of its own.
-    traced_once = _function if replicas == 1 else lambda function: function
-    gradients_of = traced_once(_gradients(task, config, model, optimizer, replicas))
-    update = traced_once(_update(model, average, optimizer))
+    one_step = _one_step(task, config, state, strategy.num_replicas_in_sync)
 
-    def one_step(batch, learning_rate, momentum):
+    def steps(batches, learning_rates, ema_momentums, stop):
+        results = [
+            one_step(batch, learning_rates[i], ema_momentums[i])
+            for i, batch in enumerate(batches)
+        ]
+        sums = {key: tf.add_n([r[key] for r in results]) for key in results[0]}
+        return {**sums, "stop": tf.identity(stop)}
+
+    @_function(jit_compile=jit_compile)
+    def train_step(batches, learning_rates, ema_momentums, stop):
+        sums = strategy.run(steps, (batches, learning_rates, ema_momentums, stop))
+        return _sum_over_replicas(strategy, sums)
+
+    return train_step
+
+
+def _one_step(
+    task: Task, config: TrainConfig, state: TrainState, replicas: int
+) -> Callable:
+    """Makes the function of one step on one replica."""
+    optimizer = state.optimizer
+    # Traced once, called for each part of a batch; and the update is the same for every
+    # shape. With several replicas a nested function cannot contain what they exchange.
+    traced_once = _function if replicas == 1 else lambda function: function
+    gradients_of = traced_once(_gradients(task, config, state, replicas))
+    update = traced_once(_update(state))
+
+    def one_step(batch, learning_rate, ema_momentum):
         gradients, loss = _accumulate(gradients_of, batch, config.accumulation_steps)
         is_finite = tf.math.is_finite(loss)
         if config.precision == "mixed_float16":
-            # Gradients may overflow, but not until nothing is left of the loss's scale.
-            gradients = _agree(gradients, replicas)
+            # Gradients may overflow, as long as the loss scale stays at 1 or above.
+            gradients = _mean_over_replicas(gradients, replicas)
             is_finite &= optimizer.scale_loss(1.0) >= 1.0
         else:
             is_finite &= tf.math.is_finite(tf.linalg.global_norm(gradients))
-        update(gradients, learning_rate, momentum)
+        update(gradients, learning_rate, ema_momentum)
         return {
             "loss": loss,
             "count": tf.reduce_sum(batch["weight"]),
             "not_finite": tf.cast(~is_finite, tf.float32),
         }
 
-    def steps(batches, learning_rates, momenta, stop):
-        results = [
-            one_step(batch, learning_rates[i], momenta[i])
-            for i, batch in enumerate(batches)
-        ]
-        sums = {key: tf.add_n([r[key] for r in results]) for key in results[0]}
-        return {**sums, "stop": tf.identity(stop)}
-
-    is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)  # compiles by itself
-
-    @_function(jit_compile=(config.xla and not is_tpu) or None)
-    def train_step(batches, learning_rates, momenta, stop):
-        sums = strategy.run(steps, (batches, learning_rates, momenta, stop))
-        return _sum_over_replicas(strategy, sums)
-
-    return train_step
+    return one_step
 
 
-def _gradients(task: Task, config: TrainConfig, model, optimizer, replicas: int):
+def _gradients(
+    task: Task, config: TrainConfig, state: TrainState, replicas: int
+) -> Callable:
     """Makes the function from a part of a batch to gradients and the sum of losses."""
-    variables = model.trainable_variables
+    variables = state.model.trainable_variables
 
     def gradients_of(batch):
         with tf.GradientTape() as tape:
-            outputs = model(tf.cast(batch["image"], tf.float32), training=True)
-            losses = task.loss(config, batch, _as_float32(outputs)) * batch["weight"]
-            # A mean over the nominal batch: examples weigh the same in every step,
-            # also in the last one, which may be partly filling.
+            outputs = state.model(tf.cast(batch["image"], tf.float32), training=True)
+            losses = task.loss(config, batch, as_float32(outputs)) * batch["weight"]
+            # The mean over the nominal batch: an example has the same weight in every
+            # step, also in the last one, which may contain padding.
             examples = tf.size(losses) * config.accumulation_steps * replicas
             loss = tf.reduce_sum(losses) / tf.cast(examples, tf.float32)
-            loss = optimizer.scale_loss(loss)
+            loss = state.optimizer.scale_loss(loss)
         return tape.gradient(loss, variables), tf.reduce_sum(losses)
 
     return gradients_of
 
 
-def _update(model, average, optimizer):
+def _update(state: TrainState) -> Callable:
     """Makes the function that moves the weights, and their average after them."""
-    variables = model.trainable_variables
+    variables = state.model.trainable_variables
 
-    def update(gradients, learning_rate, momentum):
-        optimizer.learning_rate.assign(learning_rate)
-        optimizer.apply(gradients, variables)
-        for mean, value in zip(average.weights, model.weights):
-            _move_average(mean, value, momentum)
+    def update(gradients, learning_rate, ema_momentum):
+        state.optimizer.learning_rate.assign(learning_rate)
+        state.optimizer.apply(gradients, variables)
+        for mean, value in zip(state.ema_model.weights, state.model.weights):
+            _move_average(mean, value, ema_momentum)
 
     return update
 
@@ -132,26 +159,29 @@ def _move_average(mean, value, momentum) -> None:
     )
 
 
-def _accumulate(gradients_of, batch: dict, parts: int):
+def _accumulate(gradients_of: Callable, batch: dict, parts: int) -> tuple[list, Any]:
     """Sums gradients and losses over equal parts of a batch, one after the other."""
     size = batch["image"].shape[0] // parts
-    gradients, loss = None, 0.0
+    gradients: list = []
+    loss = 0.0
     for i in range(parts):
-        # Not side by side, which would take the memory of the whole batch.
-        with tf.control_dependencies(gradients or []):
+        # In parallel the parts would take the memory of the whole batch.
+        with tf.control_dependencies(gradients):
             part = {key: value[i * size :][:size] for key, value in batch.items()}
             part_gradients, part_loss = gradients_of(part)
-        pairs = zip(gradients, part_gradients) if gradients else None
-        gradients = [a + b for a, b in pairs] if pairs else list(part_gradients)
+        if gradients:
+            gradients = [a + b for a, b in zip(gradients, part_gradients)]
+        else:
+            gradients = list(part_gradients)
         loss += part_loss
     return gradients, loss
 
 
-def _agree(gradients, replicas: int):
+def _mean_over_replicas(gradients: list, replicas: int) -> list:
     """Gives every replica the mean of the gradients.
 
-    Keras's optimizer for scaled losses decides on each replica whether they overflow,
-    before it sums them, and replicas that decide differently would drift apart.
+    On each replica, Keras's optimizer for scaled losses decides whether the gradients
+    overflow, before it sums them. Replicas that decide differently would diverge.
     """
     if replicas == 1:
         return gradients
@@ -162,43 +192,44 @@ def _agree(gradients, replicas: int):
     ]
 
 
-def make_eval_step(task: Task, model, strategy):
+def make_eval_step(task: Task, model, strategy: tf.distribute.Strategy) -> Callable:
     """Makes the function of one evaluation step.
 
     Args:
-        task: gives the metrics.
+        task: gives the loss and the predictions.
         model: what is evaluated.
         strategy: the `tf.distribute.Strategy` in whose scope it was made.
 
     Returns:
-        A `tf.function` from a batch and a number to two dicts: sums over all replicas
-        of each metric times the examples' weights, with `count` and `stop` as in
-        `make_train_step`; and the task's predictions with the examples' `weight`, for
-        all examples of all replicas, or where the task counts, of each replica.
+        A `tf.function` from a batch and a number to an `EvalResult`. Its sums over all
+        replicas are `loss` (times the examples' weights), and `count` and `stop` as in
+        `make_train_step`. Predictions and targets stay on their replica if the task's
+        statistics are summable, else each worker gets those of all replicas.
     """
 
     def one_step(batch, stop):
-        outputs = model(tf.cast(batch["image"], tf.float32), training=False)
-        outputs = _as_float32(outputs)
-        values = task.metrics(batch, outputs)
+        images = tf.cast(batch["image"], tf.float32)
+        outputs = as_float32(model(images, training=False))
+        losses = batch["weight"] * task.validation_loss(batch, outputs)
         sums = {
-            name: tf.reduce_sum(batch["weight"] * value)
-            for name, value in values.items()
+            "loss": tf.reduce_sum(losses),
+            "count": tf.reduce_sum(batch["weight"]),
+            "stop": tf.identity(stop),
         }
-        sums |= {"count": tf.reduce_sum(batch["weight"]), "stop": tf.identity(stop)}
-        predictions = task.predictions(batch, outputs)
-        if predictions:
-            predictions |= {"weight": batch["weight"]}
-        return sums, predictions
+        targets = {
+            name: tf.identity(value) for name, value in batch.items() if name != "image"
+        }
+        return sums, task.predictions(outputs, images.shape[1]), targets
+
+    def gathered(values: dict) -> dict:
+        # Several devices exchange numbers only.
+        return {name: strategy.gather(value, axis=0) for name, value in values.items()}
 
     @_function
     def eval_step(batch, stop):
-        sums, predictions = strategy.run(one_step, (batch, stop))
-        if task.count is None:
-            predictions = {
-                name: strategy.gather(value, axis=0)
-                for name, value in predictions.items()
-            }
-        return _sum_over_replicas(strategy, sums), predictions
+        sums, predictions, targets = strategy.run(one_step, (batch, stop))
+        if not task.summable:
+            predictions, targets = gathered(predictions), gathered(targets)
+        return EvalResult(_sum_over_replicas(strategy, sums), predictions, targets)
 
     return eval_step

@@ -191,7 +191,7 @@ def test_only_jpegs_are_listed(tmp_path):
         benchmark_input.list_jpegs(tmp_path / "nowhere", at_most=2)
     (folder / "cat/a.jpg").write_bytes(png)
     (folder / "dog/e.JPEG").unlink()
-    with pytest.raises(ValueError, match="No JPEG files among the 4 looked at"):
+    with pytest.raises(ValueError, match="No JPEG files among the 4 checked"):
         benchmark_input.list_jpegs(folder, at_most=100)
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import threading
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -18,8 +19,8 @@ import tensorflow as tf
 from tests.helpers.networks import build_detector, build_segmenter
 from tests.helpers.train_worker import make_devices
 from train.config import make_config
-from train.data import box_sources, mask_sources
-from train.evaluation.evaluate import evaluate
+from train.data.digits import box_scene_source, mask_scene_source
+from train.loop import Run, validate
 from train.run.progress import CheckpointManager, Progress
 from train.step import make_eval_step
 from train.tasks.detection.task import DETECTION
@@ -27,36 +28,33 @@ from train.tasks.segmentation.task import SEGMENTATION
 
 SCENES = {"train": 1, "validation": 21}
 TASKS = {
-    "segmentation": (SEGMENTATION, mask_sources, build_segmenter),
-    "detection": (DETECTION, box_sources, build_detector),
+    "segmentation": (SEGMENTATION, mask_scene_source, build_segmenter),
+    "detection": (DETECTION, box_scene_source, build_detector),
 }
 
 
 def with_damage(source):
     """Returns a source whose second, third and fourth images cannot be read."""
 
-    def examples(split, seed):
-        def damaged(index, example):
-            is_bad = (index > 0) & (index < 4)
-            encoded = tf.where(is_bad, "no image", example["encoded"])
-            return {**example, "encoded": encoded}
-
-        return source.examples(split, seed).enumerate().map(damaged)
-
-    return dataclasses.replace(source, examples=examples)
+    columns = source.columns["validation"]
+    encoded = tf.tensor_scatter_nd_update(
+        columns["encoded"], [[1], [2], [3]], ["no image"] * 3
+    )
+    columns = {"validation": {**columns, "encoded": encoded}}
+    return dataclasses.replace(source, columns=columns)
 
 
 def metrics_of(name: str, strategy) -> dict:
-    task, sources, build = TASKS[name]
-    source = with_damage(sources.digits_source(SCENES))
+    task, make_source, build = TASKS[name]
+    source = with_damage(make_source(counts=SCENES))
     config = make_config(task=name, batch_size=4, eval_size=64)
     keras.utils.set_random_seed(1)
     with strategy.scope():
         model = build(config, source)
     step = make_eval_step(task, model, strategy)
     manager = CheckpointManager(lambda progress: None, math.inf, threading.Event())
-    arguments = step, source, config, strategy, Progress(), manager
-    return evaluate(task, *arguments)
+    run = Run(task, config, source, Path(), strategy)
+    return validate(run, step, Progress(), manager)
 
 
 if __name__ == "__main__":

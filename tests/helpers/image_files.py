@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from train.data.sources import SPLITS
+from train.data.source import SPLITS
 
 # The inverses of what Pillow's `exif_transpose` does.
 UPRIGHT_TO_STORED = {

@@ -21,7 +21,8 @@ import tensorflow as tf
 from tests.helpers.networks import build_network, build_without_dropout
 from train import checks, loop
 from train.config import make_config
-from train.data.sources import digits_source
+from train.data.digits import digits_source
+from train.data.source import indexed_source
 from train.distribution.strategies import Devices, is_chief, make_strategy
 from train.tasks.classification.task import CLASSIFICATION
 
@@ -53,14 +54,11 @@ def digits_for(steps: int):
         for shape in checks.shared_shapes(CONFIG, tf.distribute.get_strategy())
     ]
     count = steps // 2 * sum(batches)
-    examples = source.examples
-
-    def first(split, seed):
-        chosen = examples(split, None).take(count)
-        return chosen if seed is None else chosen.shuffle(count, seed=seed)
-
-    num_examples = {"train": count, "validation": min(count, 360)}
-    return dataclasses.replace(source, num_examples=num_examples, examples=first)
+    columns = {
+        split: {key: values[:kept] for key, values in column.items()}
+        for kept, (split, column) in zip((count, 360), source.columns.items())
+    }
+    return indexed_source(source.name, source.class_names, columns)
 
 
 def main(workdir: str, network: str, devices: str, steps: str) -> None:

@@ -24,7 +24,7 @@ from tflite.suites import conversion as suite_conversion
 from tflite.suites import suites
 from tflite.validation.checksum import sha256
 from train.config import make_config
-from train.data.sources import load_source
+from train.data.registry import load_source
 
 ROOT = Path(__file__).parents[2]
 
@@ -281,7 +281,7 @@ def test_a_report_needs_the_measurement_of_this_very_file(tflite_file, tmp_path)
 
 
 def test_a_report_hides_no_number_that_is_not_finite():
-    source = load_source("digits")
+    source = load_source("classification", "digits")
     model = SimpleNamespace(
         predict_on_batch=lambda images: np.full((len(images), 10), np.nan)
     )

@@ -30,7 +30,8 @@ from tflite.tasks.detection import task as detection
 from tflite.tasks.registry import task_of
 from tflite.validation import gpu, op_stats
 from train.config import make_config
-from train.data import box_sources
+from train.data import digits
+from train.data.registry import load_source
 from train.tasks.detection.task import DETECTION
 
 SIZE, CLASSES = 64, 10
@@ -42,8 +43,10 @@ RANDOM = ("undelegated_ops", "psnr", "agreement", "accuracy")
 def few_scenes():
     """Takes a few of the digits' scenes, which are made in a second."""
     patch = pytest.MonkeyPatch()
-    few = functools.partial(box_sources.digits_source, {"train": 16, "validation": 12})
-    patch.setattr(box_sources, "digits_source", few)
+    few = functools.partial(
+        digits.box_scene_source, counts={"train": 16, "validation": 12}
+    )
+    patch.setattr(digits, "box_scene_source", few)
     yield
     patch.undo()
 
@@ -189,7 +192,7 @@ def test_objects_are_found_again_by_class_and_box():
 
 def test_a_file_is_evaluated_by_cocos_rules(model, validation, tmp_path):
     reports = {}
-    source = DETECTION.load_source("digits")
+    source = load_source("detection", "digits")
     for nms in detection.OUTPUT_VARIANTS:
         card = converted(model, validation, tmp_path, nms)
         path = str(tmp_path / "model.tflite")
@@ -220,7 +223,7 @@ def test_the_truth_scores_100_and_what_is_lost_shows(validation):
 def test_files_of_something_else_are_refused(tflite_file):
     config = make_config(task="detection", weights=str(tflite_file))
     with pytest.raises(ValueError, match="no detector: it returns probabilities"):
-        DETECTION.report(config, DETECTION.load_source("digits"))
+        DETECTION.report(config, load_source("detection", "digits"))
 
 
 @pytest.mark.parametrize(

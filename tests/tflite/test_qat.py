@@ -15,7 +15,8 @@ from tflite.graph.rewrites import deployment_graph
 from tflite.images import load_images
 from tflite.tasks.classification.task import SINGLE_LABEL
 from train.config import make_config
-from train.data.sources import evenly_spaced, load_source
+from train.data.registry import load_source
+from train.data.source import evenly_spaced
 
 SIZE = 32
 
@@ -106,7 +107,7 @@ def test_a_qat_model_that_differs_is_refused(graph, qat_model, monkeypatch):
 
 @pytest.mark.slow
 def test_every_kernel_is_trained(graph):
-    source = evenly_spaced(load_source("digits"), "train", 64)
+    source = evenly_spaced(load_source("classification", "digits"), "train", 64)
     config = dataclasses.replace(make_config("digits"), epochs=1, batch_size=32)
     tuned = qat.fine_tune(graph, config, source, 1.0, returns_logits=True)
     for name, node in graph.nodes.items():

@@ -22,7 +22,8 @@ from tflite.tasks.registry import split_name, task_of
 from tflite.tasks.segmentation import task as segmentation
 from tflite.validation import gpu, op_stats
 from train.config import make_config
-from train.data import mask_sources
+from train.data import digits
+from train.data.registry import load_source
 from train.tasks.segmentation.task import SEGMENTATION
 
 SIZE, CLASSES = 64, 11
@@ -33,8 +34,10 @@ RANDOM = ("psnr", "accuracy", "undelegated_ops", "agreement", "parity")
 def few_scenes():
     """Takes a few of the digits' scenes, which are made in a second."""
     patch = pytest.MonkeyPatch()
-    few = functools.partial(mask_sources.digits_source, {"train": 16, "validation": 12})
-    patch.setattr(mask_sources, "digits_source", few)
+    few = functools.partial(
+        digits.mask_scene_source, counts={"train": 16, "validation": 12}
+    )
+    patch.setattr(digits, "mask_scene_source", few)
     yield
     patch.undo()
 
@@ -115,7 +118,7 @@ def test_a_file_is_evaluated(validation, tmp_path):
         config = make_config(
             task="segmentation", weights=str(tmp_path / "model.tflite")
         )
-        source = SEGMENTATION.load_source("digits")
+        source = load_source("segmentation", "digits")
         lines = SEGMENTATION.report(config, source).splitlines()
         (total,) = (line for line in lines if line.startswith("all "))
         assert float(total.split()[-1]) == pytest.approx(
@@ -186,7 +189,7 @@ def test_a_class_map_of_other_classes_is_refused(has_card, validation, tmp_path)
     (tmp_path / "model.json").write_text('{"classes": 11}' if has_card else "{}")
     config = make_config(task="segmentation", weights=str(tmp_path / "model.tflite"))
     source = dataclasses.replace(
-        SEGMENTATION.load_source("digits"), class_names=("a", "b")
+        load_source("segmentation", "digits"), class_names=("a", "b")
     )
     message = "has 11 classes, but" if has_card else "finds the class .* has 2: 0 to 1"
     with pytest.raises(ValueError, match=message):

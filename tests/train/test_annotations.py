@@ -1,4 +1,4 @@
-"""Files of boxes: what is read, repaired, left out and refused."""
+"""Files of boxes: what is read, fixed, skipped and refused."""
 
 import json
 import logging
@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.image_files import pil_file
-from train.data.annotations import Repairs, repair_boxes
-from train.data.box_sources import load_source
+from tests.helpers.voc_files import examples_of, make_voc_boxes, voc_xml
+from train.data.annotation_report import AnnotationReport
+from train.data.annotations import fix_boxes
+from train.data.registry import load_source
 
 NUMBERS = st.one_of(st.floats(-500, 1500), st.just(float("nan")), st.just(np.inf))
 BOMB = (
@@ -23,20 +25,20 @@ BOMB = (
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(*[NUMBERS] * 4), max_size=8))
 def test_repaired_boxes_are_boxes_and_all_others_are_counted(corners):
-    repairs = Repairs()
-    boxes, kept = repair_boxes(corners, 640, 480, "file", repairs)
+    report = AnnotationReport()
+    boxes, kept = fix_boxes(corners, 640, 480, "file", report)
     assert boxes.dtype == np.float32
     assert len(boxes) == kept.sum() and len(kept) == len(corners)
     assert ((boxes >= 0) & (boxes <= 1)).all()
     assert (boxes[:, 2:] > boxes[:, :2]).all()
-    left_out = sum(
-        count for kind, count in repairs.counts.items() if kind.endswith("left out")
+    skipped = sum(
+        count for kind, count in report.counts.items() if kind.endswith("skipped")
     )
-    assert left_out == len(corners) - len(boxes)
+    assert skipped == len(corners) - len(boxes)
 
 
 def test_each_repair_by_hand():
-    repairs = Repairs()
+    report = AnnotationReport()
     corners = [
         [64, 48, 320, 240],
         [320, 240, 64, 48],  # swapped
@@ -45,16 +47,16 @@ def test_each_repair_by_hand():
         [700, 48, 900, 240],  # outside
         [np.nan, 0, 1, 1],
     ]
-    boxes, kept = repair_boxes(corners, 640, 480, "a.xml", repairs)
+    boxes, kept = fix_boxes(corners, 640, 480, "a.xml", report)
     np.testing.assert_allclose(
         boxes, [[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.5], [0, 0.1, 0.5, 1]]
     )
     assert kept.tolist() == [True, True, True, False, False, False]
-    assert repairs.counts == {
+    assert report.counts == {
         "boxes with swapped corners, put in order": 1,
-        "boxes beyond the image, cut off": 1,
-        "boxes without area, left out": 2,
-        "boxes with coordinates that are not numbers, left out": 1,
+        "boxes beyond the image, clipped": 1,
+        "boxes without area, skipped": 2,
+        "boxes with coordinates that are not numbers, skipped": 1,
     }
 
 
@@ -62,44 +64,14 @@ def test_boxes_in_fractions_of_the_image_are_told_or_refused(tmp_path, caplog):
     small = coco((1, 7, [0.1, 0.1, 0.5, 0.5], 0), (2, 3, [9, 6, 36, 0.5], 0))
     large = coco((1, 7, [9, 6, 36, 24], 0), (2, 3, [9, 6, 36, 24], 0))
     with caplog.at_level(logging.WARNING, "absl"):
-        load_source(f"coco:{make_coco(tmp_path / 'some', small, large)}")
+        load_source("detection", f"coco:{make_coco(tmp_path / 'some', small, large)}")
     assert "less than a pixel wide or high, kept; if they are fractions" in caplog.text
     with pytest.raises(ValueError, match="all 4 boxes are less than a pixel wide or"):
-        load_source(f"coco:{make_coco(tmp_path / 'all', small, small)}")
+        load_source("detection", f"coco:{make_coco(tmp_path / 'all', small, small)}")
     xml = voc_xml(("cat", 0.1, 0.1, 0.5, 0.5))
-    path = make_voc(tmp_path / "voc", {"a": xml}, {"v": xml})
+    path = make_voc_boxes(tmp_path / "voc", {"a": xml}, {"v": xml})
     with pytest.raises(ValueError, match="all 2 boxes are less than a pixel wide or"):
-        load_source(f"voc:{path}")
-
-
-def voc_xml(*objects: tuple, difficult=0) -> str:
-    rows = "".join(
-        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>"
-        f"<xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
-        "</bndbox></object>"
-        for name, x1, y1, x2, y2 in objects
-    )
-    return f"<annotation>{rows}</annotation>"
-
-
-def make_voc(path, train: dict, val: dict):
-    """Writes `{name: XML or None}` of images of 90x60 pixels."""
-    lists = path / "ImageSets" / "Main"
-    for folder in (lists, path / "Annotations", path / "JPEGImages"):
-        folder.mkdir(parents=True)
-    for part, files in (("train", train), ("val", val)):
-        (lists / f"{part}.txt").write_text("".join(f"{name}\n" for name in files))
-        for name, xml in files.items():
-            (path / "JPEGImages" / f"{name}.jpg").write_bytes(
-                pil_file("RGB", (200, 30, 30), "JPEG")
-            )
-            if xml is not None:
-                (path / "Annotations" / f"{name}.xml").write_text(xml)
-    return path
-
-
-def examples_of(source, split: str) -> list[dict]:
-    return list(source.examples(split, None).as_numpy_iterator())
+        load_source("detection", f"voc:{path}")
 
 
 def test_voc(tmp_path, caplog):
@@ -112,20 +84,22 @@ def test_voc(tmp_path, caplog):
         "gone": voc_xml(("cat", 0, 0, 9, 9)),
         "flat": voc_xml(("cat", 5, 5, 5, 9), ("cat", "x", 5, 5, 9)),
     }
-    path = make_voc(tmp_path, train, {"v": voc_xml(("cat", 1, 1, 9, 9), difficult=1)})
+    path = make_voc_boxes(
+        tmp_path, train, {"v": voc_xml(("cat", 1, 1, 9, 9), difficult=1)}
+    )
     (path / "JPEGImages" / "gone.jpg").unlink()
     listed = path / "ImageSets" / "Main" / "train.txt"
     listed.write_text(listed.read_text() + "two\n")
     with caplog.at_level(logging.WARNING, "absl"):
-        source = load_source(f"voc:{path}")
+        source = load_source("detection", f"voc:{path}")
     told = caplog.text
     for message in (
-        "annotations that are no XML, images left out: 2, the first in .*broken.xml",
-        "annotations that are missing, images left out: 1, .*unannotated.xml",
-        "images that are missing, left out: 1, the first in .*gone.jpg",
+        "annotations that are not valid XML, images skipped: 2, .*broken.xml",
+        "annotations that are missing, images skipped: 1, .*unannotated.xml",
+        "images that are missing, skipped: 1, the first in .*gone.jpg",
         "images listed twice, taken once: 1, the first in .*train.txt: two",
-        "boxes without area, left out: 1, the first in .*flat.xml",
-        "coordinates that are not numbers, left out: 1, the first in .*flat.xml",
+        "boxes without area, skipped: 1, the first in .*flat.xml",
+        "coordinates that are not numbers, skipped: 1, the first in .*flat.xml",
     ):
         assert re.search(message, told), message
     assert source.class_names == ("cat", "dog")
@@ -142,14 +116,16 @@ def test_voc(tmp_path, caplog):
 
 def test_voc_errors(tmp_path):
     with pytest.raises(ValueError, match=r"no file .*train\.txt. Expected the layout"):
-        load_source(f"voc:{tmp_path}")
+        load_source("detection", f"voc:{tmp_path}")
     one = {"a": voc_xml(("cat", 0, 0, 9, 9))}
-    path = make_voc(tmp_path / "classes", one, {"b": voc_xml(("cow", 0, 0, 9, 9))})
+    path = make_voc_boxes(
+        tmp_path / "classes", one, {"b": voc_xml(("cow", 0, 0, 9, 9))}
+    )
     with pytest.raises(ValueError, match="has classes that the training part.*cow"):
-        load_source(f"voc:{path}")
-    path = make_voc(tmp_path / "empty", one, {"b": voc_xml()})
+        load_source("detection", f"voc:{path}")
+    path = make_voc_boxes(tmp_path / "empty", one, {"b": voc_xml()})
     with pytest.raises(ValueError, match="has 1 validation images, and no box"):
-        load_source(f"voc:{path}")
+        load_source("detection", f"voc:{path}")
 
 
 def make_coco(path, train: dict, val: dict):
@@ -188,7 +164,7 @@ def test_coco(tmp_path, caplog):
     path = make_coco(tmp_path, train, coco((1, 3, [9, 6, 36, 24], 0)))
     (path / "train2017" / "6.jpg").unlink()
     with caplog.at_level(logging.WARNING, "absl"):
-        source = load_source(f"coco:{path}", cache=True)
+        source = load_source("detection", f"coco:{path}", cache=True)
     for kind in ("objects listed twice", "images listed twice", "images that are miss"):
         assert f"{kind}" in caplog.text
     assert source.class_names == ("dog", "cat")  # in the order of the ids
@@ -202,31 +178,31 @@ def test_coco(tmp_path, caplog):
 
 def test_coco_errors(tmp_path):
     with pytest.raises(ValueError, match="Expected one file .*instances_train"):
-        load_source(f"coco:{tmp_path}")
+        load_source("detection", f"coco:{tmp_path}")
     good = coco((1, 7, [9, 6, 36, 24], 0))
     path = make_coco(tmp_path / "unknown", coco((4, 1, [9, 6, 9, 9], 0)), good)
     with pytest.raises(ValueError, match="object 4 has the category 1, which the file"):
-        load_source(f"coco:{path}")
+        load_source("detection", f"coco:{path}")
     file = path / "annotations" / "instances_train2017.json"
     for content, message in (
         ("{", "is not valid JSON"),
-        ("[]", "no file of COCO's"),
+        ("[]", "is not a file of COCO"),
         ('[{"image_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "no list of images"),
         ('{"images": 5}', "no list of images, annotations, categories"),
     ):
         file.write_text(content)
         with pytest.raises(ValueError, match=message):
-            load_source(f"coco:{path}")
+            load_source("detection", f"coco:{path}")
     other = coco((1, 7, [9, 6, 36, 24], 0), categories=[(7, "cat")])
     path = make_coco(tmp_path / "differing", good, other)
     with pytest.raises(ValueError, match="different categories.*dog"):
-        load_source(f"coco:{path}")
+        load_source("detection", f"coco:{path}")
 
 
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("annotations", {"bbox": [1, 2]}, "a box that is no four numbers"),
+        ("annotations", {"bbox": [1, 2]}, "a box that is not four numbers"),
         ("annotations", {"bbox": None}, "one of its annotations has no valid 'bbox'"),
         ("annotations", {"image_id": None}, "no valid 'image_id'"),
         ("images", {"width": None}, "one of its images has no valid 'width'"),
@@ -242,7 +218,7 @@ def test_entries_of_coco_that_are_none(tmp_path, part, change, message):
     file = tmp_path / "annotations" / "instances_train2017.json"
     file.write_text(json.dumps(bad))
     with pytest.raises(ValueError, match=rf"instances_train2017.json: .*{message}"):
-        load_source(f"coco:{tmp_path}")
+        load_source("detection", f"coco:{tmp_path}")
 
 
 def test_objects_without_an_id_or_an_image(tmp_path, caplog):
@@ -253,10 +229,10 @@ def test_objects_without_an_id_or_an_image(tmp_path, caplog):
     train["annotations"].append({"image_id": 8, "category_id": 3, "bbox": [0, 0, 9, 9]})
     path = make_coco(tmp_path, train, coco((1, 3, [9, 6, 36, 24], 0)))
     with caplog.at_level(logging.WARNING, "absl"):
-        (example,) = examples_of(load_source(f"coco:{path}"), "train")
+        (example,) = examples_of(load_source("detection", f"coco:{path}"), "train")
     assert example["classes"].tolist() == [1, 0]
     assert example["areas"] == pytest.approx([0.16, 0.015])
-    assert "objects of images that are not listed, left out: 1" in caplog.text
+    assert "objects of images that are not listed, skipped: 1" in caplog.text
 
 
 def test_annotations_that_cannot_be_read(tmp_path, caplog):
@@ -266,23 +242,25 @@ def test_annotations_that_cannot_be_read(tmp_path, caplog):
         "unknown": '<?xml version="1.0" encoding="foo"?>' + one,
         "nameless": voc_xml(("", 1, 1, 9, 9), ("cat", 2, 2, 9, 9)),
     }
-    path = make_voc(tmp_path, train, {"v": one})
+    path = make_voc_boxes(tmp_path, train, {"v": one})
     with caplog.at_level(logging.WARNING, "absl"):
-        source = load_source(f"voc:{path}")
-    assert "no XML, images left out: 1, the first in" in caplog.text
-    assert "objects without a name, left out: 1, the first in" in caplog.text
+        source = load_source("detection", f"voc:{path}")
+    assert "not valid XML, images skipped: 1, the first in" in caplog.text
+    assert "objects without a name, skipped: 1, the first in" in caplog.text
     assert source.class_names == ("cat",) and source.num_examples["train"] == 2
     (path / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(
         ValueError, match="train.txt is not text in UTF-8. Save it again"
     ):
-        load_source(f"voc:{path}")
+        load_source("detection", f"voc:{path}")
 
 
 def test_a_training_part_without_boxes_is_told_first(tmp_path):
-    path = make_voc(tmp_path, {"a": voc_xml()}, {"v": voc_xml(("cat", 1, 1, 9, 9))})
+    path = make_voc_boxes(
+        tmp_path, {"a": voc_xml()}, {"v": voc_xml(("cat", 1, 1, 9, 9))}
+    )
     with pytest.raises(ValueError, match="has 1 train images, and no box on any"):
-        load_source(f"voc:{path}")
+        load_source("detection", f"voc:{path}")
 
 
 def test_images_in_folders_of_their_own(tmp_path):
@@ -293,20 +271,20 @@ def test_images_in_folders_of_their_own(tmp_path):
     (path / "train2017" / "5.jpg").rename(path / "train2017" / "more" / "5.jpg")
     file = path / "annotations" / "instances_train2017.json"
     file.write_text(json.dumps(train))
-    assert load_source(f"coco:{path}").num_examples["train"] == 1
+    assert load_source("detection", f"coco:{path}").num_examples["train"] == 1
 
 
 def test_unknown_source():
     with pytest.raises(ValueError, match="Detection takes `digits`, `voc:PATH`"):
-        load_source("folder:photos")
+        load_source("detection", "folder:photos")
 
 
 def test_each_image_holds_its_own_objects_and_no_more(tmp_path):
     """Whatever the others have: 130 on one image add nothing to the next."""
     crowded = voc_xml(*[("cat", i % 80, i % 50, 90, 60) for i in range(130)])
     one = voc_xml(("cat", 1, 1, 9, 9))
-    path = make_voc(tmp_path, {"a": crowded, "b": one}, {"v": crowded, "w": one})
-    source = load_source(f"voc:{path}")
+    path = make_voc_boxes(tmp_path, {"a": crowded, "b": one}, {"v": crowded, "w": one})
+    source = load_source("detection", f"voc:{path}")
     for split in ("train", "validation"):
         examples = examples_of(source, split)
         for name in ("boxes", "classes", "is_crowd", "areas"):

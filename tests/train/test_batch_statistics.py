@@ -12,10 +12,12 @@ from absl import logging as absl_logging
 from keras_mobilevit.backend import BatchNormalization
 from train import checks, loop
 from train.batch_statistics import MIN_VALUES, learn_over_steps, positions_by_layer
-from train.config import RECIPES, make_config
-from train.data.sources import Source, indexed_source
+from train.config import make_config
+from train.data.source import Source, indexed_source
+from train.models import freeze_backbone
+from train.recipes import RECIPES
 from train.tasks.classification.task import CLASSIFICATION
-from train.tasks.registry import TASKS
+from train.tasks.registry import TASKS, load_task
 
 ONE_DEVICE = tf.distribute.get_strategy()
 SOURCE = Source("some", ("a", "b"), {"train": 5000, "validation": 9}, None)
@@ -24,7 +26,11 @@ SOURCE = Source("some", ("a", "b"), {"train": 5000, "validation": 9}, None)
 def build_model(config) -> keras.Model:
     """Builds the XXS of a task; the maps of XS and S have the same sizes."""
     config = dataclasses.replace(config, model="mobilevit_xxs")
-    return TASKS[config.task].build_model(config, SOURCE)
+    task = load_task(config.task)
+    model = task.build_model(config, SOURCE)
+    if config.freeze == "backbone":
+        freeze_backbone(model, task.is_head)
+    return model
 
 
 def found_by(config) -> list[str]:

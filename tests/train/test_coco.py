@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.image_files import pil_file
-from train.data.coco_boxes import coco_categories, coco_objects, read_coco
-from train.data.repairs import Repairs
-from train.data.sources import Source
+from train.data.annotation_report import AnnotationReport
+from train.data.coco.annotation_file import coco_categories, read_coco
+from train.data.coco.boxes import coco_objects
+from train.data.source import Source
 from train.tasks.detection.average_precision import average_precision
 from train.tasks.detection.task import DETECTION
 
@@ -32,9 +33,9 @@ def test_known_numbers_of_coco(tmp_path):
     for image in content["images"]:
         picture = pil_file("L", 0, "PNG", (image["width"], image["height"]))
         (tmp_path / image["file_name"]).write_bytes(picture)
-    categories = coco_categories(content, file, Repairs())
+    categories = coco_categories(content, file, AnnotationReport())
     labels = {key: label for label, key in enumerate(categories)}
-    images = list(coco_objects(content, labels, tmp_path, file, Repairs()))
+    images = list(coco_objects(content, labels, tmp_path, file, AnnotationReport()))
     assert sum(len(image.boxes) for image in images) == 839
     found = json.loads(
         (COCO_EVAL / "instances_val2014_fakebbox100_results.json").read_text()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.image_files import pil_file
-from tests.train.test_annotations import examples_of
-from train.data.box_sources import load_source
+from tests.helpers.voc_files import examples_of
+from train.data.registry import load_source
 
 SIZE = (90, 60)
 BOX = [9, 6, 36, 24]
@@ -52,7 +52,7 @@ def load(path: Path, train: dict, val: dict = GOOD, encoding="utf-8", files=None
             picture = path / part / name
             picture.parent.mkdir(exist_ok=True, parents=True)
             picture.write_bytes(pil_file("RGB", (color, 0, 0), "PNG", SIZE))
-    return load_source(f"coco:{path}")
+    return load_source("detection", f"coco:{path}")
 
 
 def counts(source, split="train") -> dict[str, int]:
@@ -100,7 +100,7 @@ def test_an_object_listed_twice_is_taken_once(tmp_path, caplog):
         (
             [entry(1, "x/a.png"), entry(2, "y/a.png")],
             [(1, "cup"), (2, "dog")],
-            "name two images, x/a.png and y/a.png, but there is only .*a.png for them",
+            "name two images, x/a.png and y/a.png, but there is only .*a.png for both",
         ),
         (
             [entry(1, "a.png")],
@@ -186,7 +186,7 @@ def test_a_category_above_the_others_is_no_class(project, names, tmp_path, caplo
     with caplog.at_level(logging.WARNING, "absl"):
         source = load(tmp_path, rows, rows)
     assert source.class_names == tuple(names)
-    assert f"the category 0, {project!r}, is no class: it has no objects" in caplog.text
+    assert f"category 0, {project!r}, is not a class: it has no obj" in caplog.text
     (example,) = examples_of(source, "train")
     assert example["classes"].tolist() == list(range(len(names)))
 
@@ -211,7 +211,7 @@ def test_classes_without_an_object_to_learn_are_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "absl"):
         load(tmp_path / "some", train)
     assert "1 of 2 classes have no training object that could be learned" in caplog.text
-    assert "will not be found: dog." in caplog.text
+    assert "will not find them: dog." in caplog.text
     train = content([entry(1, "a.png")], [thing(1, iscrowd=1)], GOOD["categories"])
     with pytest.raises(ValueError, match="all training objects are crowds or marked"):
         load(tmp_path / "none", train)
@@ -243,8 +243,8 @@ def test_a_picture_that_cannot_be_read_is_left_out(tmp_path, caplog):
     load(tmp_path, train)
     (tmp_path / "train" / "b.png").write_bytes(b"")
     with caplog.at_level(logging.WARNING, "absl"):
-        assert counts(load_source(f"coco:{tmp_path}")) == {"a.png": 2}
-    assert "images that cannot be read, left out: 1, the first in" in caplog.text
+        assert counts(load_source("detection", f"coco:{tmp_path}")) == {"a.png": 2}
+    assert "images that cannot be read, skipped: 1, the first in" in caplog.text
 
 
 def test_the_same_picture_in_both_parts_is_told(tmp_path, caplog):
@@ -254,7 +254,7 @@ def test_the_same_picture_in_both_parts_is_told(tmp_path, caplog):
         (tmp_path / "val" / "v.png").read_bytes()
     )
     with caplog.at_level(logging.WARNING, "absl"):
-        load_source(f"coco:{tmp_path}")
+        load_source("detection", f"coco:{tmp_path}")
     assert "1 of 1 validation images are training images, too" in caplog.text
 
 

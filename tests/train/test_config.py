@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from keras_mobilevit import configs, preprocessing
+from train import config as train_config
 from train.config import (
-    RECIPES,
     RETIRED,
     TrainConfig,
     default_recipe,
@@ -15,6 +16,7 @@ from train.config import (
     make_config,
     save_config,
 )
+from train.recipes import RECIPES
 
 FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 
@@ -60,6 +62,11 @@ def test_values_out_of_range(values, message):
         make_config(**values)
 
 
+def test_constants_are_those_of_the_library():
+    assert train_config.MIN_SIZE == configs.MIN_SIZE
+    assert train_config.CROP_FRACTION == preprocessing.CROP_FRACTION
+
+
 def test_unknown_key():
     valid = re.escape(", ".join(FIELDS))
     with pytest.raises(ValueError, match=f"Unknown keys.*: epoch, lr. .*{valid}"):
@@ -77,7 +84,7 @@ def test_unknown_recipe():
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_recipes(recipe):
     config = make_config(recipe)
-    assert config == RECIPES[recipe]
+    assert config == TrainConfig(**RECIPES[recipe])
     assert make_config(recipe, epochs=7) == dataclasses.replace(config, epochs=7)
 
 
@@ -87,7 +94,7 @@ def test_recipes(recipe):
 )
 def test_default_recipe(data, recipe):
     assert default_recipe(data) == recipe
-    assert make_config(data=data) == dataclasses.replace(RECIPES[recipe], data=data)
+    assert make_config(data=data) == make_config(recipe, data=data)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +112,7 @@ def test_default_recipe_of_detection(data, recipe):
 def test_default_recipe_of_segmentation(data, recipe):
     assert default_recipe(data, "segmentation") == recipe
     assert make_config(task="segmentation", data=data).task == "segmentation"
-    with pytest.raises(ValueError, match="it is `digits` or `voc:PATH`"):
+    with pytest.raises(ValueError, match="takes `digits` or `voc:PATH`"):
         default_recipe("coco:x", "segmentation")
 
 
@@ -119,7 +126,10 @@ def test_no_recipe_for_unknown_data(data):
 
 @pytest.mark.parametrize(
     "config",
-    [*RECIPES.values(), make_config(sizes=[64, 32], flip=True, weight_decay=1e-7)],
+    [
+        *map(make_config, RECIPES),
+        make_config(sizes=[64, 32], flip=True, weight_decay=1e-7),
+    ],
     ids=[*RECIPES, "other"],
 )
 def test_a_saved_configuration_is_loaded_as_it_was(config, tmp_path):

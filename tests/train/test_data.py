@@ -8,45 +8,24 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tests.helpers.batches import (
+    CONFIG,
+    listed,
+    mean_colors,
+    schedule_of,
+    train_batches,
+    weighed,
+)
 from tests.helpers.image_files import make_folder, pil_file
-from train.config import make_config
 from train.data import pipeline as data
-from train.data import sampler, sources
-
-CONFIG = make_config("digits", sizes=(32, 48), base_size=32, batch_size=100)
+from train.data import sampler
+from train.data.registry import load_source
+from train.data.source import SPLITS
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return sources.load_source("digits")
-
-
-def schedule_of(config, source, epoch=0):
-    shapes = sampler.batch_shapes(config.sizes, config.base_size, config.batch_size)
-    return sampler.epoch_schedule(
-        shapes, source.num_examples["train"], epoch, config.seed
-    )
-
-
-def train_batches(source, config=CONFIG, epoch=0):
-    schedule = schedule_of(config, source, epoch)
-    batches = data.train_batches(source, config, schedule, epoch)
-    return list(batches.as_numpy_iterator())
-
-
-def weighed(batches, key) -> np.ndarray:
-    """Joins the values of all examples that count."""
-    return np.concatenate([batch[key][batch["weight"] > 0] for batch in batches])
-
-
-def mean_colors(batches) -> np.ndarray:
-    """Gives the mean colour of each image that counts, `[examples, 3]`."""
-    means = [{**b, "mean": b["image"].mean(axis=(1, 2), dtype=float)} for b in batches]
-    return weighed(means, "mean")
-
-
-def listed(source, split, seed=None) -> list[dict]:
-    return list(source.examples(split, seed).as_numpy_iterator())
+    return load_source("classification", "digits")
 
 
 def test_an_epoch_has_every_example_once_in_scheduled_shapes(digits):
@@ -92,7 +71,7 @@ def test_large_seeds(digits, seed):
 
 
 @pytest.mark.parametrize(("replicas", "pipelines"), [(2, 1), (2, 2), (4, 2)])
-def test_shares_make_up_the_whole(digits, replicas, pipelines):
+def test_shards_make_up_the_whole(digits, replicas, pipelines):
     """Example `i` of a batch belongs to replica `i % replicas`, the filling too."""
     config = dataclasses.replace(CONFIG, batch_size=40 * replicas, sizes=(32, 64))
     shapes = sampler.batch_shapes((32, 64), 32, config.batch_size, replicas)
@@ -101,25 +80,25 @@ def test_shares_make_up_the_whole(digits, replicas, pipelines):
     whole = list(data.train_batches(digits, config, schedule, 0).as_numpy_iterator())
     for pipeline in range(pipelines):
         context = tf.distribute.InputContext(pipelines, pipeline, replicas)
-        share = data.Share.of(context)
-        assert share.count == replicas // pipelines
-        batches = data.train_batches(digits, config, schedule, 0, share=share)
+        shard = data.Shard.of(context)
+        assert shard.count == replicas // pipelines
+        batches = data.train_batches(digits, config, schedule, 0, shard=shard)
         batches = list(batches.as_numpy_iterator())
-        assert len(batches) == len(whole) * share.count
+        assert len(batches) == len(whole) * shard.count
         for i, batch in enumerate(batches):
-            replica = share.first + i % share.count
-            for key, value in whole[i // share.count].items():
+            replica = shard.first + i % shard.count
+            for key, value in whole[i // shard.count].items():
                 np.testing.assert_array_equal(batch[key], value[replica::replicas])
 
 
-def test_a_batch_that_cannot_be_dealt_out(digits):
+def test_a_batch_that_replicas_cannot_share(digits):
     schedule = schedule_of(CONFIG, digits)
-    share = data.Share(replicas=3, first=0, count=3)
-    with pytest.raises(ValueError, match="batch of 44 images.*evenly to 3|100 images"):
-        data.train_batches(digits, CONFIG, schedule, 0, share=share)
+    shard = data.Shard(replicas=3, first=0, count=3)
+    with pytest.raises(ValueError, match="batch of (44|100) images.*among 3"):
+        data.train_batches(digits, CONFIG, schedule, 0, shard=shard)
 
 
-@pytest.mark.parametrize("split", sources.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_evaluation_has_every_example_once_in_order(digits, split):
     batches = list(data.eval_batches(digits, split, 32, 100, 1.0).as_numpy_iterator())
     assert {batch["image"].shape for batch in batches} == {(100, 32, 32, 3)}
@@ -193,7 +172,7 @@ def decodes_webp() -> bool:
 
 @pytest.fixture(scope="module")
 def mixed_folder(tmp_path_factory):
-    """A source whose class `good` decodes and `bad` does not, and good's colours."""
+    """A source whose class `good` decodes and `bad` does not, and good's colors."""
     readable = dict(READABLE)
     if decodes_webp():
         readable["rgb.webp"] = (pil_file("RGB", RED, "WEBP", lossless=True), RED)
@@ -203,7 +182,7 @@ def mixed_folder(tmp_path_factory):
         {"bad": {**UNREADABLE, "notes.txt": b"not listed"}, "good": good},
     )
     colors = {name: color for name, (_, color) in readable.items()}
-    return sources.load_source(f"folder:{path}"), colors
+    return load_source("classification", f"folder:{path}"), colors
 
 
 def file_name(identity: bytes) -> str:
@@ -211,7 +190,7 @@ def file_name(identity: bytes) -> str:
 
 
 def assert_decoded(batches, colors):
-    """Checks the colours of what was decoded, and the names of what was not."""
+    """Checks the colors of what was decoded, and the names of what was not."""
     seen = [file_name(identity) for identity in weighed(batches, "id")]
     skipped = [
         file_name(identity)
@@ -247,7 +226,7 @@ def test_training_skips_and_names_what_it_cannot_decode(mixed_folder, batch_size
 
 def test_files_in_memory_give_the_same_batches(mixed_folder):
     source, _ = mixed_folder
-    cached = sources.load_source(source.name, cache=True)
+    cached = load_source("classification", source.name, cache=True)
     config = dataclasses.replace(CONFIG, batch_size=8, sizes=(32,))
     assert "encoded" in next(iter(cached.examples("train", 0)))
     for one, other in zip(train_batches(source, config), train_batches(cached, config)):

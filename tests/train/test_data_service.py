@@ -141,7 +141,7 @@ def _tensors(batch):
 @pytest.mark.parametrize(("first", "count"), [(2, 2), (1, 1)])
 def test_shares_of_four_replicas(servers, photos, first, count):
     schedule = schedule_of(photos, 4, multiple=4)
-    share = data.Share(4, first, count)
+    share = data.Shard(4, first, count)
     assert_same_batches(
         *(servers, photos, CONFIG, schedule, 1, 1, share),
         expected_length=count * (len(schedule) - 1),

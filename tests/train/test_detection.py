@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from keras_mobilevit import anchor_boxes, boxes
 from keras_mobilevit.weights.load import load_model_file
 from tests.helpers.networks import build_detector
+from tests.helpers.voc_files import make_voc_boxes, voc_xml
 from tests.keras_mobilevit.test_boxes import iou_of, random_boxes
-from tests.train.test_annotations import make_voc, voc_xml
 from train import loop
 from train.config import make_config
-from train.data import box_sources, sampler
+from train.data import digits, sampler
 from train.data import pipeline as data
-from train.tasks.detection import box_augment
+from train.data.registry import load_source
+from train.evaluation.report import evaluation_report
+from train.tasks.detection import augment, metric
 from train.tasks.detection.task import DETECTION
 
 CONFIG = make_config(
@@ -28,7 +30,7 @@ SEEDS = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
 
 @pytest.fixture(scope="module")
 def scenes():
-    return box_sources.digits_source({"train": 60, "validation": 40})
+    return digits.box_scene_source(counts={"train": 60, "validation": 40})
 
 
 def test_scenes_have_exact_boxes(scenes):
@@ -47,7 +49,7 @@ def test_scenes_have_exact_boxes(scenes):
         assert (ink & ~covered).mean() < 0.002
 
 
-draw = tf.function(box_augment.random_crop)
+draw = tf.function(augment.random_crop)
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,7 +62,7 @@ def test_crops_keep_what_they_promise(seed, aspect, count):
     assert (window >= 0).all() and (window <= 1.000001).all()
     width, height = window[2:] - window[:2]
     assert min(width, height) >= 0.3 - 1e-6
-    moved, is_kept = box_augment.crop_boxes(
+    moved, is_kept = augment.crop_boxes(
         tf.constant(corners), tf.constant(is_object), tf.constant(window)
     )
     moved, is_kept = moved.numpy(), is_kept.numpy()
@@ -83,7 +85,7 @@ def test_a_flip_moves_boxes_with_the_pixels():
     corners = np.float32([[1 / 8, 1 / 4, 3 / 8, 3 / 4]])
     seen = set()
     for seed in range(20):
-        flipped, moved = box_augment.random_flip(image, tf.constant(corners), (0, seed))
+        flipped, moved = augment.random_flip(image, tf.constant(corners), (0, seed))
         x1, y1, x2, y2 = np.round(moved.numpy()[0] * [8, 4, 8, 4]).astype(int)
         assert flipped.numpy()[y1:y2, x1:x2].min() == 255
         assert flipped.numpy().sum() == 4 * 3 * 255
@@ -141,13 +143,15 @@ def test_perfect_outputs_score_1(scenes):
             offsets[image, best] = np.asarray(boxes.encode(box, anchors[best]))
             logits[image, best, label + 1] = 40
     outputs = {"offsets": tf.constant(offsets), "logits": tf.constant(logits)}
-    predictions = DETECTION.predictions(batch, outputs)
+    predictions = DETECTION.predictions(outputs, size)
     found = {name: np.asarray(value) for name, value in predictions.items()}
-    metrics = DETECTION.score(scenes.class_names, found)
+    targets = {name: value.numpy() for name, value in batch.items()}
+    collected = metric.collect(scenes.class_names, found, targets)
+    metrics = DETECTION.score(scenes.class_names, collected)
     assert metrics["AP"] == pytest.approx(1.0, abs=1e-6)
-    perfect = float(tf.reduce_mean(DETECTION.metrics(batch, outputs)["loss"]))
+    perfect = float(tf.reduce_mean(DETECTION.validation_loss(batch, outputs)))
     worse = outputs | {"offsets": outputs["offsets"] + 1.0}
-    assert perfect < float(tf.reduce_mean(DETECTION.metrics(batch, worse)["loss"]))
+    assert perfect < float(tf.reduce_mean(DETECTION.validation_loss(batch, worse)))
 
 
 def test_the_loop_trains_a_detector(scenes, tmp_path):
@@ -163,8 +167,8 @@ def test_the_loop_trains_a_detector(scenes, tmp_path):
 
 def test_an_image_that_cannot_be_read_is_filled(tmp_path):
     xml = voc_xml(("cat", 9, 6, 45, 30))
-    path = make_voc(tmp_path, {"a": xml, "b": xml, "c": voc_xml()}, {"v": xml})
-    source = box_sources.load_source(f"voc:{path}")
+    path = make_voc_boxes(tmp_path, {"a": xml, "b": xml, "c": voc_xml()}, {"v": xml})
+    source = load_source("detection", f"voc:{path}")
     (path / "JPEGImages" / "b.jpg").write_bytes(b"\xff\xd8 no more")
     shapes = [sampler.BatchShape(32, 32, 3)]
     config = dataclasses.replace(CONFIG, crop_scale=1.0)
@@ -183,7 +187,7 @@ def crowded(tmp_path):
     crowd = voc_xml(*[("cat", i, i, 90, 60) for i in range(20)])
     one = voc_xml(("cat", 9, 6, 45, 30))
     xmls = {"a": crowd, **dict.fromkeys("bcdef", one)}
-    return box_sources.load_source(f"voc:{make_voc(tmp_path, xmls, xmls)}")
+    return load_source("detection", f"voc:{make_voc_boxes(tmp_path, xmls, xmls)}")
 
 
 def places_of(batches) -> list[int]:
@@ -220,15 +224,15 @@ def test_a_crowd_takes_places_in_its_own_batch_alone(
 
 def test_all_devices_have_the_same_places_in_a_step(crowded):
     shapes = [sampler.BatchShape(32, 32, 2)] * 3
-    shares = [
+    shards = [
         data.train_batches(
             *(crowded, CONFIG, shapes, 0),
-            share=data.Share(2, first, 1),
+            shard=data.Shard(2, first, 1),
             load=DETECTION.train_example,
         )
         for first in (0, 1)
     ]
-    places = [places_of(list(share)) for share in shares]
+    places = [places_of(list(shard)) for shard in shards]
     assert places[0] == places[1] and sorted(places[0]) == [16, 16, 64]
 
 
@@ -241,10 +245,10 @@ def test_an_evaluation_counts_every_object_of_a_crowd(crowded):
     )
     assert places_of(batches) == [64, 16, 16]
     rows = [
-        DETECTION.unpad({name: value.numpy() for name, value in batch.items()})
+        metric.collect(("cat",), {}, {name: x.numpy() for name, x in batch.items()})
         for batch in batches
     ]
-    counts = [len(boxes) for row in rows for boxes in row["boxes"]]
+    counts = [len(boxes) for row in rows for boxes in row["true_boxes"]]
     assert counts == [20, 1, 1, 1, 1, 1]
     joined = data.join([{"classes": b["classes"].numpy()} for b in batches])["classes"]
     assert joined.shape == (6, 64) and (joined[1:, 1:] == -1).all()
@@ -255,14 +259,14 @@ def test_a_report_of_a_file(scenes, tmp_path):
     file = tmp_path / "best.keras"
     model.save(file)
     config = dataclasses.replace(CONFIG, weights=str(file))
-    lines = DETECTION.report(config, scenes).splitlines()
+    lines = evaluation_report(DETECTION, config, scenes).splitlines()
     assert [line.split()[0] for line in lines[1:12]] == [*"0123456789", "all"]
     assert lines[-1] == "at 64x64 pixels, in percent, by COCO's rules"
     other = dataclasses.replace(scenes, class_names=("a", "b"))
     with pytest.raises(ValueError, match="has 10 classes, but digits has 2"):
-        DETECTION.report(config, other)
+        evaluation_report(DETECTION, config, other)
     with pytest.raises(ValueError, match="takes --model: a .keras or .tflite.*coco"):
-        DETECTION.report(CONFIG, scenes)
+        evaluation_report(DETECTION, CONFIG, scenes)
     (tmp_path / "labels.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match="trained on other classes"):
-        DETECTION.report(config, scenes)
+        evaluation_report(DETECTION, config, scenes)

@@ -18,15 +18,12 @@ from tflite.images import load_images
 from tflite.tasks.classification.task import SINGLE_LABEL
 from train import flags as train_flags
 from train.config import is_config, make_config, save_config
-from train.data.sources import load_source
-from train.evaluation.predictor import LoadedModel, load
-from train.tasks.classification.evaluation import (
-    CLASSIFIER,
-    ClassificationReport,
-    evaluate_classifier,
-    format_report,
-)
-from train.tasks.metrics import top_k_correct
+from train.data.registry import load_source
+from train.evaluation.evaluate import Evaluation, evaluate_predictor
+from train.evaluation.predictor import Predictor, load_predictor
+from train.evaluation.report import evaluation_report
+from train.tasks.classification import metric
+from train.tasks.classification.task import CLASSIFICATION
 
 ROOT = Path(__file__).parents[2]
 CONFIG = make_config("digits", eval_size=32, batch_size=100)
@@ -34,7 +31,7 @@ CONFIG = make_config("digits", eval_size=32, batch_size=100)
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_source("digits")
+    return load_source("classification", "digits")
 
 
 @pytest.fixture(scope="module")
@@ -63,33 +60,48 @@ def files(tmp_path_factory) -> dict[str, Path]:
     return paths
 
 
-def evaluate(source, **overrides) -> ClassificationReport:
+def evaluate(source, **overrides) -> Evaluation:
     config = dataclasses.replace(CONFIG, **overrides)
-    return evaluate_classifier(load(CLASSIFIER, config, source), source, config)
+    predictor = load_predictor(CLASSIFICATION, config, source)
+    assert predictor.size == 32
+    return evaluate_predictor(CLASSIFICATION, predictor, source, config)
+
+
+def evaluate_scores(source, scores) -> Evaluation:
+    """Evaluates a predictor that gives every image the same scores."""
+
+    def predict(images) -> dict:
+        rows = np.repeat(np.float32([scores]), len(images), axis=0)
+        return {"best": metric.best_classes(rows).numpy()}
+
+    predictor = Predictor(32, predict)
+    return evaluate_predictor(CLASSIFICATION, predictor, source, CONFIG)
+
+
+def counts_of(found: Evaluation) -> tuple[np.ndarray, ...]:
+    return tuple(found.statistics[name] for name in ("images", "top1", "top5"))
 
 
 def test_every_kind_of_file_gives_the_same(digits, files):
-    reports = {
-        ending: evaluate(digits, weights=str(path)) for ending, path in files.items()
+    found = {
+        ending: counts_of(evaluate(digits, weights=str(path)))
+        for ending, path in files.items()
     }
-    assert np.count_nonzero(reports["keras"].top1) > 1
-    for ending, report in reports.items():
-        assert report.counts.sum() == 360, ending
-        assert report.size == 32
-        np.testing.assert_array_equal(report.counts, reports["keras"].counts)
-        np.testing.assert_array_equal(report.top1, reports["keras"].top1)
-        np.testing.assert_array_equal(report.top5, reports["keras"].top5)
-        assert np.all(report.top1 <= report.top5)
+    for ending, (images, top1, top5) in found.items():
+        assert images.sum() == 360, ending
+        assert np.count_nonzero(top1) > 1
+        assert np.all(top1 <= top5)
+        np.testing.assert_array_equal(found[ending], found["keras"])
 
 
 def test_top_1_and_top_5_by_class(digits):
     """A predictor that ranks the classes 0, 1, 2 and so on, whatever it sees."""
-    scores = -np.arange(10.0)[None]
-    classifier = LoadedModel(32, lambda images: np.repeat(scores, len(images), axis=0))
-    report = evaluate_classifier(classifier, digits, CONFIG)
-    np.testing.assert_array_equal(report.top1 > 0, np.arange(10) == 0)
-    np.testing.assert_array_equal(report.top5 == report.counts, np.arange(10) < 5)
-    lines = format_report(report).splitlines()
+    found = evaluate_scores(digits, -np.arange(10.0))
+    images, top1, top5 = counts_of(found)
+    np.testing.assert_array_equal(top1 > 0, np.arange(10) == 0)
+    np.testing.assert_array_equal(top5 == images, np.arange(10) < 5)
+    text = metric.report(digits.class_names, found.metrics, found.statistics, 32)
+    lines = text.splitlines()
     assert lines[0].split() == ["class", "images", "top-1", "top-5"]
     assert lines[1].split() == ["0", "36", "100.00", "100.00"]
     assert lines[-2].split()[:3] == ["all", "360", "10.00"]
@@ -112,7 +124,9 @@ def dark_and_light(tmp_path):
         "dark": {f"{i}.png": pil_file("RGB", (i, 9, 9), "PNG") for i in range(3)},
         "light": {f"{i}.png": pil_file("RGB", (250, 250, i), "PNG") for i in range(2)},
     }
-    return load_source(f"folder:{make_folder(tmp_path / 'photos', classes)}")
+    return load_source(
+        "classification", f"folder:{make_folder(tmp_path / 'photos', classes)}"
+    )
 
 
 @pytest.mark.parametrize("ending", ["keras", "tflite"])
@@ -129,8 +143,8 @@ def test_heads_of_all_kinds(activation, signs, ending, dark_and_light, tmp_path)
     else:
         content = conversion.prepare(model, 32).float32
         path.write_bytes(content)
-    report = evaluate(dark_and_light, weights=str(path))
-    assert report.counts.tolist() == report.top1.tolist() == [3, 2]
+    images, top1, _ = counts_of(evaluate(dark_and_light, weights=str(path)))
+    assert images.tolist() == top1.tolist() == [3, 2]
 
 
 def test_a_sigmoid_of_several_classes_is_told(dark_and_light, tmp_path, caplog):
@@ -144,17 +158,19 @@ def test_a_sigmoid_of_several_classes_is_told(dark_and_light, tmp_path, caplog):
 def test_images_that_cannot_be_read_are_named(tmp_path):
     png = pil_file("RGB", (255, 0, 0), "PNG")
     classes = {"a": {"1.png": png, "cut.png": b""}, "b": {"2.png": png}}
-    source = load_source(f"folder:{make_folder(tmp_path, classes)}")
-    classifier = LoadedModel(32, lambda images: np.zeros((len(images), 2)))
-    report = evaluate_classifier(classifier, source, CONFIG)
-    assert report.counts.tolist() == [1, 1]
-    assert "cut.png (the file is empty)" in format_report(report).splitlines()[-1]
+    source = load_source("classification", f"folder:{make_folder(tmp_path, classes)}")
+    file = tmp_path / "model.keras"
+    brightness_model("softmax", (-1, 1)).save(file)
+    assert counts_of(evaluate(source, weights=str(file)))[0].tolist() == [1, 1]
+    config = dataclasses.replace(CONFIG, weights=str(file))
+    text = evaluation_report(CLASSIFICATION, config, source)
+    assert "cut.png (the file is empty)" in text.splitlines()[-1]
 
 
 def test_other_classes_are_refused(tmp_path, files):
     png = pil_file("RGB", (255, 0, 0), "PNG")
     folder = make_folder(tmp_path, {"a": {"1.png": png}, "b": {"2.png": png}})
-    source = load_source(f"folder:{folder}")
+    source = load_source("classification", f"folder:{folder}")
     for ending in ("keras", "tflite"):
         with pytest.raises(ValueError, match="has 10 classes, but .* has 2"):
             evaluate(source, weights=str(files[ending]))
@@ -212,34 +228,43 @@ def test_labels_of_another_training_are_refused(tmp_path, digits):
     model.save(tmp_path / "best.keras")
     (tmp_path / "labels.txt").write_text("".join(f"{i}\n" for i in range(1, 11)))
     with pytest.raises(
-        ValueError, match="other classes .*labels.txt: only .* has 0, 10"
+        ValueError, match="other classes .*labels.txt: only one of them has 0, 10"
     ):
         evaluate(digits, weights=str(tmp_path / "best.keras"))
 
 
-def test_a_card_tells_the_range_of_the_values(tmp_path, digits, files):
+def test_a_card_tells_the_range_of_the_values(tmp_path, digits, files, monkeypatch):
     path = tmp_path / "m.tflite"
     path.write_bytes(files["tflite"].read_bytes())
     images = np.full((1, 32, 32, 3), 200, np.float32)
     config = dataclasses.replace(CONFIG, weights=str(path))
-    bright = load(CLASSIFIER, config, digits).run(images)
+    seen = []
+
+    def predict(self, images):
+        seen.append(images)
+        return {"logits": np.zeros((len(images), 10), np.float32)}
+
+    monkeypatch.setattr(LiteRTModel, "predict", predict)
+    load_predictor(CLASSIFICATION, config, digits).predict(images)
     (tmp_path / "m.json").write_text('{"input": {"largest_value": 1}}')
-    dark = load(CLASSIFIER, config, digits).run(images * 255)
-    np.testing.assert_allclose(dark, bright, rtol=1e-4, atol=1e-8)  # some are near 0
+    load_predictor(CLASSIFICATION, config, digits).predict(images)
+    np.testing.assert_array_equal(seen[0], images)
+    np.testing.assert_allclose(seen[1], images / 255)
 
 
 def test_labels_in_a_card_are_compared(tmp_path, digits, files):
     path = tmp_path / "m.tflite"
     path.write_bytes(files["tflite"].read_bytes())
     (tmp_path / "m.json").write_text('{"labels": ["cat", "dog"]}')
-    with pytest.raises(ValueError, match="other classes .*m.json: only .* has 0, 1"):
+    with pytest.raises(
+        ValueError, match="other classes .*m.json: only one of them has 0, 1"
+    ):
         evaluate(digits, weights=str(path))
 
 
 def test_outputs_that_are_not_finite_are_refused(digits):
-    classifier = LoadedModel(32, lambda images: np.full((len(images), 10), np.nan))
     with pytest.raises(ValueError, match="not finite"):
-        evaluate_classifier(classifier, digits, CONFIG)
+        evaluate_scores(digits, np.full(10, np.nan))
 
 
 def test_a_model_that_takes_values_up_to_1_gets_them(tmp_path, digits):
@@ -260,7 +285,7 @@ def test_a_model_that_takes_values_up_to_1_gets_them(tmp_path, digits):
         paths.append(tmp_path / f"{included}.keras")
         model.save(paths[-1])
     one, two = (evaluate(digits, weights=str(path)) for path in paths)
-    np.testing.assert_array_equal(one.top1, two.top1)
+    np.testing.assert_array_equal(counts_of(one), counts_of(two))
 
 
 def test_only_a_runs_own_configuration_is_read(tmp_path):
@@ -273,22 +298,17 @@ def test_only_a_runs_own_configuration_is_read(tmp_path):
 
 def test_equal_scores_count_as_in_training(digits):
     """A model that gives every class the same is right for the first ones alone."""
-    constant = LoadedModel(32, lambda images: np.zeros((len(images), 10), np.float32))
-    found = evaluate_classifier(constant, digits, CONFIG)
-    np.testing.assert_array_equal(found.top1, found.counts * (np.arange(10) < 1))
-    np.testing.assert_array_equal(found.top5, found.counts * (np.arange(10) < 5))
-    labels = np.repeat(np.arange(10), found.counts)
-    for k, hits in ((1, found.top1), (5, found.top5)):
-        correct = top_k_correct(labels, np.zeros((len(labels), 10), np.float32), k)
-        assert np.sum(correct) == hits.sum()
+    images, top1, top5 = counts_of(evaluate_scores(digits, np.zeros(10)))
+    np.testing.assert_array_equal(top1, images * (np.arange(10) < 1))
+    np.testing.assert_array_equal(top5, images * (np.arange(10) < 5))
 
 
 def test_what_lies_beside_a_file_tells_how_it_was_trained(tmp_path):
     file = str(tmp_path / "best_320_int8-mixed.tflite")
-    assert train_flags.trained_as(file) == {}
+    assert train_flags.read_training(file) == {}
     card = {"task": "detection", "crop": 1.0, "labels": ["a"]}
     (tmp_path / "best_320_int8-mixed.json").write_text(json.dumps(card))
-    assert train_flags.trained_as(file) == {"task": "detection", "eval_crop": 1.0}
+    assert train_flags.read_training(file) == {"task": "detection", "eval_crop": 1.0}
     config = make_config("digits", epochs=7)
     save_config(config, tmp_path / "config.json")
-    assert make_config(**train_flags.trained_as(file)) == config
+    assert make_config(**train_flags.read_training(file)) == config

@@ -1,7 +1,6 @@
 """From flags, recipes and a run's own files to a configuration."""
 
 import dataclasses
-import functools
 import json
 
 import pytest
@@ -15,15 +14,10 @@ from train.config import load_config, make_config, save_config
 def parsed(*arguments):
     """Returns the configuration of a command line."""
     values = flags.FlagValues()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flags, "FLAGS", values)
-        for kind in ("enum", "string", "float", "boolean", "integer", "list"):
-            name = f"DEFINE_{kind}"
-            define = functools.partial(getattr(flags, name), flag_values=values)
-            patch.setattr(flags, name, define)
-        train_flags.define_flags()
-        values(["main.py", *arguments])
-        return train_flags.config_from_flags()
+    for define in train_flags.flag_groups(values).values():
+        define()
+    values(["main.py", *arguments])
+    return train_flags.config_from_flags(values)
 
 
 @pytest.fixture
@@ -58,7 +52,7 @@ def test_a_size_that_comes_from_a_recipe_is_told(trained, caplog):
     arguments = "--mode=eval", "--data=folder:/x", f"--model={trained}"
     with caplog.at_level("WARNING", "absl"):
         assert parsed(*arguments).eval_size == 160
-        assert "--eval_size and --eval_crop: as in the recipe" in caplog.text
+        assert "so the recipe sets --eval_size and --eval_crop" in caplog.text
         caplog.clear()
         parsed(*arguments, "--eval_size=64", "--eval_crop=1")
     assert not caplog.text

@@ -10,11 +10,11 @@ from PIL import Image
 
 from keras_mobilevit.image_files import Header, decode
 from tests.helpers.image_files import photo_file
-from tests.train.test_annotations import examples_of
-from train.data import box_sources, mask_sources
+from tests.helpers.voc_files import examples_of
+from train.data.annotation_report import AnnotationReport
 from train.data.geometry import AS_SHOWN, AS_STORED, SCALED, find_canvas
 from train.data.masks import decode_mask
-from train.data.repairs import Repairs
+from train.data.registry import load_source
 
 WIDTH, HEIGHT = 48, 64  # of the upright picture
 BOX = (6, 40, 22, 60)  # of the red object on it
@@ -103,7 +103,7 @@ def assert_on_object(source) -> None:
 def test_boxes_on_the_picture_as_shown(layout, orientation, tmp_path):
     photo = photo_file(upright(), orientation)
     assert_on_object(
-        box_sources.load_source(layout(tmp_path, photo, (WIDTH, HEIGHT), BOX))
+        load_source("detection", layout(tmp_path, photo, (WIDTH, HEIGHT), BOX))
     )
 
 
@@ -114,7 +114,7 @@ def test_boxes_on_the_pixels_as_stored(layout, orientation, tmp_path, caplog):
     size, box = as_stored(photo)
     assert size == (HEIGHT, WIDTH)
     with caplog.at_level(logging.WARNING, "absl"):
-        source = box_sources.load_source(layout(tmp_path, photo, size, box))
+        source = load_source("detection", layout(tmp_path, photo, size, box))
     assert_on_object(source)
     assert f"{AS_STORED}: 2, the first in" in caplog.text
 
@@ -126,7 +126,7 @@ def test_boxes_on_a_copy_of_another_size(layout, orientation, scale, tmp_path, c
     photo = photo_file(upright(), orientation)
     size, box = (round(WIDTH * scale), round(HEIGHT * scale)), np.multiply(BOX, scale)
     with caplog.at_level(logging.WARNING, "absl"):
-        source = box_sources.load_source(layout(tmp_path, photo, size, box.tolist()))
+        source = load_source("detection", layout(tmp_path, photo, size, box.tolist()))
     assert_on_object(source)
     assert f"{SCALED}: 2, the first in" in caplog.text
 
@@ -134,8 +134,8 @@ def test_boxes_on_a_copy_of_another_size(layout, orientation, scale, tmp_path, c
 @pytest.mark.parametrize("size", [None, (0, 0)])
 def test_without_a_size_boxes_are_on_the_picture_as_shown(size, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "absl"):
-        source = box_sources.load_source(
-            voc(tmp_path, photo_file(upright(), 6), size, BOX)
+        source = load_source(
+            "detection", voc(tmp_path, photo_file(upright(), 6), size, BOX)
         )
     assert_on_object(source)
     assert AS_SHOWN in caplog.text
@@ -165,17 +165,17 @@ def test_without_a_size_boxes_are_on_the_picture_as_shown(size, tmp_path, caplog
 def test_a_size_that_fits_nothing(layout, orientation, size, box, message, tmp_path):
     photo = photo_file(upright(), orientation)
     with pytest.raises(ValueError, match=message):
-        box_sources.load_source(layout(tmp_path, photo, size, box))
+        load_source("detection", layout(tmp_path, photo, size, box))
 
 
 def test_where_both_sizes_are_equal_the_shown_picture_counts():
-    repairs = Repairs()
+    report = AnnotationReport()
     for orientation, size in ((3, (40, 30)), (4, (40, 30)), (6, (50, 50))):
-        canvas = find_canvas(Header(size, orientation), size, "a", "b", repairs)
+        canvas = find_canvas(Header(size, orientation), size, "a", "b", report)
         assert canvas.orientation == 1 and not canvas.is_certain
-    assert find_canvas(Header(size, 1), size, "a", "b", repairs).is_certain
-    assert find_canvas(Header((40, 30), 6), (30, 40), "a", "b", repairs).is_certain
-    assert repairs.counts == {AS_SHOWN: 3}
+    assert find_canvas(Header(size, 1), size, "a", "b", report).is_certain
+    assert find_canvas(Header((40, 30), 6), (30, 40), "a", "b", report).is_certain
+    assert report.counts == {AS_SHOWN: 3}
 
 
 def voc_masks(path, photo: bytes, mask: np.ndarray) -> str:
@@ -203,7 +203,7 @@ def test_masks_lie_on_the_picture_as_shown(orientation, is_stored, scale, tmp_pa
             mask = (np.asarray(image)[..., 0] > 160).astype(np.uint8)
         mask = np.kron(mask, np.ones((scale, scale), np.uint8))
         assert mask.shape == (WIDTH * scale, HEIGHT * scale)
-    source = mask_sources.load_source(voc_masks(tmp_path, photo, mask))
+    source = load_source("segmentation", voc_masks(tmp_path, photo, mask))
     (example,) = examples_of(source, "train")
     found = decode_mask(example["mask"]).numpy()
     np.testing.assert_array_equal(found, upright_mask())
@@ -215,4 +215,4 @@ def test_a_mask_of_another_aspect_names_both_sizes(tmp_path):
         "p.png has 48x40 pixels, but its image .*p.jpg has 48x64, and as stored 64"
     )
     with pytest.raises(ValueError, match=message):
-        mask_sources.load_source(source)
+        load_source("segmentation", source)

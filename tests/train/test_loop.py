@@ -18,13 +18,14 @@ import keras_mobilevit
 from tests.helpers.networks import build_network
 from train import checks, loop
 from train.config import load_config, make_config
-from train.data.sources import digits_source, load_source
+from train.data.digits import digits_source
+from train.data.registry import load_source
 from train.models import build_models
 from train.run.progress import CheckpointManager, Progress
 from train.run.workdir import prepare_workdir
 from train.step import make_eval_step
 from train.tasks.classification.task import CLASSIFICATION
-from train.tasks.registry import TASKS
+from train.tasks.registry import TASKS, load_task
 
 CONFIG = make_config(
     data="digits",
@@ -87,9 +88,8 @@ def test_best_model_is_the_average_at_its_best(finished):
     strategy = tf.distribute.get_strategy()
     step = make_eval_step(CLASSIFICATION, model, strategy)
     manager = CheckpointManager(lambda progress: None, math.inf, threading.Event())
-    metrics = loop.evaluate(
-        CLASSIFICATION, step, digits_source(), CONFIG, strategy, Progress(), manager
-    )
+    run = loop.Run(CLASSIFICATION, CONFIG, digits_source(), workdir, strategy)
+    metrics = loop.validate(run, step, Progress(), manager)
     best = max(records, key=lambda record: record["top1"])
     assert metrics["top1"] == pytest.approx(best["top1"], abs=1e-6)
     assert metrics["loss"] == pytest.approx(best["loss"], rel=1e-4)
@@ -207,7 +207,7 @@ def test_fine_tuning_starts_from_the_backbone_of_a_file_of_other_classes(tmp_pat
 
 def test_a_frozen_backbone_is_deterministic():
     config = dataclasses.replace(CONFIG, freeze="backbone")
-    model = CLASSIFICATION.build_model(config, digits_source())
+    model, _ = build_models(CLASSIFICATION, config, digits_source(), is_fresh=False)
     features = keras.Model(model.inputs, model.get_layer("head_pool").output)
     images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3))
     one, two = (features(images, training=True).numpy() for _ in range(2))
@@ -230,7 +230,7 @@ def test_a_run_of_files_that_cannot_be_read_ends_with_a_name(tmp_path):
             folder = tmp_path / "data" / split / name
             folder.mkdir(parents=True)
             (folder / "cut.jpg").write_bytes(b"")
-    source = load_source(f"folder:{tmp_path / 'data'}")
+    source = load_source("classification", f"folder:{tmp_path / 'data'}")
     config = dataclasses.replace(CONFIG, batch_size=2)
     with pytest.raises(ValueError, match="None of the 2 train images.*cut.jpg"):
         loop.train_and_evaluate(SMALL, config, source, tmp_path / "run")
@@ -253,8 +253,9 @@ def rates(model) -> dict:
     return {layer.name: layer.rate for layer in layers}
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_the_average_of_a_frozen_backbone_is_noisy_and_trainable(task):
+@pytest.mark.parametrize("name", TASKS)
+def test_the_average_of_a_frozen_backbone_is_noisy_and_trainable(name):
+    task = load_task(name)
     config = make_config(task=task.name, data="digits", model="mobilevit_xxs")
     frozen = dataclasses.replace(config, freeze="backbone")
     source = digits_source()

@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from keras_mobilevit import anchor_boxes, boxes
 from tests.keras_mobilevit.test_boxes import iou_of, random_boxes
+from train.tasks.detection.loss import multibox, smooth_l1
 from train.tasks.detection.matching import hard_negatives, match
-from train.tasks.losses import multibox, smooth_l1
 
 
 def match_by_hand(objects, anchors):

@@ -17,14 +17,15 @@ from safetensors.numpy import load_file
 from keras_mobilevit import anchor_boxes, boxes
 from keras_mobilevit.drawing import class_color
 from tests.helpers.networks import build_detector
+from tests.helpers.voc_files import make_voc_boxes, voc_xml
 from tests.keras_mobilevit.test_boxes import iou_of
-from tests.train.test_annotations import make_voc, voc_xml
 from tests.train.test_detection import CONFIG
 from tests.train.test_loop import CONFIG as DIGITS
 from tests.train.test_loop import NETWORK
 from train import loop
-from train.data import box_sources
-from train.data.sources import digits_source
+from train.data import digits
+from train.data.digits import digits_source
+from train.data.registry import load_source
 from train.run import pictures
 from train.run.pictures import CAPTION_HEIGHT, EXAMPLES, GAP, INNER_GAP, SIDE
 from train.run.records import RecordWriter
@@ -38,7 +39,7 @@ DETECTOR = dataclasses.replace(DETECTION, build_model=build_detector)
 
 @pytest.fixture(scope="module")
 def scenes():
-    return box_sources.digits_source({"train": 24, "validation": 12})
+    return digits.box_scene_source(counts={"train": 24, "validation": 12})
 
 
 def images_of(workdir) -> dict[int, np.ndarray]:
@@ -158,8 +159,8 @@ def test_names_longer_than_their_picture_are_not_cut():
 
 def test_examples_are_the_first_that_can_be_read(tmp_path):
     xmls = {name: voc_xml(("cat", 9, 6, 45, 30)) for name in "abcdef"}
-    path = make_voc(tmp_path, {"t": xmls["a"]}, xmls)
-    source = box_sources.load_source(f"voc:{path}")
+    path = make_voc_boxes(tmp_path, {"t": xmls["a"]}, xmls)
+    source = load_source("detection", f"voc:{path}")
     (path / "JPEGImages" / "b.jpg").write_bytes(b"\xff\xd8 no more")
     for name, gray in (("a", 50), ("c", 150), ("d", 250)):
         Image.new("RGB", (90, 60), (gray,) * 3).save(
@@ -255,12 +256,13 @@ import sys
 from tests.helpers.networks import build_detector
 from tests.train.test_detection import CONFIG
 from tests.helpers.train_worker import make_devices
-from train import box_sources, loop
+from train import loop
+from train.data import digits
 from train.tasks.detection.task import DETECTION
 
 strategy = make_devices(2)
 task = dataclasses.replace(DETECTION, build_model=build_detector)
-source = box_sources.digits_source({"train": 24, "validation": 12})
+source = digits.box_scene_source(counts={"train": 24, "validation": 12})
 config = dataclasses.replace(CONFIG, precision="mixed_bfloat16")
 loop.train_and_evaluate(task, config, source, sys.argv[1], strategy=strategy)
 """

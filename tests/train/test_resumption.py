@@ -18,7 +18,7 @@ from tests.train.test_loop import CONFIG as TWO_EPOCHS
 from train import loop
 from train.data import pipeline as data
 from train.data import sampler
-from train.data.sources import digits_source
+from train.data.digits import digits_source
 from train.run.progress import CheckpointManager, Preempted, Progress, asked_to_stop
 from train.run.workdir import CHECKPOINT
 from train.tasks.classification.task import CLASSIFICATION
@@ -83,7 +83,7 @@ def test_an_epoch_that_was_stopped_counts_every_image_once():
     """With a step that adds up labels in place of a network."""
     source, strategy = digits_source(), tf.distribute.get_strategy()
 
-    def step(batches, rates, momenta, stop):
+    def step(batches, rates, ema_momentums, stop):
         (batch,) = batches
         labels = tf.cast(batch["label"], tf.float32)
         return {
@@ -101,9 +101,8 @@ def test_an_epoch_that_was_stopped_counts_every_image_once():
                 raise Preempted
 
         manager = CheckpointManager(save, 0.0, stop)
-        return loop.train_epoch(
-            CLASSIFICATION, step, source, CONFIG, strategy, progress, manager
-        )
+        run = loop.Run(CLASSIFICATION, CONFIG, source, Path(), strategy)
+        return loop.train_epoch(run, step, progress, manager)
 
     whole = epoch(Progress())
     progress = Progress()

@@ -15,21 +15,23 @@ from PIL import Image
 from keras_mobilevit.drawing import class_color
 from keras_mobilevit.weights.load import load_model_file
 from tests.helpers.networks import build_segmenter
-from tests.train.test_masks import PLAIN, make_voc
+from tests.helpers.voc_files import PLAIN_MASK, make_voc_masks
 from tflite.images import load_images
 from tflite.tasks.segmentation.task import LOGITS
 from train import loop
 from train.config import make_config
-from train.data import mask_sources, sampler
+from train.data import digits, sampler
 from train.data import pipeline as data
-from train.data.masks import IGNORED, decode_mask, encode_mask
-from train.models import build_models
-from train.optimizers import make_optimizer
+from train.data.masks import IGNORE_INDEX, decode_mask, encode_mask
+from train.data.registry import load_source
+from train.evaluation.report import evaluation_report
+from train.models import build_state
 from train.run import pictures
 from train.run.pictures import CAPTION_HEIGHT, INNER_GAP, SIDE
 from train.step import make_train_step
-from train.tasks import metrics
-from train.tasks.losses import pixel_cross_entropy, smoothed_cross_entropy
+from train.tasks.losses import smoothed_cross_entropy
+from train.tasks.segmentation import metric
+from train.tasks.segmentation.loss import pixel_cross_entropy
 from train.tasks.segmentation.pictures import LINE, draw_examples
 from train.tasks.segmentation.task import SEGMENTATION
 
@@ -41,27 +43,28 @@ CONFIG = make_config(
     epochs=1,
     eval_size=64,
     crop_scale=0.25,
-    rotation=10.0,
     flip=True,
     color_jitter=True,
 )
 NETWORK = dataclasses.replace(SEGMENTATION, build_model=build_segmenter)
 CLASSES = 5
 # Class 4 occurs in no mask; some masks are ignored as a whole.
-MASKS = arrays(np.uint8, (3, 7, 9), elements=st.sampled_from([0, 1, 2, 3, IGNORED]))
+MASKS = arrays(
+    np.uint8, (3, 7, 9), elements=st.sampled_from([0, 1, 2, 3, IGNORE_INDEX])
+)
 FOUND = arrays(np.int32, (3, 7, 9), elements=st.integers(0, CLASSES - 1))
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    return mask_sources.digits_source({"train": 40, "validation": 20})
+    return digits.mask_scene_source(counts={"train": 40, "validation": 20})
 
 
 def expected_metrics(masks, found) -> tuple[np.ndarray, np.ndarray]:
     """Counts pixel by pixel: the IoU of each class, NaN where it does not occur."""
     confusion = np.zeros((CLASSES, CLASSES))
     for label, prediction in zip(masks.ravel(), found.ravel()):
-        if label != IGNORED:
+        if label != IGNORE_INDEX:
             confusion[label, prediction] += 1
     with np.errstate(invalid="ignore"):
         right = np.diag(confusion)
@@ -70,10 +73,9 @@ def expected_metrics(masks, found) -> tuple[np.ndarray, np.ndarray]:
 
 def counted(names, batch, logits) -> dict:
     """Counts the pixels of a batch as an evaluation does."""
-    predictions = SEGMENTATION.predictions(batch, logits)
-    found = {name: value.numpy() for name, value in predictions.items()}
-    masks = np.asarray(batch["full_mask"])
-    return SEGMENTATION.count(names, {"full_mask": masks, **found})
+    class_map = tf.argmax(logits, axis=-1).numpy()
+    targets = {"full_mask": np.asarray(batch["full_mask"])}
+    return SEGMENTATION.statistics(names, {"class_map": class_map}, targets)
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,13 +91,13 @@ def test_scores_are_those_of_counted_pixels(masks, found):
     for name, iou in zip(names, ious):
         expected = -1.0 if np.isnan(iou) else iou
         assert score[f"IoU/{name}"] == pytest.approx(expected, abs=1e-12)
-    if (masks == IGNORED).all():
+    if (masks == IGNORE_INDEX).all():
         assert score["mIoU"] == score["pixel_accuracy"] == -1.0
         return
     assert score["mIoU"] == pytest.approx(np.nanmean(ious), abs=1e-12)
     accuracy = np.trace(confusion) / confusion.sum()
     assert score["pixel_accuracy"] == pytest.approx(accuracy, abs=1e-12)
-    theirs = keras.metrics.MeanIoU(CLASSES, ignore_class=IGNORED)
+    theirs = keras.metrics.MeanIoU(CLASSES, ignore_class=IGNORE_INDEX)
     theirs.update_state(masks, found)
     assert score["mIoU"] == pytest.approx(float(theirs.result()), abs=1e-6)
 
@@ -104,7 +106,7 @@ def test_scores_are_those_of_counted_pixels(masks, found):
 @given(*[st.tuples(st.integers(1, 40), st.integers(1, 40))] * 2)
 def test_each_pixel_gets_the_class_at_its_centre(map_size, image_size):
     class_map = np.arange(np.prod(map_size)).reshape(map_size)
-    found = metrics.classes_at_pixels(class_map, image_size)
+    found = metric.classes_at_pixels(class_map, image_size)
     rows, columns = (
         [int(Fraction(2 * i + 1, 2) * side / count) for i in range(count)]
         for side, count in zip(map_size, image_size)
@@ -118,16 +120,16 @@ def test_each_pixel_gets_the_class_at_its_centre(map_size, image_size):
 @given(st.integers(1, 40), st.tuples(st.integers(1, 40), st.integers(1, 40)))
 def test_pixels_are_counted_strip_by_strip_as_at_once(at_once, map_size):
     rng = np.random.default_rng(at_once)
-    mask = rng.choice(np.uint8([0, 1, 2, IGNORED]), (13, 11))
+    mask = rng.choice(np.uint8([0, 1, 2, IGNORE_INDEX]), (13, 11))
     class_map = rng.integers(0, 3, map_size).astype(np.uint8)
-    whole = metrics.count_pixels(mask, class_map, 3)
-    found = metrics.classes_at_pixels(class_map, mask.shape)
+    whole = metric.count_pixels(mask, class_map, 3)
+    found = metric.classes_at_pixels(class_map, mask.shape)
     for label, prediction in np.ndindex(3, 3):
         is_one = (mask == label) & (found == prediction)
         assert whole[label, prediction] == is_one.sum()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "PIXELS_AT_ONCE", at_once)
-        strips = metrics.count_pixels(mask, class_map, 3)
+        patch.setattr(metric, "PIXELS_AT_ONCE", at_once)
+        strips = metric.count_pixels(mask, class_map, 3)
     np.testing.assert_array_equal(strips, whole)
 
 
@@ -138,7 +140,7 @@ def test_the_loss_is_the_mean_over_the_pixels_that_count(smoothing):
     logits = rng.normal(0, 3, (3, 4, 6, CLASSES)).astype(np.float32)
     is_counted = rng.random(labels.shape) < 0.6
     weights = np.float32([1, 1, 0])
-    arguments = np.where(is_counted, labels, IGNORED), logits, is_counted, weights
+    arguments = np.where(is_counted, labels, IGNORE_INDEX), logits, is_counted, weights
     losses = pixel_cross_entropy(*arguments, smoothing)
     single = smoothed_cross_entropy(labels.ravel(), logits.reshape(-1, 5), smoothing)
     counted = (is_counted & (weights > 0)[:, None, None]).ravel()
@@ -149,7 +151,7 @@ def test_the_loss_is_the_mean_over_the_pixels_that_count(smoothing):
 
 def test_a_batch_of_ignored_pixels_teaches_nothing():
     batch = {
-        "mask": tf.fill([2, 4, 4], tf.constant(IGNORED, tf.uint8)),
+        "mask": tf.fill([2, 4, 4], tf.constant(IGNORE_INDEX, tf.uint8)),
         "weight": tf.ones([2]),
     }
     outputs = {
@@ -165,7 +167,7 @@ def test_a_batch_of_ignored_pixels_teaches_nothing():
 
 
 def test_an_auxiliary_head_adds_its_part():
-    batch = {"mask": tf.constant(PLAIN[None, :8, :8]), "weight": tf.ones([1])}
+    batch = {"mask": tf.constant(PLAIN_MASK[None, :8, :8]), "weight": tf.ones([1])}
     random = tf.random.stateless_normal
     main, other = (random([1, 8, 8, 3], (1, seed)) for seed in (1, 2))
     config = dataclasses.replace(CONFIG, auxiliary_weight=0.4)
@@ -188,9 +190,9 @@ def test_batches_repeat_and_masks_lie_on_their_digits(scenes):
     assert batch["mask"].shape == (40, 96, 96) and batch["mask"].dtype == np.uint8
     for name, value in batch.items():
         np.testing.assert_array_equal(value, again[name])
-    assert set(np.unique(batch["mask"])) == {*range(11), IGNORED}
+    assert set(np.unique(batch["mask"])) == {*range(11), IGNORE_INDEX}
     brightness = batch["image"].max(axis=-1)
-    is_ink = (batch["mask"] > 0) & (batch["mask"] != IGNORED)
+    is_ink = (batch["mask"] > 0) & (batch["mask"] != IGNORE_INDEX)
     ground = np.median(brightness[batch["mask"] == 0])
     assert brightness[is_ink].mean() > ground + 60
     colored = dataclasses.replace(config, color_jitter=True)
@@ -209,18 +211,20 @@ def test_perfect_outputs_score_1(scenes):
     names = scenes.class_names
     score = SEGMENTATION.score(names, counted(names, batch, logits))
     assert score["mIoU"] == score["pixel_accuracy"] == score["IoU/7"] == 1.0
-    losses = [SEGMENTATION.metrics(batch, x)["loss"] for x in (logits, -logits)]
+    losses = [SEGMENTATION.validation_loss(batch, x) for x in (logits, -logits)]
     assert float(tf.reduce_mean(losses[0])) < 1e-6 < float(tf.reduce_mean(losses[1]))
 
 
 def test_images_of_different_sizes_are_scored_as_they_are(tmp_path):
     """Each mask is scored in its own pixels, which add nothing to the others."""
-    path = make_voc(tmp_path, {"a": PLAIN}, {"b": PLAIN, "c": PLAIN})
+    path = make_voc_masks(
+        tmp_path, {"a": PLAIN_MASK}, {"b": PLAIN_MASK, "c": PLAIN_MASK}
+    )
     tall = np.full((100, 50), 2, np.uint8)
-    tall[:30] = IGNORED
+    tall[:30] = IGNORE_INDEX
     Image.new("RGB", (50, 100)).save(path / "JPEGImages" / "c.jpg")
     Image.fromarray(tall).save(path / "SegmentationClass" / "c.png")
-    source = mask_sources.load_source(f"voc:{path}")
+    source = load_source("segmentation", f"voc:{path}")
     (batch,) = data.eval_batches(
         source, "validation", 32, 2, 1.0, load=SEGMENTATION.eval_example
     )
@@ -267,13 +271,13 @@ def test_a_large_photo_adds_nothing_to_the_small_ones(prepare, tmp_path):
     """Half a megapixel in a frame for six would take three megabytes."""
     sizes = {}
     for name, side in (("small", 60), ("large", 700)):
-        masks = {letter: PLAIN for letter in "abcdef"}
-        path = make_voc(tmp_path / name, {"t": PLAIN}, masks)
+        masks = {letter: PLAIN_MASK for letter in "abcdef"}
+        path = make_voc_masks(tmp_path / name, {"t": PLAIN_MASK}, masks)
         mask = np.zeros((side, side), np.uint8)
         mask[: side // 2] = 1
         Image.new("RGB", (side, side)).save(path / "JPEGImages" / "f.jpg")
         Image.fromarray(mask).save(path / "SegmentationClass" / "f.png")
-        found = prepare(mask_sources.load_source(f"voc:{path}"))
+        found = prepare(load_source("segmentation", f"voc:{path}"))
         assert decode_mask(found["full_mask"][-1]).shape == (side, side)
         sizes[name] = bytes_of({k: v for k, v in found.items() if k != "id"})
     assert sizes["large"] - sizes["small"] < 20_000
@@ -293,24 +297,23 @@ def test_the_loop_trains_a_segmenter(scenes, tmp_path, auxiliary_weight):
     assert logits.shape == (1, 64, 64, 11)
     # The file gives what the training's last evaluation found.
     file = dataclasses.replace(config, weights=str(tmp_path / "best.keras"))
-    lines = SEGMENTATION.report(file, scenes).splitlines()
+    lines = evaluation_report(SEGMENTATION, file, scenes).splitlines()
     assert float(lines[-2].split()[-1]) == pytest.approx(100 * record["mIoU"], abs=0.02)
 
 
 def test_the_real_network_trains(scenes):
     """One step of MobileViT with the head; its rate is ten times the others'."""
     config = dataclasses.replace(CONFIG, auxiliary_weight=0.4, head_lr_multiplier=10.0)
-    model, average = build_models(SEGMENTATION, config, scenes, True)
-    optimizer = make_optimizer(config, model, SEGMENTATION.is_head)
+    state = build_state(SEGMENTATION, config, scenes, True)
     heads = {
         variable.path.split("/")[0]
-        for variable in model.trainable_variables
+        for variable in state.model.trainable_variables
         if SEGMENTATION.is_head(variable.path)
     }
     assert {"deeplab_classifier", "deeplab_aspp2_conv", "deeplab_auxiliary_bn"} <= heads
     assert all(name.startswith("deeplab") for name in heads)
     strategy = tf.distribute.get_strategy()
-    step = make_train_step(SEGMENTATION, config, model, average, optimizer, strategy)
+    step = make_train_step(SEGMENTATION, config, state, strategy)
     batches = data.train_batches(
         scenes,
         config,
@@ -328,7 +331,7 @@ def test_a_report_of_a_file(scenes, tmp_path):
     file = tmp_path / "best.keras"
     build_segmenter(CONFIG, scenes).save(file)
     config = dataclasses.replace(CONFIG, weights=str(file))
-    lines = SEGMENTATION.report(config, scenes).splitlines()
+    lines = evaluation_report(SEGMENTATION, config, scenes).splitlines()
     names = [line.split()[0] for line in lines[1:13]]
     assert names == ["background", *"0123456789", "all"]
     pixels = [int(line.split()[1]) for line in lines[1:13]]
@@ -336,24 +339,24 @@ def test_a_report_of_a_file(scenes, tmp_path):
     assert lines[-1].startswith("at 64x64 pixels, in percent")
     other = dataclasses.replace(scenes, class_names=("a", "b"))
     with pytest.raises(ValueError, match="has 11 classes, but digits has 2"):
-        SEGMENTATION.report(config, other)
+        evaluation_report(SEGMENTATION, config, other)
     with pytest.raises(ValueError, match="takes --model: a .keras or .tflite"):
-        SEGMENTATION.report(CONFIG, scenes)
+        evaluation_report(SEGMENTATION, CONFIG, scenes)
     (tmp_path / "labels.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match="trained on other classes"):
-        SEGMENTATION.report(config, scenes)
+        evaluation_report(SEGMENTATION, config, scenes)
     inputs = keras.Input((None, None, 3))
     keras.Model(inputs, keras.layers.Conv2D(11, 1)(inputs)).save(tmp_path / "x.keras")
     (tmp_path / "labels.txt").unlink()
     config = dataclasses.replace(CONFIG, weights=str(tmp_path / "x.keras"))
     with pytest.raises(ValueError, match="x.keras is no segmenter"):
-        SEGMENTATION.report(config, scenes)
+        evaluation_report(SEGMENTATION, config, scenes)
 
 
 def test_pictures_show_truth_left_and_prediction_right():
     names = ("background", "cat", "dog")
     mask = np.zeros((1, 60, 120), np.uint8)
-    mask[:, :, 60:90], mask[:, 40:] = 1, IGNORED
+    mask[:, :, 60:90], mask[:, 40:] = 1, IGNORE_INDEX
     batch = {
         "image": np.full((1, 64, 64, 3), 90, np.uint8),
         "full_mask": [encode_mask(mask[0])],

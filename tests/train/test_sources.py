@@ -1,37 +1,34 @@
-"""What the sources list, and what they refuse."""
+"""What sources list and what they refuse."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
+from tests.helpers.batches import CONFIG, listed, mean_colors, train_batches, weighed
 from tests.helpers.image_files import make_folder, pil_file
-from tests.train.test_data import CONFIG, mean_colors, train_batches, weighed
 from train.data import pipeline as data
-from train.data import sources
+from train.data.registry import load_source
+from train.data.source import SPLITS, evenly_spaced
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return sources.load_source("digits")
-
-
-def listed(source, split, seed=None) -> list[dict]:
-    return list(source.examples(split, seed).as_numpy_iterator())
+    return load_source("classification", "digits")
 
 
 def test_digits_are_split_by_class(digits):
     assert digits.num_examples == {"train": 1437, "validation": 360}
     assert digits.class_names == tuple("0123456789")
-    examples = {split: listed(digits, split) for split in sources.SPLITS}
-    ids = {split: {e["id"] for e in examples[split]} for split in sources.SPLITS}
+    examples = {split: listed(digits, split) for split in SPLITS}
+    ids = {split: {e["id"] for e in examples[split]} for split in SPLITS}
     assert len(ids["train"]) == 1437 and len(ids["validation"]) == 360
     assert not ids["train"] & ids["validation"]
-    shares = [
+    fractions = [
         np.bincount([e["label"] for e in examples[split]], minlength=10) / count
         for split, count in digits.num_examples.items()
     ]
-    np.testing.assert_allclose(*shares, atol=0.003)
+    np.testing.assert_allclose(*fractions, atol=0.003)
 
 
 def test_order_is_a_function_of_the_seed(digits):
@@ -41,7 +38,7 @@ def test_order_is_a_function_of_the_seed(digits):
 
 
 def test_a_sample_comes_from_all_over_the_split(digits):
-    sample = sources.evenly_spaced(digits, "validation", 36)
+    sample = evenly_spaced(digits, "validation", 36)
     ids = [example["id"] for example in listed(sample, "validation")]
     whole = [example["id"] for example in listed(digits, "validation")]
     assert ids == whole[::10]
@@ -53,10 +50,10 @@ PNG = pil_file("RGB", (255, 0, 0), "PNG", (8, 8))
 
 def test_folder_source(tmp_path):
     classes = {"a": {"1.png": PNG, "2.JPG": b"", "3.txt": b""}, "b": {"4.png": PNG}}
-    source = sources.load_source(f"folder:{make_folder(tmp_path, classes)}")
+    source = load_source("classification", f"folder:{make_folder(tmp_path, classes)}")
     assert source.class_names == ("a", "b")
     assert source.num_examples == {"train": 3, "validation": 3}
-    for split in sources.SPLITS:
+    for split in SPLITS:
         ids = [e["id"].decode() for e in listed(source, split, 3)]
         names = [
             f"{tmp_path}/{split}/{name}" for name in ("a/1.png", "a/2.JPG", "b/4.png")
@@ -101,13 +98,13 @@ def with_a_class_in_one_split(path):
 def test_folders_that_are_refused(make, message, tmp_path):
     make(tmp_path)
     with pytest.raises(ValueError, match=message):
-        sources.load_source(f"folder:{tmp_path}")
+        load_source("classification", f"folder:{tmp_path}")
 
 
 @pytest.mark.parametrize("name", ["nonsense", "", "folder:", "tfds:", "folder"])
 def test_unknown_sources(name):
     with pytest.raises(ValueError, match="`digits`, `folder:PATH` or `tfds:NAME`"):
-        sources.load_source(name)
+        load_source("classification", name)
 
 
 def test_what_is_not_taken_is_counted(tmp_path, caplog):
@@ -115,7 +112,7 @@ def test_what_is_not_taken_is_counted(tmp_path, caplog):
     make_folder(tmp_path, {"a": files, "b": {"1.png": PNG}})
     (tmp_path / "train" / "a" / "folder.jpg").mkdir()
     with caplog.at_level("WARNING", logger="absl"):
-        source = sources.load_source(f"folder:{tmp_path}")
+        source = load_source("classification", f"folder:{tmp_path}")
     assert source.num_examples == {"train": 2, "validation": 2}
     assert "1 .tiff, 1 .TIFF, 1 folder, 1 .txt" in caplog.text
 
@@ -124,8 +121,8 @@ def test_one_class_is_refused(tmp_path):
     """Also beside folders that are no classes."""
     photos = {"1.png": PNG, "2.png": PNG}
     make_folder(tmp_path, {"images": photos, ".ipynb_checkpoints": photos})
-    with pytest.raises(ValueError, match="one class alone, images: .* two or more, as"):
-        sources.load_source(f"folder:{tmp_path}")
+    with pytest.raises(ValueError, match="only one class, images: .* two or more, as"):
+        load_source("classification", f"folder:{tmp_path}")
 
 
 @pytest.mark.parametrize(
@@ -143,12 +140,10 @@ def test_folders_of_systems_and_tools_are_no_classes(litter, tmp_path, caplog):
     (tmp_path / "train" / litter / "1-checkpoint.png").write_bytes(PNG)
     (tmp_path / "train" / "._a").write_bytes(b"AppleDouble")
     with caplog.at_level("WARNING", logger="absl"):
-        source = sources.load_source(f"folder:{tmp_path}")
+        source = load_source("classification", f"folder:{tmp_path}")
     assert source.class_names == ("a", "b")
     assert source.num_examples == {"train": 2, "validation": 2}
-    assert (
-        "train: left out, since they are hidden or made by a system or" in caplog.text
-    )
+    assert "train: skipped hidden files and files of a system or tool" in caplog.text
     for name in (litter, "._a", "a/._1.png", "a/Thumbs.db", "a/.DS_Store"):
         assert name in caplog.text
 
@@ -158,7 +153,7 @@ def test_classes_that_differ_in_case_or_spaces_are_told(tmp_path, caplog):
         tmp_path, {n: {"1.png": PNG} for n in ("Cat", "cat", "hot dog", "hotdog")}
     )
     with caplog.at_level("WARNING", logger="absl"):
-        source = sources.load_source(f"folder:{tmp_path}")
+        source = load_source("classification", f"folder:{tmp_path}")
     assert len(source.class_names) == 4
     assert "has the classes 'Cat', 'cat', whose names differ only in" in caplog.text
     assert "has the classes 'hot dog', 'hotdog', whose names" in caplog.text
@@ -205,7 +200,7 @@ def tiny_shapes(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", folder)
         patch.setattr(tfds.core.constants, "DATA_DIR", folder)
-        yield sources.load_source("tfds:tiny_shapes")
+        yield load_source("classification", "tfds:tiny_shapes")
 
 
 def test_tfds_source(tiny_shapes):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.data import box_sources
+from train.data.registry import load_source
 
 SIDES = (40, 50)  # of an image: height, width
 OBJECTS = {"train": (130, 1), "validation": (150,)}
@@ -63,7 +63,7 @@ def load(tmp_path, monkeypatch):
 
     def load(class_name: str, name: str, **more):
         define(class_name, **more)
-        return box_sources.load_source(f"tfds:{name}")
+        return load_source("detection", f"tfds:{name}")
 
     return load
 

@@ -10,15 +10,15 @@ from PIL import Image
 
 from tests.helpers.image_files import make_folder, pil_file
 from tests.helpers.networks import build_detector, build_network, build_segmenter
-from tests.train.test_annotations import make_voc, voc_xml
-from tests.train.test_masks import PLAIN
-from tests.train.test_masks import make_voc as make_masks
+from tests.helpers.voc_files import PLAIN_MASK, make_voc_boxes, make_voc_masks, voc_xml
 from train import loop
 from train.config import make_config
-from train.data import box_sources, mask_sources, sources, unreadable
 from train.data import pipeline as data
-from train.data.masks import IGNORED
+from train.data import unreadable
+from train.data.masks import IGNORE_INDEX
+from train.data.registry import load_source
 from train.data.sampler import BatchShape
+from train.data.source import SPLITS
 from train.tasks.classification.task import CLASSIFICATION
 from train.tasks.detection.task import DETECTION
 from train.tasks.segmentation.task import SEGMENTATION
@@ -29,17 +29,17 @@ GOOD = pil_file("RGB", (200, 0, 0), "JPEG", (90, 60))
 
 def classifier_source(path: Path):
     classes = {"cat": {"a.jpg": GOOD, "b.jpg": GOOD}, "dog": {"c.jpg": GOOD}}
-    return sources.load_source(f"folder:{make_folder(path, classes)}")
+    return load_source("classification", f"folder:{make_folder(path, classes)}")
 
 
 def detector_source(path: Path):
     xmls = {name: voc_xml(("cat", 9, 6, 45, 30)) for name in "abc"}
-    return box_sources.load_source(f"voc:{make_voc(path, xmls, xmls)}")
+    return load_source("detection", f"voc:{make_voc_boxes(path, xmls, xmls)}")
 
 
 def segmenter_source(path: Path):
-    masks = {name: PLAIN for name in "abc"}
-    return mask_sources.load_source(f"voc:{make_masks(path, masks, masks)}")
+    masks = {name: PLAIN_MASK for name in "abc"}
+    return load_source("segmentation", f"voc:{make_voc_masks(path, masks, masks)}")
 
 
 TASKS = {
@@ -89,7 +89,7 @@ def test_what_stands_in_for_them_says_nothing(case):
     bad = [batch for batch in batches if not batch["weight"][0]]
     assert len(bad) == 2 and len(batches) == 6
     for batch in bad:
-        for name, value in (("classes", -1), ("mask", IGNORED), ("image_size", 1)):
+        for name, value in (("classes", -1), ("mask", IGNORE_INDEX), ("image_size", 1)):
             if name in batch:
                 assert (batch[name].numpy() == value).all()
         shapes = {name: value.shape for name, value in batch.items()}
@@ -161,13 +161,13 @@ def test_what_is_no_file_has_a_reason():
 def test_the_last_batch_is_filled_from_the_epochs_start(tmp_path, first_step):
     """Also where the run is resumed, and where there are fewer images than places."""
     for index in range(5):
-        for split in sources.SPLITS:
+        for split in SPLITS:
             folder = tmp_path / split / "ab"[index % 2]
             folder.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 40), (40 * index + 40,) * 3).save(
                 folder / f"{index}.png"
             )
-    source = sources.load_source(f"folder:{tmp_path}")
+    source = load_source("classification", f"folder:{tmp_path}")
     config = make_config(sizes=(32,), base_size=32, batch_size=2, crop_scale=1.0)
     schedule = [BatchShape(32, 32, n) for n in (2, 2, 12)]
     batches = list(data.train_batches(source, config, schedule, 0, first_step))
@@ -185,6 +185,6 @@ def test_the_last_batch_is_filled_from_the_epochs_start(tmp_path, first_step):
 def test_an_unreadable_first_image_does_not_end_a_run(content, tmp_path):
     photo = pil_file("RGB", "red", "JPEG")
     classes = {"a": {"0.jpg": content, "1.jpg": photo}, "b": {"1.jpg": photo}}
-    source = sources.load_source(f"folder:{make_folder(tmp_path, classes)}")
+    source = load_source("classification", f"folder:{make_folder(tmp_path, classes)}")
     (batch,) = data.eval_batches(source, "train", 32, 4, 1.0).as_numpy_iterator()
     assert batch["weight"].sum() == 2

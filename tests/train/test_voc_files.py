@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.helpers.image_files import pil_file
-from tests.train.test_annotations import examples_of, voc_xml
-from train.data import box_sources, mask_sources
+from tests.helpers.voc_files import examples_of, voc_xml
+from train.data.registry import load_source
 
 FOLDERS = (
     "Annotations",
@@ -20,7 +20,7 @@ FOLDERS = (
 )
 MASK = np.tile(np.uint8([0, 1]), (60, 45))
 XML = voc_xml(("cup", 9, 6, 45, 30))
-SOURCES = {"boxes": box_sources, "masks": mask_sources}
+TASKS = ("detection", "segmentation")
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ def write_list(path: Path, part: str, text: str, encoding: str = "utf-8") -> Non
 
 def taken(task: str, path: Path) -> list[str]:
     """Returns the names of the images of the training part."""
-    source = SOURCES[task].load_source(f"voc:{path}")
+    source = load_source(task, f"voc:{path}")
     return [Path(x["path"].decode()).name for x in examples_of(source, "train")]
 
 
-@pytest.mark.parametrize("task", SOURCES)
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(
     "line",
     [
@@ -84,7 +84,7 @@ def test_forms_of_a_line(task, line, name, voc):
     assert taken(task, voc) == [f"{name}.jpg"]
 
 
-@pytest.mark.parametrize("task", SOURCES)
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n"])
 def test_ends_of_lines_and_marks(task, encoding, end, voc):
@@ -94,17 +94,17 @@ def test_ends_of_lines_and_marks(task, encoding, end, voc):
     assert taken(task, voc) == ["a.jpg", "größe.jpg"]
 
 
-@pytest.mark.parametrize("task", SOURCES)
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
 def test_a_list_in_another_encoding_is_refused(task, encoding, voc):
     write_list(voc, "train", "größe\n", encoding)
     with pytest.raises(
         ValueError, match="train.txt is not text in UTF-8. Save it again"
     ):
-        SOURCES[task].load_source(f"voc:{voc}")
+        load_source(task, f"voc:{voc}")
 
 
-@pytest.mark.parametrize("task", SOURCES)
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(
     "endings",
     [
@@ -124,7 +124,7 @@ def test_endings_of_files(task, endings, voc):
     assert taken(task, voc) == [f"a{endings.get('image', '.jpg')}"]
 
 
-@pytest.mark.parametrize("task", SOURCES)
+@pytest.mark.parametrize("task", TASKS)
 def test_names_in_another_case_and_in_folders(task, voc):
     add(voc, "IMG_1")
     for folder in ("JPEGImages", "SegmentationClass", "Annotations"):
@@ -134,7 +134,7 @@ def test_names_in_another_case_and_in_folders(task, voc):
     assert taken(task, voc) == ["IMG_1.jpg", "b.jpg"]
 
 
-@pytest.mark.parametrize("task", SOURCES)
+@pytest.mark.parametrize("task", TASKS)
 def test_an_image_is_listed_twice_in_two_forms(task, voc, caplog):
     add(voc, "a")
     write_list(voc, "train", "a\nJPEGImages/A.jpg\n")
@@ -143,23 +143,23 @@ def test_an_image_is_listed_twice_in_two_forms(task, voc, caplog):
     assert "images listed twice, taken once: 1, the first in" in caplog.text
 
 
-@pytest.mark.parametrize("task", SOURCES)
+@pytest.mark.parametrize("task", TASKS)
 def test_two_images_of_one_name_are_refused_unless_the_list_tells(task, voc):
     add(voc, "a")
     (voc / "JPEGImages" / "a.png").write_bytes(pil_file("RGB", (0, 0, 9), "PNG"))
     write_list(voc, "train", "a\n")
     with pytest.raises(ValueError, match="a.jpg and a.png differ only in.*rename one"):
-        SOURCES[task].load_source(f"voc:{voc}")
+        load_source(task, f"voc:{voc}")
     write_list(voc, "train", "a.png\n")
-    if task == "boxes":  # while a mask may well have the name of the image
+    if task == "detection":  # while a mask may well have the name of the image
         assert taken(task, voc) == ["a.png"]
 
 
-@pytest.mark.parametrize("task", SOURCES)
+@pytest.mark.parametrize("task", TASKS)
 def test_an_empty_list_and_an_image_in_both_lists(task, voc, caplog):
     write_list(voc, "train", "\ufeff\n")
     with pytest.raises(ValueError, match="train.txt is empty. Expected the name of"):
-        SOURCES[task].load_source(f"voc:{voc}")
+        load_source(task, f"voc:{voc}")
     write_list(voc, "train", "v\n")
     with caplog.at_level(logging.WARNING, "absl"):
         taken(task, voc)
@@ -175,7 +175,7 @@ def test_an_annotation_is_of_the_image_of_its_own_name(filename, voc):
     add(voc, "a")
     add(voc, "b", image=".png", filename=filename)
     write_list(voc, "train", "a\nb\n")
-    assert taken("boxes", voc) == ["a.jpg", "b.png"]
+    assert taken("detection", voc) == ["a.jpg", "b.png"]
 
 
 @pytest.mark.parametrize("filename", ["p.jpg", "p", r"C:\photos\p.jpg", "P.JPG"])
@@ -185,7 +185,7 @@ def test_without_an_image_of_its_own_name_the_filename_counts(filename, voc, cap
     image.rename(image.with_name("p.jpg"))
     write_list(voc, "train", "a\n")
     with caplog.at_level(logging.WARNING, "absl"):
-        assert taken("boxes", voc) == ["p.jpg"]
+        assert taken("detection", voc) == ["p.jpg"]
     assert "images found by the <filename> of their annotation: 1" in caplog.text
 
 
@@ -195,7 +195,7 @@ def test_the_image_of_another_annotation_is_not_taken(voc, caplog):
     (voc / "JPEGImages" / "b.jpg").unlink()
     write_list(voc, "train", "a\nb\n")
     with caplog.at_level(logging.WARNING, "absl"):
-        assert taken("boxes", voc) == ["a.jpg"]
+        assert taken("detection", voc) == ["a.jpg"]
     assert "annotations whose <filename> names the image of another" in caplog.text
 
 
@@ -208,7 +208,7 @@ def test_two_annotations_of_one_image_are_refused(voc):
     with pytest.raises(
         ValueError, match="a.xml and .*b.xml are both annotations of .*p.jpg"
     ):
-        box_sources.load_source(f"voc:{voc}")
+        load_source("detection", f"voc:{voc}")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gb18030", "cp1252"])
@@ -220,7 +220,7 @@ def test_xml_of_other_systems(encoding, voc):
     for name in "av":
         (voc / "Annotations" / f"{name}.xml").write_bytes(xml.encode(encoding))
     write_list(voc, "train", "a\n")
-    assert box_sources.load_source(f"voc:{voc}").class_names == ("größe",)
+    assert load_source("detection", f"voc:{voc}").class_names == ("größe",)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_xml_in_another_form_is_no_empty_picture(change, count, voc, caplog):
     text = change(file.read_text("utf-8")).replace("CUP", "cup")
     file.write_text(text, "utf-8")
     with caplog.at_level(logging.WARNING):
-        source = box_sources.load_source(f"voc:{voc}")
+        source = load_source("detection", f"voc:{voc}")
     found = {
         Path(x["path"].decode()).stem: len(x["classes"])
         for x in examples_of(source, "train")

@@ -12,7 +12,8 @@ import pytest
 from tests.train.test_loop import CONFIG, NETWORK, SMALL
 from train import loop
 from train.config import FILENAME, make_config, save_config
-from train.data.sources import digits_source, indexed_source
+from train.data.digits import digits_source
+from train.data.source import indexed_source
 from train.run import lock
 from train.run.lock import LOCK, only_training
 from train.run.progress import Progress

@@ -20,8 +20,9 @@ from tflite.models import has_classes_of
 from tflite.tasks.classification.task import output_name
 from train.config import TrainConfig
 from train.data.pipeline import train_batches
+from train.data.registry import load_source
 from train.data.sampler import batch_shapes, epoch_schedule
-from train.data.sources import Source
+from train.data.source import Source
 from train.tasks.classification.task import CLASSIFICATION
 
 # Operations that only move values need no rounding.
@@ -311,7 +312,7 @@ def fine_tune_conversion(conversion: Conversion, settings: FineTuning) -> Graph:
             f"int8-qat cannot train the layers {', '.join(kept)}, which have no "
             "rewrite. Use int8-mixed."
         )
-    source = conversion.task.training.load_source(settings.data)
+    source = load_source(conversion.task.training.name, settings.data)
     if not has_classes_of(settings.labels, source.class_names):
         raise ValueError(
             f"int8-qat trains on {settings.data}, whose classes are not known to be "

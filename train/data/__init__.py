@@ -1,5 +1,5 @@
-"""From files of any layout to the batches of a step.
+"""From the files of a data set to the batches of a training step.
 
-Holds the readers (one a kind of source), the decoding and the pipeline.
+Holds one reader for each kind of source, their registry, decoding and the pipeline.
 May import `keras_mobilevit` and `train.run`; it knows no task and no device.
 """

@@ -1,25 +1,39 @@
-"""Images with boxes in memory, and the one rule by which boxes are repaired.
+"""Images with boxes in memory, and how invalid boxes are fixed or skipped.
 
-What cannot be trained on is repaired or left out, and told of before the training
-starts, with a count and the first file's name:
+An example has, beside `path` or `encoded` and `id`, as many objects as are in the
+image: `boxes` float32 `[objects, 4]` (see `keras_mobilevit.boxes`), `classes` int32,
+`is_crowd` bool and `areas` float32 `[objects]`, as fractions of the image's area.
 
-- corners that are swapped are put in order, and what lies beyond the image is cut off;
-- a box without area or with a number that is none is left out;
-- an object that is listed twice, with the same class and box, is taken once;
-- an image that is missing, listed twice, or whose annotation is no XML, is left out;
-- an image without objects is kept: it is all background.
+Before the training starts, readers fix or skip invalid annotations, and log the number
+of each kind with its first file:
+
+- Swapped corners are put in order, and boxes are clipped to the image.
+- A box without area, or with a coordinate that is not a number, is skipped.
+- An object that is listed twice, with the same class and box, is taken once.
+- An image that is missing, listed twice, or has no valid annotation is skipped.
+- An image without objects is kept: it is all background.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from keras_mobilevit.image_files import Header, read_header
+from train.data.annotation_report import AnnotationReport
 from train.data.geometry import Canvas
-from train.data.repairs import Repairs
+from train.data.source import (
+    SPLITS,
+    Source,
+    image_column,
+    indexed_source,
+    join_names,
+    warn_of_shared_images,
+    warn_of_similar_names,
+)
 
 TINY = (
     "boxes less than a pixel wide or high, kept; if they are fractions of the image, "
@@ -28,7 +42,7 @@ TINY = (
 
 
 class Objects(NamedTuple):
-    """An image and the objects on it.
+    """The objects of one image.
 
     Attributes:
         path: of the image.
@@ -36,8 +50,9 @@ class Objects(NamedTuple):
         classes: int32 `[objects]`.
         is_crowd: bool `[objects]`: crowds and objects marked as difficult, which
             are neither learned nor counted.
-        areas: as fractions of the image's, float32 `[objects]`; infinite for what is
-            difficult, see `train.tasks.detection.average_precision.average_precision`.
+        areas: as fractions of the image's area, float32 `[objects]`; infinite for
+            objects marked as difficult, see
+            `train.tasks.detection.average_precision.average_precision`.
     """
 
     path: str
@@ -47,84 +62,194 @@ class Objects(NamedTuple):
     areas: np.ndarray
 
 
-def repair_boxes(corners, width: float, height: float, name: str, repairs: Repairs):
-    """Puts boxes in order and says which of them are any.
+def object_source(
+    name: str,
+    class_names: Sequence[str],
+    splits: Mapping[str, Sequence[Objects]],
+    images: Mapping[str, Mapping[str, Sequence]],
+) -> Source:
+    """Makes a source of objects that are all in memory.
 
     Args:
-        corners: `[objects, 4]` in pixels, in any order of the two corners.
-        width: of the image, in pixels.
-        height: likewise.
-        name: of the file, for `repairs`.
-        repairs: counts what is done.
+        name: of the source.
+        class_names: in the order of the classes.
+        splits: the objects of each image, by split.
+        images: the column of images, `{"path" or "encoded": values}`, by split.
 
     Returns:
-        Boxes within the image as fractions of it, float32 `[kept, 4]`, and which of the
-        rows they are, bool `[objects]`.
+        The `Source`.
+
+    Raises:
+        ValueError: if a split has no boxes, or there is nothing to learn.
+    """
+    check_objects(name, splits)
+    _warn_of_missing_objects(name, class_names, splits)
+    warn_of_similar_names(class_names, name)
+    columns = {
+        split: {
+            **images[split],
+            "id": [image.path for image in objects],
+            **object_columns(objects),
+        }
+        for split, objects in splits.items()
+    }
+    return indexed_source(name, class_names, columns)
+
+
+def object_file_source(
+    name: str,
+    class_names: Sequence[str],
+    splits: Mapping[str, Sequence[Objects]],
+    cache: bool,
+) -> Source:
+    """Makes a source of objects whose images are files; see `object_source`."""
+    paths = {
+        split: [image.path for image in objects] for split, objects in splits.items()
+    }
+    warn_of_shared_images(name, paths)
+    images = {split: image_column(paths[split], split, cache) for split in splits}
+    return object_source(name, class_names, splits, images)
+
+
+def check_objects(name: str, splits: Mapping[str, Sequence[Objects]]) -> None:
+    """Raises a ValueError if a split has no boxes, or there is nothing to learn."""
+    for split, objects in splits.items():
+        if not any(len(image.boxes) for image in objects):
+            raise ValueError(
+                f"{name} has {len(objects)} {split} images, and no box on any of them."
+            )
+    if not _has_learnable(splits["train"]):
+        raise ValueError(
+            f"{name}: all training objects are crowds or marked as difficult, which "
+            "are not learned. Expected others."
+        )
+
+
+def refuse_fractions(
+    name: str, splits: Mapping[str, Sequence[Objects]], report: AnnotationReport
+) -> None:
+    """Raises a ValueError if all boxes are smaller than a pixel."""
+    total = sum(len(image.boxes) for objects in splits.values() for image in objects)
+    if 0 < total <= report.counts[TINY]:
+        raise ValueError(
+            f"{name}: all {total} boxes are less than a pixel wide or high. Are they "
+            "fractions of the image? Expected pixels."
+        )
+
+
+def _has_learnable(images: Sequence[Objects]) -> bool:
+    return any((~image.is_crowd).any() for image in images)
+
+
+def _warn_of_missing_objects(
+    name: str,
+    class_names: Sequence[str],
+    splits: Mapping[str, Sequence[Objects]],
+) -> None:
+    """Warns of classes that cannot be learned, and of a useless validation split."""
+    train, validation = (splits[split] for split in SPLITS)
+    if not _has_learnable(validation):
+        logging.warning(
+            "%s: all validation objects are crowds or marked as difficult, which do "
+            "not count. The average precision will be -1.",
+            name,
+        )
+    learned = {label for image in train for label in image.classes[~image.is_crowd]}
+    missing = [n for label, n in enumerate(class_names) if label not in learned]
+    if missing:
+        logging.warning(
+            "%s: %d of %d classes have no training object that could be learned, so "
+            "the model will not find them: %s.",
+            name,
+            len(missing),
+            len(class_names),
+            join_names(missing),
+        )
+
+
+def fix_boxes(
+    corners, width: float, height: float, name: str, report: AnnotationReport
+) -> tuple[np.ndarray, np.ndarray]:
+    """Puts corners in order, clips boxes to the image, and drops invalid boxes.
+
+    Args:
+        corners: `[objects, 4]` in pixels; the two corners may be swapped.
+        width: of the image, in pixels.
+        height: likewise.
+        name: of the file, for `report`.
+        report: counts what is fixed or skipped.
+
+    Returns:
+        The valid boxes as fractions of the image, float32 `[kept, 4]`, and which
+        objects they belong to, bool `[objects]`.
     """
     corners = np.asarray(corners, np.float64).reshape(-1, 4)
     is_finite = np.isfinite(corners).all(axis=1)
-    known = np.where(np.isfinite(corners), corners, 0)
-    ordered = np.sort(known.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
+    finite = np.where(np.isfinite(corners), corners, 0)
+    ordered = np.sort(finite.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
     is_swapped = is_finite & (ordered != corners).any(axis=1)
     limits = np.array([width, height, width, height], np.float64)
     clipped = np.clip(ordered, 0, limits)
-    is_beyond = is_finite & (clipped != ordered).any(axis=1)
+    is_clipped = is_finite & (clipped != ordered).any(axis=1)
     sizes = clipped[:, 2:] - clipped[:, :2]
     # Less than a hundredth of a pixel vanishes in float32.
     has_area = (sizes > 0.01).all(axis=1)
-    repairs.add("boxes with swapped corners, put in order", name, is_swapped.sum())
-    repairs.add("boxes beyond the image, cut off", name, (is_beyond & has_area).sum())
-    repairs.add("boxes without area, left out", name, (is_finite & ~has_area).sum())
-    repairs.add(
-        "boxes with coordinates that are not numbers, left out",
-        name,
-        (~is_finite).sum(),
-    )
     kept = is_finite & has_area
     is_tiny = kept & (sizes < 1).any(axis=1)
-    repairs.add(TINY, name, is_tiny.sum())
+    for kind, is_case in (
+        ("boxes with swapped corners, put in order", is_swapped),
+        ("boxes beyond the image, clipped", is_clipped & has_area),
+        ("boxes without area, skipped", is_finite & ~has_area),
+        ("boxes with coordinates that are not numbers, skipped", ~is_finite),
+        (TINY, is_tiny),
+    ):
+        report.add(kind, name, int(is_case.sum()))
     return (clipped[kept] / limits).astype(np.float32), kept
 
 
-def place_boxes(corners, canvas: Canvas, name: str, repairs: Repairs):
-    """Repairs boxes where they were drawn, and turns them to the upright picture.
+def place_boxes(
+    corners, canvas: Canvas, name: str, report: AnnotationReport
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fixes boxes on the picture they were drawn on, and turns them upright.
 
     Args:
-        corners: as for `repair_boxes`.
-        canvas: what they were drawn on.
-        name: of the file, for `repairs` and errors.
-        repairs: counts what is done.
+        corners: as for `fix_boxes`.
+        canvas: the picture that they were drawn on.
+        name: of the file, for `report` and errors.
+        report: counts what is fixed or skipped.
 
     Returns:
-        As `repair_boxes`.
+        As `fix_boxes`.
 
     Raises:
-        ValueError: if that picture is not certain, and a box does not lie on it.
+        ValueError: if a box does not lie on the picture, and another picture than the
+            canvas is possible.
     """
     corners = np.asarray(corners, np.float64).reshape(-1, 4)
     if not canvas.is_certain:
         centers = (corners[:, :2] + corners[:, 2:]) / 2
-        if (centers > canvas.size).any():  # false for what is no number
-            box = corners[(centers > canvas.size).any(axis=1)][0].tolist()
+        is_outside = (centers > canvas.size).any(axis=1)  # False for NaN
+        if is_outside.any():
             width, height = canvas.size
             raise ValueError(
-                f"{name}: the box {box} does not lie on a picture of {width}x{height} "
-                "pixels, which the annotation states or its picture has as shown. "
-                "The picture's file has another size or is turned by EXIF, so that the "
-                "place of the box is uncertain. Correct the size in the annotation."
+                f"{name}: the box {corners[is_outside][0].tolist()} does not lie on a "
+                f"picture of {width}x{height} pixels. This is the size that the "
+                "annotation states or, if it states none, the size of the image as "
+                "shown. The image file has another size or is turned by EXIF, so the "
+                "position of the box is uncertain. Correct the size in the annotation."
             )
-    boxes, kept = repair_boxes(corners, *canvas.size, name, repairs)
+    boxes, kept = fix_boxes(corners, *canvas.size, name, report)
     return canvas.turn_boxes(boxes), kept
 
 
-def image_header(path: Path, repairs: Repairs) -> Header | None:
-    """Reads size and orientation of an image, or returns `None` of what is none."""
+def image_header(path: Path, report: AnnotationReport) -> Header | None:
+    """Reads size and orientation of an image; `None` if it is missing or unreadable."""
     try:
         return read_header(path)
     except FileNotFoundError:
-        repairs.add("images that are missing, left out", str(path))
+        report.add("images that are missing, skipped", str(path))
     except ValueError as error:
-        repairs.add("images that cannot be read, left out", str(error))
+        report.add("images that cannot be read, skipped", str(error))
     return None
 
 
@@ -133,8 +258,8 @@ def box_areas(boxes: np.ndarray) -> np.ndarray:
     return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
 
 
-def without_repeats(objects: Objects, name: str, repairs: Repairs) -> Objects:
-    """Takes an object once that is listed again with the same class and box."""
+def drop_repeats(objects: Objects, name: str, report: AnnotationReport) -> Objects:
+    """Drops objects that are listed again with the same class and box."""
     keys = zip(objects.classes, objects.is_crowd, map(tuple, objects.boxes.tolist()))
     first = list(
         {key: index for index, key in reversed(list(enumerate(keys)))}.values()
@@ -142,16 +267,16 @@ def without_repeats(objects: Objects, name: str, repairs: Repairs) -> Objects:
     if len(first) == len(objects.boxes):
         return objects
     count = len(objects.boxes) - len(first)
-    repairs.add("objects listed twice, taken once", name, count)
+    report.add("objects listed twice, taken once", name, count)
     first = sorted(first)
     return Objects(objects.path, *(values[first] for values in objects[1:]))
 
 
-def columns(images: Sequence[Objects]) -> dict[str, tf.RaggedTensor]:
-    """Lays objects out in columns, of each image as many as it has.
+def object_columns(images: Sequence[Objects]) -> dict[str, tf.RaggedTensor]:
+    """Arranges objects in ragged columns, one row for each image.
 
     Args:
-        images: with classes as numbers.
+        images: their classes are numbers.
 
     Returns:
         `boxes` `[images, (objects), 4]`, `classes` int32 `[images, (objects)]`,
@@ -159,7 +284,7 @@ def columns(images: Sequence[Objects]) -> dict[str, tf.RaggedTensor]:
     """
     lengths = [len(image.boxes) for image in images]
 
-    def column(name: str, dtype, *shape: int):
+    def column(name: str, dtype, *shape: int) -> tf.RaggedTensor:
         rows = [np.asarray(getattr(image, name), dtype) for image in images]
         values = np.concatenate([np.zeros((0, *shape), dtype), *rows])
         return tf.RaggedTensor.from_row_lengths(values, lengths)

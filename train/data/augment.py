@@ -1,7 +1,7 @@
-"""Random crops, flips and colours of images, as pure functions of a seed.
+"""Random crops, flips and colors of images, as pure functions of a seed.
 
-Every random choice is a function of the seed that is passed in, so an example is
-augmented alike whatever the order and number of the threads that do it.
+All random choices depend only on the seed, so an example is augmented in the same way
+whatever thread does it, and in whatever order.
 """
 
 import math
@@ -13,13 +13,13 @@ TRIES = 10
 CONTRAST, BRIGHTNESS, SATURATION, HUE = 0.5, 0.2, 0.5, 0.05
 
 
-def random_crop_window(height, width, min_scale: float, seed):
+def random_crop_window(height, width, min_scale: float, seed) -> tf.Tensor:
     """Draws the window of a random resized crop.
 
-    The area is uniform in [min_scale, 1] of the image's and the logarithm of the
-    aspect ratio uniform between those of 3/4 and 4/3. The first of ten draws that
-    fits in the image is taken; if none does, the largest central window whose aspect
-    ratio is in range.
+    The area is uniform in [min_scale, 1] of the image's area, and the logarithm of the
+    aspect ratio is uniform between log(3/4) and log(4/3). The first of ten draws that
+    fits in the image is taken; if none fits, the largest central window whose aspect
+    ratio is in this range.
 
     Args:
         height: of the image, an integer tensor.
@@ -44,7 +44,7 @@ def random_crop_window(height, width, min_scale: float, seed):
     central = tf.round([size[1] / aspect, size[0] * aspect])
     central = tf.clip_by_value(central, 1.0, size)
 
-    # The central window stands behind the ten, as the try that always fits.
+    # The central window follows the ten tries, and always fits.
     first = tf.argmax(tf.concat([fits, [True]], axis=0))
     window = tf.concat([tries, [central]], axis=0)[first]
     offset = tf.random.stateless_uniform([2], seeds[2])
@@ -53,8 +53,8 @@ def random_crop_window(height, width, min_scale: float, seed):
     return tf.cast(tf.concat([corner, window], axis=0), tf.int32)
 
 
-def random_flip(image, seed):
-    """Mirrors the image, left to right, in half of the cases.
+def random_flip(image, seed) -> tf.Tensor:
+    """Mirrors an image left to right with probability 1/2.
 
     Args:
         image: `[height, width, channels]`.
@@ -66,8 +66,8 @@ def random_flip(image, seed):
     return tf.image.stateless_random_flip_left_right(image, seed)
 
 
-def random_colors(image, seed):
-    """Changes contrast, brightness, saturation and hue, each in half of the cases.
+def random_colors(image, seed) -> tf.Tensor:
+    """Changes contrast, brightness, saturation and hue, each with probability 1/2.
 
     Args:
         image: uint8 `[height, width, 3]`.

@@ -1,18 +1,19 @@
-"""EXIF orientation in TensorFlow: how the pixels of a JPEG file are to be turned.
+"""EXIF orientation in TensorFlow: turns the stored pixels of a JPEG upright.
 
-TensorFlow's decoders ignore it, and cameras rely on it. The values 1 to 8 and where
-they stand: Exif 2.32, sections 4.5.4, 4.6.4 and 4.7.2, https://www.cipa.jp/e/std.
+TensorFlow's decoders ignore the orientation, and cameras rely on it. Its values, 1 to
+8, and its position in a file: Exif 2.32, sections 4.5.4, 4.6.4 and 4.7.2,
+https://www.cipa.jp/e/std.
 """
 
 import tensorflow as tf
 
 UPRIGHT = 1
 _SWAPS_SIDES = (5, 6, 7, 8)
-# What is left to do after the sides are swapped: along the rows, along the columns.
+# After the sides are swapped: which orientations flip the rows, and the columns.
 _FLIPS = ((3, 4, 7, 8), (2, 3, 6, 7))
 _TAG, _LONG = 0x0112, 4
-# The entry of an orientation other than 1, in either order of bytes, after the mark of
-# EXIF. Its segment has at most 2**16 bytes; color profiles may stand before it.
+# The entry of an orientation other than 1, in either byte order, after the marker of
+# EXIF. Its segment has at most 2**16 bytes; color profiles may precede it.
 _TURNED = (
     r"(?s)\C*?Exif\x00\x00\C*"
     r"(\x12\x01[\x03\x04]\x00\x01\x00\x00\x00[\x02-\x08]"
@@ -22,32 +23,32 @@ _BEFORE_TIFF = r"(?s)^\C*?Exif\x00\x00"
 _SEARCHED = 2**20
 
 
-def may_turn(encoded):
+def may_turn(encoded) -> tf.Tensor:
     """Tells cheaply whether a JPEG may have another orientation than upright.
 
-    For nearly all photos the answer is no, and nothing else needs to be read.
+    For nearly all photos the answer is no, and the directory need not be parsed.
     """
     head = tf.strings.substr(encoded, 0, _SEARCHED)
     return tf.strings.regex_full_match(head, _TURNED)
 
 
-def jpeg_orientation(encoded):
+def jpeg_orientation(encoded) -> tf.Tensor:
     """Returns the EXIF orientation of a JPEG.
 
-    TensorFlow spends time on every operation of a branch even when it is not taken, so
-    there are few: the fields of TIFF are read in pairs of bytes.
+    TensorFlow spends time on every operation of a branch even if it is not taken. To
+    need few operations, this reads the fields of TIFF as 16-bit numbers.
 
     Args:
-        encoded: its bytes, a scalar string, of which `may_turn` is true.
+        encoded: the bytes of the JPEG, a scalar string for which `may_turn` is true.
 
     Returns:
-        int32, 1 to 8; 1 (upright) where the directory is damaged or does not tell.
+        int32, 1 to 8; 1 (upright) if the directory is damaged or has no orientation.
     """
     head = tf.strings.substr(encoded, 0, _SEARCHED)
     tiff = tf.strings.regex_replace(head, _BEFORE_TIFF, "", replace_global=False)
     is_little = tf.strings.substr(tiff, 0, 1) == b"I"
     tiff = tf.strings.substr(tiff, 0, 2**16)
-    tiff = tf.strings.join([tiff, b"\0" * 8])  # whatever is cut off reads as zeros
+    tiff = tf.strings.join([tiff, b"\0" * 8])  # missing bytes read as zeros
     tiff = tf.strings.substr(tiff, 0, tf.strings.length(tiff) // 2 * 2)
     pairs = tf.cast(
         tf.where(
@@ -57,7 +58,7 @@ def jpeg_orientation(encoded):
         ),
         tf.int32,
     )
-    # Within a segment the lower half of an offset is all of it.
+    # Offsets within a segment fit in 16 bits.
     directory = tf.where(is_little, pairs[2], pairs[3]) // 2
     directory = tf.minimum(directory, tf.size(pairs) - 1)
     fields = pairs[directory + 1 : directory + 1 + 6 * pairs[directory]]
@@ -70,11 +71,11 @@ def jpeg_orientation(encoded):
 
 
 def _is_in(value, values: tuple):
-    """Compares with each row of values: bool of their shape without the last side."""
+    """Tells for each row of `values` whether it contains `value`."""
     return tf.reduce_any(value == tf.constant(values), axis=-1)
 
 
-def turn(image, orientation):
+def turn(image, orientation) -> tf.Tensor:
     """Turns stored pixels upright.
 
     Args:
@@ -89,13 +90,13 @@ def turn(image, orientation):
     return tf.reverse(tf.transpose(image, sides), flipped)
 
 
-def upright_size(size, orientation):
-    """Returns (height, width) after `turn` of what is stored with (height, width)."""
+def upright_size(size, orientation) -> tf.Tensor:
+    """Returns the (height, width) that `turn` gives stored pixels of such a size."""
     return tf.where(_is_in(orientation, _SWAPS_SIDES), size[::-1], size)
 
 
-def stored_window(window, size, orientation):
-    """Finds where a window of the upright image lies among the stored pixels.
+def stored_window(window, size, orientation) -> tf.Tensor:
+    """Finds a window of the upright image among the stored pixels.
 
     Args:
         window: int32 `[4]`: top, left, height, width.
@@ -103,7 +104,7 @@ def stored_window(window, size, orientation):
         orientation: int32, 1 to 8.
 
     Returns:
-        int32 `[4]`, likewise.
+        int32 `[4]`: top, left, height, width in the stored pixels.
     """
     corner, sides = window[:2], window[2:]
     is_flipped = _is_in(orientation, _FLIPS)

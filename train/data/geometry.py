@@ -1,34 +1,35 @@
-"""Which picture an annotation was drawn on: as shown, as stored, or of another size.
+"""Finds the picture that an annotation was drawn on: as shown, as stored, or scaled.
 
-Cameras store pixels as the sensor lies, and say in EXIF data how to turn them. Training
-sees pictures upright (`train.data.images`). The size that an annotation states tells what
-its author saw: the upright picture, the pixels as they are stored, or a copy of another
-size. What fits none of them belongs to another picture, and is refused.
+Cameras store pixels as the sensor reads them, and EXIF data says how to turn them.
+Training sees upright images (`train.data.images`). The size that an annotation states
+tells what its author saw: the upright image, the pixels as stored, or a scaled copy. An
+annotation whose size fits none of these belongs to another image, and is refused.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from keras_mobilevit.image_files import Header
-from train.data.repairs import Repairs
+from train.data.annotation_report import AnnotationReport
 
-MAX_STRETCH = 0.05  # of the aspect, by rounding the sides of a small copy
+MAX_STRETCH = 0.05  # of the aspect, from rounding the sides of a small copy
 AS_SHOWN = (
-    "pictures turned by EXIF whose annotations do not tell by a size whether they were "
-    "drawn on the picture as shown or as stored, taken as drawn on it as shown"
+    "images turned by EXIF whose annotations have no size that tells whether they were "
+    "drawn on the image as shown or as stored, taken as drawn on it as shown"
 )
 AS_STORED = (
-    "pictures turned by EXIF whose annotations were drawn on the pixels as stored, "
+    "images turned by EXIF whose annotations were drawn on the pixels as stored, "
     "annotations turned with them"
 )
 SCALED = (
-    "pictures of another size than their annotations state, but the same aspect, "
+    "images of another size than their annotations state, but the same aspect, "
     "annotations scaled to them"
 )
 
-# From corners on the stored pixels, as fractions, to those on the upright picture.
-# Orientations 2 to 4 keep the size, so that annotations of them count as upright.
+# From corners on the stored pixels, as fractions, to corners on the upright image.
+# Orientations 2 to 4 keep the size, so their annotations count as upright.
 _BOXES = {
     1: lambda x1, y1, x2, y2: (x1, y1, x2, y2),
     5: lambda x1, y1, x2, y2: (y1, x1, y2, x2),
@@ -50,8 +51,8 @@ class Canvas(NamedTuple):
 
     Attributes:
         size: (width, height), in the annotation's pixels.
-        orientation: by EXIF, which makes it upright; 1 if it was drawn upright.
-        is_certain: whether nothing but the picture as shown is possible.
+        orientation: EXIF orientation that turns it upright; 1 if it is upright.
+        is_certain: whether only the image as shown is possible.
     """
 
     size: tuple[int, int]
@@ -59,15 +60,15 @@ class Canvas(NamedTuple):
     is_certain: bool
 
     def turn_boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Turns corners `[objects, 4]`, as fractions, to the upright picture."""
+        """Turns corners `[objects, 4]`, as fractions, to the upright image."""
         return np.stack(_BOXES[self.orientation](*boxes.T), axis=1)
 
     def turn_mask(self, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Turns a mask to the upright picture, and resizes it by the nearest pixel.
+        """Turns a mask upright, and resizes it to its image by the nearest pixel.
 
         Args:
             mask: `[height, width]`.
-            size: (width, height) of the upright picture.
+            size: (width, height) of the upright image.
 
         Returns:
             `[size[1], size[0]]`.
@@ -81,7 +82,7 @@ class Canvas(NamedTuple):
 
 
 def _has_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Says whether sizes differ by a factor alone, but for rounding to whole pixels."""
+    """Tells whether two sizes have the same aspect, up to rounding to whole pixels."""
     (width, height), (other_width, other_height) = size, other
     difference = abs(width * other_height - height * other_width)
     return difference < min(
@@ -89,45 +90,49 @@ def _has_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
     )
 
 
-def _says(size: tuple[int, int]) -> str:
+def _format_size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
 def find_canvas(
-    header: Header, stated: tuple[int, int] | None, said: str, image, repairs: Repairs
+    header: Header,
+    stated: tuple[int, int] | None,
+    subject: str,
+    image: Path,
+    report: AnnotationReport,
 ) -> Canvas:
     """Finds the picture that an annotation was drawn on.
 
     Args:
         header: of the image file.
-        stated: (width, height) by the annotation; `None` if it states none.
-        said: who states it, for errors: `"a.xml states"`.
+        stated: (width, height) in the annotation; `None` if it states none.
+        subject: who states it, for errors: `"a.xml states"`.
         image: path of the image.
-        repairs: counts what is turned or scaled.
+        report: counts images whose annotations are turned or scaled.
 
     Returns:
         The `Canvas`.
 
     Raises:
-        ValueError: if the size is of another picture.
+        ValueError: if the size belongs to another image.
     """
     shown, stored = header.size, header.stored_size
-    is_turned = header.orientation != 1
-    is_silent, stated = stated is None, stated or shown
-    for is_same in (tuple.__eq__, _has_aspect):
-        fits_shown, fits_stored = is_same(stated, shown), is_same(stated, stored)
+    is_turned, has_size = header.orientation != 1, stated is not None
+    size = stated or shown
+    for has_same, is_exact in ((tuple.__eq__, True), (_has_aspect, False)):
+        fits_shown, fits_stored = has_same(size, shown), has_same(size, stored)
         if not (fits_shown or fits_stored):
             continue
-        repairs.add(SCALED, str(image), is_same is _has_aspect)
+        report.add(SCALED, str(image), int(not is_exact))
         if fits_shown:
-            is_either = is_turned and (fits_stored or is_silent)
-            repairs.add(AS_SHOWN, str(image), is_either)
-            return Canvas(stated, 1, is_same is tuple.__eq__ and not is_either)
-        repairs.add(AS_STORED, str(image))
-        return Canvas(stated, header.orientation, False)
-    turned = f", and as stored {_says(stored)}" if is_turned else ""
+            is_ambiguous = is_turned and (fits_stored or not has_size)
+            report.add(AS_SHOWN, str(image), int(is_ambiguous))
+            return Canvas(size, 1, is_exact and not is_ambiguous)
+        report.add(AS_STORED, str(image))
+        return Canvas(size, header.orientation, False)
+    turned = f", and as stored {_format_size(stored)}" if is_turned else ""
     raise ValueError(
-        f"{said} {_says(stated)} pixels, but its image {image} has "
-        f"{_says(shown)}{turned}. Is it the annotation of another picture? Put the "
-        "picture there that was annotated, or correct the size."
+        f"{subject} {_format_size(size)} pixels, but its image {image} has "
+        f"{_format_size(shown)}{turned}. Is it the annotation of another image? "
+        "Restore the annotated image, or correct the size."
     )

@@ -1,7 +1,7 @@
-"""From an example of a source to an image: read, decode a window of it, resize.
+"""From an example of a source to an image: read, decode a window, resize.
 
-Every image is upright: the EXIF orientation is applied before anything else looks at
-it. `keras_mobilevit.image_files` does the same for `predict`, with the same pixels.
+Every image is upright: the EXIF orientation is applied first.
+`keras_mobilevit.image_files` does the same for `predict`, with the same pixels.
 """
 
 import numpy as np
@@ -11,14 +11,14 @@ from keras_mobilevit import image_files, preprocessing
 from train.data import augment, exif
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_SIDES = 16  # where its width and height stand, big-endian, of 4 bytes each
+_PNG_SIDES = 16  # position of width and height, 4 bytes each, big-endian
 _PNG_EXIF = b"eXIf"
-# Pillow's method, so that both give the same pixels; TensorFlow's own default is faster
-# by a few percent and differs in the last bits.
+# Pillow's method, so that both give the same pixels. TensorFlow's default is a few
+# percent faster and differs in the last bits.
 _EXACT = "INTEGER_ACCURATE"
 
 
-def read(example):
+def read(example: dict) -> tf.Tensor:
     """Returns an example's encoded image, from memory or from its file."""
     return (
         example["encoded"]
@@ -28,22 +28,22 @@ def read(example):
 
 
 def _is_plain_png(encoded):
-    """Tells whether an image is a PNG without EXIF, which may stand anywhere in it."""
+    """Tells whether an image is a PNG without an EXIF chunk anywhere in it."""
     is_png = tf.strings.substr(encoded, 0, len(_PNG)) == _PNG
     return is_png & (tf.size(tf.strings.split(encoded, _PNG_EXIF)) == 1)
 
 
 def _with_pillow(function, encoded, dtype):
-    """Calls a function of an image's bytes outside of the graph."""
+    """Calls a function of an image's bytes outside the graph."""
     if tf.executing_eagerly():  # numpy_function would lose zeros at the end
         return tf.constant(function(tf.convert_to_tensor(encoded).numpy()), dtype)
     return tf.numpy_function(function, [encoded], dtype, stateful=False)
 
 
 def _decode_with_pillow(encoded):
-    """Decodes the kinds that TensorFlow lacks or reads in another way.
+    """Decodes the formats that TensorFlow lacks or decodes differently.
 
-    Among these are BMP with a palette, which it takes for gray, and animated WebP.
+    Among these are BMP with a palette, which it decodes as gray, and animated WebP.
     """
     return _with_pillow(image_files.decode, encoded, tf.uint8)
 
@@ -56,7 +56,7 @@ def _size_with_pillow(encoded):
 
 
 def _refuse_too_large(size):
-    """Returns the assertion that an image of (height, width) can be decoded."""
+    """Returns the assertion that an image of (height, width) is small enough."""
     pixels = tf.reduce_prod(tf.cast(size, tf.int64))
     limit = tf.constant(image_files.MAX_PIXELS, tf.int64)
     return tf.debugging.assert_less_equal(pixels, limit, "The image has more pixels")
@@ -126,9 +126,9 @@ def _other_size(encoded):
 
 
 def _rarely(condition, then, otherwise, dtype, *inputs):
-    """Does what `tf.cond` does, and costs nothing where it is not reached.
+    """Works like `tf.cond`, but its branches cost nothing if it is not reached.
 
-    `tf.cond` mixes the operations of both branches into the graph around them, and
+    `tf.cond` inlines the operations of both branches into the graph around it, and
     TensorFlow visits them all, which takes 8 % of the time of a small photo.
     """
     if tf.executing_eagerly():
@@ -148,8 +148,8 @@ def _rarely(condition, then, otherwise, dtype, *inputs):
     return result
 
 
-def _by_kind(jpeg, turned_jpeg, other, dtype, encoded, *inputs):
-    """Calls the function of the kind of image that the bytes are."""
+def _by_format(jpeg, turned_jpeg, other, dtype, encoded, *inputs):
+    """Calls the function for the format of the encoded image."""
     is_jpeg = tf.io.is_jpeg(encoded)
     return tf.cond(
         is_jpeg & ~exif.may_turn(encoded),
@@ -158,55 +158,56 @@ def _by_kind(jpeg, turned_jpeg, other, dtype, encoded, *inputs):
     )
 
 
-def decode(encoded):
-    """Decodes any image format to an upright image; of an animation, the first frame.
+def decode(encoded) -> tf.Tensor:
+    """Decodes an image of any format, or the first frame of an animation, upright.
 
     Args:
-        encoded: its bytes, a scalar string.
+        encoded: the bytes of the image, a scalar string.
 
     Returns:
         uint8 `[height, width, 3]`, RGB.
     """
-    kinds = _decode_jpeg, _decode_turned_jpeg, _decode_other
-    image = _by_kind(*kinds, tf.uint8, encoded)
+    image = _by_format(
+        _decode_jpeg, _decode_turned_jpeg, _decode_other, tf.uint8, encoded
+    )
     image.set_shape([None, None, 3])
     return image
 
 
-def decode_window(encoded, window):
-    """Decodes one window of an image, and no more of a JPEG than that takes.
+def decode_window(encoded, window) -> tf.Tensor:
+    """Decodes one window of an image; of a JPEG, only the part that is needed.
 
     Args:
-        encoded: bytes of any image format.
-        window: int32 `[4]`: top, left, height, width, of the upright image.
+        encoded: the bytes of an image of any format.
+        window: int32 `[4]`: top, left, height, width in the upright image.
 
     Returns:
         uint8 `[height, width, 3]`.
     """
-    kinds = _crop_jpeg, _crop_turned_jpeg, _crop_other
-    image = _by_kind(*kinds, tf.uint8, encoded, window)
+    image = _by_format(
+        _crop_jpeg, _crop_turned_jpeg, _crop_other, tf.uint8, encoded, window
+    )
     image.set_shape([None, None, 3])
     return image
 
 
-def image_size(encoded):
-    """Returns the height and width of the upright image, int32 `[2]`.
+def image_size(encoded) -> tf.Tensor:
+    """Reads the height and width of the upright image, int32 `[2]`.
 
-    Nothing is decoded for it.
+    No pixels are decoded.
     """
-    kinds = _jpeg_size, _turned_jpeg_size, _other_size
-    size = _by_kind(*kinds, tf.int32, encoded)
+    size = _by_format(_jpeg_size, _turned_jpeg_size, _other_size, tf.int32, encoded)
     size.set_shape([2])
     return size
 
 
-def to_uint8(image):
-    """Rounds values in [0, 255]."""
+def to_uint8(image) -> tf.Tensor:
+    """Rounds values and clips them to [0, 255]."""
     return tf.saturate_cast(tf.round(image), tf.uint8)
 
 
-def resize(image, size):
-    """Resizes an image of any type to uint8 `[*size, 3]`, whatever its aspect."""
+def resize(image, size) -> tf.Tensor:
+    """Resizes an image of any type to uint8 `[*size, 3]`; its aspect may change."""
     return to_uint8(tf.image.resize(image, size, antialias=True))
 
 
@@ -216,11 +217,11 @@ def train_example(example, size, seed, config) -> dict:
     Args:
         example: of a source: `encoded` or `path`, and `label`.
         size: (height, width) of the result.
-        seed: two integers; the same ones crop and mirror it alike.
+        seed: two integers, which determine crop and flip.
         config: a `TrainConfig`; its `crop_scale` and `flip` are used.
 
     Returns:
-        `image`, uint8 `[*size, 3]`: a random crop, perhaps mirrored; and `label`.
+        `image`, uint8 `[*size, 3]`: a random crop, possibly mirrored; and `label`.
     """
     encoded = read(example)
     height, width = tf.unstack(image_size(encoded))
@@ -232,11 +233,11 @@ def train_example(example, size, seed, config) -> dict:
     return {"image": image, "label": example["label"]}
 
 
-def center_crop(example, size, crop_fraction: float):
+def center_crop(example: dict, size, crop_fraction: float) -> tf.Tensor:
     """Returns the central part of an example's image, uint8 `[*size, 3]`.
 
-    It has the pixels of `resize_and_center_crop` in a quarter of the memory, since
-    TensorFlow resizes integers as they are.
+    It has the same pixels as `resize_and_center_crop` in a quarter of the memory, since
+    TensorFlow resizes integers without a copy in float32.
     """
     image = preprocessing.center_crop(decode(read(example)), size, crop_fraction)
     return resize(image, size)

@@ -1,10 +1,11 @@
 """The multi-scale sampler: which image size, and so which batch size, at each step.
 
 A batch of small images holds more of them, so that every step costs about as much
-(paper, section 3.2). The schedule is a pure function of its arguments: every host
-computes the same one, and the data pipeline follows it.
+(paper, section 3.2). The schedule depends only on its arguments: all processes of a run
+compute the same one, and the data pipeline follows it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,10 @@ class BatchShape(NamedTuple):
 
 
 def batch_shapes(
-    sizes, base_size, base_batch: int, multiple: int = 1
+    sizes: Sequence[int | tuple[int, int]],
+    base_size: int | tuple[int, int],
+    base_batch: int,
+    batch_multiple: int = 1,
 ) -> list[BatchShape]:
     """Gives each image size the batch that has as many pixels as the base batch.
 
@@ -27,11 +31,12 @@ def batch_shapes(
         sizes: sides in pixels, or (height, width) pairs.
         base_size: the side, or (height, width), at which the batch is `base_batch`.
         base_batch: images in a batch at `base_size`.
-        multiple: of which every batch is one, so that it can be dealt out evenly.
+        batch_multiple: every batch is a multiple of it, so that replicas can share it
+            evenly.
 
     Returns:
-        A `BatchShape` for each size, smallest area first, each with the multiple that
-        is next to `base area * base_batch / area`, and at least one multiple.
+        A `BatchShape` for each size, smallest area first. Its batch is
+        `base area * base_batch / area`, rounded to the nearest multiple, at least one.
 
     Raises:
         ValueError: if a size, the batch or the multiple is not a positive integer.
@@ -41,7 +46,7 @@ def batch_shapes(
     BatchShape(height=128, width=128, batch=100)
     """
     base_height, base_width = _pair(base_size)
-    for name, value in (("base batch", base_batch), ("multiple", multiple)):
+    for name, value in (("base batch", base_batch), ("batch multiple", batch_multiple)):
         if type(value) is not int or value < 1:
             raise ValueError(
                 f"The {name} must be a positive integer. Received: {value!r}."
@@ -50,8 +55,8 @@ def batch_shapes(
     shapes = []
     for size in sizes:
         height, width = _pair(size)
-        batches = base_pixels / (height * width * multiple)
-        batch = multiple * max(1, round(batches))
+        multiples = base_pixels / (height * width * batch_multiple)
+        batch = batch_multiple * max(1, round(multiples))
         shapes.append(BatchShape(height, width, batch))
     if not shapes:
         raise ValueError("Expected at least one size. Received none.")
@@ -70,7 +75,7 @@ def _pair(size) -> tuple[int, int]:
 def shapes_in_use(
     shapes: list[BatchShape], epoch: int, grow_epochs: int = 0
 ) -> list[BatchShape]:
-    """Returns the shapes that an epoch draws from, when the range grows.
+    """Returns the shapes that an epoch draws from while the range of sizes grows.
 
     Args:
         shapes: all shapes, smallest first.
@@ -79,7 +84,7 @@ def shapes_in_use(
             of them; 0 uses all from the start.
 
     Returns:
-        The first shapes of the list, at least one.
+        The smallest shapes of the list, at least one.
     """
     if epoch >= grow_epochs:
         return list(shapes)
@@ -94,13 +99,13 @@ def epoch_schedule(
     grow_epochs: int = 0,
     repeats: int = 1,
 ) -> list[BatchShape]:
-    """Draws the shapes of an epoch's batches until every example has its place.
+    """Draws the shapes of an epoch's batches until every example is in one.
 
-    Shapes come in rounds, each a shuffle of all of them, so that all are met (and
-    compiled) in the first epoch and used equally often, but for the last round: where
-    the examples left are too few for a shape it is passed over. So an epoch of fewer
-    examples than one round favours the smallest batches. The last batch has the
-    smallest batch of all, and is the only one that can be left unfilled.
+    Shapes come in rounds, each a shuffle of all shapes. So all are compiled in the
+    first epoch and used equally often. The last round is an exception: it skips shapes
+    for which too few examples are left, so an epoch of fewer examples than one round
+    favors the smallest batches. The last batch has the smallest batch size, and only it
+    can have more positions than examples are left.
 
     Args:
         shapes: what `batch_shapes` returned.
@@ -108,12 +113,12 @@ def epoch_schedule(
         epoch: counted from 0.
         seed: another seed draws another schedule.
         grow_epochs: see `shapes_in_use`.
-        repeats: batches of a shape that follow each other; only the smallest batches
-            come singly, at the end, where too few examples are left.
+        repeats: batches of a shape that follow each other; only at the end, when few
+            examples are left, the smallest batches come singly.
 
     Returns:
-        One `BatchShape` a step. Their batches sum to `num_examples`, or to less than
-        one smallest batch above it.
+        One `BatchShape` for each step. Their batches sum to `num_examples`, or exceed
+        it by less than one smallest batch.
 
     Raises:
         ValueError: if there are no examples.

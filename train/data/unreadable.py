@@ -1,7 +1,7 @@
-"""Why images could not be read.
+"""Explains why images could not be read.
 
-A `tf.data` pipeline leaves out what fails and does not say why, so the file is read
-once more, here.
+A `tf.data` pipeline drops an image that fails and does not say why, so the file is read
+once more here.
 """
 
 import os
@@ -11,24 +11,24 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from train.data import images
-from train.data.sources import Source
+from train.data.source import Source
 
-TOLD = 3  # images that a message names
-# What TensorFlow adds to a message: the function and the operation that failed.
+NAMED = 3  # images that a message names
+# TensorFlow adds the function and the operation that failed to a message.
 _SURROUNDINGS = re.compile(r"\{\{.*?\}\}\s*|\s*\[Op:.*", re.DOTALL)
 
 
 def reason(name: str) -> str:
-    """Says why an image could not be read.
+    """Explains why an image could not be read.
 
     Args:
-        name: of an example: the path of its file, or what a data set calls it.
+        name: id of an example: the path of its file, or its name in a data set.
 
     Returns:
-        A few words, for a person.
+        The reason, for a message.
     """
     if not os.path.isabs(name) and not os.path.exists(name):
-        return "its data set holds no image that can be decoded"
+        return "its data set has no image there that can be decoded"
     try:
         content = tf.io.read_file(name)
         if not len(content.numpy()):
@@ -38,8 +38,7 @@ def reason(name: str) -> str:
         text = error.message if isinstance(error, tf.errors.OpError) else str(error)
         return " ".join(_SURROUNDINGS.sub("", text).split())
     return (
-        "it can be read here and now: it may have been incomplete or out of reach at "
-        "the time, or a data server cannot decode its kind"
+        "it can be read here and now: it may have been incomplete or unreachable before"
     )
 
 
@@ -49,14 +48,14 @@ def with_reason(name: str) -> str:
 
 
 def refuse_nothing_read(source: Source, split: str, names: Sequence[str]) -> None:
-    """Raises a ValueError that names images of a split, none of which can be read.
+    """Raises a ValueError that says that no image of a split can be read.
 
     Args:
         source: of the images.
         split: of the source.
-        names: of them.
+        names: ids of the images.
     """
-    first = "; ".join(map(with_reason, list(dict.fromkeys(names))[:TOLD]))
+    first = "; ".join(map(with_reason, list(dict.fromkeys(names))[:NAMED]))
     raise ValueError(
         f"None of the {source.num_examples[split]} {split} images of {source.name} can "
         "be read." + (f" The first are {first}." if first else "")

@@ -23,7 +23,7 @@ from absl import flags, logging
 from train.data import images
 from train.data import pipeline as data
 from train.data.sampler import BatchShape
-from train.data.sources import Source
+from train.data.source import Source
 from train.distribution.strategies import at_most, give_up
 
 BATCHES_AHEAD = 2  # of each server that wait here
@@ -70,7 +70,7 @@ def train_batches(
     schedule: list[BatchShape],
     epoch: int,
     first_step: int = 0,
-    share: data.Share = data.WHOLE,
+    share: data.Shard = data.WHOLE,
     load: Callable = images.train_example,
 ) -> tf.data.Dataset:
     """Makes the batches of `train.data.pipeline.train_batches`, decoded by servers.

@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from train.data import pipeline as data
-from train.data.sources import Source
+from train.data.source import Source
 from train.data.unreadable import refuse_nothing_read, with_reason
 
 
@@ -61,9 +61,9 @@ def refuse_nothing_seen(
         refuse_nothing_read(source, split, unreadable.names)
 
 
-def distribute(strategy, make_dataset: Callable[[data.Share], tf.data.Dataset]):
-    """Makes each pipeline's share of the batches of a distributed data set."""
+def distribute(strategy, make_dataset: Callable[[data.Shard], tf.data.Dataset]):
+    """Makes each pipeline's shard of the batches of a distributed data set."""
     options = tf.distribute.InputOptions(experimental_fetch_to_device=False)  # strings
     return strategy.distribute_datasets_from_function(
-        lambda context: make_dataset(data.Share.of(context)), options
+        lambda context: make_dataset(data.Shard.of(context)), options
     )

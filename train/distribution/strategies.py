@@ -1,7 +1,6 @@
 """Which devices train, as a `tf.distribute.Strategy`; one device is a strategy too."""
 
 import contextlib
-import dataclasses
 import faulthandler
 import math
 import os
@@ -10,93 +9,10 @@ import threading
 from collections.abc import Iterator
 
 import tensorflow as tf
-from absl import flags, logging
+from absl import logging
 
 from train.distribution.cluster import Cluster, find_cluster
-
-LONGEST_TIMEOUT = 7 * 24 * 3600.0  # seconds
-THIS_MACHINE = "local"  # the TPU that `--tpu` without a name means
-
-
-@dataclasses.dataclass(frozen=True)
-class Devices:
-    """What to train on.
-
-    Attributes:
-        tpu: its name, or `"local"`; empty without one.
-        tpu_zone: Google Cloud's zone.
-        tpu_project: Google Cloud's project.
-        cluster: `"auto"` looks for other workers, `"none"` does not.
-        cluster_timeout: seconds to wait for a TPU, the other workers or the servers of
-            `train.distribution.data_service`.
-        gpus: how many to use; `None` for all there are.
-    """
-
-    tpu: str = ""
-    tpu_zone: str | None = None
-    tpu_project: str | None = None
-    cluster: str = "auto"
-    cluster_timeout: float = 300.0
-    gpus: int | None = None
-
-
-class _TPUParser(flags.ArgumentParser):
-    """Reads `--tpu` as well as `--tpu=NAME`."""
-
-    syntactic_help = "the TPU's name, or nothing"
-
-    def parse(self, argument):
-        return {"true": THIS_MACHINE, "false": "", None: ""}.get(argument, argument)
-
-
-def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the flags of `Devices`."""
-    flags.DEFINE_flag(
-        flags.Flag(
-            _TPUParser(),
-            flags.ArgumentSerializer(),
-            "tpu",
-            "",
-            "Train on the TPU of this name, of $TPU_NAME or of this machine. Without, "
-            "on all GPUs of this machine, or on the CPU.",
-            boolean=True,
-        ),
-        flag_values=flag_values,
-    )
-    for name, what in (("tpu_zone", "zone"), ("tpu_project", "project")):
-        help_text = f"The TPU's {what} in Google Cloud."
-        flags.DEFINE_string(name, None, help_text, flag_values=flag_values)
-    flags.DEFINE_enum(
-        "cluster",
-        "auto",
-        ("auto", "none"),
-        "auto trains with all workers that $TF_CONFIG or SLURM names, each of which "
-        "runs this command; --workdir must be storage that they share. none is this "
-        "process alone.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_float(
-        "cluster_timeout",
-        Devices.cluster_timeout,
-        "Seconds to wait for a TPU, for the other workers, or for --data_servers.",
-        lower_bound=1.0,
-        upper_bound=LONGEST_TIMEOUT,
-        flag_values=flag_values,
-    )
-    flags.DEFINE_integer(
-        "gpus",
-        None,
-        "GPUs to use, of each worker and as many on all. Default: all that it sees; "
-        "with several tasks a node, srun --gpus-per-task deals them out.",
-        lower_bound=0,
-        flag_values=flag_values,
-    )
-
-
-def devices_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Devices:
-    """Returns the `Devices` that the flags name."""
-    names = [field.name for field in dataclasses.fields(Devices)]
-    return Devices(**{name: flag_values[name].value for name in names})
+from train.distribution.devices import THIS_MACHINE, Devices
 
 
 def make_strategy(devices: Devices) -> tf.distribute.Strategy:
@@ -119,8 +35,6 @@ def make_strategy(devices: Devices) -> tf.distribute.Strategy:
             "--cluster_timeout is a number of seconds. Received: "
             f"{devices.cluster_timeout}."
         )
-    if (devices.tpu_zone or devices.tpu_project) and not devices.tpu:
-        raise ValueError("--tpu_zone and --tpu_project go with --tpu=NAME.")
     if devices.tpu and devices.gpus is not None:
         raise ValueError("--tpu and --gpus exclude each other.")
     cluster = find_cluster(os.environ) if devices.cluster == "auto" else None
@@ -190,17 +104,14 @@ def _tpu_strategy(devices: Devices) -> tf.distribute.Strategy:
 
     def explain(error="") -> str:
         return (
-            f"No TPU. Looked for {name!r} (zone {devices.tpu_zone}, project "
-            f"{devices.tpu_project}) for at most {devices.cluster_timeout:.0f} s. "
-            "Name it by --tpu=NAME, --tpu_zone and --tpu_project, or remove --tpu "
-            f"to train on GPUs or the CPU. {error}"
+            f"No TPU. Looked for {name!r} for at most {devices.cluster_timeout:.0f} s. "
+            "Name another one with --tpu=NAME, or remove --tpu to train on GPUs or "
+            f"the CPU. {error}"
         )
 
     with at_most(devices.cluster_timeout, explain):
         try:
-            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
-                name, zone=devices.tpu_zone, project=devices.tpu_project
-            )
+            resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name)
             if name != THIS_MACHINE:
                 tf.config.experimental_connect_to_cluster(resolver)
             tf.tpu.experimental.initialize_tpu_system(resolver)

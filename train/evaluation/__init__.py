@@ -1,5 +1,5 @@
-"""One evaluation for every task and every form of a model.
+"""One evaluation for every task and every kind of model file.
 
-Serves the validation of a training run and `--mode=eval`.
-May import `keras_mobilevit`, `train.data`, `train.distribution` and `train.run`.
+Serves the validation of a training run and `--mode=eval`. May import
+`keras_mobilevit`, `train.data`, `train.distribution`, `train.tasks` and `train.step`.
 """

@@ -1,125 +1,196 @@
-"""One pass over the validation images, for any task, on one device or on many."""
+"""One pass over the validation images, for any task, model and number of devices."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from train.config import TrainConfig
 from train.data import pipeline as data
-from train.data.sources import Source
+from train.data.source import Source
 from train.distribution.inputs import (
     Unreadable,
     distribute,
     refuse_nothing_seen,
     take_strings,
 )
-from train.run.progress import CheckpointManager, Progress
-from train.step import as_numbers
+from train.evaluation.predictor import Predictor
+from train.step import EvalResult, as_numbers
 from train.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalInputs:
+    """How validation images are prepared.
+
+    Attributes:
+        size: side in pixels.
+        crop_fraction: fraction of the short side that the center crop keeps.
+        batch_size: images in a batch, over all devices.
+    """
+
+    size: int
+    crop_fraction: float
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        seen: number of images that could be read.
+        metrics: the mean of each sum of the step, and the task's score.
+        statistics: what the score was computed from.
+        unreadable: names of the images that could not be read.
+    """
+
+    seen: int
+    metrics: dict[str, float]
+    statistics: dict[str, np.ndarray]
+    unreadable: list[str]
 
 
 def evaluate(
     task: Task,
-    eval_step,
+    step: Callable[[dict], EvalResult],
     source: Source,
-    config: TrainConfig,
-    strategy,
-    progress: Progress,
-    manager: CheckpointManager,
-) -> dict:
-    """Evaluates on the validation split.
+    inputs: EvalInputs,
+    strategy: tf.distribute.Strategy,
+    after_batch: Callable[[dict[str, float]], None],
+) -> Evaluation:
+    """Evaluates a model on the validation split.
 
     Args:
-        task: what is trained.
-        eval_step: from `train.step.make_eval_step`.
+        task: prepares the images, and scores the predictions.
+        step: runs the model on a batch.
         source: where the images come from.
-        config: gives size, crop and batch.
-        strategy: that of the step.
-        progress: where the run is.
-        manager: saves it, and stops the run when it is asked to.
-
-    Returns:
-        The mean of each of the task's metrics, what its `score` gives, and
-        `skipped_validation`, the number of images that could not be decoded.
+        inputs: how they are prepared.
+        strategy: the devices of the step.
+        after_batch: is called with the sums of each batch; may stop the evaluation by
+            an exception.
 
     Raises:
-        Preempted: if the run was asked to stop, and is saved.
+        ValueError: if no image can be read.
     """
-    replicas = strategy.num_replicas_in_sync
-    part = -(-config.batch_size // (replicas * config.accumulation_steps))
-    arguments = source, "validation", config.eval_size, replicas * part
     batches = distribute(
         strategy,
-        lambda share: data.eval_batches(
-            *arguments, config.eval_crop, share, task.eval_example
+        lambda shard: data.eval_batches(
+            source,
+            "validation",
+            inputs.size,
+            inputs.batch_size,
+            inputs.crop_fraction,
+            shard,
+            task.eval_example,
         ),
     )
-    unreadable, totals, collected = Unreadable(), {}, []
-    counted = task.count and Counts(task.count, source.class_names, strategy)
+    unreadable, totals = Unreadable(), dict[str, float]()
+    statistics = _Statistics(task, source, strategy)
     for batch in batches:
         batch = unreadable.take_names(strategy, batch)
         strings = take_strings(strategy, batch)
-        sums, predictions = eval_step(batch, tf.constant(manager.asked()))
-        for name, value in as_numbers(sums).items():
+        result = step(batch)
+        sums = as_numbers(result.sums)
+        for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value
-        if counted:
-            counted.add(strings, predictions)
-        else:
-            collected.append(task.unpad(_that_count(predictions)))
-        manager.after_step(progress, totals["stop"] > 0)
-    seen = round(totals.pop("count"))
-    del totals["stop"]
+        statistics.add(result, strings)
+        after_batch(sums)
+    seen = round(totals["count"])
     refuse_nothing_seen(seen, source, "validation", unreadable)
-    means = {name: value / seen for name, value in totals.items()}
-    found = counted.sums() if counted else _join(collected)
-    return {
-        **means,
-        **task.score(source.class_names, found),
-        "skipped_validation": source.num_examples["validation"] - seen,
+    means = {
+        name: value / seen
+        for name, value in totals.items()
+        if name not in ("count", "stop")
     }
+    found = statistics.total()
+    metrics = {**means, **task.score(source.class_names, found)}
+    return Evaluation(seen, metrics, found, unreadable.names)
 
 
-def _that_count(examples: dict) -> dict[str, np.ndarray]:
-    """Returns examples in NumPy, those alone that count."""
-    found = {name: np.asarray(value) for name, value in examples.items()}
-    counts = found.pop("weight", np.array([])) > 0
-    return {name: value[counts] for name, value in found.items()}
+class _Statistics:
+    """The statistics of all examples.
 
-
-def _join(batches: list[dict]) -> dict[str, np.ndarray]:
-    return {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
-
-
-class Counts:
-    """What a task counts on the examples of all workers, each on its own ones.
-
-    They are counted where they were read, since strings stay there.
+    Summable ones are computed by the worker that reads the example, since strings
+    cannot be exchanged, and are summed over the workers at the end.
     """
 
-    def __init__(self, count: Callable, class_names: Sequence[str], strategy):
-        self.count = functools.partial(count, class_names)
-        self.strategy, self.found = strategy, {}
+    def __init__(self, task: Task, source: Source, strategy: tf.distribute.Strategy):
+        self.task, self.strategy = task, strategy
+        self.compute = functools.partial(task.statistics, source.class_names)
+        self.found: list[dict[str, np.ndarray]] = []
 
-    def add(self, strings: list[dict], predictions: dict) -> None:
-        """Counts a batch: its strings by replica, and the step's predictions."""
-        for index, of_replica in enumerate(strings):
-            values = {
-                name: self.strategy.experimental_local_results(value)[index]
-                for name, value in predictions.items()
-            }
-            counts = self.count(_that_count({**values, **of_replica}))
-            for name, value in counts.items():
-                self.found[name] = self.found.get(name, 0) + value
+    def add(self, result: EvalResult, strings: list[dict[str, np.ndarray]]) -> None:
+        """Adds a batch: the step's result, and the strings of each local replica."""
+        # What is not summable was gathered: each worker has the examples of all.
+        for index, own in enumerate(strings if self.task.summable else [{}]):
+            targets = {**self._of_replica(result.targets, index), **own}
+            counts = targets.pop("weight") > 0
+            predictions = self._of_replica(result.predictions, index)
+            found = self.compute(
+                {name: value[counts] for name, value in predictions.items()},
+                {name: value[counts] for name, value in targets.items()},
+            )
+            if self.task.summable and self.found:
+                found = {name: self.found[0][name] + found[name] for name in found}
+                self.found = [found]
+            else:
+                self.found.append(found)
 
-    def sums(self) -> dict[str, np.ndarray]:
-        """Returns the sums of what all workers counted."""
-        return {name: self._sum(value) for name, value in self.found.items()}
+    def _of_replica(self, values: dict, index: int) -> dict[str, np.ndarray]:
+        local = self.strategy.experimental_local_results
+        return {name: np.asarray(local(value)[index]) for name, value in values.items()}
 
-    def _sum(self, counts: np.ndarray) -> np.ndarray:
+    def total(self) -> dict[str, np.ndarray]:
+        """Returns the statistics of the examples of all workers."""
+        names = self.found[0]
+        if self.task.summable:
+            return {name: self._sum_over_workers(self.found[0][name]) for name in names}
+        return {name: np.concatenate([x[name] for x in self.found]) for name in names}
+
+    def _sum_over_workers(self, counts: np.ndarray) -> np.ndarray:
         own = self.strategy.run(tf.identity, (tf.constant(counts[None]),))
         replicas = len(self.strategy.experimental_local_results(own))
-        # All replicas of a worker hold the same.
+        # All replicas of a worker have the same counts.
         gathered = self.strategy.gather(own, axis=0).numpy()
         return gathered[::replicas].sum(axis=0)
+
+
+def evaluate_predictor(
+    task: Task, predictor: Predictor, source: Source, config: TrainConfig
+) -> Evaluation:
+    """Evaluates a model from a file on the validation split, with a progress bar.
+
+    Args:
+        task: the predictor is of its kind.
+        predictor: what to evaluate.
+        source: where the images come from.
+        config: its `eval_crop` is used.
+
+    Raises:
+        ValueError: if no image can be read, or the predictions cannot be scored.
+    """
+    kind, images = task.model_kind, source.num_examples["validation"]
+    # Equal batches: the last one has little padding, which is predicted too.
+    batches = max(1, -(-images // kind.batch_size))
+    inputs = EvalInputs(predictor.size, config.eval_crop, max(1, -(-images // batches)))
+
+    def step(batch: dict) -> EvalResult:
+        targets = dict(batch)
+        predictions = predictor.predict(targets.pop("image"))
+        kind.check(predictions, source)
+        sums = {"count": tf.reduce_sum(batch["weight"])}
+        return EvalResult(sums, predictions, targets)
+
+    with tqdm(total=images, unit="img", disable=None, leave=False) as bar:
+        return evaluate(
+            task,
+            step,
+            source,
+            inputs,
+            tf.distribute.get_strategy(),
+            lambda sums: bar.update(round(sums["count"])),
+        )

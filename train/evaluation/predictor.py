@@ -1,4 +1,4 @@
-"""Loads the model that an evaluation measures, of any task, from any kind of file."""
+"""Loads the model that an evaluation measures, for any task, from any kind of file."""
 
 import dataclasses
 import os
@@ -7,76 +7,51 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_mobilevit.files import read_text
 from keras_mobilevit.litert import LiteRTModel, read_card
 from keras_mobilevit.preprocessing import largest_value
 from keras_mobilevit.weights.load import load_model_file
-from train.data.sources import Source
+from train.config import TrainConfig
+from train.data.source import Source
+from train.step import as_float32
+from train.tasks.task import ModelKind, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """The models of a task.
-
-    Attributes:
-        noun: what one is called.
-        published: the name of its published weights.
-        is_one: tells whether a Keras model is one.
-        num_classes: from a Keras model to the number of its classes.
-        build: from a `TrainConfig` and a number of classes to a model for images of any
-            size, with the weights that `config.weights` names.
-        make_run: from a Keras model and the side of its images to a function, from
-            images to what `LoadedModel.run` returns.
-        file_classes: from what LiteRT tells of a file's outputs, by their names, to the
-            number of classes, or `None` where only its card may know; raises a
-            ValueError if they are not those of such a model.
-        finish: from a file's outputs, `{name: [batch, ...]}`, and the side of its
-            images to what `LoadedModel.run` returns.
-    """
-
-    noun: str
-    published: str
-    is_one: Callable[[keras.Model], bool]
-    num_classes: Callable[[keras.Model], int]
-    build: Callable
-    make_run: Callable[[keras.Model, int], Callable]
-    file_classes: Callable[[dict], int | None]
-    finish: Callable[[dict, int], object]
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedModel:
-    """A model that can be measured.
+class Predictor:
+    """A model that can be evaluated.
 
     Attributes:
         size: side of the images that it takes.
-        run: from float32 images `[batch, size, size, 3]`, values in [0, 255], to what
-            it says of them, in NumPy; what that is depends on the task.
+        predict: from a batch of images, `[batch, size, size, 3]` with values in
+            [0, 255], to the task's predictions, `{name: [batch, ...]}` in NumPy; see
+            `train.tasks.task.Task.predictions`.
     """
 
     size: int
-    run: Callable[[np.ndarray], object]
+    predict: Callable[[tf.Tensor], dict[str, np.ndarray]]
 
 
-def load(kind: Kind, config, source: Source) -> LoadedModel:
-    """Loads the model that `config.weights` names, with its top.
+def load_predictor(task: Task, config: TrainConfig, source: Source) -> Predictor:
+    """Loads the model that `config.weights` names, with its head.
 
     Args:
-        kind: of model.
-        config: a `TrainConfig`: `weights` (a published name, a weights file of `model`,
-            a `.keras` or a `.tflite` file), what `kind.build` takes, and `eval_size`.
-        source: its classes are those that the model must have.
+        task: the model must be of its kind.
+        config: `weights` names published weights, a weights file of `model`, a `.keras`
+            or a `.tflite` file; `eval_size` is the size for models that take any.
+        source: the model must have its classes.
 
     Returns:
-        The `LoadedModel`.
+        The `Predictor`.
 
     Raises:
         ValueError: if there are no such weights, or the model has other classes or
             takes images that are not square.
         OSError: if the published weights cannot be downloaded.
     """
-    weights = config.weights
+    kind, weights = task.model_kind, config.weights
     if not weights:
         raise ValueError(
             f"An evaluation of a {kind.noun} takes --model: a .keras or .tflite file; "
@@ -85,7 +60,7 @@ def load(kind: Kind, config, source: Source) -> LoadedModel:
         )
     _check_labels(weights, source)
     if weights.endswith(".tflite"):
-        return _load_file(kind, weights, source)
+        return _file_predictor(kind, weights, source)
     if weights.endswith(".keras"):
         model = load_model_file(weights)
         if not kind.is_one(model):
@@ -95,12 +70,32 @@ def load(kind: Kind, config, source: Source) -> LoadedModel:
         model = kind.build(config, len(source.class_names))
     _check_classes(kind.num_classes(model), weights, source)
     size = _side(model.input_shape, weights) or config.eval_size
-    run, scale = kind.make_run(model, size), np.float32(largest_value(model) / 255)
-    return LoadedModel(size, lambda images: run(images * scale))
+    return keras_predictor(task, model, size)
 
 
-def _load_file(kind: Kind, path: str, source: Source) -> LoadedModel:
-    model, card = LiteRTModel(path, num_threads=os.cpu_count()), read_card(path)
+def keras_predictor(task: Task, model: keras.Model, size: int) -> Predictor:
+    """Makes the predictor of a Keras model.
+
+    Args:
+        task: the model is of its kind.
+        model: takes images of `size`.
+        size: side of the images in pixels.
+    """
+    kind = task.model_kind
+    make_predictions = kind.keras_predictions
+    predictions = make_predictions(model) if make_predictions else task.predictions
+    scale = np.float32(largest_value(model) / 255)
+
+    @tf.function(autograph=False)
+    def run(images):
+        outputs = model(tf.cast(images, tf.float32) * scale, training=False)
+        return predictions(as_float32(outputs), size)
+
+    return Predictor(size, lambda images: _in_numpy(run(images)))
+
+
+def _file_predictor(kind: ModelKind, path: str, source: Source) -> Predictor:
+    model, card = LiteRTModel(path, num_threads=os.cpu_count() or 1), read_card(path)
     try:
         classes = kind.file_classes(model.outputs)
     except ValueError as error:
@@ -111,9 +106,16 @@ def _load_file(kind: Kind, path: str, source: Source) -> LoadedModel:
         _check_classes(classes, path, source)
     size = _side(model.input_shape, path)
     scale = np.float32(card.get("input", {}).get("largest_value", 255) / 255)
-    return LoadedModel(
-        size, lambda images: kind.finish(model.predict(images * scale), size)
-    )
+
+    def predict(images: tf.Tensor) -> dict[str, np.ndarray]:
+        outputs = model.predict(np.asarray(images, np.float32) * scale)
+        return _in_numpy(kind.file_predictions(outputs, size))
+
+    return Predictor(size, predict)
+
+
+def _in_numpy(predictions: dict) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in predictions.items()}
 
 
 def _labels_of(weights: str) -> tuple[Path, list[str]]:
@@ -132,7 +134,7 @@ def _check_labels(weights: str, source: Source) -> None:
     if labels and labels != list(source.class_names):
         differing = sorted(set(labels) ^ set(source.class_names))
         listed = ", ".join(differing[:10]) + ", ..." * (len(differing) > 10)
-        what = f"only one of both has {listed}" if differing else "in another order"
+        what = f"only one of them has {listed}" if differing else "in another order"
         raise ValueError(
             f"{weights} was trained on other classes than {source.name} has, see "
             f"{file}: {what}."
@@ -147,12 +149,12 @@ def _check_classes(found: int, weights: str, source: Source) -> None:
         )
 
 
-def _side(input_shape: tuple, weights: str) -> int | None:
+def _side(input_shape: tuple, weights: str) -> int:
     """Returns the side of the square images that a model takes; `None` for any."""
     height, width = input_shape[1:3]
     if height != width:
         raise ValueError(
-            f"Evaluation is of square images, but {weights} takes {height}x{width} "
-            "pixels."
+            "Evaluation takes models with square images, but the images of "
+            f"{weights} have {height}x{width} pixels."
         )
     return height

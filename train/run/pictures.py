@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from train.config import TrainConfig
 from train.data import pipeline as data
-from train.data.sources import Source
+from train.data.source import Source
 from train.tasks.task import Task
 
 EXAMPLES = 8

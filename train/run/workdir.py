@@ -9,8 +9,9 @@ from pathlib import Path
 from absl import logging
 
 from keras_mobilevit.files import read_text, whole_file
-from train.config import FILENAME, FOLDER_KINDS, TrainConfig, load_config, save_config
-from train.data.sources import Source
+from train.config import FILENAME, TrainConfig, load_config, save_config
+from train.data.registry import is_path_kind
+from train.data.source import Source
 
 _NAMES = 64  # by which images are known again
 CHECKPOINT = "checkpoint.safetensors"
@@ -102,7 +103,7 @@ def _is_changeable(name: str, saved, now) -> bool:
         return False
     if name == "data":  # moved, but of the same kind
         kinds = {value.partition(":")[0] for value in (saved, now)}
-        return len(kinds) == 1 and kinds <= set(FOLDER_KINDS)
+        return len(kinds) == 1 and all(map(is_path_kind, kinds))
     if name == "weights":  # a file that was moved
         return Path(saved).name == Path(now).name
     return True

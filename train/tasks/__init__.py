@@ -1,5 +1,5 @@
-"""What can be trained: one folder and one value a task.
+"""What can be trained: one folder with one value for each task, and the table of tasks.
 
-A task holds its network, examples, loss, metrics and pictures.
-May import `keras_mobilevit`, `train.data` and `train.evaluation`; no loop and no device.
+A folder holds the model, examples, loss, metric and pictures of its task. May import
+`keras_mobilevit`, `train.config`, `train.data` and `train.run.pictures`.
 """

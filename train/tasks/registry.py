@@ -1,10 +1,66 @@
-"""The tasks by their names."""
+"""Every task, one row each, and the function that loads one.
 
-from train.tasks.classification.task import CLASSIFICATION
-from train.tasks.detection.task import DETECTION
-from train.tasks.segmentation.task import SEGMENTATION
-from train.tasks.task import Task
+To add a task, make a folder with its value, a `train.tasks.task.Task`, and add one row
+to `TASKS`. Values are named, not imported: they load TensorFlow, and `--help` must not.
+"""
 
-TASKS: dict[str, Task] = {
-    task.name: task for task in (CLASSIFICATION, DETECTION, SEGMENTATION)
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from train.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRow:
+    """What the flags need of a task.
+
+    Attributes:
+        value: `"module:NAME"` of the `train.tasks.task.Task`.
+        help: what the model returns, for `--help`.
+        own_fields: the fields of `train.config.TrainConfig` that this task uses and
+            some others do not.
+    """
+
+    value: str
+    help: str
+    own_fields: tuple[str, ...] = ()
+
+
+TASKS: dict[str, TaskRow] = {
+    "classification": TaskRow(
+        "train.tasks.classification.task:CLASSIFICATION",
+        "the class of an image",
+        ("eval_crop",),
+    ),
+    "detection": TaskRow(
+        "train.tasks.detection.task:DETECTION",
+        "SSDLite: boxes and classes of objects",
+        ("color_jitter",),
+    ),
+    "segmentation": TaskRow(
+        "train.tasks.segmentation.task:SEGMENTATION",
+        "DeepLabv3: the class of every pixel",
+        ("color_jitter", "output_stride", "auxiliary_weight"),
+    ),
 }
+
+
+def load_task(name: str) -> Task:
+    """Loads a task by its name, and TensorFlow with it."""
+    module, _, value = TASKS[name].value.partition(":")
+    return getattr(importlib.import_module(module), value)
+
+
+def tasks_with_field(field: str) -> tuple[str, ...]:
+    """Returns the names of the tasks that use a field of `train.config.TrainConfig`."""
+    owners = tuple(name for name, row in TASKS.items() if field in row.own_fields)
+    return owners or tuple(TASKS)
+
+
+def describe_tasks() -> str:
+    """Describes all tasks, for `--help`."""
+    return ", ".join(f"{name} ({row.help})" for name, row in TASKS.items())

@@ -11,35 +11,35 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "sizes",
         None,
-        "Core ML: sides of the input images in pixels, the default first.",
+        "Sides of the input images in pixels, the default first.",
     )
     flags.DEFINE_enum(
         "ios",
         None,
         list(map(str, IOS_VERSIONS)),
-        "Core ML: oldest iOS version that runs the package. Default: the oldest "
+        "Oldest iOS version that runs the package. Default: the oldest "
         "possible, which is 16, or 17 if a package of several --sizes resizes maps.",
     )
     flags.DEFINE_enum(
         "layout",
         "tokens",
         ["tokens", "ane"],
-        "Core ML, experimental: memory layout of the transformers' tokens. tokens: "
+        "Experimental: memory layout of the transformers' tokens. tokens: "
         "channels last. ane: the layout of Apple's guide for the Neural Engine, with "
         "one product per head. Measure on a phone which is faster.",
     )
     flags.DEFINE_bool(
         "raw_outputs",
         False,
-        "Core ML: return numbers instead of class names: a classifier's logits, the "
+        "Return numbers instead of class names: a classifier's logits, the "
         "boxes and scores of all of a detector's anchors, or a segmenter's logits at "
         "the output stride.",
     )
     flags.DEFINE_string(
         "labels",
         None,
-        "Core ML: text file with one class name per line. Default: labels.txt beside "
+        "Text file with one class name per line. Default: labels.txt beside "
         "the .keras file; the published names for published weights; else numbers.",
     )
-    flags.DEFINE_string("author", None, "Core ML: author of the model.")
-    flags.DEFINE_string("license", None, "Core ML: license of the model.")
+    flags.DEFINE_string("author", None, "Author of the model.")
+    flags.DEFINE_string("license", None, "License of the model.")

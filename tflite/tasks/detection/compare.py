@@ -5,7 +5,7 @@ import numpy as np
 from keras_mobilevit import boxes as box_math
 from tflite.tasks.task import Outputs
 from tflite.validation import parity
-from train.tasks.detection.evaluation import suppressed
+from train.tasks.detection.postprocess import suppress_file_outputs
 
 MIN_COMPARED_SCORE = 0.05  # objects with lower scores are not compared one by one
 SAME_BOX_IOU = 0.9  # intersection over union from which on two boxes are the same
@@ -41,7 +41,7 @@ def agreement(reference: Outputs, found: Outputs) -> tuple[np.ndarray, float]:
     """Compares the objects that score at least `MIN_COMPARED_SCORE` on many images.
 
     Args:
-        reference: what `train.tasks.detection.evaluation.suppressed` returns.
+        reference: what `train.tasks.detection.postprocess.suppress_file_outputs` returns.
         found: the same for the outputs to compare.
 
     Returns:
@@ -65,7 +65,9 @@ def compare_raw(reference: Outputs, outputs: Outputs) -> dict[str, float]:
     """Compares the boxes and scores of all anchors."""
     found = [parity.compare(reference[n], outputs[n]) for n in ("boxes", "scores")]
     worst = {key: max(part[key] for part in found) for key in ("max_abs", "mean_abs")}
-    _, matched = agreement(suppressed(reference), suppressed(outputs))
+    _, matched = agreement(
+        suppress_file_outputs(reference), suppress_file_outputs(outputs)
+    )
     return {
         **worst,
         "max_abs_reference": 1.0,  # fractions and probabilities

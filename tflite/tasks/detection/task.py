@@ -18,7 +18,7 @@ from tflite.tasks.detection.postprocess import (
     suppressor,
 )
 from tflite.tasks.task import NOT_FOR_PICTURES, Outputs, Task, TaskFamily
-from train.tasks.detection.evaluation import suppressed
+from train.tasks.detection.postprocess import suppress_file_outputs
 from train.tasks.detection.task import DETECTION as TRAINING
 
 AP_TOLERANCE = 0.2  # points: boxes with nearly equal scores may swap ranks
@@ -52,7 +52,7 @@ _SUPPRESSED_MEANINGS = {
 
 def _average_precision(validation, outputs: Outputs) -> float:
     targets = {f"true_{name}": values for name, values in validation.targets.items()}
-    predictions = suppressed(outputs) | targets
+    predictions = suppress_file_outputs(outputs) | targets
     return 100 * TRAINING.score(validation.class_names, predictions)["AP"]
 
 

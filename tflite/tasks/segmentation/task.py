@@ -17,7 +17,7 @@ from keras_mobilevit.deeplab import CLASSIFIER
 from keras_mobilevit.voc_names import VOC_NAMES
 from tflite.tasks.task import NOT_FOR_PICTURES, Outputs, Task, TaskFamily
 from tflite.validation import parity
-from train.tasks.segmentation.evaluation import class_maps
+from train.tasks.segmentation.postprocess import class_maps
 from train.tasks.segmentation.task import SEGMENTATION as TRAINING
 
 SCOPE = "class_map"  # name scope of the postprocessing operations
@@ -105,8 +105,10 @@ def _mean_iou(validation, outputs: Outputs) -> float:
     for index, mask in enumerate(validation.targets["full_mask"]):
         of_image = {name: x[index : index + 1] for name, x in outputs.items()}
         class_map = _full_class_maps(of_image, size)
-        examples = {"full_mask": [mask], "class_map": class_map}
-        confusion += TRAINING.count(validation.class_names, examples)["confusion"]
+        counts = TRAINING.statistics(
+            validation.class_names, {"class_map": class_map}, {"full_mask": [mask]}
+        )
+        confusion += counts["confusion"]
     metrics = TRAINING.score(validation.class_names, {"confusion": confusion})
     return 100 * metrics["mIoU"]
 

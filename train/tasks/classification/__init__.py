@@ -1,1 +1,1 @@
-"""Which of the classes an image shows."""
+"""Classification: the class of an image."""

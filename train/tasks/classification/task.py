@@ -2,60 +2,42 @@
 
 import functools
 
-import keras
+import tensorflow as tf
 
-from keras_mobilevit.classifier import build_classifier
-from keras_mobilevit.configs import get_config
 from keras_mobilevit.weights.load import load_weights
+from train.config import TrainConfig
 from train.data import images
-from train.data.sources import load_source
-from train.evaluation.predictor import load
-from train.freezing import freeze_backbone
-from train.tasks import losses, metrics
-from train.tasks.classification import evaluation
+from train.tasks.classification import metric, model
+from train.tasks.losses import smoothed_cross_entropy
 from train.tasks.task import Task
 
 
-def _build_classifier(config, source) -> keras.Model:
-    model = build_classifier(
-        get_config(config.model),
-        input_shape=(None, None, 3),
-        classes=len(source.class_names),
-        classifier_activation=None,
-    )
-    if config.freeze == "backbone":
-        freeze_backbone(model, lambda name: name in ("head_dropout", "predictions"))
-    return model
+def _loss(config: TrainConfig, batch, logits) -> tf.Tensor:
+    return smoothed_cross_entropy(batch["label"], logits, config.label_smoothing)
 
 
-def _classification_loss(config, batch, logits):
-    return losses.smoothed_cross_entropy(batch["label"], logits, config.label_smoothing)
+def _validation_loss(batch, logits) -> tf.Tensor:
+    return smoothed_cross_entropy(batch["label"], logits)
 
 
-def _classification_metrics(batch, logits) -> dict:
-    return {
-        "loss": losses.smoothed_cross_entropy(batch["label"], logits),
-        "top1": metrics.top_k_correct(batch["label"], logits, 1),
-        "top5": metrics.top_k_correct(batch["label"], logits, 5),
-    }
-
-
-def _report(config, source) -> str:
-    classifier = load(evaluation.CLASSIFIER, config, source)
-    found = evaluation.evaluate_classifier(classifier, source, config)
-    return evaluation.format_report(found)
+def _predictions(logits, size) -> dict[str, tf.Tensor]:
+    return {"best": metric.best_classes(logits)}
 
 
 CLASSIFICATION = Task(
     name="classification",
-    load_source=load_source,
-    build_model=_build_classifier,
+    build_model=model.build,
     load_pretrained=functools.partial(load_weights, include_top=False),
+    is_head=lambda path: path.startswith(("head_dropout/", "predictions/")),
     train_example=images.train_example,
     eval_example=images.eval_example,
-    loss=_classification_loss,
-    metrics=_classification_metrics,
-    report=_report,
-    is_head=lambda path: path.startswith("predictions/"),
+    loss=_loss,
+    validation_loss=_validation_loss,
+    predictions=_predictions,
+    statistics=metric.count_correct,
+    summable=True,
+    score=metric.score,
     best_metric="top1",
+    report=metric.report,
+    model_kind=model.CLASSIFIER,
 )

@@ -1,1 +1,1 @@
-"""Where the objects of an image are, and what they are: SSDLite."""
+"""Detection with SSDLite: the boxes and classes of the objects on an image."""

@@ -1,4 +1,4 @@
-"""COCO's measure of detections, by pycocotools.
+"""COCO's average precision of detections, computed by pycocotools.
 
 Source: https://cocodataset.org/#detection-eval.
 """
@@ -11,29 +11,29 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-# The first of COCO's twelve numbers, and what they are called here.
+# The names of the first of COCO's twelve numbers, and their positions.
 METRICS = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5}
 
 
 def _quietly(function, *arguments):
-    """Calls what prints its progress."""
+    """Calls a function that prints its progress, without the printing."""
     with contextlib.redirect_stdout(io.StringIO()):
         return function(*arguments)
 
 
 def _to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """Turns corners into corner and size, rounded to the numbers that a file has.
+    """Converts corners to corner and size, rounded as in an annotation file.
 
-    The last bit of a difference decides whether an overlap is just 0.95.
+    The last bit of a difference decides whether an overlap reaches exactly 0.95.
     """
     xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    return np.round(np.float64(xywh), 6)
+    return np.round(xywh.astype(np.float64), 6)
 
 
 def _ground_truth(images: Sequence[dict], class_names: Sequence[str]) -> COCO:
-    """Makes COCO's data set of the true objects."""
-    annotations = []
-    for number, image in enumerate(images, start=1):
+    """Makes COCO's data set from the true objects."""
+    annotations: list[dict] = []
+    for image_id, image in enumerate(images, start=1):
         boxes = _to_xywh(image["true_boxes"])
         areas = image.get("true_areas", boxes[:, 2] * boxes[:, 3])
         for box, area, label, is_crowd in zip(
@@ -41,8 +41,8 @@ def _ground_truth(images: Sequence[dict], class_names: Sequence[str]) -> COCO:
         ):
             annotations.append(
                 {
-                    "id": len(annotations) + 1,  # pycocotools takes 0 for none
-                    "image_id": number,
+                    "id": len(annotations) + 1,  # pycocotools reads 0 as none
+                    "image_id": image_id,
                     "category_id": int(label) + 1,
                     "bbox": box.tolist(),
                     "area": float(area),
@@ -52,7 +52,7 @@ def _ground_truth(images: Sequence[dict], class_names: Sequence[str]) -> COCO:
     truth = COCO()
     truth.dataset = {
         "info": {},
-        "images": [{"id": number + 1} for number in range(len(images))],
+        "images": [{"id": index + 1} for index in range(len(images))],
         "categories": [
             {"id": label + 1, "name": name} for label, name in enumerate(class_names)
         ],
@@ -63,38 +63,40 @@ def _ground_truth(images: Sequence[dict], class_names: Sequence[str]) -> COCO:
 
 
 def _rows(images: Sequence[dict]) -> np.ndarray:
-    """Lays detections out as pycocotools reads them, `[detections, 7]`."""
+    """Arranges detections as pycocotools reads them, `[detections, 7]`."""
     rows = [np.zeros((0, 7))]
-    for number, image in enumerate(images, start=1):
+    for image_id, image in enumerate(images, start=1):
         boxes = _to_xywh(image["boxes"])
-        numbers = np.full((len(boxes), 1), number)
+        image_ids = np.full((len(boxes), 1), image_id)
         scores, classes = image["scores"][:, None], image["classes"][:, None] + 1
-        rows.append(np.concatenate([numbers, boxes, scores, classes], axis=1))
+        rows.append(np.concatenate([image_ids, boxes, scores, classes], axis=1))
     return np.concatenate(rows)
 
 
 def average_precision(images: Sequence[dict], class_names: Sequence[str]) -> dict:
-    """Measures detections by COCO's rules.
+    """Scores detections by COCO's rules.
 
     Args:
         images: one dict of arrays for each image, boxes as corners in pixels:
 
             - `boxes` `[detections, 4]`, `scores` and `classes` `[detections]`
             - `true_boxes` `[objects, 4]` and `true_classes` `[objects]`
-            - `is_crowd` `[objects]`: crowds, which take any number of detections that
-              lie in them, and difficult objects, which take one that overlaps them as
-              it has to overlap any object; what they take counts neither way
-            - `true_areas` `[objects]`, in pixels, by which an object is small, medium
-              or large; that of its box if it is left out. An infinite one marks what
-              is difficult: COCO counts an object by the range that its area is in, and
-              this one in none. (VOC's own program lets it take several detections.)
+            - `is_crowd` `[objects]`: marks crowds and difficult objects. A crowd
+              matches any number of detections inside it; a difficult object matches
+              one detection with the usual overlap. These detections are neither right
+              nor wrong.
+            - `true_areas` `[objects]`, in pixels, which decide whether an object is
+              small, medium or large; by default the area of the box. An infinite area
+              marks a difficult object, since COCO counts no object whose area is
+              outside of all ranges. (VOC's own program lets a difficult object match
+              several detections.)
 
         class_names: in the order of the classes.
 
     Returns:
         `AP` (the mean over overlaps of 0.5 to 0.95), `AP50`, `AP75`, `AP_small`,
         `AP_medium` and `AP_large`, in [0, 1], and `AP/<class>` and `AP50/<class>` for
-        each class. Of what there are no objects it is -1, as COCO has it.
+        each class; -1, as in COCO, where there are no objects.
     """
     truth, rows = _ground_truth(images, class_names), _rows(images)
     if len(rows):

@@ -1,1 +1,1 @@
-"""Which class each pixel belongs to: DeepLabv3."""
+"""Segmentation with DeepLabv3: the class of every pixel of an image."""

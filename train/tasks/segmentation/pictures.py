@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from keras_mobilevit.drawing import BACKGROUND, OPACITY, class_color, draw_classes
-from train.data.masks import IGNORED, decode_mask
+from train.data.masks import IGNORE_INDEX, decode_mask
 from train.run.pictures import CAPTION_SIZE, GROUND, INK, at_viewing_size, side_by_side
+from train.tasks.segmentation.postprocess import main_logits
 
 SWATCH = 14  # side of a colour in the legend
 LINE = 22  # of the legend
@@ -16,14 +17,13 @@ SPACE = 12  # between its entries
 
 def draw_examples(class_names: Sequence[str], batch: dict, outputs) -> list[np.ndarray]:
     """Draws truth and prediction side by side: see `train.tasks.task.Task.pictures`."""
-    logits = outputs["logits"] if isinstance(outputs, dict) else outputs
     return [
         _draw_example(
             {name: value[index] for name, value in batch.items()},
             class_map,
             class_names,
         )
-        for index, class_map in enumerate(logits.argmax(axis=-1))
+        for index, class_map in enumerate(main_logits(outputs).argmax(axis=-1))
     ]
 
 
@@ -40,10 +40,10 @@ def _draw_example(
         "found": overlay(image, found, class_names),
     }
     picture = side_by_side(shown)
-    labels = [label for label in np.union1d(truth, found) if label != IGNORED]
+    labels = [label for label in np.union1d(truth, found) if label != IGNORE_INDEX]
     colors = {class_names[label]: class_color(int(label)) for label in labels}
     colors.pop(BACKGROUND, None)
-    if (truth == IGNORED).any():
+    if (truth == IGNORE_INDEX).any():
         colors["not counted"] = (GROUND,) * 3
     return np.concatenate([picture, _legend(colors, picture.shape[1])])
 
@@ -66,7 +66,7 @@ def overlay(
     Returns:
         uint8 `[height, width, 3]`.
     """
-    is_ignored = classes == IGNORED
+    is_ignored = classes == IGNORE_INDEX
     colored = draw_classes(image, np.where(is_ignored, 0, classes), class_names)
     dark = np.round((1 - OPACITY) * image + OPACITY * GROUND).astype(np.uint8)
     return np.where(is_ignored[..., None], dark, colored)

@@ -1,32 +1,34 @@
 """Crops and flips of images with boxes, as pure functions of a seed.
 
-Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325. keras-cv's layers for the
-same draw from generators of their own, which a run that continues could not restore,
-and take decoded images: here a crop is chosen before the image is decoded.
+Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325. The layers of keras-cv
+draw from their own generators, whose state a resumed run could not restore, and take
+decoded images; here a crop is chosen before the image is decoded.
 """
 
 import tensorflow as tf
 
 from keras_mobilevit import boxes as box_math
 
-TRIES = 40  # at a crop
-MIN_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # of which a crop has to have one
+TRIES = 40  # windows that are drawn for a crop
+MIN_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # one of them is drawn for each crop
+UNREACHABLE_IOU = 2.0  # drawn in place of one of these, it leaves the image whole
 ASPECT_RATIOS = (0.5, 2.0)
 
 
-def random_crop(boxes, is_object, aspect, min_side: float, seed):
+def random_crop(boxes, is_object, aspect, min_side: float, seed) -> tf.Tensor:
     """Draws the window of SSD's crop, as fractions of the image.
 
-    In one of seven cases the whole image is taken; in the others a window that overlaps
-    some object by at least 0, 0.1, 0.3, 0.5, 0.7 or 0.9 (intersection over union) and
-    has the centre of one: the first of 40 draws that does, or the whole image.
+    In one of seven cases the whole image is kept. In the others the crop is the first
+    of 40 random windows that contains the center of an object and overlaps it by at
+    least 0, 0.1, 0.3, 0.5, 0.7 or 0.9 (intersection over union), or the whole image if
+    no window does.
 
     Args:
         boxes: corners `[objects, 4]`.
         is_object: bool `[objects]`, false for padding.
         aspect: width of the image over its height.
-        min_side: of a window, as a fraction of the image's; sides are uniform from it
-            to 1. With 1 the whole image is always taken.
+        min_side: smallest side of a window, as a fraction of the image's; sides are
+            uniform from it to 1. With 1 the whole image is always kept.
         seed: two integers.
 
     Returns:
@@ -38,24 +40,24 @@ def random_crop(boxes, is_object, aspect, min_side: float, seed):
     windows = tf.concat([first, first + sides], axis=1)  # [tries, 4]
     ratios = aspect * sides[:, 0] / sides[:, 1]
     mode = tf.random.stateless_uniform([], seeds[2], 0, len(MIN_IOUS) + 1, tf.int32)
-    min_iou = tf.gather(tf.constant([*MIN_IOUS, 2.0]), mode)  # 2: none has so much
+    min_iou = tf.gather(tf.constant([*MIN_IOUS, UNREACHABLE_IOU]), mode)
     overlaps = box_math.iou(windows[:, None], boxes[None])  # [tries, objects]
     overlaps = tf.where(is_object & _has_center(windows[:, None], boxes), overlaps, -1)
     fits = tf.reduce_any(overlaps >= min_iou, axis=1)
     fits &= (ratios >= ASPECT_RATIOS[0]) & (ratios <= ASPECT_RATIOS[1])
-    # The whole image stands behind the others, as the one that always fits.
+    # The whole image comes last, as the window that always fits.
     chosen = tf.argmax(tf.concat([fits, [True]], axis=0))
     return tf.concat([windows, [[0.0, 0.0, 1.0, 1.0]]], axis=0)[chosen]
 
 
-def _has_center(windows, boxes):
+def _has_center(windows, boxes) -> tf.Tensor:
     centers = (boxes[..., :2] + boxes[..., 2:]) / 2
     inside = (centers > windows[..., :2]) & (centers < windows[..., 2:])
     return tf.reduce_all(inside, axis=-1)
 
 
-def crop_boxes(boxes, is_object, window):
-    """Expresses boxes within a window; an object whose centre is outside is none.
+def crop_boxes(boxes, is_object, window) -> tuple[tf.Tensor, tf.Tensor]:
+    """Expresses boxes within a window; objects with a center outside are removed.
 
     Args:
         boxes: corners `[objects, 4]`.
@@ -72,7 +74,7 @@ def crop_boxes(boxes, is_object, window):
     return box_math.clip(moved), is_object
 
 
-def random_flip(image, boxes, seed):
+def random_flip(image, boxes, seed) -> tuple[tf.Tensor, tf.Tensor]:
     """Mirrors image and boxes, left to right, in half of the cases.
 
     Args:

@@ -1,9 +1,8 @@
-"""Lists and files of PASCAL VOC's layout, as people have them.
+"""Lists and files of PASCAL VOC's layout, for boxes and masks alike.
 
-One reader for boxes and masks. A list names an image in a line, with or without its
-ending or its path, perhaps with spaces in its name, followed by VOC's column of 1 and
--1 or by the path of its mask, as SBD has it. A line may be understood in several ways:
-that counts which names a file that is there.
+A line of a list names an image. The name may have a path, an ending and spaces. VOC's
+column of 1 and -1, or the path of a mask as in SBD's lists, may follow it. If a line
+can be read in several ways, the reading that names an existing file is taken.
 """
 
 import os
@@ -13,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from keras_mobilevit.files import read_text
-from train.data.repairs import Repairs
-from train.data.sources import IMAGE_SUFFIXES, is_litter
+from train.data.annotation_report import AnnotationReport
+from train.data.source import IMAGE_SUFFIXES, is_litter
 
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff")
 ENDINGS = (*MASK_SUFFIXES, ".xml")
@@ -25,13 +24,13 @@ _NAME_AND_COLUMN = re.compile(r"(.*\S)\s+-?[01]")
 
 
 def read_lines(file: Path) -> list[str]:
-    """Reads the lines of a list that are not empty, without spaces around them.
+    """Reads the lines of a list, stripped, without empty lines.
 
     Raises:
         ValueError: if the file is not text in UTF-8; the message names it.
     """
     text = read_text(file)
-    if "\0" in text:  # UTF-16 without a mark looks like UTF-8 with zeros
+    if "\0" in text:  # UTF-16 without a byte order mark looks like UTF-8 with zeros
         raise ValueError(
             f"{file} is not text in UTF-8. Save it again with this encoding."
         )
@@ -39,13 +38,13 @@ def read_lines(file: Path) -> list[str]:
 
 
 def without_ending(name: str) -> str:
-    """Returns a name without the ending of an image, a mask or an XML."""
+    """Removes the ending of an image, a mask or an annotation from a name."""
     ending = next((e for e in ENDINGS if name.lower().endswith(e)), "")
     return name[: len(name) - len(ending)]
 
 
 def _readings(line: str) -> Iterator[str]:
-    """Yields what a line may name, the likeliest first."""
+    """Yields the names that a line may mean, the likeliest first."""
     if match := _TWO_PATHS.fullmatch(line):
         yield match[1]
     yield line
@@ -56,16 +55,17 @@ def _readings(line: str) -> Iterator[str]:
 
 
 class Files:
-    """The files of a folder, which are found by names as lists have them.
+    """Finds the files of a folder by their names in lists.
 
     Args:
-        folder: is searched with the folders in it.
-        suffixes: the endings of the files, in lower case.
+        folder: searched with its subfolders.
+        suffixes: endings of the files, in lower case.
     """
 
     def __init__(self, folder: Path, suffixes: Sequence[str]):
         self.folder = folder
-        self._exact, self._in_any_case = defaultdict(list), defaultdict(list)
+        self._exact: dict[str, list[Path]] = defaultdict(list)
+        self._in_any_case: dict[str, list[Path]] = defaultdict(list)
         for parent, folders, names in os.walk(folder, followlinks=True):
             folders[:] = sorted(name for name in folders if not is_litter(name))
             for name in sorted(names):
@@ -76,9 +76,9 @@ class Files:
                     self._in_any_case[key.lower()].append(file)
 
     def find(self, name: str) -> list[Path]:
-        """Returns the files that a name with or without path and ending may mean.
+        """Returns the files that a name may mean, with or without path and ending.
 
-        Of a path the longest end counts that leads to a file in the folder.
+        If the name has a path, its longest end that leads to a file decides.
         """
         # Both kinds of slashes: a list or an XML may come from another system.
         parts = re.split(r"[/\\]+", name)
@@ -92,7 +92,7 @@ class Files:
         return []
 
     def find_one(self, name: str) -> Path | None:
-        """Returns the file that a name means, `None` if there is none.
+        """Returns the file of a name, or `None`.
 
         Raises:
             ValueError: if there are several.
@@ -101,27 +101,28 @@ class Files:
         if len(files) > 1:
             raise ValueError(
                 f"{files[0]} and {files[1].name} differ only in ending or case, so "
-                f"that it is uncertain which of them {name!r} is. Remove or rename one."
+                f"{name!r} may be either of them. Remove or rename one."
             )
         return files[0] if files else None
 
 
-def read_names(file: Path, folders: Sequence[Files], repairs: Repairs) -> list[str]:
+def read_names(
+    file: Path, folders: Sequence[Files], report: AnnotationReport
+) -> list[str]:
     """Reads a list of images.
 
     Args:
         file: the list.
-        folders: where files of the images are; a line is read such that its name is
-            found there.
-        repairs: counts what is listed twice.
+        folders: hold the files that the lines name.
+        report: counts images that are listed twice.
 
     Returns:
         Names for `Files.find`, each once.
 
     Raises:
-        ValueError: if the file is not text, or names nothing.
+        ValueError: if the file is not text, or empty.
     """
-    names = {}
+    names: dict[tuple[Path, ...] | str, str] = {}
     for line in read_lines(file):
         readings = list(_readings(line))
         known = (name for name in readings if any(f.find(name) for f in folders))
@@ -129,7 +130,7 @@ def read_names(file: Path, folders: Sequence[Files], repairs: Repairs) -> list[s
         found = (tuple(folder.find(name)) for folder in folders)
         key = next(filter(None, found), without_ending(name))
         if key in names:
-            repairs.add("images listed twice, taken once", f"{file}: {line}")
+            report.add("images listed twice, taken once", f"{file}: {line}")
         names.setdefault(key, name)
     if not names:
         raise ValueError(

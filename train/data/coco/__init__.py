@@ -1,0 +1,1 @@
+"""Data sets in the layout of COCO: images with boxes."""

@@ -1,0 +1,181 @@
+"""The content of COCO's JSON files, checked before it is used.
+
+Ids of images and categories connect the parts of a file, so an id with two images or
+two names is refused. Ids of annotations are not used and may repeat.
+"""
+
+import json
+from pathlib import Path, PureWindowsPath
+
+from absl import logging
+
+from keras_mobilevit.files import read_text
+from train.data.annotation_report import AnnotationReport
+
+_KEYS = {
+    "images": {"id": int, "file_name": str, "width": int, "height": int},
+    "annotations": {"image_id": int, "category_id": int, "bbox": list},
+    "categories": {"id": int, "name": str},
+}
+_KINDS = {
+    int: "a whole number",
+    str: "a string",
+    list: "a list of four numbers: left, top, width and height in pixels",
+}
+_SIDES = ("width", "height")
+_RENUMBER = (
+    "This happens when two files that count from 1 are joined. Renumber the {}, also "
+    "in the annotations."
+)
+
+
+def read_coco(file: Path) -> dict:
+    """Reads a file of COCO's annotations.
+
+    Returns:
+        Its content, with the names of the categories stripped.
+
+    Raises:
+        ValueError: if its content is invalid.
+    """
+    text = read_text(file)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}.") from error
+    keys = content if isinstance(content, dict) else {}
+    missing = [part for part in _KEYS if not isinstance(keys.get(part), list)]
+    if missing:
+        raise ValueError(
+            f"{file} is not a file of COCO annotations: it has no list of "
+            f"{', '.join(missing)}."
+        )
+    for part, row_keys in _KEYS.items():
+        for row in content[part]:
+            _check_row(row, row_keys, f"{file}: one of its {part}")
+    for category in content["categories"]:
+        category["name"] = category["name"].strip()
+        if not category["name"]:
+            raise ValueError(f"{file}: the category {category['id']} has no name.")
+    return content
+
+
+def _check_row(row, keys: dict[str, type], where: str) -> None:
+    """Raises a ValueError if a required key of an entry is missing or invalid."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is not an object, but {row!r}.")
+    for key, kind in keys.items():
+        if not isinstance(row.get(key), kind) or (key in _SIDES and row[key] < 1):
+            least = " of at least 1" if key in _SIDES else ""
+            raise ValueError(
+                f"{where} has no valid {key!r}: {str(row)[:200]}. Expected "
+                f"{_KINDS[kind]}{least}."
+            )
+    box = row.get("bbox", [0] * 4)
+    if len(box) != 4 or not all(isinstance(x, int | float) for x in box):
+        raise ValueError(
+            f"{where} has a box that is not four numbers: {box}. Expected left, top, "
+            "width and height in pixels."
+        )
+
+
+def drop_root_categories(contents: dict[Path, dict]) -> None:
+    """Drops categories that only group others, as Roboflow writes them.
+
+    Such a category has no objects in any of the files, and is the supercategory of
+    others. A class may have the same name.
+
+    Args:
+        contents: from `read_coco`, by file; their categories are changed.
+    """
+    names = [
+        {category["id"]: category["name"] for category in content["categories"]}
+        for content in contents.values()
+    ]
+    used = {
+        (a["category_id"], name.get(a["category_id"]))
+        for content, name in zip(contents.values(), names)
+        for a in content["annotations"]
+    }
+    for file, content in contents.items():
+        members: dict[str, set[int]] = {}  # ids by their supercategory
+        for row in content["categories"]:
+            if isinstance(group := row.get("supercategory"), str):
+                members.setdefault(group.strip(), set()).add(row["id"])
+        kept, dropped = [], []
+        for row in content["categories"]:
+            is_group = members.get(row["name"], set()) - {row["id"]}
+            is_used = (row["id"], row["name"]) in used
+            (dropped if is_group and not is_used else kept).append(row)
+        content["categories"] = kept
+        for row in dropped:
+            logging.warning(
+                "%s: the category %d, %r, is not a class: it has no objects, and it is "
+                "the supercategory of others.",
+                file,
+                row["id"],
+                row["name"],
+            )
+
+
+def coco_categories(
+    content: dict, file: Path, report: AnnotationReport
+) -> dict[int, str]:
+    """Returns the names of the classes by their ids, in the order of the ids.
+
+    Raises:
+        ValueError: if an id has two names, or a name two ids.
+    """
+    names: dict[int, str] = {}
+    ids: dict[str, int] = {}
+    for row in sorted(content["categories"], key=lambda category: category["id"]):
+        key, name = row["id"], row["name"]
+        if names.get(key, name) != name:
+            raise ValueError(
+                f"{file}: the category id {key} stands for two names, {names[key]!r} "
+                f"and {name!r}, so the class of its objects is uncertain. "
+                + _RENUMBER.format("categories")
+            )
+        if ids.get(name, key) != key:
+            raise ValueError(
+                f"{file}: more than one category is called {name!r}: the ids "
+                f"{ids[name]} and {key}. Rename one of them, or use one id for both."
+            )
+        if key in names:
+            report.add("categories listed twice, taken once", f"{file}, id {key}")
+        names[key], ids[name] = name, key
+    return names
+
+
+def images_by_id(
+    content: dict, file: Path, report: AnnotationReport
+) -> dict[int, dict]:
+    """Returns the entries of images by their ids; see `coco_objects` for errors."""
+    images: dict[int, dict] = {}
+    for image in content["images"]:
+        other = images.setdefault(image["id"], image)
+        if other is image:
+            continue
+        name = normalize_name(image["file_name"])
+        other_name = normalize_name(other["file_name"])
+        if name != other_name:
+            raise ValueError(
+                f"{file}: the image id {image['id']} stands for two files, "
+                f"{other_name} and {name}, so the image of its objects is uncertain. "
+                f"{_RENUMBER.format('images')}"
+            )
+        sizes = [f"{row['width']}x{row['height']}" for row in (other, image)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{file}: the image {name}, id {image['id']}, is listed twice, with "
+                f"{sizes[0]} and with {sizes[1]} pixels. Remove one of the entries."
+            )
+        report.add("images listed twice, taken once", name)
+    return images
+
+
+def normalize_name(file_name: str) -> str:
+    r"""Writes the name of a file with slashes: `.\a\b.jpg` becomes `a/b.jpg`."""
+    if "/" not in file_name and "\\" not in file_name:  # nearly all
+        return file_name
+    return PureWindowsPath(file_name).as_posix()

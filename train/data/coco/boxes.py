@@ -1,0 +1,252 @@
+"""Images with boxes in COCO's layout: a JSON file and a folder for each split."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from train.data.annotation_report import AnnotationReport
+from train.data.annotations import (
+    Objects,
+    box_areas,
+    drop_repeats,
+    image_header,
+    object_file_source,
+    place_boxes,
+    refuse_fractions,
+)
+from train.data.coco.annotation_file import (
+    coco_categories,
+    drop_root_categories,
+    images_by_id,
+    normalize_name,
+    read_coco,
+)
+from train.data.geometry import find_canvas
+from train.data.source import SPLITS, Source, join_names
+
+_PARTS = dict(zip(SPLITS, ("train", "val")))
+
+
+def coco_source(argument: str, cache: bool = False) -> Source:
+    """Opens a data set in COCO's layout.
+
+    `PATH/annotations/instances_train*.json` and `instances_val*.json`. The images are
+    in folders with the rest of these names, such as `PATH/train2017/*`.
+
+    Args:
+        argument: path of the data set.
+        cache: keep the encoded images in memory.
+
+    Returns:
+        The `Source`.
+
+    Raises:
+        ValueError: if a file or folder is missing or invalid, or the two parts have
+            different categories.
+    """
+    path, report = Path(argument).expanduser(), AnnotationReport()
+    files = {split: _annotation_file(path, part) for split, part in _PARTS.items()}
+    contents = {file: read_coco(file) for file in files.values()}
+    drop_root_categories(contents)
+    categories = {
+        split: coco_categories(contents[file], file, report)
+        for split, file in files.items()
+    }
+    class_names = _common_names(path, categories)
+    labels = {name: label for label, name in enumerate(class_names)}
+    splits = {}
+    for split, file in files.items():
+        folder = path / file.stem.removeprefix("instances_")
+        if not folder.is_dir():
+            raise ValueError(f"There is no folder {folder} with the images of {file}.")
+        by_id = {key: labels[name] for key, name in categories[split].items()}
+        objects = coco_objects(contents[file], by_id, folder, file, report)
+        splits[split] = list(objects)
+    report.log()
+    refuse_fractions(f"coco:{path}", splits, report)
+    return object_file_source(f"coco:{path}", class_names, splits, cache)
+
+
+def _annotation_file(path: Path, part: str) -> Path:
+    """Finds the annotations of a part, `train` or `val`."""
+    found = sorted((path / "annotations").glob(f"instances_{part}*.json"))
+    if len(found) != 1:
+        raise ValueError(
+            f"Expected one file {path}/annotations/instances_{part}*.json. Found: "
+            f"{', '.join(file.name for file in found) or 'none'}."
+        )
+    return found[0]
+
+
+def _common_names(path: Path, categories: dict[str, dict[int, str]]) -> list[str]:
+    """Returns the names of the classes, in the order of their ids in training."""
+    train, validation = (list(categories[split].values()) for split in SPLITS)
+    if set(train) != set(validation):
+        raise ValueError(
+            f"The parts of {path} have different categories. Only in train: "
+            f"{join_names(sorted(set(train) - set(validation))) or 'none'}. Only in "
+            f"val: {join_names(sorted(set(validation) - set(train))) or 'none'}. Write "
+            "the same names in both files."
+        )
+    if categories["train"] != categories["validation"]:
+        logging.warning(
+            "The categories of %s have other ids in val than in train. Categories with "
+            "the same name are taken as the same.",
+            path,
+        )
+    return train
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
+class _Folder:
+    """Finds the files of images by their names in annotations."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._present = {entry.name for entry in folder.iterdir()}
+        self._names: dict[Path, str] = {}
+
+    def find(self, file_name: str) -> Path | None:
+        """Returns the path of an image, if need be by the last part of its name.
+
+        Raises:
+            ValueError: if another name has led to the same file.
+        """
+        plain = normalize_name(file_name)
+        # One listing finds names without folders; others need a look at the disk.
+        for name in (file_name, plain, plain.rpartition("/")[2]):
+            path = self.folder / name
+            if name in self._present or _is_file(path):
+                other = self._names.setdefault(path, plain)
+                if other != plain:
+                    raise ValueError(
+                        f"The annotations name two images, {other} and {plain}, but "
+                        f"there is only {path} for both. Restore the images that the "
+                        "annotations name."
+                    )
+                return path
+        return None
+
+
+def coco_objects(
+    content: dict,
+    labels: dict[int, int],
+    folder: Path,
+    file: Path,
+    report: AnnotationReport,
+) -> Iterator[Objects]:
+    """Reads the objects of all images in a file of COCO annotations.
+
+    Args:
+        content: from `read_coco`.
+        labels: of the classes, by the categories' ids.
+        folder: of the images.
+        file: that the content was read from.
+        report: counts what is fixed or skipped.
+
+    Yields:
+        `Objects` for each image that exists. An image that is listed under several
+        ids has the objects of all of them.
+
+    Raises:
+        ValueError: if an object has an unlisted category, an image id stands for two
+            files, or an entry belongs to another image than its file.
+    """
+    images = images_by_id(content, file, report)
+    found: dict[Path, list[Objects]] = {}
+    by_image = _annotations_by_image(content, images, labels, file, report)
+    files = _Folder(folder)
+    for key, image in tqdm(
+        images.items(), f"{file.stem}", unit="img", disable=None, leave=False
+    ):
+        path = files.find(image["file_name"])
+        if path is None:
+            path = folder / image["file_name"]
+            report.add("images that are missing, skipped", str(path))
+            continue
+        objects = _objects(image, by_image.get(key, []), labels, path, file, report)
+        if objects is not None:
+            found.setdefault(path, []).append(objects)
+    for path, parts in found.items():
+        kind = "images listed under several ids, with the objects of all of them"
+        report.add(kind, str(path), len(parts) > 1)
+        objects = parts[0] if len(parts) == 1 else _join(parts)
+        yield drop_repeats(objects, str(path), report)
+
+
+def _join(parts: list[Objects]) -> Objects:
+    """Joins the objects of one image."""
+    columns = (np.concatenate(values) for values in zip(*(part[1:] for part in parts)))
+    return Objects(parts[0].path, *columns)
+
+
+def _annotations_by_image(
+    content: dict,
+    images: dict[int, dict],
+    labels: dict[int, int],
+    file: Path,
+    report: AnnotationReport,
+) -> dict[int, list[dict]]:
+    by_image: dict[int, list[dict]] = {}
+    for annotation in content["annotations"]:
+        key = annotation.get("id", "without id")
+        if annotation["image_id"] not in images:
+            kind = "objects of images that are not listed, skipped"
+            report.add(kind, f"{file}, id {key}")
+            continue
+        if annotation["category_id"] not in labels:
+            raise ValueError(
+                f"{file}: the object {key} has the category "
+                f"{annotation['category_id']}, which the file does not list. Add it to "
+                "the categories, or remove its objects."
+            )
+        by_image.setdefault(annotation["image_id"], []).append(annotation)
+    return by_image
+
+
+def _objects(
+    image: dict,
+    found: list[dict],
+    labels: dict[int, int],
+    path: Path,
+    file: Path,
+    report: AnnotationReport,
+) -> Objects | None:
+    """Returns the `Objects` of one entry; `None` if its image cannot be read."""
+    header = image_header(path, report)
+    if header is None:
+        return None
+    size = (image["width"], image["height"])
+    canvas = find_canvas(header, size, f"{file} states", path, report)
+    # Python integers can exceed float64; no coordinate does.
+    rows = [[x if abs(x) < 1e18 else math.nan for x in a["bbox"]] for a in found]
+    xywh = np.array(rows, np.float64).reshape(-1, 4)
+    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    boxes, kept = place_boxes(corners, canvas, str(path), report)
+    classes = np.array([labels[a["category_id"]] for a in found], np.int32)
+    is_crowd = np.array([_is_crowd(a) for a in found], bool)
+    areas = np.array([_area(a) for a in found], np.float64)[kept] / (size[0] * size[1])
+    areas = np.where(areas > 0, areas, box_areas(boxes))
+    return Objects(str(path), boxes, classes[kept], is_crowd[kept], areas)
+
+
+def _is_crowd(annotation: dict) -> bool:
+    """Reads the flag, which some tools write as a string."""
+    return str(annotation.get("iscrowd", 0)).strip().lower() in ("1", "true", "1.0")
+
+
+def _area(annotation: dict) -> float:
+    """Returns the area of an object's mask; 0 if the entry has no valid area."""
+    area = annotation.get("area")
+    is_number = isinstance(area, int | float) and abs(area) < 1e18
+    return area if is_number else 0.0

@@ -1,0 +1,155 @@
+"""Which examples go into which batch, planned on the host for a whole epoch.
+
+All processes of a run make the same plan, and each takes its own shard of every batch.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from train.data.sampler import BatchShape
+
+# Possible numbers of slots for the objects of an image. They are few, since each is
+# compiled, and far apart, so that most batches of photos have 16 or 64.
+OBJECT_SLOTS = 16 * 4 ** np.arange(8)
+
+
+class Shard(NamedTuple):
+    """The part of every batch that one input pipeline makes.
+
+    Attributes:
+        replicas: number of replicas that share a batch; replica `r` gets the examples
+            `r`, `r + replicas`, `r + 2 * replicas` and so on.
+        first: the pipeline's first replica.
+        count: number of the pipeline's replicas.
+    """
+
+    replicas: int = 1
+    first: int = 0
+    count: int = 1
+
+    @classmethod
+    def of(cls, context: tf.distribute.InputContext) -> "Shard":
+        """Returns the shard of one input pipeline of a strategy."""
+        count = context.num_replicas_in_sync // context.num_input_pipelines
+        first = context.input_pipeline_id * count
+        return cls(context.num_replicas_in_sync, first, count)
+
+
+WHOLE = Shard()
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """The batches of one shard: step by step, one batch for each of its replicas.
+
+    Attributes:
+        schedule: the batch shapes of the epoch, one for each step.
+        first_step: the first planned step of the schedule.
+        steps: `[batches]`, the step of each batch.
+        splits: `[batches + 1]`, where each batch starts in `example_indices`.
+        example_indices: `[images]`, positions in the epoch's order of examples. An
+            index beyond the last example stands for the first ones again: they fill the
+            last batch, so that all batches of a shape run through one compiled step.
+    """
+
+    schedule: tuple[BatchShape, ...]
+    first_step: int
+    steps: np.ndarray
+    splits: np.ndarray
+    example_indices: np.ndarray
+
+    def starts(self) -> np.ndarray:
+        """Returns the first example index of each step, and the end of the last."""
+        return np.cumsum([0, *(shape.batch for shape in self.schedule)])
+
+
+def plan_batches(
+    schedule: Sequence[BatchShape], first_step: int = 0, shard: Shard = WHOLE
+) -> BatchPlan:
+    """Cuts the examples of an epoch into the batches of a schedule.
+
+    Args:
+        schedule: the batch shapes, one for each step.
+        first_step: the first step to plan.
+        shard: the part of each batch to plan.
+
+    Returns:
+        The `BatchPlan`.
+
+    Raises:
+        ValueError: if the replicas cannot share a batch evenly.
+    """
+    for shape in schedule:
+        if shape.batch % shard.replicas:
+            raise ValueError(
+                f"A batch of {shape.batch} images cannot be divided evenly among "
+                f"{shard.replicas} replicas."
+            )
+    starts = np.cumsum([0, *(shape.batch for shape in schedule)])
+    steps = np.repeat(np.arange(first_step, len(schedule)), shard.count)
+    replicas = np.arange(len(steps)) % shard.count + shard.first
+    batches = [
+        np.arange(starts[step] + replica, starts[step + 1], shard.replicas)
+        for step, replica in zip(steps, replicas)
+    ]
+    return BatchPlan(
+        schedule=tuple(schedule),
+        first_step=first_step,
+        steps=steps,
+        splits=np.cumsum([0, *map(len, batches)]),
+        example_indices=np.concatenate([np.zeros(0, np.int64), *batches]),
+    )
+
+
+def steps_of_calls(schedule: Sequence[BatchShape], steps_per_call: int) -> list[int]:
+    """Divides steps into calls of the compiled training step.
+
+    A call takes `steps_per_call` steps of one shape, or a single step. Other numbers of
+    steps would each be compiled.
+
+    Args:
+        schedule: the batch shapes, one for each step.
+        steps_per_call: steps of one shape that a call takes.
+
+    Returns:
+        The number of steps of each call.
+    """
+    calls: list[int] = []
+    step = 0
+    while step < len(schedule):
+        following = schedule[step : step + steps_per_call]
+        is_full = len(following) == steps_per_call and len(set(following)) == 1
+        calls.append(steps_per_call if is_full else 1)
+        step += calls[-1]
+    return calls
+
+
+def plan_object_slots(
+    num_objects: np.ndarray, plan: BatchPlan, calls: Sequence[int]
+) -> np.ndarray:
+    """Plans how many slots for objects the images of each batch have.
+
+    All images of a call have as many slots: it is compiled for one shape, and devices
+    exchange their targets.
+
+    Args:
+        num_objects: `[examples]`, objects of each example in the epoch's order.
+        plan: of the batches.
+        calls: numbers of steps that each call executes, from the plan's first step on.
+
+    Returns:
+        int64 `[batches]`, one of `OBJECT_SLOTS` for each batch.
+    """
+    starts = plan.starts()
+    if not len(calls):
+        return np.zeros(0, np.int64)
+    indices = np.arange(starts[plan.first_step], starts[-1])
+    first_steps = plan.first_step + np.cumsum([0, *calls[:-1]])
+    call_starts = starts[first_steps] - starts[plan.first_step]
+    most = np.maximum.reduceat(num_objects[indices % len(num_objects)], call_starts)
+    slots = OBJECT_SLOTS[np.searchsorted(OBJECT_SLOTS, most)]
+    return np.repeat(slots, calls)[plan.steps - plan.first_step]

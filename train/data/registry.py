@@ -1,0 +1,151 @@
+"""Every kind of data source, one row each, and the function that opens a source.
+
+To add a kind, write its reader in a file of its own and add one row to `SOURCE_KINDS`.
+Readers are named, not imported: they load TensorFlow, and `--help` must not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from train.data.source import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceKind:
+    """How one kind of source is read for one task.
+
+    Attributes:
+        reader: `"module:function"`; the function takes the text after the colon of
+            `--data` and whether to keep the encoded images in memory, and returns a
+            `train.data.source.Source`.
+        argument: what follows the kind and a colon: `PATH`, `NAME`, or nothing.
+        help: what the source consists of, for `--help`.
+        recipe: name of the default recipe, see `train.recipes`.
+    """
+
+    reader: str
+    argument: str
+    help: str
+    recipe: str
+
+
+SOURCE_KINDS: dict[tuple[str, str], SourceKind] = {
+    ("classification", "digits"): SourceKind(
+        "train.data.digits:digits_source",
+        "",
+        "scikit-learn's handwritten digits, no download",
+        "digits",
+    ),
+    ("classification", "folder"): SourceKind(
+        "train.data.folder:folder_source",
+        "PATH",
+        "PATH/train/<class>/* and PATH/validation/<class>/*",
+        "small",
+    ),
+    ("classification", "tfds"): SourceKind(
+        "train.data.tfds:label_source", "NAME", "TensorFlow Datasets", "imagenet"
+    ),
+    ("detection", "digits"): SourceKind(
+        "train.data.digits:box_scene_source", "", "scenes of digits", "scenes"
+    ),
+    ("detection", "voc"): SourceKind(
+        "train.data.voc.boxes:voc_box_source",
+        "PATH",
+        "PATH/Annotations/*.xml, JPEGImages, ImageSets/Main/train.txt and val.txt",
+        "boxes",
+    ),
+    ("detection", "coco"): SourceKind(
+        "train.data.coco.boxes:coco_source",
+        "PATH",
+        "PATH/annotations/instances_train*.json and instances_val*.json, and the "
+        "images in PATH/train*, PATH/val*",
+        "coco",
+    ),
+    ("detection", "tfds"): SourceKind(
+        "train.data.tfds:box_source", "NAME", "TensorFlow Datasets", "coco"
+    ),
+    ("segmentation", "digits"): SourceKind(
+        "train.data.digits:mask_scene_source", "", "scenes of digits", "mask_scenes"
+    ),
+    ("segmentation", "voc"): SourceKind(
+        "train.data.voc.masks:voc_mask_source",
+        "PATH",
+        "PATH/JPEGImages, SegmentationClass/*.png, ImageSets/Segmentation/train.txt "
+        "and val.txt, and classes.txt, the names",
+        "masks",
+    ),
+}
+
+
+def load_source(task: str, name: str, cache: bool = False) -> Source:
+    """Opens a data source.
+
+    Args:
+        task: name of the task.
+        name: as given to `--data`: a kind, or a kind, a colon and its argument.
+        cache: keep the encoded images of a folder in memory.
+
+    Returns:
+        The `Source`.
+
+    Raises:
+        ValueError: if the task has no such kind of source, or its data cannot be
+            trained on.
+    """
+    kind = find_kind(task, name)
+    module, _, function = kind.reader.partition(":")
+    reader = getattr(importlib.import_module(module), function)
+    return reader(name.partition(":")[2], cache)
+
+
+def find_kind(task: str, name: str) -> SourceKind:
+    """Returns the row of a source.
+
+    Raises:
+        ValueError: if the task has no such kind; the message lists its kinds.
+    """
+    kind, _, argument = name.partition(":")
+    tasks = dict.fromkeys(name for name, _ in SOURCE_KINDS)
+    if task not in tasks:
+        raise ValueError(f"Unknown task {task!r}. Expected one of: {', '.join(tasks)}.")
+    row = SOURCE_KINDS.get((task, kind))
+    if row is None or bool(row.argument) != bool(argument):
+        forms = [f"`{form}`" for form in _forms(task)]
+        raise ValueError(
+            f"Unknown data {name!r}. {task.capitalize()} takes "
+            f"{' or '.join(filter(None, [', '.join(forms[:-1]), forms[-1]]))}."
+        )
+    return row
+
+
+def is_path_kind(kind: str) -> bool:
+    """Tells whether the argument of a kind is a path."""
+    return any(
+        row.argument == "PATH"
+        for (_, name), row in SOURCE_KINDS.items()
+        if name == kind
+    )
+
+
+def describe_kinds() -> str:
+    """Describes all kinds of all tasks, for `--help`."""
+    tasks = dict.fromkeys(task for task, _ in SOURCE_KINDS)
+    return " ".join(f"{task.capitalize()}: {_describe(task)}." for task in tasks)
+
+
+def _describe(task: str) -> str:
+    rows = (row for (name, _), row in SOURCE_KINDS.items() if name == task)
+    return ", ".join(f"`{form}` ({row.help})" for form, row in zip(_forms(task), rows))
+
+
+def _forms(task: str) -> list[str]:
+    """Returns what `--data` may be for a task: `digits`, `folder:PATH` and so on."""
+    return [
+        f"{kind}:{row.argument}" if row.argument else kind
+        for (name, kind), row in SOURCE_KINDS.items()
+        if name == task
+    ]

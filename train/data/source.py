@@ -1,0 +1,222 @@
+"""A data set as the pipeline sees it, and what the readers of all kinds share."""
+
+import dataclasses
+import filecmp
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tqdm import tqdm
+
+from keras_mobilevit.image_files import SUFFIXES
+
+SPLITS = ("train", "validation")
+IMAGE_SUFFIXES = SUFFIXES
+# Systems and tools put these beside data, besides hidden files.
+LITTER = frozenset(
+    "__MACOSX @eaDir #recycle $RECYCLE.BIN __pycache__ lost+found "
+    "Thumbs.db desktop.ini".split()
+)
+# One value for each example; a ragged column has as many values as an example has.
+Columns = Mapping[str, tf.Tensor | tf.RaggedTensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A set of images with targets in two splits.
+
+    An example is a dict: `encoded` or `path`, `id`, and the task's targets; for
+    classification `label`. It is read either from `columns`, in any order, or from a
+    `stream`, in the order of the stream.
+
+    Attributes:
+        name: as given to `train.data.registry.load_source`.
+        class_names: in the order of the labels.
+        num_examples: number of images by split.
+        stream: a function of a split and a seed, or `None` for the stored order, to
+            a `tf.data.Dataset` of examples.
+        columns: by split the values of all examples, in the stored order, under the
+            keys of an example.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    num_examples: dict[str, int]
+    stream: Callable[[str, int | None], tf.data.Dataset] | None = None
+    columns: Mapping[str, Columns] | None = None
+
+    def examples(self, split: str, seed: int | None) -> tf.data.Dataset:
+        """Returns the examples of a split, shuffled by a seed or as stored."""
+        if self.stream is not None:
+            return self.stream(split, seed)
+        if self.columns is None:
+            raise ValueError(f"The source {self.name} has no examples.")
+        columns = self.columns[split]
+        order = example_order(self.num_examples[split], seed)
+        return tf.data.Dataset.from_tensor_slices(order).map(
+            lambda index: read_row(columns, index)
+        )
+
+
+def indexed_source(
+    name: str, class_names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]
+) -> Source:
+    """Makes a source whose examples can be read in any order.
+
+    Args:
+        name: of the source.
+        class_names: in the order of the labels.
+        columns: `{split: {key: values}}` with a value for each example; a
+            `tf.RaggedTensor` has values of different lengths.
+
+    Returns:
+        The `Source`.
+    """
+    tensors = {
+        split: {key: _to_tensor(values) for key, values in column.items()}
+        for split, column in columns.items()
+    }
+    num_examples = {split: len(column["id"]) for split, column in columns.items()}
+    return Source(name, tuple(class_names), num_examples, columns=tensors)
+
+
+def _to_tensor(values) -> tf.Tensor | tf.RaggedTensor:
+    is_ragged = isinstance(values, tf.RaggedTensor)
+    return values if is_ragged else tf.constant(values)
+
+
+def example_order(count: int, seed: int | None) -> np.ndarray:
+    """Returns the order in which examples come: stored, or shuffled by a seed."""
+    order = np.arange(count)
+    if seed is not None:
+        np.random.default_rng(seed).shuffle(order)
+    return order
+
+
+def read_row(columns: Columns, index) -> dict[str, tf.Tensor]:
+    """Returns the example at an index of the stored order."""
+    return {key: _read_value(values, index) for key, values in columns.items()}
+
+
+def _read_value(values: tf.Tensor | tf.RaggedTensor, index) -> tf.Tensor:
+    if not isinstance(values, tf.RaggedTensor):
+        return values[index]
+    # `values[index]` of a ragged tensor takes several times as long.
+    start, end = values.row_splits[index], values.row_splits[index + 1]
+    return values.values[start:end]
+
+
+def evenly_spaced(source: Source, split: str, count: int) -> Source:
+    """Returns a source of about `count` examples, evenly spaced over a split.
+
+    Sources store one class after the other, so the first examples would all have the
+    same class.
+    """
+    step = max(1, source.num_examples[split] // count)
+    if source.columns is not None:
+        rows = {key: values[::step] for key, values in source.columns[split].items()}
+        return indexed_source(source.name, source.class_names, {split: rows})
+
+    def stream(name: str, seed: int | None) -> tf.data.Dataset:
+        return source.examples(name, seed).shard(step, 0)
+
+    num_examples = {split: -(-source.num_examples[split] // step)}
+    return dataclasses.replace(source, num_examples=num_examples, stream=stream)
+
+
+def is_litter(name: str) -> bool:
+    """Tells whether a file or folder is hidden or was left by a system or tool."""
+    return name.startswith(".") or name in LITTER
+
+
+def join_names(names: Sequence[str], at_most: int = 10) -> str:
+    """Joins names for a message: the first ones, and how many more there are."""
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
+
+
+def image_column(
+    paths: Sequence[str], split: str, cache: bool
+) -> dict[str, Sequence[str] | list[bytes]]:
+    """Makes the column of images: paths, or with `cache` the content of the files."""
+    return {"encoded": _read_files(paths, split)} if cache else {"path": paths}
+
+
+def _read_files(paths: Sequence[str], split: str) -> list[bytes]:
+    """Reads files; an unreadable file becomes empty, so that the pipeline skips it."""
+    contents = []
+    for path in tqdm(paths, f"reading {split}", unit="img", disable=None, leave=False):
+        try:
+            contents.append(Path(path).read_bytes())
+        except OSError:
+            contents.append(b"")
+    return contents
+
+
+def refuse_one_class(name: str, class_names: Sequence[str], where: str) -> None:
+    """Raises a ValueError if a classifier would have nothing to tell apart.
+
+    Args:
+        name: of the source.
+        class_names: of the source.
+        where: the user finds the classes, for the message.
+    """
+    if len(class_names) < 2:
+        raise ValueError(
+            f"{name} has only one class, {join_names(class_names)}: a classifier would "
+            f"give the same answer for every image. Expected two or more, as {where}."
+        )
+
+
+def warn_of_similar_names(names: Sequence[str], where: str) -> None:
+    """Warns of class names that differ only in case or spaces.
+
+    Args:
+        names: of the classes.
+        where: the classes are, for the warning.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault("".join(name.split()).casefold(), []).append(name)
+    for group in groups.values():
+        if len(group) > 1:
+            logging.warning(
+                "%s has the classes %s, whose names differ only in case or spaces. "
+                "They count as different classes. If they are one class, give them "
+                "one name.",
+                where,
+                ", ".join(map(repr, group)),
+            )
+
+
+def warn_of_shared_images(name: str, paths: Mapping[str, Sequence[str]]) -> None:
+    """Warns of images in both splits, which make the validation score too high.
+
+    Args:
+        name: of the source.
+        paths: by split. Only files with the same name are compared.
+    """
+    train, validation = (paths[split] for split in SPLITS)
+    by_name: dict[str, list[str]] = {}
+    for path in train:
+        by_name.setdefault(os.path.basename(path), []).append(path)
+    shared = [
+        path
+        for path in validation
+        for other in by_name.get(os.path.basename(path), ())
+        if path == other or filecmp.cmp(path, other, shallow=False)
+    ]
+    if shared:
+        logging.warning(
+            "%s: %d of %d validation images are training images, too; the first is "
+            "%s. The validation score will be too high. Remove them from one of the "
+            "two splits.",
+            name,
+            len(shared),
+            len(validation),
+            shared[0],
+        )

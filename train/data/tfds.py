@@ -1,0 +1,173 @@
+"""Data sets of TensorFlow Datasets, with labels or with boxes.
+
+A data set is downloaded when it is first used. Its files can only be read in order, so
+a source is a stream, shuffled through a buffer.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from train.data import images
+from train.data.source import SPLITS, Source, refuse_one_class
+
+SHUFFLE_BUFFER = 16_384  # encoded images held to shuffle a stream
+
+
+def label_source(argument: str, cache: bool = False) -> Source:
+    """Opens a classification data set; images stay encoded until they are cropped.
+
+    Its `validation` split is used, or `test` if there is none.
+
+    Args:
+        argument: name of the data set.
+        cache: not used; the stream's files are few and large.
+
+    Returns:
+        The `Source`.
+
+    Raises:
+        ValueError: if the data set has no images and labels, or no such splits.
+    """
+    builder = _builder(argument)
+    features = builder.info.features or {}
+    label = features["label"] if "label" in features else None
+    names = getattr(label, "names", None)
+    if names is None or "image" not in features:
+        raise ValueError(
+            f"tfds:{argument} has no features `image` and `label` with named classes. "
+            f"It has: {', '.join(features)}."
+        )
+    refuse_one_class(f"tfds:{argument}", names, "the names of its feature `label`")
+    return _stream(argument, builder, names, _labeled_example)
+
+
+def box_source(argument: str, cache: bool = False) -> Source:
+    """Opens a detection data set, such as `coco/2017` or `voc`.
+
+    Its `validation` split is used, or `test` if there is none.
+
+    Args:
+        argument: name of the data set.
+        cache: not used; the stream's files are few and large.
+
+    Returns:
+        The `Source`.
+
+    Raises:
+        ValueError: if it has no boxes with named classes, or no such splits.
+    """
+    builder = _builder(argument)
+    features = builder.info.features or {}
+    # The feature of a sequence has keys; the sequence itself has not.
+    objects = (
+        getattr(features["objects"], "feature", {}) if "objects" in features else {}
+    )
+    if "image" not in features or not {"bbox", "label"} <= set(objects):
+        raise ValueError(
+            f"tfds:{argument} has no features `image` and `objects` with `bbox` and "
+            f"`label`. It has: {', '.join(features)}."
+        )
+    return _stream(argument, builder, objects["label"].names, _boxed_example)
+
+
+def _builder(name: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.builder(name)
+
+
+def _stream(
+    name: str,
+    builder: Any,
+    class_names: Sequence[str],
+    to_example: Callable[[dict], dict],
+) -> Source:
+    """Downloads a data set and makes the source of its two splits.
+
+    Args:
+        name: of the data set.
+        builder: of the data set.
+        class_names: in the order of the labels.
+        to_example: from an example of the data set to one of the source.
+
+    Returns:
+        The `Source`.
+
+    Raises:
+        ValueError: if it lacks one of the splits.
+    """
+    import tensorflow_datasets as tfds
+
+    builder.download_and_prepare()
+    available = builder.info.splits
+    held_out = next((s for s in ("validation", "test") if s in available), None)
+    if "train" not in available or held_out is None:
+        raise ValueError(
+            f"tfds:{name} needs the splits `train` and `validation` or `test`. "
+            f"It has: {', '.join(available)}."
+        )
+    splits = dict(zip(SPLITS, ("train", held_out)))
+
+    def stream(split: str, seed: int | None) -> tf.data.Dataset:
+        dataset = builder.as_dataset(
+            split=splits[split],
+            decoders={"image": tfds.decode.SkipDecoding()},
+            shuffle_files=seed is not None,
+            read_config=tfds.ReadConfig(shuffle_seed=seed, add_tfds_id=True),
+        )
+        if seed is not None:
+            dataset = dataset.shuffle(SHUFFLE_BUFFER, seed=seed)
+        return dataset.map(to_example)
+
+    num_examples = {split: available[splits[split]].num_examples for split in SPLITS}
+    return Source(f"tfds:{name}", tuple(class_names), num_examples, stream)
+
+
+def _labeled_example(example: dict) -> dict:
+    return {
+        "encoded": example["image"],
+        "label": tf.cast(example["label"], tf.int32),
+        "id": example["tfds_id"],
+    }
+
+
+def _boxed_example(example: dict) -> dict:
+    """Renames the columns and drops boxes without area, of which COCO has a few."""
+    objects = example["objects"]
+    y1, x1, y2, x2 = tf.unstack(objects["bbox"], axis=1)
+    areas = (x2 - x1) * (y2 - y1)
+    is_ignored = tf.zeros_like(areas, tf.bool)
+    if "area" in objects:  # COCO's: of the mask, in pixels
+        sides = tf.cast(_image_size(example["image"]), tf.float32)
+        mask_areas = tf.cast(objects["area"], tf.float32) / tf.reduce_prod(sides)
+        areas = tf.where(mask_areas > 0, mask_areas, areas)
+    if "is_crowd" in objects:
+        is_ignored = objects["is_crowd"]
+    elif "is_difficult" in objects:
+        is_ignored = objects["is_difficult"]
+        areas = tf.where(is_ignored, np.inf, areas)
+    columns = {
+        "boxes": tf.stack([x1, y1, x2, y2], axis=1),  # [objects, 4]
+        "classes": tf.cast(objects["label"], tf.int32),
+        "is_crowd": is_ignored,
+        "areas": areas,
+    }
+    has_area = (x2 > x1) & (y2 > y1)
+    return {
+        "encoded": example["image"],
+        "id": example["tfds_id"],
+        **{name: tf.boolean_mask(x, has_area) for name, x in columns.items()},
+    }
+
+
+def _image_size(encoded: tf.Tensor) -> tf.Tensor:
+    """Returns the height and width of an image; 1, 1 if it cannot be read.
+
+    The pipeline skips an unreadable image later.
+    """
+    sizes = tf.data.Dataset.from_tensors(encoded).map(images.image_size)
+    sizes = sizes.ignore_errors().concatenate(tf.data.Dataset.from_tensors([1, 1]))
+    return sizes.take(1).get_single_element()

@@ -1,0 +1,31 @@
+"""What `--mode=eval` prints: a model's metrics, and the images that were skipped."""
+
+from train.config import TrainConfig
+from train.data.source import Source
+from train.data.unreadable import with_reason
+from train.evaluation.evaluate import evaluate_predictor
+from train.evaluation.predictor import load_predictor
+from train.tasks.task import Task
+
+
+def evaluation_report(task: Task, config: TrainConfig, source: Source) -> str:
+    """Evaluates the model that `config.weights` names, and formats the result.
+
+    Args:
+        task: the model is of its kind.
+        config: see `train.evaluation.predictor.load_predictor`; and `eval_crop`.
+        source: its validation images are used.
+
+    Raises:
+        ValueError: if the model cannot be evaluated on the source.
+        OSError: if the published weights cannot be downloaded.
+    """
+    predictor = load_predictor(task, config, source)
+    found = evaluate_predictor(task, predictor, source, config)
+    text = task.report(
+        source.class_names, found.metrics, found.statistics, predictor.size
+    )
+    skipped = [
+        f"skipped, cannot be read: {with_reason(name)}" for name in found.unreadable
+    ]
+    return "\n".join([text, *skipped])

@@ -1,0 +1,117 @@
+"""Runs a command: grouped help, errors in one line, and no library loaded before.
+
+A command defines its flags without TensorFlow and Keras, and loads them in its `main`,
+so that `--help` answers at once.
+"""
+
+import functools
+import sys
+import textwrap
+from collections.abc import Callable, Mapping
+
+from absl import app, flags
+
+from train.run.console import print_any_name
+
+USAGE_ERROR = 2  # exit code of a command line that cannot be understood
+WIDTH = 88
+_HELP = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort")
+_FULL_HELP = ("--helpfull", "-helpfull")
+_VALUES = {
+    "int": "INTEGER",
+    "float": "NUMBER",
+    "comma separated list of strings": "A,B,...",
+}
+
+
+def run_command(
+    main: Callable[[list[str]], object],
+    description: str,
+    groups: Mapping[str, Callable[[], None]],
+    takes_files: bool = False,
+) -> None:
+    """Defines the flags, parses the command line, and calls `main`.
+
+    `--help` prints the description and the flags by group, and exits with 0. A command
+    line that cannot be understood prints one line and exits with 2.
+
+    Args:
+        main: takes what is left of the command line, the program's name first.
+        description: such as the docstring of the module.
+        groups: by heading, the function that defines the flags of a group.
+        takes_files: whether arguments without dashes are allowed.
+    """
+    print_any_name()
+    names = {heading: _define(define) for heading, define in groups.items()}
+    parse = functools.partial(_parse, description, names, takes_files)
+    app.run(main, flags_parser=parse)
+
+
+def _define(define: Callable[[], None]) -> list[str]:
+    """Defines flags, and returns their names."""
+    before = set(flags.FLAGS)
+    define()
+    return [name for name in flags.FLAGS if name not in before]
+
+
+def _parse(
+    description: str, names: dict[str, list[str]], takes_files: bool, argv: list[str]
+) -> list[str]:
+    options = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
+    if any(option in _HELP + _FULL_HELP for option in options):
+        if any(option in _FULL_HELP for option in options):
+            ours = {name for group in names.values() for name in group}
+            others = sorted(name for name in flags.FLAGS if name not in ours)
+            names = names | {"Flags of the libraries": others}
+        print(help_text(description, names))
+        sys.exit(0)
+    try:
+        left = flags.FLAGS(argv)
+    except flags.Error as error:
+        _refuse(str(error))
+    if len(left) > 1 and not takes_files:
+        _refuse(f"Unexpected arguments: {' '.join(left[1:])}.")
+    return left
+
+
+def _refuse(message: str) -> None:
+    print(f"error: {message} --help lists all flags.", file=sys.stderr)
+    sys.exit(USAGE_ERROR)
+
+
+def help_text(description: str, names: Mapping[str, list[str]]) -> str:
+    """Lays out the help of a command.
+
+    Args:
+        description: comes first, as it is.
+        names: by heading, the names of flags that are defined.
+
+    Returns:
+        The text: each flag with its kind of value, and what it does.
+    """
+    parts = [description.strip()]
+    for heading, group in names.items():
+        parts += ["", f"{heading}:"]
+        parts += [_describe(flags.FLAGS[name]) for name in group]
+    return "\n".join(parts)
+
+
+def _describe(flag: flags.Flag) -> str:
+    choices = getattr(flag.parser, "enum_values", None)
+    text = (flag.help or "").strip()
+    if choices:
+        text = text.removeprefix(f"<{'|'.join(choices)}>: ")
+    kind = (
+        "|".join(choices) if choices else _VALUES.get(flag.parser.flag_type(), "TEXT")
+    )
+    head = f"--{flag.name}={kind}"
+    if flag.boolean:
+        is_switch = flag.parser.flag_type() == "bool"
+        head = f"--[no]{flag.name}" if is_switch else f"--{flag.name}[=NAME]"
+    default = flag.default
+    if default not in (None, "", [], False) and "efault" not in text:
+        shown = ",".join(default) if isinstance(default, list) else default
+        text += f" Default: {shown}."
+    return f"  {head}\n" + textwrap.fill(
+        text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
+    )

@@ -1,0 +1,91 @@
+"""SSD's loss: smooth L1 of the boxes and cross-entropy of the classes.
+
+Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325.
+"""
+
+import tensorflow as tf
+
+from keras_mobilevit import boxes as box_math
+from keras_mobilevit.anchors import anchor_boxes
+from train.config import TrainConfig
+from train.tasks.detection.matching import hard_negatives, match
+from train.tasks.losses import smoothed_cross_entropy
+
+
+def smooth_l1(differences) -> tf.Tensor:
+    """Computes x² / 2 where |x| < 1, and |x| - 1/2 elsewhere.
+
+    Source: Fast R-CNN, https://arxiv.org/abs/1504.08083.
+
+    Args:
+        differences: of any shape.
+
+    Returns:
+        Losses of the same shape.
+    """
+    absolute = tf.abs(differences)
+    return tf.where(absolute < 1.0, 0.5 * differences**2, absolute - 0.5)
+
+
+def multibox(
+    offsets, logits, target_offsets, labels, weights, label_smoothing: float = 0.0
+) -> tf.Tensor:
+    """Computes SSD's loss from predicted and target boxes and classes.
+
+    Args:
+        offsets: predicted boxes, `[batch, anchors, 4]`.
+        logits: `[batch, anchors, classes + 1]`; class 0 is the background.
+        target_offsets: `[batch, anchors, 4]`, used where an anchor is positive.
+        labels: int32 `[batch, anchors]`: 0 for the background, else the class of a
+            positive anchor plus 1.
+        weights: of the examples, `[batch]`; 0 for padding.
+        label_smoothing: see `train.tasks.losses.smoothed_cross_entropy`.
+
+    Returns:
+        The loss of each example, `[batch]`: the sum over its positive anchors and hard
+        negatives, times the number of weighted images, divided by the positive anchors
+        of all of them. The mean is then the published loss, in which an image with
+        more objects weighs more.
+    """
+    is_positive = labels > 0
+    entropy = smoothed_cross_entropy(labels, logits, label_smoothing)
+    background = -tf.nn.log_softmax(logits)[..., 0]
+    negatives = hard_negatives(tf.stop_gradient(background), is_positive)
+    class_loss = tf.where(is_positive | negatives, entropy, 0.0)
+    distance = tf.reduce_sum(smooth_l1(offsets - target_offsets), axis=-1)
+    box_loss = tf.where(is_positive, distance, 0.0)
+    total = tf.reduce_sum(class_loss + box_loss, axis=1)  # [batch]
+    positives = tf.reduce_sum(tf.cast(is_positive, tf.float32), axis=1) * weights
+    images = tf.reduce_sum(weights)
+    return total * images / tf.maximum(tf.reduce_sum(positives), 1.0)
+
+
+def _multibox_of_batch(batch, is_object, outputs, label_smoothing: float) -> tf.Tensor:
+    # The images' size is known when the function is traced.
+    anchors = tf.constant(anchor_boxes(*batch["image"].shape[1:3]))
+    matched_index, is_positive = match(batch["boxes"], is_object, anchors)
+    boxes = tf.gather(batch["boxes"], matched_index, batch_dims=1)
+    classes = tf.gather(batch["classes"], matched_index, batch_dims=1)
+    # [batch, anchors, 4]; an anchor without an object may have matched padding, whose
+    # size has no logarithm.
+    boxes = tf.where(is_positive[..., None], boxes, box_math.to_corners(anchors))
+    return multibox(
+        outputs["offsets"],
+        outputs["logits"],
+        box_math.encode(boxes, anchors),
+        tf.where(is_positive, classes + 1, 0),
+        batch["weight"],
+        label_smoothing,
+    )
+
+
+def loss(config: TrainConfig, batch, outputs) -> tf.Tensor:
+    """Computes the training loss of each example, `[batch]`."""
+    is_object = batch["classes"] >= 0
+    return _multibox_of_batch(batch, is_object, outputs, config.label_smoothing)
+
+
+def validation_loss(batch, outputs) -> tf.Tensor:
+    """Computes the loss of each example without smoothing and without crowds."""
+    is_object = (batch["classes"] >= 0) & ~batch["is_crowd"]
+    return _multibox_of_batch(batch, is_object, outputs, 0.0)

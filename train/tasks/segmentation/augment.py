@@ -1,0 +1,126 @@
+"""Scales, crops and flips of images with masks, as pure functions of a seed.
+
+Source: https://arxiv.org/abs/1706.05587, section 4.1, data augmentation. The layers of
+keras-cv draw from their own generators, whose state a resumed run could not restore,
+and take decoded images; here a crop is chosen before the image is decoded.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from train.data import images
+from train.data.masks import IGNORE_INDEX
+
+
+class Placement(NamedTuple):
+    """Which part of an image is placed where on its crop; int32 tensors.
+
+    Attributes:
+        window: `[4]`: top, left, height and width of the part of the image, at least
+            one pixel.
+        size: `[2]`: height and width to which that part is resized.
+        corner: `[2]`: row and column of the crop at which the part begins.
+    """
+
+    window: tf.Tensor
+    size: tf.Tensor
+    corner: tf.Tensor
+
+
+def random_placement(image_size, size, min_scale: float, seed) -> Placement:
+    """Draws the scale of an image, and the position of its crop.
+
+    The short side becomes `sqrt(min_scale)` to `1 / sqrt(min_scale)` times the crop's.
+    The aspect is drawn between the image's own and that of a square, since an
+    evaluation resizes every image to a square. If the image is larger than the crop, a
+    random part of it is kept; if it is smaller, it is placed at random on the crop.
+
+    Args:
+        image_size: integers `[2]`: height and width.
+        size: height and width of the crop.
+        min_scale: in (0, 1], the smallest fraction of the image's area that is kept.
+        seed: two integers.
+
+    Returns:
+        The `Placement`.
+    """
+    image_size, size = tf.cast(image_size, tf.float32), tf.cast(size, tf.float32)
+    seeds = tf.random.experimental.stateless_split(seed, 3)
+    factor = min_scale**0.5
+    factor = tf.random.stateless_uniform([], seeds[0], factor, 1 / factor)
+    own = tf.random.stateless_uniform([], seeds[1])  # 0: a square, 1: its own aspect
+    sides = (image_size / tf.reduce_min(image_size)) ** own  # one is 1
+    resized = tf.maximum(tf.round(factor * tf.reduce_min(size) * sides), 1.0)
+    free = resized - size  # negative where the image is smaller
+    start = tf.floor(tf.random.stateless_uniform([2], seeds[2]) * (tf.abs(free) + 1))
+    start = tf.minimum(start, tf.abs(free)) * tf.sign(free)
+    first = tf.maximum(start, 0.0)
+    last = tf.minimum(start + size, resized)
+    # Rounded to whole pixels, so that image and mask agree.
+    top_left = tf.minimum(tf.floor(first / resized * image_size), image_size - 1)
+    bottom_right = tf.minimum(tf.math.ceil(last / resized * image_size), image_size)
+    window = [top_left, tf.maximum(bottom_right - top_left, 1.0)]
+    numbers = tf.concat(window, axis=0), last - first, tf.maximum(-start, 0.0)
+    return Placement(*(tf.cast(number, tf.int32) for number in numbers))
+
+
+def _pad(values, placement: Placement, size, filler: int) -> tf.Tensor:
+    """Pads a resized part to its crop: `[height, width, channels]`."""
+    before, after = placement.corner, size - placement.corner - placement.size
+    paddings = tf.concat([tf.stack([before, after], axis=1), [[0, 0]]], axis=0)
+    padded = tf.pad(values, paddings, constant_values=tf.cast(filler, values.dtype))
+    return tf.ensure_shape(padded, [None, None, values.shape[-1]])
+
+
+def place_image(part, placement: Placement, size) -> tf.Tensor:
+    """Resizes a part of an image and places it on its crop, which is black elsewhere.
+
+    Args:
+        part: `[height, width, 3]`: the image inside `placement.window`.
+        placement: from `random_placement`.
+        size: height and width of the crop.
+
+    Returns:
+        uint8 `[*size, 3]`.
+    """
+    return _pad(images.resize(part, placement.size), placement, size, 0)
+
+
+def place_mask(mask, placement: Placement, size) -> tf.Tensor:
+    """Places a part of a mask on its crop, which is ignored elsewhere.
+
+    Args:
+        mask: uint8 `[height, width]`, of the whole image.
+        placement: from `random_placement`.
+        size: height and width of the crop.
+
+    Returns:
+        uint8 `[*size]`, with classes of the mask and `IGNORE_INDEX` only.
+    """
+    top, left, height, width = tf.unstack(placement.window)
+    part = mask[top : top + height, left : left + width]
+    resized = resize_mask(part, placement.size)[..., None]
+    return _pad(resized, placement, size, IGNORE_INDEX)[..., 0]
+
+
+def resize_mask(mask, size) -> tf.Tensor:
+    """Resizes a mask to uint8 `[*size]`, with the class of the nearest pixel."""
+    return tf.image.resize(mask[..., None], size, "nearest")[..., 0]
+
+
+def random_flip(image, mask, seed) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mirrors image and mask, left to right, in half of the cases.
+
+    Args:
+        image: `[height, width, 3]`.
+        mask: `[height, width]`.
+        seed: two integers.
+
+    Returns:
+        Both.
+    """
+    is_mirrored = tf.random.stateless_uniform([], seed) < 0.5
+    return tf.cond(
+        is_mirrored, lambda: (image[:, ::-1], mask[:, ::-1]), lambda: (image, mask)
+    )

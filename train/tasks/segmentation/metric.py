@@ -1,0 +1,136 @@
+"""Mean IoU, from a confusion matrix of pixels that is summed over batches."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from train.data.masks import decode_mask
+
+PIXELS_AT_ONCE = 2**20
+
+
+def _cells_at_centers(count: int, side: int) -> np.ndarray:
+    """Returns, for each of `count` pixels, the one of `side` cells at its center."""
+    # In integers: (i + 0.5) * side / count has to be exact at the edges.
+    return (2 * np.arange(count) + 1) * side // (2 * count)
+
+
+def classes_at_pixels(class_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Looks up the class of every pixel of an image in a network's class map.
+
+    Args:
+        class_map: `[rows, columns]`, of the resized image.
+        size: (height, width) of the image.
+
+    Returns:
+        `[*size]`: for each pixel the class of the cell that contains its center.
+    """
+    rows, columns = map(_cells_at_centers, size, class_map.shape)
+    return class_map[rows[:, None], columns]
+
+
+def count_pixels(
+    mask: np.ndarray, class_map: np.ndarray, num_classes: int
+) -> np.ndarray:
+    """Counts the pixels of an image by label and prediction.
+
+    Args:
+        mask: uint8 `[height, width]`: labels; values that are no class do not count.
+        class_map: integers `[rows, columns]`: predictions, as for `classes_at_pixels`.
+        num_classes: number of classes.
+
+    Returns:
+        int64 `[num_classes, num_classes]`; rows are labels, columns predictions.
+    """
+    rows, columns = map(_cells_at_centers, mask.shape, class_map.shape)
+    counts = np.zeros(num_classes**2, np.int64)
+    # Strip by strip: the indices of a large photo's pixels take much memory.
+    height = max(1, PIXELS_AT_ONCE // mask.shape[1])
+    for top in range(0, mask.shape[0], height):
+        labels = mask[top : top + height]
+        found = class_map[rows[top : top + height, None], columns]
+        is_counted = labels < num_classes
+        cells = labels[is_counted].astype(np.int64) * num_classes + found[is_counted]
+        counts += np.bincount(cells, minlength=len(counts))
+    return counts.reshape(num_classes, num_classes)
+
+
+def count_confusion(
+    class_names: Sequence[str],
+    predictions: dict[str, np.ndarray],
+    targets: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Counts the pixels of some images, each at the size of its own mask.
+
+    Args:
+        class_names: in the order of the classes.
+        predictions: `class_map`, integers `[images, rows, columns]`.
+        targets: `full_mask`, encoded masks `[images]`.
+
+    Returns:
+        `confusion`, int64 `[classes, classes]`; rows are labels, columns predictions.
+    """
+    classes = len(class_names)
+    confusion = np.zeros((classes, classes), np.int64)
+    for mask, class_map in zip(targets["full_mask"], predictions["class_map"]):
+        confusion += count_pixels(decode_mask(mask).numpy(), class_map, classes)
+    return {"confusion": confusion}
+
+
+def score(class_names: Sequence[str], counts: dict[str, np.ndarray]) -> dict:
+    """Computes how well masks agree.
+
+    Args:
+        class_names: in the order of the classes.
+        counts: sums of `count_confusion`.
+
+    Returns:
+        In [0, 1], or -1 where there is nothing to measure: `mIoU`, the mean over the
+        classes that occur in a mask or a prediction; `pixel_accuracy`, the fraction of
+        correct pixels; and `IoU/<class>`, the intersection of a class's pixels in mask
+        and prediction over their union.
+    """
+    confusion = np.asarray(counts["confusion"], np.int64)
+    correct = np.diag(confusion)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - correct
+    occurs = union > 0
+    ious = np.where(occurs, correct / np.maximum(union, 1), -1.0)
+    pixels = confusion.sum()
+    return {
+        "mIoU": float(ious[occurs].mean()) if occurs.any() else -1.0,
+        "pixel_accuracy": float(correct.sum() / pixels) if pixels else -1.0,
+        **{f"IoU/{name}": float(iou) for name, iou in zip(class_names, ious)},
+    }
+
+
+def report(
+    class_names: Sequence[str], metrics: dict, counts: dict[str, np.ndarray], size: int
+) -> str:
+    """Formats metrics as text: a line for each class, then all classes together.
+
+    Args:
+        class_names: in the order of the classes.
+        metrics: from `score`.
+        counts: sums of `count_confusion`.
+        size: side of the images in pixels.
+    """
+    confusion = counts["confusion"]
+    pixels, correct = confusion.sum(axis=1), np.diag(confusion)
+    width = max(len(name) for name in (*class_names, "class"))
+
+    def line(name: str, count: int, accuracy: float, iou: float) -> str:
+        recall = f"{100 * accuracy:.2f}" if count else "-"
+        overlap = f"{100 * iou:.2f}" if iou >= 0 else "-"
+        return f"{name:<{width}}  {count:>11}  {recall:>6}  {overlap:>6}"
+
+    lines = [f"{'class':<{width}}       pixels   right     IoU"]
+    lines += [
+        line(name, pixels[i], correct[i] / max(pixels[i], 1), metrics[f"IoU/{name}"])
+        for i, name in enumerate(class_names)
+    ]
+    lines += [
+        line("all", pixels.sum(), metrics["pixel_accuracy"], metrics["mIoU"]),
+        f"at {size}x{size} pixels, in percent of the original masks' pixels; the IoU "
+        "of all is the mean over the classes that occur",
+    ]
+    return "\n".join(lines)
