@@ -102,8 +102,9 @@ def load_libraries() -> None:
 def convert(args: flags.FlagValues) -> list[str]:
     """Converts to all formats; returns those that were refused."""
     load_libraries()
+    from tflite.exporter import only_conversion
     from tflite.options import options_from_flags
-    from tflite.pipeline import convert_all, only_conversion
+    from tflite.pipeline import convert_all
 
     options, refused = options_from_flags(args), []
     with only_conversion(options.output_dir):

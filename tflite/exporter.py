@@ -1,15 +1,18 @@
 """Builds a file, checks it, and writes it with its card."""
 
+import contextlib
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from absl import logging
 
 from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.files import whole_file, whole_folder
+from keras_mobilevit.litert import read_card
 from tflite.formats.conversion import Conversion, prepare
 from tflite.formats.table import FORMATS, FileType, Format
 from tflite.graph.reader import kept_layers
@@ -20,6 +23,48 @@ from train.run.console import readable
 __all__ = ["convert", "make_reference", "prepare"]
 
 MAX_GPU_RANK = 4  # of tensors that GPU delegates take
+
+
+@contextlib.contextmanager
+def only_conversion(folder: Path) -> Iterator[None]:
+    """Locks a folder against other conversions.
+
+    Raises:
+        ValueError: if another conversion has locked it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ValueError(
+            f"Another conversion writes into {folder}. Wait for it, or use another "
+            "--output_dir."
+        ) from error
+    finally:
+        os.close(handle)
+
+
+def check_earlier(path: Path, provenance: dict) -> None:
+    """Raises a ValueError if a path has the file of another model."""
+    card = read_card(path)
+    if not path.exists() or "model" not in card:
+        return
+    earlier, new = (
+        [str(x.get(key, "")) for key in ("model", "weights")]
+        for x in (card, provenance)
+    )
+    if [Path(x).absolute() for x in earlier] != [Path(x).absolute() for x in new]:
+        origin = " with the weights ".join(filter(None, earlier))
+        raise ValueError(
+            f"{path} was made from {origin}. Use another --output_dir, or remove the "
+            "file first."
+        )
 
 
 def convert(

@@ -1,16 +1,13 @@
 """Runs a conversion: loads the model and the images, and converts to each format."""
 
-import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 from absl import logging
 
-from keras_mobilevit.litert import read_card
-from tflite.exporter import convert
+from tflite.exporter import check_earlier, convert
 from tflite.formats.conversion import Conversion, prepare
 from tflite.formats.coreml.options import IMAGENET_CLASSES, core_ml_from_options
 from tflite.formats.qat import FineTuning
@@ -29,32 +26,6 @@ from tflite.reference import Reference, make_reference
 from tflite.tasks import registry
 from tflite.tasks.task import Task
 from train.config import TrainConfig, load_config, make_config
-
-
-@contextlib.contextmanager
-def only_conversion(folder: Path) -> Iterator[None]:
-    """Locks a folder against other conversions.
-
-    Raises:
-        ValueError: if another conversion has locked it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ValueError(
-            f"Another conversion writes into {folder}. Wait for it, or use another "
-            "--output_dir."
-        ) from error
-    finally:
-        os.close(handle)
-
 
 # The model ----------------------------------------------------------------------------
 
@@ -188,23 +159,6 @@ def _origin_of_format(
             "batch_size": options.qat_batch_size,
         }
     return described
-
-
-def check_earlier(path: Path, provenance: dict) -> None:
-    """Raises a ValueError if a path has the file of another model."""
-    card = read_card(path)
-    if not path.exists() or "model" not in card:
-        return
-    earlier, new = (
-        [str(x.get(key, "")) for key in ("model", "weights")]
-        for x in (card, provenance)
-    )
-    if [Path(x).absolute() for x in earlier] != [Path(x).absolute() for x in new]:
-        origin = " with the weights ".join(filter(None, earlier))
-        raise ValueError(
-            f"{path} was made from {origin}. Use another --output_dir, or remove the "
-            "file first."
-        )
 
 
 # The images ---------------------------------------------------------------------------

@@ -250,11 +250,11 @@ def test_an_earlier_file_stays_and_is_named(setup, tmp_path, monkeypatch):
 
 
 def test_a_second_conversion_at_the_same_time_is_refused(tmp_path):
-    with pipeline.only_conversion(tmp_path):
+    with conversion.only_conversion(tmp_path):
         with pytest.raises(ValueError, match="Another conversion writes into"):
-            with pipeline.only_conversion(tmp_path):
+            with conversion.only_conversion(tmp_path):
                 pass
-    with pipeline.only_conversion(tmp_path):  # and then no more
+    with conversion.only_conversion(tmp_path):  # and then no more
         pass
 
 
@@ -461,15 +461,15 @@ def test_the_crop_is_that_of_the_evaluation(changes, crop, tmp_path, monkeypatch
 def test_a_file_of_another_model_is_not_replaced(tmp_path):
     path = tmp_path / "best_64_fp32.tflite"
     ours = {"model": "runs/a/best.keras"}
-    pipeline.check_earlier(path, ours)
+    conversion.check_earlier(path, ours)
     path.write_bytes(b"")
-    pipeline.check_earlier(path, ours)  # without a card nothing is known
+    conversion.check_earlier(path, ours)  # without a card nothing is known
     path.with_suffix(".json").write_text(json.dumps(ours), "utf-8")
-    pipeline.check_earlier(path, ours)
-    pipeline.check_earlier(path, {"model": str(Path("runs/a/best.keras").absolute())})
+    conversion.check_earlier(path, ours)
+    conversion.check_earlier(path, {"model": str(Path("runs/a/best.keras").absolute())})
     for other in ({"model": "runs/b/best.keras"}, ours | {"weights": "imagenet"}):
         with pytest.raises(ValueError, match="was made from runs/a/best.keras. Use"):
-            pipeline.check_earlier(path, other)
+            conversion.check_earlier(path, other)
 
 
 def test_photos_prove_a_file_that_its_own_training_images_calibrate(tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""Names in any language, on any system: cards, labels, reports, and `~` in flags."""
+"""Names in any language, on any system; `~` in flags."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def run(script: str, *arguments, home="/") -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory) -> Path:
-    """A folder with what a conversion writes of a model with such names."""
+    """A folder with the converted files of a model with such names."""
     folder = tmp_path_factory.mktemp("home") / "Gerät"
     folder.mkdir()
     layers = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)

@@ -41,7 +41,7 @@ def agreement(reference: Outputs, found: Outputs) -> tuple[np.ndarray, float]:
     """Compares the objects that score at least `MIN_COMPARED_SCORE` on many images.
 
     Args:
-        reference: what `train.tasks.detection.postprocess.suppress_file_outputs` returns.
+        reference: what `suppress_file_outputs` returns.
         found: the same for the outputs to compare.
 
     Returns:
