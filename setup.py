@@ -1,4 +1,4 @@
-"""Packages the library alone: `train/` and `tflite/` are run from a checkout."""
+"""Packages only the library: `train/` and `tflite/` run from a checkout."""
 
 import re
 from pathlib import Path
@@ -10,8 +10,8 @@ VERSION = re.search(
     r'__version__ = "(.+?)"', (ROOT / "keras_mobilevit/__init__.py").read_text("utf-8")
 ).group(1)
 
-# Others run code from a .keras file in spite of `safe_mode`, or read files that an HDF5
-# file inside it names into the weights.
+# Other versions run code from a .keras file in spite of `safe_mode`, or read files that
+# an HDF5 file inside it refers to.
 KERAS = "keras>=3.12.4, !=3.13.*, !=3.14.0, !=3.15.0"
 
 PREDICT = ["pillow", "tensorflow>=2.18"]  # `python -m keras_mobilevit predict`
@@ -19,8 +19,7 @@ TRAIN = [
     *PREDICT,
     "absl-py",
     "defusedxml",
-    "importlib_resources",  # tensorflow-datasets imports it without asking for it
-    "keras-cv",
+    "importlib_resources",  # tensorflow-datasets imports but does not require it
     "matplotlib",
     "pycocotools",
     "scikit-learn",
@@ -49,7 +48,16 @@ PEERS = [
     "transformers",
 ]
 COREML = [*TFLITE, "coremltools>=9.0"]
-DEV = [*COREML, "adbutils", "hypothesis", "jax", "mypy", "pytest", "ruff"]
+DEV = [
+    *COREML,
+    "adbutils",
+    "hypothesis",
+    "jax",
+    "keras-cv",  # an independent reference for boxes
+    "mypy",
+    "pytest",
+    "ruff",
+]
 
 setup(
     name="keras-mobilevit",

@@ -25,9 +25,8 @@ if __name__ == "__main__" and importlib.util.find_spec("torch"):
 
 from absl import app, flags, logging
 
-from keras_mobilevit import deeplab
-from keras_mobilevit.configs import VARIANTS
-from keras_mobilevit.files import whole_file
+from keras_mobilevit.configs import SEGMENTER_SIZE, VARIANTS
+from keras_mobilevit.files import atomic_write
 from tflite.models import default_size
 from tflite.tasks.registry import split_name
 
@@ -79,7 +78,7 @@ def export(model: str, size: int, output: Path) -> None:
     except ImportError as error:
         raise ValueError(f"pip install '.[peers]' first: {error}.") from error
     image = torch.zeros(1, 3, size, size)
-    with whole_file(output) as temporary:
+    with atomic_write(output) as temporary:
         torch.onnx.export(
             peer, (image,), temporary, dynamo=True, external_data=False, verbose=False
         )
@@ -91,7 +90,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "size",
         None,
-        f"Side of the input image in pixels. By default 256, {deeplab.DEFAULT_SIZE} of "
+        f"Side of the input image in pixels. By default 256, {SEGMENTER_SIZE} of "
         "a segmenter.",
         lower_bound=1,
     )

@@ -108,11 +108,11 @@ def _keras_model(settings: StepSettings):
     import keras
 
     from keras_mobilevit.classifier import build_classifier
-    from keras_mobilevit.configs import get_config
+    from keras_mobilevit.configs import get_variant
 
     keras.config.set_dtype_policy(settings.precision)
     return build_classifier(
-        get_config(settings.model),
+        get_variant(settings.model),
         input_shape=(None, None, 3),
         classes=CLASSES,
         classifier_activation=None,

@@ -48,7 +48,7 @@ from absl import app, flags
 from benchmarks import input_pipeline as benchmark_input
 from benchmarks import steps as benchmark_steps
 from benchmarks.workers import available_cores, started, take_turns
-from keras_mobilevit.configs import MIN_SIZE, get_config
+from keras_mobilevit.configs import MIN_SIZE, get_variant
 from train.config import PRECISIONS
 from train.data.sampler import batch_shapes
 from train.run.tables import format_table
@@ -96,7 +96,7 @@ def choose_models(names: list[str]) -> list[str]:
     """Returns the variants to measure; a ValueError if there is one that is none."""
     if not names:
         raise ValueError("--model must name at least one variant. Received none.")
-    return [get_config(name).name for name in names]
+    return [get_variant(name).name for name in names]
 
 
 def choose_threads(threads: int | None, default: int) -> int:

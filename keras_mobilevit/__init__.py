@@ -6,13 +6,16 @@ import tells Keras the layers, which it does not look for by itself.
 
 import importlib
 
-try:
-    importlib.import_module("keras")
-except ImportError as error:
-    raise ImportError(
-        f"Keras cannot load its backend: {error}. Run `pip install tensorflow`; or "
-        "install jax or torch, and set the environment variable KERAS_BACKEND to it."
-    ) from error
+from keras_mobilevit.command_line import quiet_start
+
+with quiet_start():  # has an effect only under `python -m keras_mobilevit`
+    try:
+        importlib.import_module("keras")
+    except ImportError as error:
+        raise ImportError(
+            f"Keras cannot load its backend: {error}. Run `pip install tensorflow`, or "
+            "install jax or torch and set the environment variable KERAS_BACKEND to it."
+        ) from error
 
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.classifier import MobileViT_S, MobileViT_XS, MobileViT_XXS
@@ -21,7 +24,8 @@ from keras_mobilevit.deeplab import DeepLabV3, without_auxiliary
 from keras_mobilevit.detection import detect
 from keras_mobilevit.preprocessing import decode_predictions, preprocess_input
 from keras_mobilevit.ssdlite import SSDLite
-from keras_mobilevit.weights.load import load_backbone, load_weights, save_safetensors
+from keras_mobilevit.weights.load import load_backbone, load_weights
+from keras_mobilevit.weights.save import save_safetensors
 
 __version__ = "0.1.0"
 

@@ -1,28 +1,31 @@
-"""The MobileViT backbone: an image in, feature maps at five strides out."""
+"""The MobileViT backbone: computes feature maps at five strides from an image."""
 
+from keras_mobilevit.backend import Tensor
+from keras_mobilevit.blocks import conv_bn_act, inverted_residual, mobilevit_block
 from keras_mobilevit.configs import (
     NUM_HEADS,
     PATCH_SIZE,
     TRANSFORMER_DEPTHS,
     ModelConfig,
 )
-from keras_mobilevit.layers import conv_bn_act, inverted_residual, mobilevit_block
 
-LAST_STRIDE = 32  # of the last feature map, unless less is asked for
+LAST_STRIDE = 32  # of the last feature map, by default
 
 
-def feature_maps(x, config: ModelConfig, output_stride: int = LAST_STRIDE) -> dict:
+def feature_maps(
+    x: Tensor, config: ModelConfig, output_stride: int = LAST_STRIDE
+) -> dict[str, Tensor]:
     """Applies the stem and the five stages to an image tensor.
 
     Args:
         x: images `[batch, height, width, channels]`, values in [0, 1], RGB.
         config: the variant.
-        output_stride: 8, 16 or 32; the stages beyond keep the size of their input.
+        output_stride: 8, 16 or 32; later stages keep the size of their input.
 
     Returns:
-        The outputs of stages 1 to 5 as `"P1"` to `"P5"`, where `"Pn"` has the stride
-        `s = min(2**n, output_stride)`: `[batch, ceil(height / s), ceil(width / s),
-        channels]`.
+        The outputs of stages 1 to 5 as `"P1"` to `"P5"`. `"Pn"` has the stride
+        `s = min(2**n, output_stride)` and the shape
+        `[batch, ceil(height / s), ceil(width / s), channels]`.
     """
     c1, c2, *block_channels = config.stage_channels
     expansion = config.expansion
@@ -42,8 +45,8 @@ def feature_maps(x, config: ModelConfig, output_stride: int = LAST_STRIDE) -> di
         x = inverted_residual(
             x, channels, expansion, f"stage{stage}_mv0", strides, dilation
         )
-        # The published networks make up for a stride that they leave out in the stages
-        # after it, not in its own: nothing is dilated at stride 16.
+        # The published networks replace a stride by dilation only in later stages, not
+        # in the stage that omits the stride: at stride 16 nothing is dilated.
         stride, dilation = stride * strides, dilation * 2 // strides
         maps[f"P{stage}"] = x = mobilevit_block(
             x, dim, depth, NUM_HEADS, PATCH_SIZE, config.dropout, f"stage{stage}_vit"

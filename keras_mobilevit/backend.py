@@ -1,13 +1,16 @@
-"""What depends on the Keras backend, all in this file.
+"""All code that depends on the Keras backend.
 
-Everything else in this library is `keras.layers` and `keras.ops`. Each function here
-gives the same numbers on every backend.
+The rest of the library uses only `keras.layers` and `keras.ops`. Each function here
+returns the same numbers on every backend.
 """
 
 import functools
+from typing import Any
 
 import keras
 from keras import ops
+
+Tensor = Any  # a tensor of the backend, a `keras.KerasTensor` or a NumPy array
 
 
 def _tensorflow():
@@ -20,25 +23,25 @@ def _tensorflow():
 
 
 def output_dtype() -> str | None:
-    """Returns the `dtype` of the layer that gives a model's output.
+    """Returns the `dtype` of a model's last layer.
 
     Returns:
-        `"float32"` where layers compute in 16 bits, as Keras's guide to mixed precision
-        asks for, otherwise `None`, which stands for the policy that is set.
+        `"float32"` if layers compute in 16 bits, as Keras's guide to mixed precision
+        recommends. Otherwise `None`, which means the current policy.
     """
     is_short = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
     return "float32" if is_short else None
 
 
-def resize_bilinear(x, height, width):
-    """Resizes feature maps with half-pixel centres (`align_corners=False`).
+def resize_bilinear(x: Tensor, height: Any, width: Any) -> Tensor:
+    """Resizes feature maps with half-pixel centers (`align_corners=False`).
 
     Args:
         x: feature maps `[batch, rows, columns, channels]`.
-        height: rows of the result; a number, or what stands for one that is only
-            known at run time: on TensorFlow a tensor, which `keras.ops` refuses; on
-            JAX, in an export, a symbolic dimension.
-        width: columns of the result, likewise.
+        height: rows of the result: an integer, or a value that is known only at run
+            time. On TensorFlow that is a tensor, which `keras.ops` does not accept; in
+            JAX exports it is a symbolic dimension.
+        width: columns of the result, of the same types.
 
     Returns:
         Feature maps `[batch, height, width, channels]`.
@@ -57,8 +60,8 @@ def resize_bilinear(x, height, width):
     )
 
 
-# Values of a channel from which the statistics of one batch are as good as those of
-# successive steps; measured, see docs/training.md.
+# With this many values per channel, the statistics of one batch are as good as those of
+# successive steps. docs/training.md has the measurement.
 ENOUGH_VALUES = 8
 
 
@@ -66,49 +69,48 @@ ENOUGH_VALUES = 8
 class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, with TensorFlow's fused kernel in training.
 
-    Keras composes the batch statistics from elementwise operations; the kernel reads
-    the feature map once. Channels-last feature maps take it, and have statistics in
-    float32, whatever type they are of.
+    Keras composes the batch statistics from elementwise operations. The fused kernel
+    reads the feature map only once. It is used for channels-last feature maps and
+    computes the statistics in float32, whatever the type of the feature map.
 
-    As in Keras, the running variance is the average of the biased variances of the
-    batches. PyTorch averages the unbiased ones, which are larger by `n / (n - 1)` for
-    `n` values a channel: by 2 % for 50 values, and by nothing that matters for a batch
-    of feature maps.
+    As in Keras, the running variance is the average of the batches' biased variances.
+    PyTorch averages unbiased variances, which are larger by `n / (n - 1)` for `n`
+    values per channel: 2 % for 50 values, and negligible for feature maps.
 
-    It has the name of Keras's layer, because `.weights.h5` files call layers by it.
+    The class has the name of Keras's layer, because `.weights.h5` files contain it.
 
     Attributes:
-        learns_over_steps: set it before training where a batch has too few values of a
+        learns_over_steps: set this before training if batches have too few values per
             channel; see `_normalize_over_steps`. It is not saved.
     """
 
     learns_over_steps = False
 
     def _normalize_over_steps(self, inputs):
-        """Normalizes by the moving statistics, and updates them with each step.
+        """Updates the moving statistics, then normalizes by them.
 
-        One value of a channel has no variance, but its distance from the moving mean
-        has: this is the exponentially weighted mean and variance of all values so far,
-        as in Finch, "Incremental calculation of weighted mean and variance" (2009). A
-        value weighs as much as one of a batch with `ENOUGH_VALUES`, so that the
-        statistics rest on as many. No gradient flows through them.
+        A single value has no variance, but it has a distance from the moving mean. The
+        statistics are the exponentially weighted mean and variance of all values so
+        far (Finch, "Incremental calculation of weighted mean and variance", 2009). Each
+        value has the weight of a value in a batch with `ENOUGH_VALUES` per channel. No
+        gradient flows through the statistics.
         """
         x = ops.cast(inputs, "float32")
         axis = self.axis % len(x.shape)
         axes = [i for i in range(len(x.shape)) if i != axis]
         mean, variance = ops.moments(x, axes, synchronized=self.synchronized)
-        before, spread = (
+        old_mean, old_variance = (
             ops.cast(moving, "float32")
             for moving in (self.moving_mean, self.moving_variance)
         )
         values = ops.cast(ops.size(x) // x.shape[axis], "float32")
         rate = (1 - self.momentum) * ops.minimum(values / ENOUGH_VALUES, 1.0)
-        moving_mean = before + rate * (mean - before)
-        # Of the values around both means, the one before and the one after them.
-        variance = variance + (mean - before) * (mean - moving_mean)
-        moving_variance = spread + rate * (variance - spread)
-        statistics = map(ops.stop_gradient, (moving_mean, moving_variance))
-        moving_mean, moving_variance = statistics
+        moving_mean = old_mean + rate * (mean - old_mean)
+        # The distances from the old and from the new mean, as in Finch's formula.
+        variance = variance + (mean - old_mean) * (mean - moving_mean)
+        moving_variance = old_variance + rate * (variance - old_variance)
+        moving_mean = ops.stop_gradient(moving_mean)
+        moving_variance = ops.stop_gradient(moving_variance)
         self.moving_mean.assign(moving_mean)
         self.moving_variance.assign(moving_variance)
         outputs = ops.batch_normalization(
@@ -116,7 +118,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
         return ops.cast(outputs, self.compute_dtype)
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Tensor, training=None, mask=None) -> Tensor:
+        """Normalizes a feature map `[batch, height, width, channels]`."""
         if training and self.trainable and self.learns_over_steps:
             return self._normalize_over_steps(inputs)
         tf = _tensorflow()
@@ -127,7 +130,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and self.center
             and self.scale
             and not self.synchronized
-            and not getattr(self, "renorm", False)  # older versions of Keras have none
+            and not getattr(self, "renorm", False)  # missing in older versions of Keras
             and mask is None
         )
         if not (tf and training and self.trainable and is_fusable):
@@ -136,7 +139,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         outputs, mean, variance, *_ = tf.compat.v1.nn.fused_batch_norm(
             inputs, scale, offset, epsilon=self.epsilon, is_training=True
         )
-        # The kernel's variance is the unbiased estimate; Keras averages the biased.
+        # The kernel returns the unbiased variance. Keras averages the biased one.
         count = ops.cast(ops.size(inputs) // inputs.shape[-1], "float32")
         variance = variance * (count - 1) / count
         for moving, batch in (
@@ -154,11 +157,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
 class Activation(keras.layers.Activation):
     """`keras.layers.Activation`, with one kernel for swish and one for its gradient.
 
-    TensorFlow composes the gradient of swish from six elementwise operations; XLA
-    makes one of them. Only training takes these kernels.
+    TensorFlow composes the gradient of swish from six elementwise operations. XLA fuses
+    them to one kernel. Only training uses these kernels.
     """
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training=None) -> Tensor:
+        """Applies the activation to a tensor of any shape."""
         tf = _tensorflow()
         if tf and training and self.activation is keras.activations.silu:
             return _fused_silu(tf)(inputs)
@@ -185,14 +189,16 @@ def _fused_silu(tf):
 
 @keras.saving.register_keras_serializable(package="keras_mobilevit")
 class DilatedConv2D(keras.layers.Conv2D):
-    """`keras.layers.Conv2D` of stride 1 that pads; made for large dilations.
+    """`keras.layers.Conv2D` with a faster gradient for large dilations.
 
-    TensorFlow's own spreads the feature map over `dilation ** 2` images of a few pixels
-    and gathers them again. On a map of 20x20 at dilation 18, forward and gradient take
-    seven times as long as without dilation, and thirty times with XLA.
+    TensorFlow's layer splits the feature map into `dilation ** 2` small images and
+    joins them again. On a map of 20x20 at dilation 18, forward pass and gradient take
+    seven times as long as without dilation, and thirty times with XLA. The faster
+    gradient applies to stride 1 and `padding="same"`.
     """
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        """Convolves a feature map `[batch, height, width, channels]`."""
         tf = _tensorflow()
         is_plain = (
             self.padding == "same"
@@ -211,9 +217,9 @@ class DilatedConv2D(keras.layers.Conv2D):
 def _dilated_conv(tf, dilation: tuple[int, int]):
     """Returns a dilated convolution whose gradient runs on any device.
 
-    TensorFlow's kernels for the gradients of a dilated convolution are not there on
-    every CPU. The input's gradient is the same convolution with the kernel turned
-    around; the kernel's is a matrix product for each of its taps.
+    Some CPUs lack TensorFlow's kernels for the gradients of a dilated convolution. Here
+    the input's gradient is the same convolution with the kernel rotated by 180 degrees,
+    and the kernel's gradient is one matrix product over its taps.
     """
 
     def convolve(x, kernel):
@@ -238,9 +244,9 @@ def _dilated_conv(tf, dilation: tuple[int, int]):
     @tf.custom_gradient
     def convolution(x, kernel):
         def gradient(upstream):
-            turned = tf.transpose(kernel[::-1, ::-1], (0, 1, 3, 2))
+            rotated = tf.transpose(kernel[::-1, ::-1], (0, 1, 3, 2))
             return (
-                convolve(upstream, turned),
+                convolve(upstream, rotated),
                 kernel_gradient(x, kernel.shape, upstream),
             )
 
@@ -249,17 +255,19 @@ def _dilated_conv(tf, dilation: tuple[int, int]):
     return convolution
 
 
-def attention(query, key, value, training: bool | None = None):
-    """Softmax attention; scores are scaled already. The softmax is in float32.
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, training: bool | None = None
+) -> Tensor:
+    """Softmax attention. The softmax is in float32.
 
     Args:
-        query: `[batch, heads, tokens, channels]`.
-        key: of the same shape.
-        value: of the same shape.
-        training: whether gradients will be asked for.
+        query: `[batch, heads, tokens, channels]`, already scaled.
+        key: `[batch, heads, tokens, channels]`.
+        value: `[batch, heads, tokens, channels]`.
+        training: whether gradients will be computed.
 
     Returns:
-        A tensor of the same shape.
+        `[batch, heads, tokens, channels]`.
     """
     tf = _tensorflow()
     if tf and training and query.dtype == "float32":
@@ -271,12 +279,12 @@ def attention(query, key, value, training: bool | None = None):
 
 @functools.cache
 def _attention_for_training(tf):
-    """Returns `attention` with a gradient that passes fewer times over the weights.
+    """Returns `attention` with a gradient that reads the weights fewer times.
 
-    With weights P and their gradient dP, that of the scores is `P * (dP - D)`, where D
-    is the sum of `P * dP` over a row. It equals the sum of `output * upstream`
-    (https://arxiv.org/abs/2205.14135, appendix B), which has few channels, and one more
-    column in the product that gives dP subtracts it.
+    For weights P with gradient dP, the gradient of the scores is `P * (dP - D)`, where
+    D is the sum of `P * dP` over a row. D equals the sum of `output * upstream`
+    (https://arxiv.org/abs/2205.14135, appendix B), which has few channels. An
+    additional column in the matrix product that computes dP subtracts D.
     """
 
     @tf.custom_gradient

@@ -3,59 +3,60 @@
 import keras
 from keras import layers
 
-from keras_mobilevit.arguments import (
+from keras_mobilevit.backbone import feature_maps
+from keras_mobilevit.backend import output_dtype
+from keras_mobilevit.blocks import conv_bn_act, dense
+from keras_mobilevit.configs import (
+    CLASSIFIER_DROPOUT,
+    CLASSIFIER_SIZE,
+    VARIANTS,
+    ModelConfig,
+)
+from keras_mobilevit.validation import (
     check_classes,
     check_input_shape,
     check_weights,
 )
-from keras_mobilevit.backbone import feature_maps
-from keras_mobilevit.backend import output_dtype
-from keras_mobilevit.configs import CLASSIFIER_DROPOUT, VARIANTS, ModelConfig
-from keras_mobilevit.layers import conv_bn_act, dense
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_weights
-
-DEFAULT_SIZE = 256  # what the paper trains and evaluates at
 
 _DOCSTRING = """{title}: {parameters} M parameters, {top1} % top-1 on ImageNet-1k.
 
 Source: [MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision
-Transformer](https://arxiv.org/abs/2110.02178), Table 4. The accuracy is that of the
-authors' release of the weights, at 256x256.
+Transformer](https://arxiv.org/abs/2110.02178), Table 4. The accuracy, at 256x256, is
+from the authors' release of the weights.
 
 Args:
-    include_top: whether to end in the global average pooling, dropout and the
-        fully connected layer.
-    weights: `"imagenet"` (the published weights, downloaded once), `None` for random
-        initialization, or the path of a weights file: `.keras`, `.weights.h5`,
+    include_top: whether to add global average pooling, dropout and the fully connected
+        layer.
+    weights: `"imagenet"` (the published weights, downloaded once), `None` (random
+        initialization), or the path of a weights file: `.keras`, `.weights.h5`,
         `.safetensors` with the names of timm, transformers or ml-cvnets, or Apple's
-        `.pt`. For weights that were trained on BGR or RGB otherwise than the published
-        ones see `channel_order` of `keras_mobilevit.load_weights`.
+        `.pt`; see also `channel_order` of `keras_mobilevit.load_weights`.
     input_tensor: a Keras tensor to use as the image input of the model.
-    input_shape: `(height, width, channels)`, channels last. Height and width are at
-        least 32, need not be equal nor a multiple of anything, and may be `None`.
-        By default `(256, 256, 3)` with the top and `(None, None, 3)` without.
-    pooling: without the top, what follows the last feature map: `None` leaves it
-        `[batch, height / 32, width / 32, {channels}]`, `"avg"` and `"max"` pool it to
+    input_shape: `(height, width, channels)`. Height and width are at least 32 or
+        `None`, and may be any number. The default is `(256, 256, 3)` with the top and
+        `(None, None, 3)` without.
+    pooling: pooling of the last feature map without the top: `None` keeps it
+        `[batch, height / 32, width / 32, {channels}]`; `"avg"` and `"max"` pool it to
         `[batch, {channels}]`.
-    classes: number of classes; 1000 for the top of `weights="imagenet"`, and not used
-        without the top.
+    classes: number of classes. With the top, `weights="imagenet"` requires 1000.
+        Without the top, the argument is ignored.
     classifier_activation: activation of the top. `None` returns logits.
-    include_preprocessing: if true, the model takes values in [0, 255] and scales them
-        itself; if false, it takes values in [0, 1]. Images are RGB, and neither mean
-        nor standard deviation is subtracted.
+    include_preprocessing: if true, the model expects values in [0, 255] and scales
+        them; if false, it expects values in [0, 1]. Images are RGB. Mean and standard
+        deviation are not normalized.
     name: name of the model.
 
 Returns:
     A functional `keras.Model` from images `[batch, height, width, channels]` to
-    `[batch, classes]`, in float32 also where the layers compute in 16 bits. Once saved,
-    it is loaded with `keras.models.load_model`, in a program that has imported
-    `keras_mobilevit`: Keras imports no package by itself, and would not find the
-    layers.
+    `[batch, classes]`, in float32 even if the layers compute in 16 bits. To load a
+    saved model with `keras.models.load_model`, import `keras_mobilevit` first.
+    Otherwise Keras does not find the layers.
 
 Raises:
-    ValueError: if an argument or a combination of them is not valid, or the weights do
-        not fit; the message says what was expected.
+    ValueError: if an argument or a combination of arguments is not valid, or if the
+        weights do not fit; the message says what was expected.
     OSError: if the published weights are not cached and cannot be downloaded.
 
 Example:
@@ -67,7 +68,7 @@ Example:
 
 
 def _resolve_input_shape(input_shape, input_tensor, include_top: bool, weights):
-    """Fills in the default input shape and refuses one that cannot work."""
+    """Returns the input shape, by default that of `input_tensor` or the paper's."""
     if input_tensor is not None:
         tensor_shape = tuple(input_tensor.shape[1:])
         if input_shape is not None and tuple(input_shape) != tensor_shape:
@@ -77,7 +78,7 @@ def _resolve_input_shape(input_shape, input_tensor, include_top: bool, weights):
             )
         input_shape = tensor_shape
     if input_shape is None:
-        size = DEFAULT_SIZE if include_top else None
+        size = CLASSIFIER_SIZE if include_top else None
         input_shape = (size, size, 3)
     return check_input_shape(input_shape, weights)
 
@@ -105,27 +106,27 @@ def _check_arguments(weights, include_top, pooling, classes, classifier_activati
         )
 
 
-# By the name of a function, or of the class of a layer or of an operation.
+# Keys are names of functions, or of the classes of layers and operations.
 _ACTIVATIONS = {
     "softmax": "softmax",
-    "softmaxv2": "softmax",  # TensorFlow's own name for `tf.nn.softmax`
+    "softmaxv2": "softmax",  # TensorFlow's name for `tf.nn.softmax`
     "sparsemax": "softmax",
     "sigmoid": "sigmoid",
     "hardsigmoid": "sigmoid",
     "sparsesigmoid": "sigmoid",
 }
 
-# Classes of what may follow an activation and leaves probabilities probabilities.
+# Layers and operations after which probabilities are still probabilities.
 _NO_EFFECT = ("Identity", "Dropout", "GaussianNoise", "GaussianDropout", "Cast", "Clip")
 _SHAPE = ("Flatten", "Reshape", "Squeeze", "ExpandDims", "GetItem", "Concatenate")
 _MEAN = ("Average", "Add", "Subtract", "Multiply", "Divide", "TrueDivide")
-_PASSED_THROUGH = {*_NO_EFFECT, *_SHAPE, *_MEAN}
+_SKIPPED = {*_NO_EFFECT, *_SHAPE, *_MEAN}
 
 
 def _activation_of_layer(operation) -> str | None:
-    """Returns what `output_activation` does; None if the layer is looked through."""
+    """Returns the activation of a layer; `None` if the layer is skipped."""
     kind = type(operation).__name__
-    if kind in _PASSED_THROUGH:
+    if kind in _SKIPPED:
         return None
     if kind.lower() in _ACTIVATIONS:
         return _ACTIVATIONS[kind.lower()]
@@ -138,7 +139,7 @@ def _activation_of_layer(operation) -> str | None:
 
 
 def _activation_of_tensor(tensor) -> str | None:
-    """Follows a tensor back to its activation; None if it is an input as it came."""
+    """Finds the activation that a tensor came through; `None` for an input."""
     operation, node_index, tensor_index = tensor._keras_history
     if isinstance(operation, layers.InputLayer):
         return None
@@ -158,21 +159,18 @@ def _activation_of_tensor(tensor) -> str | None:
 
 
 def output_activation(model: keras.Model) -> str:
-    """Tells what a classifier returns, by the last activation of its first output.
+    """Returns the last activation of a classifier's first output.
 
-    Models within models are followed. What comes after the activation is looked
-    through where probabilities stay probabilities: a change of type or shape, dropout,
-    the average of several models.
+    The search enters nested models. It skips operations after which probabilities are
+    still probabilities: a change of type or shape, dropout, an average of models.
 
     Args:
-        model: a classifier. Only the last layer of a subclassed model is looked at,
-            since what it calls cannot be followed.
+        model: a classifier. If it is a subclassed model, only its last layer is
+            checked, because the calls between its layers are not known.
 
     Returns:
-        `"softmax"`: the probabilities that sum to 1; one class is right.
-        `"sigmoid"`: the probability of each class by itself; with one unit, that of
-        the only class.
-        `"logits"`: anything else.
+        `"softmax"` if the classes exclude each other and the probabilities sum to 1;
+        `"sigmoid"` if each class has a probability of its own; otherwise `"logits"`.
     """
     outputs = getattr(model, "outputs", None)
     if outputs:
@@ -201,17 +199,9 @@ def build_classifier(
     include_preprocessing: bool = True,
     name: str | None = None,
 ) -> keras.Model:
-    """Builds the classifier of a variant; `MobileViT_S` and the others call this.
+    """Builds the classifier of `config`, a value of `keras_mobilevit.VARIANTS`.
 
-    Args:
-        config: the variant, a value of `keras_mobilevit.VARIANTS`. The other
-            arguments are those of `MobileViT_S`.
-
-    Returns:
-        A functional `keras.Model`.
-
-    Raises:
-        ValueError: as `MobileViT_S`.
+    The other arguments, the result and the errors are those of `MobileViT_S`.
     """
     _check_arguments(weights, include_top, pooling, classes, classifier_activation)
     shape = _resolve_input_shape(input_shape, input_tensor, include_top, weights)
@@ -230,9 +220,8 @@ def build_classifier(
     if include_top:
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)
         x = layers.Dropout(CLASSIFIER_DROPOUT, name="head_dropout")(x)
-        x = dense(classes, "predictions", classifier_activation, dtype=output_dtype())(
-            x
-        )
+        top = dense(classes, "predictions", classifier_activation, output_dtype())
+        x = top(x)
     elif pooling == "avg":
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)
     elif pooling == "max":
@@ -247,7 +236,7 @@ def build_classifier(
 
 
 def _variant(title: str, parameters: str, top1: str):
-    """Makes the public function of one variant, `MobileViT_S` for example."""
+    """Creates the public function of a variant."""
     config = VARIANTS[title.lower()]
 
     def model(

@@ -41,11 +41,15 @@ TRANSFORMER_DEPTHS = (2, 4, 3)  # layers in the blocks of stages 3, 4 and 5
 NUM_HEADS = 4
 PATCH_SIZE = 2
 CLASSIFIER_DROPOUT = 0.1
-MIN_SIZE = 32  # side of an image that leaves one pixel of the last feature map
+MIN_SIZE = 32  # a smaller image side leaves less than one pixel at stride 32
+# The sizes at which the paper trains and evaluates (sections 4.1 and 4.2).
+CLASSIFIER_SIZE = 256
+DETECTOR_SIZE = 320
+SEGMENTER_SIZE = 512
 
-# Trainable parameters with 1,000 classes, and ImageNet-1k top-1 at 256x256 of the
-# published weights, from their release (examples/README-mobilevit.md of ml-cvnets 0.1).
-# The paper, section 4.1, has 69.0, 74.8 and 78.4.
+# Trainable parameters with 1,000 classes, and top-1 accuracy of the published weights
+# on ImageNet-1k at 256x256, from examples/README-mobilevit.md of ml-cvnets 0.1. The
+# paper (section 4.1) states 69.0, 74.8 and 78.4.
 #   mobilevit_xxs  1,272,024  69.0
 #   mobilevit_xs   2,317,848  74.7
 #   mobilevit_s    5,578,632  78.3
@@ -59,17 +63,18 @@ _ROWS = (
 VARIANTS = {row[0]: ModelConfig(*row) for row in _ROWS}
 
 
-def get_config(name: str) -> ModelConfig:
-    """Looks a variant up by its name, in any case.
+def get_variant(name: str) -> ModelConfig:
+    """Returns the configuration of a variant.
 
     Args:
-        name: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
+        name: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`, in lower or upper
+            case.
 
     Returns:
         The variant's `ModelConfig`.
 
     Raises:
-        ValueError: if there is no such variant; the message lists those that exist.
+        ValueError: if there is no such variant; the message lists the variants.
     """
     config = VARIANTS.get(str(name).lower())
     if config is None:

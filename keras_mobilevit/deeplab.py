@@ -1,4 +1,4 @@
-"""DeepLabv3: a MobileViT backbone, and a head that tells the class of every pixel.
+"""DeepLabv3: a segmenter with a MobileViT backbone.
 
 Source: section 4.2 of MobileViT, https://arxiv.org/abs/2110.02178, Table 2; DeepLabv3,
 https://arxiv.org/abs/1706.05587.
@@ -7,67 +7,74 @@ https://arxiv.org/abs/1706.05587.
 import keras
 from keras import layers, ops
 
-from keras_mobilevit.arguments import (
+from keras_mobilevit.backbone import feature_maps
+from keras_mobilevit.backend import Tensor, output_dtype, resize_bilinear
+from keras_mobilevit.blocks import batch_norm, conv
+from keras_mobilevit.configs import SEGMENTER_SIZE, get_variant
+from keras_mobilevit.validation import (
     check_classes,
     check_input_shape,
     check_weights,
 )
-from keras_mobilevit.backbone import feature_maps
-from keras_mobilevit.backend import output_dtype, resize_bilinear
-from keras_mobilevit.configs import get_config
-from keras_mobilevit.layers import batch_norm, conv
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
 
-DEFAULT_SIZE = 512  # what the paper trains and evaluates at
-VOC_CLASSES = 21  # with the background
+VOC_CLASSES = 21  # including the background
 OUTPUT_STRIDES = (8, 16)
 ASPP_CHANNELS = 256
 RATES = (6, 12, 18)
 DROPOUT = 0.1
 MIN_AUXILIARY_CHANNELS = 128
 
-CLASSIFIER = "deeplab_classifier"  # the layer that only segmenters have
+CLASSIFIER = "deeplab_classifier"  # name of a layer that only segmenters have
 
 
 @keras.saving.register_keras_serializable(package="keras_mobilevit")
 class ResizeLike(layers.Layer):
-    """Resizes feature maps to the height and width of another tensor, bilinearly.
+    """Resizes feature maps bilinearly to the height and width of another tensor.
 
-    Inputs: feature maps `[batch, rows, columns, channels]`, and a tensor
-    `[batch, height, width, any]`, which only lends its height and width; they may be
-    `None`.
+    Inputs: feature maps `[batch, rows, columns, channels]` and a tensor
+    `[batch, height, width, any]`. Only the height and width of the second tensor are
+    used; they may be `None`.
 
     Output shape: `[batch, height, width, channels]`.
+
+    Example:
+    >>> ResizeLike()(np.zeros((1, 32, 32, 21)), np.zeros((1, 512, 512, 3))).shape
+    (1, 512, 512, 21)
     """
 
-    def call(self, x, like):
+    def call(self, x: Tensor, like: Tensor) -> Tensor:
+        """Resizes `x` to the size of `like`."""
         _, height, width, _ = ops.shape(like)
-        # In 16 bits too, where TensorFlow resizes to sizes of the run time in float32.
+        # TensorFlow resizes to a size known only at run time in float32.
         return ops.cast(resize_bilinear(x, height, width), x.dtype)
 
-    def compute_output_shape(self, x_shape, like_shape):
+    def compute_output_shape(self, x_shape: tuple, like_shape: tuple) -> tuple:
+        """Returns the shape of the resized feature maps."""
         return (*like_shape[:3], x_shape[-1])
 
 
-def _conv_bn_relu(x, filters: int, kernel_size: int, name: str, dilation: int = 1):
+def _conv_bn_relu(
+    x: Tensor, filters: int, kernel_size: int, name: str, dilation: int = 1
+) -> Tensor:
     x = conv(x, filters, kernel_size, 1, name, dilation)
     x = batch_norm(x, f"{name}_bn")
     return layers.ReLU(name=f"{name}_act")(x)
 
 
-def _classify(x, classes: int, name: str):
-    # Keras's own initialization. The published code's grows where classes are few: it
-    # starts two of them with logits of about 10, and twenty-one with 3.
+def _classify(x: Tensor, classes: int, name: str) -> Tensor:
+    # Keras's default initialization. With the published code's, the first logits depend
+    # on the number of classes: about 10 for two classes, and 3 for twenty-one.
     return layers.Conv2D(classes, 1, dtype=output_dtype(), name=name)(x)
 
 
-def spatial_pyramid(x, channels: int, rates: tuple[int, int, int]):
-    """Atrous spatial pyramid pooling (section 3.3 of DeepLabv3).
+def spatial_pyramid(x: Tensor, channels: int, rates: tuple[int, int, int]) -> Tensor:
+    """Applies atrous spatial pyramid pooling (section 3.3 of DeepLabv3).
 
     Args:
         x: feature map `[batch, height, width, any]`.
-        channels: of each branch and of the result.
+        channels: channels of each branch and of the result.
         rates: dilations of the three 3x3 convolutions.
 
     Returns:
@@ -85,34 +92,37 @@ def spatial_pyramid(x, channels: int, rates: tuple[int, int, int]):
 
 
 def segmentation_head(
-    maps: dict, classes: int, channels: int = ASPP_CHANNELS, rates: tuple = RATES
-):
+    maps: dict[str, Tensor],
+    classes: int,
+    channels: int = ASPP_CHANNELS,
+    rates: tuple[int, int, int] = RATES,
+) -> Tensor:
     """Predicts logits from the last feature map.
 
     Args:
-        maps: the feature maps of `feature_maps`, of which `"P5"` is used.
-        classes: number of classes; a background is one of them.
-        channels: of the spatial pyramid.
+        maps: output of `feature_maps`; only `"P5"` is used.
+        classes: number of classes, including the background.
+        channels: channels of the spatial pyramid.
         rates: dilations of the spatial pyramid.
 
     Returns:
-        Logits `[batch, height, width, classes]` at the stride of the map.
+        Logits `[batch, height, width, classes]` at the stride of the feature map.
     """
     x = spatial_pyramid(maps["P5"], channels, rates)
-    # A second dropout, of whole channels, as in the release that the paper came with.
+    # A second dropout, of whole channels, as in the authors' release.
     x = layers.SpatialDropout2D(DROPOUT, name="deeplab_dropout")(x)
     return _classify(x, classes, CLASSIFIER)
 
 
-def auxiliary_head(maps: dict, classes: int):
-    """Predicts logits from the feature map before the last, for training alone.
+def auxiliary_head(maps: dict[str, Tensor], classes: int) -> Tensor:
+    """Predicts logits from the second to last feature map, for an auxiliary loss.
 
     Args:
-        maps: the feature maps of `feature_maps`, of which `"P4"` is used.
-        classes: number of classes.
+        maps: output of `feature_maps`; only `"P4"` is used.
+        classes: number of classes, including the background.
 
     Returns:
-        Logits `[batch, height, width, classes]` at the stride of the map.
+        Logits `[batch, height, width, classes]` at the stride of the feature map.
     """
     x = maps["P4"]
     channels = max(x.shape[-1] // 4, MIN_AUXILIARY_CHANNELS)
@@ -122,18 +132,18 @@ def auxiliary_head(maps: dict, classes: int):
 
 
 def is_segmenter(model: keras.Model) -> bool:
-    """Tells whether a model gives what `DeepLabV3` describes."""
+    """Tells whether a model has the classifier of `DeepLabV3`."""
     return any(layer.name == CLASSIFIER for layer in model.layers)
 
 
 def without_auxiliary(model: keras.Model) -> keras.Model:
-    """Takes the auxiliary head off a trained segmenter.
+    """Removes the auxiliary head of a trained segmenter.
 
     Args:
-        model: made by `DeepLabV3`, with the auxiliary head or without.
+        model: a model made by `DeepLabV3`, with or without the auxiliary head.
 
     Returns:
-        A model with the same layers and weights whose output is the logits alone.
+        A model with the same layers and weights. Its only output is the logits.
 
     Example:
     >>> model = keras_mobilevit.DeepLabV3(weights="imagenet", auxiliary=True)
@@ -163,7 +173,7 @@ def _check_pyramid(channels, rates) -> None:
 
 
 def _check_arguments(weights, classes, output_stride, channels, rates, auxiliary):
-    """Refuses arguments that do not fit; returns the weights that "default" means."""
+    """Checks the arguments and returns the weights; resolves `"default"`."""
     check_weights(weights, ("default", "imagenet", "voc"))
     check_classes(classes)
     _check_pyramid(channels, rates)
@@ -175,9 +185,9 @@ def _check_arguments(weights, classes, output_stride, channels, rates, auxiliary
     if weights == "voc" and not fits:
         raise ValueError(
             f'`weights="voc"` has {VOC_CLASSES} classes, {ASPP_CHANNELS} channels in '
-            'the spatial pyramid and no auxiliary head; `weights="imagenet"` takes '
-            f"any. Received: classes={classes}, aspp_channels={channels}, "
-            f"auxiliary={auxiliary}."
+            "the spatial pyramid and no auxiliary head. For another head, use "
+            f'`weights="imagenet"`. Received: classes={classes}, '
+            f"aspp_channels={channels}, auxiliary={auxiliary}."
         )
     if weights == "default":
         return "voc" if fits else "imagenet"
@@ -188,7 +198,7 @@ def DeepLabV3(
     backbone: str = "mobilevit_s",
     classes: int = VOC_CLASSES,
     weights: str | None = "default",
-    input_shape: tuple = (DEFAULT_SIZE, DEFAULT_SIZE, 3),
+    input_shape: tuple = (SEGMENTER_SIZE, SEGMENTER_SIZE, 3),
     include_preprocessing: bool = True,
     name: str | None = None,
     *,
@@ -198,49 +208,45 @@ def DeepLabV3(
     rates: tuple[int, int, int] = RATES,
     auxiliary: bool = False,
 ) -> keras.Model:
-    """DeepLabv3 segmenter: logits of the classes at every pixel of an image.
+    """DeepLabv3 segmenter: predicts the class of each pixel of an image.
 
     Args:
         backbone: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
-        classes: number of classes; a background is one of them.
+        classes: number of classes, including the background.
         weights: `"voc"` (Apple's published segmenter of PASCAL VOC's 20 classes and
             the background, downloaded once), `"imagenet"` (the published backbone,
-            downloaded once, and a head of random weights), `None` for random
-            initialization, or the path of a file that holds a whole segmenter:
-            `.keras`, `.weights.h5`, `.safetensors` with the names of transformers or
-            ml-cvnets, or Apple's `.pt`; see also `channel_order` of
-            `keras_mobilevit.load_weights`. `"default"` is `"voc"` where that fits (21
-            classes, 256 channels in the pyramid, no auxiliary head), otherwise
-            `"imagenet"`.
+            downloaded once, with a random head), `None` (random initialization), or
+            the path of a file of a whole segmenter: `.keras`, `.weights.h5`,
+            `.safetensors` with the names of transformers or ml-cvnets, or Apple's
+            `.pt`; see also `channel_order` of `keras_mobilevit.load_weights`.
+            `"default"` is `"voc"` if it fits (21 classes, 256 channels in the pyramid,
+            no auxiliary head), otherwise `"imagenet"`.
         input_shape: `(height, width, channels)`; height and width may be `None`.
-        include_preprocessing: if true, the model takes values in [0, 255] and scales
-            them itself; if false, it takes values in [0, 1]. Images are RGB.
+        include_preprocessing: if true, the model expects values in [0, 255] and scales
+            them; if false, it expects values in [0, 1]. Images are RGB.
         name: name of the model.
-        output_stride: 16, or 8 for a map of four times as many pixels at the same
-            number of weights.
-        upsample: whether the logits are resized to the image's size; otherwise they
-            stay at the output stride.
+        output_stride: 16, or 8 for four times as many pixels with the same weights.
+        upsample: whether to resize the logits to the image's size.
         aspp_channels: channels of the spatial pyramid; ml-cvnets' later recipe has 512.
-        rates: its three dilations; (12, 24, 36) fit an output stride of 8.
-        auxiliary: whether there is a second, small head on stage 4, whose loss helps
-            training; `keras_mobilevit.without_auxiliary` takes it off.
+        rates: dilations of the spatial pyramid; (12, 24, 36) fit an output stride of 8.
+        auxiliary: whether to add a small head on stage 4, whose loss helps training.
+            `keras_mobilevit.without_auxiliary` removes it.
 
     Returns:
         A functional `keras.Model` from images `[batch, height, width, channels]` to
-        logits `[batch, height, width, classes]`, whose argmax is the class of a pixel.
-        With `upsample=False` their height and width are those of the image divided by
-        the output stride, rounded up. With the auxiliary head the output is a dict,
-        `logits` and `auxiliary`, of the same shape where they are upsampled; otherwise
-        those of `auxiliary` have stride 16, or 8 if the output stride is 8. Outputs are
-        in float32 also where the layers compute in 16 bits.
+        logits `[batch, height, width, classes]`. The class of a pixel is the argmax of
+        its logits. With `upsample=False`, the logits have the image's height and width
+        divided by the output stride, rounded up. With the auxiliary head, the output is
+        a dict of `logits` and `auxiliary`. With `upsample=False`, `auxiliary` has
+        stride 16, or 8 if the output stride is 8. Outputs are float32 even if the
+        layers compute in 16 bits.
 
-    Once saved, the model is loaded with `keras.models.load_model`, in a program that
-    has imported `keras_mobilevit`: Keras imports no package by itself, and would not
-    find the layers.
+    To load a saved model with `keras.models.load_model`, import `keras_mobilevit`
+    first. Otherwise Keras does not find the layers.
 
     Raises:
-        ValueError: if an argument or a combination of them is not valid, or the weights
-            do not fit; the message says what was expected.
+        ValueError: if an argument or a combination of arguments is not valid, or if the
+            weights do not fit; the message says what was expected.
         OSError: if the published weights are not cached and cannot be downloaded.
 
     Example:
@@ -248,10 +254,11 @@ def DeepLabV3(
     >>> model(images).shape  # [2, 512, 512, 3], values in [0, 255]
     (2, 512, 512, 3)
 
-    Source: Table 2 of https://arxiv.org/abs/2110.02178. By their release, the published
-    weights reach 72.8 (XXS), 77.1 (XS) and 79.3 (S) mIoU on PASCAL VOC 2012 at 512x512.
+    Source: Table 2 of https://arxiv.org/abs/2110.02178. According to their release, the
+    published weights reach 72.8 (XXS), 77.1 (XS) and 79.3 (S) mIoU on PASCAL VOC 2012
+    at 512x512.
     """
-    config = get_config(backbone)
+    config = get_variant(backbone)
     weights = _check_arguments(
         weights, classes, output_stride, aspp_channels, rates, auxiliary
     )
@@ -260,7 +267,7 @@ def DeepLabV3(
     if include_preprocessing:
         x = layers.Rescaling(1 / 255, name="rescaling")(x)
     maps = feature_maps(x, config, output_stride)
-    outputs = {"logits": segmentation_head(maps, classes, aspp_channels, tuple(rates))}
+    outputs = {"logits": segmentation_head(maps, classes, aspp_channels, rates)}
     if auxiliary:
         outputs["auxiliary"] = auxiliary_head(maps, classes)
     if upsample:

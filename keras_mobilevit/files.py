@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Writes files and folders completely or not at all."""
 
 import contextlib
 import os
@@ -8,14 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def read_text(path) -> str:
-    """Reads a text file in UTF-8, with or without a byte order mark.
+def read_text(path: str | os.PathLike) -> str:
+    """Reads a UTF-8 text file and removes a byte order mark.
 
-    Editors on Windows write such a mark; left in, it becomes part of the first word.
+    Some editors on Windows write this mark. It would become part of the first word.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        The text.
 
     Raises:
-        ValueError: if the file is not text in UTF-8; the message names it.
-        OSError: if it cannot be read.
+        ValueError: if the file is not a UTF-8 text file; the message names the file.
+        OSError: if the file cannot be read.
     """
     try:
         return Path(path).read_text("utf-8-sig")
@@ -25,33 +31,33 @@ def read_text(path) -> str:
         ) from error
 
 
-def _write_through(file: Path) -> None:
-    # Windows flushes only what is opened for writing.
+def _flush_to_disk(file: Path) -> None:
+    # Windows flushes only files that are open for writing.
     with open(file, "r+b") as opened:
         os.fsync(opened.fileno())
 
 
 @contextlib.contextmanager
-def whole_file(path) -> Iterator[Path]:
-    """Gives a temporary name beside `path`, which takes its place at the end.
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Writes to a temporary file, then renames it to `path`.
 
-    A process that is killed, or a disk that is full, leaves an earlier file as it was.
+    If the process is killed or the disk is full, an earlier file stays unchanged.
 
     Args:
-        path: where the file shall be; its ending is kept.
+        path: path of the file. The temporary file has the same suffix.
 
     Yields:
-        The path to write to.
+        The path of the temporary file, in the same folder.
 
     Example:
-    >>> with whole_file("labels.txt") as temporary:
-    ...     temporary.write_text("cat\ndog\n")
+    >>> with atomic_write("labels.txt") as temporary:
+    ...     temporary.write_text("cat", "utf-8")
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
-        _write_through(temporary)
+        _flush_to_disk(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -59,25 +65,25 @@ def whole_file(path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(path) -> Iterator[Path]:
-    """Gives a temporary name beside `path` for a folder; see `whole_file`.
+def atomic_write_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Writes a temporary folder, then renames it to `path`; see `atomic_write`.
 
     Args:
-        path: where the folder shall be; its ending is kept.
+        path: path of the folder.
 
     Yields:
-        The path of the folder to make.
+        The path of the temporary folder. The caller creates the folder.
     """
     path = Path(path)
-    # Hidden beside it, so that it can be renamed; of a name that no other run has.
+    # On the same disk, which renaming needs; under a name that no other run uses.
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
     temporary, old = scratch / path.name, scratch / "old"
     try:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                _write_through(file)
-        if os.path.lexists(path):  # nothing takes a folder's place in one step
+                _flush_to_disk(file)
+        if os.path.lexists(path):  # a folder cannot be replaced in one step
             os.replace(path, old)
         try:
             os.replace(temporary, path)
@@ -86,7 +92,7 @@ def whole_folder(path) -> Iterator[Path]:
                 os.replace(old, path)
             raise
     except BaseException:
-        if not os.path.lexists(old):  # else it is all that is left of the earlier one
+        if not os.path.lexists(old):  # otherwise `old` is the only copy
             shutil.rmtree(scratch, ignore_errors=True)
         raise
     shutil.rmtree(scratch, ignore_errors=True)

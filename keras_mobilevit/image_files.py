@@ -1,11 +1,12 @@
-"""Picture files, read upright: the one decoder behind `predict` and the training.
+"""Reads image files and turns them upright.
 
-Cameras store pixels as the sensor lies and write beside them, as EXIF orientation, how
-to turn them. Here and in `train.data.images`, every picture is turned before anything else
-looks at it.
+Cameras store the pixels in the orientation of the sensor and write in the EXIF data how
+to rotate them. This module and `train.data.images` rotate each image right after
+decoding, and give the same pixels.
 """
 
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,11 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
-# Beyond it TensorFlow's decoders and Pillow's refuse a picture: 2**29 bytes.
+# TensorFlow's decoders refuse images of more than 2**29 bytes.
 MAX_PIXELS = 2**29 // 3
-_SIDEWAYS = (5, 6, 7, 8)  # values of EXIF orientation that swap width and height
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
-_TURNS = {
+_TRANSPOSITIONS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,11 +31,11 @@ _TURNS = {
 
 
 class Header(NamedTuple):
-    """What a file says about its picture, without decoding it.
+    """The size and orientation of an image, read without decoding it.
 
     Attributes:
         stored_size: (width, height) of the pixels in the file.
-        orientation: by EXIF, 1 to 8; 1 is upright.
+        orientation: EXIF orientation, 1 to 8; 1 is upright.
     """
 
     stored_size: tuple[int, int]
@@ -42,13 +43,13 @@ class Header(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the upright picture."""
+        """(width, height) of the upright image."""
         width, height = self.stored_size
         return (height, width) if self.orientation in _SIDEWAYS else (width, height)
 
 
 def _open(file) -> Image.Image:
-    """Opens a path or bytes; raises a ValueError if the picture is too large."""
+    """Opens a path or bytes; raises `DecompressionBombError` if it is too large."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
@@ -58,26 +59,26 @@ def _open(file) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Reads the orientation from EXIF alone.
+    """Reads the orientation from EXIF data only.
 
-    Pillow's own `exif_transpose` also follows XMP and text in PNG, as neither browsers
-    nor `train.data.exif` do.
+    Pillow's `exif_transpose` also reads XMP data and text in PNG files. Browsers and
+    `train.data.exif` do not.
     """
     data = Image.Exif()
     try:
         data.load(image.info.get("exif", b""))
         value = data.get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a damaged block raises whatever Pillow meets in it
+    except Exception:  # damaged EXIF data raises many types
         return 1
     return value if value in range(1, 9) else 1
 
 
 def _reason(file, error: Exception) -> str:
-    """Says in words why Pillow cannot read a path or bytes."""
+    """Explains why Pillow cannot read a path or bytes."""
     if isinstance(error, Image.DecompressionBombError):
         return (
-            f"it has more than {MAX_PIXELS:,} pixels, the most that can be decoded. "
-            "Shrink it, or cut it into parts"
+            f"it has more than {MAX_PIXELS:,} pixels, the maximum. Shrink it or split "
+            "it into parts"
         )
     if isinstance(error, UnidentifiedImageError):
         if _is_heif(file):
@@ -87,7 +88,7 @@ def _reason(file, error: Exception) -> str:
 
 
 def _is_heif(file) -> bool:
-    """Recognizes what iPhones write by default, and often under other endings."""
+    """Recognizes the default format of iPhones, whatever the file's suffix."""
     if isinstance(file, bytes):
         return file[4:8] == b"ftyp"
     with open(file, "rb") as opened:
@@ -98,62 +99,69 @@ def _unreadable(file, name: str, error: Exception) -> ValueError:
     return ValueError(f"{name} cannot be read as a picture: {_reason(file, error)}.")
 
 
-def read_header(file) -> Header:
-    """Reads the size and the orientation of a picture file.
+def read_header(file: str | os.PathLike | bytes) -> Header:
+    """Reads the size and the orientation of an image file.
 
     Args:
-        file: its path, or its bytes.
+        file: path or content of the file.
 
     Returns:
         The `Header`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no picture or has too many pixels; the message names it.
+        ValueError: if the file is not an image or has too many pixels; the message
+            names the file.
     """
     try:
         with _open(file) as image:
             return Header(image.size, _orientation(image))
     except FileNotFoundError:
         raise
-    except Exception as error:  # damaged files raise whatever Pillow meets in them
+    except Exception as error:  # damaged files raise many types
         name = "The picture" if isinstance(file, bytes) else str(file)
         raise _unreadable(file, name, error) from error
 
 
 def decode(content: bytes, name: str = "The picture") -> np.ndarray:
-    """Decodes a picture upright; of an animation, the first frame.
+    """Decodes an image, or the first frame of an animation, and turns it upright.
 
-    An alpha channel is dropped, as by TensorFlow; of 16 bits, the upper 8 are kept.
+    An alpha channel is dropped, as by TensorFlow. Values of 16 bits keep their upper 8.
 
     Args:
-        content: the bytes of the file.
-        name: of the file, for errors.
+        content: content of the file.
+        name: name of the file, for error messages.
 
     Returns:
         uint8 `[height, width, 3]`, RGB.
 
     Raises:
-        ValueError: if it is no picture, is damaged, or has too many pixels.
+        ValueError: if the file is not an image, is damaged, or has too many pixels.
     """
     try:
         with _open(content) as image:
             orientation = _orientation(image)
-            if image.mode.startswith("I"):  # Pillow would cut 16 bits off at 255
+            if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = image.convert("RGB")
-            if orientation in _TURNS:
-                image = image.transpose(_TURNS[orientation])
+            if orientation in _TRANSPOSITIONS:
+                image = image.transpose(_TRANSPOSITIONS[orientation])
             return np.asarray(image)
-    except Exception as error:  # damaged files raise whatever Pillow meets in them
+    except Exception as error:  # damaged files raise many types
         raise _unreadable(content, name, error) from error
 
 
-def read_image(path) -> np.ndarray:
-    """Reads a picture file upright; see `decode`.
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Reads an image file and turns it upright; see `decode`.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        uint8 `[height, width, 3]`, RGB.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be decoded; the message names it.
+        ValueError: if the file cannot be decoded; the message names the file.
     """
     return decode(Path(path).read_bytes(), str(path))

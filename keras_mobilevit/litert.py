@@ -1,4 +1,4 @@
-"""Runs a `.tflite` file with LiteRT, in arrays."""
+"""Runs a `.tflite` file with LiteRT, on NumPy arrays."""
 
 import json
 import os
@@ -9,23 +9,26 @@ import numpy as np
 
 
 def read_card(path) -> dict:
-    """Reads the card that a conversion leaves beside a `.tflite`; {} without one.
+    """Reads the card that a conversion writes beside a `.tflite`; {} if there is none.
+
+    Args:
+        path: of the `.tflite`.
 
     Raises:
-        ValueError: if there is something else in its place.
+        ValueError: if the file is no card.
     """
     file = Path(path).with_suffix(".json")
     if not file.is_file():
         return {}
     try:
-        # Not by `keras_mobilevit.files`, which loads Keras where times are measured.
+        # `keras_mobilevit.files` would load Keras where times are measured.
         card = json.loads(file.read_text("utf-8-sig"))
     except ValueError as error:
         raise ValueError(
-            f"{file} is no JSON in UTF-8, as a card is: {error}"
+            f"{file} is not JSON in UTF-8, as a card is: {error}"
         ) from error
     if not isinstance(card, dict):
-        raise ValueError(f"{file} is no card of a conversion. Move it away.")
+        raise ValueError(f"{file} is not the card of a conversion. Move it away.")
     return card
 
 
@@ -37,11 +40,11 @@ class LiteRTModel:
         num_threads: CPU threads.
 
     Attributes:
-        input: what LiteRT tells of the input.
-        outputs: what it tells of each output, by the names of the file's signature.
+        input: LiteRT's details of the input.
+        outputs: LiteRT's details of each output, by the names in the file's signature.
 
     Raises:
-        ValueError: if the file is missing or is no TFLite model.
+        ValueError: if the file is missing or is not a TFLite model.
 
     Example:
     >>> model = LiteRTModel("mobilevit_xxs_fp32.tflite")
@@ -59,12 +62,12 @@ class LiteRTModel:
         if not Path(path).is_file():
             raise ValueError(f"There is no file {path}.")
         try:
-            # As the system has the name, which LiteRT takes for UTF-8.
+            # In the system's encoding: LiteRT would encode text as UTF-8.
             name = os.fsencode(path)
             self.interpreter = Interpreter(name, num_threads=num_threads)
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is no TFLite model: {error}") from error
+            raise ValueError(f"{path} is not a TFLite model: {error}") from error
         inputs = self.interpreter.get_input_details()
         if len(inputs) != 1:
             raise ValueError(f"{path} has {len(inputs)} inputs. Expected one.")
@@ -72,7 +75,7 @@ class LiteRTModel:
 
     def _named_outputs(self) -> dict[str, dict]:
         signatures = self.interpreter.get_signature_list()
-        if not signatures:  # a file that something else has made
+        if not signatures:  # another converter made the file
             details = self.interpreter.get_output_details()
             return {output["name"]: output for output in details}
         key = next(iter(signatures))
@@ -85,7 +88,7 @@ class LiteRTModel:
         return tuple(int(side) for side in self.input["shape"])
 
     def quantize(self, image) -> np.ndarray:
-        """Returns real values in the input's type: rounded, and clipped to its range.
+        """Converts real values to the input's type: rounded, and clipped to its range.
 
         A cast alone would wrap around: 128 becomes -128 in int8.
         """
@@ -98,14 +101,14 @@ class LiteRTModel:
         return np.clip(steps, limits.min, limits.max).astype(dtype)
 
     def dequantize(self, name: str, values) -> np.ndarray:
-        """Returns an output as real values; class numbers stay what they are."""
+        """Converts an output to real values; class indices stay as they are."""
         scale, zero_point = self.outputs[name]["quantization"]
         if not scale:
             return values
         return (values.astype(np.float32) - zero_point) * np.float32(scale)
 
     def invoke(self, image) -> dict[str, np.ndarray]:
-        """Runs one input of exactly the file's shape and type."""
+        """Runs one input, which must have the file's shape and type."""
         self.interpreter.set_tensor(self.input["index"], image)
         self.interpreter.invoke()
         return {
@@ -120,8 +123,8 @@ class LiteRTModel:
             images: float32 `[images, height, width, channels]`.
 
         Returns:
-            The outputs by their names, `[images, ...]`, also of an integer file as real
-            values.
+            The outputs by their names, `[images, ...]`, as real values, whatever the
+            types in the file.
         """
         rows = [self.invoke(self.quantize(image[None])) for image in images]
         return {
@@ -130,29 +133,29 @@ class LiteRTModel:
         }
 
     def _nodes(self) -> tuple[list[dict], list[dict]]:
-        """Returns the pieces that XNNPACK runs, and the operations of the file."""
-        # The only way to ask: the interpreter has no public list of its nodes.
+        """Returns the partitions that XNNPACK runs, and the file's operations."""
+        # The interpreter has no public list of its nodes.
         nodes = self.interpreter._get_ops_details()
-        pieces = [node for node in nodes if node["op_name"] == "DELEGATE"]
-        return pieces, [node for node in nodes if node["op_name"] != "DELEGATE"]
+        partitions = [node for node in nodes if node["op_name"] == "DELEGATE"]
+        return partitions, [node for node in nodes if node["op_name"] != "DELEGATE"]
 
     def xnnpack_partitions(self) -> int:
-        """Counts the pieces that XNNPACK runs."""
+        """Counts the partitions of the graph that XNNPACK runs."""
         return len(self._nodes()[0])
 
     def ops_outside_xnnpack(self) -> dict[str, int]:
         """Counts the operations that XNNPACK leaves to TFLite's slower kernels.
 
-        Those are whatever a piece, or the caller, takes that no piece returns, and so
-        on backwards.
+        These are found backwards: they compute what the caller or a partition takes and
+        no partition returns.
         """
-        pieces, operations = self._nodes()
-        inside = {tensor for piece in pieces for tensor in piece["outputs"]}
-        wanted = {tensor for piece in pieces for tensor in piece["inputs"]}
+        partitions, operations = self._nodes()
+        inside = {tensor for part in partitions for tensor in part["outputs"]}
+        wanted = {tensor for part in partitions for tensor in part["inputs"]}
         wanted |= {details["index"] for details in self.outputs.values()}
         wanted -= inside
         producers = {tensor: node for node in operations for tensor in node["outputs"]}
-        found = {}
+        found: dict[int, str] = {}
         while wanted:
             node = producers.get(wanted.pop())
             if node is not None and node["index"] not in found:

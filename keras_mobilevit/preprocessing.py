@@ -1,31 +1,25 @@
-"""What happens to an image before the network sees it at evaluation."""
+"""Prepares images for evaluation, and names ImageNet's classes."""
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_mobilevit.value_range import largest_value
+from keras_mobilevit.backend import Tensor
 
-__all__ = [
-    "decode_predictions",
-    "largest_value",
-    "preprocess_input",
-    "resize_and_center_crop",
-]
-
-# The recipe evaluates at 256 after resizing the short side to 288 (section 4.1).
+# The paper resizes the short side to 288 and crops 256 (section 4.1).
 CROP_FRACTION = 256 / 288
-# Where keras.applications finds ImageNet's class names.
+# keras.applications downloads ImageNet's class names from here.
 IMAGENET_NAMES = (
     "https://storage.googleapis.com/download.tensorflow.org/data/"
     "imagenet_class_index.json"
 )
 
 
-def preprocess_input(x, data_format=None):
-    """Returns the images unchanged: the models scale [0, 255] to [0, 1] themselves.
+def preprocess_input(x: Tensor, data_format: str | None = None) -> Tensor:
+    """Returns the images unchanged, because the models scale them to [0, 1].
 
-    It exists for code that is written for any model of `keras.applications`. For a
-    model with `include_preprocessing=False`, divide by 255 instead.
+    Code that works with any model of `keras.applications` calls this function. For a
+    model with `include_preprocessing=False`, divide the images by 255 instead.
 
     Args:
         x: images with values in [0, 255], RGB.
@@ -33,18 +27,21 @@ def preprocess_input(x, data_format=None):
 
     Returns:
         `x`.
+
+    Example:
+    >>> model.predict(preprocess_input(images))
     """
     return x
 
 
-def decode_predictions(preds, top: int = 5) -> list:
-    """Names the best of ImageNet's 1,000 classes.
+def decode_predictions(preds: np.ndarray, top: int = 5) -> list:
+    """Returns the names and scores of the best of ImageNet's 1,000 classes.
 
-    The names are downloaded at the first use and kept in `~/.keras/models`.
+    The first call downloads the names to `~/.keras/models`.
 
     Args:
         preds: predictions `[batch, 1000]`.
-        top: how many to return.
+        top: number of classes to return.
 
     Returns:
         For each image a list of `top` tuples (WordNet id, name, score).
@@ -52,30 +49,37 @@ def decode_predictions(preds, top: int = 5) -> list:
     Raises:
         ValueError: if `preds` has another shape.
         OSError: if the names are not cached and cannot be downloaded.
+
+    Example:
+    >>> decode_predictions(model.predict(images), top=1)
+    [[('n02123045', 'tabby', 0.7)]]
     """
     imagenet_utils = keras.applications.imagenet_utils
     try:
         return imagenet_utils.decode_predictions(preds, top=top)
     except ValueError:
         raise
-    except Exception as error:  # Keras raises a bare one where the network is not
+    except Exception as error:  # Keras raises a bare Exception without a network
         raise OSError(
             "The names of ImageNet's classes are not cached and cannot be downloaded. "
             f"Without a network, fetch {IMAGENET_NAMES} on another machine and put it "
-            f"into ~/.keras/models ($KERAS_HOME/models if set). The cause: {error}"
+            f"into ~/.keras/models ($KERAS_HOME/models if set). Cause: {error}"
         ) from error
 
 
-def center_crop(image, size: tuple, crop_fraction: float = CROP_FRACTION):
-    """Cuts out the central part of the image that has the aspect of `size`.
+def center_crop(
+    image: Tensor, size: tuple[int, int], crop_fraction: float = CROP_FRACTION
+) -> Tensor:
+    """Crops the center of an image to the aspect ratio of `size`.
 
     Args:
         image: `[height, width, channels]`, any number type.
-        size: (height, width) to which the part is going to be resized.
-        crop_fraction: the part of the image's tighter side that is kept, in (0, 1].
+        size: (height, width) to which the crop will be resized.
+        crop_fraction: fraction of the image's side that the crop keeps, in (0, 1]. It
+            refers to the side that limits the crop.
 
     Returns:
-        The part of the image, of its type.
+        The crop, in the type of the image.
     """
     height, width = (ops.cast(side, "float32") for side in ops.shape(image)[:2])
     scale = crop_fraction * ops.minimum(height / size[0], width / size[1])
@@ -87,24 +91,26 @@ def center_crop(image, size: tuple, crop_fraction: float = CROP_FRACTION):
     return image[top : top + crop_height, left : left + crop_width]
 
 
-def resize_and_center_crop(image, size: tuple, crop_fraction: float = CROP_FRACTION):
-    """Cuts out the central part of the image that has the shape of `size`, resized.
+def resize_and_center_crop(
+    image: Tensor, size: tuple[int, int], crop_fraction: float = CROP_FRACTION
+) -> Tensor:
+    """Crops the center of an image and resizes it.
 
     Args:
         image: `[height, width, channels]`, any number type.
         size: (height, width) of the result.
-        crop_fraction: the part of the image's tighter side that is kept, in (0, 1].
+        crop_fraction: see `center_crop`.
 
     Returns:
-        The image `[*size, channels]` in float32, on the scale of the input.
+        float32 `[*size, channels]`, in the range of the input.
 
     Example:
     >>> resize_and_center_crop(photo, (256, 256)).shape
     (256, 256, 3)
     """
-    # The crop is cut before the resize, which is the same and reads less.
-    # Antialiased, as Pillow resizes for timm. ml-cvnets 0.1, where published weights
-    # come from, resized without: photos that shrink a lot look a little different.
+    # Cropping before resizing gives the same result and reads fewer pixels. Resizing is
+    # antialiased, as by Pillow for timm. ml-cvnets 0.1, which trained the published
+    # weights, did not antialias.
     return ops.image.resize(
         ops.cast(center_crop(image, size, crop_fraction), "float32"),
         size,

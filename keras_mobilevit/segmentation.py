@@ -1,22 +1,22 @@
-"""From a segmenter's logits to the classes of an image's pixels."""
+"""Converts a segmenter's logits to the class of each pixel."""
 
 import numpy as np
 from keras import ops
 
-from keras_mobilevit.backend import resize_bilinear
+from keras_mobilevit.backend import Tensor, resize_bilinear
 
 
-def class_map(logits, height: int, width: int) -> np.ndarray:
-    """Finds the class of every pixel of an image of any size.
+def class_map(logits: Tensor, height: int, width: int) -> np.ndarray:
+    """Finds the class of each pixel of an image.
 
     Args:
-        logits: of one image, `[rows, columns, classes]`, of any resolution.
-        height: of the result.
-        width: of the result.
+        logits: logits of one image, `[rows, columns, classes]`, of any resolution.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
 
     Returns:
-        int32 `[height, width]`: the class with the largest logit, after these are
-        resized bilinearly.
+        int32 `[height, width]`: the class with the largest logit, after bilinear
+        resizing of the logits.
 
     Example:
     >>> logits = model.predict(images)  # [1, 512, 512, 21]
@@ -26,8 +26,7 @@ def class_map(logits, height: int, width: int) -> np.ndarray:
     logits = ops.convert_to_tensor(logits)
     best = np.full((height, width), -np.inf, np.float32)
     classes = np.zeros((height, width), np.int32)
-    # One class after the other: all of them at once would take gigabytes for a photo
-    # of twelve megapixels.
+    # Class by class: all classes at once would take gigabytes for a large photo.
     for label in range(logits.shape[-1]):
         plane = resize_bilinear(logits[None, ..., label : label + 1], height, width)
         plane = ops.convert_to_numpy(plane)[0, ..., 0]

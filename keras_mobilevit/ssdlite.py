@@ -1,4 +1,4 @@
-"""SSDLite: a MobileViT backbone with separable heads that detect objects.
+"""SSDLite: an object detector with a MobileViT backbone and separable heads.
 
 Source: section 4.2 of MobileViT, https://arxiv.org/abs/2110.02178, Table 1; SSD,
 https://arxiv.org/abs/1512.02325; SSDLite, https://arxiv.org/abs/1801.04381.
@@ -8,42 +8,43 @@ import keras
 from keras import layers, ops
 
 from keras_mobilevit.anchors import ANCHORS_PER_CELL, STRIDES
-from keras_mobilevit.arguments import (
+from keras_mobilevit.backbone import feature_maps
+from keras_mobilevit.backend import Tensor, output_dtype
+from keras_mobilevit.blocks import batch_norm, pad_for_stride
+from keras_mobilevit.configs import DETECTOR_SIZE, get_variant
+from keras_mobilevit.validation import (
     check_classes,
     check_input_shape,
     check_weights,
 )
-from keras_mobilevit.backbone import feature_maps
-from keras_mobilevit.backend import output_dtype
-from keras_mobilevit.configs import get_config
-from keras_mobilevit.layers import batch_norm, pad_for_stride
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
 
-DEFAULT_SIZE = 320  # what the paper trains and evaluates at
 COCO_CLASSES = 80
 
-EXTRA_CHANNELS = {64: 256, 128: 128, 256: 128}  # of the maps at these strides
-GLOBAL_CHANNELS = 64  # of the map that is a single cell
-HEAD_CHANNELS = (512, 256, 256, 128, 128)  # that each map is projected to
+EXTRA_CHANNELS = {64: 256, 128: 128, 256: 128}  # channels of the maps, by stride
+GLOBAL_CHANNELS = 64  # of the map with a single cell
+HEAD_CHANNELS = (512, 256, 256, 128, 128)  # after the projection of each map
 MAP_NAMES = (*(f"ssd{stride}" for stride in STRIDES), "ssd_global")
 
 
-def _conv(filters: int, name: str, use_bias: bool = False):
-    """Makes a 1x1 convolution with the initialization of the published heads."""
+def _conv(filters: int, name: str, use_bias: bool = False) -> layers.Conv2D:
+    """Returns a 1x1 convolution with the initialization of the published heads."""
     return layers.Conv2D(
         filters, 1, use_bias=use_bias, kernel_initializer="glorot_uniform", name=name
     )
 
 
-def _conv_bn_relu(x, filters: int, name: str):
+def _conv_bn_relu(x: Tensor, filters: int, name: str) -> Tensor:
     x = batch_norm(_conv(filters, f"{name}_conv")(x), f"{name}_bn")
     return layers.ReLU(name=f"{name}_act")(x)
 
 
-def _depthwise_bn(x, name: str, strides: int = 1):
-    """3x3 depthwise convolution and batch normalization, the first half of SSDLite's
-    separable convolutions: linear, unlike MobileNet's.
+def _depthwise_bn(x: Tensor, name: str, strides: int = 1) -> Tensor:
+    """Applies the first half of SSDLite's separable convolution.
+
+    Unlike in MobileNet, no activation follows the 3x3 depthwise convolution and the
+    batch normalization.
     """
     if strides > 1:
         x = pad_for_stride(x, 3, f"{name}_pad")
@@ -58,8 +59,8 @@ def _depthwise_bn(x, name: str, strides: int = 1):
     return batch_norm(x, f"{name}_bn")
 
 
-def _detection_maps(maps: dict) -> list:
-    """Adds the coarser maps to those of the backbone at strides 16 and 32."""
+def _detection_maps(maps: dict[str, Tensor]) -> list[Tensor]:
+    """Returns the backbone's maps at strides 16 and 32 and four coarser maps."""
     results = [maps["P4"], maps["P5"]]
     for stride, channels in EXTRA_CHANNELS.items():
         name = f"ssd{stride}_extra"
@@ -72,8 +73,8 @@ def _detection_maps(maps: dict) -> list:
     return [*results, layers.ReLU(name="ssd_global_extra_act")(x)]
 
 
-def _predict(x, index: int, numbers: int):
-    """Predicts `numbers` for each anchor of a map: `[batch, anchors, numbers]`."""
+def _predict(x: Tensor, index: int, numbers: int) -> Tensor:
+    """Predicts `numbers` values for each anchor: `[batch, anchors, numbers]`."""
     name = MAP_NAMES[index]
     if index < len(STRIDES):
         if x.shape[-1] != HEAD_CHANNELS[index]:
@@ -86,34 +87,41 @@ def _predict(x, index: int, numbers: int):
 
 @keras.saving.register_keras_serializable(package="keras_mobilevit")
 class SplitPredictions(layers.Layer):
-    """Splits what is predicted for an anchor into offsets and logits.
+    """Splits the predictions for each anchor into box deltas and logits.
 
     Input shape: `[batch, anchors, 4 + classes + 1]`.
 
-    Output: a dict, `offsets` `[batch, anchors, 4]` and `logits`
+    Output: a dict with the box deltas `offsets` `[batch, anchors, 4]` and the `logits`
     `[batch, anchors, classes + 1]`.
+
+    Example:
+    >>> SplitPredictions()(np.zeros((1, 3232, 85)))["offsets"].shape
+    (1, 3232, 4)
     """
 
-    def call(self, x):
-        offsets, logits = ops.split(x, [4], axis=-1)
-        return {"offsets": offsets, "logits": logits}
+    def call(self, x: Tensor) -> dict[str, Tensor]:
+        """Splits a tensor in its last axis."""
+        box_deltas, logits = ops.split(x, [4], axis=-1)
+        return {"offsets": box_deltas, "logits": logits}
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple) -> dict[str, tuple]:
+        """Returns the shapes of the dict."""
         *anchors, numbers = input_shape
         return {"offsets": (*anchors, 4), "logits": (*anchors, numbers - 4)}
 
 
-def detection_head(maps: dict, classes: int) -> dict:
-    """Predicts offsets and logits at every anchor.
+def detection_head(maps: dict[str, Tensor], classes: int) -> dict[str, Tensor]:
+    """Predicts box deltas and logits for each anchor.
 
     Args:
-        maps: feature maps at strides 16 and 32, `"P4"` and `"P5"`, of any channels.
+        maps: feature maps at strides 16 and 32, `"P4"` and `"P5"`, with any number of
+            channels.
         classes: number of classes, without the background.
 
     Returns:
-        The dict that `SSDLite` describes.
+        The output of `SSDLite`.
     """
-    numbers = 4 + 1 + classes  # offsets, background, classes
+    numbers = 4 + 1 + classes  # box deltas, background, classes
     predictions = [
         _predict(x, index, numbers) for index, x in enumerate(_detection_maps(maps))
     ]
@@ -122,10 +130,9 @@ def detection_head(maps: dict, classes: int) -> dict:
 
 
 def is_detector(model: keras.Model) -> bool:
-    """Tells whether a model gives what `SSDLite` describes."""
-    output = getattr(
-        model, "output", None
-    )  # of a Sequential never called there is none
+    """Tells whether a model has the outputs of `SSDLite`."""
+    # A Sequential model that was never called has no output.
+    output = getattr(model, "output", None)
     return isinstance(output, dict) and set(output) == {"offsets", "logits"}
 
 
@@ -133,42 +140,42 @@ def SSDLite(
     backbone: str = "mobilevit_s",
     classes: int = COCO_CLASSES,
     weights: str | None = "default",
-    input_shape: tuple = (DEFAULT_SIZE, DEFAULT_SIZE, 3),
+    input_shape: tuple = (DETECTOR_SIZE, DETECTOR_SIZE, 3),
     include_preprocessing: bool = True,
     name: str | None = None,
 ) -> keras.Model:
-    """SSDLite detector: boxes and classes at every anchor of an image.
+    """SSDLite detector: predicts a box and its class for each anchor of an image.
 
     Args:
         backbone: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
         classes: number of classes, without the background.
         weights: `"coco"` (Apple's published detector of 80 classes, downloaded once;
             reading it takes PyTorch), `"imagenet"` (the published backbone, downloaded
-            once, and a head of random weights), `None` for random initialization, or
-            the path of a file that holds a whole detector: `.keras`, `.weights.h5`,
-            `.safetensors` with ml-cvnets' names, or Apple's `.pt`; see also
-            `channel_order` of `keras_mobilevit.load_weights`. `"default"` is `"coco"`
-            for 80 classes and `"imagenet"` for another number.
+            once, with a random head), `None` (random initialization), or the path of a
+            file of a whole detector: `.keras`, `.weights.h5`, `.safetensors` with
+            ml-cvnets' names, or Apple's `.pt`; see also `channel_order` of
+            `keras_mobilevit.load_weights`. `"default"` is `"coco"` for 80 classes and
+            `"imagenet"` for another number.
         input_shape: `(height, width, channels)`; height and width may be `None`.
-        include_preprocessing: if true, the model takes values in [0, 255] and scales
-            them itself; if false, it takes values in [0, 1]. Images are RGB.
+        include_preprocessing: if true, the model expects values in [0, 255] and scales
+            them; if false, it expects values in [0, 1]. Images are RGB.
         name: name of the model.
 
     Returns:
-        A functional `keras.Model` from images `[batch, height, width, channels]`, of
-        which the whole is seen (resized to the input's shape, whatever its aspect), to
-        a dict: `offsets` `[batch, anchors, 4]` from `anchor_boxes(height, width)`, and
-        `logits` `[batch, anchors, classes + 1]`, of which class 0 is the background.
-        `detect` makes boxes and scores of them. They are in float32 also where the
-        layers compute in 16 bits.
+        A functional `keras.Model`. Its input is images
+        `[batch, height, width, channels]`; resize whole images to this size, whatever
+        their aspect ratio. Its output is a dict: `offsets` `[batch, anchors, 4]`, the
+        box deltas from `anchor_boxes(height, width)`, and `logits`
+        `[batch, anchors, classes + 1]`, where class 0 is the background. `detect`
+        converts them to boxes and scores. They are float32 even if the layers compute
+        in 16 bits.
 
-    Once saved, the model is loaded with `keras.models.load_model`, in a program that
-    has imported `keras_mobilevit`: Keras imports no package by itself, and would not
-    find the layers.
+    To load a saved model with `keras.models.load_model`, import `keras_mobilevit`
+    first. Otherwise Keras does not find the layers.
 
     Raises:
-        ValueError: if an argument or a combination of them is not valid, or the weights
-            do not fit; the message says what was expected.
+        ValueError: if an argument or a combination of arguments is not valid, or if the
+            weights do not fit; the message says what was expected.
         OSError: if the published weights are not cached and cannot be downloaded.
 
     Example:
@@ -178,18 +185,18 @@ def SSDLite(
     >>> found["boxes"].shape
     (2, 200, 4)
 
-    Source: Table 1 of https://arxiv.org/abs/2110.02178. By their release, the published
-    weights reach 19.9 (XXS), 24.8 (XS) and 27.9 (S) COCO mAP at 320x320.
+    Source: Table 1 of https://arxiv.org/abs/2110.02178. According to their release, the
+    published weights reach 19.9 (XXS), 24.8 (XS) and 27.9 (S) COCO mAP at 320x320.
     """
-    config = get_config(backbone)
+    config = get_variant(backbone)
     check_weights(weights, ("default", "imagenet", "coco"))
     check_classes(classes)
     if weights == "default":
         weights = "coco" if classes == COCO_CLASSES else "imagenet"
     if weights == "coco" and classes != COCO_CLASSES:
         raise ValueError(
-            f'`weights="coco"` has {COCO_CLASSES} classes; `weights="imagenet"` takes '
-            f"any number. Received: classes={classes}."
+            f'`weights="coco"` has {COCO_CLASSES} classes. For another number, use '
+            f'`weights="imagenet"`. Received: classes={classes}.'
         )
     inputs = keras.Input(check_input_shape(input_shape, weights), name="images")
     x = inputs

@@ -1,13 +1,14 @@
-"""Whether a model takes images with values in [0, 255] or in [0, 1].
+"""Finds out whether a model expects images with values in [0, 255] or in [0, 1].
 
-What a model does first with its images tells it: `Rescaling(1 / 255)`, `x / 127.5 - 1`
-or a normalization by the mean of 123 is for [0, 255], one by the mean of 0.45 is for
-[0, 1]. Layers in front that only move pixels, or do nothing at inference, tell nothing.
+The first layers show it: `Rescaling(1 / 255)`, `x / 127.5 - 1` or a normalization with
+the mean 123 expects [0, 255]; a normalization with the mean 0.45 expects [0, 1]. Layers
+that only move pixels, or that do nothing at inference, are skipped.
 """
 
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -16,99 +17,47 @@ from keras import layers
 from keras_mobilevit.calls import Call, Value, list_calls
 
 
-def _types(*names: str) -> frozenset[type]:
-    """Returns layers by their names, those that this version of Keras has."""
-    return frozenset(getattr(layers, n) for n in names if hasattr(layers, n))
+def _types(names: str) -> frozenset[type]:
+    """Returns the layer classes that this version of Keras has, by their names."""
+    return frozenset(getattr(layers, n) for n in names.split() if hasattr(layers, n))
 
 
-# What returns its input at inference.
+# Layers that return their input at inference.
 IDENTITIES = _types(
-    "ActivityRegularization",
-    "AlphaDropout",
-    "AugMix",
-    "CutMix",
-    "Dropout",
-    "GaussianDropout",
-    "GaussianNoise",
-    "Identity",
-    "MixUp",
-    "RandAugment",
-    "RandomBrightness",
-    "RandomColorDegeneration",
-    "RandomColorJitter",
-    "RandomContrast",
-    "RandomElasticTransform",
-    "RandomErasing",
-    "RandomFlip",
-    "RandomGaussianBlur",
-    "RandomGrayscale",
-    "RandomHue",
-    "RandomInvert",
-    "RandomPerspective",
-    "RandomPosterization",
-    "RandomRotation",
-    "RandomSaturation",
-    "RandomSharpness",
-    "RandomShear",
-    "RandomTranslation",
-    "RandomZoom",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "SpatialDropout3D",
+    """
+    ActivityRegularization AlphaDropout AugMix CutMix Dropout GaussianDropout
+    GaussianNoise Identity MixUp RandAugment RandomBrightness
+    RandomColorDegeneration RandomColorJitter RandomContrast RandomElasticTransform
+    RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue
+    RandomInvert RandomPerspective RandomPosterization RandomRotation
+    RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom
+    SpatialDropout1D SpatialDropout2D SpatialDropout3D
+    """
 )
-# What returns values of the same range: it moves, joins, averages or repeats pixels.
+# Layers that keep the range of values: they move, join, average or repeat pixels.
 _MOVES = IDENTITIES | _types(
-    "AutoContrast",
-    "AveragePooling2D",
-    "CLAHE",
-    "CenterCrop",
-    "Concatenate",
-    "Cropping2D",
-    "Equalization",
-    "Flatten",
-    "MaxPooling2D",
-    "Permute",
-    "RandomCrop",
-    "Reshape",
-    "Resizing",
-    "Solarization",
-    "UpSampling2D",
-    "ZeroPadding2D",
+    """
+    AutoContrast AveragePooling2D CLAHE CenterCrop Concatenate Cropping2D
+    Equalization Flatten MaxPooling2D Permute RandomCrop Reshape Resizing
+    Solarization UpSampling2D ZeroPadding2D
+    """
 )
-# The same of operations, which have no public type.
-_MOVING_OPERATIONS = (
-    "BroadcastTo",
-    "Cast",
-    "Concatenate",
-    "Copy",
-    "CropImages",
-    "ExpandDims",
-    "Flip",
-    "GetItem",
-    "Identity",
-    "Mean",
-    "Moveaxis",
-    "Pad",
-    "PadImages",
-    "RGBToGrayscale",
-    "Repeat",
-    "Reshape",
-    "Resize",
-    "Squeeze",
-    "Stack",
-    "Tile",
-    "Transpose",
-)
+# Operations that keep the range of values. They have no public type.
+_MOVING_OPERATIONS = """
+    BroadcastTo Cast Concatenate Copy CropImages ExpandDims Flip GetItem Identity
+    Mean Moveaxis Pad PadImages RGBToGrayscale Repeat Reshape Resize Squeeze Stack
+    Tile Transpose
+    """.split()
 
 
-def per_channel(values) -> np.ndarray | None:
-    """Returns numbers for each channel, or for all, in float64.
+def per_channel(values: Any) -> np.ndarray | None:
+    """Returns values that depend only on the channel, in float64.
 
     Args:
         values: a number, or an array whose last axis is the channels.
 
     Returns:
-        An array `[channels]` or `[]`; `None` if they differ along another axis too.
+        An array `[channels]` or `[]`; `None` if another axis is longer than 1.
     """
     values = np.asarray(keras.ops.convert_to_numpy(values), np.float64)
     if values.ndim and values.size != values.shape[-1]:
@@ -116,20 +65,24 @@ def per_channel(values) -> np.ndarray | None:
     return values.reshape(values.shape[-1:])
 
 
-def _of_rescaling(layer):
+_Affine = tuple[np.ndarray | None, np.ndarray | None]  # scale and offset, if known
+
+
+def _of_rescaling(layer) -> _Affine:
     return per_channel(layer.scale), per_channel(layer.offset)
 
 
-def _of_normalization(layer):
+def _of_normalization(layer) -> _Affine:
     mean, variance = per_channel(layer.mean), per_channel(layer.variance)
-    if mean is None:
+    if mean is None or variance is None:
         return None, None
     deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
     return (deviation, mean) if layer.invert else (1 / deviation, -mean / deviation)
 
 
-# `x + 1` and `x * 2` are no layers and have no public type. By their name, from the
-# number to scale and offset: where it is the second argument, and where the first.
+# `x + 1` and `x * 2` are operations without a public type. By the operation's name: the
+# functions that convert its number to a scale and an offset, if the number is the
+# second argument, and if it is the first.
 _OPERATORS: dict[str, tuple[Callable | None, Callable | None]] = {
     "Add": (lambda n: (1.0, n), lambda n: (1.0, n)),
     "Divide": (lambda n: (1 / n, 0.0), None),
@@ -139,7 +92,7 @@ _OPERATORS: dict[str, tuple[Callable | None, Callable | None]] = {
 }
 
 
-def _of_operator(call: Call):
+def _of_operator(call: Call) -> _Affine:
     forms = _OPERATORS.get(type(call.operation).__name__)
     if not forms or call.kwargs or len(call.args) != 2:
         return None, None
@@ -148,37 +101,40 @@ def _of_operator(call: Call):
     is_value = [isinstance(argument, Value) for argument in call.args]
     if sum(is_value) != 1:
         return None, None
-    number, form = (call.args[1], forms[0]) if is_value[0] else (call.args[0], forms[1])
-    number = per_channel(number)
+    argument, form = (
+        (call.args[1], forms[0]) if is_value[0] else (call.args[0], forms[1])
+    )
+    number = per_channel(argument)
     if form is None or number is None:
         return None, None
-    return tuple(np.asarray(x, np.float64) for x in form(number))
+    scale, offset = form(number)
+    return np.asarray(scale, np.float64), np.asarray(offset, np.float64)
 
 
-def _numbers_of(call: Call) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns scale and offset of a call, also of one that makes new channels."""
+def _scale_and_offset(call: Call) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns scale and offset of a call, which may change the number of channels."""
     if type(call.operation) is layers.Rescaling:
-        found = _of_rescaling(call.operation)
+        scale, offset = _of_rescaling(call.operation)
     elif type(call.operation) is layers.Normalization:
-        found = _of_normalization(call.operation)
+        scale, offset = _of_normalization(call.operation)
     elif not isinstance(call.operation, layers.Layer):
-        found = _of_operator(call)
+        scale, offset = _of_operator(call)
     else:
         return None
-    return None if any(x is None for x in found) else found
+    return None if scale is None or offset is None else (scale, offset)
 
 
 def scale_and_offset(call: Call) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns what a call multiplies by and adds, if that is all that it does.
+    """Returns the factor and the summand of a call that does nothing else.
 
     Args:
-        call: of `Rescaling`, `Normalization`, or an operator between a tensor and
-            numbers, such as `x / 127.5`.
+        call: a call of `Rescaling` or `Normalization`, or an operator between a tensor
+            and numbers, such as `x / 127.5`.
 
     Returns:
-        Scale and offset, each `[channels]` or `[]`, or `None`.
+        Scale and offset, each `[channels]` or `[]`; `None` for all other calls.
     """
-    found = _numbers_of(call)
+    found = _scale_and_offset(call)
     if found is None:
         return None
     given, returned = call.operation.input.shape, call.operation.output.shape
@@ -188,7 +144,7 @@ def scale_and_offset(call: Call) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def is_identity(call: Call) -> bool:
-    """Tells whether a call returns its one input at inference."""
+    """Tells whether a call has one input and returns it at inference."""
     if len(call.inputs) != 1:
         return False
     if isinstance(call.operation, layers.Layer):
@@ -197,103 +153,123 @@ def is_identity(call: Call) -> bool:
     return is_one and call.operation.output.dtype == "float32"
 
 
-# The range ---------------------------------------------------------------------------
-
-# Pixels are centered by 0.3 to 0.6, or by 80 to 150, and divided by 0.2 to 1, or by 50
-# to 255. What is between these limits, or far beyond them, is of neither range.
-_HIGHEST_CENTER, _SPREADS = 2.0, (2.0, 32.0)
-_CENTERS, _WIDEST = (-1e-3, 300.0), 1024.0
+# Models for [0, 1] subtract 0.3 to 0.6 and divide by 0.2 to 1. Models for [0, 255]
+# subtract 80 to 150 and divide by 50 to 255. Numbers between these limits, or far
+# outside, fit neither range.
+_MAX_CENTER_OF_UNIT_RANGE = 2.0
+_MAX_SPREAD_OF_UNIT_RANGE, _MIN_SPREAD_OF_PIXELS = 2.0, 32.0
+_MIN_CENTER, _MAX_CENTER, _MAX_SPREAD = -1e-3, 300.0, 1024.0
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sign:
-    """How a model scales its images: `(x - center) / spread`.
+class _Scaling:
+    """The scaling of images by a model: `(x - center) / spread`.
 
     Attributes:
-        center, spread: means over the channels.
-        by: name of the layer or operation that does it, or the last of several.
-        is_measured: whether they are the mean and deviation of images.
+        center: mean over the channels.
+        spread: mean over the channels.
+        name: name of the layer or operation that scales, or of the last one of several.
+        is_measured: whether center and spread are the statistics of images.
     """
 
     center: float
     spread: float
-    by: str
+    name: str
     is_measured: bool
 
     @property
-    def is_told(self) -> bool:
-        """Whether it does anything to the images."""
+    def is_active(self) -> bool:
+        """Whether the scaling changes the images."""
         return (self.center, self.spread) != (0.0, 1.0)
 
     def doubt(self) -> str | None:
-        """Returns why the numbers are of neither range, if they are not."""
-        low, high = _SPREADS
+        """Returns the reason why the numbers fit neither range, or `None`."""
         numbers = f"center {self.center:.3g}, spread {self.spread:.3g}"
-        if not self.is_told:
+        if not self.is_active:
             return "has not been adapted or trained" if self.is_measured else None
-        if self.is_measured and self.center <= _CENTERS[0]:
+        if self.is_measured and self.center <= _MIN_CENTER:
             return f"was adapted to values below 0 ({numbers})"
-        if self.center > _CENTERS[1] or self.spread > _WIDEST:
+        if self.center > _MAX_CENTER or self.spread > _MAX_SPREAD:
             return f"is for values far above 255 ({numbers})"
-        if self.center <= _HIGHEST_CENTER and low < self.spread < high:
+        if (
+            self.center <= _MAX_CENTER_OF_UNIT_RANGE
+            and _MAX_SPREAD_OF_UNIT_RANGE < self.spread < _MIN_SPREAD_OF_PIXELS
+        ):
             return f"fits neither [0, 1] nor [0, 255] ({numbers})"
         return None
 
-    def largest_value(self) -> int:
-        low, high = _SPREADS
-        is_wide = self.spread > (low * high) ** 0.5
-        return 255 if is_wide or self.center > _HIGHEST_CENTER else 1
+    def input_max(self) -> int:
+        """Returns the more likely maximum of the images, 1 or 255."""
+        limit = (_MAX_SPREAD_OF_UNIT_RANGE * _MIN_SPREAD_OF_PIXELS) ** 0.5
+        is_for_pixels = self.center > _MAX_CENTER_OF_UNIT_RANGE or self.spread > limit
+        return 255 if is_for_pixels else 1
 
 
-def _measured(layer, scale: float, offset: float) -> _Sign:
-    """Returns the sign of a batch normalization of `scale * x + offset`."""
+class _ScaledImage(NamedTuple):
+    """A tensor that equals `scale * image + offset`.
+
+    Attributes:
+        scale: mean over the channels.
+        offset: mean over the channels.
+        operation: the last operation that scaled; `None` for an input of the model.
+    """
+
+    scale: float
+    offset: float
+    operation: Any
+
+    def scaling(self) -> _Scaling:
+        """Returns the `_Scaling` that made this tensor."""
+        is_measured = isinstance(self.operation, layers.Normalization)
+        name = self.operation.name
+        scale = self.scale
+        return _Scaling(-self.offset / scale, 1 / abs(scale), name, is_measured)
+
+
+def _scaling_of_batch_norm(layer, image: _ScaledImage) -> _Scaling:
+    """Returns the scaling of an image by its own operations and then by `layer`."""
     mean, variance = (
         float(np.mean(keras.ops.convert_to_numpy(x)))
         for x in (layer.moving_mean, layer.moving_variance)
     )
     if (mean, variance) == (0.0, 1.0):  # untrained
-        return _Sign(-offset / scale, 1 / abs(scale), layer.name, True)
-    deviation = max(variance, 1e-12) ** 0.5
-    return _Sign((mean - offset) / scale, deviation / abs(scale), layer.name, True)
+        mean, deviation = 0.0, 1.0
+    else:
+        deviation = max(variance, 1e-12) ** 0.5
+    center = (mean - image.offset) / image.scale
+    return _Scaling(center, deviation / abs(image.scale), layer.name, True)
 
 
-def _signs(model: keras.Model) -> Iterator[_Sign]:
-    """Yields how a model scales its images, at each place where that ends."""
+def _scalings(model: keras.Model) -> Iterator[_Scaling]:
+    """Yields the scalings of a model's images, each where it is complete."""
     listed = list_calls(model)
-    # What is known to be `scale * image + offset`, and by which layer.
-    scaled = {value: (1.0, 0.0, None) for value in listed.inputs}
+    images = {value: _ScaledImage(1.0, 0.0, None) for value in listed.inputs}
     for call in listed.calls:
-        found = [scaled[value] for value in call.inputs if value in scaled]
+        found = [images[value] for value in call.inputs if value in images]
         if not found:
             continue
-        scale, offset, by = found[0]
-        operation, own = call.operation, _numbers_of(call)
-        if own is not None:
-            own_scale, own_offset = (float(np.mean(x)) for x in own)
-            if not own_scale:
-                continue
-            scaled[call.outputs[0]] = (
-                scale * own_scale,
-                offset * own_scale + own_offset,
-                operation,
-            )
+        image, operation = found[0], call.operation
+        affine = _scale_and_offset(call)
+        if affine is not None:
+            scale, offset = (float(np.mean(x)) for x in affine)
+            if scale:
+                images[call.outputs[0]] = _ScaledImage(
+                    image.scale * scale, image.offset * scale + offset, operation
+                )
         elif is_identity(call) or _moves_pixels(operation):
-            scaled |= dict.fromkeys(call.outputs, found[0])
-            ended = [other for other in found[1:] if other[:2] != found[0][:2]]
-            yield from _signs_of(ended)
+            images |= dict.fromkeys(call.outputs, image)
+            # Another input with another scaling ends here.
+            yield from _complete([x for x in found[1:] if x[:2] != image[:2]])
         elif isinstance(operation, layers.BatchNormalization):
-            yield _measured(operation, scale, offset)
+            yield _scaling_of_batch_norm(operation, image)
         else:
-            yield from _signs_of(found)
-    yield from _signs_of([scaled[value] for value in listed.outputs if value in scaled])
+            yield from _complete(found)
+    yield from _complete([images[value] for value in listed.outputs if value in images])
 
 
-def _signs_of(ended: list[tuple]) -> Iterator[_Sign]:
-    """Yields the signs of scaled images that are not scaled any further."""
-    for scale, offset, by in ended:
-        if by is not None:
-            is_measured = isinstance(by, layers.Normalization)
-            yield _Sign(-offset / scale, 1 / abs(scale), by.name, is_measured)
+def _complete(images: list[_ScaledImage]) -> Iterator[_Scaling]:
+    """Yields the scalings of images that the model has scaled."""
+    yield from (image.scaling() for image in images if image.operation is not None)
 
 
 def _moves_pixels(operation) -> bool:
@@ -304,35 +280,40 @@ def _moves_pixels(operation) -> bool:
     return type(operation).__name__ in _MOVING_OPERATIONS
 
 
-def largest_value(model: keras.Model) -> int:
-    """Returns the largest value of an image that a model takes.
+def input_max(model: keras.Model) -> int:
+    """Returns the maximum of the images that a model expects.
 
-    Where the model's first layers leave it open, this warns and says what it assumes.
+    If the first layers do not show it, the function warns and states its assumption.
 
     Args:
-        model: functional or sequential, also with such models as layers.
+        model: functional or sequential, possibly with nested models.
 
     Returns:
-        255 if the model scales images with values in [0, 255] itself, as
-        `include_preprocessing=True` makes it, or takes integers; otherwise 1.
+        255 if the model scales images with values in [0, 255], as with
+        `include_preprocessing=True`, or if it takes integers; otherwise 1.
+
+    Example:
+    >>> input_max(keras_mobilevit.MobileViT_S(weights=None))
+    255
     """
     if any(not keras.backend.is_float_dtype(x.dtype) for x in model.inputs):
         return 255
-    signs = list(_signs(model))
-    told = [sign for sign in signs if sign.is_told] or signs
-    found = {sign.largest_value() for sign in told}
-    largest = max(found, default=1)
-    doubts = [f"{s.by!r} {s.doubt()}" for s in told if s.doubt()]
-    if not signs:
+    scalings = list(_scalings(model))
+    active = [scaling for scaling in scalings if scaling.is_active] or scalings
+    found = {scaling.input_max() for scaling in active}
+    result = max(found, default=1)
+    doubts = [f"{x.name!r} {x.doubt()}" for x in active if x.doubt()]
+    if not scalings:
         doubts = ["it does not scale them"]
     if len(found) > 1:
-        names = ", ".join(repr(sign.by) for sign in told)
+        names = ", ".join(repr(scaling.name) for scaling in active)
         doubts = [f"of its first layers, {names}, some are for [0, 1], others [0, 255]"]
     if doubts:
         warnings.warn(
-            f"Model {model.name!r} does not tell whether its images have values in "
+            f"Model {model.name!r} does not show whether its images have values in "
             f"[0, 255] or [0, 1]: {'; '.join(dict.fromkeys(doubts))}. Assumed: [0, "
-            f"{largest}]. To be sure, begin the model with keras.layers.Rescaling.",
-            stacklevel=1,  # one place, so that it is shown once
+            f"{result}]. To make it clear, begin the model with "
+            "keras.layers.Rescaling.",
+            stacklevel=1,  # always the same line, so that it is shown once
         )
-    return largest
+    return result

@@ -11,83 +11,26 @@ import train
 
 ROOT = Path(__file__).parents[1]
 OURS = ("keras_mobilevit", "train", "tflite", "benchmarks")
-# What a package may import. TensorFlow is one of keras_mobilevit's backends, loaded
-# where it is one; h5py, safetensors and torch read files of weights.
-ALLOWED = {
-    "keras_mobilevit": {
-        "keras_mobilevit",
-        "keras",
-        "numpy",
-        "PIL",
-        "h5py",
-        "huggingface_hub",
-        "safetensors",
-        "tensorflow",
-        "torch",
-    },
-    "train": {
-        "keras_mobilevit",
-        "train",
-        "keras",
-        "numpy",
-        "tensorflow",
-        "absl",
-        "ai_edge_litert",
-        "defusedxml",
-        "jax",
-        "matplotlib",
-        "PIL",
-        "pycocotools",
-        "safetensors",
-        "sklearn",
-        "tensorflow_datasets",
-        "timm",
-        "torch",
-        "torchvision",
-        "tqdm",
-    },
-    "tflite": {
-        "keras_mobilevit",
-        "train.tasks.classification.task",
-        "train.config",
-        "train.run.console",
-        "train.data.pipeline",
-        "train.tasks.detection.task",
-        "train.tasks.detection.postprocess",
-        "train.data.images",
-        "keras_mobilevit.litert",
-        "train.tasks.classification.metric",
-        "train.run.records",
-        "train.data.sampler",
-        "train.tasks.segmentation.task",
-        "train.tasks.segmentation.postprocess",
-        "train.data.registry",
-        "train.data.source",
-        "train.run.tables",
-        "train.tasks.task",
-        "train.data.unreadable",
-        "tflite",
-        "keras",
-        "numpy",
-        "tensorflow",
-        "absl",
-        "ai_edge_litert",
-        "ai_edge_quantizer",
-        "coremltools",
-        "flatbuffers",
-        "google.protobuf",
-        "matplotlib",
-        "onnxruntime",
-        "openvino",
-        "PIL",
-        "segno",
-        "tensorflow_model_optimization",
-        "tf_keras",
-        "timm",
-        "torch",
-        "tqdm",
-        "transformers",
-    },
+# What else a package may import. TensorFlow is a backend of keras_mobilevit, loaded if
+# it is in use; h5py, safetensors and torch read weights.
+LIBRARIES = {
+    "keras_mobilevit": "ai_edge_litert h5py huggingface_hub keras numpy PIL "
+    "safetensors tensorflow torch",
+    "train": "absl defusedxml keras matplotlib numpy PIL pycocotools safetensors "
+    "sklearn tensorflow tensorflow_datasets tqdm",
+    "tflite": "absl adbutils ai_edge_litert ai_edge_quantizer coremltools flatbuffers "
+    "google.protobuf keras matplotlib numpy onnxruntime openvino PIL segno tensorflow "
+    "tensorflow_model_optimization tf_keras timm torch tqdm transformers",
+    "benchmarks": "absl jax keras numpy PIL tensorflow timm torch torchvision tqdm "
+    "transformers",
+}
+# The rooms of each package, in the order of their imports: a room imports from itself
+# and from those before it. Files outside a room may import from every room.
+ROOMS = {
+    "keras_mobilevit": (),
+    "train": ("data", "tasks", "run", "distribution", "evaluation"),
+    "tflite": ("graph", "drivers", "validation", "tasks", "formats", "suites"),
+    "benchmarks": (),
 }
 
 
@@ -106,21 +49,59 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def is_allowed(name: str, allowed: set[str]) -> bool:
+def is_allowed(name: str, package: str) -> bool:
     parts = name.split(".")
+    if parts[0] in OURS:
+        return OURS.index(parts[0]) <= OURS.index(package)
     prefixes = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
-    return bool(prefixes & allowed) or parts[0] in sys.stdlib_module_names
+    libraries = set(LIBRARIES[package].split())
+    return bool(prefixes & libraries) or parts[0] in sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("package", ALLOWED)
+@pytest.mark.parametrize("package", OURS)
 def test_imports_go_one_way(package: str):
     foreign = {
         (str(path), name)
         for path in (ROOT / package).rglob("*.py")
         for name in imported(path)
-        if not is_allowed(name, ALLOWED[package])
+        if not is_allowed(name, package)
     }
     assert not foreign
+
+
+@pytest.mark.parametrize("package", [package for package in OURS if ROOMS[package]])
+def test_rooms_import_in_one_order(package: str):
+    rooms = ROOMS[package]
+    folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert folders == set(rooms)
+    backward = {
+        (str(path.relative_to(ROOT)), name)
+        for position, room in enumerate(rooms)
+        for path in (ROOT / package / room).rglob("*.py")
+        for name in imported(path)
+        for parts in [name.split(".")]
+        if parts[0] == package and parts[1] in rooms[position + 1 :]
+    }
+    assert not backward
+
+
+def test_no_test_imports_another():
+    modules = (ROOT / "tests").rglob("test_*.py")
+    assert not {
+        (str(path), name)
+        for path in modules
+        for name in imported(path)
+        if any(part.startswith("test_") for part in name.split(".")[:-1])
+    }
+
+
+@pytest.mark.parametrize("package", [package for package in OURS if ROOMS[package]])
+def test_every_room_says_what_lives_there(package: str):
+    for room in ROOMS[package]:
+        text = ast.get_docstring(
+            ast.parse((ROOT / package / room / "__init__.py").read_text("utf-8"))
+        )
+        assert "ay import" in text and len(text.splitlines()) <= 6, room
 
 
 def without_encoding(path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import logging
 
 from keras_mobilevit.classifier import output_activation
-from keras_mobilevit.files import whole_file, whole_folder
+from keras_mobilevit.files import atomic_write, atomic_write_folder
 from keras_mobilevit.litert import read_card
 from tflite.formats.conversion import Conversion, prepare
 from tflite.formats.table import FORMATS, FileType, Format
@@ -194,12 +194,12 @@ def _largest_errors(
 def _write(unchecked: Path, output: Path, card: dict, file_type: FileType) -> None:
     """Moves a checked file to its place, and writes its card beside it."""
     if file_type.is_folder:
-        with whole_folder(output) as temporary:
+        with atomic_write_folder(output) as temporary:
             shutil.copytree(unchecked, temporary)
     else:
-        with whole_file(output) as temporary:
+        with atomic_write(output) as temporary:
             shutil.copyfile(unchecked, temporary)
-    with whole_file(output.with_suffix(".json")) as card_path:
+    with atomic_write(output.with_suffix(".json")) as card_path:
         text = json.dumps(card, indent=2, allow_nan=False, ensure_ascii=False)
         card_path.write_text(readable(f"{text}\n"), "utf-8")
 

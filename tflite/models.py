@@ -8,10 +8,14 @@ import keras
 import numpy as np
 
 from keras_mobilevit.calls import is_listed
-from keras_mobilevit.configs import VARIANTS, get_config
+from keras_mobilevit.configs import (
+    VARIANTS,
+    get_variant,
+)
 from keras_mobilevit.files import read_text
-from keras_mobilevit.preprocessing import decode_predictions, largest_value
-from keras_mobilevit.weights.load import load_model_file
+from keras_mobilevit.preprocessing import decode_predictions
+from keras_mobilevit.value_range import input_max
+from keras_mobilevit.weights.file_formats import load_model_file
 from tflite.suites.baselines import BASELINES, build_baseline
 from tflite.tasks import registry
 
@@ -61,7 +65,7 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
         return build_baseline(model)
     row, backbone = registry.split_name(model)
     try:
-        get_config(backbone)
+        get_variant(backbone)
     except ValueError as error:
         prefixes = [row.model_prefix for row in registry.TASKS if row.model_prefix]
         with_heads = ", ".join(p + name for p in prefixes for name in VARIANTS)
@@ -193,7 +197,7 @@ def network_images(model: keras.Model, images: np.ndarray) -> np.ndarray:
     images = images.astype(np.float32)
     if model.inputs[0].shape[-1] == 1:
         images = np.round(images @ GRAY)[..., None]
-    return images * np.float32(largest_value(model) / 255)
+    return images * np.float32(input_max(model) / 255)
 
 
 def fixed_size(model: keras.Model) -> int | None:

@@ -277,10 +277,10 @@ def write_report(paths: list[str], output: Path) -> list[Row]:
         output: render_html(records, rows),
         output.with_suffix(".md"): render_markdown(records, rows),
     }
-    from keras_mobilevit.files import whole_file  # loads Keras
+    from keras_mobilevit.files import atomic_write  # loads Keras
 
     for path, text in pages.items():
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(readable(text), "utf-8")
     return rows
 

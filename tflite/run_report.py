@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 import keras_mobilevit  # noqa: F401  registers the layers that best.keras names
 from keras_mobilevit.classifier import output_activation
-from keras_mobilevit.files import whole_file
+from keras_mobilevit.files import atomic_write
 from keras_mobilevit.litert import LiteRTModel
 from tflite.drivers.measurement import MEASURED
 from tflite.validation.checksum import sha256
@@ -326,7 +326,7 @@ def write_report(workdir: Path, tflite_path: Path) -> dict:
         ("report.json", json.dumps(report, indent=2) + "\n"),
         ("report.html", page),
     ):
-        with whole_file(workdir / name) as temporary:
+        with atomic_write(workdir / name) as temporary:
             temporary.write_text(text, "utf-8")
     return report
 

@@ -1,11 +1,11 @@
 """Statistics for batch normalization where a batch has too few values for them.
 
 A layer normalizes each channel by the mean and the variance of its values in one part
-of a batch: images times the height and width of the map. Of one value the variance is
-0: the output says nothing of the input, the moving variance that the finished model
-uses goes to 0, and the training loss shows nothing of it. Of two values, 1 and -1 are
-left. DeepLab's pooled branch, SSDLite's last maps, and a classifier's last stage at 32
-pixels have one position an image.
+of a batch: as many as images times height times width of the map. A single value has
+the variance 0: the output does not depend on the input, and the moving variance, which
+the finished model uses, converges to 0 without any sign in the training loss. Two
+values always become 1 and -1. DeepLab's pooled branch, SSDLite's last maps, and a
+classifier's last stage at 32 pixels have one position per image.
 """
 
 import math
@@ -18,22 +18,24 @@ from keras_mobilevit.backend import BatchNormalization
 from train.config import TrainConfig
 from train.data.sampler import BatchShape
 
-# Measured on the digits at 32 pixels: see docs/training.md, where batches of 3 and 4
-# images learn little, and batches of 8 as much as in any other way.
+# Measured on the digits at 32 pixels, see docs/training.md: batches of 3 and 4 images
+# learn little, batches of 8 learn as much as with running statistics.
 MIN_VALUES = 5
 
 
-def positions_by_layer(model: keras.Model, height: int, width: int) -> dict:
-    """Tells how large the maps are that batch normalization sees.
+def positions_by_layer(
+    model: keras.Model, height: int, width: int
+) -> dict[BatchNormalization, int]:
+    """Counts the positions of the maps that batch normalization sees.
 
     Args:
-        model: built, for images of any size.
+        model: takes images of any size.
         height: of an image.
         width: of an image.
 
     Returns:
-        `{layer: positions}` of the layers that learn statistics: the values of a
-        channel that one image has there.
+        `{layer: positions}` for the layers that learn statistics: how many values of a
+        channel one image has there.
     """
     layers = [
         layer
@@ -53,20 +55,20 @@ def positions_by_layer(model: keras.Model, height: int, width: int) -> dict:
 def learn_over_steps(
     model: keras.Model, config: TrainConfig, shapes: Iterable[BatchShape]
 ) -> list[str]:
-    """Gives layers that see too few values the statistics of successive steps.
+    """Lets layers that see too few values use the statistics of successive steps.
 
-    Frozen layers keep their statistics. With several devices, the layers take their
-    statistics from all of them together. A warning names the layers.
+    Frozen layers keep their statistics. Several devices share theirs. A warning names
+    the layers.
 
     Args:
-        model: that is trained; its layers are changed.
+        model: the model in training; its layers are changed.
         config: the run's configuration.
-        shapes: of the batches, of all devices together.
+        shapes: of the batches, over all devices.
 
     Returns:
         The names of the layers.
     """
-    found = {}
+    found: dict[str, tuple] = {}
     for shape in set(shapes):
         images = shape.batch // config.accumulation_steps
         positions = positions_by_layer(model, shape.height, shape.width)

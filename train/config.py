@@ -247,9 +247,8 @@ _RANGES = {
 
 
 def _check_model(name: str) -> None:
-    from keras_mobilevit.configs import get_config  # loads Keras: comes last
 
-    get_config(name)
+    get_variant(name)
 
 
 def _check_type(field, value) -> None:
@@ -396,8 +395,8 @@ def has_one_low_rate(path) -> bool:
 
 def save_config(config: TrainConfig, path) -> None:
     """Writes a configuration as JSON, whole or not at all."""
-    from keras_mobilevit.files import whole_file
+    from keras_mobilevit.files import atomic_write
 
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

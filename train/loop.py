@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +13,7 @@ from tqdm import tqdm
 
 from train import schedules
 from train.batch_statistics import learn_over_steps
-from train.checks import (
-    batch_multiple,
-    check_training,
-    refuse_frozen_noise,
-    shared_shapes,
-)
+from train.checks import check_training, shared_shapes
 from train.config import TrainConfig
 from train.data import pipeline as data
 from train.data import sampler
@@ -28,48 +22,24 @@ from train.data.source import Source
 from train.distribution.inputs import Unreadable, distribute, refuse_nothing_seen
 from train.distribution.strategies import is_chief
 from train.evaluation.evaluate import EvalInputs, evaluate
-from train.models import TrainState, build_state, separate_seeds
-from train.run.checkpoint import load_checkpoint, save_checkpoint, save_model
+from train.models import TrainState
+from train.run.checkpoint import save_checkpoint, save_model
 from train.run.lock import only_training
 from train.run.pictures import make_drawing
 from train.run.progress import CheckpointManager, Progress, asked_to_stop
 from train.run.records import RecordWriter
-from train.run.workdir import (
-    BEST_MODEL,
-    CHECKPOINT,
-    check_workdir,
-    fingerprint,
-    prepare_workdir,
-    tell_changes,
+from train.run.start import Run, start_or_continue
+from train.run.workdir import BEST_MODEL, check_workdir, prepare_workdir
+from train.step import (
+    EvalResult,
+    as_numbers,
+    make_eval_step,
+    make_train_step,
+    traces_of,
 )
-from train.step import EvalResult, as_numbers, make_eval_step, make_train_step
 from train.tasks.task import Task
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What stays the same during a run.
-
-    Attributes:
-        task: what is trained.
-        config: how.
-        source: on which images.
-        workdir: where everything is written.
-        strategy: the devices.
-    """
-
-    task: Task
-    config: TrainConfig
-    source: Source
-    workdir: Path
-    strategy: tf.distribute.Strategy
-
-    @property
-    def checkpoint(self) -> Path:
-        """The file from which the run continues."""
-        return self.workdir / CHECKPOINT
 
 
 def train_epoch(
@@ -258,84 +228,6 @@ def _finish_epoch(
     )
 
 
-def _continue(file: Path, state: TrainState) -> Progress:
-    """Sets the state from a checkpoint, and returns where the run was saved."""
-    saved = load_checkpoint(file, state.groups())
-    unknown = set(saved) - {field.name for field in dataclasses.fields(Progress)}
-    if unknown:
-        raise ValueError(
-            f"{file} was written by another version of train/, which saved "
-            f"{', '.join(sorted(unknown))}. Continue with that version, or choose "
-            "another --workdir."
-        )
-    logging.info("continuing after step %d", saved["step"])
-    return Progress(**saved)
-
-
-def _refuse_other_workers(run: Run, progress: Progress) -> None:
-    """Checks that all workers do the same run, from the same step."""
-    source, steps = run.source, (progress.step, progress.epoch_step)
-    subject = run.config, source.num_examples, source.class_names, steps
-    digest = tf.constant([zlib.crc32(repr(subject).encode()) >> 1])
-    per_replica = run.strategy.run(tf.identity, (digest,))
-    found = set(run.strategy.gather(per_replica, axis=0).numpy().tolist())
-    if len(found) > 1:
-        raise ValueError(
-            "The workers run different configurations: this one has "
-            f"{run.config}, {source.num_examples} images and a checkpoint of step "
-            f"{progress.step}. Give all of them the same flags and data, and a "
-            "--workdir that they share."
-        )
-
-
-def _refuse_other_images(run: Run, progress: Progress, changes: dict) -> None:
-    """Checks that a folder with another path has the images of the run."""
-    if "data" not in changes:
-        return
-    found = run.source.num_examples["train"], fingerprint(run.source)
-    began = progress.num_examples, progress.images or found[1]
-    if found != began:
-        what = f"{found[0]} training images instead of {began[0]}"
-        if found[0] == began[0]:
-            what = "as many training images, but with other names"
-        raise ValueError(
-            f"The run in --workdir was trained on {changes['data']}; {run.config.data} "
-            f"has {what}. Give the images of that run, or another --workdir."
-        )
-
-
-def _start_or_continue(run: Run, changes: dict) -> tuple[TrainState, Progress]:
-    """Builds the state, and sets it to the last checkpoint if there is one.
-
-    Args:
-        run: what is trained.
-        changes: since the checkpoint, from `train.run.workdir.check_workdir`.
-
-    Returns:
-        The state, and where the run is.
-    """
-    config, is_fresh = run.config, not run.checkpoint.exists()
-    if is_fresh:
-        refuse_frozen_noise(config)
-    with run.strategy.scope():
-        state = build_state(run.task, config, run.source, is_fresh)
-    progress = Progress() if is_fresh else _continue(run.checkpoint, state)
-    if not is_fresh:
-        _refuse_other_images(run, progress, changes)
-        tell_changes(changes, config)
-        earlier = changes.get("steps_per_execution", config.steps_per_execution)
-        progress.repeats = progress.repeats or earlier
-    separate_seeds(state.model, run.strategy)
-    progress.images = fingerprint(run.source)
-    _refuse_other_workers(run, progress)
-    progress.check_schedule(
-        batch_multiple(config, run.strategy),
-        run.source.num_examples["train"],
-        config.steps_per_execution,
-    )
-    return state, progress
-
-
 def train_and_evaluate(
     task: Task,
     config: TrainConfig,
@@ -383,7 +275,7 @@ def _train_and_evaluate(run: Run, save_seconds: float) -> list[dict]:
     changes = check_workdir(run.workdir, config, run.source)
     is_begun = run.checkpoint.exists()
     check_training(config, run.source, strategy, is_begun=is_begun)
-    state, progress = _start_or_continue(run, changes)
+    state, progress = start_or_continue(run, changes)
     learn_over_steps(state.model, config, shared_shapes(config, strategy))
     writer = _prepare_writer(run, state, progress) if is_chief(strategy) else None
 
@@ -402,7 +294,7 @@ def _train_and_evaluate(run: Run, save_seconds: float) -> list[dict]:
             record = train_epoch(run, train_step, progress, manager)
             record |= validate(run, eval_step, progress, manager)
             record["epoch"] = progress.epoch + 1
-            record["traces"] = train_step.experimental_get_tracing_count()
+            record["traces"] = traces_of(train_step)
             if writer:
                 _finish_epoch(run, state, writer, record, progress.best)
             progress = progress.next_epoch(record[run.task.best_metric])

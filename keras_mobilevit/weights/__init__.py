@@ -1,4 +1,4 @@
-"""Weights: where they are published, their names in other libraries, loading, saving.
+"""Weights: downloading, loading and saving, and the names in other libraries.
 
-May import the configurations and layers of `keras_mobilevit`.
+May import the rest of `keras_mobilevit` below the models: `configs` and `files`.
 """

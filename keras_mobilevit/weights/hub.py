@@ -1,10 +1,9 @@
-"""The published weights: where they are, and the way here.
+"""Downloads the published weights and caches them.
 
-Classifiers and segmenters are on the Hugging Face Hub: `huggingface_hub` keeps the
-cache (`HF_HOME`), downloads into a temporary file, takes up a connection that broke
-(within one call; a process that was killed starts anew), and honours `HF_ENDPOINT` and
-`HF_HUB_OFFLINE`.
-Detectors are on Apple's server alone, and are kept in `$KERAS_HOME/models`, by default
+Classifiers and segmenters come from the Hugging Face Hub. The library
+`huggingface_hub` caches them (in `HF_HOME`), downloads to a temporary file, resumes a
+broken connection within one call, and follows `HF_ENDPOINT` and `HF_HUB_OFFLINE`.
+Detectors come from Apple's server and are cached in `$KERAS_HOME/models`, by default
 `~/.keras/models`.
 """
 
@@ -21,21 +20,19 @@ from pathlib import Path
 import keras
 
 from keras_mobilevit.configs import VARIANTS
-from keras_mobilevit.files import whole_file
+from keras_mobilevit.files import atomic_write
 
 FILENAME = "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
 class HubFile:
-    """A file of weights that never changes.
+    """A weights file on the Hub.
 
     Attributes:
-        repository: on the Hub.
-        revision: a full commit, which pins the content and lets a cached file be
-            found without a request; or a branch, where `sha256` pins the content if
-            it is known.
-        sha256: of the file, where it is known beforehand.
+        repository: name of the repository.
+        revision: a full commit, which pins the content, or a branch.
+        sha256: SHA-256 of the content, if known. It pins the content of a branch.
     """
 
     repository: str
@@ -43,7 +40,7 @@ class HubFile:
     sha256: str | None = None
 
 
-# ImageNet-1k, ported to RGB by timm. Apple's licence, see README.md.
+# ImageNet-1k, ported to RGB by timm. Apple's license, see README.md.
 IMAGENET = {
     "mobilevit_xxs": HubFile(
         "timm/mobilevit_xxs.cvnets_in1k", "26e21ac95801b64f865338915b29721e59be50e3"
@@ -51,8 +48,8 @@ IMAGENET = {
     "mobilevit_xs": HubFile(
         "timm/mobilevit_xs.cvnets_in1k", "09bcddcdf2f602ff2f7352fe9906221df90179e4"
     ),
-    # Only the first seven digits of its commit, f69cd0a, are known, and the Hub takes
-    # no short form. The hash pins the content: a card edited on `main` does no harm.
+    # Only the first seven digits of the commit, f69cd0a, are known, and the Hub expects
+    # all of them. The hash pins the content instead.
     "mobilevit_s": HubFile(
         "timm/mobilevit_s.cvnets_in1k",
         "main",
@@ -60,10 +57,10 @@ IMAGENET = {
     ),
 }
 
-# DeepLabv3 on PASCAL VOC 2012, 21 classes, as transformers names it. Apple's licence.
+# DeepLabv3 on PASCAL VOC 2012, 21 classes, transformers' names. Apple's license.
 VOC = {
-    # The safetensors file is only in a request to add it, whose commit and hash are not
-    # known: its content is checked against the Hub's own ETag alone.
+    # The safetensors file exists only in a pull request, and its commit and hash are
+    # not known. Its content is compared only with the Hub's ETag.
     "mobilevit_xxs": HubFile("apple/deeplabv3-mobilevit-xx-small", "refs/pr/2"),
     "mobilevit_xs": HubFile(
         "apple/deeplabv3-mobilevit-x-small", "2e49c914d1480b8820c6302777165045664e2014"
@@ -75,11 +72,11 @@ VOC = {
     ),
 }
 
-# SSDLite at 320x320 on COCO, 80 classes. Apple's licence. Neither a checksum nor a
-# version is published, so its content cannot be pinned.
+# SSDLite at 320x320 on COCO, 80 classes. Apple's license. Apple publishes neither a
+# checksum nor a version, so the content cannot be pinned.
 COCO = "https://docs-assets.developer.apple.com/ml-research/models/cvnets/detection"
 
-# Apple's own classifiers (mobilevit_xxs.pt, xs, s), by the SHA-1 that git gives a file.
+# Git's SHA-1 of Apple's classifiers: mobilevit_xxs.pt, _xs.pt and _s.pt.
 APPLE_BLOBS = (
     "ae8a54c195f350ecf44a77c48a6d7dcdd2e969bc",
     "2925d8bd8757273c5fe5b35b303bd5d63215438d",
@@ -88,26 +85,26 @@ APPLE_BLOBS = (
 
 
 def _verify(file: HubFile, path: Path) -> None:
-    """Raises a ValueError if a cached file is not what it should be.
+    """Raises a ValueError if a cached file does not have the expected content.
 
-    The cache names a blob by the Hub's ETag, which is the sha256 of a large file.
+    The cache names a blob by the Hub's ETag, which is the SHA-256 of a large file.
     """
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     blob = path.resolve()
-    told = blob.name if re.fullmatch("[0-9a-f]{64}", blob.name) else None
-    if told not in (None, found):
+    expected_sha = blob.name if re.fullmatch("[0-9a-f]{64}", blob.name) else None
+    if expected_sha not in (None, found):
         blob.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise ValueError(
             f"{FILENAME} of {file.repository} has the sha256 {found}. Expected: "
-            f"{told}. The damaged file was removed; try again."
+            f"{expected_sha}. The damaged file was removed. Try again."
         )
     if file.sha256 not in (None, found):
-        # Whole, so it may belong to another program that shares the cache.
+        # The file is complete and may belong to another program that shares the cache.
         raise ValueError(
             f"{FILENAME} of {file.repository} has the sha256 {found}. Expected: "
-            f"{file.sha256}. The repository's content is not the one that this version "
-            "knows; if you trust it, pass its path as `weights`: " + str(path)
+            f"{file.sha256}. The repository's content has changed since this version. "
+            f"If you trust it, pass its path as `weights`: {path}"
         )
 
 
@@ -121,27 +118,27 @@ def _cached(file: HubFile) -> Path | None:
 
 
 def _require_network(url: str) -> None:
-    """Raises an OSError at once where there is no network; the Hub's client retries.
+    """Raises an OSError at once if there is no network; the Hub's client would retry.
 
-    Behind a proxy it is the proxy that finds the address.
+    Behind a proxy nothing is checked, because the proxy resolves the address.
     """
     if not urllib.request.getproxies():
         socket.getaddrinfo(urllib.parse.urlsplit(url).hostname, None)
 
 
 def fetch(file: HubFile) -> Path:
-    """Returns the local copy of a file, downloaded when it is first asked for.
+    """Returns the cached copy of a file; the first call downloads it.
 
     Args:
-        file: what to fetch.
+        file: the file to fetch.
 
     Returns:
-        Its path in the cache of `huggingface_hub`. A copy that is there is verified
-        and used without a request.
+        The path in the cache of `huggingface_hub`. A cached copy is verified and used
+        without a request.
 
     Raises:
-        OSError: if it is not cached and cannot be downloaded; the message says what,
-            from where, and what to do without a network.
+        OSError: if the file is not cached and cannot be downloaded. The message names
+            its address and says what to do without a network.
         ValueError: if the content is not the expected one.
     """
     import huggingface_hub
@@ -158,11 +155,11 @@ def fetch(file: HubFile) -> Path:
                     file.repository, FILENAME, revision=file.revision
                 )
             )
-        except Exception as error:  # of the network, the Hub or the disk: many kinds
+        except Exception as error:  # network, Hub and disk raise many types
             raise OSError(
                 f"{FILENAME} of {file.repository} is not cached and cannot be "
                 f"downloaded. Without a network, fetch {url} on another machine and "
-                f"pass the file's path as `weights`. The cause: {error}"
+                f"pass the file's path as `weights`. Cause: {error}"
             ) from error
     _verify(file, path)
     return path
@@ -182,15 +179,15 @@ def _git_blob_id(path: Path) -> str:
     return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
 
 
-def is_published(path) -> bool:
-    """Tells whether a file of ml-cvnets' names is one that Apple has published.
+def is_published(path: str | os.PathLike) -> bool:
+    """Tells whether Apple has published a file with ml-cvnets' names.
 
     Args:
-        path: of an existing file.
+        path: path of an existing file.
 
     Returns:
         True for the detectors that `weights="coco"` downloads, and for Apple's
-        classifiers, which are known by their content.
+        classifiers, which are recognized by their content.
     """
     path = Path(path).resolve()
     detectors = [_coco_path(variant).resolve() for variant in VARIANTS]
@@ -198,10 +195,10 @@ def is_published(path) -> bool:
 
 
 def _fetch_coco(variant: str) -> Path:
-    """Returns the local copy of a published detector, downloaded when first asked for.
+    """Returns the cached copy of a published detector; the first call downloads it.
 
     Raises:
-        OSError: as `fetch`.
+        OSError: see `fetch`.
     """
     path = _coco_path(variant)
     if path.exists():
@@ -209,15 +206,15 @@ def _fetch_coco(variant: str) -> Path:
     home, url = _keras_home(), f"{COCO}/{path.name}"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             keras.utils.get_file(
                 temporary.name, url, cache_dir=home, cache_subdir="models"
             )
-    except Exception as error:  # of the network or the disk; Keras raises a bare one
+    except Exception as error:  # Keras raises a bare Exception
         raise OSError(
             f"{path.name} is not cached and cannot be downloaded. Without a network, "
             f"fetch {url} on another machine and pass the file's path as `weights`. "
-            f"The cause: {error}"
+            f"Cause: {error}"
         ) from error
     return path
 
@@ -226,31 +223,31 @@ def _check_has_torch() -> None:
     if importlib.util.find_spec("torch") is None:
         raise ValueError(
             'Apple\'s published detectors, `weights="coco"`, are PyTorch files, and '
-            "PyTorch is not installed. Run `pip install torch`; or give "
-            '`weights="imagenet"` for the published backbone with a new head, `None` '
-            "for random weights, or the path of another file."
+            "PyTorch is not installed. Run `pip install torch`. Or set `weights` to "
+            '"imagenet" (the published backbone with a new head), `None` (random '
+            "weights) or the path of another file."
         )
 
 
-def weights_file(weights, variant: str) -> Path:
-    """Returns the file that the argument `weights` of a model means.
+def weights_file(weights: str | os.PathLike, variant: str) -> Path:
+    """Returns the path of the weights that a model's argument `weights` names.
 
     Args:
-        weights: `"imagenet"`, `"coco"`, `"voc"`, or a path, which is returned as it is.
+        weights: `"imagenet"`, `"coco"`, `"voc"`, or a path, which is returned.
         variant: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
 
     Returns:
-        For `"imagenet"` the path of a safetensors file with timm's names, for `"voc"`
-        that of a segmenter's with transformers', for `"coco"` that of Apple's `.pt`
-        file of a detector.
+        For `"imagenet"` a safetensors file with timm's names, for `"voc"` a safetensors
+        file of a segmenter with transformers' names, for `"coco"` Apple's `.pt` file of
+        a detector.
 
     Raises:
         OSError: see `fetch`.
-        ValueError: if there are no such weights, for `"coco"` if PyTorch is not
-            installed, or see `fetch`.
+        ValueError: if there are no such weights; if they are `"coco"` and PyTorch is
+            not installed; see also `fetch`.
     """
     if weights == "coco":
-        _check_has_torch()  # before the download, which nothing else could read
+        _check_has_torch()  # before the download: only PyTorch reads the file
         return _fetch_coco(variant)
     if weights not in ("imagenet", "voc"):
         return Path(weights)

@@ -1,7 +1,7 @@
-"""Which layer is called what in timm, transformers and ml-cvnets.
+"""The names of this library's layers in timm, transformers and ml-cvnets.
 
-The names are made by rule: one row for each kind of layer, repeated for the stages,
-blocks and transformer layers of the backbone; each head adds its own rows.
+Rules generate the names. Each kind of layer has one row, which is repeated for the
+stages, blocks and transformer layers of the backbone. Each head adds its own rows.
 """
 
 import dataclasses
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from keras_mobilevit.configs import TRANSFORMER_DEPTHS
 
-# A row is a layer's name here, then in timm, transformers and ml-cvnets. `#0`, `#1` and
-# `#2` are the thirds of a projection to query, key and value in one.
+# A row: a layer's name in this library, in timm, in transformers and in ml-cvnets.
+# `#0`, `#1` and `#2` are the thirds of a fused projection to query, key and value.
 _MV2_PARTS = (
     ("expand", "conv1_1x1", "expand_1x1", "exp_1x1"),
     ("depthwise", "conv2_kxk", "conv_3x3", "conv_3x3"),
@@ -21,7 +21,7 @@ _BLOCK_PARTS = (
     ("global_project", "conv_proj", "conv_projection", "conv_proj"),
     ("fusion", "conv_fusion", "fusion", "fusion"),
 )
-_LOCAL_PROJECT = (  # without batch normalization
+_LOCAL_PROJECT = (  # no batch normalization follows
     "local_project_conv",
     "conv_1x1",
     "conv_1x1.convolution",
@@ -41,28 +41,33 @@ _TRANSFORMER_PARTS = (
 )
 
 
-def _conv_bn_rows(here: str, timm: str, transformers: str, cvnets: str) -> Iterator:
+_Row = tuple[str, str, str, str]
+
+
+def _conv_bn_rows(
+    name: str, timm: str, transformers: str, cvnets: str
+) -> Iterator[_Row]:
     yield (
-        f"{here}_conv",
+        f"{name}_conv",
         f"{timm}.conv",
         f"{transformers}.convolution",
         f"{cvnets}.block.conv",
     )
     yield (
-        f"{here}_bn",
+        f"{name}_bn",
         f"{timm}.bn",
         f"{transformers}.normalization",
         f"{cvnets}.block.norm",
     )
 
 
-def _inside(block: tuple, part: tuple) -> tuple[str, str, str, str]:
-    """Joins a block's names and its part's; here with `_`, there with a dot."""
-    here, *there = zip(block, part)
-    return ("_".join(here), *map(".".join, there))
+def _join(block: _Row, part: _Row) -> _Row:
+    """Appends a part's names to its block's: ours with `_`, the others with a dot."""
+    ours, timm, transformers, cvnets = zip(block, part)
+    return "_".join(ours), ".".join(timm), ".".join(transformers), ".".join(cvnets)
 
 
-def _mobilenet_rows(stage: int, block: int) -> Iterator:
+def _mobilenet_rows(stage: int, block: int) -> Iterator[_Row]:
     layer = f"layer.{block}" if stage < 3 else "downsampling_layer"
     names = (
         f"stage{stage}_mv{block}",
@@ -71,10 +76,10 @@ def _mobilenet_rows(stage: int, block: int) -> Iterator:
         f"layer_{stage}.{block}.block",
     )
     for part in _MV2_PARTS:
-        yield from _conv_bn_rows(*_inside(names, part))
+        yield from _conv_bn_rows(*_join(names, part))
 
 
-def _mobilevit_rows(stage: int, depth: int) -> Iterator:
+def _mobilevit_rows(stage: int, depth: int) -> Iterator[_Row]:
     names = (
         f"stage{stage}_vit",
         f"stages.{stage - 1}.1",
@@ -82,8 +87,8 @@ def _mobilevit_rows(stage: int, depth: int) -> Iterator:
         f"layer_{stage}.1",
     )
     for part in _BLOCK_PARTS:
-        yield from _conv_bn_rows(*_inside(names, part))
-    yield _inside(names, _LOCAL_PROJECT)
+        yield from _conv_bn_rows(*_join(names, part))
+    yield _join(names, _LOCAL_PROJECT)
     for i in range(depth):
         layer = (
             f"transformer{i}",
@@ -92,11 +97,11 @@ def _mobilevit_rows(stage: int, depth: int) -> Iterator:
             f"global_rep.{i}",
         )
         for part in _TRANSFORMER_PARTS:
-            yield _inside(_inside(names, layer), part)
-    yield _inside(names, ("norm", "norm", "layernorm", f"global_rep.{depth}"))
+            yield _join(_join(names, layer), part)
+    yield _join(names, ("norm", "norm", "layernorm", f"global_rep.{depth}"))
 
 
-def backbone_rows() -> Iterator[tuple[str, str, str, str]]:
+def backbone_rows() -> Iterator[_Row]:
     """Yields the rows of the stem and the five stages."""
     yield from _conv_bn_rows("stem", "stem", "mobilevit.conv_stem", "conv_1")
     for stage, blocks in enumerate((1, 3, 1, 1, 1), start=1):
@@ -106,7 +111,7 @@ def backbone_rows() -> Iterator[tuple[str, str, str, str]]:
         yield from _mobilevit_rows(stage, depth)
 
 
-def classifier_rows() -> Iterator[tuple[str, str, str, str]]:
+def classifier_rows() -> Iterator[_Row]:
     """Yields the rows of a whole classifier."""
     yield from backbone_rows()
     yield from _conv_bn_rows(
@@ -119,41 +124,46 @@ _SSDLITE_STRIDES = (16, 32, 64, 128, 256)
 
 
 def _ssdlite_rows() -> Iterator[tuple[str, str]]:
-    """Yields what an SSDLite detector has beyond its backbone, here and in ml-cvnets.
+    """Yields the layers of SSDLite's head: names in this library and in ml-cvnets.
 
-    Which maps have a projection depends on the variant; a row too much does no harm.
+    The variants have projections on different feature maps. Rows of layers that a
+    variant does not have are ignored.
     """
     for index, stride in enumerate(_SSDLITE_STRIDES):
-        here, head = f"ssd{stride}", f"ssd_heads.{index}"
+        source, target = f"ssd_heads.{index}", f"ssd{stride}"
         parts = {
-            f"{here}_extra_depthwise": f"extra_layers.os_{stride}.dw_conv",
-            f"{here}_extra_pointwise": f"extra_layers.os_{stride}.pw_conv",
-            f"{here}_project": f"{head}.proj_layer",
-            f"{here}_depthwise": f"{head}.loc_cls_layer.dw_conv",
+            f"{target}_extra_depthwise": f"extra_layers.os_{stride}.dw_conv",
+            f"{target}_extra_pointwise": f"extra_layers.os_{stride}.pw_conv",
+            f"{target}_project": f"{source}.proj_layer",
+            f"{target}_depthwise": f"{source}.loc_cls_layer.dw_conv",
         }
         for name, module in parts.items():
             yield f"{name}_conv", f"{module}.block.conv"
             yield f"{name}_bn", f"{module}.block.norm"
-        yield f"{here}_predictions", f"{head}.loc_cls_layer.pw_conv.block.conv"
+        yield f"{target}_predictions", f"{source}.loc_cls_layer.pw_conv.block.conv"
     yield "ssd_global_extra_conv", "extra_layers.os_-1.1.block.conv"
     last = len(_SSDLITE_STRIDES)
     yield "ssd_global_predictions", f"ssd_heads.{last}.loc_cls_layer.block.conv"
 
 
 def _deeplab_rows() -> Iterator[tuple[str, str, str]]:
-    """Yields what a DeepLabv3 has beyond its backbone: here, there, in ml-cvnets.
+    """Yields the layers of DeepLabv3's head: ours, transformers', ml-cvnets' names.
 
-    "There" is transformers. Neither publishes weights of the auxiliary head.
+    Neither library publishes weights of the auxiliary head.
     """
     parts = [(f"deeplab_aspp{i}", f"convs.{i}", f"convs.{i}") for i in range(4)]
     parts += [
         ("deeplab_pool", "convs.4.conv_1x1", "convs.4.aspp_pool.conv_1x1"),
         ("deeplab_project", "project", "project"),
     ]
-    for here, transformers, cvnets in parts:
-        there = f"segmentation_head.aspp.{transformers}"
-        for row in _conv_bn_rows(here, "", there, f"seg_head.aspp.aspp_layer.{cvnets}"):
-            yield row[0], row[2], row[3]
+    for name, transformers, cvnets in parts:
+        for target, _, *sources in _conv_bn_rows(
+            name,
+            "",
+            f"segmentation_head.aspp.{transformers}",
+            f"seg_head.aspp.aspp_layer.{cvnets}",
+        ):
+            yield target, sources[0], sources[1]
     yield (
         "deeplab_classifier",
         "segmentation_head.classifier.convolution",
@@ -167,13 +177,13 @@ def is_backbone(layer_name: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Library:
-    """A library that MobileViT's weights come from, with the names of its modules.
+class CheckpointFormat:
+    """The names that a library gives to MobileViT's modules in its checkpoints.
 
     Attributes:
-        name: of the library, and of the kind of models if others have other names.
-        modules: the names of its modules by the names of the layers here.
-        is_bgr: whether its weights expect images with the channels reversed.
+        name: name of the library, with the kind of model if names depend on it.
+        modules: the library's module names by this library's layer names.
+        is_bgr: whether the published weights expect BGR images.
     """
 
     name: str
@@ -182,7 +192,7 @@ class Library:
 
     @property
     def stem(self) -> str:
-        """Name of the first convolution's kernel, which tells its files."""
+        """Name of the first convolution's kernel, by which files are recognized."""
         return f"{self.modules['stem_conv']}.weight"
 
 
@@ -190,20 +200,20 @@ def _classifier(column: int) -> dict[str, str]:
     return {row[0]: row[column] for row in classifier_rows()}
 
 
-def _transformers() -> Library:
-    segmenter = {here: there for here, there, _ in _deeplab_rows()}
-    return Library("transformers", _classifier(2) | segmenter, is_bgr=True)
+def _transformers() -> CheckpointFormat:
+    segmenter = {target: source for target, source, _ in _deeplab_rows()}
+    return CheckpointFormat("transformers", _classifier(2) | segmenter, is_bgr=True)
 
 
-def _cvnets_tasks() -> Library:
-    modules = {row[0]: f"encoder.{row[3]}" for row in backbone_rows()}
-    segmenter = {here: there for here, _, there in _deeplab_rows()}
-    modules = modules | dict(_ssdlite_rows()) | segmenter
-    return Library("ml-cvnets detectors and segmenters", modules, is_bgr=True)
+def _cvnets_tasks() -> CheckpointFormat:
+    backbone = {row[0]: f"encoder.{row[3]}" for row in backbone_rows()}
+    segmenter = {target: source for target, _, source in _deeplab_rows()}
+    modules = backbone | dict(_ssdlite_rows()) | segmenter
+    return CheckpointFormat("ml-cvnets detectors and segmenters", modules, is_bgr=True)
 
 
-TIMM = Library("timm", _classifier(1), is_bgr=False)
+TIMM = CheckpointFormat("timm", _classifier(1), is_bgr=False)
 TRANSFORMERS = _transformers()
-CVNETS = Library("ml-cvnets", _classifier(3), is_bgr=True)
+CVNETS = CheckpointFormat("ml-cvnets", _classifier(3), is_bgr=True)
 CVNETS_TASKS = _cvnets_tasks()
-LIBRARIES = (TIMM, TRANSFORMERS, CVNETS, CVNETS_TASKS)
+CHECKPOINT_FORMATS = (TIMM, TRANSFORMERS, CVNETS, CVNETS_TASKS)

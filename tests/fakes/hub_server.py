@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 that serves files as the Hugging Face Hub does."""
+"""A fake of the Hugging Face Hub on 127.0.0.1."""
 
 import contextlib
 import hashlib
@@ -9,13 +9,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves `/<repository>/resolve/<revision>/<file>`, redirected as to a CDN.
+    """Serves `/<repository>/resolve/<revision>/<file>` by a redirect, like a CDN.
 
     Attributes:
         files: content by `"<repository>/<file>"`.
-        etags: told in place of a file's sha256, by the same names.
-        cut_after: bytes after which the next GET breaks off, once; or `None`.
-        requests: (method, path, Range header) of each request that came.
+        etags: ETags that replace a file's SHA-256, by the same names.
+        cut_after: number of bytes after which the next GET breaks off; or `None`.
+        requests: (method, path, Range header) of each request.
     """
 
     def __init__(self):
@@ -52,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         etag = server.etags.get(name, hashlib.sha256(content).hexdigest())
         self.send_response(302)
-        # Another host, so that the client stops here for the headers, as at a CDN.
+        # Another host, as with a CDN: the client reads the headers of this response.
         self.send_header(
             "Location", f"http://localhost:{server.server_port}/cdn/{name}"
         )
@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve():
-    """Runs a `HubServer` while the context lasts."""
+    """Runs a `HubServer` within the context."""
     server = HubServer()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

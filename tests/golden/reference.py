@@ -1,26 +1,28 @@
-"""Seeded weights and images that the golden files and the tests re-create.
+"""Seeded weights and images, from which golden files and tests make the same numbers.
 
-The golden files hold logits only. Weights come from each tensor's name and shape, so
-that megabytes of them need not be stored; NumPy alone makes both.
+The golden files hold only outputs. The weights depend on each tensor's name and shape,
+so they need not be stored. All functions use only NumPy.
 """
 
+import json
 import zlib
+from pathlib import Path
 
 import numpy as np
 
 SEED = 0
 SIZES = ((256, 256), (224, 224), (192, 192), (288, 320))
-# Of segmenters; the last has maps of an odd side at every output stride.
+# Sizes for segmenters. The last one has feature maps with odd sides at all strides.
 SEGMENTATION_SIZES = ((512, 512), (256, 256), (240, 200))
 DETECTION_SIZE = (320, 320)
-ANCHOR_STEP = 41  # a prime: the anchors kept are of all maps, places and aspects
+ANCHOR_STEP = 41  # a prime, so that all maps, cells and aspect ratios are included
 
-# A little above 1, so that activations keep their size through the network.
+# A little above 1, so that the activations do not vanish in deep layers.
 _GAIN = 1.2
 
 
 def _random_tensor(name: str, shape: tuple, seed: int) -> np.ndarray:
-    # NumPy promises to keep the streams of RandomState, unlike those of Generator.
+    # NumPy guarantees the numbers of RandomState, but not those of Generator.
     rng = np.random.RandomState([seed, zlib.crc32(name.encode())])
     if name.endswith((".bias", ".running_mean")):
         return rng.normal(0, 0.1, shape)
@@ -31,17 +33,17 @@ def _random_tensor(name: str, shape: tuple, seed: int) -> np.ndarray:
 
 
 def random_state(shapes: dict[str, tuple], seed: int = SEED) -> dict[str, np.ndarray]:
-    """Makes weights and BatchNorm statistics in which no part of a model is inert.
+    """Makes weights and statistics that all influence the outputs.
 
-    Freshly built models have BatchNorm layers and biases that do nothing, and so
-    cannot show that these were loaded.
+    In a new model, batch normalization and biases do nothing. So a test with them could
+    not show that they were loaded.
 
     Args:
         shapes: shapes of the tensors by PyTorch name.
         seed: another seed gives other weights.
 
     Returns:
-        Float32 tensors by name, each independent of which others are asked for.
+        Float32 tensors by name. A tensor does not depend on the other names.
     """
     return {
         name: _random_tensor(name, tuple(shape), seed).astype("float32")
@@ -60,14 +62,28 @@ def size_key(height: int, width: int) -> str:
     return f"y{height}x{width}"
 
 
-def thinned(maps: np.ndarray) -> np.ndarray:
-    """Keeps so many rows and columns of logits that the golden files stay small.
+def subsampled(maps: np.ndarray) -> np.ndarray:
+    """Keeps a part of the logits, so that the golden files stay small.
 
     Args:
         maps: `[batch, rows, columns, classes]`.
 
     Returns:
-        At most 11 of the rows and columns each, evenly spaced.
+        At most 11 rows and 11 columns, evenly spaced.
     """
     rows, columns = (-(-side // 11) for side in maps.shape[1:3])
     return maps[:, ::rows, ::columns]
+
+
+def write_shapes(stem: Path, shapes: dict[str, tuple]) -> None:
+    """Writes `<stem>.json`: the shapes of the weights by name."""
+    stem.parent.mkdir(exist_ok=True)
+    rows = (f"  {json.dumps(name)}: {list(shapes[name])}" for name in sorted(shapes))
+    stem.with_suffix(".json").write_text("{\n" + ",\n".join(rows) + "\n}\n", "utf-8")
+
+
+def write_outputs(stem: Path, outputs: dict[str, np.ndarray]) -> None:
+    """Writes `<stem>.npz`: the outputs by name."""
+    np.savez_compressed(stem.with_suffix(".npz"), **outputs)
+    extremes = ", ".join(f"{name} {abs(x).max():.3g}" for name, x in outputs.items())
+    print(f"{stem.name}: largest {extremes}")

@@ -1,4 +1,4 @@
-"""The numbers on the other Keras backends are those of the golden files."""
+"""The other Keras backends give the numbers of the golden files."""
 
 import importlib.util
 import os
@@ -14,59 +14,49 @@ import keras_mobilevit
 
 ROOT = Path(__file__).parents[2]
 
-# A process has one backend for life, so each backend needs a process of its own.
+# A process cannot change its backend, so each backend runs in its own process.
 SCRIPT = """
-import json
 import sys
 from pathlib import Path
 
 import keras
 import numpy as np
-from safetensors.numpy import save_file
 
 import keras_mobilevit
 from tests.golden import reference
-from tests.keras_mobilevit.test_boxes import test_non_max_suppression
-from tests.keras_mobilevit.test_deeplab import (
-    assert_equals_the_golden,
-    reference_model,
-    write_reference,
+from tests.helpers.boxes import check_non_max_suppression
+from tests.helpers.references import (
+    build_segmenter,
+    check_classifier,
+    check_segmenter,
+    write_classifier,
+    write_segmenter,
 )
 
 backend, folder = sys.argv[1:]
 assert keras.backend.backend() == backend
-stem = Path(reference.__file__).parent / "timm_mobilevit_xxs"
-path = Path(folder) / "weights.safetensors"
-shapes = json.loads(stem.with_suffix(".json").read_text())
-save_file(reference.random_state(shapes), path)
-golden = np.load(stem.with_suffix(".npz"))
 model = keras_mobilevit.MobileViT_XXS(
-    weights=str(path),
+    weights=str(write_classifier("timm_mobilevit_xxs", Path(folder))),
     classifier_activation=None,
     include_preprocessing=False,
     input_shape=(None, None, 3),
 )
-for size in ((256, 256), (224, 224)):
-    logits = keras.ops.convert_to_numpy(model(reference.images(*size)))
-    difference = np.abs(logits - golden[reference.size_key(*size)]).max()
-    print(size, difference)
-    assert difference <= 1e-4, size
-test_non_max_suppression(0.05, 400, 200)
-path = write_reference(Path(folder))
+check_classifier(model, "timm_mobilevit_xxs", ((256, 256), (224, 224)))
+check_non_max_suppression(0.05, 400, 200)
+path = write_segmenter(Path(folder))
 for output_stride in (16, 8):
-    assert_equals_the_golden(reference_model(path, output_stride), output_stride)
+    check_segmenter(build_segmenter(path, output_stride), output_stride)
 detector = keras.models.load_model(f"{folder}/detector.keras")
 wanted = np.load(f"{folder}/detector.npz")
 outputs = detector(wanted["images"])
 found = keras_mobilevit.detect(outputs, wanted["anchors"], max_detections=20)
-outputs["scores"] = found["scores"]  # boxes of equal scores may change places
+outputs["scores"] = found["scores"]  # boxes of equal scores may change their order
 for name, value in outputs.items():
     difference = np.abs(keras.ops.convert_to_numpy(value) - wanted[name]).max()
     print(name, difference)
     assert difference <= 1e-4, name
 if backend == "jax":
-    # Without gradients: JAX has none of strided convolutions of a size that it does
-    # not know, for any model of Keras.
+    # Without gradients: JAX cannot differentiate strided convolutions of unknown size.
     options = {"jax2tf_kwargs": {"with_gradient": False}, "verbose": False}
     model.export(f"{folder}/saved", **options)
     import tensorflow
@@ -79,13 +69,13 @@ if backend == "jax":
 
 
 def write_detector(folder: Path) -> None:
-    """Writes a detector with statistics of its own, and what it finds on images."""
+    """Writes a detector with non-trivial statistics, and its detections."""
     keras.utils.set_random_seed(0)
     model = keras_mobilevit.SSDLite("mobilevit_xxs", 3, None, (75, 96, 3))
     images = np.random.default_rng(0).uniform(0, 255, (2, 75, 96, 3)).astype("float32")
     for _ in range(5):
         model(images, training=True)
-    for layer in model.layers:  # as if trained: with logits that tell classes apart
+    for layer in model.layers:  # as if trained: with large logits
         if layer.name.endswith("_predictions"):
             layer.kernel.assign(100 * layer.kernel)
     anchors = keras_mobilevit.anchor_boxes(75, 96)

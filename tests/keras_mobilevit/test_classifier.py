@@ -1,4 +1,4 @@
-"""One contract for every variant, and the errors of its arguments."""
+"""Checks all variants, and the errors of their arguments."""
 
 import keras
 import numpy as np
@@ -161,13 +161,13 @@ def _last_model_only_reshapes(x):
         (lambda x: x, "logits"),
     ],
 )
-def test_the_last_activation_tells_what_a_classifier_returns(head, activation: str):
+def test_the_last_activation_is_found(head, activation: str):
     inputs = keras.Input((8,))
     assert output_activation(keras.Model(inputs, head(inputs))) == activation
 
 
 @pytest.mark.parametrize("activation", [None, "sigmoid", "softmax"])
-def test_a_subclassed_model_is_told_by_its_last_layer(activation):
+def test_the_last_layer_of_a_subclassed_model_decides(activation):
     class Subclassed(keras.Model):
         def __init__(self):
             super().__init__()

@@ -1,28 +1,38 @@
-"""DeepLabv3: its sizes, its parity with transformers, its weights, its errors."""
+"""DeepLabv3: sizes, parity with transformers, weights and errors."""
 
 import inspect
-import json
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-import keras_mobilevit
 from keras_mobilevit import DeepLabV3, MobileViT_XXS, SSDLite, deeplab
+from keras_mobilevit.class_names import VOC_NAMES
 from keras_mobilevit.deeplab import ResizeLike, is_segmenter, without_auxiliary
 from keras_mobilevit.drawing import add_legend, class_color, draw_classes
 from keras_mobilevit.segmentation import class_map
-from keras_mobilevit.voc_names import VOC_NAMES
+from keras_mobilevit.weights.file_formats import load_model_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
-from keras_mobilevit.weights.names import CVNETS_TASKS, TRANSFORMERS, is_backbone
+from keras_mobilevit.weights.names import CVNETS_TASKS
 from tests.golden import reference
+from tests.helpers.references import (
+    TOLERANCE,
+    build_segmenter,
+    check_segmenter,
+    rename_tensors,
+    run,
+    write_segmenter,
+)
+from tests.helpers.whole_models import (
+    check_backbone_is_loaded,
+    check_default_is_imagenet,
+    count_parameters,
+)
 
-STEM = Path(reference.__file__).parent / "segmentation" / "transformers_mobilevit_xxs"
-# More outputs of transformers, of other random weights.
+# More outputs of transformers, for other random weights.
 SHARED = Path(__file__).parents[3] / "shared" / "golden"
-TOLERANCE = 1e-4
 PARAMETERS = [
     ("mobilevit_xxs", 1_854_853),
     ("mobilevit_xs", 2_944_069),
@@ -30,17 +40,9 @@ PARAMETERS = [
 ]
 
 
-def write_reference(folder: Path) -> Path:
-    """Re-creates the reference's weights, whose outputs alone are stored."""
-    shapes = json.loads(STEM.with_suffix(".json").read_text())
-    path = folder / "segmenter.safetensors"
-    save_file(reference.random_state(shapes), path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def voc_xxs(tmp_path_factory) -> Path:
-    return write_reference(tmp_path_factory.mktemp("weights"))
+    return write_segmenter(tmp_path_factory.mktemp("weights"))
 
 
 def small(**arguments):
@@ -54,38 +56,10 @@ def segmenter() -> keras.Model:
     return small()
 
 
-def reference_model(path, output_stride: int, **arguments):
-    """Builds the model of which transformers' outputs are stored."""
-    arguments = {
-        "input_shape": (None, None, 3),
-        "include_preprocessing": False,
-        "upsample": False,
-    } | arguments
-    return DeepLabV3(
-        "mobilevit_xxs", weights=str(path), output_stride=output_stride, **arguments
-    )
-
-
-def run(model, images) -> np.ndarray:
-    """Calls a model on any backend."""
-    return keras.ops.convert_to_numpy(model(images))
-
-
-def assert_equals_the_golden(model, output_stride: int) -> None:
-    golden = np.load(f"{STEM}_{output_stride}.npz")
-    for size in reference.SEGMENTATION_SIZES:
-        logits = run(model, reference.images(*size))
-        wanted = golden[reference.size_key(*size)]
-        assert logits.shape[1:3] == tuple(-(-side // output_stride) for side in size)
-        assert np.abs(wanted).max() > 1
-        assert np.abs(reference.thinned(logits) - wanted).max() <= TOLERANCE, size
-
-
 @pytest.mark.parametrize(("backbone", "parameters"), PARAMETERS)
 def test_variant(backbone: str, parameters: int):
     model = DeepLabV3(backbone, weights=None)
-    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-    assert trainable == parameters
+    assert count_parameters(model) == parameters
     assert model.name == f"deeplabv3_{backbone}"
     assert model.output_shape == (None, 512, 512, 21)
 
@@ -94,30 +68,29 @@ def test_the_later_recipes_head():
     model = DeepLabV3(
         weights=None, output_stride=8, aspp_channels=512, rates=[12, 24, 36]
     )
-    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-    assert trainable == 8_537_269
+    assert count_parameters(model) == 8_537_269
     rates = [model.get_layer(f"deeplab_aspp{i}_conv").dilation_rate for i in (1, 2, 3)]
     assert rates == [(12, 12), (24, 24), (36, 36)]
 
 
 @pytest.mark.parametrize("output_stride", [16, 8])
 def test_logits_equal_the_reference(output_stride: int, voc_xxs):
-    assert_equals_the_golden(reference_model(voc_xxs, output_stride), output_stride)
+    check_segmenter(build_segmenter(voc_xxs, output_stride), output_stride)
 
 
 def test_sizes_known_only_at_run_time_give_the_same(voc_xxs):
     tf = pytest.importorskip("tensorflow")
-    model = reference_model(voc_xxs, 16)
+    model = build_segmenter(voc_xxs, 16)
     spec = tf.TensorSpec((None, None, None, 3))
-    assert_equals_the_golden(tf.function(model, input_signature=[spec]), 16)
+    check_segmenter(tf.function(model, input_signature=[spec]), 16)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is not there")
+@pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is missing")
 @pytest.mark.parametrize("output_stride", [16, 8])
 def test_logits_equal_the_shared_reference(output_stride: int):
     stem = SHARED / f"hfseg{output_stride}_xxs"
     golden = np.load(f"{stem}.npz")
-    model = reference_model(f"{stem}.safetensors", output_stride)
+    model = build_segmenter(f"{stem}.safetensors", output_stride)
     rng = np.random.default_rng(7)
     for height, width in reference.SIZES:
         images = rng.random((2, height, width, 3), dtype=np.float32)
@@ -157,7 +130,7 @@ def test_any_size_has_logits_for_each_pixel(size: tuple, output_stride: int):
     assert coarse.shape == (2, *sides, 3)
 
 
-def test_logits_are_upsampled_between_the_centres_of_pixels():
+def test_logits_are_upsampled_between_the_centers_of_pixels():
     x = np.array([1, 2], np.float32).reshape(1, 1, 2, 1)
     y = run(lambda x: ResizeLike()(x, np.zeros((1, 3, 4, 5), np.float32)), x)
     assert y.shape == (1, 3, 4, 1)
@@ -167,7 +140,7 @@ def test_logits_are_upsampled_between_the_centres_of_pixels():
 def test_static_sizes_give_the_same(voc_xxs):
     images = reference.images(120, 100)
     static, dynamic = (
-        reference_model(voc_xxs, 8, input_shape=shape, upsample=True)
+        build_segmenter(voc_xxs, 8, input_shape=shape, upsample=True)
         for shape in ((120, 100, 3), (None, None, 3))
     )
     assert static.output_shape == (None, 120, 100, 21)
@@ -178,53 +151,35 @@ def test_static_sizes_give_the_same(voc_xxs):
 def test_preprocessing_is_a_division_by_255(voc_xxs):
     images = reference.images(64, 64)
     arguments = {"input_shape": (64, 64, 3)}
-    raw = reference_model(voc_xxs, 16, **arguments)
-    rescaling = reference_model(voc_xxs, 16, include_preprocessing=True, **arguments)
+    raw = build_segmenter(voc_xxs, 16, **arguments)
+    rescaling = build_segmenter(voc_xxs, 16, include_preprocessing=True, **arguments)
     np.testing.assert_allclose(
         run(rescaling, 255 * images), run(raw, images), atol=1e-5
     )
 
 
 def test_ml_cvnets_names_give_the_same_logits(voc_xxs, tmp_path):
-    tensors, renamed = load_file(voc_xxs), {}
-    for here, there in CVNETS_TASKS.modules.items():
-        module, _, third = there.partition("#")
-        other = TRANSFORMERS.modules.get(here)
-        for name in [name for name in tensors if name.rpartition(".")[0] == other]:
-            parts = renamed.setdefault(f"{module}.{name.rpartition('.')[2]}", {})
-            parts[int(third or 0)] = tensors[name]
+    tensors = rename_tensors(voc_xxs, CVNETS_TASKS)
     path = tmp_path / "cvnets.safetensors"
-    tensors = {
-        name: np.concatenate([parts[i] for i in sorted(parts)])
-        for name, parts in renamed.items()
-    }
     assert "seg_head.aspp.aspp_layer.convs.4.aspp_pool.conv_1x1.block.conv.weight" in (
         tensors
     )
     save_file(tensors, path)
     with pytest.warns(UserWarning, match="cvnets.safetensors .* BGR was assumed"):
-        model = reference_model(path, 16)
-    assert_equals_the_golden(model, 16)
+        model = build_segmenter(path, 16)
+    check_segmenter(model, 16)
 
 
 @pytest.mark.parametrize(
     "arguments", [{"classes": 3}, {"aspp_channels": 64}, {"auxiliary": True}]
 )
 def test_default_weights_fit_any_head(arguments: dict, tmp_path, monkeypatch):
-    published = MobileViT_XXS(weights=None)
-    file = tmp_path / "published.safetensors"
-    keras_mobilevit.save_safetensors(published, file)
-    asked = []
-
-    def fetched(weights, variant):
-        asked.append((weights, variant))
-        return file
-
-    monkeypatch.setattr(deeplab, "weights_file", fetched)
-    model = DeepLabV3("mobilevit_xxs", input_shape=(64, 96, 3), **arguments)
-    assert asked == [("imagenet", "mobilevit_xxs")]
-    stems = [m.get_layer("stem_conv").get_weights()[0] for m in (model, published)]
-    np.testing.assert_array_equal(*stems)
+    check_default_is_imagenet(
+        deeplab,
+        lambda: DeepLabV3("mobilevit_xxs", input_shape=(64, 96, 3), **arguments),
+        tmp_path,
+        monkeypatch,
+    )
 
 
 def test_default_weights_of_voc(voc_xxs, monkeypatch):
@@ -242,7 +197,7 @@ def test_default_weights_of_voc(voc_xxs, monkeypatch):
         upsample=False,
     )
     assert asked == [("voc", "mobilevit_xxs")]
-    assert_equals_the_golden(model, 16)
+    check_segmenter(model, 16)
 
 
 def test_detectors_and_segmenters_have_their_common_arguments_in_one_order():
@@ -267,13 +222,13 @@ def test_a_saved_segmenter_is_the_same(tmp_path):
         again = small(weights=str(file), **arguments)
         for one, other in zip(model.get_weights(), again.get_weights(), strict=True):
             assert (one == other).all()
-    loaded = keras_mobilevit.weights.load.load_model_file(tmp_path / "segmenter.keras")
+    loaded = load_model_file(tmp_path / "segmenter.keras")
     for name, wanted in model(images).items():
         np.testing.assert_array_equal(loaded(images)[name], wanted)
     assert [type(layer) for layer in loaded.layers] == list(map(type, model.layers))
 
 
-def test_the_auxiliary_head_comes_off():
+def test_the_auxiliary_head_is_removed():
     model = small(auxiliary=True)
     assert model.get_layer("deeplab_auxiliary_conv").filters == 128
     lone = without_auxiliary(model)
@@ -285,7 +240,7 @@ def test_the_auxiliary_head_comes_off():
     assert without_auxiliary(lone) is lone
 
 
-def test_what_is_a_segmenter(segmenter):
+def test_segmenters_are_recognized(segmenter):
     assert is_segmenter(segmenter)
     assert is_segmenter(small(upsample=False))
     assert not is_segmenter(MobileViT_XXS(weights=None, include_top=False))
@@ -294,19 +249,14 @@ def test_what_is_a_segmenter(segmenter):
     )
 
 
-def test_the_backbone_of_a_classifier_and_of_a_segmenter(voc_xxs, tmp_path):
-    classifier, model = MobileViT_XXS(weights=None, classes=10), small()
-    file = tmp_path / "classifier.safetensors"
-    keras_mobilevit.save_safetensors(classifier, file)
-    before = {layer.name: layer.get_weights() for layer in model.layers}
-    load_backbone(model, file)
-    theirs = {layer.name: layer.get_weights() for layer in classifier.layers}
-    for layer in model.layers:
-        wanted = (theirs if is_backbone(layer.name) else before)[layer.name]
-        for value, expected in zip(layer.get_weights(), wanted, strict=True):
-            assert (value == expected).all(), layer.name
+def test_the_backbone_of_a_classifier(tmp_path):
+    check_backbone_is_loaded(small(), "safetensors", tmp_path)
+
+
+def test_the_backbone_of_a_segmenter(voc_xxs):
+    classifier = MobileViT_XXS(weights=None, classes=10)
     load_backbone(classifier, voc_xxs)
-    segmenter = reference_model(voc_xxs, 16)
+    segmenter = build_segmenter(voc_xxs, 16)
     for name in ("stem_conv", "stage5_vit_fusion_bn"):
         for one, other in zip(
             classifier.get_layer(name).get_weights(),
@@ -327,9 +277,9 @@ def test_every_weight_has_a_gradient():
     for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
         assert gradient is not None, weight.path
         assert np.isfinite(gradient).all(), weight.path
-        # Softmax does not see a constant added to the keys.
-        is_seen = not weight.path.endswith("attention_key/bias")
-        assert np.abs(gradient).max() > 0 or not is_seen, weight.path
+        # A constant added to the keys does not change the softmax.
+        has_effect = not weight.path.endswith("attention_key/bias")
+        assert np.abs(gradient).max() > 0 or not has_effect, weight.path
 
 
 @pytest.mark.slow
@@ -356,9 +306,9 @@ def test_a_step_compiles_with_xla():
         (
             lambda: small(classes=4, aspp_channels=8, auxiliary=True),
             r"not in the model: deeplab_auxiliary_bn/beta.*\n"
-            r".*of another shape: deeplab_aspp0_bn/beta \(model \(256,\), file \(8,\)",
+            r".*different shape: deeplab_aspp0_bn/beta \(model \(256,\), file \(8,\)",
         ),
-        (lambda: small(auxiliary=True), "take it off with `without_auxiliary`"),
+        (lambda: small(auxiliary=True), "remove the head with `without_auxiliary`"),
     ],
 )
 def test_a_file_of_another_kind_says_what_differs(
@@ -418,7 +368,7 @@ def test_the_classes_of_an_image_of_another_size():
     np.testing.assert_array_equal(found, wanted)
 
 
-def test_the_background_is_left_as_it_is():
+def test_the_background_is_not_colored():
     image = np.full((2, 3, 3), 100, np.uint8)
     classes = np.array([[0, 1, 2], [2, 0, 1]])
     drawn = draw_classes(image, classes, ["background", "cat", "dog"])
@@ -429,7 +379,7 @@ def test_the_background_is_left_as_it_is():
     assert (draw_classes(image, classes, ["sky", "cat", "dog"])[0, 0] != 100).any()
 
 
-def test_a_legend_is_as_wide_as_the_picture_and_as_high_as_it_takes():
+def test_a_legend_has_the_width_of_the_image():
     image = np.zeros((60, 90, 3), np.uint8)
     few = add_legend(image, {3: "cat"})
     many = add_legend(image, {label: f"class {label}" for label in range(6)})

@@ -1,4 +1,4 @@
-"""Files and folders take each other's place whole, or not at all."""
+"""Files and folders are replaced completely or not at all."""
 
 import builtins
 import errno
@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from keras_mobilevit.files import whole_file, whole_folder
+from keras_mobilevit.files import atomic_write, atomic_write_folder
 
 
-def test_a_folder_takes_the_place_of_another(tmp_path):
+def test_a_folder_replaces_a_folder(tmp_path):
     for text in ("old", "new"):
-        with whole_folder(tmp_path / "a.mlpackage") as temporary:
+        with atomic_write_folder(tmp_path / "a.mlpackage") as temporary:
             temporary.mkdir()
             (temporary / text).write_text(text)
     assert [p.name for p in tmp_path.rglob("*")] == ["a.mlpackage", "new"]
 
 
-def test_a_folder_that_fails_leaves_the_earlier_one(tmp_path):
+def test_a_failure_keeps_the_earlier_folder(tmp_path):
     folder = tmp_path / "a.mlpackage"
     folder.mkdir()
     with pytest.raises(OSError, match="full"):
-        with whole_folder(folder) as temporary:
+        with atomic_write_folder(folder) as temporary:
             temporary.mkdir()
             (temporary / "half").write_text("")
             raise OSError("the disk is full")
@@ -42,14 +42,14 @@ def test_an_earlier_folder_survives_a_failed_exchange(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail_to_put_in_place)
     with pytest.raises(OSError, match="full"):
-        with whole_folder(folder) as temporary:
+        with atomic_write_folder(folder) as temporary:
             temporary.mkdir()
     assert [p.name for p in tmp_path.rglob("*")] == ["a.mlpackage", "earlier"]
 
 
-def test_a_folder_takes_the_place_of_a_file(tmp_path):
+def test_a_folder_replaces_a_file(tmp_path):
     (tmp_path / "a.mlpackage").write_text("")
-    with whole_folder(tmp_path / "a.mlpackage") as temporary:
+    with atomic_write_folder(tmp_path / "a.mlpackage") as temporary:
         temporary.mkdir()
     assert [p.name for p in tmp_path.rglob("*")] == ["a.mlpackage"]
     assert (tmp_path / "a.mlpackage").is_dir()
@@ -57,10 +57,10 @@ def test_a_folder_takes_the_place_of_a_file(tmp_path):
 
 @pytest.fixture
 def windows(monkeypatch):
-    """Makes the two refusals of Windows that Linux does not know.
+    """Simulates two errors of Windows that Linux does not have.
 
-    There a file is flushed only through a handle that may write, and a name is not
-    given to another file or folder while a file there is open.
+    Windows flushes a file only through a handle that may write, and it does not replace
+    a file or folder in which a file is open.
     """
     fcntl = pytest.importorskip("fcntl", reason="this simulates Windows elsewhere")
     open_files, really_open = {}, builtins.open
@@ -88,7 +88,7 @@ def windows(monkeypatch):
     monkeypatch.setattr(os, "replace", replace)
 
 
-def test_windows_refuses_what_it_is_said_to(windows, tmp_path):
+def test_the_simulation_of_windows(windows, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_bytes(b"1")
     other.write_bytes(b"2")
@@ -102,40 +102,40 @@ def test_windows_refuses_what_it_is_said_to(windows, tmp_path):
         os.replace(one, tmp_path)
 
 
-def test_a_file_is_exchanged_on_windows(windows, tmp_path):
+def test_a_file_is_replaced_on_windows(windows, tmp_path):
     path = tmp_path / "labels.txt"
     for text in ("old", "new"):
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, "utf-8")
         assert path.read_text("utf-8") == text
     assert [p.name for p in tmp_path.iterdir()] == ["labels.txt"]
 
 
-def test_a_folder_is_exchanged_on_windows(windows, tmp_path):
+def test_a_folder_is_replaced_on_windows(windows, tmp_path):
     folder = tmp_path / "a.mlpackage"
     for text in ("old", "new"):
-        with whole_folder(folder) as temporary:
+        with atomic_write_folder(folder) as temporary:
             (temporary / "Data").mkdir(parents=True)
             (temporary / "Data" / text).write_text(text, "utf-8")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["Data", "a.mlpackage", "new"]
 
 
-def test_a_file_in_use_on_windows_is_told_and_stays(windows, tmp_path):
+def test_a_file_in_use_on_windows_stays(windows, tmp_path):
     path = tmp_path / "best.keras"
     path.write_bytes(b"old")
     with open(path, "rb"):
         with pytest.raises(PermissionError, match="another process"):
-            with whole_file(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_bytes(b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["best.keras"]
     assert path.read_bytes() == b"old"
 
 
 def test_weights_are_saved_on_windows(windows, tmp_path):
-    """safetensors and Keras write by themselves; no file may stay open."""
+    """Keras writes the file; it must not stay open."""
     keras = pytest.importorskip("keras")
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     for _ in range(2):
-        with whole_file(tmp_path / "model.keras") as temporary:
+        with atomic_write(tmp_path / "model.keras") as temporary:
             model.save(temporary)
     keras.models.load_model(tmp_path / "model.keras")

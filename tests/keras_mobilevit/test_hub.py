@@ -1,7 +1,7 @@
-"""`weights="imagenet"`, from a server that answers as the Hub does.
+"""`weights="imagenet"`, from a fake of the Hub.
 
-What is served are the seeded random weights of the golden files: the published ones are
-not to be had without a network.
+The fake serves the seeded random weights of the golden files, because the published
+weights need a network.
 """
 
 import contextlib
@@ -24,10 +24,14 @@ from PIL import Image
 import keras_mobilevit
 from keras_mobilevit.weights import hub
 from tests.fakes import hub_server
-from tests.golden import reference
-from tests.keras_mobilevit.test_deeplab import assert_equals_the_golden
-from tests.keras_mobilevit.test_deeplab import write_reference as write_segmenter
-from tests.keras_mobilevit.test_weights import GOLDEN, MODELS, write_reference
+from tests.helpers.references import (
+    MODELS,
+    build_segmenter,
+    check_classifier,
+    check_segmenter,
+    write_classifier,
+    write_segmenter,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,14 +50,14 @@ def server(tmp_path, monkeypatch):
 
 
 def publish(server, variant: str, content: bytes, files=hub.IMAGENET) -> str:
-    """Puts a file where the variant's weights are; returns its name on the server."""
+    """Serves a file as the weights of a variant and returns its name."""
     name = f"{files[variant].repository}/{hub.FILENAME}"
     server.files[name] = content
     return name
 
 
 def pin(monkeypatch, variant: str, content: bytes) -> None:
-    """Makes a content the one that is expected of a variant."""
+    """Makes this content the expected one of a variant."""
     file = hub.IMAGENET[variant]
     if file.sha256:
         sha256 = hashlib.sha256(content).hexdigest()
@@ -98,10 +102,9 @@ def test_content_is_pinned(weights: str, variant: str, server):
 def test_imagenet_weights_give_the_logits_of_timm(
     variant, server, tmp_path, monkeypatch
 ):
-    content = write_reference(f"timm_{variant}", tmp_path).read_bytes()
+    content = write_classifier(f"timm_{variant}", tmp_path).read_bytes()
     publish(server, variant, content)
     pin(monkeypatch, variant, content)
-    golden = np.load(GOLDEN / f"timm_{variant}.npz")
 
     def build():
         return MODELS[variant](
@@ -112,10 +115,7 @@ def test_imagenet_weights_give_the_logits_of_timm(
         )
 
     model = build()
-    for size in ((256, 256), (224, 224)):
-        logits = model(reference.images(*size)).numpy()
-        wanted = golden[reference.size_key(*size)]
-        assert np.abs(logits - wanted).max() <= 1e-4
+    check_classifier(model, f"timm_{variant}", ((256, 256), (224, 224)))
     first = len(server.requests)
     assert first > 0
     again = build()
@@ -127,14 +127,7 @@ def test_imagenet_weights_give_the_logits_of_timm(
 def test_voc_weights_give_the_logits_of_transformers(server, tmp_path):
     content = write_segmenter(tmp_path).read_bytes()
     publish(server, "mobilevit_xxs", content, hub.VOC)
-    model = keras_mobilevit.DeepLabV3(
-        "mobilevit_xxs",
-        weights="voc",
-        input_shape=(None, None, 3),
-        include_preprocessing=False,
-        upsample=False,
-    )
-    assert_equals_the_golden(model, 16)
+    check_segmenter(build_segmenter("voc", 16), 16)
     requests = len(server.requests)
     again = hub.weights_file("voc", "mobilevit_xxs")
     assert again.read_bytes() == content
@@ -142,19 +135,19 @@ def test_voc_weights_give_the_logits_of_transformers(server, tmp_path):
     assert any("/refs%2Fpr%2F2/" in path for _, path, _ in server.requests)
 
 
-def test_another_segmenter_than_the_known_one_is_refused(server):
+def test_an_unknown_segmenter_is_refused(server):
     publish(server, "mobilevit_s", CONTENT, hub.VOC)
-    with pytest.raises(ValueError, match="Expected: 5b12c75c.*not the one that"):
+    with pytest.raises(ValueError, match="Expected: 5b12c75c.*has changed since"):
         hub.weights_file("voc", "mobilevit_s")
 
 
-def test_a_variant_without_published_weights_is_told():
+def test_a_variant_without_published_weights_is_an_error():
     with pytest.raises(ValueError, match='no weights "voc" of .mobilevit_m.. Expected'):
         hub.weights_file("voc", "mobilevit_m")
 
 
 def test_without_the_top_any_number_of_classes_is_accepted(server, tmp_path):
-    path = write_reference("timm_mobilevit_xxs", tmp_path)
+    path = write_classifier("timm_mobilevit_xxs", tmp_path)
     publish(server, "mobilevit_xxs", path.read_bytes())
     model = keras_mobilevit.MobileViT_XXS(
         weights="imagenet", include_top=False, classes=7, input_shape=(96, 64, 3)
@@ -167,7 +160,7 @@ def test_without_the_top_any_number_of_classes_is_accepted(server, tmp_path):
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(server, monkeypatch):
+def test_a_broken_connection_resumes(server, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)  # 10 MB otherwise
     publish(server, "mobilevit_xxs", CONTENT)
     server.cut_after = 1_000_000
@@ -180,29 +173,29 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(server, monkeypatch
 def test_a_file_of_another_hash_than_the_servers_is_refused(server, tmp_path):
     name = publish(server, "mobilevit_xxs", CONTENT)
     server.etags[name] = "0" * 64
-    with pytest.raises(ValueError, match="Expected: 0000.*removed; try again"):
+    with pytest.raises(ValueError, match="Expected: 0000.*removed. Try again"):
         hub.weights_file("imagenet", "mobilevit_xxs")
     assert CONTENT not in [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
     del server.etags[name]
     assert hub.weights_file("imagenet", "mobilevit_xxs").read_bytes() == CONTENT
 
 
-def test_another_file_than_the_known_one_is_refused(server):
+def test_an_unknown_file_is_refused(server):
     publish(server, "mobilevit_s", CONTENT)
-    for _ in range(2):  # and what another program may have cached stays
+    for _ in range(2):  # the cached file stays, because others may use it
         with pytest.raises(
-            ValueError, match="Expected: 87f5585c.*not the one that"
+            ValueError, match="Expected: 87f5585c.*has changed since"
         ) as e:
             hub.weights_file("imagenet", "mobilevit_s")
         kept = str(e.value).rpartition("`weights`: ")[2]
         assert Path(kept).read_bytes() == CONTENT
 
 
-def test_a_cached_file_that_was_cut_is_not_taken_for_whole(server):
+def test_a_truncated_cached_file_is_refused(server):
     publish(server, "mobilevit_xxs", CONTENT)
     path = hub.weights_file("imagenet", "mobilevit_xxs")
     path.resolve().write_bytes(CONTENT[:1000])
-    with pytest.raises(ValueError, match="removed; try again"):
+    with pytest.raises(ValueError, match="removed. Try again"):
         hub.weights_file("imagenet", "mobilevit_xxs")
     assert hub.weights_file("imagenet", "mobilevit_xxs").read_bytes() == CONTENT
 
@@ -221,7 +214,7 @@ def test_offline_and_cached_works(server, monkeypatch):
     assert hub.weights_file("imagenet", "mobilevit_xxs").read_bytes() == CONTENT
 
 
-def test_a_file_that_is_not_on_the_server_is_told(server, tmp_path):
+def test_a_file_that_is_not_on_the_server_is_an_error(server, tmp_path):
     with pytest.raises(OSError, match="timm/mobilevit_xxs.*cannot be downloaded"):
         hub.weights_file("imagenet", "mobilevit_xxs")
     assert leftovers(tmp_path) == []
@@ -229,7 +222,7 @@ def test_a_file_that_is_not_on_the_server_is_told(server, tmp_path):
 
 def fetch_in_a_process(server, cache, stderr=subprocess.PIPE, **environment):
     code = (
-        "from keras_mobilevit import hub; import sys;"
+        "from keras_mobilevit.weights import hub; import sys;"
         "sys.stdout.write(str(hub.weights_file('imagenet', 'mobilevit_xxs')))"
     )
     variables = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(cache)} | environment
@@ -264,7 +257,7 @@ def test_a_terminal_gets_a_progress_bar(server, tmp_path):
     process.communicate()
     os.close(stderr)
     shown = b""
-    with contextlib.suppress(OSError):  # how the end of a terminal is told
+    with contextlib.suppress(OSError):  # the end of a terminal is an error
         while chunk := os.read(terminal, 65536):
             shown += chunk
     os.close(terminal)
@@ -291,8 +284,8 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(server, tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-# The first logits of Apple's weights on COCO's 000000039769.jpg (two cats), as
-# transformers' conversion script states them.
+# The first logits of Apple's weights on COCO's 000000039769.jpg (two cats), from
+# transformers' conversion script.
 ORACLE = {
     "mobilevit_xxs": (-1.9364, -1.2327, -0.4653),
     "mobilevit_xs": (-2.4761, -0.9399, -1.9587),
@@ -300,7 +293,7 @@ ORACLE = {
 }
 
 
-# The first logits of the background in the upper row, of the segmenters at 512.
+# The segmenters' first logits of the background in the upper row, at 512x512.
 SEGMENTER_ORACLE = {
     "mobilevit_xxs": (6.9811, 6.9743, 7.3123),
     "mobilevit_xs": (5.4449, 5.5733, 5.6314),

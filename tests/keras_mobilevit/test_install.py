@@ -1,4 +1,4 @@
-"""Errors of an incomplete installation name the line that completes it."""
+"""Errors of an incomplete installation name the command that completes it."""
 
 import os
 import runpy
@@ -29,4 +29,4 @@ def test_without_a_backend_the_import_says_what_to_run(backend: str):
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: Keras cannot load its backend: ")
-    assert backend in last and "Run `pip install tensorflow`; or" in last
+    assert backend in last and "Run `pip install tensorflow`, or" in last

@@ -1,4 +1,4 @@
-"""What Keras offers for any model works here: clone, save, fit, export, quantize."""
+"""Keras's functions for models work: clone, save, fit, export, quantize."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def build(kind: str, shape=SHAPE):
 
 @pytest.fixture(scope="module")
 def models() -> dict:
-    """Models in float32 with statistics that are not the initial ones; do not train."""
+    """Models in float32 with statistics of images. Tests must not train them."""
     keras.utils.set_random_seed(0)
     models = {kind: build(kind) for kind in KINDS}
     for model in models.values():
@@ -46,7 +46,7 @@ def run(model, images=IMAGES) -> dict[str, np.ndarray]:
 
 
 def assert_close(found: dict, wanted: dict, part: float = 1e-5) -> None:
-    """Compares outputs; differences are parts of the largest value."""
+    """Compares outputs; `part` is a fraction of the largest value."""
     assert set(found) == set(wanted)
     for name, value in wanted.items():
         difference = np.abs(found[name].astype("float32") - value).max()
@@ -54,7 +54,7 @@ def assert_close(found: dict, wanted: dict, part: float = 1e-5) -> None:
 
 
 def with_kerass_own(layer):
-    """Makes a layer's twin of `keras.layers`, where it only extends one."""
+    """Replaces a layer by the class of `keras.layers` that it extends."""
     for own in (keras.layers.BatchNormalization, keras.layers.Activation):
         if isinstance(layer, own):
             return own.from_config(layer.get_config())
@@ -105,10 +105,7 @@ for kind in ("classifier", "detector", "segmenter"):
 
 
 def test_another_process_loads_what_is_saved_after_the_import(models, tmp_path):
-    """Without the import Keras cannot know the layers, but its error names their home.
-
-    Keras imports no package but its own family's, so that a file cannot choose code.
-    """
+    """Without the import Keras finds no layers; its error names the package."""
     np.save(tmp_path / "images.npy", IMAGES)
     for kind, model in models.items():
         model.save(tmp_path / f"{kind}.keras")
@@ -170,7 +167,7 @@ def test_sixteen_bits_give_float32_outputs(kind: str, policy: str, models):
 
 
 def test_float32_layers_have_no_policy_of_their_own(models):
-    """Else a model that is loaded under another policy would keep some in float32."""
+    """Otherwise a model loaded under another policy would keep float32 layers."""
     for model in models.values():
         assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
 

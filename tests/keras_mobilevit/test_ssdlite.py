@@ -1,23 +1,25 @@
 """SSDLite: its sizes, its parity with ml-cvnets, its weights, its errors."""
 
-import json
 import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import keras_mobilevit
 from keras_mobilevit import MobileViT_XXS, SSDLite, ssdlite
 from keras_mobilevit.weights import hub
-from keras_mobilevit.weights.load import load_backbone
-from keras_mobilevit.weights.names import is_backbone
+from keras_mobilevit.weights.file_formats import load_model_file
 from tests.golden import reference
+from tests.helpers.references import DETECTOR, write_detector
+from tests.helpers.whole_models import (
+    check_backbone_is_loaded,
+    check_default_is_imagenet,
+    count_parameters,
+)
 
-# Outputs of ml-cvnets v0.1 with random weights, which cannot be made here.
-GOLDEN = Path(__file__).parents[1] / "golden" / "detection" / "cvnets_mobilevit_xxs"
+# Outputs of ml-cvnets v0.1, which does not install beside current packages.
 SHARED = Path(__file__).parents[3] / "shared" / "golden"
 PARAMETERS = [
     ("mobilevit_xxs", 1_755_050),
@@ -25,7 +27,7 @@ PARAMETERS = [
     ("mobilevit_s", 5_738_826),
 ]
 needs_golden = pytest.mark.skipif(
-    not SHARED.exists(), reason="the outputs of ml-cvnets are not here"
+    not SHARED.exists(), reason="the outputs of ml-cvnets are missing"
 )
 
 
@@ -37,8 +39,7 @@ def small(**arguments):
 @pytest.mark.parametrize(("backbone", "parameters"), PARAMETERS)
 def test_variant(backbone: str, parameters: int):
     model = SSDLite(backbone, weights=None)
-    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-    assert trainable == parameters
+    assert count_parameters(model) == parameters
     assert model.name == f"ssdlite_{backbone}"
     shapes = {name: output.shape for name, output in model.output.items()}
     assert shapes == {"offsets": (None, 3232, 4), "logits": (None, 3232, 81)}
@@ -55,16 +56,20 @@ def test_any_size_has_an_output_for_each_anchor(size: tuple):
     assert found["boxes"].shape == (2, 7, 4)
 
 
+def build_from_cvnets(weights: Path) -> keras.Model:
+    """Builds the detector of a file with ml-cvnets' names."""
+    with pytest.warns(UserWarning, match="BGR was assumed"):
+        return SSDLite(
+            "mobilevit_xxs", weights=str(weights), include_preprocessing=False
+        )
+
+
 @needs_golden
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
 def test_outputs_equal_the_reference(ending: str):
     if ending == "pt":
         pytest.importorskip("torch", reason="reading .pt files takes PyTorch")
-    model = SSDLite(
-        "mobilevit_xxs",
-        weights=str(SHARED / f"ssd_xxs.{ending}"),
-        include_preprocessing=False,
-    )
+    model = build_from_cvnets(SHARED / f"ssd_xxs.{ending}")
     golden = np.load(SHARED / "ssd_xxs.npz")
     images = np.random.default_rng(7).random((2, 320, 320, 3), dtype=np.float32)
     outputs = model(images)
@@ -76,16 +81,10 @@ def test_outputs_equal_the_reference(ending: str):
 
 
 def test_outputs_equal_the_golden(tmp_path):
-    """Those of a model that equaled ml-cvnets when the golden file was written."""
-    shapes = json.loads(GOLDEN.with_suffix(".json").read_text("utf-8"))
-    save_file(reference.random_state(shapes), tmp_path / "weights.safetensors")
-    model = SSDLite(
-        "mobilevit_xxs",
-        weights=str(tmp_path / "weights.safetensors"),
-        include_preprocessing=False,
-    )
+    """The golden model equaled ml-cvnets when the golden file was written."""
+    model = build_from_cvnets(write_detector(tmp_path))
     outputs = model(reference.images(*reference.DETECTION_SIZE))
-    golden = np.load(GOLDEN.with_suffix(".npz"))
+    golden = np.load(DETECTOR.with_suffix(".npz"))
     for name in ("logits", "offsets"):
         found = keras.ops.convert_to_numpy(outputs[name])[:, :: reference.ANCHOR_STEP]
         assert np.abs(golden[name]).max() > 1
@@ -108,29 +107,17 @@ def test_a_saved_detector_is_the_same(tmp_path):
         again = small(weights=str(file))
         for name, value in model(images).items():
             assert (np.asarray(again(images)[name]) == np.asarray(value)).all()
-    loaded = keras_mobilevit.weights.load.load_model_file(tmp_path / "detector.keras")
+    loaded = load_model_file(tmp_path / "detector.keras")
     assert set(loaded(images)) == {"offsets", "logits"}
 
 
-@pytest.mark.parametrize("ending", ["keras", "safetensors"])
-def test_the_backbone_of_a_classifier(ending: str, tmp_path):
-    classifier, model = MobileViT_XXS(weights=None, classes=10), small()
-    file = tmp_path / f"classifier.{ending}"
-    if ending == "keras":
-        classifier.save(file)
-    else:
-        keras_mobilevit.save_safetensors(classifier, file)
-    before = {layer.name: layer.get_weights() for layer in model.layers}
-    load_backbone(model, file)
-    theirs = {layer.name: layer.get_weights() for layer in classifier.layers}
-    for layer in model.layers:
-        wanted = (theirs if is_backbone(layer.name) else before)[layer.name]
-        for value, expected in zip(layer.get_weights(), wanted, strict=True):
-            assert (value == expected).all(), layer.name
+@pytest.mark.parametrize("suffix", ["keras", "safetensors"])
+def test_the_backbone_of_a_classifier(suffix: str, tmp_path):
+    check_backbone_is_loaded(small(), suffix, tmp_path)
 
 
 def test_published_detectors(tmp_path, monkeypatch):
-    """A local file server stands in for Apple's, which tests do not reach."""
+    """A folder replaces Apple's server."""
     served, home = tmp_path / "served", tmp_path / "home"
     served.mkdir()
     monkeypatch.setattr(hub, "COCO", served.as_uri())
@@ -151,7 +138,7 @@ def test_published_detectors(tmp_path, monkeypatch):
 
 
 def test_published_detectors_without_pytorch(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "COCO", "file:///nowhere")  # nothing is asked of it
+    monkeypatch.setattr(hub, "COCO", "file:///nowhere")  # it is not used
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match="pip install torch.*imagenet.*random"):
@@ -159,29 +146,15 @@ def test_published_detectors_without_pytorch(tmp_path, monkeypatch):
 
 
 def test_default_weights_fit_any_number_of_classes(tmp_path, monkeypatch):
-    """Of the published backbone's file, here one of random weights, stands the stem."""
-    published = MobileViT_XXS(weights=None)
-    file = tmp_path / "published.safetensors"
-    keras_mobilevit.save_safetensors(published, file)
-    asked = []
-
-    def fetched(weights, variant):
-        asked.append((weights, variant))
-        return file
-
-    monkeypatch.setattr(ssdlite, "weights_file", fetched)
-    model = SSDLite("mobilevit_xxs", classes=3, input_shape=(64, 96, 3))
-    assert asked == [("imagenet", "mobilevit_xxs")]
-    assert model.output["logits"].shape[-1] == 4
-    for mine, theirs in zip(
-        model.get_layer("stem_conv").get_weights(),
-        published.get_layer("stem_conv").get_weights(),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(mine, theirs)
+    requested = check_default_is_imagenet(
+        ssdlite,
+        lambda: SSDLite("mobilevit_xxs", classes=3, input_shape=(64, 96, 3)),
+        tmp_path,
+        monkeypatch,
+    )
     with pytest.raises(ValueError, match="does not fit"):
         SSDLite("mobilevit_xxs")
-    assert asked[1] == ("coco", "mobilevit_xxs")
+    assert requested[1] == ("coco", "mobilevit_xxs")
 
 
 @pytest.mark.parametrize(

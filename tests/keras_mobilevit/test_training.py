@@ -1,4 +1,4 @@
-"""TensorFlow's faster kernels for training give Keras's own numbers and gradients."""
+"""TensorFlow's faster kernels for training give Keras's numbers and gradients."""
 
 import keras
 import numpy as np
@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from keras_mobilevit import backend
-from keras_mobilevit.layers import DotProductAttention, conv_bn_act
+from keras_mobilevit.blocks import conv_bn_act
+from keras_mobilevit.layers import DotProductAttention
 
 RNG = np.random.default_rng(0)
 

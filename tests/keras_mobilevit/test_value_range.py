@@ -1,4 +1,4 @@
-"""A model's first layers tell which values its images have."""
+"""A model's first layers show which values its images have."""
 
 import inspect
 import warnings
@@ -9,7 +9,7 @@ import pytest
 from keras import layers, ops
 
 from keras_mobilevit.calls import list_calls
-from keras_mobilevit.value_range import IDENTITIES, largest_value, scale_and_offset
+from keras_mobilevit.value_range import IDENTITIES, input_max, scale_and_offset
 from tests.helpers.idioms import IDIOMS, base, head
 
 
@@ -33,34 +33,34 @@ def batch_normalization(mean, deviation):
     return call
 
 
-# The idioms of tests/helpers/idioms.py state their ranges too.
+# The idioms of tests/helpers/idioms.py state their ranges.
 @pytest.mark.parametrize(
     "name", [n for n in IDIOMS if "backbone" not in n and n != "nothing"]
 )
-def test_the_range_of_an_idiom_is_told_without_a_doubt(name: str):
+def test_the_range_of_an_idiom_is_found_without_a_warning(name: str):
     model = IDIOMS[name].build()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert largest_value(model) == IDIOMS[name].largest
+        assert input_max(model) == IDIOMS[name].largest
 
 
 @pytest.mark.parametrize(
     "function",
     [
         lambda x: x,
-        # Scales deep inside tell nothing.
+        # Scaling after other layers does not count.
         lambda x: layers.Rescaling(0.1)(layers.Conv2D(2, 1)(x)),
         lambda x: layers.Rescaling(1 / 255)(layers.Conv2D(2, 1)(x)),
     ],
 )
-def test_a_model_that_does_not_scale_its_images_is_told_of(function):
-    """It may have been trained on any range that its data had."""
+def test_a_model_that_does_not_scale_its_images_warns(function):
+    """It may have been trained on any range."""
     with pytest.warns(UserWarning, match=r"does not scale them. Assumed: \[0, 1\]"):
-        assert largest_value(model_of(function)) == 1
+        assert input_max(model_of(function)) == 1
 
 
 @pytest.mark.parametrize(
-    ("function", "largest"),
+    ("function", "expected"),
     [
         (lambda x: x * 255, 1),  # for a backbone that rescales
         (lambda x: layers.Rescaling(1 / 255)(x * 255), 1),
@@ -74,14 +74,14 @@ def test_a_model_that_does_not_scale_its_images_is_told_of(function):
         (lambda x: batch_normalization(0.45, 0.22)(x / 255.0), 255),
     ],
 )
-def test_the_numbers_decide(function, largest: int):
+def test_the_numbers_decide(function, expected: int):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert largest_value(model_of(function)) == largest
+        assert input_max(model_of(function)) == expected
 
 
 def test_integers_are_pixels():
-    assert largest_value(model_of(lambda x: ops.cast(x, "float32"), "uint8")) == 255
+    assert input_max(model_of(lambda x: ops.cast(x, "float32"), "uint8")) == 255
 
 
 @pytest.mark.parametrize(
@@ -97,9 +97,9 @@ def test_integers_are_pixels():
         (lambda x: layers.Add()([x / 255.0, x * 2.0]), "some are for .0, 1."),
     ],
 )
-def test_what_the_numbers_leave_open_is_told(function, message: str):
+def test_unclear_numbers_warn(function, message: str):
     with pytest.warns(UserWarning, match=message):
-        largest_value(model_of(function))
+        input_max(model_of(function))
 
 
 OPTIONS = {
@@ -124,7 +124,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("kind", sorted(IDENTITIES, key=lambda kind: kind.__name__))
-def test_what_is_passed_over_returns_its_input_at_inference(kind):
+def test_skipped_layers_return_their_input_at_inference(kind):
     axes = {"SpatialDropout1D": (1, 8, 3), "SpatialDropout3D": (1, 8, 8, 8, 3)}
     shape = axes.get(kind.__name__, (1, 8, 8, 3))
     x = np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)

@@ -72,7 +72,7 @@ def test_help_from_another_folder(script, tmp_path):
         (("a.keras",), "There is no file a.keras"),
         (("cut.pb",), "cut.pb is no .tflite or .onnx, which --target=host takes."),
         (("nowhere.tflite",), "There is no file nowhere.tflite"),
-        (("cut.tflite",), "cut.tflite is no TFLite model"),
+        (("cut.tflite",), "cut.tflite is not a TFLite model"),
         (("cut.tflite", "--num_threads=0"), "num_threads"),
         (("cut.tflite", "--output=/nowhere/x"), "no folder for --output=/nowhere/x"),
     ],
@@ -149,7 +149,7 @@ def test_one_file_that_fails_leaves_the_results_of_the_others(tflite_file, tmp_p
     assert "tiny.tflite litert" in result.stdout
     last = result.stderr.splitlines()[-1]
     assert last.startswith("error: 1 of 2 not measured. ")
-    assert "cut.tflite is no TFLite model" in last
+    assert "cut.tflite is not a TFLite model" in last
     records = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     assert [r["status"] for r in records] == ["not measured", "measured"]
 

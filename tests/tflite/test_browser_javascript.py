@@ -11,7 +11,7 @@ import pytest
 from keras_mobilevit.detection import non_max_suppression
 from keras_mobilevit.drawing import class_color
 from keras_mobilevit.segmentation import class_map
-from tests.keras_mobilevit.test_boxes import random_boxes
+from tests.helpers.boxes import random_boxes
 
 WEB = Path(__file__).parents[2] / "tflite/web"
 NODE = shutil.which("node")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from keras_mobilevit import SSDLite, anchor_boxes
-from keras_mobilevit.coco_names import COCO_NAMES
+from keras_mobilevit.class_names import COCO_NAMES
 from keras_mobilevit.detection import decode_outputs
 from tests.helpers.coreml import small_model
 from tests.helpers.graphs import randomized

@@ -11,7 +11,7 @@ from keras_mobilevit import VARIANTS
 from keras_mobilevit.calls import list_calls
 from keras_mobilevit.classifier import build_classifier, returns_probabilities
 from keras_mobilevit.layers import Fold, Unfold
-from keras_mobilevit.preprocessing import largest_value
+from keras_mobilevit.value_range import input_max
 from tests.helpers.graphs import random_images, randomized, run_graph
 from tflite.graph import rewrites, tf_ops
 from tflite.graph.reader import UnknownLayer, read_model
@@ -349,5 +349,5 @@ def test_a_nested_model_tells_its_range_and_its_softmax():
         [keras.Input((320,)), layers.Dense(3, activation="softmax")]
     )
     model = keras.Sequential([keras.Input((64, 64, 3)), backbone, head])
-    assert largest_value(model) == 255
+    assert input_max(model) == 255
     assert returns_probabilities(model)

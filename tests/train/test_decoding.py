@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import ExifTags, Image, PngImagePlugin
 
 from keras_mobilevit import image_files
-from keras_mobilevit.__main__ import load_image
+from keras_mobilevit.predict import load_image
 from keras_mobilevit.preprocessing import resize_and_center_crop
 from train.data import images
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_mobilevit import anchor_boxes, boxes
-from keras_mobilevit.weights.load import load_model_file
+from keras_mobilevit.weights.file_formats import load_model_file
+from tests.helpers.boxes import iou_of, random_boxes
+from tests.helpers.evaluations import assert_same_evaluation
 from tests.helpers.networks import build_detector
 from tests.helpers.voc_files import make_voc_boxes, voc_xml
-from tests.keras_mobilevit.test_boxes import iou_of, random_boxes
 from train import loop
 from train.config import make_config
 from train.data import digits, sampler
@@ -129,7 +130,7 @@ def test_perfect_outputs_score_1(scenes):
     offsets = np.zeros((20, len(anchors), 4), np.float32)
     logits = np.zeros((20, len(anchors), 11), np.float32)
     logits[..., 0] = 20
-    centers = np.asarray(boxes.to_corners(anchors))
+    centers = np.asarray(boxes.cxcywh_to_xyxy(anchors))
     for image in range(20):
         taken = set()
         for box, label in zip(
@@ -163,6 +164,7 @@ def test_the_loop_trains_a_detector(scenes, tmp_path):
     model = load_model_file(tmp_path / "best.keras")
     outputs = model(np.zeros((1, 64, 64, 3)))
     assert outputs["logits"].shape == (1, len(anchor_boxes(64, 64)), 11)
+    assert_same_evaluation(DETECTION, CONFIG, scenes, tmp_path, record)
 
 
 def test_an_image_that_cannot_be_read_is_filled(tmp_path):

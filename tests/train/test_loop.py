@@ -15,6 +15,7 @@ import tensorflow as tf
 from safetensors.numpy import load_file
 
 import keras_mobilevit
+from tests.helpers.evaluations import assert_same_evaluation
 from tests.helpers.networks import build_network
 from train import checks, loop
 from train.config import load_config, make_config
@@ -82,6 +83,32 @@ def test_files(finished):
     assert load_config(workdir / "config.json") == CONFIG
 
 
+def test_a_checkpoint_names_its_tensors_as_earlier_versions_did(finished):
+    """So their runs continue."""
+    workdir, _ = finished
+    weights = {"predictions/kernel", "predictions/bias"}
+    for filters in (8, 16):
+        weights.add(f"conv{filters}/kernel")
+        weights |= {f"norm{filters}/{name}" for name in ("gamma", "beta")}
+    state = {
+        "seed_10",  # of the dropout
+        *(f"norm{f}/moving_{name}" for f in (8, 16) for name in ("mean", "variance")),
+    }
+    moments = {
+        f"adamw/{weight.replace('/', '_')}_{kind}"
+        for weight in weights
+        for kind in ("momentum", "velocity")
+    }
+    expected = {
+        "model": weights | state,
+        "average": weights | state,
+        "optimizer": moments | {"adamw/iteration", "adamw/learning_rate"},
+    }
+    assert set(load_file(workdir / "checkpoint.safetensors")) == {
+        f"{group}/{name}" for group, names in expected.items() for name in names
+    }
+
+
 def test_best_model_is_the_average_at_its_best(finished):
     workdir, records = finished
     model = keras.models.load_model(workdir / "best.keras")
@@ -93,6 +120,12 @@ def test_best_model_is_the_average_at_its_best(finished):
     best = max(records, key=lambda record: record["top1"])
     assert metrics["top1"] == pytest.approx(best["top1"], abs=1e-6)
     assert metrics["loss"] == pytest.approx(best["loss"], rel=1e-4)
+
+
+def test_an_evaluation_of_the_best_model_gives_the_numbers_of_its_record(finished):
+    workdir, records = finished
+    best = max(records, key=lambda record: record["top1"])
+    assert_same_evaluation(CLASSIFICATION, CONFIG, digits_source(), workdir, best)
 
 
 def test_a_finished_run_is_not_trained_again(finished):
@@ -219,7 +252,7 @@ def test_weights_that_cannot_be_loaded_leave_no_directory(tmp_path):
     weights = tmp_path / "cut.keras"
     weights.write_bytes(b"PK")
     config = dataclasses.replace(CONFIG, weights=str(weights))
-    with pytest.raises(ValueError, match="cut.keras is not a whole .keras file"):
+    with pytest.raises(ValueError, match="cut.keras is not a complete .keras file"):
         run(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 

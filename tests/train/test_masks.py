@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from keras_mobilevit.voc_names import VOC_NAMES
+from keras_mobilevit.class_names import VOC_NAMES
 from tests.helpers.voc_files import PLAIN_MASK, examples_of, make_voc_masks, write_mask
 from train.data.annotation_report import AnnotationReport
 from train.data.digits import mask_scene_source

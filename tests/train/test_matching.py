@@ -5,14 +5,14 @@ import pytest
 import tensorflow as tf
 
 from keras_mobilevit import anchor_boxes, boxes
-from tests.keras_mobilevit.test_boxes import iou_of, random_boxes
+from tests.helpers.boxes import iou_of, random_boxes
 from train.tasks.detection.loss import multibox, smooth_l1
 from train.tasks.detection.matching import hard_negatives, match
 
 
 def match_by_hand(objects, anchors):
     """Matches one image's objects in plain loops."""
-    corners = np.asarray(boxes.to_corners(anchors))
+    corners = np.asarray(boxes.cxcywh_to_xyxy(anchors))
     overlaps = np.array(
         [[iou_of(box, anchor) for anchor in corners] for box in objects]
     )

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 from keras_mobilevit import anchor_boxes, boxes
 from keras_mobilevit.drawing import class_color
+from tests.helpers.boxes import iou_of
 from tests.helpers.networks import build_detector
 from tests.helpers.voc_files import make_voc_boxes, voc_xml
-from tests.keras_mobilevit.test_boxes import iou_of
 from tests.train.test_detection import CONFIG
 from tests.train.test_loop import CONFIG as DIGITS
 from tests.train.test_loop import NETWORK
@@ -27,10 +27,12 @@ from train.data import digits
 from train.data.digits import digits_source
 from train.data.registry import load_source
 from train.run import pictures
-from train.run.pictures import CAPTION_HEIGHT, EXAMPLES, GAP, INNER_GAP, SIDE
+from train.run.pictures import EXAMPLES
 from train.run.records import RecordWriter
+from train.tasks import drawing
 from train.tasks.detection.pictures import draw_examples
 from train.tasks.detection.task import DETECTION
+from train.tasks.drawing import CAPTION_HEIGHT, GAP, INNER_GAP, SIDE
 
 ROOT = Path(__file__).parents[2]
 RECORD = {"epoch": 1, "train_loss": 1.0, "loss": 1.0, "AP": 0.5, "learning_rate": 0.1}
@@ -61,7 +63,7 @@ def images_of(workdir) -> dict[int, np.ndarray]:
 def outputs_of(objects, size: int, classes: int) -> dict[str, np.ndarray]:
     """Makes the outputs, for one image, that find certain boxes and nothing else."""
     anchors = anchor_boxes(size, size)
-    corners = np.asarray(boxes.to_corners(anchors))
+    corners = np.asarray(boxes.cxcywh_to_xyxy(anchors))
     offsets = np.zeros((1, len(anchors), 4), np.float32)
     logits = np.zeros((1, len(anchors), classes + 1), np.float32)
     logits[..., 0] = 20
@@ -133,7 +135,7 @@ def test_true_boxes_are_left_and_those_found_right(size, height, width):
 def test_a_contact_sheet_keeps_all_pictures_apart():
     shapes = [(30, 80), (40, 60), (40, 80)] * 3
     shown = [np.full((*s, 3), 100 + i, np.uint8) for i, s in enumerate(shapes[:8])]
-    sheet = pictures.contact_sheet(shown)
+    sheet = drawing.contact_sheet(shown)
     columns, rows = 2, 4
     assert sheet.shape == (rows * (40 + GAP) + GAP, columns * (80 + GAP) + GAP, 3)
     for index, picture in enumerate(shown):
@@ -143,14 +145,14 @@ def test_a_contact_sheet_keeps_all_pictures_apart():
         window = sheet[top : top + height, left : left + width]
         np.testing.assert_array_equal(window, picture)
         assert (sheet == 100 + index).all(axis=2).sum() == height * width
-    single = pictures.contact_sheet(shown[:1])
+    single = drawing.contact_sheet(shown[:1])
     assert single.shape == (30 + 2 * GAP, 80 + 2 * GAP, 3)
 
 
 def test_names_longer_than_their_picture_are_not_cut():
     narrow = np.full((50, 20, 3), 255, np.uint8)
     short, long = (
-        pictures.side_by_side({text: narrow, "b": narrow}) for text in ("a", 40 * "a")
+        drawing.side_by_side({text: narrow, "b": narrow}) for text in ("a", 40 * "a")
     )
     assert short.shape == (50 + CAPTION_HEIGHT, 40 + INNER_GAP, 3)
     assert long.shape[1] > 200

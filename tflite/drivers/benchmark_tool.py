@@ -357,7 +357,7 @@ def fetch(tool: str, abi: str) -> Path:
     Raises:
         ValueError: if none is published for such a device, or it cannot be reached.
     """
-    from keras_mobilevit.files import whole_file  # loads Keras
+    from keras_mobilevit.files import atomic_write  # loads Keras
 
     address = TOOLS[tool].addresses.get(abi)
     if address is None:
@@ -375,7 +375,7 @@ def fetch(tool: str, abi: str) -> Path:
     try:
         with (
             urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer,
-            whole_file(path) as temporary,
+            atomic_write(path) as temporary,
             open(temporary, "wb") as file,
         ):
             shutil.copyfileobj(answer, file)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from keras_mobilevit.preprocessing import largest_value
+from keras_mobilevit import value_range
 from tflite.formats.bias_correction import correct_biases
 from tflite.formats.calibration import measure_channels, measure_ranges, swish_floors
 from tflite.formats.equalization import equalize
@@ -59,7 +59,7 @@ class Conversion:
     @property
     def input_max(self) -> float:
         """The largest value of the network's images, 255 or 1."""
-        return largest_value(self.model)
+        return value_range.input_max(self.model)
 
     def calibration_images(self) -> np.ndarray:
         """Returns the calibration images in the range that the network takes."""

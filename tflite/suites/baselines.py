@@ -13,8 +13,9 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_mobilevit.blocks import pad_for_stride
 from keras_mobilevit.configs import MIN_SIZE
-from keras_mobilevit.layers import DotProductAttention, pad_for_stride
+from keras_mobilevit.layers import DotProductAttention
 from tflite.graph.token_embedding import TokenEmbedding
 
 SIZE = 224  # side of the images in their papers

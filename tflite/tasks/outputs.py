@@ -8,7 +8,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from keras_mobilevit.classifier import DEFAULT_SIZE
+from keras_mobilevit.configs import CLASSIFIER_SIZE
 from tflite.tasks.task import NOT_FOR_PICTURES, Outputs, Task, TaskFamily
 from tflite.validation import parity
 from train.tasks.classification.task import CLASSIFICATION as TRAINING
@@ -76,5 +76,5 @@ def _choose(model: keras.Model, variant: str) -> Task:
 
 
 OUTPUTS = TaskFamily(
-    matches=lambda model: True, choose=_choose, default_size=DEFAULT_SIZE
+    matches=lambda model: True, choose=_choose, default_size=CLASSIFIER_SIZE
 )

@@ -200,7 +200,10 @@ def _pad(key: str, values: tf.Tensor, slots: tf.Tensor, axis: int) -> tf.Tensor:
     paddings = missing * tf.constant(
         [[0, int(side == axis)] for side in range(values.shape.rank)], tf.int64
     )
-    return tf.pad(values, paddings, constant_values=neutral_value(key, values.dtype))
+    padded = tf.pad(values, paddings, constant_values=neutral_value(key, values.dtype))
+    sides = enumerate(values.shape)
+    padded.set_shape([None if side == axis else n for side, n in sides])
+    return padded
 
 
 def neutral_value(key: str, dtype: tf.DType) -> tf.Tensor:

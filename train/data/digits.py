@@ -182,10 +182,10 @@ def _make_scene(name: str, images: np.ndarray, labels: np.ndarray, rng) -> Scene
         boxes.append(moved)
         classes.append(labels[index])
     pixels = np.clip(np.round(scene), 0, 255).astype(np.uint8)
-    corners = np.float32(boxes) / SIDE
+    corners = np.asarray(boxes, np.float32) / SIDE  # [digits, 4]
     areas = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
     is_crowd = np.zeros(len(boxes), bool)
-    objects = Objects(name, corners, np.int32(classes), is_crowd, areas)
+    objects = Objects(name, corners, np.asarray(classes, np.int32), is_crowd, areas)
     return Scene(tf.io.encode_png(pixels).numpy(), objects, mask)
 
 

@@ -6,6 +6,7 @@ tells what its author saw: the upright image, the pixels as stored, or a scaled 
 annotation whose size fits none of these belongs to another image, and is refused.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,14 +31,14 @@ SCALED = (
 
 # From corners on the stored pixels, as fractions, to corners on the upright image.
 # Orientations 2 to 4 keep the size, so their annotations count as upright.
-_BOXES = {
+_BOXES: dict[int, Callable] = {
     1: lambda x1, y1, x2, y2: (x1, y1, x2, y2),
     5: lambda x1, y1, x2, y2: (y1, x1, y2, x2),
     6: lambda x1, y1, x2, y2: (1 - y2, x1, 1 - y1, x2),
     7: lambda x1, y1, x2, y2: (1 - y2, 1 - x2, 1 - y1, 1 - x1),
     8: lambda x1, y1, x2, y2: (y1, 1 - x2, y2, 1 - x1),
 }
-_MASKS = {
+_MASKS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda mask: mask,
     5: np.transpose,
     6: lambda mask: np.rot90(mask, -1),

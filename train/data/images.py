@@ -50,7 +50,7 @@ def _decode_with_pillow(encoded):
 
 def _size_with_pillow(encoded):
     def size(content: bytes) -> np.ndarray:
-        return np.int32(image_files.read_header(content).size[::-1])
+        return np.asarray(image_files.read_header(content).size[::-1], np.int32)
 
     return _with_pillow(size, encoded, tf.int32)
 

@@ -5,7 +5,6 @@ All processes of a run make the same plan, and each takes its own shard of every
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -17,7 +16,8 @@ from train.data.sampler import BatchShape
 OBJECT_SLOTS = 16 * 4 ** np.arange(8)
 
 
-class Shard(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Shard:
     """The part of every batch that one input pipeline makes.
 
     Attributes:

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from keras_mobilevit.files import read_text
 from keras_mobilevit.litert import LiteRTModel, read_card
-from keras_mobilevit.preprocessing import largest_value
-from keras_mobilevit.weights.load import load_model_file
+from keras_mobilevit.value_range import input_max
+from keras_mobilevit.weights.file_formats import load_model_file
 from train.config import TrainConfig
 from train.data.source import Source
 from train.step import as_float32
@@ -84,7 +84,7 @@ def keras_predictor(task: Task, model: keras.Model, size: int) -> Predictor:
     kind = task.model_kind
     make_predictions = kind.keras_predictions
     predictions = make_predictions(model) if make_predictions else task.predictions
-    scale = np.float32(largest_value(model) / 255)
+    scale = np.float32(input_max(model) / 255)
 
     @tf.function(autograph=False)
     def run(images):

@@ -7,7 +7,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from keras_mobilevit.files import whole_file
+from keras_mobilevit.files import atomic_write
 
 _PROGRESS = "progress"
 
@@ -44,7 +44,7 @@ def save_checkpoint(path, groups: dict, progress: dict) -> None:
         name: np.array(keras.ops.convert_to_numpy(variable), order="C")
         for name, variable in _named(groups).items()
     }
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={_PROGRESS: json.dumps(progress)})
         except SafetensorError as error:  # which is no OSError, when a disk is full
@@ -91,5 +91,5 @@ def load_checkpoint(path, groups: dict) -> dict:
 
 def save_model(model: keras.Model, path) -> None:
     """Writes a `.keras` file, whole or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         model.save(temporary)

@@ -9,8 +9,8 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 from PIL import Image
 
-from keras_mobilevit.files import whole_file
-from train.run.pictures import contact_sheet
+from keras_mobilevit.files import atomic_write
+from train.tasks.drawing import contact_sheet
 
 JPEG_QUALITY = 90
 
@@ -96,19 +96,19 @@ class RecordWriter:
         """Adds one epoch's record, a dict of numbers with the key `epoch`."""
         self.records.append(record)
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
-        with whole_file(self.workdir / "metrics.jsonl") as temporary:
+        with atomic_write(self.workdir / "metrics.jsonl") as temporary:
             temporary.write_text(lines, encoding="utf-8")
         with self.summaries.as_default(step=record["epoch"]):
             for key, value in record.items():
                 tf.summary.scalar(key, value)
         self.summaries.flush()
-        with whole_file(self.workdir / "curves.png") as temporary:
+        with atomic_write(self.workdir / "curves.png") as temporary:
             plot_curves(self.records, self.best_metric).savefig(temporary, dpi=100)
         if pictures := self.draw():
             self._write_pictures(contact_sheet(pictures), record["epoch"])
 
     def _write_pictures(self, sheet: np.ndarray, epoch: int) -> None:
-        with whole_file(self.workdir / "predictions.png") as temporary:
+        with atomic_write(self.workdir / "predictions.png") as temporary:
             Image.fromarray(sheet).save(temporary)
         # As `tf.summary.image` does, which only knows PNG: three times the space, on
         # the digits' scenes, and TensorBoard keeps the sheets of all epochs.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import logging
 
-from keras_mobilevit.files import read_text, whole_file
+from keras_mobilevit.files import atomic_write, read_text
 from train.config import FILENAME, TrainConfig, load_config, save_config
 from train.data.registry import is_path_kind
 from train.data.source import Source
@@ -17,7 +17,7 @@ _NAMES = 64  # by which images are known again
 CHECKPOINT = "checkpoint.safetensors"
 BEST_MODEL = "best.keras"
 LABELS = "labels.txt"
-# What `keras_mobilevit.files.whole_file` leaves of these when it is killed.
+# What `keras_mobilevit.files.atomic_write` leaves of these when it is killed.
 _WRITTEN = (
     CHECKPOINT,
     BEST_MODEL,
@@ -56,7 +56,7 @@ def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _remove_half_written(workdir)
-        with whole_file(workdir / LABELS) as temporary:
+        with atomic_write(workdir / LABELS) as temporary:
             temporary.write_text(_labels(source), encoding="utf-8")
         save_config(config, workdir / FILENAME)
     except OSError as error:

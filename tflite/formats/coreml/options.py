@@ -13,7 +13,8 @@ import keras_mobilevit
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.files import read_text
-from keras_mobilevit.preprocessing import decode_predictions, largest_value
+from keras_mobilevit.preprocessing import decode_predictions
+from keras_mobilevit.value_range import input_max
 from tflite.formats.coreml import flags as coreml_flags
 from tflite.formats.coreml.classifier import make_classifier
 from tflite.formats.coreml.detector import (
@@ -287,7 +288,7 @@ def core_ml_from_options(
     def program(precision: str):
         graph = read_model(model, sizes[0], sizes[0])
         graph = deployment_graph(graph, COREML_REWRITES)
-        graph, scale = split_input_scale(graph, largest_value(model))
+        graph, scale = split_input_scale(graph, input_max(model))
         scaled = dataclasses.replace(spec, pixel_scale=scale)
         return row.make(model, graph, scaled, precision)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_mobilevit import classifier
 from keras_mobilevit.classifier import output_activation
-from keras_mobilevit.configs import get_config
+from keras_mobilevit.configs import CLASSIFIER_SIZE, get_variant
 from tflite.tasks.outputs import returned_structure
 from tflite.tasks.task import Outputs, Task, TaskFamily
 from tflite.validation import parity
@@ -85,7 +85,7 @@ def _choose(model: keras.Model, variant: str) -> Task:
 
 def _build_model(backbone: str, weights, input_shape) -> keras.Model:
     return classifier.build_classifier(
-        get_config(backbone),
+        get_variant(backbone),
         weights=weights,
         input_shape=input_shape,
         classifier_activation=None,
@@ -95,6 +95,6 @@ def _build_model(backbone: str, weights, input_shape) -> keras.Model:
 CLASSIFICATION = TaskFamily(
     matches=_is_classifier,
     choose=_choose,
-    default_size=classifier.DEFAULT_SIZE,
+    default_size=CLASSIFIER_SIZE,
     build_model=_build_model,
 )

@@ -7,7 +7,8 @@ suppression (NMS) and return what `keras_mobilevit.detect` does, for one image.
 import dataclasses
 
 from keras_mobilevit import ssdlite
-from keras_mobilevit.coco_names import COCO_NAMES
+from keras_mobilevit.class_names import COCO_NAMES
+from keras_mobilevit.configs import DETECTOR_SIZE
 from keras_mobilevit.detection import IOU_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD
 from tflite.tasks.detection.compare import compare_raw, compare_suppressed
 from tflite.tasks.detection.postprocess import (
@@ -94,7 +95,7 @@ OUTPUT_VARIANTS = {"none": RAW, "builtin": SUPPRESSED}
 DETECTION = TaskFamily(
     matches=ssdlite.is_detector,
     choose=lambda model, variant: OUTPUT_VARIANTS[variant or "none"],
-    default_size=ssdlite.DEFAULT_SIZE,
+    default_size=DETECTOR_SIZE,
     build_model=ssdlite.SSDLite,
     published_labels=tuple(COCO_NAMES),
 )

@@ -13,8 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mobilevit import deeplab
+from keras_mobilevit.class_names import VOC_NAMES
+from keras_mobilevit.configs import SEGMENTER_SIZE
 from keras_mobilevit.deeplab import CLASSIFIER
-from keras_mobilevit.voc_names import VOC_NAMES
 from tflite.tasks.task import NOT_FOR_PICTURES, Outputs, Task, TaskFamily
 from tflite.validation import parity
 from train.tasks.segmentation.postprocess import class_maps
@@ -144,7 +145,7 @@ OUTPUT_VARIANTS = {"logits": LOGITS, "classmap": CLASS_MAP}
 SEGMENTATION = TaskFamily(
     matches=deeplab.is_segmenter,
     choose=lambda model, variant: OUTPUT_VARIANTS[variant or "logits"],
-    default_size=deeplab.DEFAULT_SIZE,
+    default_size=SEGMENTER_SIZE,
     build_model=deeplab.DeepLabV3,
     published_labels=tuple(VOC_NAMES),
 )

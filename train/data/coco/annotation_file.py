@@ -102,7 +102,8 @@ def drop_root_categories(contents: dict[Path, dict]) -> None:
         for row in content["categories"]:
             if isinstance(group := row.get("supercategory"), str):
                 members.setdefault(group.strip(), set()).add(row["id"])
-        kept, dropped = [], []
+        kept: list[dict] = []
+        dropped: list[dict] = []
         for row in content["categories"]:
             is_group = members.get(row["name"], set()) - {row["id"]}
             is_used = (row["id"], row["name"]) in used

@@ -248,5 +248,4 @@ def _is_crowd(annotation: dict) -> bool:
 def _area(annotation: dict) -> float:
     """Returns the area of an object's mask; 0 if the entry has no valid area."""
     area = annotation.get("area")
-    is_number = isinstance(area, int | float) and abs(area) < 1e18
-    return area if is_number else 0.0
+    return area if isinstance(area, int | float) and abs(area) < 1e18 else 0.0

@@ -155,8 +155,8 @@ class _ImageFinder:
         own = self.images.find(name)
         if len(own) > 1:
             own = [image for image in own if image.name in stated] or own
-        if own:
-            image = own[0] if len(own) == 1 else self.images.find_one(name)
+        image = own[0] if len(own) == 1 else self.images.find_one(name)
+        if image is not None:
             self._report_other_filename(image, stated[0], file)
         else:
             image = self._find_stated(stated, file)

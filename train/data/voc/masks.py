@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from keras_mobilevit.voc_names import VOC_NAMES
+from keras_mobilevit.class_names import VOC_NAMES
 from train.data.annotation_report import AnnotationReport
 from train.data.annotations import image_header
 from train.data.geometry import find_canvas

@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from keras_mobilevit.classifier import build_classifier, output_activation
-from keras_mobilevit.configs import get_config
+from keras_mobilevit.configs import get_variant
 from train.config import TrainConfig
 from train.data.source import Source
 from train.tasks.classification.metric import best_classes
@@ -18,7 +18,7 @@ from train.tasks.task import ModelKind
 def build(config: TrainConfig, source: Source) -> keras.Model:
     """Builds the classifier to train; see `train.tasks.task.Task.build_model`."""
     return build_classifier(
-        get_config(config.model),
+        get_variant(config.model),
         input_shape=(None, None, 3),
         classes=len(source.class_names),
         classifier_activation=None,
@@ -27,7 +27,7 @@ def build(config: TrainConfig, source: Source) -> keras.Model:
 
 def _build_with_weights(config: TrainConfig, classes: int) -> keras.Model:
     return build_classifier(
-        get_config(config.model),
+        get_variant(config.model),
         weights=config.weights,
         input_shape=(None, None, 3),
         classes=classes,

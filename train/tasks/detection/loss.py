@@ -68,7 +68,7 @@ def _multibox_of_batch(batch, is_object, outputs, label_smoothing: float) -> tf.
     classes = tf.gather(batch["classes"], matched_index, batch_dims=1)
     # [batch, anchors, 4]; an anchor without an object may have matched padding, whose
     # size has no logarithm.
-    boxes = tf.where(is_positive[..., None], boxes, box_math.to_corners(anchors))
+    boxes = tf.where(is_positive[..., None], boxes, box_math.cxcywh_to_xyxy(anchors))
     return multibox(
         outputs["offsets"],
         outputs["logits"],

@@ -29,7 +29,7 @@ def match(boxes, is_object, anchors) -> tuple[tf.Tensor, tf.Tensor]:
         The index of each anchor's object, int32 `[batch, anchors]`, and whether the
         anchor is positive, bool `[batch, anchors]`. Ignore the index if it is not.
     """
-    corners = box_math.to_corners(anchors)
+    corners = box_math.cxcywh_to_xyxy(anchors)
     overlaps = box_math.iou(boxes[:, :, None], corners)  # [batch, objects, anchors]
     overlaps = tf.where(is_object[..., None], overlaps, -1.0)
     # [batch, anchors]

@@ -1,4 +1,4 @@
-"""Pictures of a detector's work: the true boxes, and beside them those it finds."""
+"""Pictures of a detector's work: the true boxes beside the predicted ones."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from keras import ops
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.detection import detect
 from keras_mobilevit.drawing import draw_boxes, draw_named_boxes
-from train.run.pictures import at_viewing_size, side_by_side
+from train.tasks.drawing import at_viewing_size, side_by_side
 
-SCORE = 0.3  # as of `python -m keras_mobilevit predict`
+MIN_SCORE = 0.3  # the default of `python -m keras_mobilevit predict`
 
 
 def draw_examples(
@@ -18,7 +18,7 @@ def draw_examples(
 ) -> list[np.ndarray]:
     """Draws truth and prediction side by side: see `train.tasks.task.Task.pictures`."""
     anchors = anchor_boxes(*batch["image"].shape[1:3])
-    found = detect(outputs, anchors, score_threshold=SCORE)
+    found = detect(outputs, anchors, score_threshold=MIN_SCORE)
     found = {name: ops.convert_to_numpy(value) for name, value in found.items()}
     return [
         _draw_example(
@@ -34,7 +34,7 @@ def _draw_example(example: dict, found: dict, class_names: Sequence[str]) -> np.
     image = at_viewing_size(example["image"], example["image_size"])
     is_real, is_found = example["classes"] >= 0, found["classes"] >= 0
     classes = example["classes"][is_real]
-    # What neither counts as found nor as missed shall not look as if it did.
+    # The score counts these neither as found nor as missed.
     names = [
         f"{class_names[label]} (not counted)" if is_crowd else class_names[label]
         for label, is_crowd in zip(classes, example["is_crowd"][is_real])
@@ -43,5 +43,5 @@ def _draw_example(example: dict, found: dict, class_names: Sequence[str]) -> np.
     found = {name: value[is_found] for name, value in found.items()}
     predicted = draw_boxes(image, **found, labels=class_names)
     return side_by_side(
-        {"truth": truth, f"found, with a score above {100 * SCORE:.0f} %": predicted}
+        {"truth": truth, f"predictions above {100 * MIN_SCORE:.0f} %": predicted}
     )

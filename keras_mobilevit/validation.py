@@ -1,4 +1,4 @@
-"""What every model refuses of its arguments, with a message that says what to give."""
+"""Checks of arguments that all models share."""
 
 import os
 
@@ -8,11 +8,11 @@ from keras_mobilevit.configs import MIN_SIZE
 
 
 def check_weights(weights, names: tuple[str, ...]) -> None:
-    """Refuses weights that are neither published nor a file.
+    """Checks that weights are published or an existing file.
 
     Args:
         weights: `None`, one of `names`, or a path.
-        names: of published weights.
+        names: names of published weights.
 
     Raises:
         ValueError: if there are no such weights.
@@ -28,7 +28,7 @@ def check_weights(weights, names: tuple[str, ...]) -> None:
 
 
 def check_classes(classes) -> None:
-    """Refuses a number of classes that is none."""
+    """Checks that the number of classes is a positive integer."""
     if not isinstance(classes, int) or classes < 1:
         raise ValueError(
             f"`classes` must be a positive integer. Received: classes={classes!r}."
@@ -36,17 +36,18 @@ def check_classes(classes) -> None:
 
 
 def check_input_shape(input_shape, weights) -> tuple:
-    """Refuses images that no model here can take.
+    """Checks the shape of the images.
 
     Args:
         input_shape: (height, width, channels).
-        weights: published ones have 3 channels.
+        weights: the argument `weights` of the model. Published weights require three
+            channels.
 
     Returns:
         The shape as a tuple.
 
     Raises:
-        ValueError: if the shape is not valid, or Keras's images are channels first.
+        ValueError: if the shape is not valid, or if Keras is set to channels first.
     """
     if keras.config.image_data_format() == "channels_first":
         raise ValueError(
@@ -67,12 +68,12 @@ def check_input_shape(input_shape, weights) -> tuple:
         )
     if channels not in (1, 3, 4):
         raise ValueError(
-            "Images have 1, 3 or 4 channels, in the last axis. "
+            "Images must have 1, 3 or 4 channels, in the last axis. "
             f"Received: input_shape={input_shape}."
         )
     if isinstance(weights, str) and not os.path.exists(weights) and channels != 3:
         raise ValueError(
-            f'With `weights="{weights}"` images have 3 channels. '
+            f'`weights="{weights}"` requires images with 3 channels. '
             f"Received: input_shape={input_shape}."
         )
     return input_shape

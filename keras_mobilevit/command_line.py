@@ -1,0 +1,122 @@
+"""Identifies the objects in a photo, which shows that the installation works.
+
+Examples:
+  python -m keras_mobilevit predict photo.jpg --model=mobilevit_s
+  python -m keras_mobilevit predict photo.jpg --weights=runs/photos/best.keras
+  python -m keras_mobilevit predict photo.jpg --model=ssdlite_mobilevit_s
+  python -m keras_mobilevit predict photo.jpg --model=deeplabv3_mobilevit_s
+
+For a classifier, the command prints the most probable classes. If the classifier ends
+in sigmoids, each class has a probability of its own. For a detector, the command prints
+the boxes and draws them in photo_boxes.png, next to the photo or in --output. For a
+segmenter, it prints each class's share of the pixels and colors the classes in
+photo_classes.png.
+"""
+
+# This module parses the arguments before Keras loads, so it must not import Keras.
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from keras_mobilevit.configs import (
+    CLASSIFIER_SIZE,
+    DETECTOR_SIZE,
+    SEGMENTER_SIZE,
+    VARIANTS,
+)
+
+TOP_CLASSES = 5
+MIN_SCORE = 0.3  # boxes of a lower score are not drawn
+# Model names are one of these prefixes, or none, and the name of a backbone.
+DETECTOR_PREFIX, SEGMENTER_PREFIX = "ssdlite_", "deeplabv3_"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m keras_mobilevit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="predict")
+    predict = commands.add_parser(
+        "predict",
+        help=f"print the {TOP_CLASSES} best classes, or draw boxes or regions",
+    )
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="an image file")
+    prefixes = ("", DETECTOR_PREFIX, SEGMENTER_PREFIX)
+    names = [prefix + name for prefix in prefixes for name in VARIANTS]
+    predict.add_argument("--model", default="mobilevit_s", help=", ".join(names))
+    predict.add_argument(
+        "--weights",
+        help="published weights: imagenet (classifiers), coco (detectors) or voc "
+        "(segmenters); or a file: .keras (a whole model), .safetensors, .pt or "
+        ".weights.h5 (weights of --model)",
+    )
+    predict.add_argument(
+        "--size",
+        type=int,
+        help="height and width in pixels. Default: the size that the model requires; "
+        "else the evaluation size in config.json next to a .keras file; else "
+        f"{CLASSIFIER_SIZE} for a classifier, {DETECTOR_SIZE} for a detector, "
+        f"{SEGMENTER_SIZE} for a segmenter",
+    )
+    predict.add_argument(
+        "--score",
+        type=float,
+        help=f"lowest score of the boxes that are drawn (default: {MIN_SCORE})",
+    )
+    predict.add_argument(
+        "--output", help="folder for the drawn pictures (default: the image's folder)"
+    )
+    predict.add_argument(
+        "--labels",
+        help="text file with one class name per line. Default: labels.txt next to "
+        "--weights; else the names of ImageNet, COCO or PASCAL VOC",
+    )
+    return parser
+
+
+def _is_this_command() -> bool:
+    """Tells whether Python is starting `python -m keras_mobilevit`."""
+    # While `-m` imports the package, the first argument is "-m".
+    return sys.argv[:1] == ["-m"] and "keras_mobilevit" in sys.orig_argv
+
+
+@contextlib.contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keeps TensorFlow's start-up lines out of the output of this command.
+
+    `python -m` imports the package before it runs the command. Within this context the
+    package loads Keras. In every other program the context does nothing.
+
+    The arguments are parsed first, so that `--help` and mistakes are answered at once.
+    TensorFlow writes its lines to the file descriptor, and no setting turns all of them
+    off. If TF_CPP_MIN_LOG_LEVEL is set, they are shown.
+    """
+    if not _is_this_command():
+        yield
+        return
+    make_parser().parse_args()
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    sys.stderr.flush()
+    original = os.dup(2)
+    with tempfile.TemporaryFile() as hidden:
+        os.dup2(hidden.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            hidden.seek(0)
+            os.write(original, hidden.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(original, 2)
+            os.close(original)

@@ -1,0 +1,377 @@
+"""Runs a model on image files, then prints and draws the results."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_mobilevit.anchors import anchor_boxes
+from keras_mobilevit.class_names import COCO_NAMES, VOC_NAMES
+from keras_mobilevit.classifier import (
+    build_classifier,
+    output_activation,
+    returns_probabilities,
+)
+from keras_mobilevit.command_line import (
+    DETECTOR_PREFIX,
+    MIN_SCORE,
+    SEGMENTER_PREFIX,
+    TOP_CLASSES,
+)
+from keras_mobilevit.configs import (
+    CLASSIFIER_SIZE,
+    DETECTOR_SIZE,
+    MIN_SIZE,
+    SEGMENTER_SIZE,
+    get_variant,
+)
+from keras_mobilevit.deeplab import DeepLabV3, is_segmenter, without_auxiliary
+from keras_mobilevit.detection import detect
+from keras_mobilevit.drawing import BACKGROUND, add_legend, draw_boxes, draw_classes
+from keras_mobilevit.files import atomic_write, read_text
+from keras_mobilevit.image_files import read_image
+from keras_mobilevit.preprocessing import (
+    CROP_FRACTION,
+    decode_predictions,
+    resize_and_center_crop,
+)
+from keras_mobilevit.segmentation import class_map
+from keras_mobilevit.ssdlite import SSDLite, is_detector
+from keras_mobilevit.value_range import input_max
+from keras_mobilevit.weights.file_formats import load_model_file
+
+# The keys of a training's config.json that say how it evaluated, with a check of each.
+_EVALUATION_KEYS: dict[str, Callable] = {
+    "eval_size": lambda x: isinstance(x, int) and x >= MIN_SIZE,
+    "eval_crop": lambda x: isinstance(x, int | float) and 0 < x <= 1,
+}
+_MIN_SHARE = 0.001  # smaller shares of the pixels are printed as "< 0.1 %"
+_PUBLISHED = ("imagenet", "coco", "voc")  # names of weights, not of files
+_MULTI_LABEL_LINE = "  independent probability of each class:"
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Runs the command `predict`.
+
+    Args:
+        args: parsed by `keras_mobilevit.command_line.make_parser`.
+
+    Raises:
+        ValueError: if an argument is not valid, or an image or a model cannot be read.
+        OSError: if weights cannot be downloaded, or a picture cannot be written.
+    """
+    if args.weights is None:
+        prefix = args.model.partition("mobilevit")[0]
+        args.weights = {DETECTOR_PREFIX: "coco", SEGMENTER_PREFIX: "voc"}.get(
+            prefix, "imagenet"
+        )
+    _check(args)
+    labels = _read_labels(args)
+    model = _load_model(args, labels)
+    if args.score is not None and not is_detector(model):
+        raise ValueError("--score applies only to detectors. Remove it.")
+    if is_detector(model):
+        _draw_objects(model, args, labels)
+    elif is_segmenter(model):
+        _color_classes(model, args, labels)
+    else:
+        _print_classes(model, args, labels)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Checks the arguments and creates the output folder."""
+    if Path(args.model).suffix:
+        raise ValueError(
+            "--model expects the name of a network, such as mobilevit_s. To load a "
+            f"file, use --weights={args.model}."
+        )
+    if args.size is not None and args.size < MIN_SIZE:
+        raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
+    if args.score is not None and not 0 <= args.score <= 1:
+        raise ValueError(f"--score must be in [0, 1]. Received: {args.score}.")
+    if args.output:
+        Path(args.output).mkdir(parents=True, exist_ok=True)
+
+
+def _read_labels(args: argparse.Namespace) -> list[str] | None:
+    """Reads the class names from --labels, or from labels.txt next to --weights."""
+    if args.labels:
+        if not os.path.isfile(args.labels):
+            raise ValueError(f"--labels: there is no file {args.labels}.")
+        return read_text(args.labels).splitlines()
+    path = Path(args.weights).parent / "labels.txt"
+    if args.weights not in _PUBLISHED and path.exists():
+        return read_text(path).splitlines()
+    return None
+
+
+def _load_model(args: argparse.Namespace, labels: list[str] | None) -> keras.Model:
+    """Loads the file of --weights, or builds --model with these weights."""
+    if args.weights.endswith(".keras"):
+        return load_model_file(args.weights)
+    if args.weights.endswith((".tflite", ".mlpackage")):
+        raise ValueError(
+            f"{args.weights} is a converted file. `predict` expects the .keras file "
+            "that it was made from. To run .tflite files, use "
+            "train/main.py --mode=eval or tflite/benchmark.py."
+        )
+    if args.model.startswith(DETECTOR_PREFIX):
+        return SSDLite(
+            args.model.removeprefix(DETECTOR_PREFIX),
+            classes=len(labels or COCO_NAMES),
+            weights=args.weights,
+            input_shape=(None, None, 3),
+        )
+    if args.model.startswith(SEGMENTER_PREFIX):
+        return DeepLabV3(
+            args.model.removeprefix(SEGMENTER_PREFIX),
+            classes=len(labels or VOC_NAMES),
+            weights=args.weights,
+            input_shape=(None, None, 3),
+        )
+    classes = len(labels) if labels else 1000
+    try:
+        return build_classifier(
+            get_variant(args.model),
+            weights=args.weights,
+            input_shape=(None, None, 3),
+            classes=classes,
+        )
+    except ValueError as error:
+        reason = "as many as class names" if labels else "the default; see --labels"
+        raise ValueError(
+            f"{error}\nThe model was built with {classes} classes: {reason}."
+        ) from error
+
+
+def load_image(path: str) -> np.ndarray:
+    """Reads an image file and turns it upright.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        float32 `[height, width, 3]`, RGB, values in [0, 255].
+
+    Raises:
+        ValueError: if the file is missing or cannot be decoded.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"There is no file {path}.")
+    return read_image(path).astype(np.float32)
+
+
+def _probabilities(model: keras.Model, image: np.ndarray) -> np.ndarray:
+    """Runs a classifier and applies the last activation if the model lacks it.
+
+    Args:
+        model: a classifier with logits, softmax or sigmoids at the end.
+        image: `[height, width, 3]`, values in [0, 255].
+
+    Returns:
+        float32 `[classes]`. The values sum to 1, unless the model ends in sigmoids or
+        has one unit; then each class has a probability of its own.
+    """
+    image = image * (input_max(model) / 255)
+    scores = model.predict(image[None], verbose=0)
+    if not returns_probabilities(model):
+        to_probabilities = ops.sigmoid if scores.shape[-1] == 1 else ops.softmax
+        scores = ops.convert_to_numpy(to_probabilities(scores))
+    return scores[0]
+
+
+def best_classes(
+    scores: np.ndarray, labels: list[str] | None
+) -> list[tuple[str, float]]:
+    """Returns the names and probabilities of the best classes, the best first.
+
+    Args:
+        scores: probabilities `[classes]`.
+        labels: the class names; `None` for ImageNet's if there are 1,000 classes, and
+            otherwise for numbers.
+
+    Returns:
+        At most `TOP_CLASSES` pairs.
+
+    Raises:
+        ValueError: if there are more or fewer names than classes.
+    """
+    if labels is None and len(scores) == 1000:
+        try:
+            rows = decode_predictions(scores[None], top=TOP_CLASSES)[0]
+            return [(name, float(score)) for _, name, score in rows]
+        except OSError as error:
+            print(f"warning: {error}", file=sys.stderr)
+    if len(scores) == 1 and labels is not None and len(labels) == 2:
+        # A single unit gives the probability of the second class.
+        scores = np.array([1 - scores[0], scores[0]])
+    names = _class_names(labels, len(scores))
+    rows = list(zip(names, map(float, scores)))
+    return sorted(rows, key=lambda row: row[1], reverse=True)[:TOP_CLASSES]
+
+
+def _is_multi_label(model: keras.Model) -> bool:
+    """Tells whether an image may have several classes, or none."""
+    return model.output_shape[-1] > 1 and output_activation(model) == "sigmoid"
+
+
+def _print_classes(
+    model: keras.Model, args: argparse.Namespace, labels: list[str] | None
+) -> None:
+    """Prints the best classes of each image."""
+    shape = model.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise ValueError(
+            f"{args.weights} is not a classifier, a detector or a segmenter. Expected "
+            f"the output shape (None, classes). Received: {shape}."
+        )
+    size = _input_size(model, args, CLASSIFIER_SIZE)
+    crop_fraction = _evaluation_value(args.weights, "eval_crop") or CROP_FRACTION
+    for path in args.images:
+        image = resize_and_center_crop(load_image(path), size, crop_fraction)
+        scores = _probabilities(model, ops.convert_to_numpy(image))
+        # A first call downloads the names and prints a progress bar: before the path.
+        best = best_classes(scores, labels)
+        print(path)
+        if _is_multi_label(model):
+            print(_MULTI_LABEL_LINE)
+        for name, score in best:
+            print(f"  {100 * score:5.1f} %  {name}")
+
+
+def _draw_objects(
+    model: keras.Model, args: argparse.Namespace, labels: list[str] | None
+) -> None:
+    """Prints the objects on each image and draws them in a PNG file."""
+    _check_picture_names(args, "boxes")
+    size = _input_size(model, args, DETECTOR_SIZE)
+    classes = model.output["logits"].shape[-1] - 1
+    names = _class_names(labels, classes, COCO_NAMES)
+    anchors = anchor_boxes(*size)
+    min_score = MIN_SCORE if args.score is None else args.score
+    scale = input_max(model) / 255
+    for path in args.images:
+        image = load_image(path)
+        outputs = model.predict(_resize(image, size) * scale, verbose=0)
+        found = detect(outputs, anchors, score_threshold=min_score)
+        found = {key: ops.convert_to_numpy(x)[0] for key, x in found.items()}
+        found = {key: x[found["classes"] >= 0] for key, x in found.items()}
+        picture = draw_boxes(image, **found, labels=names)
+        file = _save_picture(picture, path, "boxes", args)
+        count = len(found["boxes"])
+        print(f"{path}: {count} objects at {_format_size(size)}, drawn in {file}")
+        height, width = image.shape[:2]
+        for box, score, label in zip(found["boxes"], found["scores"], found["classes"]):
+            corners = np.round(box * [width, height, width, height]).astype(int)
+            print(f"  {100 * score:5.1f} %  {names[label]}  {corners.tolist()}")
+
+
+def _color_classes(
+    model: keras.Model, args: argparse.Namespace, labels: list[str] | None
+) -> None:
+    """Prints the classes on each image and colors them in a PNG file."""
+    _check_picture_names(args, "classes")
+    size = _input_size(model, args, SEGMENTER_SIZE)
+    model = without_auxiliary(model)
+    names = _class_names(labels, model.output_shape[-1], VOC_NAMES)
+    scale = input_max(model) / 255
+    for path in args.images:
+        image = load_image(path)
+        logits = model.predict(_resize(image, size) * scale, verbose=0)[0]
+        classes = class_map(logits, *image.shape[:2])  # [height, width]
+        shares = np.bincount(classes.ravel(), minlength=len(names)) / classes.size
+        present = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
+        legend = {i: names[i] for i in present if names[i] != BACKGROUND}
+        picture = add_legend(draw_classes(image, classes, names), legend)
+        file = _save_picture(picture, path, "classes", args)
+        count = len(present)
+        print(f"{path}: {count} classes at {_format_size(size)}, drawn in {file}")
+        for label in present:
+            print(f"  {_format_share(shares[label])}  {names[label]}")
+
+
+def _format_size(size: tuple[int, int]) -> str:
+    height, width = size
+    return f"{width}x{height}"
+
+
+def _format_share(share: float) -> str:
+    return f"{100 * share:5.1f} %" if share >= _MIN_SHARE else "< 0.1 %"
+
+
+def _class_names(
+    labels: list[str] | None, classes: int, published: tuple[str, ...] = ()
+) -> list[str]:
+    """Returns `labels`, else the published names if they fit, else numbers."""
+    if labels is None and classes == len(published):
+        return list(published)
+    names = labels or [f"class {i}" for i in range(classes)]
+    if len(names) != classes:
+        raise ValueError(f"There are {len(names)} class names for {classes} classes.")
+    return names
+
+
+def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes a whole image without keeping its aspect ratio: `[1, *size, 3]`."""
+    resized = ops.image.resize(image[None], size, antialias=True)
+    return ops.convert_to_numpy(resized)
+
+
+def _picture_file(path: str, suffix: str, args: argparse.Namespace) -> Path:
+    folder = Path(args.output) if args.output else Path(path).parent
+    return folder / f"{Path(path).stem}_{suffix}.png"
+
+
+def _check_picture_names(args: argparse.Namespace, suffix: str) -> None:
+    files = [str(_picture_file(path, suffix, args)) for path in args.images]
+    repeated = sorted({file for file in files if files.count(file) > 1})
+    if repeated:
+        raise ValueError(
+            f"The pictures of several images would have the name {', '.join(repeated)}."
+            " Run the command once for each of these images, with another --output."
+        )
+
+
+def _save_picture(
+    picture: np.ndarray, path: str, suffix: str, args: argparse.Namespace
+) -> Path:
+    file = _picture_file(path, suffix, args)
+    with atomic_write(file) as temporary:
+        keras.utils.save_img(temporary, picture, scale=False)
+    return file
+
+
+def _evaluation_value(weights: str, key: str) -> float | None:
+    """Returns a valid value of config.json next to a .keras file, else `None`."""
+    file = Path(weights).with_name("config.json")
+    if not weights.endswith(".keras") or not file.is_file():
+        return None
+    try:
+        value = json.loads(read_text(file))[key]
+    except (ValueError, KeyError, TypeError):
+        return None  # another program wrote this file
+    return value if _EVALUATION_KEYS[key](value) else None
+
+
+def _input_size(
+    model: keras.Model, args: argparse.Namespace, default: int
+) -> tuple[int, int]:
+    """Returns the height and width to which images are resized.
+
+    Raises:
+        ValueError: if the model accepts a single size and --size is another one.
+    """
+    height, width = model.input_shape[1:3]
+    if args.size and any(side not in (None, args.size) for side in (height, width)):
+        raise ValueError(
+            f"{args.weights} accepts only images of {width}x{height} pixels. "
+            f"Remove --size={args.size}."
+        )
+    side = int(args.size or _evaluation_value(args.weights, "eval_size") or default)
+    return height or side, width or side

@@ -1,0 +1,57 @@
+"""What the generators of PyTorch's golden files share."""
+
+import numpy as np
+import torch
+from transformers import MobileViTConfig
+
+from tests.golden.reference import images, random_state
+
+_VARIANTS = {
+    "mobilevit_xxs": {
+        "hidden_sizes": [64, 80, 96],
+        "neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320],
+        "expand_ratio": 2.0,
+    },
+    "mobilevit_xs": {
+        "hidden_sizes": [96, 120, 144],
+        "neck_hidden_sizes": [16, 32, 48, 64, 80, 96, 384],
+        "expand_ratio": 4.0,
+    },
+    "mobilevit_s": {
+        "hidden_sizes": [144, 192, 240],
+        "neck_hidden_sizes": [16, 32, 64, 96, 128, 160, 640],
+        "expand_ratio": 4.0,
+    },
+}
+VARIANTS = tuple(_VARIANTS)
+
+
+def transformers_config(variant: str, **options) -> MobileViTConfig:
+    """Returns transformers' configuration of a variant."""
+    return MobileViTConfig(
+        **_VARIANTS[variant],
+        mlp_ratio=2.0,
+        num_attention_heads=4,
+        patch_size=2,
+        hidden_act="silu",
+        conv_kernel_size=3,
+        layer_norm_eps=1e-5,
+        qkv_bias=True,
+        **options,
+    )
+
+
+def set_seeded_weights(model: torch.nn.Module) -> dict[str, tuple]:
+    """Sets the weights of `random_state` and returns the shapes of the tensors."""
+    state = model.state_dict()
+    counters = {k: v for k, v in state.items() if k.endswith("num_batches_tracked")}
+    shapes = {k: tuple(v.shape) for k, v in state.items() if k not in counters}
+    weights = {k: torch.from_numpy(v) for k, v in random_state(shapes).items()}
+    model.load_state_dict({**weights, **counters}, strict=True)
+    return shapes
+
+
+def torch_images(size: tuple[int, int], is_bgr: bool) -> torch.Tensor:
+    """Returns the images of a size as `[2, 3, height, width]`."""
+    x = torch.from_numpy(np.ascontiguousarray(images(*size).transpose(0, 3, 1, 2)))
+    return x.flip(1) if is_bgr else x
