@@ -1,7 +1,7 @@
 """MobileViT for Keras: https://arxiv.org/abs/2110.02178.
 
-Saved models are loaded by `keras.models.load_model` once this package is imported: the
-import tells Keras the layers, which it does not look for by itself.
+Import this package before `keras.models.load_model` loads a saved MobileViT. The import
+registers the layers with Keras.
 """
 
 import importlib

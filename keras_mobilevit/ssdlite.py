@@ -150,7 +150,7 @@ def SSDLite(
         backbone: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
         classes: number of classes, without the background.
         weights: `"coco"` (Apple's published detector of 80 classes, downloaded once;
-            reading it takes PyTorch), `"imagenet"` (the published backbone, downloaded
+            reading it needs PyTorch), `"imagenet"` (the published backbone, downloaded
             once, with a random head), `None` (random initialization), or the path of a
             file of a whole detector: `.keras`, `.weights.h5`, `.safetensors` with
             ml-cvnets' names, or Apple's `.pt`; see also `channel_order` of

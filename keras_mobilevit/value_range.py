@@ -232,10 +232,7 @@ def _scaling_of_batch_norm(layer, image: _ScaledImage) -> _Scaling:
         float(np.mean(keras.ops.convert_to_numpy(x)))
         for x in (layer.moving_mean, layer.moving_variance)
     )
-    if (mean, variance) == (0.0, 1.0):  # untrained
-        mean, deviation = 0.0, 1.0
-    else:
-        deviation = max(variance, 1e-12) ** 0.5
+    deviation = max(variance, 1e-12) ** 0.5
     center = (mean - image.offset) / image.scale
     return _Scaling(center, deviation / abs(image.scale), layer.name, True)
 

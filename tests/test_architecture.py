@@ -29,7 +29,7 @@ LIBRARIES = {
 ROOMS = {
     "keras_mobilevit": (),
     "train": ("data", "tasks", "run", "distribution", "evaluation"),
-    "tflite": ("graph", "drivers", "validation", "tasks", "formats", "suites"),
+    "tflite": ("graph", "validation", "tasks", "formats", "drivers", "suites"),
     "benchmarks": (),
 }
 

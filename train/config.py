@@ -247,6 +247,7 @@ _RANGES = {
 
 
 def _check_model(name: str) -> None:
+    from keras_mobilevit.configs import get_variant  # loads Keras: comes last
 
     get_variant(name)
 

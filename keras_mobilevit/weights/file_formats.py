@@ -38,7 +38,7 @@ def read_pt(path: str) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise ValueError(
-            f"Reading {path} takes PyTorch: `pip install torch`. Safetensors files "
+            f"Reading {path} requires PyTorch: `pip install torch`. Safetensors files "
             "are read without it."
         ) from error
     if tuple(map(int, torch.__version__.split(".")[:2])) < MIN_TORCH:

@@ -215,7 +215,7 @@ def load_weights(
             `DeepLabV3`.
         weights: path of a `.keras` or `.weights.h5` file of such a model, of a
             `.safetensors` file with the names of timm, transformers or ml-cvnets, or of
-            Apple's `.pt` file (takes PyTorch).
+            Apple's `.pt` file (requires PyTorch).
         include_top: if false, the model's classifier keeps its values, and the file's
             classifier is ignored. Its number of classes need not match.
         channel_order: the order of the colors, `"rgb"` or `"bgr"`, in the images that

@@ -1,12 +1,13 @@
 """Errors of an incomplete installation name the command that completes it."""
 
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from keras_mobilevit.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def test_without_pillow_the_command_says_what_to_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(SystemExit, match="Run `pip install pillow`"):
-        runpy.run_module("keras_mobilevit.__main__", run_name="__main__")
+        main()
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "torch"])

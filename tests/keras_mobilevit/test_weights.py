@@ -407,7 +407,7 @@ def test_a_pt_file_without_pytorch(tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
     path.write_bytes(b"any")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match="takes PyTorch: `pip install torch`"):
+    with pytest.raises(ValueError, match="requires PyTorch: `pip install torch`"):
         keras_mobilevit.weights.file_formats.read_pt(str(path))
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from keras_mobilevit import SSDLite
 from keras_mobilevit.detection import non_max_suppression
 from keras_mobilevit.litert import LiteRTModel
+from tests.helpers.boxes import random_boxes
 from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_detector
 from tests.helpers.options import make_options
-from tests.keras_mobilevit.test_boxes import random_boxes
 from tflite import exporter as conversion
 from tflite import models
 from tflite.formats import litert as converter

@@ -101,14 +101,14 @@ class Evaluator:
 
     def _output_name(self, before_softmax: bool) -> str:
         """Returns the output's name; for a classifier, that of its array of numbers."""
-        makers = {name: o for o in self.operations for name in o.outputs}
-        operation = makers[self.program.outputs[0]]
+        producers = {name: o for o in self.operations for name in o.outputs}
+        operation = producers[self.program.outputs[0]]
         if operation.kind != "classify":
             return self.program.outputs[0]
         (name,) = operation.inputs["probabilities"]
-        while before_softmax and makers[name].kind in ("cast", "softmax", "sigmoid"):
-            before_softmax = makers[name].kind == "cast"
-            (name,) = makers[name].inputs["x"]
+        while before_softmax and producers[name].kind in ("cast", "softmax", "sigmoid"):
+            before_softmax = producers[name].kind == "cast"
+            (name,) = producers[name].inputs["x"]
         return name
 
     def predict(self, images, logits: bool = False) -> np.ndarray:

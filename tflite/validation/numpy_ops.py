@@ -109,12 +109,14 @@ def _pixel_unshuffle(x, downscale_factor):
     _, channels, height, width = x.shape
     rows, columns = height // patch, width // patch
     x = x.reshape(channels, rows, patch, columns, patch)
+    # [1, channels * patch**2, rows, columns]
     return x.transpose(0, 2, 4, 1, 3).reshape(1, -1, rows, columns)
 
 
 def _pixel_shuffle(x, upscale_factor):
     patch = int(upscale_factor)
     _, channels, rows, columns = x.shape
+    # [channels, rows, patch row, columns, patch column]
     x = x.reshape(-1, patch, patch, rows, columns).transpose(0, 3, 1, 4, 2)
     return x.reshape(1, channels // patch**2, rows * patch, columns * patch)
 

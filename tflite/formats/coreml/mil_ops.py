@@ -233,6 +233,7 @@ def _to_patches(node: Node, x):
     patch, channels = node.options["patch_size"], x.shape[1]
     if _resizes(node, x):
         x = _resize(x, _times(_patch_counts(x, patch), patch))
+    # [1, channels * patch**2, rows, columns]
     x = mb.pixel_unshuffle(x=x, downscale_factor=np.uint32(patch))
     return mb.reshape(x=x, shape=(channels, patch**2, -1))
 
@@ -247,7 +248,7 @@ def _to_map(node: Node, x, features):
         x = mb.reshape(x=x, shape=(1, channels * patch**2, -1))
         start = np.array([1, channels * patch**2], np.int32)
         shape = mb.concat(values=[start, counts], axis=0)
-    x = mb.reshape(x=x, shape=shape)
+    x = mb.reshape(x=x, shape=shape)  # [1, channels * patch**2, rows, columns]
     x = mb.pixel_shuffle(x=x, upscale_factor=np.int32(patch))
     return _resize(x, _sides(features)) if _resizes(node, features) else x
 

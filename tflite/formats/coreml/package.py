@@ -89,7 +89,7 @@ def check_labels(labels, classes: int) -> None:
         )
 
 
-def split_input_scale(graph: Graph, largest_value: float) -> tuple[Graph, float]:
+def split_input_scale(graph: Graph, input_max: float) -> tuple[Graph, float]:
     """Splits the images' scale between the package's input and the first convolution.
 
     Pixels are integers below 256. Times a power of two they stay exact in float16;
@@ -98,12 +98,12 @@ def split_input_scale(graph: Graph, largest_value: float) -> tuple[Graph, float]
 
     Args:
         graph: the network.
-        largest_value: the largest value of the network's images, 255 or 1.
+        input_max: the largest value of the network's images, 255 or 1.
 
     Returns:
         The graph, and the power of two by which the input multiplies pixels.
     """
-    scale = largest_value / 255
+    scale = input_max / 255
     first = graph.only_consumer(graph.input_name)
     if first is not None and first.op == "rescale":
         own, offset = first.weights["scale"], first.weights["offset"]
