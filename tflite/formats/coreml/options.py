@@ -16,19 +16,12 @@ from keras_mobilevit.files import read_text
 from keras_mobilevit.preprocessing import decode_predictions
 from keras_mobilevit.value_range import input_max
 from tflite.formats.coreml import flags as coreml_flags
-from tflite.formats.coreml.classifier import make_classifier
-from tflite.formats.coreml.detector import (
-    check_one_size,
-    finalize_detector,
-    make_program,
-)
 from tflite.formats.coreml.package import (
     PackageSpec,
     check_labels,
     load_coremltools,
     split_input_scale,
 )
-from tflite.formats.coreml.segmenter import finalize_segmenter, make_segmenter
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import COREML_REWRITES, deployment_graph
 from tflite.tasks.classification.task import output_name
@@ -180,17 +173,44 @@ def _whole_image_text(sizes: tuple[int, ...], crop: float) -> str:
     return f"the whole image resized to {sides} pixels, bilinearly, ignoring its aspect"
 
 
+# coremltools is optional, so these import the modules that need it when called.
+
+
 def _classifier(model, graph, spec: PackageSpec, precision: str):
+    from tflite.formats.coreml.classifier import make_classifier
+
     return make_classifier(graph, spec, precision, output_name(model))
 
 
 def _detector(model, graph, spec: PackageSpec, precision: str):
+    from tflite.formats.coreml.detector import make_program
+
     (size,) = spec.sizes
     return make_program(graph, anchor_boxes(size, size), spec, precision)
 
 
+def _finalize_detector(made, spec: PackageSpec):
+    from tflite.formats.coreml.detector import finalize_detector
+
+    return finalize_detector(made, spec)
+
+
+def _check_one_size(sizes: tuple[int, ...]) -> None:
+    from tflite.formats.coreml.detector import check_one_size
+
+    check_one_size(sizes)
+
+
 def _segmenter(model, graph, spec: PackageSpec, precision: str):
+    from tflite.formats.coreml.segmenter import make_segmenter
+
     return make_segmenter(graph, spec, precision)
+
+
+def _finalize_segmenter(made, spec: PackageSpec):
+    from tflite.formats.coreml.segmenter import finalize_segmenter
+
+    return finalize_segmenter(made, spec)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,11 +243,11 @@ CORE_ML_TASKS = {  # by the name of the task
         "SSDLite object detector",
         _whole_image_text,
         _detector,
-        finalize_detector,
-        check_one_size,
+        _finalize_detector,
+        _check_one_size,
     ),
     "segmentation": CoreMLTask(
-        "DeepLabv3 image segmenter", _whole_image_text, _segmenter, finalize_segmenter
+        "DeepLabv3 image segmenter", _whole_image_text, _segmenter, _finalize_segmenter
     ),
 }
 
