@@ -31,7 +31,8 @@ from tflite.graph import tf_ops
 from tflite.graph.reader import read_model
 from tflite.images import load_images
 from tflite.tasks.classification.task import SINGLE_LABEL
-from tflite.validation.card import describe_package, refuse_faults
+from tflite.validation.card import describe_package
+from tflite.validation.checks import refuse_faults
 from tflite.validation.checksum import sha256
 
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")

@@ -263,7 +263,9 @@ def _package(precision: str, compress: str | None = None) -> Callable:
 
         if conversion.core_ml is None:
             raise ValueError("The conversion was not prepared for Core ML packages.")
-        return conversion.core_ml(precision, compress and getattr(package, compress))
+        if compress is None:
+            return conversion.core_ml(precision)
+        return conversion.core_ml(precision, getattr(package, compress))
 
     return build
 
