@@ -29,6 +29,7 @@ TRAIN = [
 ]
 TFLITE = [
     *TRAIN,
+    "adbutils",
     "ai-edge-litert",
     "ai-edge-quantizer",
     "flatbuffers",
@@ -50,7 +51,6 @@ PEERS = [
 COREML = [*TFLITE, "coremltools>=9.0"]
 DEV = [
     *COREML,
-    "adbutils",
     "hypothesis",
     "jax",
     "keras-cv",  # an independent reference for boxes

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.workers import processor, seconds_of, serve, versions
+from benchmarks.workers import processor, seconds_of, versions
 
 ENVIRONMENT = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": ""}
 JPEG_SUFFIXES = (".jpg", ".jpeg")
@@ -215,7 +215,7 @@ def images_of_turn(steps: int, batch: int, threads: int) -> int:
 
 
 def start(settings: dict) -> tuple[dict, Callable[[dict], dict]]:
-    """Prepares a pipeline; see `benchmarks.workers.serve`."""
+    """Prepares a pipeline; see `benchmarks.workers.Candidate`."""
     own = InputSettings(**settings)
     make_batches = PIPELINES[own.pipeline]
     packages = _PACKAGES[own.pipeline]
@@ -240,7 +240,3 @@ def start(settings: dict) -> tuple[dict, Callable[[dict], dict]]:
         "versions": versions(*packages),
     }
     return info, measure
-
-
-if __name__ == "__main__":
-    serve(start)

@@ -1,48 +1,51 @@
-"""Exports what ours is measured against: timm's MobileViT, and transformers' DeepLabv3.
+r"""Exports networks of other projects as ONNX, to compare their latency with ours.
 
 Examples:
   python benchmarks/onnx_baselines.py --model=mobilevit_s --output=out/timm_s.onnx
-  python benchmarks/onnx_baselines.py --model=deeplabv3_mobilevit_s --output=out/transformers_s.onnx
+  python benchmarks/onnx_baselines.py --model=deeplabv3_mobilevit_s \
+      --output=out/transformers_s.onnx
 
-timm gives the classifiers, Hugging Face's transformers the segmenters, at output stride
-16 and for 21 classes. The files are ONNX, for ONNX Runtime and OpenVINO. They have
-random weights: only their time is of interest. Takes pip install '.[peers]'.
+timm has the classifiers. Hugging Face's transformers has the segmenters, here with
+output stride 16 and 21 classes. ONNX Runtime and OpenVINO run the files. Their weights
+are random: only their latency is meaningful. Needs pip install '.[peers]'.
 
-MobileNetV2 and other networks to compare with are in tflite/suites/baselines.py, by whose
-names tflite/convert.py takes them.
+tflite/convert.py converts MobileNetV2 and other baselines, which
+tflite/suites/baselines.py builds.
 """
 
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-# PyTorch crashed where TensorFlow was loaded before it (2.14 and 2.21).
-if __name__ == "__main__" and importlib.util.find_spec("torch"):
-    os.environ["KERAS_BACKEND"] = "torch"
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from keras_mobilevit.configs import SEGMENTER_SIZE, VARIANTS
-from keras_mobilevit.files import atomic_write
-from tflite.models import default_size
-from tflite.tasks.registry import split_name
+from train.run.command import run_command
+from train.run.console import quiet_libraries
+
+CLASSIFIERS = ("mobilevit_xxs", "mobilevit_xs", "mobilevit_s")
+SEGMENTERS = tuple(f"deeplabv3_{name}" for name in CLASSIFIERS)
 
 
-def _timm(name: str):
-    """Builds a classifier."""
+def _build_classifier(variant: str) -> Any:
+    """Builds a classifier with timm."""
     import timm
 
-    return timm.create_model(name, exportable=True)
+    return timm.create_model(variant, exportable=True)
 
 
-def _transformers(name: str):
-    """Builds a segmenter, which returns the logits at its output stride."""
+def _build_segmenter(variant: str) -> Any:
+    """Builds a segmenter with transformers. Its logits have its output stride."""
     from transformers import MobileViTConfig, MobileViTForSemanticSegmentation
 
-    ours = VARIANTS[name]
+    from keras_mobilevit.configs import VARIANTS
+
+    ours = VARIANTS[variant]
     config = MobileViTConfig(
         hidden_sizes=ours.transformer_dims,
         neck_hidden_sizes=(
@@ -56,63 +59,87 @@ def _transformers(name: str):
         return_dict=False,
     )
     model = MobileViTForSemanticSegmentation(config)
-    # Its own random weights are so small that the last maps are denormal numbers, with
-    # which a processor computes slowly. PyTorch's are of a trained network's magnitude.
+    # The random weights of transformers are so small that the last maps are denormal
+    # numbers, which slow a processor. Those of PyTorch have a normal magnitude.
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     return model
 
 
-# Who builds a variant, by what stands before its name.
-BUILDERS = {"": _timm, "deeplabv3_": _transformers}
+# Functions that build a variant, by the prefix of the model's name.
+BUILDERS: dict[str, Callable[[str], Any]] = {
+    "": _build_classifier,
+    "deeplabv3_": _build_segmenter,
+}
 
 
-def export(model: str, size: int, output: Path) -> None:
-    """Writes the peer of a model as ONNX, for one image of a fixed size."""
+def export(model: str, size: int | None, output: Path) -> None:
+    """Writes another project's version of a model as ONNX, for one image.
+
+    Args:
+        model: one of `CLASSIFIERS` or `SEGMENTERS`.
+        size: side of the image in pixels; by default the model's own.
+        output: the `.onnx` file.
+
+    Raises:
+        ValueError: if a package is not installed.
+    """
+    from keras_mobilevit.files import atomic_write
+    from tflite.models import default_size
+    from tflite.tasks.registry import split_name
+
     row, variant = split_name(model)
     try:
         import torch
 
-        peer = BUILDERS[row.model_prefix](variant).eval()
+        network = BUILDERS[row.model_prefix or ""](variant).eval()
     except ImportError as error:
         raise ValueError(f"pip install '.[peers]' first: {error}.") from error
+    size = size or default_size(model)
     image = torch.zeros(1, 3, size, size)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as temporary:
         torch.onnx.export(
-            peer, (image,), temporary, dynamo=True, external_data=False, verbose=False
+            network,
+            (image,),
+            temporary,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
         )
 
 
 def define_flags() -> None:
-    names = [head + name for head in BUILDERS for name in VARIANTS]
-    flags.DEFINE_enum("model", None, names, "What to export.")
+    """Defines the flags of the command."""
+    flags.DEFINE_enum("model", None, CLASSIFIERS + SEGMENTERS, "Model to export.")
     flags.DEFINE_integer(
         "size",
         None,
-        f"Side of the input image in pixels. By default 256, {SEGMENTER_SIZE} of "
-        "a segmenter.",
+        "Side of the input image in pixels. Default: 256, for a segmenter 512.",
         lower_bound=1,
     )
-    flags.DEFINE_string("output", None, "The .onnx file.")
+    flags.DEFINE_string("output", None, "Path of the .onnx file.")
     flags.mark_flags_as_required(["model", "output"])
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+def main(argv: list[str]) -> None:
+    """Exports the model that the flags name."""
     args = flags.FLAGS
-    logging.set_verbosity(logging.WARNING)  # PyTorch tells each step of an export
     output = Path(args.output).expanduser()
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix != ".onnx":
+        sys.exit(f"error: --output must end in .onnx. Received: {output}.")
+    # PyTorch crashes if TensorFlow was loaded before it (2.14 and 2.21).
+    if importlib.util.find_spec("torch"):
+        os.environ["KERAS_BACKEND"] = "torch"
     try:
-        if output.suffix != ".onnx":
-            raise ValueError(f"--output must end in .onnx. Received: {output}.")
-        export(args.model, args.size or default_size(args.model), output)
+        with quiet_libraries():
+            import keras  # noqa: F401
+        export(args.model, args.size, output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    logging.set_verbosity(logging.WARNING)  # PyTorch logs each step of an export
+    run_command(main, __doc__ or "", {"Flags": define_flags})

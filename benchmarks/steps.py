@@ -1,13 +1,13 @@
-"""What `benchmarks/training.py` measures of networks: training steps and forward passes.
+"""Training steps and forward passes that `benchmarks/training.py` measures.
 
-Each runtime is a function from settings to a `Runtime`, and loads its library itself,
-since no process may load two of them: their thread pools would meet. A step starts from
-images in uint8 on the device and ends when the device has finished; nothing is copied
-or augmented.
+A runtime is a function from settings to a `Runtime`. It imports its own library, since
+the thread pools of two libraries in one process would compete. A step starts from uint8
+images on the device and ends when the device has finished; nothing is copied or
+augmented.
 
   tensorflow   the step that train/loop.py trains with
   jax          the same Keras model and optimizer, stateless, under jax.jit
-  timm         timm's model of that name in PyTorch, without dropout, as timm has it
+  timm         timm's model of that name in PyTorch; it has no dropout
 """
 
 import contextlib
@@ -17,14 +17,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.workers import processor, seconds_of, serve, versions
+from benchmarks.workers import processor, seconds_of, versions
 
 CLASSES = 1000
-# What to set before the library is loaded.
-ENVIRONMENTS = {
-    "tensorflow": {"KERAS_BACKEND": "tensorflow"},
-    "jax": {"KERAS_BACKEND": "jax"},
-}
+# Variables that a library reads when it is loaded.
+ENVIRONMENTS = {name: {"KERAS_BACKEND": name} for name in ("tensorflow", "jax")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +33,8 @@ class StepSettings:
         what: `"step"` or `"inference"`.
         model: a key of `keras_mobilevit.VARIANTS`.
         precision: one of `train.config.PRECISIONS`.
-        xla: compile TensorFlow's step with XLA.
-        threads: of the CPU.
+        xla: whether XLA compiles TensorFlow's step.
+        threads: number of CPU threads.
     """
 
     runtime: str
@@ -53,8 +50,8 @@ class Runtime:
     """A network that is ready to run.
 
     Attributes:
-        gpu: the name of the GPU that it runs on; empty for the CPU.
-        packages: what was loaded.
+        gpu: name of its GPU; empty for the CPU.
+        packages: names of the loaded packages.
         load: from images, uint8 `[batch, height, width, 3]`, and labels, int32
             `[batch]`, to a function that runs one step on them and waits for its end.
     """
@@ -85,10 +82,10 @@ def _tensorflow_train_step(settings: StepSettings):
     state = build_state(TASK, config, source, is_fresh=True)
     strategy = tf.distribute.get_strategy()
     train_step = make_train_step(TASK, config, state, strategy, settings.xla or None)
-    # One batch a call, as the loop has it on a CPU.
+    # One batch per call, as in training on a CPU.
     rates = tf.constant([config.min_learning_rate])
-    momenta = tf.constant([config.ema_momentum])
-    return lambda batch: train_step((batch,), rates, momenta, tf.constant(0.0))
+    ema_momentums = tf.constant([config.ema_momentum])
+    return lambda batch: train_step((batch,), rates, ema_momentums, tf.constant(0.0))
 
 
 def _tensorflow_forward(settings: StepSettings):
@@ -169,7 +166,7 @@ def _jax_loss(model, optimizer, label_smoothing: float):
 
 
 def _follow(average, values, momentum: float):
-    """Moves an average of weights; what is no float (a seed) is taken as it is."""
+    """Updates a moving average of weights; integers, such as seeds, are copied."""
     return [
         mean * momentum + value * (1 - momentum) if value.dtype.kind == "f" else value
         for mean, value in zip(average, values)
@@ -218,7 +215,7 @@ def _jax_train_step(settings: StepSettings):
 
 
 def _jax_state(model, optimizer) -> dict:
-    """Returns what a step donates; no array twice, and none that Keras still holds."""
+    """Returns copies of all arrays, since a step donates its inputs to JAX."""
     import jax.numpy as jnp
 
     variables = {
@@ -250,7 +247,7 @@ def _jax_forward(settings: StepSettings):
 
 
 def jax_runtime(settings: StepSettings) -> Runtime:
-    """Prepares Keras's JAX backend, which takes its threads from the cores it sees."""
+    """Prepares Keras's JAX backend, which uses one thread for each visible core."""
     import jax
 
     make = {"step": _jax_train_step, "inference": _jax_forward}
@@ -266,7 +263,7 @@ def jax_runtime(settings: StepSettings) -> Runtime:
 
 
 def _fastest_adamw(model, config, wait):
-    """Returns AdamW in that implementation of PyTorch's which is fastest here."""
+    """Returns AdamW in the fastest of PyTorch's implementations on this device."""
     import torch
 
     for parameter in model.parameters():
@@ -286,7 +283,7 @@ def _fastest_adamw(model, config, wait):
             wait()
 
         with contextlib.suppress(RuntimeError):  # not on every device
-            step()  # makes its state
+            step()  # creates its state
             by_seconds[min(seconds_of(step) for _ in range(3))] = optimizer
     return by_seconds[min(by_seconds)]
 
@@ -328,7 +325,7 @@ def _timm_forward(network, autocast):
 
 
 def timm_runtime(settings: StepSettings) -> Runtime:
-    """Prepares timm's model in PyTorch, as fast as PyTorch runs it."""
+    """Prepares timm's model in PyTorch, in its fastest configuration."""
     import timm
     import torch
 
@@ -338,7 +335,7 @@ def timm_runtime(settings: StepSettings) -> Runtime:
     model = model.to(device, memory_format=torch.channels_last)
     model.train(settings.what == "step")
     network = model
-    # On a CPU it is PyTorch's usual channels-last eager mode that is compared with.
+    # On a CPU the reference is PyTorch's eager mode in channels-last layout.
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as in the other two
         torch.backends.cudnn.benchmark = True
@@ -377,30 +374,26 @@ RUNTIMES = {
 }
 
 
-def start(settings: dict):
-    """Prepares a runtime; see `benchmarks.workers.serve`."""
-    settings = StepSettings(**settings)
-    runtime = RUNTIMES[settings.runtime](settings)
+def start(settings: dict) -> tuple[dict, Callable[[dict], dict]]:
+    """Prepares a runtime; see `benchmarks.workers.Candidate`."""
+    own = StepSettings(**settings)
+    runtime = RUNTIMES[own.runtime](own)
 
-    @functools.lru_cache(maxsize=1)  # the size that is measured
+    @functools.lru_cache(maxsize=1)  # one size at a time
     def load(size: int, batch: int):
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
         return runtime.load(images, rng.integers(0, CLASSES, batch, np.int32))
 
-    def turn(request: dict) -> dict:
+    def measure(request: dict) -> dict:
         step = load(request["size"], request["batch"])
         for _ in range(request["warmup"]):
             step()
         return {"seconds": [seconds_of(step) for _ in range(request["steps"])]}
 
-    greeting = {
+    info = {
         "accelerator": "gpu" if runtime.gpu else "cpu",
         "device": runtime.gpu or processor(),
         "versions": versions(*runtime.packages),
     }
-    return greeting, turn
-
-
-if __name__ == "__main__":
-    serve(start)
+    return info, measure

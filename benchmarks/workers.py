@@ -1,30 +1,27 @@
-"""Processes that measure, one for each contender, and that take turns.
+"""Processes that measure, one for each candidate, in turns.
 
-Each side writes a JSON object a line: the settings and then requests for a turn go to
-the worker's standard input, answers come from its standard output. This module holds
-both ends, and loads no library that is measured.
+A candidate keeps its process, since loading a library and compiling a step takes longer
+than a turn. This module loads no library that is measured.
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
-import itertools
-import json
+import multiprocessing
 import os
 import platform
 import re
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-LAST_LINES = 15  # of a dead worker's errors that are shown
+LAST_LINES = 15  # of the output of a crashed worker
 CLOSING_SECONDS = 10
-# What workers get, unless it is set otherwise.
+# Environment of the workers, unless the user sets these variables.
 DEFAULTS = {
     # Processes that share a GPU must not each take all of its memory.
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
@@ -35,24 +32,41 @@ DEFAULTS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """What a worker measures.
+
+    Attributes:
+        start: function of a module, from `settings` to information on the candidate
+            and a function that measures one turn, from a request to a dict with
+            `seconds`. It loads the library that is measured.
+        settings: has `threads`, the number of CPU threads.
+        environment: variables of the worker, set before a library is loaded.
+    """
+
+    start: Callable[[dict], tuple[dict, Callable[[dict], dict]]]
+    settings: dict
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
 def available_cores() -> list[int]:
     """Lists the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count()))
+    return list(range(os.cpu_count() or 1))
 
 
 def keep_to_cores(count: int) -> None:
-    """Keeps this process and what it starts to so many cores, where Linux can.
+    """Restricts this process and its children to `count` cores, on Linux.
 
-    Every library sizes its thread pools by that, also one that has no setting for it.
+    Every library sizes its thread pools by that, also one without a setting for it.
     """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, available_cores()[:count])
 
 
 def processor() -> str:
-    """Returns the CPU by name."""
+    """Returns the name of the CPU."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         found = re.search(
@@ -64,149 +78,146 @@ def processor() -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Returns `{package: version}` of what is installed."""
+    """Returns `{package: version}` of installed packages."""
     return {package: importlib.metadata.version(package) for package in packages}
 
 
-def seconds_of(function) -> float:
+def seconds_of(function: Callable[[], object]) -> float:
+    """Returns the seconds that a call takes."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
-def serve(start: Callable) -> None:
-    """Answers until standard input ends: the worker's end.
-
-    Args:
-        start: from the settings, a dict with the number of `threads` among others, to
-            a greeting and a function from a request to its answer, all of them dicts.
-            It loads the library that is measured. Its `ValueError`, `OSError` and
-            `ImportError` are told to the other end; another error ends the process.
-    """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    settings = json.loads(sys.stdin.readline())
-    keep_to_cores(settings["threads"])
-    turn = None
-
-    def answer(request: dict) -> dict:
-        nonlocal turn
-        if turn is not None:
-            return turn(request)
-        greeting, turn = start(request)
-        return greeting
-
-    for request in itertools.chain([settings], map(json.loads, sys.stdin)):
-        try:
-            answered = answer(request)
-        except (ValueError, OSError, ImportError) as error:
-            answered = {"error": str(error)}
-        print(json.dumps(answered), file=answers, flush=True)
+def _serve(connection: Connection, log: str, candidate: Candidate) -> None:
+    """Sends the information and then the answer to each request: the worker's end."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    keep_to_cores(candidate.settings["threads"])
+    try:
+        answer, measure = candidate.start(candidate.settings)
+        while True:
+            connection.send(answer)
+            answer = measure(connection.recv())
+    except EOFError:  # the other end is closed
+        return
+    except (ValueError, OSError, ImportError) as error:
+        connection.send(ValueError(str(error)))
 
 
 class Worker:
-    """A process that measures one contender when it is asked to.
+    """A process that measures one candidate on request.
 
     Args:
-        name: of the contender.
-        command: what to run; it calls `serve`.
-        settings: what its `start` takes.
-        environment: variables that it gets besides this process's.
+        name: of the candidate.
+        candidate: what it measures.
 
     Attributes:
-        greeting: what its `start` told.
+        info: what the candidate's `start` returned.
 
     Raises:
-        ValueError: if it refused the settings.
-        RuntimeError: if it died.
+        ValueError: if the candidate refuses its settings.
+        RuntimeError: if the process crashes.
     """
 
-    def __init__(self, name: str, command: list, settings: dict, environment: dict):
+    def __init__(self, name: str, candidate: Candidate):
         self.name = name
-        self._errors = tempfile.TemporaryFile()  # a pipe would fill up
-        self._process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**DEFAULTS, **os.environ, **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
+        # Python's processes inherit standard error, which a progress bar uses.
+        handle, self._log = tempfile.mkstemp()
+        os.close(handle)
+        context = multiprocessing.get_context("spawn")  # loads nothing in advance
+        self._connection, other = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(other, self._log, candidate), daemon=True
         )
         try:
-            self.greeting = self.ask(settings)
+            with _environment({**DEFAULTS, **os.environ, **candidate.environment}):
+                self._process.start()
+            other.close()
+            self.info = self._receive()
         except BaseException:
             self.close()
             raise
 
     def ask(self, request: dict) -> dict:
-        """Sends a request and waits for its answer."""
-        with contextlib.suppress(BrokenPipeError):  # the answer is missing then
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(self._obituary())
-        answer = json.loads(line)
-        if "error" in answer:
-            raise ValueError(f"{self.name}: {answer['error']}")
+        """Sends a request, and waits for its answer."""
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            self._connection.send(request)
+        return self._receive()
+
+    def _receive(self) -> dict:
+        try:
+            answer = self._connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise RuntimeError(self._crash_report()) from error
+        if isinstance(answer, ValueError):
+            raise ValueError(f"{self.name}: {answer}")
         return answer
 
-    def _obituary(self) -> str:
-        code = self._process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").splitlines()
+    def _crash_report(self) -> str:
+        self._process.join()
+        lines = Path(self._log).read_text("utf-8", errors="replace").splitlines()
         last = "".join(f"\n  {line}" for line in lines[-LAST_LINES:])
         return (
-            f"The process that measures {self.name} ended with exit code {code}. "
-            f"Its last lines:{last or ' none.'}"
+            f"The process that measures {self.name} ended with exit code "
+            f"{self._process.exitcode}. Its last lines:{last or ' none.'}"
         )
 
     def close(self) -> None:
         """Ends the process."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(CLOSING_SECONDS)
-        except subprocess.TimeoutExpired:
+        self._connection.close()
+        if self._process.pid is not None:
+            self._process.join(CLOSING_SECONDS)
             self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._errors.close()
+            self._process.join()
+        Path(self._log).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def started(module: str, contenders: dict) -> Iterator[list]:
-    """Starts a worker for each contender, and ends them.
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets the environment that a new process inherits."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def started(candidates: Mapping[str, Candidate]) -> Iterator[list[Worker]]:
+    """Starts a worker for each candidate, and ends them.
 
     Args:
-        module: which workers run; it calls `serve`.
-        contenders: by name, the settings and the environment of each; see `Worker`.
+        candidates: by name.
 
     Yields:
         The workers.
     """
-    command = [sys.executable, "-m", module]
     with contextlib.ExitStack() as stack:
         workers = []
-        for name in tqdm(contenders, "starting", disable=None, leave=False):
-            workers.append(Worker(name, command, *contenders[name]))
+        for name in tqdm(candidates, "starting", disable=None, leave=False):
+            workers.append(Worker(name, candidates[name]))
             stack.callback(workers[-1].close)
         yield workers
 
 
-def take_turns(workers: list, request: dict, rounds: int) -> dict[str, list[float]]:
-    """Lets workers measure by turns, so that what else runs here meets all alike.
+def measure_in_turns(
+    workers: list[Worker], request: dict, rounds: int
+) -> dict[str, list[float]]:
+    """Lets workers measure in turns, so that other load slows all of them equally.
 
     Args:
         workers: from `started`.
-        request: what each is asked in each round.
-        rounds: turns of each.
+        request: what each measures in a round.
+        rounds: turns of each worker.
 
     Returns:
-        The seconds that they answered, by name.
+        The measured seconds, by name.
     """
-    seconds = {worker.name: [] for worker in workers}
+    seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for _ in tqdm(range(rounds), "measuring", disable=None, leave=False):
         for worker in workers:
             seconds[worker.name] += worker.ask(request)["seconds"]

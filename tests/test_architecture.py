@@ -19,8 +19,8 @@ LIBRARIES = {
     "train": "absl defusedxml keras matplotlib numpy PIL pycocotools safetensors "
     "sklearn tensorflow tensorflow_datasets tqdm",
     "tflite": "absl adbutils ai_edge_litert ai_edge_quantizer coremltools flatbuffers "
-    "google.protobuf keras matplotlib numpy onnxruntime openvino PIL segno tensorflow "
-    "tensorflow_model_optimization tf_keras timm torch tqdm transformers",
+    "google.protobuf keras matplotlib numpy onnxruntime openvino PIL segno sklearn "
+    "tensorflow tensorflow_model_optimization tf_keras timm torch tqdm transformers",
     "benchmarks": "absl jax keras numpy PIL tensorflow timm torch torchvision tqdm "
     "transformers",
 }

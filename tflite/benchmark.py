@@ -1,4 +1,4 @@
-"""Measures the latency of models: here, on a phone on a cable, or in any browser.
+"""Measures the latency of models: on this machine, on a phone, or in a browser.
 
 Examples:
   python tflite/benchmark.py out/best_160_fp32.tflite out/best_160_int8-mixed.tflite
@@ -9,27 +9,29 @@ Examples:
   python tflite/benchmark.py --suite=paper --target=android --output=latency.jsonl
   python tflite/report.py latency.jsonl --output=latency.html
 
-host (the default): each .tflite runs with LiteRT and XNNPACK, each .onnx once with
-ONNX Runtime and once with OpenVINO, in processes of their own that take turns. A busy
-machine makes all of them slower: compare within one call, by the last column, the
-median relative to the first row's.
+--target=host (the default) runs each .tflite with LiteRT and XNNPACK, and each .onnx
+with ONNX Runtime and with OpenVINO. The files take turns, each in its own process.
+Other load on the machine slows all of them. So compare files within one call, by the
+last column: the ratio of the median to that of the first row.
 
-android: finds the phone with adb, copies files that it has not got yet, runs TFLite's
-benchmark_model there with the CPU and with the GPU, several times with pauses, and says
-when the phone was throttled. Needs USB debugging.
+--target=android finds the phone with adb and copies the files to it. It runs TFLite's
+benchmark_model with the CPU and with the GPU, several times with pauses, and reports
+throttling. The phone needs USB debugging.
 
-browser: serves a page that runs the files with LiteRT.js on WebAssembly and WebGPU.
-Only this machine reaches it unless --host says otherwise. WebGPU and threads take
-localhost (of a phone on a cable: `adb reverse tcp:PORT tcp:PORT`) or --certificate.
+--target=browser serves a page that runs the files with LiteRT.js on WebAssembly and
+WebGPU. Only this machine can open it unless --host says otherwise. WebGPU and threads
+need localhost (for a phone on a cable: `adb reverse tcp:PORT tcp:PORT`) or
+--certificate.
 
-coreml: takes a Mac, and measures each package with the CPU, the GPU beside it and the
-Neural Engine beside it; docs/coreml.md has the steps.
+--target=coreml needs a Mac. It measures each package with the CPU, with the CPU and the
+GPU, and with the CPU and the Neural Engine; docs/coreml.md has the steps.
 
---suite=paper measures what table 3 of the paper compares, and more: MobileNetV2,
-MobileNetV3-Large, EfficientNet-B0, DeiT-Tiny, PiT-Tiny and MobileViT, converted the
-same way (into --suite_dir, once), in 32 bits and in int8-mixed.
+--suite=paper measures the networks in table 3 of the paper and two more: MobileNetV2,
+MobileNetV3-Large, EfficientNet-B0, DeiT-Tiny, PiT-Tiny and MobileViT. It converts all
+of them once into --suite_dir, in 32 bits and in int8-mixed.
 
-Prints a table, times in milliseconds, and with --output adds a JSON line a measurement.
+Prints a table with times in milliseconds. Appends one JSON line per measurement to
+--output.
 """
 
 import os
@@ -39,7 +41,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
-    os.environ["KERAS_BACKEND"] = "numpy"  # nothing needs TensorFlow, which is slow
+    os.environ["KERAS_BACKEND"] = "numpy"  # TensorFlow is slow to load and not needed
 
 import collections
 import dataclasses
@@ -47,40 +49,44 @@ import datetime
 import json
 import platform
 import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from keras_mobilevit.litert import read_card
-from tflite.drivers import target_flags, targets
-from tflite.drivers.measurement import MEASURED
+from tflite.drivers import targets
+from tflite.drivers.measurement import MEASURED, Measurement
 from tflite.suites import suites
-from train.run.console import print_any_name, readable
+from train.run.command import run_command
+from train.run.console import readable
 from train.run.tables import format_cell
 
-INTERRUPTED = 130  # exit code, as of a shell
+INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 
 
-def format_table(measurements: list, columns) -> str:
-    """Lays measurements out as text, times in milliseconds.
+def format_table(
+    measurements: Iterable[Measurement], columns: Sequence[tuple[str, str]]
+) -> str:
+    """Formats measurements as text, one table per device, times in milliseconds.
 
-    Several of one file on one device become a row of their medians. The ratio is to the
-    first row of the device.
+    Several measurements of a file on a device become one row of medians. The ratio is
+    to the first row of the device.
 
     Args:
         measurements: what was measured.
         columns: `(heading, field)` pairs.
     """
     measured = [m for m in measurements if m.status == MEASURED]
-    names, rows = _short_names(measured), {}
+    names = _short_names(measured)
+    rows: dict[tuple[str, str], dict[str, list[Measurement]]] = {}
     for m in measured:
-        key = f"{names[m.file]} {m.variant}"
         device = rows.setdefault((m.device, m.device_id), {})
-        device.setdefault(key, []).append(m)
+        device.setdefault(f"{names[m.file]} {m.variant}", []).append(m)
     width = max(len(name) for device in rows.values() for name in device)
     headings = [*(heading for heading, _ in columns), "ratio"]
     lines = []
-    for (device, _), groups in rows.items():
-        lines.append(f"{device}, milliseconds")
+    for (title, _), groups in rows.items():
+        lines.append(f"{title}, milliseconds")
         lines.append("file".ljust(width) + "".join(f"{name:>11}" for name in headings))
         first = None
         for name, group in groups.items():
@@ -93,22 +99,28 @@ def format_table(measurements: list, columns) -> str:
     return "\n".join(lines)
 
 
-def _short_names(measurements: list) -> dict[str, str]:
-    """Returns the files' names by their paths; the paths where names are the same."""
+def _short_names(measurements: Iterable[Measurement]) -> dict[str, str]:
+    """Returns a short name for each path; the path itself if names are the same."""
     paths = dict.fromkeys(m.file for m in measurements)
     counts = collections.Counter(Path(path).name for path in paths)
     return {p: Path(p).name if counts[Path(p).name] == 1 else p for p in paths}
 
 
-def _median(group: list, field: str):
+def _median(group: Iterable[Measurement], field: str) -> float | None:
     values = [getattr(m, field) for m in group]
     return None if None in values else statistics.median(values)
 
 
-def make_record(measurement, target: str) -> dict:
-    """Returns a measurement for JSON, with what the card beside the file knows."""
+def make_record(measurement: Measurement, target: str) -> dict[str, Any]:
+    """Returns a measurement for JSON, with fields of the card beside the file."""
+    from keras_mobilevit.litert import read_card  # loads Keras
+
     card = read_card(measurement.file)
-    known = {
+    return {
+        "target": target,
+        **dataclasses.asdict(measurement),
+        "setting": measurement.variant,
+        "notes": measurement.notes(),
         "model": card.get("model", Path(measurement.file).stem),
         "weights": card.get("weights", ""),
         "format": card.get("format", ""),
@@ -117,123 +129,131 @@ def make_record(measurement, target: str) -> dict:
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
         "measured_by": platform.platform(),
     }
-    told = {"setting": measurement.variant, "notes": measurement.notes()}
-    return {"target": target} | dataclasses.asdict(measurement) | told | known
 
 
 def check_output(path: str | None) -> None:
-    """Raises a ValueError if records cannot be written there."""
+    """Raises a ValueError if the folder of the output is missing."""
     if path and not Path(path).absolute().parent.is_dir():
         raise ValueError(f"There is no folder for --output={path}.")
 
 
-def end_last_line(path: str | None) -> None:
-    """Ends a line that a kill has cut, so that the next is not glued to it."""
-    if (
-        path
-        and Path(path).is_file()
-        and Path(path).read_bytes()[-1:] not in (b"", b"\n")
-    ):
+def end_last_line(path: str) -> None:
+    """Ends the last line of a file, which an interrupted run may have left open."""
+    if Path(path).is_file() and Path(path).read_bytes()[-1:] not in (b"", b"\n"):
         with open(path, "a", encoding="utf-8") as file:
             file.write("\n")
 
 
-def measure(paths: list[str], args, measurements: list) -> None:
-    """Measures files, and writes each record as it comes.
+def measure(
+    paths: list[str],
+    target: str,
+    target_options: Any,
+    output: str | None,
+    measurements: list[Measurement],
+) -> None:
+    """Measures files, and writes each record at once.
 
     Args:
         paths: of the files.
-        args: flags.
-        measurements: gets them.
+        target: key of `targets.TARGETS`.
+        target_options: its options.
+        output: file that gets a JSON line per measurement.
+        measurements: list to which they are added.
     """
-    end_last_line(args.output)
-    with open(args.output or os.devnull, "a", encoding="utf-8") as output:
-        for measurement in targets.TARGETS[args.target].measure(paths, args):
+    if output:
+        end_last_line(output)
+    with open(output or os.devnull, "a", encoding="utf-8") as file:
+        for measurement in targets.TARGETS[target].measure(paths, target_options):
             measurements.append(measurement)
-            record = make_record(measurement, args.target)
+            record = make_record(measurement, target)
             line = json.dumps(record, allow_nan=False, ensure_ascii=False)
-            output.write(readable(f"{line}\n"))
-            output.flush()
+            file.write(readable(f"{line}\n"))
+            file.flush()
 
 
-def show(measurements: list, target: str) -> None:
-    """Prints the table, and what must be known beside it."""
+def print_results(measurements: list[Measurement], target: str) -> None:
+    """Prints the table and the notes."""
     print(format_table(measurements, targets.TARGETS[target].columns))
-    notes = {
-        f"{Path(m.file).name} {m.variant}: {note}": None
-        for m in measurements
-        for note in m.notes()
-    }
-    for note in notes:
+    notes = [f"{m.name}: {note}" for m in measurements for note in m.notes()]
+    for note in dict.fromkeys(notes):
         print(note)
 
 
-def _failure(measurements: list, may_refuse: bool) -> str | None:
-    """Returns what was not measured and why; `None` if that is no failure.
+def _failure(measurements: list[Measurement], may_refuse: bool) -> str | None:
+    """Returns an error with the reasons of what was not measured, or `None`.
 
     Args:
-        measurements: all of a call.
-        may_refuse: whether some may be missing.
+        measurements: all measurements of a call.
+        may_refuse: whether it is enough that one file was measured.
     """
     failed = [m for m in measurements if m.status != MEASURED]
-    is_nothing = len(failed) == len(measurements)
-    if not failed or (may_refuse and not is_nothing):
+    if not failed or (may_refuse and len(failed) < len(measurements)):
         return None
-    count = "" if is_nothing else f"{len(failed)} of {len(measurements)} "
-    reasons = dict.fromkeys(m.reason for m in failed)
-    if len(reasons) == 1:
+    count = f"{len(failed)} of {len(measurements)} "
+    count = "" if len(failed) == len(measurements) else count
+    if len({m.reason for m in failed}) == 1:
         return f"error: {count}not measured. {failed[0].reason}"
-    return "\n".join(
-        [f"error: {count}not measured."]
-        + [f"  {Path(m.file).name} {m.variant}: {m.reason}" for m in failed]
-    )
+    reasons = [f"  {m.name}: {m.reason}" for m in failed]
+    return "\n".join([f"error: {count}not measured.", *reasons])
 
 
 def define_flags() -> None:
-    target_flags.define_flags()
+    """Defines the flags that do not depend on the target."""
+    targets.define_target()
     flags.DEFINE_enum(
-        "suite", None, list(suites.SUITES), "Measure these models instead of files."
+        "suite", None, list(suites.SUITES), "Measure these networks instead of files."
     )
-    flags.DEFINE_string("suite_dir", "runs/suite", "Where their files are, or go.")
-    flags.DEFINE_string("output", None, "File that gets one JSON line a measurement.")
+    flags.DEFINE_string(
+        "suite_dir", "runs/suite", "Folder of the suite's converted files."
+    )
+    flags.DEFINE_string(
+        "output", None, "File to which one JSON line per measurement is appended."
+    )
 
 
-def _paths(argv: list[str], args) -> list[str]:
+def _paths(argv: list[str], args: flags.FlagValues) -> list[str]:
     if args.suite and argv:
-        raise ValueError("--suite brings its own files: name none.")
+        raise ValueError(f"--suite has its own files. Remove {' '.join(argv)}.")
     if args.suite:
         return suites.prepare(args.suite, Path(args.suite_dir).expanduser())
-    if not argv and not args.parse:
+    if not argv:
         suffixes = " or ".join(targets.TARGETS[args.target].suffixes)
         raise ValueError(f"Name at least one {suffixes} file (or see --help).")
     targets.check_paths(argv, args.target)
     return argv
 
 
-def main(argv) -> None:
-    print_any_name()
-    args, measurements, code, missing = flags.FLAGS, [], None, None
+def main(argv: list[str]) -> None:
+    """Measures files with the flags, and prints the results."""
+    args = flags.FLAGS
+    target = targets.TARGETS[args.target]
+    measurements: list[Measurement] = []
+    error_text: str | int | None = None
+    missing = None
+    output = args.output and os.path.expanduser(args.output)
     try:
-        target_flags.expand_paths(args)
-        check_output(args.output)
-        targets.check_flags(args)
+        check_output(output)
+        target_options = targets.read_options(args)
+        target.check(target_options)
         paths = _paths(argv[1:], args)
         missing = suites.missing(args.suite, paths) if args.suite else None
-        measure(paths, args, measurements)
+        measure(paths, args.target, target_options, output, measurements)
     except KeyboardInterrupt:
-        ends_so = measurements and targets.TARGETS[args.target].ends_by_hand
-        code = None if ends_so else INTERRUPTED
-        print("ended" if ends_so else "interrupted", file=sys.stderr)
+        is_usual = measurements and target.runs_until_interrupted
+        error_text = None if is_usual else INTERRUPTED
+        print("ended" if is_usual else "interrupted", file=sys.stderr)
     except (ValueError, RuntimeError, OSError) as error:
-        code = f"error: {error}"
-    target = targets.TARGETS[args.target]
+        error_text = f"error: {error}"
     failure = _failure(measurements, target.may_refuse) if measurements else None
     if any(m.status == MEASURED for m in measurements):
-        show(measurements, args.target)
-    sys.exit(code or failure or missing)
+        print_results(measurements, args.target)
+    sys.exit(error_text or failure or missing)
 
 
 if __name__ == "__main__":
-    define_flags()
-    flags.adopt_module_key_flags(target_flags)  # so that --help shows them
-    app.run(main)
+    run_command(
+        main,
+        __doc__ or "",
+        {"For every target": define_flags} | targets.flag_groups(),
+        takes_files=True,
+    )

@@ -1,13 +1,13 @@
-"""Makes one page of measurements: several models, several devices side by side.
+"""Writes a page of measurements, with several models and devices side by side.
 
 Examples:
   python tflite/report.py latency.jsonl --output=latency.html
   python tflite/report.py phone.jsonl laptop.jsonl --output=latency.html
 
-Takes the JSON lines of tflite/benchmark.py. Writes a page that holds its pictures
-itself, and the same tables as Markdown beside it (latency.md). Of several measurements
-of one file in one setting, the median counts; those that came with a warning, of heat
-for example, only if all did.
+Reads the JSON lines of tflite/benchmark.py. Writes a page with embedded pictures, and
+the same tables as Markdown beside it (latency.md). Several measurements of one file in
+one setting become one row of medians. Measurements with a warning, such as heat, count
+only if all of the row have one.
 """
 
 import os
@@ -17,16 +17,17 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
-    os.environ["KERAS_BACKEND"] = "numpy"  # nothing is computed, and TensorFlow is slow
+    os.environ["KERAS_BACKEND"] = "numpy"  # TensorFlow is slow to load and not needed
 
 import html
 import io
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from absl import app, flags
-from matplotlib.figure import Figure
+from absl import flags
 
 from tflite.report_rows import (
+    Record,
     Row,
     facts_of,
     make_rows,
@@ -34,11 +35,18 @@ from tflite.report_rows import (
     not_measured,
     read_measurements,
 )
-from train.run.console import print_any_name, readable
+from train.run.command import run_command
+from train.run.console import readable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MARKERS = {"fp32": "o", "fp16": "^", "int8-mixed": "s", "int8": "D"}
-# A device may call itself anything, also what looks like a formula.
-matplotlib.rcParams["text.parse_math"] = False
+PICTURE_STYLE: dict[Any, Any] = {  # settings of matplotlib
+    "text.parse_math": False,  # the name of a device may look like a formula
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "report",  # the same rows give the same file
+}
 
 COLUMNS = (
     "model",
@@ -55,86 +63,85 @@ COLUMNS = (
     "parameters",
     "notes",
 )
+MISSING_COLUMNS = ("device", "what", "why")
 
 
 def _cells(row: Row) -> list[str]:
-    def shown(value, digits=1) -> str:
+    def text(value: float | None, digits: int = 1) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
-    spread = f"{shown(row.low_ms, 2)} to {shown(row.high_ms, 2)}"
+    spread = f"{text(row.low_ms, 2)} to {text(row.high_ms, 2)}"
     return [
         row.model,
-        row.form,
+        row.format,
         row.size,
-        shown(row.entry and row.entry.top1),
+        text(row.entry.top1 if row.entry else None),
         row.setting,
-        shown(row.median_ms, 2),
+        text(row.median_ms, 2),
         "" if row.low_ms is None or row.high_ms is None else spread,
-        shown(row.ratio, 2),
-        shown(row.init_ms),
-        shown(row.memory_mb),
-        shown(row.partitions, 0),
+        text(row.ratio, 2),
+        text(row.init_ms),
+        text(row.memory_mb),
+        text(row.partitions, 0),
         f"{row.entry.millions} M" if row.entry else "",
         "; ".join(row.notes),
     ]
 
 
-def table_of(rows: list[Row]) -> list[list[str]]:
-    """Returns the cells of one device's table, below `COLUMNS`."""
-    return [_cells(row) for row in rows]
+def plot_latency(rows: Sequence[Row]) -> "Figure":
+    """Draws medians as bars, with error bars from the 5th to the 95th percentile."""
+    from matplotlib.figure import Figure
 
-
-def plot_latency(rows: list[Row]) -> Figure:
-    """Draws medians as bars, and the middle 90 % of the runs as a line on each."""
     figure = Figure(figsize=(9, 1 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()
     settings = list(dict.fromkeys(row.setting for row in rows))
-    names = [f"{row.label}, {row.setting}" for row in rows][::-1]
-    for place, row in enumerate(rows[::-1]):
-        axes.barh(place, row.median_ms, color=f"C{settings.index(row.setting) % 10}")
-        if row.low_ms is not None and row.high_ms is not None:
-            axes.plot([row.low_ms, row.high_ms], [place, place], color="black", lw=1)
-        end = max(row.median_ms, row.high_ms or 0)
-        axes.annotate(
-            f"{row.median_ms:.2f}",
-            (end, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    medians = [row.median_ms for row in rows]
+    lows = [m if row.low_ms is None else row.low_ms for m, row in zip(medians, rows)]
+    highs = [m if row.high_ms is None else row.high_ms for m, row in zip(medians, rows)]
+    errors = [
+        [max(0.0, median - low) for median, low in zip(medians, lows)],
+        [max(0.0, high - median) for median, high in zip(medians, highs)],
+    ]
+    colors = [f"C{settings.index(row.setting) % 10}" for row in rows]
+    bars = axes.barh(range(len(rows)), medians, color=colors, xerr=errors)
+    axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=8)
+    names = [f"{row.label}, {row.setting}" for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.invert_yaxis()
     axes.set(xlabel="milliseconds for one image, median and 5 to 95 %")
     axes.margins(x=0.1, y=0.01)
     return figure
 
 
-def plot_accuracy(rows: list[Row]) -> Figure | None:
-    """Draws latency against published accuracy; `None` without any."""
-    known = [row for row in rows if row.entry]
+def plot_accuracy(rows: Iterable[Row]) -> "Figure | None":
+    """Draws latency against published accuracy. Returns `None` without any accuracy."""
+    from matplotlib.figure import Figure
+
+    known = [(row, row.entry.top1) for row in rows if row.entry]
     if not known:
         return None
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    settings = list(dict.fromkeys((r.device, r.setting, r.form) for r in known))
-    for place, key in enumerate(settings):
-        points = [r for r in known if (r.device, r.setting, r.form) == key]
+    groups: dict[tuple[str, str, str], list[tuple[Row, float]]] = {}
+    for row, top1 in known:
+        key = (row.device, row.setting, row.format)
+        groups.setdefault(key, []).append((row, top1))
+    for position, (key, points) in enumerate(groups.items()):
         axes.scatter(
-            [r.median_ms for r in points],
-            [r.entry.top1 for r in points],
+            [row.median_ms for row, _ in points],
+            [top1 for _, top1 in points],
             label=" / ".join(filter(None, key)),
-            color=f"C{place % 10}",
-            marker=MARKERS.get(key[2], "o"),
+            color=f"C{position % 10}",
+            marker=MARKERS.get(key[-1], "o"),
         )
-        if place == 0:
-            for r in points:
-                axes.annotate(
-                    r.model,
-                    (r.median_ms, r.entry.top1),
-                    xytext=(5, 4),
-                    textcoords="offset points",
-                    fontsize=8,
-                )
+    for row, top1 in next(iter(groups.values())):
+        axes.annotate(
+            row.model,
+            (row.median_ms, top1),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=8,
+        )
     axes.set(
         xlabel="milliseconds for one image (logarithmic)",
         ylabel="published ImageNet-1k top-1, %",
@@ -148,11 +155,9 @@ def plot_accuracy(rows: list[Row]) -> Figure | None:
     return figure
 
 
-def _svg(figure: Figure, description: str) -> str:
+def _svg(figure: "Figure", description: str) -> str:
     buffer = io.StringIO()
-    # Letters as letters, and no time of day in the file.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     picture = buffer.getvalue()
     label = html.escape(description, quote=True)
     return picture[picture.index("<svg") :].replace(
@@ -160,7 +165,7 @@ def _svg(figure: Figure, description: str) -> str:
     )
 
 
-def _html_table(columns, lines: list[list[str]]) -> str:
+def _html_table(columns: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     body = "\n".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
@@ -170,12 +175,12 @@ def _html_table(columns, lines: list[list[str]]) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Returns words from elsewhere as nothing but words, in one line."""
+    """Returns foreign text in one line, without markup."""
     return html.escape(" ".join(text.split()), quote=False)
 
 
-def _markdown_table(columns, lines: list[list[str]]) -> str:
-    def line(cells) -> str:
+def _markdown_table(columns: Sequence[str], lines: Iterable[Iterable[str]]) -> str:
+    def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(_markdown(c).replace("|", "\\|") for c in cells) + " |"
 
     return "\n".join([line(columns), "|" + "---|" * len(columns), *map(line, lines)])
@@ -192,22 +197,34 @@ th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px soli
 """
 TITLE = "Latency"
 ABOUT = (
-    "Times are of one image. Partitions are the parts of the graph that the delegate "
+    "Times are for one image. Partitions are the parts of the graph that the delegate "
     "runs; one is best. Ratios are to MobileNetV2 in 32 bits in the same setting, or "
-    "to the first row where there is nothing of the suite. Accuracies are published "
-    "ones, each of its own training recipe, and were not measured here."
+    "to the first row of a setting without networks of the suite. Accuracies are "
+    "published figures of different training recipes and were not measured here."
 )
 
 
-def _by_device(rows: list[Row]) -> dict[str, list[Row]]:
-    devices = {}
+def _by_device(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    devices: dict[str, list[Row]] = {}
     for row in rows:
         devices.setdefault(row.device, []).append(row)
     return devices
 
 
-def render_html(records: list[dict], rows: list[Row]) -> str:
+def render_html(records: list[Record], rows: list[Row]) -> str:
     """Returns the page."""
+    import matplotlib
+
+    with matplotlib.rc_context(PICTURE_STYLE):
+        body = "\n".join(_html_parts(records, rows))
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{TITLE}</title>\n<style>{_STYLE}</style>\n{body}\n</html>\n"
+    )
+
+
+def _html_parts(records: list[Record], rows: list[Row]) -> list[str]:
     parts = [f"<h1>{TITLE}</h1><p>{ABOUT}</p>"]
     accuracy = plot_accuracy(rows)
     if accuracy:
@@ -216,26 +233,19 @@ def render_html(records: list[dict], rows: list[Row]) -> str:
     for device, measured in _by_device(rows).items():
         parts.append(f"<h2>{html.escape(device)}</h2>")
         facts = facts_of(records, device)
-        parts.append(_html_table(("fact", "value"), [list(f) for f in facts.items()]))
-        table = _html_table(COLUMNS, table_of(measured))
+        parts.append(_html_table(("device", "value"), facts.items()))
+        table = _html_table(COLUMNS, map(_cells, measured))
         parts.append(f'<div class="wide">{table}</div>')
         parts.append(_svg(plot_latency(measured), f"Latencies on {device}"))
     missing = not_measured(records)
     if missing:
         parts.append("<h2>Not measured</h2>")
-        columns = ("device", "what", "why")
-        parts.append(_html_table(columns, [list(line) for line in missing]))
-    return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{TITLE}</title>\n<style>{_STYLE}</style>\n"
-        + "\n".join(parts)
-        + "\n</html>\n"
-    )
+        parts.append(_html_table(MISSING_COLUMNS, missing))
+    return parts
 
 
-def render_markdown(records: list[dict], rows: list[Row]) -> str:
-    """Returns the same without pictures."""
+def render_markdown(records: list[Record], rows: list[Row]) -> str:
+    """Returns the page as Markdown, without pictures."""
     parts = [f"# {TITLE}", ABOUT]
     for device, measured in _by_device(rows).items():
         parts.append(f"## {_markdown(device)}")
@@ -243,27 +253,26 @@ def render_markdown(records: list[dict], rows: list[Row]) -> str:
         parts.append(
             "\n".join(f"- {name}: {_markdown(value)}" for name, value in facts)
         )
-        parts.append(_markdown_table(COLUMNS, table_of(measured)))
+        parts.append(_markdown_table(COLUMNS, map(_cells, measured)))
     missing = not_measured(records)
     if missing:
         parts.append("## Not measured")
-        columns = ("device", "what", "why")
-        parts.append(_markdown_table(columns, [list(line) for line in missing]))
+        parts.append(_markdown_table(MISSING_COLUMNS, missing))
     return "\n\n".join(parts) + "\n"
 
 
-def write_report(paths: list[str], output: Path) -> list[Row]:
+def write_report(paths: Sequence[str | Path], output: Path) -> list[Row]:
     """Writes the page, and the Markdown beside it.
 
     Args:
-        paths: of files of JSON lines.
-        output: the page, `.html`.
+        paths: of files with JSON lines.
+        output: path of the page, `.html`.
 
     Returns:
-        What was measured.
+        The rows of its tables.
 
     Raises:
-        ValueError: if a file has anything else, or there is no measurement at all.
+        ValueError: if a line is not a measurement, or there are no lines.
     """
     if output.suffix != ".html":
         raise ValueError(f"--output must end in .html. Received: {output}.")
@@ -271,7 +280,8 @@ def write_report(paths: list[str], output: Path) -> list[Row]:
         raise ValueError(f"There is no folder {output.parent}.")
     records = name_devices([r for path in paths for r in read_measurements(path)])
     if not records:
-        raise ValueError(f"There is no measurement in {', '.join(map(str, paths))}.")
+        names = ", ".join(map(str, paths))
+        raise ValueError(f"There is no measurement in {names}.")
     rows = make_rows(records)
     pages = {
         output: render_html(records, rows),
@@ -285,20 +295,24 @@ def write_report(paths: list[str], output: Path) -> list[Row]:
     return rows
 
 
-def main(argv) -> None:
-    if len(argv) < 2:
-        raise app.UsageError("Name at least one file of tflite/benchmark.py --output.")
-    print_any_name()
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("output", "latency.html", "Path of the page.")
+
+
+def main(argv: list[str]) -> None:
+    """Writes the report of the files that the command line names."""
     output = Path(flags.FLAGS.output).expanduser()
     try:
+        if len(argv) < 2:
+            raise ValueError("Name at least one file of tflite/benchmark.py --output.")
         rows = write_report(argv[1:], output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{output} and {output.with_suffix('.md')}")
+    print(f"wrote {output} and {output.with_suffix('.md')}")
     if not rows:
-        print("Nothing was measured: the page says why.")
+        print("Nothing was measured. The page says why.")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", "latency.html", "The page that is written.")
-    app.run(main)
+    run_command(main, __doc__ or "", {"Flags": define_flags}, takes_files=True)

@@ -1,4 +1,4 @@
-"""From the JSON lines of measurements to the rows of a report."""
+"""Makes the rows of a report from the JSON lines of measurements."""
 
 import dataclasses
 import json
@@ -6,12 +6,13 @@ import math
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
-from tflite.drivers.measurement import MEASURED
+from tflite.drivers.measurement import MEASURED, NOT_MEASURED
 from tflite.suites.suites import PAPER, SUITES, Entry
 
 ENTRIES = {entry.model: entry for suite in SUITES.values() for entry in suite.entries}
-BASE, BASE_FORM = PAPER.entries[0], PAPER.formats[0]  # what ratios are to
+BASE, BASE_FORMAT = PAPER.entries[0], PAPER.formats[0]  # ratios are to this row
 TEXTS = ("file", "status", "setting")
 NUMBERS = (
     "median_ms",
@@ -23,28 +24,31 @@ NUMBERS = (
     "partitions",
 )
 
+Record = dict[str, Any]  # one measurement
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One file in one setting on one device: all of its measurements as one.
+    """All measurements of one file in one setting on one device.
 
     Attributes:
-        device: name.
-        model: title.
-        form: precision.
+        device: name of the device.
+        model: title of the model.
+        format: of the file, such as `fp32`.
         size: side of the images in pixels, as text.
-        setting: runtime, accelerator, threads and further flags.
-        median_ms, low_ms, high_ms: medians of the median and of the 5 and 95 %.
+        setting: runtime, accelerator, threads and more flags.
+        median_ms, low_ms, high_ms: medians of the measured medians, 5th and 95th
+            percentiles.
         init_ms, memory_mb, partitions: medians, or `None`.
-        entry: what is published of the model, if it is one of a suite.
+        entry: published figures of the model, if a suite has it.
         notes: what makes the numbers doubtful.
-        ratio: of the median to MobileNetV2's in 32 bits in the same setting; without
-            any network of a suite there, to the first one's.
+        ratio: of the median to MobileNetV2's in 32 bits in the same setting. Without a
+            network of a suite, to the first row's.
     """
 
     device: str
     model: str
-    form: str
+    format: str
     size: str
     setting: str
     median_ms: float
@@ -59,15 +63,16 @@ class Row:
 
     @property
     def label(self) -> str:
+        """Model, format and size. A suite has one size per model."""
         size = "" if self.entry else self.size
-        return " ".join(filter(None, [self.model, self.form, size]))
+        return " ".join(filter(None, [self.model, self.format, size]))
 
 
-def read_measurements(path) -> list[dict]:
-    """Reads JSON lines. One that a kill has cut is left out, and told on stderr.
+def read_measurements(path: str | Path) -> list[Record]:
+    """Reads JSON lines. Skips and reports a line that an interrupted run left open.
 
     Raises:
-        ValueError: if a line is something else, with its number.
+        ValueError: if a line is not a measurement.
     """
     from keras_mobilevit.files import read_text  # loads Keras
 
@@ -78,17 +83,17 @@ def read_measurements(path) -> list[dict]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            print(f"left out: {path}, line {number}: {error}", file=sys.stderr)
+            print(f"skipped: {path}, line {number}: {error}", file=sys.stderr)
             continue
         if not _is_measurement(record):
             raise ValueError(
-                f"{path}, line {number} is no measurement of tflite/benchmark.py."
+                f"{path}, line {number} is not a measurement of tflite/benchmark.py."
             )
         records.append(record)
     return records
 
 
-def _is_measurement(record) -> bool:
+def _is_measurement(record: object) -> bool:
     if not isinstance(record, dict):
         return False
     texts = [record.get(name) for name in TEXTS]
@@ -99,9 +104,9 @@ def _is_measurement(record) -> bool:
     )
 
 
-def name_devices(records: list[dict]) -> list[dict]:
-    """Returns the records with a number for each further device of the same name."""
-    ids = {}
+def name_devices(records: list[Record]) -> list[Record]:
+    """Returns the records, with a number after the name of each further device."""
+    ids: dict[str, list[str | None]] = {}
     for record in records:
         known = ids.setdefault(record.get("device") or "unknown device", [])
         if record.get("device_id") not in known:
@@ -115,132 +120,137 @@ def name_devices(records: list[dict]) -> list[dict]:
     return named
 
 
-def _entry(record: dict) -> Entry | None:
-    """Returns what is published of a model at the size of its images."""
-    entry = ENTRIES.get(record.get("model"))
+def _entry(record: Record) -> Entry | None:
+    """Returns the published figures of a model at the size of its images."""
+    entry = ENTRIES.get(record.get("model", ""))
     return entry if entry and entry.size == record.get("size") else None
 
 
-def _file(record: dict) -> tuple[str, str, str]:
+def _file(record: Record) -> tuple[str, str, str]:
+    """Returns title, format and size."""
     entry = _entry(record)
     title = entry.title if entry else Path(record["file"]).name
     return title, record.get("format") or "", str(record.get("size") or "")
 
 
-def _median(records: list[dict], name: str) -> float | None:
-    values = [record.get(name) for record in records]
-    return None if None in values else statistics.median(values)
+def _median(records: list[Record], name: str) -> float | None:
+    values = [record[name] for record in records if record.get(name) is not None]
+    return statistics.median(values) if len(values) == len(records) else None
 
 
-def _is_measured(record: dict) -> bool:
+def _is_measured(record: Record) -> bool:
     return record["status"] == MEASURED and record.get("median_ms") is not None
 
 
-def _row(group: list[dict], has_namesakes: bool) -> Row:
-    """Makes a row of the measurements of a file, of calm ones if there are any."""
-    title, form, size = _file(group[0])
-    if has_namesakes:  # of another content
+def _row(group: list[Record], has_duplicates: bool) -> Row:
+    """Makes a row of a file's measurements, without throttled ones if there are others.
+
+    Args:
+        group: the measurements.
+        has_duplicates: whether another file has the same title, format and size.
+    """
+    title, format_name, size = _file(group[0])
+    if has_duplicates:
         title = f"{title} ({(group[0].get('sha256') or '')[:7]})"
-    calm = [record for record in group if not record.get("warnings")] or group
-    notes = [note for record in calm for note in record.get("notes") or []]
+    unthrottled = [r for r in group if not r.get("warnings")] or group
+    notes = [note for record in unthrottled for note in record.get("notes") or []]
     if group[0].get("weights") == "none":
         notes.append("random weights")
     return Row(
         device=group[0]["device"],
         model=title,
-        form=form,
+        format=format_name,
         size=size,
         setting=group[0]["setting"],
-        median_ms=_median(calm, "median_ms"),
-        low_ms=_median(calm, "p5_ms"),
-        high_ms=_median(calm, "p95_ms"),
-        init_ms=_median(calm, "init_ms"),
-        memory_mb=_median(calm, "peak_memory_mb"),
-        partitions=_median(calm, "partitions"),
+        median_ms=statistics.median(r["median_ms"] for r in unthrottled),
+        low_ms=_median(unthrottled, "p5_ms"),
+        high_ms=_median(unthrottled, "p95_ms"),
+        init_ms=_median(unthrottled, "init_ms"),
+        memory_mb=_median(unthrottled, "peak_memory_mb"),
+        partitions=_median(unthrottled, "partitions"),
         entry=_entry(group[0]),
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
 def _with_ratios(rows: list[Row]) -> list[Row]:
-    """Returns the rows of one setting on one device with their ratios."""
+    """Returns the rows of one setting on one device, with their ratios."""
     known = [row for row in rows if row.entry]
-    bases = [row for row in known if row.entry is BASE and row.form == BASE_FORM]
-    base = (bases or ([] if known else rows) or [None])[0]
-    if base is None or not base.median_ms:
+    bases = [row for row in known if row.entry is BASE and row.format == BASE_FORMAT]
+    candidates = bases or ([] if known else rows)
+    if not candidates or not candidates[0].median_ms:
         return rows
-    return [
-        dataclasses.replace(row, ratio=row.median_ms / base.median_ms) for row in rows
-    ]
+    base_ms = candidates[0].median_ms
+    return [dataclasses.replace(row, ratio=row.median_ms / base_ms) for row in rows]
 
 
 def _order(row: Row) -> tuple[int, int]:
-    """Formats and models in the order of their suite, others as they came."""
-    models = list(ENTRIES.values())
-    form = PAPER.formats.index(row.form) if row.form in PAPER.formats else 99
-    return (form, models.index(row.entry)) if row.entry else (100, 0)
+    """Sorts by format and model in the order of the suite, then the other rows."""
+    if not row.entry:
+        return len(PAPER.formats) + 1, 0
+    known = row.format in PAPER.formats
+    position = PAPER.formats.index(row.format) if known else len(PAPER.formats)
+    return position, list(ENTRIES.values()).index(row.entry)
 
 
-def make_rows(records: list[dict]) -> list[Row]:
-    """Returns what was measured, by device, setting and then the order of the suite.
+def make_rows(records: list[Record]) -> list[Row]:
+    """Returns the rows by device, setting and then the order of the suite.
 
     Args:
-        records: whose devices have been named.
+        records: measurements, after `name_devices`.
     """
-    groups, contents = {}, {}
-    for record in records:
-        if _is_measured(record):
-            place = record["device"], record["setting"]
-            key = *_file(record), record.get("sha256")
-            groups.setdefault(place, {}).setdefault(key, []).append(record)
-            contents.setdefault(_file(record), set()).add(record.get("sha256"))
-    rows = []
+    groups: dict[tuple, dict[tuple, list[Record]]] = {}
+    contents: dict[tuple, set] = {}
+    for record in filter(_is_measured, records):
+        file, sha256 = _file(record), record.get("sha256")
+        group = groups.setdefault((record["device"], record["setting"]), {})
+        group.setdefault((file, sha256), []).append(record)
+        contents.setdefault(file, set()).add(sha256)
+    rows: list[Row] = []
     for files in groups.values():
-        here = [
-            _row(group, has_namesakes=len(contents[key[:3]]) > 1)
-            for key, group in files.items()
+        made = [
+            _row(group, has_duplicates=len(contents[file]) > 1)
+            for (file, _), group in files.items()
         ]
-        rows += _with_ratios(sorted(here, key=_order))
+        rows += _with_ratios(sorted(made, key=_order))
     devices = list(dict.fromkeys(row.device for row in rows))
     return sorted(rows, key=lambda row: devices.index(row.device))
 
 
-def not_measured(records: list[dict]) -> list[tuple[str, str, str]]:
+def not_measured(records: list[Record]) -> list[tuple[str, str, str]]:
     """Returns `(device, what, why)` of everything without a number.
 
-    Of a suite also what one device has and another that began it has not.
+    This includes files of a suite that only other devices have measured.
 
     Args:
-        records: whose devices have been named.
+        records: measurements, after `name_devices`.
     """
-    found, measured = {}, {}
+    found: dict[tuple[str, str, str], None] = {}
+    measured: dict[str, set[str]] = {}
+    labels: dict[str, None] = {}
     for record in records:
-        device, (model, form, size) = record["device"], _file(record)
+        device, (model, format_name, size) = record["device"], _file(record)
         if not _is_measured(record):
-            what = " ".join(filter(None, [model, form, size, record["setting"]]))
-            found[device, what, _why(record)] = None
+            parts = [model, format_name, size, record["setting"]]
+            reason = record.get("reason") or NOT_MEASURED
+            found[device, " ".join(filter(None, parts)), reason] = None
         elif _entry(record):
-            measured.setdefault(device, {})[f"{model} {form}"] = None
-    everywhere = {label: None for labels in measured.values() for label in labels}
-    for device, labels in measured.items():
-        for label in everywhere:
-            told = any(d == device and what.startswith(label) for d, what, _ in found)
-            if label not in labels and not told:
-                found[device, label, "nobody tried"] = None
+            label = f"{model} {format_name}"
+            measured.setdefault(device, set()).add(label)
+            labels[label] = None
+    for device, own in measured.items():
+        refused = [what for name, what, _ in found if name == device]
+        for label in labels:
+            if label not in own and not any(x.startswith(label) for x in refused):
+                found[device, label, "not tried"] = None
     return list(found)
 
 
-def _why(record: dict) -> str:
-    if record.get("reason"):
-        return record["reason"]
-    return f"its log has no median; the mean is {record.get('mean_ms')} ms"
-
-
-def facts_of(records: list[dict], device: str) -> dict[str, str]:
-    """Returns what the last record of a device knows of it."""
+def facts_of(records: list[Record], device: str) -> dict[str, str]:
+    """Returns what the last record of a device says about it."""
     record = [r for r in records if r["device"] == device][-1]
     facts = record.get("facts") or {}
-    is_this = record.get("target") in ("host", "coreml")
+    is_this_machine = record.get("target") in ("host", "coreml")
     known = {
         "Cores": facts.get("cores") or "",
         "Frequencies, MHz": ", ".join(map(str, facts.get("max_mhz") or [])),
@@ -248,7 +258,7 @@ def facts_of(records: list[dict], device: str) -> dict[str, str]:
         "Build": facts.get("fingerprint", ""),
         "Browser": record.get("user_agent", ""),
         "GPU": record.get("gpu", ""),
-        "System": record.get("measured_by", "") if is_this else "",
+        "System": record.get("measured_by", "") if is_this_machine else "",
         "Measured": record.get("time", ""),
     }
     return {name: str(value) for name, value in known.items() if value}

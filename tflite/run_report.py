@@ -1,12 +1,12 @@
-"""Writes a page about a trained and converted model.
+"""Writes a page about a trained and converted classifier.
 
 Example:
   python tflite/run_report.py --workdir=runs/demo --tflite=runs/demo/best_48_fp32.tflite
 
-Evaluates best.keras and the file on the validation images, and writes report.html
+Evaluates best.keras and the .tflite file on the validation images. Writes report.html
 (curves, confusion matrix, sample predictions, latency) and report.json into --workdir.
-It reads what train/main.py and tflite/benchmark.py left: config.json, metrics.jsonl and
-latency.jsonl.
+Reads config.json and metrics.jsonl of train/main.py, and latency.jsonl of
+tflite/benchmark.py.
 """
 
 import os
@@ -15,108 +15,101 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-if __name__ == "__main__":
-    os.environ["KERAS_BACKEND"] = "tensorflow"
 
 import base64
 import dataclasses
 import html
 import io
 import json
+import math
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import keras
-import numpy as np
-from absl import app, flags, logging
-from matplotlib.figure import Figure
-from tqdm import tqdm
+from absl import flags, logging
 
-import keras_mobilevit  # noqa: F401  registers the layers that best.keras names
-from keras_mobilevit.classifier import output_activation
-from keras_mobilevit.files import atomic_write
-from keras_mobilevit.litert import LiteRTModel
 from tflite.drivers.measurement import MEASURED
 from tflite.validation.checksum import sha256
-from train.config import TrainConfig, load_config
-from train.data.pipeline import eval_batches
-from train.data.registry import load_source
-from train.data.source import Source
-from train.run.records import plot_curves, read_records
-from train.tasks.classification.metric import confusion_matrix
+from train.run.command import run_command
+from train.run.console import quiet_libraries
 
-READABLE_CLASSES = 40  # more names than this do not fit beside a confusion matrix
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from keras_mobilevit.litert import LiteRTModel
+    from train.config import TrainConfig
+    from train.data.source import Source
+
+MAX_NAMED_CLASSES = 40  # more names do not fit beside a confusion matrix
+MAX_COUNTED_CLASSES = 30  # more numbers do not fit into it
 SAMPLES = 24  # pictures of predictions, mistakes first
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The validation images that could be read, and what both models say of them.
+    """Predictions of both models for the validation images.
 
     Attributes:
-        images: uint8 `[images, size, size, 3]` of those that are shown.
-        shown: indices of those.
+        images: the samples, uint8 `[samples, size, size, 3]`.
+        sample_indices: of the samples among the images.
         labels: `[images]`.
-        keras: class indices `[images]` by best.keras.
-        tflite: class indices `[images]` by the converted file.
-        max_abs: largest absolute difference of their outputs.
+        keras: classes that best.keras predicts, `[images]`.
+        tflite: classes that the converted file predicts, `[images]`.
+        max_abs: largest absolute difference of the models' outputs.
     """
 
-    images: np.ndarray
-    shown: list[int]
-    labels: np.ndarray
-    keras: np.ndarray
-    tflite: np.ndarray
+    images: "np.ndarray"
+    sample_indices: list[int]
+    labels: "np.ndarray"
+    keras: "np.ndarray"
+    tflite: "np.ndarray"
     max_abs: float
-
-    @property
-    def top1_keras(self) -> float:
-        return float(np.mean(self.keras == self.labels))
-
-    @property
-    def top1_tflite(self) -> float:
-        return float(np.mean(self.tflite == self.labels))
 
 
 def predict(
-    model: keras.Model, litert: LiteRTModel, source: Source, config: TrainConfig
+    model: "keras.Model", litert: "LiteRTModel", source: "Source", config: "TrainConfig"
 ) -> Predictions:
-    """Runs both models over the validation split."""
+    """Runs both models on the validation images."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from train.data.pipeline import eval_batches
+
     size = litert.input_shape[1]
     batches = eval_batches(
         source, "validation", size, config.batch_size, config.eval_crop
     )
-    labels, by_keras, by_tflite, max_abs = [], [], [], 0.0
-    mistakes, others = {}, {}
+    labels: list[int] = []
+    by_keras: list[int] = []
+    by_tflite: list[int] = []
+    mistakes: dict[int, np.ndarray] = {}  # images by index
+    others: dict[int, np.ndarray] = {}
+    max_abs = 0.0
     total = source.num_examples["validation"]
     with tqdm(total=total, unit="img", disable=None, leave=False) as progress:
         for batch in batches:
             real = batch["weight"].numpy() > 0
-            images = batch["image"].numpy()[real]
-            inputs = images.astype(np.float32)
-            reference = model.predict_on_batch(inputs)
-            (outputs,) = litert.predict(inputs).values()
-            difference = float(np.abs(reference - outputs).max())
-            if not np.isfinite(difference):
-                raise ValueError(
-                    "best.keras or the .tflite returns numbers that are not finite for "
-                    f"a validation image of {config.data}."
-                )
-            max_abs = max(max_abs, difference)
+            images = batch["image"].numpy()[real]  # [batch, size, size, 3]
+            reference = model.predict_on_batch(images.astype(np.float32))
+            (outputs,) = litert.predict(images.astype(np.float32)).values()
+            max_abs = max(max_abs, _difference(reference, outputs, config.data))
+            guesses = outputs.argmax(-1)
             for image, label, guess in zip(
-                images, batch["label"].numpy()[real], outputs.argmax(-1)
+                images, batch["label"].numpy()[real], guesses
             ):
                 chosen = others if guess == label else mistakes
                 if len(chosen) < SAMPLES:
                     chosen[len(labels)] = image
                 labels.append(label)
-                by_tflite.append(guess)
+            by_tflite.extend(guesses)
             by_keras.extend(reference.argmax(-1))
             progress.update(len(images))
-    shown = list({**mistakes, **others}.items())[:SAMPLES]
+    samples = list({**mistakes, **others}.items())[:SAMPLES]
     return Predictions(
-        images=np.stack([image for _, image in shown]),
-        shown=[index for index, _ in shown],
+        images=np.stack([image for _, image in samples]),
+        sample_indices=[index for index, _ in samples],
         labels=np.array(labels),
         keras=np.array(by_keras),
         tflite=np.array(by_tflite),
@@ -124,42 +117,51 @@ def predict(
     )
 
 
-def plot_confusion(matrix: np.ndarray, class_names) -> Figure:
-    """Draws a confusion matrix, rows in percent of the class."""
+def _difference(reference: "np.ndarray", outputs: "np.ndarray", data: str) -> float:
+    difference = float(abs(reference - outputs).max())
+    if not difference < float("inf"):
+        raise ValueError(
+            "best.keras or the .tflite file returns NaN or infinite values for a "
+            f"validation image of {data}."
+        )
+    return difference
+
+
+def plot_confusion(matrix: "np.ndarray", class_names: Sequence[str]) -> "Figure":
+    """Draws a confusion matrix in percent of each label."""
+    import numpy as np
+    from matplotlib.figure import Figure
+    from sklearn.metrics import ConfusionMatrixDisplay
+
     percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = 2.5 + 0.38 * min(len(class_names), READABLE_CLASSES)
+    side = 2.5 + 0.38 * min(len(class_names), MAX_NAMED_CLASSES)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    if len(class_names) <= READABLE_CLASSES:
-        ticks = range(len(class_names))
-        axes.set_xticks(ticks, class_names, rotation=90)
-        axes.set_yticks(ticks, class_names)
-    axes.set(xlabel="prediction", ylabel="label")
-    if len(class_names) <= 30:
-        for row, column in np.argwhere(matrix > 0):
-            color = "white" if percent[row, column] > 50 else "black"
-            axes.text(
-                column,
-                row,
-                int(matrix[row, column]),
-                ha="center",
-                va="center",
-                color=color,
-                fontsize=8,
-            )
+    ConfusionMatrixDisplay(percent, display_labels=class_names).plot(
+        ax=axes,
+        cmap="Blues",
+        include_values=len(class_names) <= MAX_COUNTED_CLASSES,
+        values_format=".0f",
+        xticks_rotation="vertical",
+        colorbar=False,
+        im_kw={"vmin": 0, "vmax": 100},
+    )
+    axes.set(xlabel="prediction", ylabel="label (100 % per row)")
+    if len(class_names) > MAX_NAMED_CLASSES:
+        axes.set(xticks=[], yticks=[])
     return figure
 
 
-def plot_samples(predictions: Predictions, class_names) -> Figure:
-    """Shows images with their predictions; mistakes come first, in red."""
-    columns = 8
-    rows = -(-len(predictions.shown) // columns)
+def plot_samples(predictions: Predictions, class_names: Sequence[str]) -> "Figure":
+    """Shows images with their predictions. Mistakes come first, in red."""
+    from matplotlib.figure import Figure
+
+    rows, columns = math.ceil(len(predictions.images) / 8), 8
     figure = Figure(figsize=(12, 1.8 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for cell in axes:
         cell.axis("off")
-    for cell, image, index in zip(axes, predictions.images, predictions.shown):
+    for cell, image, index in zip(axes, predictions.images, predictions.sample_indices):
         label, guess = predictions.labels[index], predictions.tflite[index]
         title = class_names[guess]
         if guess != label:
@@ -169,8 +171,10 @@ def plot_samples(predictions: Predictions, class_names) -> Figure:
     return figure
 
 
-def plot_latency(measurement: dict) -> Figure:
-    """Draws a file's latency: the start, and the spread of the runs."""
+def plot_latency(measurement: dict[str, Any]) -> "Figure":
+    """Draws the times of the start and the percentiles of the runs."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 2.2), layout="constrained")
     axes = figure.subplots()
     names = ["init", "first", "p5", "median", "p95"]
@@ -183,7 +187,7 @@ def plot_latency(measurement: dict) -> Figure:
     return figure
 
 
-def _picture(figure: Figure, description: str) -> str:
+def _picture(figure: "Figure", description: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     content = base64.b64encode(buffer.getvalue()).decode()
@@ -221,14 +225,29 @@ th, td {{ text-align: left; padding: .2rem 1.5rem .2rem 0;
 
 
 def render(
-    report: dict, records, predictions: Predictions, class_names, latency: dict
+    report: dict[str, Any],
+    records: list[dict[str, Any]],
+    predictions: Predictions,
+    class_names: Sequence[str],
+    latency: dict[str, Any],
 ) -> str:
-    """Renders the page, pictures included in it."""
-    facts = {
+    """Returns the page with embedded pictures.
+
+    Args:
+        report: content of report.json.
+        records: of the epochs.
+        predictions: for the validation images.
+        class_names: of the data.
+        latency: measurement of the converted file.
+    """
+    from train.run.records import plot_curves
+    from train.tasks.classification.metric import confusion_matrix
+
+    figures = {
         "Model": report["model"],
         "Data": report["data"],
-        "Top-1, Keras, best epoch": f"{100 * report['top1_keras']:.2f} % (chosen on "
-        "these images)",
+        "Top-1, Keras, best epoch": f"{100 * report['top1_keras']:.2f} % (these images "
+        "chose the epoch)",
         "Top-1, TFLite, best epoch": f"{100 * report['top1_tflite']:.2f} %",
         "Top-1, Keras, last epoch": f"{100 * report['top1_last_epoch']:.2f} %",
         "Validation images": report["validation_images"],
@@ -240,7 +259,7 @@ def render(
     }
     rows = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>\n"
-        for name, value in facts.items()
+        for name, value in figures.items()
     )
     matrix = confusion_matrix(predictions.labels, predictions.tflite, len(class_names))
     return _PAGE.format(
@@ -256,11 +275,12 @@ def render(
     )
 
 
-def _latency_of(path: Path, latency_file: Path) -> dict:
-    content = sha256(path)
+def _find_latency(path: Path, latency_file: Path) -> dict[str, Any]:
+    from train.run.records import read_records
+
     wanted = {
-        "sha256": content,
-        "target": "host",  # not of a phone or a browser, whose file is the same
+        "sha256": sha256(path),
+        "target": "host",  # not a phone or a browser
         "runtime": "litert",
         "status": MEASURED,
     }
@@ -268,14 +288,35 @@ def _latency_of(path: Path, latency_file: Path) -> dict:
         if wanted.items() <= record.items():
             return record
     raise ValueError(
-        f"{latency_file} has no measurement of {path}, as it is now, by LiteRT on a "
-        "computer. Run:\n"
+        f"{latency_file} has no measurement of the current {path} with --target=host. "
+        "Run:\n"
         f"  python tflite/benchmark.py {path} --output={latency_file}"
     )
 
 
-def write_report(workdir: Path, tflite_path: Path) -> dict:
-    """Evaluates, and writes report.html and report.json.
+def _check_files(workdir: Path) -> None:
+    for name in ("config.json", "best.keras", "metrics.jsonl"):
+        if not (workdir / name).exists():
+            raise ValueError(f"{workdir / name} is missing. Run train/main.py first.")
+
+
+def _load_classifier(path: Path) -> "keras.Model":
+    import keras
+
+    import keras_mobilevit  # noqa: F401  registers the layers that best.keras names
+    from keras_mobilevit.classifier import output_activation
+
+    model = keras.models.load_model(path, compile=False)
+    if output_activation(model) == "sigmoid":
+        raise ValueError(
+            f"{path} ends in a sigmoid, so an image may have several classes. The "
+            "report needs a model with one class per image."
+        )
+    return model
+
+
+def write_report(workdir: Path, tflite_path: Path) -> dict[str, Any]:
+    """Evaluates the models, and writes report.html and report.json.
 
     Args:
         workdir: of the training run.
@@ -285,55 +326,60 @@ def write_report(workdir: Path, tflite_path: Path) -> dict:
         What report.json holds; accuracies are in [0, 1].
 
     Raises:
-        ValueError: if something that the report needs is missing.
+        ValueError: if a file or a measurement is missing.
     """
-    for name in ("config.json", "best.keras", "metrics.jsonl"):
-        if not (workdir / name).exists():
-            raise ValueError(f"{workdir / name} is missing. Run train/main.py first.")
+    _check_files(workdir)
+    with quiet_libraries():
+        from keras_mobilevit.files import atomic_write
+        from keras_mobilevit.litert import LiteRTModel
+        from train.config import load_config
+        from train.data.registry import load_source
+        from train.run.records import read_records
     config = load_config(workdir / "config.json")
     source = load_source("classification", config.data)
     records = read_records(workdir / "metrics.jsonl")
     if not records:
         raise ValueError(f"{workdir} has no finished epoch. Run train/main.py first.")
     litert = LiteRTModel(tflite_path)
-    latency = _latency_of(tflite_path, workdir / "latency.jsonl")
-    model = keras.models.load_model(workdir / "best.keras", compile=False)
-    if output_activation(model) == "sigmoid":
-        raise ValueError(
-            f"{workdir / 'best.keras'} ends in a sigmoid, after which any number of "
-            "classes may be right. This page is about the one best class."
-        )
+    latency = _find_latency(tflite_path, workdir / "latency.jsonl")
+    model = _load_classifier(workdir / "best.keras")
     predictions = predict(model, litert, source, config)
     report = {
         "model": config.model,
         "data": config.data,
-        "top1_keras": predictions.top1_keras,
-        "top1_tflite": predictions.top1_tflite,
+        "top1_keras": float((predictions.keras == predictions.labels).mean()),
+        "top1_tflite": float((predictions.tflite == predictions.labels).mean()),
         "top1_last_epoch": records[-1]["top1"],
         "validation_images": len(predictions.labels),
         "parity_max_abs": predictions.max_abs,
         "latency_ms_median": latency["median_ms"],
         "train_seconds": sum(record["epoch_seconds"] for record in records),
-        "images_per_second": float(
-            np.median([record["images_per_second"] for record in records])
+        "images_per_second": statistics.median(
+            record["images_per_second"] for record in records
         ),
         "epochs": len(records),
         "sizes": list(config.sizes),
         "tflite_size": litert.input_shape[1],
     }
     page = render(report, records, predictions, source.class_names, latency)
-    for name, text in (
-        ("report.json", json.dumps(report, indent=2) + "\n"),
-        ("report.html", page),
-    ):
+    texts = {"report.json": json.dumps(report, indent=2) + "\n", "report.html": page}
+    for name, text in texts.items():
         with atomic_write(workdir / name) as temporary:
             temporary.write_text(text, "utf-8")
     return report
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("workdir", None, "Folder of the training run.")
+    flags.DEFINE_string("tflite", None, "The converted best.keras.")
+    flags.mark_flags_as_required(["workdir", "tflite"])
+
+
+def main(argv: list[str]) -> None:
+    """Writes the report of the run that the flags name."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     workdir = Path(flags.FLAGS.workdir).expanduser()
     try:
         report = write_report(workdir, Path(flags.FLAGS.tflite).expanduser())
@@ -350,7 +396,4 @@ def main(argv) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.INFO)
-    flags.DEFINE_string("workdir", None, "Directory of the training run.")
-    flags.DEFINE_string("tflite", None, "The converted best.keras.")
-    flags.mark_flags_as_required(["workdir", "tflite"])
-    app.run(main)
+    run_command(main, __doc__ or "", {"Files": define_flags})

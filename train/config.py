@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from absl import logging
@@ -16,19 +17,21 @@ from train.data.registry import describe_kinds, is_path_kind
 from train.recipes import RECIPES, default_recipe
 from train.tasks.registry import TASKS, describe_tasks
 
-# Those of `keras_mobilevit`, as a test asserts.
+# Constants of `keras_mobilevit`, as a test asserts.
 MIN_SIZE, CROP_FRACTION = 32, 256 / 288
-MAX_SEED = 2**32 - 1  # what keras.utils.set_random_seed takes
+MAX_SEED = 2**32 - 1  # the largest that keras.utils.set_random_seed takes
 FILENAME = "config.json"
 FREEZE = ("none", "backbone")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-# Keys of earlier versions, and what became of them: a configuration that has one is
-# still read. Whoever removes or renames a field adds it here.
-RETIRED: dict[str, str] = {}
-_CORE = {"data", "eval_size"}  # by which a configuration of this project's is known
-
-
-# Groups of fields, as `--help` shows them.
+# Fields of earlier versions: the default that they had, and what happened to them. A
+# file that has one is still read. Whoever removes or renames a field adds it here.
+RETIRED: dict[str, tuple[object, str]] = {
+    "grow_epochs": (0, "every epoch uses all sizes"),
+    "rotation": (0.0, "training images are not rotated"),
+    "xla": (False, "XLA compiles the step on TPUs only"),
+}
+_CORE = {"data", "eval_size"}  # every configuration of this project has these keys
+# Groups of fields in --help.
 DATA, IMAGES, OPTIMIZATION, COMPUTATION = (
     "data",
     "images",
@@ -44,67 +47,68 @@ def _field(default, group: str, help_text: str):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything that determines a run. Each field is a flag of `train/main.py`.
+    """Everything that determines the result of a run; a field is a flag of main.py.
 
     The defaults are the published ImageNet recipe (paper, section 4.1 and appendix).
 
     Raises:
         ValueError: on construction, if a value is out of range; the message names the
-            field, what was expected and what came.
+            field, what was expected and what was received.
     """
 
     task: str = _field("classification", DATA, f"What to train: {describe_tasks()}.")
     data: str = _field("digits", DATA, f"What to train on. {describe_kinds()}")
     model: str = _field(
-        "mobilevit_s", DATA, "mobilevit_xxs, mobilevit_xs or mobilevit_s; the backbone."
+        "mobilevit_s",
+        DATA,
+        "The backbone: mobilevit_xxs, mobilevit_xs or mobilevit_s.",
     )
     sizes: tuple[int, ...] = _field(
         (160, 192, 256, 288, 320),
         IMAGES,
-        "Image sides in pixels, drawn in turn from step to step.",
+        "Sides of the training images, in pixels. The size varies from step to step.",
     )
     base_size: int = _field(
-        256, IMAGES, "Side at which the batch has `batch_size` images."
+        256, IMAGES, "The size at which a batch has --batch_size images."
     )
     batch_size: int = _field(
         1024,
         IMAGES,
-        "Images in a batch at `base_size`, over all devices; at another size as many "
-        "as have the same number of pixels.",
+        "Images per batch at --base_size, over all devices. At other sizes the number "
+        "of pixels per batch stays the same.",
     )
-    eval_size: int = _field(256, IMAGES, "Side of the images at evaluation.")
+    eval_size: int = _field(256, IMAGES, "Side of the images in evaluation, in pixels.")
     eval_crop: float = _field(
         CROP_FRACTION,
         IMAGES,
-        "Part of the image's short side that evaluation sees, in (0, 1]; detection and "
-        "segmentation always see the whole image.",
-    )
-    grow_epochs: int = _field(
-        0,
-        IMAGES,
-        "Start with the smallest size and let the range grow over so many epochs.",
+        "Fraction of the short side that the center crop of evaluation keeps, in "
+        "(0, 1]. Classification only: detection and segmentation use the whole image.",
     )
     epochs: int = _field(300, OPTIMIZATION, "Passes over the training images.")
     accumulation_steps: int = _field(
         1,
         COMPUTATION,
-        "Parts in which one device passes through a batch, to need less memory; batch "
-        "normalization takes its statistics from each part.",
+        "Split each batch into so many parts, one after the other, to save memory. "
+        "Batch normalization takes its statistics from each part.",
     )
     learning_rate: float = _field(0.002, OPTIMIZATION, "Peak of the learning rate.")
-    min_learning_rate: float = _field(0.0002, OPTIMIZATION, "Where the cosine ends.")
+    min_learning_rate: float = _field(
+        0.0002, OPTIMIZATION, "Learning rate at the end of the cosine schedule."
+    )
     warmup_learning_rate: float | None = _field(
-        None, OPTIMIZATION, "Where the warm-up starts; None is where the cosine ends."
+        None,
+        OPTIMIZATION,
+        "Learning rate at the start of the warm-up. None: --min_learning_rate.",
     )
     learning_rate_batch: int = _field(
         0,
         OPTIMIZATION,
-        "The batch, over all devices, that the learning rates are meant for: for "
-        "another --batch_size they are scaled in proportion. 0 takes them as they are.",
+        "Batch size that the learning rates are meant for. They are scaled in "
+        "proportion to --batch_size. 0: not scaled.",
     )
     warmup_steps: int = _field(3000, OPTIMIZATION, "Steps of linear warm-up.")
     weight_decay: float = _field(
-        0.01, OPTIMIZATION, "AdamW's weight decay, of every parameter."
+        0.01, OPTIMIZATION, "Weight decay of AdamW, for every parameter."
     )
     label_smoothing: float = _field(0.1, OPTIMIZATION, "Label smoothing, in [0, 1).")
     ema_momentum: float = _field(
@@ -115,70 +119,60 @@ class TrainConfig:
     crop_scale: float = _field(
         0.08,
         IMAGES,
-        "Smallest part of an image's area that a random crop keeps, in (0, 1]. "
-        "Segmentation also shrinks the image by as much, and fills up what is missing.",
+        "Smallest fraction of an image's area that a random crop keeps, in (0, 1]. "
+        "Segmentation also shrinks images down to this fraction, and pads them.",
     )
-    flip: bool = _field(True, IMAGES, "Mirror half of the training images.")
+    flip: bool = _field(True, IMAGES, "Flip half of the training images horizontally.")
     color_jitter: bool = _field(
         False,
         IMAGES,
-        "Change contrast, brightness, saturation and hue of training images at random; "
-        "not in classification.",
-    )
-    rotation: float = _field(
-        0.0,
-        IMAGES,
-        "Largest angle, in degrees, by which a training image is turned at random, in "
-        "[0, 180]; segmentation only.",
+        "Change contrast, brightness, saturation and hue of training images at random. "
+        "Detection and segmentation only.",
     )
     weights: str = _field(
         "",
         DATA,
-        "Start from the backbone of `imagenet` (the published weights) or of this "
-        ".keras, .safetensors or .pt file, whatever its classes. With --mode=eval: "
-        "what to evaluate.",
+        "Initial weights of the backbone: `imagenet` (as published), or a .keras, "
+        ".safetensors or .pt file with any classes. With --mode=eval: the weights to "
+        "evaluate.",
     )
     freeze: str = _field(
         "none",
         OPTIMIZATION,
-        "`backbone` trains the head alone, with the backbone's batch normalization as "
-        "in inference, and takes --weights; `none` trains everything.",
+        "backbone: train only the head, on a backbone with the given --weights, whose "
+        "batch normalization works as in inference. none: train everything.",
     )
     head_lr_multiplier: float = _field(
-        1.0, OPTIMIZATION, "Learning rate of the head, as a multiple of the others'."
+        1.0, OPTIMIZATION, "Multiplies the learning rate of the head."
     )
     output_stride: int = _field(
         16,
         DATA,
-        "Pixels of the image to one of the head's map, 8 or 16; segmentation only.",
+        "Image pixels per cell of the head's feature map, 8 or 16. Segmentation only.",
     )
     auxiliary_weight: float = _field(
         0.0,
         OPTIMIZATION,
-        "Weight of the loss of a second head, on stage 4, that helps training; 0.4 is "
-        "usual, 0 is without. Segmentation only.",
+        "Weight of the loss of an auxiliary head on stage 4; 0.4 is usual, 0 means no "
+        "such head. Segmentation only.",
     )
     precision: str = _field(
         "float32",
         COMPUTATION,
-        "What layers compute in: float32, mixed_bfloat16 (TPUs, recent GPUs) or "
-        "mixed_float16 (older GPUs, with a loss scale). Weights, norms, softmax and "
-        "loss stay float32, and so does the evaluation.",
-    )
-    xla: bool = _field(
-        False,
-        COMPUTATION,
-        "Compile the step of one device with XLA, once for each size. TPUs always do. "
-        "On a CPU it is slower; on GPUs it was not measured.",
+        "float32, mixed_bfloat16 (TPUs, recent GPUs) or mixed_float16 (older GPUs, "
+        "with loss scaling). Weights, normalization, softmax, loss and evaluation "
+        "always use float32.",
     )
     steps_per_execution: int = _field(
         1,
         COMPUTATION,
-        "Steps of one size that follow each other in one call; more hide the time "
-        "between calls on a TPU, and take longer to compile.",
+        "Steps per call of the compiled function, all of one size. More steps reduce "
+        "the overhead on a TPU, and take longer to compile.",
     )
     seed: int = _field(
-        0, COMPUTATION, "Of initialization, order, sizes and augmentation."
+        0,
+        COMPUTATION,
+        "Seed of the initialization, the order, the sizes and the augmentation.",
     )
 
     def __post_init__(self):
@@ -197,7 +191,6 @@ class TrainConfig:
                     f"Expected `{name}` <= `learning_rate`. Received: "
                     f"{getattr(self, name)} and {self.learning_rate}."
                 )
-
         _check_model(self.model)
 
     def _check_sizes(self) -> None:
@@ -213,6 +206,10 @@ class TrainConfig:
             raise ValueError(f"`sizes` must differ. Received: {self.sizes}.")
 
 
+def _one_of(names: Collection[str]) -> tuple[Callable[[str], bool], str]:
+    return names.__contains__, f"one of: {', '.join(names)}"
+
+
 _AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
 _NOT_NEGATIVE = (lambda value: value is None or value >= 0, "at least 0")
 _PART = (lambda value: 0 < value <= 1, "in (0, 1]")
@@ -222,7 +219,6 @@ _RANGES = {
     "accumulation_steps": _AT_LEAST_1,
     "steps_per_execution": _AT_LEAST_1,
     "epochs": _AT_LEAST_1,
-    "grow_epochs": _NOT_NEGATIVE,
     "warmup_steps": _NOT_NEGATIVE,
     "learning_rate_batch": _NOT_NEGATIVE,
     "min_learning_rate": _NOT_NEGATIVE,
@@ -231,17 +227,13 @@ _RANGES = {
     "head_lr_multiplier": (lambda value: value > 0, "positive"),
     "auxiliary_weight": _NOT_NEGATIVE,
     "output_stride": (lambda value: value in (8, 16), "8 or 16"),
-    "rotation": (lambda value: 0 <= value <= 180, "in [0, 180]"),
     "label_smoothing": _BELOW_1,
     "ema_momentum": _BELOW_1,
     "eval_crop": _PART,
     "crop_scale": _PART,
-    "task": (lambda value: value in TASKS, f"one of: {', '.join(TASKS)}"),
-    "freeze": (lambda value: value in FREEZE, f"one of: {', '.join(FREEZE)}"),
-    "precision": (
-        lambda value: value in PRECISIONS,
-        f"one of: {', '.join(PRECISIONS)}",
-    ),
+    "task": _one_of(TASKS),
+    "freeze": _one_of(FREEZE),
+    "precision": _one_of(PRECISIONS),
     "seed": (lambda value: 0 <= value <= MAX_SEED, f"in [0, {MAX_SEED}]"),
 }
 
@@ -252,34 +244,36 @@ def _check_model(name: str) -> None:
     get_variant(name)
 
 
-def _check_type(field, value) -> None:
-    """Refuses a value of another type, or a number that is not finite."""
+def _check_type(field: dataclasses.Field, value: object) -> None:
+    """Refuses a value of another type, and a number that is not finite."""
     if field.name == "sizes":
         expected, is_valid = "a list of integers", isinstance(value, (tuple, list))
     elif field.default is None and value is None:
         return
     elif field.type in (float, float | None):
-        is_valid = type(value) in (int, float) and math.isfinite(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_valid = is_number and math.isfinite(float(str(value)))
         expected = "a finite number"
     else:
-        expected, is_valid = f"of type {field.type.__name__}", type(value) is field.type
+        is_valid = type(value) is field.type
+        expected = f"of type {getattr(field.type, '__name__', field.type)}"
     if not is_valid:
         raise ValueError(f"`{field.name}` must be {expected}. Received: {value!r}.")
 
 
 def make_config(recipe: str = "", **overrides) -> TrainConfig:
-    """Makes a configuration from a recipe and what is to be different.
+    """Makes a configuration from a recipe and some other values.
 
     Args:
-        recipe: a key of `train.recipes.RECIPES`; by default the one for `data`.
+        recipe: a key of `train.recipes.RECIPES`; by default the one for the data.
         **overrides: fields of `TrainConfig`; relative paths are made absolute.
 
     Returns:
         The `TrainConfig`.
 
     Raises:
-        ValueError: for an unknown recipe or field (the message lists the valid ones),
-            or a value that is out of range.
+        ValueError: if a recipe or field is unknown (the message lists the valid ones),
+            or a value is out of range.
 
     Example:
     >>> make_config(data="folder:photos", epochs=10).sizes
@@ -293,7 +287,7 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
             f"Unknown recipe {recipe!r}. Expected one of: {', '.join(RECIPES)}."
         )
     _refuse_unknown(overrides, "the overrides")
-    # A run is continued, and its data found again, from any folder.
+    # Absolute, so that the run continues from any working directory.
     kind, _, path = overrides.get("data", "").partition(":")
     if is_path_kind(kind) and path:
         overrides["data"] = f"{kind}:{_absolute(path)}"
@@ -310,62 +304,62 @@ def _refuse_unknown(values: dict, where: str) -> None:
     valid = [field.name for field in dataclasses.fields(TrainConfig)]
     unknown = sorted(set(values) - set(valid))
     if unknown:
+        names = ", ".join(unknown)
         raise ValueError(
-            f"Unknown keys in {where}: {', '.join(unknown)}. "
-            f"Valid keys: {', '.join(valid)}."
+            f"Unknown keys in {where}: {names}. Valid: {', '.join(valid)}."
         )
 
 
-def load_config(path, skip_unknown: bool = False) -> TrainConfig:
-    """Reads a configuration that `save_config` wrote, in this version or another.
+def load_config(path: Path | str, skip_unknown: bool = False) -> TrainConfig:
+    """Reads a configuration that this or an earlier version of `save_config` wrote.
 
     Args:
-        path: of the file.
-        skip_unknown: whether the others are used where this version does not know some
-            keys, which a warning names.
+        path: the file.
+        skip_unknown: ignore keys that this version does not know, with a warning.
 
     Returns:
         The `TrainConfig`.
 
     Raises:
-        ValueError: if the file is no configuration of a training, or a value is not
-            valid, or keys are unknown and not skipped; the message names the file.
+        ValueError: if the file is not a training configuration, a value is not valid,
+            or a key is unknown and not skipped; the message names the file.
         FileNotFoundError: if there is no file.
     """
     values = _read_values(path)
     missing = sorted(_CORE - set(values))
     if missing:
         raise ValueError(
-            f"{path} is no configuration of a training: it has no "
+            f"{path} is not a training configuration: it has no "
             f"{' and no '.join(missing)}. Move it away, or restore what "
             "train/main.py wrote."
         )
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     for name in sorted(set(values) & set(RETIRED)):
-        logging.info("%s: %s is not used any more: %s", path, name, RETIRED[name])
+        default, reason = RETIRED[name]
+        if values[name] != default:
+            what = f"{path} sets {name} to {values[name]}"
+            logging.warning("%s, which is no longer used: %s", what, reason)
     unknown = sorted(set(values) - known - set(RETIRED))
     if unknown and not skip_unknown:
         raise ValueError(
             f"Unknown keys in {path}: {', '.join(unknown)}. Valid keys: "
-            f"{', '.join(sorted(known))}. Another version of train/ wrote it, or "
-            "somebody changed it: use that version, or remove the keys if they mean "
-            "nothing."
+            f"{', '.join(sorted(known))}. If another version of train/ wrote the file, "
+            "use that version; otherwise remove the keys."
         )
     if unknown:
         logging.warning(
-            "%s has keys that this version does not know: %s. They are not used; all "
-            "others are.",
+            "%s has keys that this version does not know: %s. They are ignored.",
             path,
             ", ".join(unknown),
         )
     try:
-        # A key that is missing came later, with a default that changes nothing.
+        # Keys that later versions added have defaults that change nothing.
         return TrainConfig(**{key: values[key] for key in values if key in known})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_values(path) -> dict:
+def _read_values(path: Path | str) -> dict:
     from keras_mobilevit.files import read_text
 
     try:
@@ -377,25 +371,25 @@ def _read_values(path) -> dict:
     return values
 
 
-def is_config(path) -> bool:
-    """Tells whether there is a configuration of this project's, and no other's.
+def is_config(path: Path | str) -> bool:
+    """Tells whether a file exists and is a training configuration of this project.
 
     Raises:
-        ValueError: if the file is no JSON object, so that nobody can tell.
+        ValueError: if the file is not a JSON object.
     """
     return Path(path).is_file() and set(_read_values(path)) >= _CORE
 
 
-def has_one_low_rate(path) -> bool:
+def has_one_low_rate(path: Path | str) -> bool:
     """Tells whether the warm-up of a run starts at its `min_learning_rate`.
 
-    So it is in runs that are older than `warmup_learning_rate`.
+    It does in runs that are older than `warmup_learning_rate`.
     """
     return is_config(path) and _read_values(path).get("warmup_learning_rate") is None
 
 
-def save_config(config: TrainConfig, path) -> None:
-    """Writes a configuration as JSON, whole or not at all."""
+def save_config(config: TrainConfig, path: Path | str) -> None:
+    """Writes a configuration as JSON, atomically."""
     from keras_mobilevit.files import atomic_write
 
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"

@@ -19,14 +19,14 @@ from train.data import pipeline as data
 from train.data import sampler
 from train.data.sampler import BatchShape
 from train.data.source import Source
-from train.distribution.inputs import Unreadable, distribute, refuse_nothing_seen
+from train.distribution.inputs import UnreadableLog, distribute, refuse_nothing_seen
 from train.distribution.strategies import is_chief
 from train.evaluation.evaluate import EvalInputs, evaluate
 from train.models import TrainState
 from train.run.checkpoint import save_checkpoint, save_model
 from train.run.lock import only_training
 from train.run.pictures import make_drawing
-from train.run.progress import CheckpointManager, Progress, asked_to_stop
+from train.run.progress import CheckpointManager, Progress, stop_on_sigterm
 from train.run.records import RecordWriter
 from train.run.start import Run, start_or_continue
 from train.run.workdir import BEST_MODEL, check_workdir, prepare_workdir
@@ -64,7 +64,7 @@ def train_epoch(
     config, strategy = run.config, run.strategy
     schedule = _epoch_schedule(run, progress.epoch)
     iterator = iter(_train_batches(run, schedule, progress))
-    unreadable = Unreadable()
+    unreadable = UnreadableLog()
     start = time.perf_counter() - progress.seconds
     rest = schedule[progress.epoch_step :]
     with _progress_bar(run, progress) as bar:
@@ -73,7 +73,7 @@ def train_epoch(
                 unreadable.take_names(strategy, next(iterator)) for _ in range(count)
             ]
             shape = schedule[progress.epoch_step]
-            stop = manager.asked()
+            stop = manager.stop_requested()
             sums = _run_call(config, train_step, batches, progress, stop, shape)
             progress.add(count, sums, time.perf_counter() - start)
             mean_loss = sums["loss"] / max(sums["count"], 1)
@@ -198,7 +198,7 @@ def validate(
     inputs = EvalInputs(config.eval_size, config.eval_crop, replicas * part)
 
     def step(batch: dict) -> EvalResult:
-        return eval_step(batch, tf.constant(manager.asked()))
+        return eval_step(batch, tf.constant(manager.stop_requested()))
 
     def after_batch(sums: dict[str, float]) -> None:
         manager.after_step(progress, sums["stop"] > 0)
@@ -288,7 +288,7 @@ def _train_and_evaluate(run: Run, save_seconds: float) -> list[dict]:
         logging.info("all %d epochs are done", config.epochs)
     train_step = make_train_step(run.task, config, state, strategy)
     eval_step = make_eval_step(run.task, state.ema_model, strategy)
-    with asked_to_stop() as stop:
+    with stop_on_sigterm() as stop:
         manager = CheckpointManager(save, save_seconds, stop)
         while progress.epoch < config.epochs:
             record = train_epoch(run, train_step, progress, manager)

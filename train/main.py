@@ -1,4 +1,4 @@
-"""Trains MobileViT on images of any source, at many resolutions at once.
+"""Trains MobileViT on any images, at several sizes at once, and evaluates it.
 
 Examples:
   python train/main.py --data=digits --workdir=runs/digits
@@ -10,16 +10,24 @@ Examples:
   python train/main.py --task=segmentation --data=voc:roads --workdir=runs/roads
   python train/main.py --tpu --data=tfds:imagenet2012 --workdir=/shared/run
 
-A recipe sets every flag that is not given, by the task and the kind of the data or by
---recipe: `digits`, `small` (a few thousand photos), `imagenet` (the paper's); for
-detection `scenes` (of digits), `boxes` (a few thousand photos), `coco` (the paper's);
-for segmentation `mask_scenes`, `masks` (a few hundred photos), `voc2012` (the paper's).
-Run the same command again to continue an interrupted run, within its epoch too; SIGTERM
-saves it and ends with the exit code 75, as before the first step. --workdir then holds
-best.keras (the moving average of the weights at its best epoch),
-checkpoint.safetensors, metrics.jsonl, curves.png, predictions.png (of detection and
-segmentation: what the last epoch finds on eight images, beside the truth),
-tensorboard/, config.json and labels.txt.
+A recipe sets every flag that is not given. Without --recipe, the task and the kind of
+data choose one:
+
+  classification  digits, folder_small (a few thousand photos), imagenet (the paper)
+  detection       digits_detection, voc_detection_small (a few thousand photos), coco
+                  (the paper)
+  segmentation    digits_segmentation, voc_segmentation_small (a few hundred photos),
+                  voc2012 (the paper)
+
+Run the same command again to continue an interrupted run, also within an epoch. SIGTERM
+saves the run and ends it with the exit code 75. --workdir then holds:
+
+  best.keras              moving average of the weights, at its best epoch
+  metrics.jsonl           metrics of each epoch; curves.png and tensorboard/ show them
+  predictions.png         predictions on eight images beside the truth (detection and
+                          segmentation)
+  checkpoint.safetensors  where the run continues
+  config.json, labels.txt values of all flags, and names of the classes
 """
 
 import math
@@ -30,10 +38,10 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-from train.run.progress import PREEMPTED, Preempted, sigterm_ends
+from train.run.progress import PREEMPTED, Preempted, end_on_sigterm
 
 if __name__ == "__main__":
-    sigterm_ends()  # also while TensorFlow is loaded, which takes seconds
+    end_on_sigterm()  # also while TensorFlow is loaded, which takes seconds
 
 from absl import flags, logging
 

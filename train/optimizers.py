@@ -1,41 +1,53 @@
-"""AdamW, with another learning rate for the head, and a loss scale for float16."""
+"""AdamW, with a separate learning rate for the head and loss scaling for float16."""
+
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
+from train.config import TrainConfig
+
 
 class AdamW(keras.optimizers.Adam):
-    """Adam with decoupled weight decay, and a learning rate of its own for the head.
+    """Adam with decoupled weight decay and a separate learning rate for the head.
 
     `keras.optimizers.AdamW` has one learning rate for all variables. Decay applies to
-    every variable, norms and biases too, as in the published recipe. Each variable is
-    updated by TensorFlow's fused kernel, which has the numbers of Keras's formula and
-    takes a quarter less time to trace a step.
+    every variable, including norms and biases, as in the published recipe. TensorFlow's
+    fused kernel updates the variables: its numbers equal those of Keras's formula, and
+    tracing a step takes a quarter less time.
 
     Args:
         is_head: tells by a variable's path whether it belongs to the head.
-        head_lr_multiplier: of the learning rate of the head, decay included.
-        decay: of the weights, times the learning rate, at each step.
+        head_lr_multiplier: multiplies the learning rate of the head, also for decay.
+        decay: weight decay per step, as a multiple of the learning rate.
         **kwargs: of `keras.optimizers.Adam`.
 
     Source: [Decoupled weight decay](https://arxiv.org/abs/1711.05101), algorithm 2.
     """
 
-    def __init__(self, is_head, head_lr_multiplier: float, decay: float, **kwargs):
+    def __init__(
+        self,
+        is_head: Callable[[str], bool],
+        head_lr_multiplier: float,
+        decay: float,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.is_head = is_head
         self.head_lr_multiplier = head_lr_multiplier
         self.decay = decay
-        self._multipliers = []
+        self._multipliers: list[float] = []
 
-    def build(self, variables) -> None:
+    def build(self, variables: list) -> None:
+        """Creates the momentums, and the learning rate multiplier of each variable."""
         super().build(variables)
         self._multipliers = [
             self.head_lr_multiplier if self.is_head(variable.path) else 1.0
             for variable in variables
         ]
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient, variable, learning_rate) -> None:
+        """Updates one variable."""
         index = self._get_variable_index(variable)
         learning_rate = learning_rate * self._multipliers[index]
         self.assign_sub(variable, variable * (self.decay * learning_rate))
@@ -54,13 +66,15 @@ class AdamW(keras.optimizers.Adam):
         )
 
 
-def make_optimizer(config, model: keras.Model, is_head) -> keras.optimizers.Optimizer:
-    """Makes AdamW with the recipe's constants, built for what a model trains.
+def make_optimizer(
+    config: TrainConfig, model: keras.Model, is_head: Callable[[str], bool]
+) -> keras.optimizers.Optimizer:
+    """Makes AdamW with the recipe's constants, built for a model's variables.
 
     Args:
-        config: a `TrainConfig`. With its precision mixed_float16 the loss is scaled
-            up, so that small gradients are not lost; steps whose gradients overflow
-            are left out and lower the scale.
+        config: the run's configuration. With mixed_float16 the loss is scaled up, so
+            that small gradients are not lost; a step with an overflow is skipped and
+            lowers the scale.
         model: its trainable variables are optimized.
         is_head: tells by a variable's path whether it belongs to the head, whose
             learning rate is multiplied by `config.head_lr_multiplier`.

@@ -1,6 +1,7 @@
-"""The recipes: what a kind of data needs beside `train.config.TrainConfig`'s defaults.
+"""The recipes: values of `train.config.TrainConfig` for a task and a kind of data.
 
-The defaults are those of ImageNet; a recipe names what is different for other data.
+The defaults are the recipe for ImageNet. The others name what differs from it.
+`train.data.registry` says which recipe is the default for which kind of data.
 """
 
 from train.data.registry import find_kind
@@ -8,8 +9,8 @@ from train.data.registry import find_kind
 RECIPES: dict[str, dict] = {
     "imagenet": dict(data="tfds:imagenet2012", learning_rate_batch=1024),
     # A few thousand photographs. Measured: 72.4 % top-1 on 10 classes of clothing (3068
-    # images) from scratch with mobilevit_xxs; see README.md.
-    "small": dict(
+    # images), from scratch with mobilevit_xxs.
+    "folder_small": dict(
         data="folder:",
         model="mobilevit_xxs",
         sizes=(128, 160, 192),
@@ -19,8 +20,8 @@ RECIPES: dict[str, dict] = {
         epochs=30,
         warmup_steps=240,
     ),
-    # 1,437 scans of 8x8 pixels. They are centred, fill the frame and must not be
-    # mirrored.
+    # 1,437 scans of 8x8 pixels. The digits are centered and fill the image; a flipped
+    # digit would be another one or none.
     "digits": dict(
         data="digits",
         model="mobilevit_xxs",
@@ -34,8 +35,8 @@ RECIPES: dict[str, dict] = {
         crop_scale=0.5,
         flip=False,
     ),
-    # The published detectors' (section 4.2): 200 epochs of COCO in batches of 128. The
-    # cosine ends where that of the released code does; the paper's text says 9e-5.
+    # The published recipe for detectors (section 4.2): 200 epochs of COCO in batches of
+    # 128. The cosine ends as in the released code; the paper's text says 9e-5.
     "coco": dict(
         task="detection",
         data="tfds:coco/2017",
@@ -55,7 +56,7 @@ RECIPES: dict[str, dict] = {
         weights="imagenet",
     ),
     # A few hundred to a few thousand photographs with boxes.
-    "boxes": dict(
+    "voc_detection_small": dict(
         task="detection",
         data="voc:",
         model="mobilevit_xxs",
@@ -72,11 +73,11 @@ RECIPES: dict[str, dict] = {
         crop_scale=0.3,
         color_jitter=True,
     ),
-    # 1,600 scenes of 128x128 pixels. Larger images give more objects an anchor that
-    # overlaps them by half: 45 % at 128, 57 % at 160. With that and without crops AP50
-    # was 0.49 after 8 epochs; at 96 and 128 with crops, 0.12. Which of both did it was
-    # not measured.
-    "scenes": dict(
+    # 1,600 scenes of 128x128 pixels. In larger images more objects have an anchor that
+    # overlaps them by half: 45 % at 128, 57 % at 160. At these sizes and without crops,
+    # AP50 was 0.49 after 8 epochs; at 96 and 128 with crops, 0.12. The two effects were
+    # not measured separately.
+    "digits_detection": dict(
         task="detection",
         data="digits",
         model="mobilevit_xxs",
@@ -92,7 +93,8 @@ RECIPES: dict[str, dict] = {
         crop_scale=1.0,
         flip=False,
     ),
-    # The published segmenters' (section 4.2): 50 epochs of VOC with SBD's masks.
+    # The published recipe for segmenters (section 4.2): 50 epochs of VOC with the masks
+    # of SBD.
     "voc2012": dict(
         task="segmentation",
         data="voc:",
@@ -111,9 +113,9 @@ RECIPES: dict[str, dict] = {
         head_lr_multiplier=10.0,
         weights="imagenet",
     ),
-    # A few hundred photographs with masks. Meant for 367 of 480x360 pixels on two
-    # cores within an hour; from scratch, so that the head has no rate of its own.
-    "masks": dict(
+    # A few hundred photographs with masks: made for 367 of 480x360 pixels, on two cores
+    # within an hour. From scratch, so the head has the learning rate of the backbone.
+    "voc_segmentation_small": dict(
         task="segmentation",
         data="voc:",
         model="mobilevit_xxs",
@@ -130,10 +132,10 @@ RECIPES: dict[str, dict] = {
         crop_scale=0.36,
         color_jitter=True,
     ),
-    # 1,600 scenes of 128x128 pixels, enlarged, since strokes are thinner than a cell of
-    # the head: logits fitted to the masks themselves give a mean IoU of 0.80 with 8x8
-    # cells (128 pixels), 0.90 with 12x12 (192) and 0.95 with 16x16 (256).
-    "mask_scenes": dict(
+    # 1,600 scenes of 128x128 pixels, enlarged because strokes are thinner than a cell
+    # of the head. The best possible mean IoU is 0.80 with 8x8 cells (128 pixels), 0.90
+    # with 12x12 (192) and 0.95 with 16x16 (256), as logits fitted to the masks show.
+    "digits_segmentation": dict(
         task="segmentation",
         data="digits",
         model="mobilevit_xxs",
@@ -153,9 +155,9 @@ RECIPES: dict[str, dict] = {
 
 
 def default_recipe(data: str, task: str = "classification") -> str:
-    """Names the recipe for a data source: by its kind and the task.
+    """Returns the name of the recipe for a task and a kind of data.
 
     Raises:
-        ValueError: if there is no such task or kind; the message lists the valid ones.
+        ValueError: if the task or the kind is unknown; the message lists all.
     """
     return find_kind(task, data).recipe

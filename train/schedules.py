@@ -1,16 +1,17 @@
-"""What changes over a run: the learning rate, and the momentum of the average."""
+"""Schedules of a run: the learning rate, and the momentum of the moving average."""
 
 import math
 
+from train.config import TrainConfig
 
-def learning_rate(config, step: int, epoch: int) -> float:
-    """Linear warm-up by step, then a cosine that moves once an epoch.
 
-    The cosine's period is the whole run and is not shortened by the warm-up, as in
-    the published recipe.
+def learning_rate(config: TrainConfig, step: int, epoch: int) -> float:
+    """Returns the learning rate: linear warm-up by step, then a cosine by epoch.
+
+    The cosine spans the whole run, including the warm-up, as in the published recipe.
 
     Args:
-        config: a `TrainConfig`.
+        config: the run's configuration.
         step: steps done since the start of the run.
         epoch: epochs done since the start of the run.
 
@@ -26,11 +27,11 @@ def learning_rate(config, step: int, epoch: int) -> float:
     return low + 0.5 * (high - low) * (1 + math.cos(math.pi * epoch / config.epochs))
 
 
-def ema_momentum(config, step: int) -> float:
-    """Momentum of the weights' moving average, which starts low and settles.
+def ema_momentum(config: TrainConfig, step: int) -> float:
+    """Returns the momentum of the moving average of the weights, which starts low.
 
-    `(1 + step) / (10 + step)` forgets the random initialization within a short run
-    (`tf.train.ExponentialMovingAverage` does the same); it passes the recipe's 0.9995
-    after 18,000 of 300,000 steps.
+    `(1 + step) / (10 + step)`, as in `tf.train.ExponentialMovingAverage`, forgets the
+    random initialization within a short run. It reaches the recipe's 0.9995 after
+    18,000 of 300,000 steps.
     """
     return min(config.ema_momentum, (1 + step) / (10 + step))

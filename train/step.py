@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+from absl import logging
 
 from train.config import TrainConfig
 from train.models import TrainState
@@ -88,10 +89,17 @@ def make_train_step(
 
     @_function(jit_compile=jit_compile)
     def train_step(batches, learning_rates, ema_momentums, stop):
+        _log_compilation(strategy, batches[0])  # runs only while the step is traced
         sums = strategy.run(steps, (batches, learning_rates, ema_momentums, stop))
         return _sum_over_replicas(strategy, sums)
 
     return train_step
+
+
+def _log_compilation(strategy: tf.distribute.Strategy, batch: dict) -> None:
+    (images, *_) = strategy.experimental_local_results(batch["image"])
+    _, height, width, _ = images.shape
+    logging.info("compiling the step for %dx%d pixels", height, width)
 
 
 def _one_step(
@@ -197,6 +205,12 @@ def _mean_over_replicas(gradients: list, replicas: int) -> list:
     ]
 
 
+def _as_numeric(value):
+    """Copies a target, bools as int32: several devices exchange numbers only."""
+    is_bool = value.dtype == tf.bool
+    return tf.cast(value, tf.int32) if is_bool else tf.identity(value)
+
+
 def make_eval_step(task: Task, model, strategy: tf.distribute.Strategy) -> Callable:
     """Makes the function of one evaluation step.
 
@@ -222,12 +236,11 @@ def make_eval_step(task: Task, model, strategy: tf.distribute.Strategy) -> Calla
             "stop": tf.identity(stop),
         }
         targets = {
-            name: tf.identity(value) for name, value in batch.items() if name != "image"
+            name: _as_numeric(value) for name, value in batch.items() if name != "image"
         }
         return sums, task.predictions(outputs, images.shape[1]), targets
 
     def gathered(values: dict) -> dict:
-        # Several devices exchange numbers only.
         return {name: strategy.gather(value, axis=0) for name, value in values.items()}
 
     @_function

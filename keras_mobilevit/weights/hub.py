@@ -40,7 +40,7 @@ class HubFile:
     sha256: str | None = None
 
 
-# ImageNet-1k, ported to RGB by timm. Apple's license, see README.md.
+# ImageNet-1k, ported to RGB by timm. Apple's license, see docs/weights.md.
 IMAGENET = {
     "mobilevit_xxs": HubFile(
         "timm/mobilevit_xxs.cvnets_in1k", "26e21ac95801b64f865338915b29721e59be50e3"

@@ -1,4 +1,4 @@
-"""Exporting other projects' networks, which ours is measured against."""
+"""Exports of other projects' networks."""
 
 import importlib.util
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import onnx_baselines
 from keras_mobilevit import VARIANTS, DeepLabV3
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ def run(*arguments, cwd):
 
 
 def run_code(code: str, cwd):
-    """Runs code in a process of its own: PyTorch has none together with TensorFlow."""
+    """Runs code in its own process: PyTorch may crash beside TensorFlow."""
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=cwd,
@@ -30,6 +31,10 @@ def run_code(code: str, cwd):
         capture_output=True,
         text=True,
     )
+
+
+def test_every_variant_can_be_exported():
+    assert onnx_baselines.CLASSIFIERS == tuple(VARIANTS)
 
 
 def skip_without(*packages: str) -> None:
@@ -62,11 +67,11 @@ def test_errors(arguments, message, tmp_path):
     "package, model",
     [("timm", "mobilevit_xxs"), ("transformers", "deeplabv3_mobilevit_xxs")],
 )
-def test_a_package_that_is_not_there_is_told(package, model, tmp_path):
+def test_a_missing_package_is_reported(package, model, tmp_path):
     code = f"""
 import sys
 sys.modules[{package!r}] = None
-sys.argv = ["peers.py", "--model={model}", "--output=a.onnx"]
+sys.argv = ["onnx_baselines.py", "--model={model}", "--output=a.onnx"]
 import runpy
 runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 """
@@ -83,7 +88,7 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
         ("transformers", "deeplabv3_mobilevit_xxs", 128, [1, 21, 8, 8]),
     ],
 )
-def test_a_peer_is_exported(package, model, size, shape, tmp_path):
+def test_a_network_is_exported(package, model, size, shape, tmp_path):
     skip_without(package, "torch", "onnxscript", "onnxruntime")
     result = run(
         f"--model={model}", f"--size={size}", "--output=out/a.onnx", cwd=tmp_path
@@ -104,8 +109,8 @@ def test_a_peer_is_exported(package, model, size, shape, tmp_path):
 def test_the_segmenter_has_as_many_weights_as_ours(variant, tmp_path):
     skip_without("torch", "transformers")
     code = f"""
-from tflite import peers
-model = peers.BUILDERS["deeplabv3_"]({variant!r})
+from benchmarks import onnx_baselines
+model = onnx_baselines.BUILDERS["deeplabv3_"]({variant!r})
 print(sum(weight.numel() for weight in model.parameters()))
 """
     result = run_code(code, tmp_path)

@@ -1,6 +1,7 @@
 """Measuring the training step and the input pipelines."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,28 +10,19 @@ import numpy as np
 import pytest
 
 from benchmarks import input_pipeline as benchmark_input
+from benchmarks import tables
 from benchmarks import training as benchmark
-from benchmarks.workers import Worker, available_cores, started, take_turns
+from benchmarks.workers import (
+    Candidate,
+    Worker,
+    available_cores,
+    measure_in_turns,
+    started,
+)
+from tests.fakes import benchmark_candidate
 from tests.helpers.image_files import make_folder, pil_file
 
 ROOT = Path(__file__).resolve().parents[2]
-# A worker that needs no library: it takes as many seconds as it is asked for.
-STAND_IN = """
-import os
-from benchmarks.workers import serve
-
-def start(settings):
-    def turn(request):
-        print("a library is talking")
-        if request["steps"] == 0:
-            raise ValueError("no steps")
-        if request["steps"] < 0:
-            raise KeyError("which kills it")
-        return {"seconds": [settings["pace"]] * request["steps"]}
-    return {"device": os.environ["DEVICE"]}, turn
-
-serve(start)
-"""
 
 
 def run(*arguments, cwd):
@@ -42,9 +34,9 @@ def run(*arguments, cwd):
     )
 
 
-def stand_in(name: str = "stand-in", pace: float = 1.0) -> Worker:
-    command = [sys.executable, "-c", STAND_IN]
-    return Worker(name, command, {"pace": pace, "threads": 1}, {"DEVICE": "a toaster"})
+def candidate(pace: float = 1.0) -> Candidate:
+    settings = {"pace": pace, "threads": 1}
+    return Candidate(benchmark_candidate.start, settings, {"DEVICE": "a toaster"})
 
 
 def step_record(runtime: str, speed: float, size: int = 64, **others) -> dict:
@@ -67,31 +59,29 @@ def cells(table: str) -> list[list[str]]:
     return [line.split() for line in table.splitlines()]
 
 
-def test_workers_take_turns_and_tell_errors():
-    workers = [stand_in("slow", 2.0), stand_in("fast", 0.5)]
-    try:
-        assert workers[0].greeting == {"device": "a toaster"}
-        seconds = take_turns(workers, {"steps": 2}, rounds=2)
+def test_workers_take_turns():
+    with started({"slow": candidate(2.0), "fast": candidate(0.5)}) as workers:
+        assert workers[0].info == {"device": "a toaster"}
+        seconds = measure_in_turns(workers, {"steps": 2}, rounds=2)
         assert seconds == {"slow": [2.0] * 4, "fast": [0.5] * 4}
         with pytest.raises(ValueError, match="fast: no steps"):
             workers[1].ask({"steps": 0})
-        assert workers[1].ask({"steps": 1}) == {"seconds": [0.5]}
-    finally:
-        for worker in workers:
-            worker.close()
+    assert "DEVICE" not in os.environ
 
 
-def test_last_lines_of_a_dead_worker_are_shown():
-    worker = stand_in()
-    with pytest.raises(RuntimeError, match="stand-in ended with exit code 1") as error:
+def test_the_last_lines_of_a_crashed_worker_are_shown():
+    worker = Worker("fake", candidate())
+    with pytest.raises(RuntimeError, match="fake ended with exit code 1") as error:
         worker.ask({"steps": -1})
-    assert "KeyError: 'which kills it'" in str(error.value).splitlines()[-1]
+    assert "output of a library" in str(error.value)
+    assert "KeyError: 'a crash'" in str(error.value).splitlines()[-1]
     worker.close()
 
 
-def test_a_worker_that_cannot_start_is_told():
-    with pytest.raises(RuntimeError, match="No module named"):
-        with started("train.nowhere", {"lost": ({"threads": 1}, {})}):
+def test_a_worker_that_cannot_start_is_reported():
+    lost = Candidate(benchmark_candidate.refuse, {"threads": 1})
+    with pytest.raises(ValueError, match="lost: No module named"):
+        with started({"lost": lost}):
             pass
 
 
@@ -142,12 +132,12 @@ def test_table_of_steps():
         step_record("timm", 20.0),
         step_record("tensorflow", 10.0, size=96),
     ]
-    assert cells(benchmark.format_steps(records)) == [
+    assert cells(tables.format_steps(records)) == [
         ["model", "size", "batch", "tensorflow", "timm", "tensorflow/timm"],
         ["mobilevit_xxs", "64", "4", "30", "20", "1.5"],
         ["mobilevit_xxs", "96", "4", "10", "-", "-"],
     ]
-    alone = cells(benchmark.format_steps(records[:1]))
+    alone = cells(tables.format_steps(records[:1]))
     assert alone[0] == ["model", "size", "batch", "tensorflow"]
 
 
@@ -157,22 +147,22 @@ def test_table_of_pipelines():
         {"pipeline": name, "images_per_second": speed, "threads": 2}
         for name, speed in speeds.items()
     ]
-    table = cells(benchmark.format_input(records))
-    assert table[0] == ["pipeline", "images/s", "a", "core", "/bare", "/torchvision"]
+    table = cells(tables.format_input(records))
+    assert table[0] == ["pipeline", "images/s", "per", "core", "/bare", "/torchvision"]
     assert table[1] == ["ours", "300", "150", "0.75", "0.25"]
     assert table[3] == ["torchvision", "1200", "600", "3", "1"]
-    assert cells(benchmark.format_input(records[:2]))[0][-1] == "/bare"
+    assert cells(tables.format_input(records[:2]))[0][-1] == "/bare"
 
 
 def test_notes_say_where_it_was_measured():
     on_cpu, on_gpu = step_record("timm", 1.0), step_record("jax", 9.0)
     on_gpu |= {"accelerator": "gpu", "device": "a furnace"}
-    assert benchmark.notes([on_cpu]) == [
+    assert tables.notes([on_cpu]) == [
         "a toaster, CPU threads: 2",
-        "Measured on the CPU; the figure for a GPU is not measured.",
+        "Measured on the CPU. A GPU was not measured.",
     ]
-    assert len(benchmark.notes([on_gpu])) == 1
-    assert "ratios say nothing" in benchmark.notes([on_cpu, on_gpu])[1]
+    assert len(tables.notes([on_gpu])) == 1
+    assert "ratios say nothing" in tables.notes([on_cpu, on_gpu])[1]
 
 
 def test_only_jpegs_are_listed(tmp_path):
@@ -212,6 +202,7 @@ def test_more_pass_than_a_pipeline_holds(batch, threads, ahead):
 @pytest.mark.slow
 def test_help_and_errors(tmp_path):
     result = run("--help", cwd=tmp_path)
+    assert result.returncode == 0
     assert "Examples" in result.stdout and "Traceback" not in result.stderr
     for flag, message in (
         ("--runtimes=torch", "Unknown runtime 'torch'"),

@@ -1,8 +1,9 @@
-"""An Android device for the real `adb`, on 127.0.0.1.
+"""A fake Android device on 127.0.0.1 for the real adb server.
 
-`AdbDevice` speaks adb's wire protocol (AOSP, packages/modules/adb: protocol.txt,
-SYNC.TXT, shell_protocol.h). Shell commands run on this machine, in a folder that plays
-the device's. It is not fast, hot or of ARM: it stands for the device's behaviour alone.
+`FakeAdbDevice` speaks adb's wire protocol (AOSP, packages/modules/adb: protocol.txt,
+SYNC.TXT), without what only newer devices have. Shell commands run on this machine, in
+a folder that contains the device's files. Speed, heat and the ARM processor are not
+imitated.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import threading
 from pathlib import Path
 
 TMP = "/data/local/tmp"
-FEATURES = ("shell_v2", "cmd", "stat_v2")
+FEATURES = "cmd"  # neither exit codes nor a separate stderr
 PROPERTIES = {
     "ro.product.name": "husky",
     "ro.product.model": "Pixel 8 Pro",
@@ -34,46 +35,20 @@ PROPERTIES = {
 }
 DUMPSYS = {
     "battery": """Current Battery Service state:
-  AC powered: false
   USB powered: true
-  Wireless powered: false
-  Dock powered: false
-  Max charging current: 500000
-  Max charging voltage: 5000000
-  Charge counter: 4212000
-  status: 2
-  health: 2
-  present: true
   level: 84
   scale: 100
   voltage: 4263
   temperature: 291
-  technology: Li-ion
 """,
     "thermalservice": """IsStatusOverride: false
-ThermalEventListeners:
-\tcallbacks: 3
-\tkilled: false
-\tbroadcasts count: -1
-ThermalStatusListeners:
-\tcallbacks: 4
-\tkilled: false
-\tbroadcasts count: -1
 Thermal Status: 0
 Cached temperatures:
 \tTemperature{mValue=29.1, mType=2, mName=battery, mStatus=0}
 HAL Ready: true
-HAL connection:
-\tThermalHAL AIDL 1  connected: yes
-Current temperatures from HAL:
-\tTemperature{mValue=38.0, mType=0, mName=BIG, mStatus=0}
-\tTemperature{mValue=29.1, mType=2, mName=battery, mStatus=0}
-\tTemperature{mValue=31.4, mType=3, mName=VIRTUAL-SKIN, mStatus=0}
-Current cooling devices from HAL:
-\tCoolingDevice{mValue=0, mType=2, mName=thermal-cpufreq-0}
 """,
 }
-# What the device has and this machine lacks. ROOT is the folder that plays the device.
+# Programs that the device has and this machine may lack. ROOT is the device's folder.
 PROGRAMS = {
     "getprop": """if [ $# -gt 0 ]; then
   sed -n "s/^\\[$1\\]: \\[\\(.*\\)\\]$/\\1/p" ROOT/getprop.txt
@@ -86,70 +61,44 @@ fi""",
 }""",
     "taskset": 'echo "$1" >> ROOT/taskset.log\nshift\nexec "$@"',
     "nproc": "echo 9",
-    "logcat": "cat ROOT/logcat.txt 2>/dev/null || true",
-    # The app gets the string after "args" as it is, and splits it at spaces.
-    "am": """echo "$*" >> ROOT/am.log
-[ "$1" = force-stop ] && exit
-while [ "$1" != args ]; do shift; done
-set -f
-ROOT/app $2 >> ROOT/logcat.txt 2>&1""",
-    "log": 'shift 2\necho "$*" >> ROOT/logcat.txt',
-    "pidof": "true",
-    "pm": 'echo "$*" >> ROOT/pm.log\necho Success',
 }
 
 _HEADER = struct.Struct("<4s5I")  # command, two arguments, length, checksum, magic
-_SHELL = struct.Struct("<BI")  # kind, length
 _SYNC = struct.Struct("<4sI")  # request, length
-_STAT_V2 = struct.Struct("<4sIQQIIIIQqqq")
-_STDIN, _STDOUT, _STDERR, _EXIT, _CLOSE_STDIN = range(5)
 _VERSION, _MAX_DATA = 0x01000001, 1 << 20
 _AUTH_TOKEN, _AUTH_PUBLIC_KEY = 1, 3
 _SYNC_CHUNK = 64 * 1024
 
 
-class AdbDevice:
+class FakeAdbDevice:
     """A device that `adb connect` reaches at `address`, while the context lasts.
 
     Args:
-        folder: plays the device's file system, `/data/local/tmp` inside it.
-        features: what the device offers. Without "shell_v2" exit codes are lost and
-            stderr joins stdout, as on old devices.
-        properties: put beside or in place of `PROPERTIES`.
-        dumpsys: output by service, beside or in place of `DUMPSYS`.
-        require_auth: whether nobody ever accepts the key on the device's screen.
+        folder: on this machine, with the device's files.
+        dumpsys: output by service, in place of that in `DUMPSYS`.
+        require_auth: the device never accepts a key.
 
     Attributes:
-        commands: shell commands that came, as sent.
-        pushed_files, pushed_bytes: device paths that came whole; bytes of all pushes.
-        free_bytes: room on the device, which pushes use up; or `None`.
-        drop_when: a predicate of a shell command or of "SEND <path>"/"RECV <path>".
-            What it says yes to starts, then the device goes offline.
-        online: whether the device answers. A dropped one does not, until set again.
+        pushed_bytes: size of all pushes.
+        free_bytes: free space on the device; `None` for no limit.
+        drop_when: predicate of a shell command, or of "SEND <path>" or "RECV <path>".
+            The device starts such an action and then goes offline.
+        online: whether the device answers.
     """
 
-    def __init__(
-        self,
-        folder,
-        features=FEATURES,
-        properties=None,
-        dumpsys=None,
-        require_auth=False,
-    ):
+    def __init__(self, folder, dumpsys=None, require_auth=False):
         self.folder = Path(folder)
-        self.features = tuple(features)
-        self.properties = PROPERTIES | (properties or {})
         self.require_auth = require_auth
-        self.commands, self.pushed_files, self.pushed_bytes = [], [], 0
+        self.pushed_bytes = 0
         self.free_bytes = self.drop_when = None
         self.online = True
         self._connections = {}  # writer by task
-        self._furnish(DUMPSYS | (dumpsys or {}))
+        self._write_files(DUMPSYS | (dumpsys or {}))
 
-    def _furnish(self, dumpsys: dict):
+    def _write_files(self, dumpsys: dict):
         for name in (TMP[1:], "bin", "dumpsys"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        lines = [f"[{name}]: [{value}]\n" for name, value in self.properties.items()]
+        lines = [f"[{name}]: [{value}]\n" for name, value in PROPERTIES.items()]
         (self.folder / "getprop.txt").write_text("".join(lines))
         for service, text in dumpsys.items():
             (self.folder / "dumpsys" / f"{service}.txt").write_text(text)
@@ -188,7 +137,7 @@ class AdbDevice:
             if self.online:
                 await _Connection(self, reader, writer).serve()
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client went, or the device did
+            pass  # the client or the device has disconnected
         finally:
             writer.close()
             del self._connections[asyncio.current_task()]
@@ -196,18 +145,18 @@ class AdbDevice:
     @property
     def banner(self) -> bytes:
         names = ("ro.product.name", "ro.product.model", "ro.product.device")
-        properties = "".join(f"{name}={self.properties[name]};" for name in names)
-        return f"device::{properties}features={','.join(self.features)}".encode()
+        properties = "".join(f"{name}={PROPERTIES[name]};" for name in names)
+        return f"device::{properties}features={FEATURES}".encode()
 
     def locate(self, path: str) -> Path:
-        """Returns the file that plays `path`, which the shell user may touch."""
+        """Returns this machine's path of a file that the shell user may access."""
         path = Path(os.path.normpath(path))
         if not path.is_relative_to(TMP):
             raise PermissionError(errno.EACCES, "Permission denied")
         return self.folder / path.relative_to("/")
 
     def store(self, size: int):
-        """Takes `size` bytes of the room that is left."""
+        """Takes `size` bytes of the free space."""
         self.pushed_bytes += size
         if self.free_bytes is not None:
             if size > self.free_bytes:
@@ -217,20 +166,19 @@ class AdbDevice:
     def drops(self, action: str) -> bool:
         return bool(self.drop_when and self.drop_when(action))
 
-    async def start(self, command: str, stderr: int):
-        """Starts a shell command, as the leader of a process group."""
-        self.commands.append(command)
+    async def start(self, command: str):
+        """Starts a shell command as the leader of a process group."""
         environment = os.environ | {
             "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
             "LC_ALL": "C",
         }
-        # The second line keeps sh from exec'ing the command: so sh tells of signals.
+        # The second line keeps sh from exec'ing the command, so that sh names signals.
         script = command.replace(TMP, f"{self.folder}{TMP}") + "\nexit $?"
         return await asyncio.create_subprocess_exec(
             *("/bin/sh", "-c", script),
-            stdin=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
-            stderr=stderr,
+            stderr=asyncio.subprocess.STDOUT,
             cwd=self.folder,
             env=environment,
             start_new_session=True,
@@ -270,8 +218,8 @@ class _Connection:
             else:
                 self.send(b"CNXN", _VERSION, _MAX_DATA, self.device.banner)
         elif command == b"AUTH" and first != _AUTH_PUBLIC_KEY:
-            # No signature will do; the client's last resort, its public key, waits for
-            # a tap on the screen that never comes.
+            # It accepts no signature. The client then sends its public key, for which
+            # nobody taps on the screen.
             self.send(b"AUTH", _AUTH_TOKEN, 0, bytes(20))
         elif command == b"OPEN":
             self._open(first, payload.rstrip(b"\0").decode())
@@ -288,8 +236,8 @@ class _Connection:
         kind, _, rest = service.partition(":")
         if kind == "sync":
             serve = _serve_sync
-        elif kind == "exec" or kind.split(",")[0] == "shell":
-            serve = _serve_shell_v2 if "v2" in kind.split(",") else _serve_shell
+        elif kind == "shell":
+            serve = _serve_shell
         else:
             self.send(b"CLSE", 0, remote)
             return
@@ -321,7 +269,7 @@ class _Connection:
 
 
 class _Stream:
-    """One service's two-way stream: a packet is sent when the last was confirmed."""
+    """Two-way stream of a service. Sends a packet after the last one is confirmed."""
 
     def __init__(self, connection, local: int, remote: int):
         self.connection, self.local, self.remote = connection, local, remote
@@ -351,62 +299,21 @@ class _Stream:
         await asyncio.Future()  # until this is cancelled, as all of the connection is
 
 
-async def _serve_shell_v2(device, stream, command: str):
-    def packet(kind, data):
-        return _SHELL.pack(kind, len(data)) + data
-
-    await _serve_command(device, stream, command, asyncio.subprocess.PIPE, packet)
-
-
 async def _serve_shell(device, stream, command: str):
-    def raw(kind, data):
-        return data if kind == _STDOUT else b""
-
-    await _serve_command(device, stream, command, asyncio.subprocess.STDOUT, raw)
-
-
-async def _serve_command(device, stream, command: str, stderr: int, packet):
     drops = device.drops(command)
-    process = await device.start(command, stderr)
-
-    async def send_output(kind, pipe):
-        while data := await pipe.read(_SYNC_CHUNK):
-            await stream.write(packet(kind, data))
+    process = await device.start(command)
+    try:
+        while data := await process.stdout.read(_SYNC_CHUNK):
+            await stream.write(data)
             if drops:
                 await stream.drop()
-
-    outputs = [send_output(_STDOUT, process.stdout)]
-    if process.stderr:
-        outputs.append(send_output(_STDERR, process.stderr))
-        stdin = asyncio.create_task(_feed(stream, process.stdin))
-    else:
-        stdin = None  # of raw streams the end cannot be told
-    try:
-        await asyncio.gather(*outputs)
-        code = await process.wait()
+        await process.wait()
         if drops:
             await stream.drop()
-        code = 128 - code if code < 0 else code
-        await stream.write(packet(_EXIT, bytes([code])))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        if stdin:
-            await _cancel([stdin])
-        process.stdin.close()
         await process.wait()
-
-
-async def _feed(stream, stdin):
-    while True:
-        kind, length = _SHELL.unpack(await stream.read(_SHELL.size))
-        data = await stream.read(length)
-        if kind == _STDIN:
-            stdin.write(data)
-            with contextlib.suppress(ConnectionError):
-                await stdin.drain()
-        elif kind == _CLOSE_STDIN:
-            stdin.close()
 
 
 async def _serve_sync(device, stream, _):
@@ -416,8 +323,8 @@ async def _serve_sync(device, stream, _):
             return
         argument = data.decode()
         try:
-            if request in (b"STAT", b"STA2", b"LST2"):
-                await stream.write(_status(device, request, argument))
+            if request == b"STAT":
+                await stream.write(_status(device, argument))
             elif request == b"SEND":
                 await _receive_file(device, stream, *argument.rsplit(",", 1))
             elif request == b"RECV":
@@ -428,33 +335,29 @@ async def _serve_sync(device, stream, _):
             message = str(error).encode()
             await stream.write(_SYNC.pack(b"FAIL", len(message)) + message)
             while (await _read_request(stream))[0] == b"DATA":
-                pass  # adbd too reads on, until the client has seen the failure
+                pass  # adbd also reads on until the client has seen the failure
             return
 
 
 async def _read_request(stream):
     request, length = _SYNC.unpack(await stream.read(_SYNC.size))
     if request == b"DONE":
-        return request, length  # the file's time
+        return request, length  # time of the file
     return request, await stream.read(length)
 
 
-def _status(device, request: bytes, path: str) -> bytes:
+def _status(device, path: str) -> bytes:
     try:
-        file, error = device.locate(path), 0
-        s = os.stat(file, follow_symlinks=request == b"STA2")
+        status = device.locate(path).lstat()
     except OSError:
-        s, error = os.stat_result([0] * 10), errno.ENOENT
-    if request == b"STAT":
-        return struct.pack("<4sIII", request, s.st_mode, s.st_size, int(s.st_mtime))
-    node = (s.st_dev, s.st_ino, s.st_mode, s.st_nlink, s.st_uid, s.st_gid, s.st_size)
-    times = (int(s.st_atime), int(s.st_mtime), int(s.st_ctime))
-    return _STAT_V2.pack(request, error, *node, *times)
+        status = os.stat_result([0] * 10)
+    numbers = status.st_mode, status.st_size, int(status.st_mtime)
+    return struct.pack("<4sIII", b"STAT", *numbers)
 
 
 @contextlib.contextmanager
-def _told_as(what: str):
-    """Turns an error of the file system into adbd's message to the client."""
+def _error_prefix(what: str):
+    """Turns a file system error into adbd's message to the client."""
     try:
         yield
     except OSError as error:
@@ -463,11 +366,11 @@ def _told_as(what: str):
 
 async def _receive_file(device, stream, path: str, mode: str):
     drops = device.drops(f"SEND {path}")
-    with _told_as("couldn't create file"):
+    with _error_prefix("couldn't create file"):
         target = device.locate(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         file = target.open("wb")
-    with file, _told_as("write failed"):
+    with file, _error_prefix("write failed"):
         while (request := await _read_request(stream))[0] == b"DATA":
             if drops:
                 await stream.drop()
@@ -481,13 +384,12 @@ async def _receive_file(device, stream, path: str, mode: str):
                 raise
     target.chmod(int(mode) & 0o777)
     os.utime(target, (request[1], request[1]))
-    device.pushed_files.append(path)
     await stream.write(_SYNC.pack(b"OKAY", 0))
 
 
 async def _send_file(device, stream, path: str):
     drops = device.drops(f"RECV {path}")
-    with _told_as("open failed"):
+    with _error_prefix("open failed"):
         file = device.locate(path).open("rb")
     with file:
         while data := file.read(_SYNC_CHUNK):

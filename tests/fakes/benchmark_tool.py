@@ -1,8 +1,8 @@
-"""A program that stands for `benchmark_model`: it runs models, on this machine's CPU.
+"""A fake `benchmark_model`, which runs models with LiteRT on this machine's CPU.
 
-It takes the flags of the real ones, really runs the file with LiteRT, and prints and
-writes what they do: tflite/tools/benchmark/benchmark_model.cc,
-benchmark_tflite_model.cc and litert/tools/benchmark_litert_model.h of LiteRT.
+It takes the flags of the real programs, and prints and writes what they do. See
+tflite/tools/benchmark/benchmark_model.cc, benchmark_tflite_model.cc and
+litert/tools/benchmark_litert_model.h of LiteRT.
 """
 
 import itertools
@@ -41,7 +41,7 @@ _FLAGS = {
         input_layer="",
         input_layer_shape="",
     ),
-    "litert": _SHARED_FLAGS | dict(use_cpu=True, use_npu=False),
+    "litert": _SHARED_FLAGS | dict(use_cpu=True),
 }
 _GPU_UNSUPPORTED = """Following operations are not supported by GPU delegate:
 TRANSPOSE: OP is supported, but tensor type/shape isn't compatible.
@@ -55,22 +55,21 @@ _GPU_REFUSALS = (
 )
 
 
-def benchmark_tool(path, kind="classic", python=sys.executable, fault=None) -> Path:
-    """Writes a program that stands for `benchmark_model`, to be pushed to a device.
+def write_benchmark_tool(path, kind="classic", fault=None) -> Path:
+    """Writes a fake `benchmark_model`, which can be pushed to a fake device.
 
     Args:
-        path: where the program goes.
+        path: of the program.
         kind: "classic" (Interpreter) or "litert" (CompiledModel).
-        python: has `ai_edge_litert`.
-        fault: one of `FAULTS`. "crash" and "killed" die by SIGSEGV and SIGKILL in the
-            measured runs; "truncated" stops in the middle of a line, as if all were
-            well; the others are what --use_gpu=true leads to.
+        fault: one of `FAULTS`. "crash" and "killed" end by SIGSEGV and SIGKILL in the
+            measured runs. "truncated" stops in the middle of a line with exit code 0.
+            The others are results of --use_gpu=true.
     """
     if fault not in FAULTS:
         raise ValueError(f"fault must be one of {FAULTS}. Received: {fault}")
     path = Path(path)
     path.write_text(
-        f"#!{python}\nimport sys\n\n"
+        f"#!{sys.executable}\nimport sys\n\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import benchmark_tool\n\n"
         f"benchmark_tool.run_benchmark(sys.argv[1:], {kind!r}, {fault!r})\n"
@@ -80,11 +79,11 @@ def benchmark_tool(path, kind="classic", python=sys.executable, fault=None) -> P
 
 
 def run_benchmark(arguments: list[str], kind: str, fault=None):
-    """What `benchmark_model` does, on this machine's CPU; ends the process."""
+    """Does what `benchmark_model` does, and ends the process."""
     _info("STARTING!")
     flags, given = _parse(arguments, _FLAGS[kind])
     _info("Log parameter values verbosely: [0]")
-    for name in given:  # the tool has words for them
+    for name in given:  # the real tool has longer names
         value = flags[name]
         _info(f"{name}: [{value if isinstance(value, str) else f'{value:g}'}]")
     memory, begin = _memory_kb(), _now_us()
@@ -150,7 +149,7 @@ def _memory_kb() -> int:
 
 
 def _parse(arguments: list[str], defaults: dict):
-    """Returns all flags, and the names of those given."""
+    """Returns the values of all flags, and the names of the given flags."""
     flags, given, unknown = dict(defaults), [], []
     for argument in arguments:
         name, _, text = argument.removeprefix("--").partition("=")
@@ -166,13 +165,13 @@ def _parse(arguments: list[str], defaults: dict):
             _give_up(f"Failed to parse flag '{name}' against argv '{argument}'")
         flags[name] = value
         given.append(name)
-    if unknown:  # told, and nothing more
+    if unknown:  # only a warning
         print(f"WARN: Unconsumed cmdline flags: {' '.join(unknown)}", flush=True)
     return flags, given
 
 
 def _load(flags: dict, resolver=None):
-    # The process of the daemon must not need it.
+    # The tests import this module without LiteRT.
     from ai_edge_litert import interpreter as litert
 
     options = {"num_threads": max(flags["num_threads"], 1)}
@@ -229,7 +228,7 @@ def _classic_interpreter(flags: dict, given: list[str], fault):
 
 
 def _partitions(interpreter):
-    """Returns how many nodes XNNPACK made, and whether they are the whole graph."""
+    """Returns how many nodes XNNPACK runs, and whether they are the whole graph."""
     operations = interpreter._get_ops_details()
     nodes = [o for o in operations if o["op_name"] == "DELEGATE"]
     ends = {d["index"] for d in interpreter.get_output_details()}
@@ -280,7 +279,7 @@ def _measure(invoke, runs: int, min_secs: float, max_secs: float, delay: float):
 
 
 def _statistics(times: list[int]) -> dict:
-    """Prints and returns what tsl::StatWithPercentiles<int64_t> has of the times."""
+    """Prints and returns the statistics of tsl::StatWithPercentiles<int64_t>."""
     count, low, high = len(times), min(times), max(times)
     average = sum(times) / count
     deviation = int((sum(t * t for t in times) / count - average**2) ** 0.5)
@@ -321,7 +320,7 @@ def _report(kind: str, result: dict, path: str, truncated: bool):
     try:
         Path(path).write_bytes(_encode(result))
         log(f"Saved benchmark result to: {path}")
-    except OSError:  # told, and nothing more
+    except OSError:  # only a message
         _error(f"Failed to save benchmark result to: {path}")
 
 
@@ -372,7 +371,7 @@ def _litert_lines(r: dict):
 
 
 def _encode(r: dict) -> bytes:
-    """Returns the result as tflite.tools.benchmark.BenchmarkResult on the wire."""
+    """Returns the result as an encoded tflite.tools.benchmark.BenchmarkResult."""
     times = r["measured"]
     names = ("avg", "min", "max", "std", "median", "p5", "p95")
     latency = [times[name] / 1e3 for name in names]

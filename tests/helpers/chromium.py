@@ -9,7 +9,7 @@ from pathlib import Path
 
 PROGRAM = shutil.which("chromium") or shutil.which("google-chrome")
 TIMEOUT_S = 120
-# No connection but those of the page: Chromium has some of its own.
+# These flags stop the connections that Chromium opens for itself.
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -31,11 +31,11 @@ class Chromium:
     """A browser with one page.
 
     Args:
-        folder: for its profile.
-        flags: more of them.
+        folder: of its profile.
+        flags: more command line flags.
 
     Attributes:
-        requests: addresses of everything that the page asked for.
+        requests: addresses of all requests of the page.
     """
 
     def __init__(self, folder: Path, flags=("--disable-gpu",)):
@@ -43,7 +43,7 @@ class Chromium:
         self.ours_in, from_browser = os.pipe()
         command = [PROGRAM, *FLAGS, *flags, f"--user-data-dir={folder}"]
 
-        def as_3_and_4():  # where the protocol says that the pipes are
+        def as_3_and_4():  # the protocol's numbers of the pipes
             ends = os.dup(to_browser), os.dup(from_browser)
             os.dup2(ends[0], 3)
             os.dup2(ends[1], 4)
@@ -121,7 +121,7 @@ class Chromium:
         return value
 
     def choose_file(self, selector: str, path) -> None:
-        """Gives a file to a file input."""
+        """Chooses a file in a file input."""
         document = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=document, selector=selector)
         self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node["nodeId"])

@@ -4,13 +4,13 @@ import contextlib
 import random
 import socket
 
-# Below the ports that Linux gives to connections and to whoever asks for port 0: a free
-# one is not given away before the test's own server takes it.
+# Linux gives higher ports to connections and to servers that ask for port 0. So a port
+# in this range stays free until the test's server takes it.
 RANGE = range(20_000, 32_000)
 
 
 def free_port(count: int = 1) -> int:
-    """Finds ports that follow each other and are free, and returns the first."""
+    """Returns the first of `count` consecutive free ports."""
     while True:
         first = random.SystemRandom().choice(RANGE)
         with contextlib.ExitStack() as stack:

@@ -161,7 +161,7 @@ def test_a_file_with_code_is_refused_and_does_not_run(tmp_path):
     inputs = keras.Input((2,))
     trap = tmp_path / "trap"
     name = str(trap)
-    outputs = keras.layers.Lambda(lambda x: [x, open(name, "wb")][0])(inputs)
+    outputs = keras.layers.Lambda(lambda x: [x, open(name, "wb").close()][0])(inputs)
     path = tmp_path / "model.keras"
     keras.Model(inputs, outputs).save(path)
     trap.unlink()  # the layer ran when it was built

@@ -316,7 +316,7 @@ def test_rescalings_with_offsets_stay_before_padding():
     assert check_reading(model_of(build)) == {"conv", "rescale"}
 
 
-def test_a_stream_through_a_reshape_of_channels_is_not_centred():
+def test_a_stream_through_a_reshape_of_channels_is_not_centered():
     """The channels of the tokens are not those that the convolution wrote."""
 
     def build(x):
@@ -326,7 +326,7 @@ def test_a_stream_through_a_reshape_of_channels_is_not_centred():
     assert "layer_norm" in check_reading(model_of(build))
 
 
-def test_a_stream_of_joined_and_cropped_tokens_is_centred():
+def test_a_stream_of_joined_and_cropped_tokens_is_centered():
     def build(x):
         x = layers.Reshape((16, 6))(layers.Conv2D(6, 1)(x))
         x = TokenEmbedding()(x)
@@ -338,7 +338,7 @@ def test_a_stream_of_joined_and_cropped_tokens_is_centred():
     assert "rms_norm" in ops and "layer_norm" not in ops
 
 
-def test_a_cropped_stream_that_is_read_without_a_norm_is_not_centred():
+def test_a_cropped_stream_that_is_read_without_a_norm_is_not_centered():
     def build(x):
         x = layers.Reshape((16, 6))(layers.Conv2D(6, 1)(x))
         y = layers.Dense(6)(layers.Cropping1D((0, 15))(x))

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tflite import benchmark, run_report
 from tflite.drivers import coreml, host, targets
+from tflite.drivers.host import Candidate, HostOptions
 from tflite.drivers.measurement import Measurement
 from tflite.drivers.runtimes import RUNTIMES
 from tflite.formats.coreml import package as package_module
@@ -57,12 +58,27 @@ def test_one_json_line_a_file_and_a_table(tflite_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["convert", "benchmark", "peers", "run_report", "report"]
+    "script",
+    [
+        "tflite/benchmark.py",
+        "tflite/report.py",
+        "tflite/run_report.py",
+        "benchmarks/onnx_baselines.py",
+    ],
 )
-def test_help_from_another_folder(script, tmp_path):
-    result = run(ROOT / f"tflite/{script}.py", "--help", cwd=tmp_path)
-    assert "Example" in result.stdout
-    assert "Traceback" not in result.stderr
+def test_help_comes_without_large_libraries(script, tmp_path):
+    code = f"""
+import runpy, sys
+sys.argv = [{script!r}, "--help"]
+try:
+    runpy.run_path({str(ROOT / script)!r}, run_name="__main__")
+except SystemExit as ended:
+    large = ("keras", "tensorflow", "torch", "matplotlib", "ai_edge_litert", "adbutils")
+    print("code", ended.code, "loaded", [name for name in large if name in sys.modules])
+"""
+    result = run("-c", code, cwd=tmp_path)
+    assert "Example" in result.stdout and "\n  --" in result.stdout
+    assert result.stdout.splitlines()[-1] == "code 0 loaded []", result.stderr
 
 
 @pytest.mark.parametrize(
@@ -70,7 +86,7 @@ def test_help_from_another_folder(script, tmp_path):
     [
         ((), "Name at least one .tflite or .onnx file (or see --help)."),
         (("a.keras",), "There is no file a.keras"),
-        (("cut.pb",), "cut.pb is no .tflite or .onnx, which --target=host takes."),
+        (("cut.pb",), "--target=host takes .tflite or .onnx files. Received: cut.pb."),
         (("nowhere.tflite",), "There is no file nowhere.tflite"),
         (("cut.tflite",), "cut.tflite is not a TFLite model"),
         (("cut.tflite", "--num_threads=0"), "num_threads"),
@@ -114,19 +130,20 @@ def test_a_cut_line_is_ended_before_the_next(tmp_path):
 def test_files_take_turns(tflite_file, monkeypatch):
     turns = []
 
-    class Watched(host._Contender):
+    class Watched(host._Worker):
         def load(self):
             turns.append((len(turns) % 2, "load"))
             super().load()
             self.index = len(turns) - 1
 
-        def take_turn(self, runs):
+        def run_round(self, runs):
             turns.append((self.index, runs))
-            super().take_turn(runs)
+            super().run_round(runs)
 
-    monkeypatch.setattr(host, "_Contender", Watched)
-    contenders = [(str(tflite_file), "litert")] * 2
-    first, second = host.measure_all(contenders, runs=7, rounds=3)
+    monkeypatch.setattr(host, "_Worker", Watched)
+    candidates = [Candidate(str(tflite_file))] * 2
+    options = HostOptions(runs=7, rounds=3)
+    first, second = host.measure_all(candidates, options)
     assert turns == [(i, n) for n in ("load", 2, 3, 2) for i in (0, 1)]
     assert first.runs == second.runs == 7
     assert first.sha256 == second.sha256
@@ -155,25 +172,20 @@ def test_one_file_that_fails_leaves_the_results_of_the_others(tflite_file, tmp_p
 
 
 def test_a_process_that_dies_leaves_the_results_of_the_others(tflite_file, monkeypatch):
-    class Dies(host._Contender):
-        def take_turn(self, runs):
-            if self.runtime == "dies":
+    class Dies(host._Worker):
+        def run_round(self, runs):
+            if self.candidate is first:
                 self.process.kill()
                 self.process.join()
-            super().take_turn(runs)
+            super().run_round(runs)
 
-    monkeypatch.setattr(host, "_Contender", Dies)
-    path = str(tflite_file)
-    missing, measured = host.measure_all([(path, "none"), (path, "litert")], runs=2)
+    path, options = str(tflite_file), HostOptions(runs=2)
+    unknown, last = Candidate(path, "none"), Candidate(path)
+    missing, measured = host.measure_all([unknown, last], options)
     assert "KeyError: 'none'" in missing.reason and measured.runs == 2
-    start = Dies.__init__
-
-    def as_litert(self, path, runtime, *rest):
-        start(self, path, "litert", *rest)
-        self.runtime = runtime
-
-    monkeypatch.setattr(Dies, "__init__", as_litert)
-    killed, measured = host.measure_all([(path, "dies"), (path, "litert")], runs=2)
+    monkeypatch.setattr(host, "_Worker", Dies)
+    first = Candidate(path)
+    killed, measured = host.measure_all([first, last], options)
     assert "ended with exit code -9" in killed.reason and killed.median_ms is None
     assert measured.runs == 2
 
@@ -214,14 +226,14 @@ def test_one_model_that_fails_leaves_the_rest_of_a_suite(tmp_path, monkeypatch):
     assert len(converted) == len(suites.PAPER.entries) - 1
 
 
-def test_a_runtime_that_is_not_there_is_told(tmp_path, monkeypatch):
+def test_a_missing_runtime_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ValueError, match="ONNX Runtime .*peers"):
+    with pytest.raises(ValueError, match="ONNX Runtime is not installed: .*peers"):
         RUNTIMES["onnxruntime"].load("a.onnx", 1)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_peer_runs(runtime, tmp_path):
+def test_an_onnx_file_runs(runtime, tmp_path):
     pytest.importorskip(runtime, reason="pip install '.[peers]'")
     onnx = pytest.importorskip("onnx", reason="pip install '.[peers]'")
     path = tmp_path / "relu.onnx"
@@ -235,17 +247,20 @@ def test_a_peer_runs(runtime, tmp_path):
     versions = [onnx.helper.make_opsetid("", 17)]
     model = onnx.helper.make_model(graph, opset_imports=versions, ir_version=8)
     path.write_bytes(model.SerializeToString())
-    (measurement,) = host.measure_all([(str(path), runtime)], runs=2)
+    (measurement,) = host.measure_all(
+        [Candidate(str(path), runtime)], HostOptions(runs=2)
+    )
     assert measurement.runtime == runtime and measurement.partitions is None
 
 
 def test_more_threads_than_the_machine_has(tflite_file):
     with pytest.raises(ValueError, match=f"has {os.cpu_count()} CPU threads"):
-        host.measure(tflite_file, num_threads=os.cpu_count() + 1)
+        options = HostOptions(num_threads=os.cpu_count() + 1)
+        list(host.measure_all([Candidate(str(tflite_file))], options))
 
 
 def test_the_memory_is_that_of_the_network(tflite_file, tmp_path):
-    """Not of this process, whose peak a child begins with for some ways of asking."""
+    """Not the peak of this process, with which some measures of a child begin."""
     weights = np.ones((8 * 8 * 3, 65_536), np.float32)  # 50 MB
 
     @tf.function(input_signature=[tf.TensorSpec([1, 8, 8, 3], tf.float32, "images")])
@@ -254,7 +269,9 @@ def test_the_memory_is_that_of_the_network(tflite_file, tmp_path):
 
     large = tmp_path / "large.tflite"
     large.write_bytes(tflite_content(serve))
-    peaks = [host.measure(p, runs=1).peak_memory_mb for p in (tflite_file, large)]
+    candidates = [Candidate(str(tflite_file)), Candidate(str(large))]
+    found = host.measure_all(candidates, HostOptions(runs=1))
+    peaks = [measurement.peak_memory_mb for measurement in found]
     assert peaks[0] + 45 < peaks[1] < peaks[0] + 250
 
 
@@ -274,10 +291,10 @@ def test_a_report_needs_the_measurement_of_this_very_file(tflite_file, tmp_path)
     ]
     latency.write_text("".join(json.dumps(record) + "\n" for record in others))
     with pytest.raises(ValueError, match="(?s)no measurement.*benchmark.py .*tiny"):
-        run_report._latency_of(tflite_file, latency)
+        run_report._find_latency(tflite_file, latency)
     with open(latency, "a", encoding="utf-8") as file:
         file.write("".join(json.dumps(record) + "\n" for record in [ours, others[1]]))
-    assert run_report._latency_of(tflite_file, latency) == ours
+    assert run_report._find_latency(tflite_file, latency) == ours
 
 
 def test_a_report_hides_no_number_that_is_not_finite():
@@ -289,7 +306,9 @@ def test_a_report_hides_no_number_that_is_not_finite():
         input_shape=(1, 32, 32, 3),
         predict=lambda images: {"logits": np.zeros((len(images), 10))},
     )
-    with pytest.raises(ValueError, match="not finite for a validation image of digits"):
+    with pytest.raises(
+        ValueError, match="infinite values for a validation image of digits"
+    ):
         run_report.predict(model, litert, source, make_config("digits", data="digits"))
 
 
@@ -304,8 +323,7 @@ def test_a_confusion_matrix_of_many_classes_stays_a_picture():
     assert max(figure.get_size_inches()) < 20
 
 
-# Core ML, which exists on macOS only. `FakeBenchmarker` stands for coremltools's there;
-# that its methods are the real one's is tested.
+# Core ML exists on macOS only. `FakeBenchmarker` stands in for that of coremltools.
 
 
 @dataclasses.dataclass
@@ -382,7 +400,7 @@ def test_the_fake_has_the_methods_of_the_real_benchmarker():
     from coremltools.models import compute_device
     from coremltools.models.ml_program.experimental.remote_device import DeviceType
 
-    assert all(hasattr(compute_device, name) for name in coreml.DEVICE_NAMES)
+    assert all(hasattr(compute_device, name) for name in coreml.UNIT_NAMES)
     assert all(DeviceType(kind).value == kind for kind in coreml.DEVICES)
 
 
@@ -398,7 +416,8 @@ def test_a_package_that_core_ml_refuses_leaves_the_results_of_the_others(
 
     monkeypatch.setattr(coreml, "_benchmarker", benchmarker)
     monkeypatch.setattr(package_module, "load_coremltools", lambda: None)
-    found = list(coreml.measure_all([package], list(coreml.COMPUTE_UNITS)))
+    monkeypatch.setattr(coreml, "is_available", lambda: True)
+    found = list(coreml.measure([package], coreml.CoreMLOptions()))
     assert [m.status for m in found] == ["measured", "not measured", "measured"]
     assert found[1].reason == "no such unit" and found[1].accelerator == "cpu+gpu"
     assert "1 of 3 not measured. no such unit" in benchmark._failure(found, False)
@@ -427,8 +446,11 @@ def test_where_there_is_no_core_ml_nothing_is_measured(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a.mlpackage",), "which --target=host takes. --target=coreml takes it."),
-        (("--target=coreml", "a.tflite"), "a.tflite is no .mlpackage"),
+        (("a.mlpackage",), "Use --target=coreml for it."),
+        (
+            ("--target=coreml", "a.tflite"),
+            "takes .mlpackage files. Received: a.tflite.",
+        ),
         (("--target=coreml", "--compute_units=npu", "a.mlpackage"), "some of: cpu,"),
     ],
 )
@@ -446,5 +468,6 @@ def test_this_mac_is_measured(tmp_path):
     from tests.helpers.coreml import core_ml, save
 
     path = save(core_ml("float16"), tmp_path)
-    (measurement,) = coreml.measure_all([str(path)], ["cpu"], runs=3)
+    options = coreml.CoreMLOptions(compute_units=("cpu",), runs=3)
+    (measurement,) = coreml.measure([str(path)], options)
     assert measurement.median_ms > 0 and measurement.init_ms > 0

@@ -1,4 +1,4 @@
-"""Measuring in a browser: the server on its own, and with headless Chromium."""
+"""Measuring in a browser: the server alone, and with headless Chromium."""
 
 import http.client
 import json
@@ -16,32 +16,39 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
+from keras_mobilevit.drawing import class_color
 from keras_mobilevit.image_files import read_image
 from keras_mobilevit.litert import LiteRTModel
 from keras_mobilevit.preprocessing import resize_and_center_crop
 from tests.helpers import chromium
 from tests.helpers.chromium import Chromium
-from tflite.drivers import browser
-from tflite.drivers.browser import PageServer
+from tests.helpers.page import (
+    WEBGPU,
+    found_items,
+    needs_browser,
+    wait_until_done,
+    write_png,
+)
+from tflite.drivers import browser, browser_server
+from tflite.drivers.browser_files import page_constants
 from tflite.drivers.browser_results import parse_result
+from tflite.drivers.browser_server import BrowserOptions, PageServer
 
 ROOT = Path(__file__).parents[2]
 try:
-    browser.runtime_version()
+    browser_server.runtime_version()
 except ValueError as error:
     pytest.skip(str(error), allow_module_level=True)
-needs_chromium = pytest.mark.skipif(
-    chromium.PROGRAM is None, reason="there is no Chromium (apt install chromium)"
-)
 
 
 @pytest.fixture(scope="module")
 def server(tflite_file):
-    with PageServer([str(tflite_file)], runs=3, warmup_runs=1) as running:
+    options = BrowserOptions(runs=3, warmup_runs=1, browsers=1)
+    with PageServer([str(tflite_file)], options) as running:
         yield running
 
 
-def ask(server, method, path, body=None, **headers):
+def request(server, method, path, body=None, **headers):
     connection = http.client.HTTPConnection(*server.server_address, timeout=10)
     connection.request(
         method,
@@ -49,9 +56,9 @@ def ask(server, method, path, body=None, **headers):
         body,
         {name.replace("_", "-"): value for name, value in headers.items()},
     )
-    answer = connection.getresponse()
+    response = connection.getresponse()
     return SimpleNamespace(
-        status=answer.status, headers=answer.headers, text=answer.read()
+        status=response.status, headers=response.headers, text=response.read()
     )
 
 
@@ -73,18 +80,22 @@ def good_result(server) -> dict:
 
 
 def test_the_page_is_small_and_closed(server):
-    page = ask(server, "GET", f"/{server.token}/")
+    page = request(server, "GET", f"/{server.token}/")
     assert page.status == 200 and b"importmap" in page.text
     policy = page.headers["Content-Security-Policy"]
     nonce = re.search(rb'nonce="(.+?)"', page.text)[1].decode()
     assert "default-src 'none'" in policy and f"'nonce-{nonce}'" in policy
     assert page.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
     own = {route for route in server.routes if not route.startswith("runtime/core")}
-    sizes = [len(ask(server, "GET", f"/{server.token}/{name}").text) for name in own]
+    sizes = [
+        len(request(server, "GET", f"/{server.token}/{name}").text) for name in own
+    ]
     size = sum(sizes) - Path(server.files[0].path).stat().st_size
     assert 5_000 < size < 60_000
     assert "https://" not in "".join(
-        path.read_text() for path in browser.WEB.iterdir() if path.suffix == ".js"
+        path.read_text()
+        for path in browser_server.WEB.iterdir()
+        if path.suffix == ".js"
     )
 
 
@@ -104,7 +115,7 @@ def test_the_page_is_small_and_closed(server):
     ],
 )
 def test_nothing_else_is_served(path, server):
-    answer = ask(server, "GET", path.replace("{token}", server.token))
+    answer = request(server, "GET", path.replace("{token}", server.token))
     assert answer.status == 404 and len(answer.text) < 100
 
 
@@ -120,9 +131,9 @@ def test_nothing_else_is_served(path, server):
     ],
 )
 def test_foreign_names_of_this_address_are_refused(host, status, server):
-    assert ask(server, "GET", f"/{server.token}/", Host=host).status == status
+    assert request(server, "GET", f"/{server.token}/", Host=host).status == status
     body = json.dumps(good_result(server)).encode()
-    posted = ask(server, "POST", f"/{server.token}/results", body, Host=host)
+    posted = request(server, "POST", f"/{server.token}/results", body, Host=host)
     assert posted.status == {200: 204, 403: 403}[status]
     if status == 200:
         assert server.results.get(timeout=10).status == "measured"
@@ -135,24 +146,24 @@ def test_foreign_names_of_this_address_are_refused(host, status, server):
         ({"file": 1}, "no file 1"),
         ({"file": True}, "no file True"),
         ({"accelerator": "cpu"}, "no accelerator 'cpu'"),
-        ({"times_ms": []}, "times_ms is no list"),
-        ({"times_ms": [-1]}, "times_ms has something outside"),
-        ({"times_ms": [1, "2"]}, "something else than numbers"),
-        ({"times_ms": [1] * 10_001}, "times_ms is no list of 1 to 10000"),
-        ({"init_ms": None}, "init_ms is no number"),
+        ({"times_ms": []}, "times_ms is not a list"),
+        ({"times_ms": [-1]}, "times_ms has values outside"),
+        ({"times_ms": [1, "2"]}, "values that are not numbers"),
+        ({"times_ms": [1] * 10_001}, "times_ms is not a list of 1 to 10000"),
+        ({"init_ms": None}, "init_ms is not a number"),
         ({"first_ms": 1e9}, "first_ms is 1000000000.0"),
-        ({"output": [0.0, 10**400, 0.0]}, "output has something outside"),
+        ({"output": [0.0, 10**400, 0.0]}, "output has values outside"),
         ({"output": [1.0]}, "output has 1 values. Expected: 3"),
-        ({"num_threads": 0}, "num_threads is no number from 1 to 256"),
-        ({"num_threads": 1.5}, "num_threads is no number from 1 to 256"),
-        ({"device": "Pixel"}, "no object with a device"),
-        ({"device": {"model": "x" * 501}}, "model is no text of at most 500"),
-        ({"error": 3}, "error is no text"),
+        ({"num_threads": 0}, "num_threads is not a number from 1 to 256"),
+        ({"num_threads": 1.5}, "num_threads is not a number from 1 to 256"),
+        ({"device": "Pixel"}, "not an object with a device"),
+        ({"device": {"model": "x" * 501}}, "model is not text of at most 500"),
+        ({"error": 3}, "error is not text"),
     ],
 )
 def test_a_result_that_the_page_would_not_post_is_refused(change, message, server):
     body = json.dumps(good_result(server) | change).encode()
-    answer = ask(server, "POST", f"/{server.token}/results", body)
+    answer = request(server, "POST", f"/{server.token}/results", body)
     assert answer.status == 400 and message in answer.text.decode()
     assert server.results.empty()
 
@@ -160,7 +171,7 @@ def test_a_result_that_the_page_would_not_post_is_refused(change, message, serve
 @pytest.mark.parametrize(
     ("body", "headers", "status"),
     [
-        (b"x", {"Content_Length": str(browser.MAX_BODY + 1)}, 413),
+        (b"x", {"Content_Length": str(browser_server.MAX_BODY + 1)}, 413),
         (b"", {"Content_Length": "-1"}, 411),
         (b"", {"Content_Length": "1e3"}, 411),
         (b"{", {}, 400),
@@ -172,11 +183,11 @@ def test_a_result_that_the_page_would_not_post_is_refused(change, message, serve
     ],
 )
 def test_other_bodies_are_refused(body, headers, status, server):
-    answer = ask(server, "POST", f"/{server.token}/results", body, **headers)
+    answer = request(server, "POST", f"/{server.token}/results", body, **headers)
     assert answer.status == status
     assert server.results.empty()
-    assert ask(server, "POST", f"/{server.token}/config.json", b"{}").status == 404
-    assert ask(server, "POST", "/wrong/results", b"{}").status == 404
+    assert request(server, "POST", f"/{server.token}/config.json", b"{}").status == 404
+    assert request(server, "POST", "/wrong/results", b"{}").status == 404
 
 
 JSON = st.recursive(
@@ -204,7 +215,7 @@ def test_any_other_value_is_refused_or_harmless(server, data):
 
 def test_a_result_becomes_a_measurement(server):
     result = good_result(server)
-    result["device"]["gpu"] = "Mali\x1b[31m"  # nothing that steers a terminal
+    result["device"]["gpu"] = "Mali\x1b[31m"  # control characters are removed
     measurement = parse_result(json.dumps(result).encode(), server.files)
     assert (measurement.median_ms, measurement.mean_ms) == (2.0, 3.0)
     assert (measurement.runs, measurement.max_abs_difference) == (3, 0.0)
@@ -218,68 +229,78 @@ def test_a_result_becomes_a_measurement(server):
 def test_a_browser_counts_when_it_has_measured_everything(server):
     result = good_result(server)
     refused = result | {"accelerator": "webgpu", "error": "no"}
-    # Loaded again after the first result, and measured whole then.
+    # The page is loaded again after the first result.
     posted = [result, result | {"visit": "1"}, refused | {"visit": "1"}]
     for each in posted:
         server.take(json.dumps(each).encode())
-    received = list(browser.measurements(server, browsers=1))
+    received = list(browser.measurements(server))
     assert [m.status for m in received] == ["measured", "measured", "not measured"]
 
 
+def test_the_page_has_the_constants_of_python(server):
+    config = json.loads(request(server, "GET", f"/{server.token}/config.json").text)
+    constants = json.loads(json.dumps(page_constants()))
+    assert constants.items() <= config.items()
+    colors = constants["drawing"]["colors"]
+    assert colors == [list(class_color(label)) for label in range(len(colors))]
+
+
 def test_an_address_without_its_end_leads_to_the_page(server):
-    answer = ask(server, "GET", f"/{server.token}")
+    answer = request(server, "GET", f"/{server.token}")
     assert answer.status == 301
     assert answer.headers["Location"] == f"/{server.token}/"
 
 
-def test_a_port_or_certificate_that_cannot_be_used_is_told(server, tflite_file):
+def test_an_unusable_port_or_certificate_is_reported(server, tflite_file):
     host, port = server.server_address
     with pytest.raises(ValueError, match=f"Cannot serve on {host}:{port}: .*in use"):
-        PageServer([str(tflite_file)], host, port)
+        PageServer([str(tflite_file)], BrowserOptions(host=host, port=port))
+    options = BrowserOptions(certificate="/x.pem", key="/y.pem")
     with pytest.raises(ValueError, match="The certificate /x.pem and key /y.pem"):
-        PageServer([str(tflite_file)], certificate="/x.pem", key="/y.pem")
-    with pytest.raises(ValueError, match="no use without its certificate"):
-        PageServer([str(tflite_file)], key="/y.pem")
+        PageServer([str(tflite_file)], options)
+    with pytest.raises(ValueError, match="--key needs --certificate"):
+        BrowserOptions(key="/y.pem")
+    with pytest.raises(ValueError, match="at most 10000 runs. Received: --runs=10001"):
+        BrowserOptions(runs=10_001)
 
 
 def test_without_the_runtime_it_says_how_to_get_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(browser, "RUNTIME", tmp_path)
+    monkeypatch.setattr(browser_server, "RUNTIME", tmp_path)
     with pytest.raises(ValueError, match="npm ci --prefix tflite/web"):
-        browser.runtime_version()
+        browser_server.runtime_version()
 
 
-@needs_chromium
+@needs_browser
 def test_chromium_measures_and_names_a_picture(server, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    (tmp_path / "a.png").write_bytes(tf.io.encode_png(pixels).numpy())
+    write_png(tmp_path / "a.png", pixels)
     (tmp_path / "b.png").write_bytes(b"no picture")
     with Chromium(tmp_path / "profile") as page:
-        page.call("Page.navigate", url=server.address)
-        page.wait_for("document.getElementById('status')?.innerText.startsWith('Done')")
+        wait_until_done(page, server)
         wasm, webgpu = server.results.get(timeout=10), server.results.get(timeout=10)
         page.choose_file("#file", tmp_path / "a.png")
         page.wait_for("document.querySelectorAll('#found li').length")
-        shown = page.evaluate("document.getElementById('found').innerText")
+        found = found_items(page)
         page.choose_file("#file", tmp_path / "b.png")
-        told = page.wait_for("document.querySelector('.error')?.innerText")
+        error = page.wait_for("document.querySelector('.error')?.innerText")
         bars = page.evaluate("document.querySelectorAll('#results .bar').length")
         requests = page.requests
     assert wasm.status == "measured" and wasm.runs == 3
     assert wasm.max_abs_difference <= 1e-4
     assert wasm.fully_accelerated and "Chrome" in wasm.device
     assert webgpu.reason == "WebGPU finds no GPU." and bars == 1
-    assert told == "b.png is no picture that this browser reads."
+    assert error == "This browser cannot read b.png as a picture."
     assert len(requests) > 8
     assert all(url.startswith(("data:", server.address)) for url in requests)
 
     model = LiteRTModel(server.files[0].path)
     shares = model.predict(pixels[None].astype("float32"))["probabilities"][0]
     expected = [f"class {i} {100 * shares[i]:.1f} %" for i in np.argsort(-shares)]
-    assert shown.split("\n") == expected
+    assert found == expected
 
 
 def photo_of_a_camera_on_its_side(path: Path) -> Path:
-    """Writes a photo that is bright above and dark below once it is turned upright."""
+    """Writes a rotated photo. Upright it is bright above and dark below."""
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:32] = (250, 200, 40)
     image = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
@@ -289,13 +310,13 @@ def photo_of_a_camera_on_its_side(path: Path) -> Path:
     return path
 
 
-@needs_chromium
+@needs_browser
 def test_the_page_sees_photos_upright_as_the_training_does(tmp_path):
     inputs = keras.Input(batch_shape=(1, 32, 32, 3))
     x = keras.layers.Rescaling(1 / 255)(inputs)
     x = keras.layers.AveragePooling2D(16)(x)  # [2, 2, 3]: above, below
     x = keras.layers.Flatten()(x)
-    head = keras.layers.Dense(2)  # a file without a card is taken to return logits
+    head = keras.layers.Dense(2)  # without a card the output has logits
     model = keras.Model(inputs, head(x))
     above = np.repeat([1.0, 0.0], 6)
     head.set_weights([2 * np.stack([above, 1 - above], axis=1), np.zeros(2)])
@@ -303,23 +324,20 @@ def test_the_page_sees_photos_upright_as_the_training_does(tmp_path):
     (tmp_path / "above.tflite").write_bytes(converter.convert())
     photo = photo_of_a_camera_on_its_side(tmp_path / "photo.jpg")
     file = str(tmp_path / "above.tflite")
-    with PageServer([file], runs=1, warmup_runs=1) as server:
+    with PageServer([file], BrowserOptions(runs=1, warmup_runs=1)) as server:
         with Chromium(tmp_path / "profile") as page:
-            page.call("Page.navigate", url=server.address)
-            page.wait_for(
-                "document.getElementById('status')?.innerText.startsWith('Done')"
-            )
+            wait_until_done(page, server)
             page.choose_file("#file", photo)
             page.wait_for("document.querySelectorAll('#found li').length")
-            shown = page.evaluate("document.getElementById('found').innerText")
+            (first, _) = found_items(page)
     image = resize_and_center_crop(read_image(photo), (32, 32), 1.0)
     share = float(keras.ops.softmax(model(image[None]))[0, 0])
-    assert share > 0.95  # and 0.5 of the photo as it is stored
-    best = re.fullmatch(r"class 0 (\S+) %", shown.split("\n")[0])
+    assert share > 0.95  # 0.5 without the rotation
+    best = re.fullmatch(r"class 0 (\S+) %", first)
     assert best and float(best[1]) == pytest.approx(100 * share, abs=0.3)
 
 
-@needs_chromium
+@needs_browser
 def test_the_command_ends_when_a_browser_has_measured(tflite_file, tmp_path):
     output = tmp_path / "latency.jsonl"
     process = subprocess.Popen(
@@ -346,17 +364,16 @@ def test_the_command_ends_when_a_browser_has_measured(tflite_file, tmp_path):
     assert record["max_abs_difference"] <= 1e-4
 
 
-@needs_chromium
+@needs_browser
 @pytest.mark.slow
 def test_webgpu_takes_the_graph_whole(tflite_file, tmp_path):
-    """On SwiftShader, a software GPU: it says nothing of speed."""
+    """On SwiftShader, a software GPU."""
     files = [str(tflite_file)]
     with (
-        PageServer(files, accelerators=("webgpu",), runs=1, warmup_runs=1) as server,
+        PageServer(files, WEBGPU) as server,
         Chromium(tmp_path / "profile", chromium.SOFTWARE_WEBGPU) as page,
     ):
-        page.call("Page.navigate", url=server.address)
-        page.wait_for("document.getElementById('status')?.innerText.startsWith('Done')")
+        wait_until_done(page, server)
         measurement = server.results.get(timeout=10)
     assert measurement.status == "measured" and measurement.fully_accelerated
     assert measurement.max_abs_difference <= 1e-3

@@ -1,6 +1,5 @@
-"""Detectors on the page: what it is told of them, measures and draws."""
+"""Detectors on the page: their description, latency and boxes."""
 
-import json
 from types import SimpleNamespace
 
 import keras
@@ -12,57 +11,49 @@ from keras_mobilevit import anchor_boxes
 from keras_mobilevit.drawing import class_color
 from tests.helpers import chromium, networks
 from tests.helpers.chromium import Chromium
-from tests.helpers.image_files import pil_file
+from tests.helpers.page import (
+    SIZE,
+    WASM,
+    WEBGPU,
+    canvas_pixel,
+    choose_model,
+    converted,
+    found_items,
+    needs_browser,
+    wait_until_done,
+    write_file,
+    write_png,
+)
 from tflite import exporter as conversion
-from tflite.drivers import browser
 from tflite.drivers.browser_files import read_file
 from tflite.drivers.browser_results import MAX_OUTPUTS
-from tflite.formats.litert import tflite_content
+from tflite.drivers.browser_server import PageServer
 from tflite.tasks.detection.postprocess import suppress
 from tflite.tasks.registry import task_of
 
-SIZE, CELLS = 64, 4  # of images, and of the grid of the detector of colours
+CELLS = 4  # side of the grid of the color detector
 COLORS = ["red", "green", "blue"]
-try:
-    browser.runtime_version()
-except ValueError as error:
-    NO_BROWSER = str(error)
-else:
-    NO_BROWSER = chromium.PROGRAM is None and "there is no Chromium"
-needs_browser = pytest.mark.skipif(bool(NO_BROWSER), reason=str(NO_BROWSER))
-
-
-def converted(serve) -> bytes:
-    """Converts a function of one image to `{name: output}`."""
-    image = tf.TensorSpec((1, SIZE, SIZE, 3), name="images")
-    return tflite_content(tf.function(serve, input_signature=[image]))
-
-
-def write_file(path, content: bytes, **card) -> str:
-    path.write_bytes(content)
-    path.with_suffix(".json").write_text(json.dumps(card))
-    return str(path)
 
 
 def color_boxes() -> np.ndarray:
-    """Two anchors for each cell of a grid: the cell, and a little less."""
+    """Returns two anchors per grid cell: the cell, and a slightly smaller box."""
     y, x = np.divmod(np.arange(CELLS**2), CELLS)
     cells = np.stack([x, y, x + 1, y + 1], axis=-1) / CELLS
     return np.concatenate([cells, cells * 0.98 + 0.01])[None].astype(np.float32)
 
 
 def detect_colors(images) -> dict:
-    """Finds how much red, green and blue there is in each cell of a grid."""
+    """Scores how red, green and blue each cell of the grid is."""
     side = SIZE // CELLS
     scores = tf.nn.avg_pool2d(images / 255, side, side, "VALID")
     scores = tf.reshape(scores, (1, CELLS**2, 3))
-    scores = tf.concat([scores, scores * 0.9], axis=1)  # overlaps, and scores less
+    scores = tf.concat([scores, scores * 0.9], axis=1)  # overlap and score less
     return {"boxes": tf.constant(color_boxes()), "scores": scores}
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> list[str]:
-    """Detectors: of colours, of the real anchors, and one that suppresses itself."""
+    """Detectors of colors and of the real anchors, the last with built-in NMS."""
     folder = tmp_path_factory.mktemp("tflite")
     keras.utils.set_random_seed(0)
     model = networks.build_detector(None, SimpleNamespace(class_names=COLORS))
@@ -125,34 +116,6 @@ def test_files_of_other_tasks_are_refused(outputs, message, tmp_path):
         read_file(path, 0)
 
 
-def wait_until_done(page, server):
-    page.call("Page.navigate", url=server.address)
-    page.wait_for("document.getElementById('status')?.innerText.startsWith('Done')")
-
-
-def look(page, file: int, text: str) -> str:
-    """Chooses a file, and returns its status, which has to have a text."""
-    page.evaluate(
-        f"document.getElementById('model').value = {file};"
-        "document.getElementById('model').dispatchEvent(new Event('change'))"
-    )
-    status = "document.getElementById('picture-status').innerText"
-    return page.wait_for(f"{status}.includes({json.dumps(text)}) && {status}")
-
-
-def shown(page) -> list[str]:
-    return page.evaluate("document.getElementById('found').innerText").split("\n")
-
-
-def canvas_pixel(page, x: float, y: float) -> list[int]:
-    """Returns the colour of the canvas at fractions of its size."""
-    return page.evaluate(
-        "(canvas => [...canvas.getContext('2d').getImageData("
-        f"{x} * canvas.width, {y} * canvas.height, 1, 1).data.slice(0, 3)])"
-        "(document.getElementById('preview'))"
-    )
-
-
 COLORS_SHOWN = ["blue 99 %", "red 50 %"]  # resizing takes a little of the blue
 
 
@@ -169,23 +132,23 @@ def picture_of_colors() -> np.ndarray:
 
 @needs_browser
 def test_chromium_measures_detectors_and_draws_boxes(files, tmp_path):
-    (tmp_path / "a.png").write_bytes(tf.io.encode_png(picture_of_colors()).numpy())
-    (tmp_path / "b.png").write_bytes(pil_file("RGB", "black", "PNG"))
+    write_png(tmp_path / "a.png", picture_of_colors())
+    write_png(tmp_path / "b.png", np.zeros((8, 8, 3)))
     with (
-        browser.PageServer(files, accelerators=("wasm",), runs=2) as server,
+        PageServer(files, WASM) as server,
         Chromium(tmp_path / "profile") as page,
     ):
         wait_until_done(page, server)
         measured = [server.results.get(timeout=10) for _ in files]
         page.choose_file("#file", tmp_path / "a.png")
         page.wait_for("document.querySelectorAll('#found li').length == 2")
-        status, named = look(page, 0, "non-maximum suppression"), shown(page)
+        status, named = choose_model(page, 0, "non-maximum"), found_items(page)
         aspect = page.evaluate("(x => x.width / x.height)(preview)")
         corner, inside = canvas_pixel(page, 0.001, 0.497), canvas_pixel(page, 0.1, 0.4)
         beyond = canvas_pixel(page, 0.5, 0.4)
         page.choose_file("#file", tmp_path / "b.png")
         page.wait_for("document.querySelectorAll('#found li').length == 1")
-        nothing = shown(page)
+        nothing = found_items(page)
     for measurement in measured:
         assert measurement.status == "measured", measurement.reason
         assert measurement.max_abs_difference <= 1e-4
@@ -200,25 +163,25 @@ def test_chromium_measures_detectors_and_draws_boxes(files, tmp_path):
 
 @needs_browser
 def test_chromium_shows_what_a_file_suppressed_itself(tmp_path):
-    (tmp_path / "a.png").write_bytes(tf.io.encode_png(picture_of_colors()).numpy())
+    write_png(tmp_path / "a.png", picture_of_colors())
     content = converted(lambda images: suppress(**detect_colors(images)))
     path = write_file(tmp_path / "suppressed.tflite", content, labels=COLORS)
     with (
-        browser.PageServer([path], accelerators=("wasm",), runs=1) as server,
+        PageServer([path], WASM) as server,
         Chromium(tmp_path / "profile") as page,
     ):
         wait_until_done(page, server)
         page.choose_file("#file", tmp_path / "a.png")
-        look(page, 0, "ms on one CPU thread.")
-        assert shown(page) == COLORS_SHOWN
+        choose_model(page, 0, "ms on one CPU thread.")
+        assert found_items(page) == COLORS_SHOWN
 
 
 @needs_browser
 @pytest.mark.slow
 def test_webgpu_leaves_suppression_to_the_cpu(files, tmp_path):
-    """On SwiftShader, a software GPU: it says nothing of speed."""
+    """On SwiftShader, a software GPU."""
     with (
-        browser.PageServer(files, accelerators=("webgpu",), runs=1) as server,
+        PageServer(files, WEBGPU) as server,
         Chromium(tmp_path / "profile", chromium.SOFTWARE_WEBGPU) as page,
     ):
         wait_until_done(page, server)

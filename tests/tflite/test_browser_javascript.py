@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_mobilevit.detection import non_max_suppression
-from keras_mobilevit.drawing import class_color
+from keras_mobilevit import detection
 from keras_mobilevit.segmentation import class_map
 from tests.helpers.boxes import random_boxes
+from tflite.drivers.browser_files import nms_options
 
 WEB = Path(__file__).parents[2] / "tflite/web"
 NODE = shutil.which("node")
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(NODE is None, reason="there is no node")
 
 
 def run_javascript(module: str, expression: str, given):
-    """Returns what an expression of a module of the page makes of `given`."""
+    """Returns the value of an expression with a module of the page and `given`."""
     script = (
         "import {readFileSync} from 'node:fs';"
         f"import * as page from {json.dumps((WEB / module).as_uri())};"
@@ -38,12 +38,12 @@ def run_javascript(module: str, expression: str, given):
 
 
 def on_a_grid(values, steps: int) -> np.ndarray:
-    """Rounds values, so that many are equal."""
+    """Rounds values so that many are equal."""
     return (np.round(values * steps) / steps).astype(np.float32)
 
 
 def on_the_page(call: str, boxes, scores, options) -> np.ndarray:
-    """Returns rows of class, score and corners, of a call in `detection.js`."""
+    """Returns rows of class, score and corners from a call in `detection.js`."""
     found = run_javascript(
         "detection.js",
         "(({boxes, scores, options}) => "
@@ -59,26 +59,28 @@ def on_the_page(call: str, boxes, scores, options) -> np.ndarray:
 
 
 SUPPRESS = "page.nonMaxSuppression(boxes, scores, options)"
+DEFAULTS = {"score_threshold": detection.SCORE_THRESHOLD} | nms_options({})
 
 
 @pytest.mark.parametrize("steps", [None, 16])  # 16: equal scores, overlaps of 0.5
 @pytest.mark.parametrize(
-    ("options", "least"),
+    ("changes", "least"),
     [
         ({}, 200),
         ({"score_threshold": 0.3, "iou_threshold": 0.3}, 50),
-        ({"score_threshold": 0.5, "candidates": 20, "max_detections": 30}, 20),
+        ({"score_threshold": 0.5, "pre_nms_top_k": 20, "max_detections": 30}, 20),
         ({"score_threshold": 2.0}, 0),
     ],
 )
-def test_the_page_suppresses_as_keras_does(options, least, steps):
+def test_the_page_suppresses_as_keras_does(changes, least, steps):
+    options = DEFAULTS | changes
     rng = np.random.default_rng(0)
     boxes = random_boxes(rng, 500)
     scores = rng.uniform(0, 1, (500, 5)).astype(np.float32)
     if steps:
         boxes, scores = on_a_grid(boxes, steps), on_a_grid(scores, steps)
     found = on_the_page(SUPPRESS, boxes, scores, options)
-    expected = non_max_suppression(boxes[None], scores[None], **options)
+    expected = detection.non_max_suppression(boxes[None], scores[None], **options)
     expected = {name: np.array(x[0]) for name, x in expected.items()}
     number = np.count_nonzero(expected["scores"])
     assert len(found) == number >= least
@@ -87,21 +89,21 @@ def test_the_page_suppresses_as_keras_does(options, least, steps):
     assert (found[:, 2:] == expected["boxes"][:number]).all()
 
 
-def test_what_scores_too_little_changes_nothing_of_the_rest():
+def test_boxes_below_the_threshold_change_nothing():
     rng = np.random.default_rng(1)
     boxes, scores = random_boxes(rng, 300), np.float32(rng.uniform(0, 1, (300, 2)))
-    of_card = {"score_threshold": 0.01, "iou_threshold": 0.3, "max_detections": 1000}
-    everything = on_the_page(SUPPRESS, boxes, scores, of_card)
-    call = "page.objectsOf({boxes, scores}, options, 0.5)"
-    shown = on_the_page(call, boxes, scores, of_card)
+    options = DEFAULTS | {"iou_threshold": 0.3, "max_detections": 1000}
+    everything = on_the_page(SUPPRESS, boxes, scores, options)
+    call = "page.detectedObjects({boxes, scores}, options, 0.5)"
+    shown = on_the_page(call, boxes, scores, options)
     assert 5 < len(shown) < len(everything)
     assert (everything[everything[:, 1] > 0.5] == shown).all()
 
 
-def test_classes_have_the_same_colors_everywhere():
-    labels = list(range(100))
-    found = run_javascript("drawing.js", "given.map(page.classColor)", labels)
-    assert found == [list(class_color(label)) for label in labels]
+def test_colors_of_many_classes_repeat():
+    call = "given.map(x => new page.Palette({colors: [[1, 2, 3], [4, 5, 6]]}).css(x))"
+    found = run_javascript("drawing.js", call, [0, 1, 2])
+    assert found == ["rgb(1 2 3)", "rgb(4 5 6)", "rgb(1 2 3)"]
 
 
 def best_classes(outputs) -> list[dict]:
@@ -119,11 +121,11 @@ def test_logits_become_probabilities():
 
 
 def class_maps(logits, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the class maps that the page and Keras make of logits."""
+    """Returns the class maps of the page and of Keras for logits."""
     rows, columns, classes = logits.shape
     found = run_javascript(
         "segmentation.js",
-        "Array.from(page.classMapOf({logits: Float32Array.from(given.logits)}, "
+        "Array.from(page.classMap({logits: Float32Array.from(given.logits)}, "
         "given.shape, given.height, given.width))",
         {
             "logits": logits.ravel().tolist(),
@@ -150,7 +152,7 @@ def test_the_page_finds_the_classes_that_keras_finds(size, map_size):
     logits = np.random.default_rng(0).normal(0, 1, (*size, 21)).astype(np.float32)
     found, expected = class_maps(logits, *map_size)
     assert len(np.unique(expected)) > 5
-    # Where two classes are as good but for rounding, either may win.
+    # Where the best classes differ only by rounding, either may win.
     assert np.mean(found == expected) >= 0.9995
 
 
@@ -165,13 +167,13 @@ def test_of_classes_that_are_equally_good_the_page_takes_the_first(stride):
 
 
 def test_the_page_takes_the_classes_that_a_file_has_chosen():
-    expression = "page.classMapOf({classes: given}, [1, 2, 2], 2, 2)"
+    expression = "page.classMap({classes: given}, [1, 2, 2], 2, 2)"
     assert run_javascript("segmentation.js", expression, [3, 1, 1, 0]) == [3, 1, 1, 0]
 
 
-def test_shares_of_a_picture_are_told_largest_first():
+def test_shares_of_a_picture_are_sorted():
     found = run_javascript(
-        "segmentation.js", "page.sharesOf(Uint8Array.from(given))", [3, 0, 3, 3, 1]
+        "segmentation.js", "page.classShares(Uint8Array.from(given))", [3, 0, 3, 3, 1]
     )
     assert [x["label"] for x in found] == [3, 0, 1]  # of equal ones the first class
     assert [x["share"] for x in found] == pytest.approx([0.6, 0.2, 0.2])
@@ -184,10 +186,10 @@ def test_shares_of_a_picture_are_told_largest_first():
         ({"probabilities": [0.047]}, [0.047]),
         ({"probabilities": [0.1, 0.7, 0.2]}, [0.7, 0.2, 0.1]),
         ({"logits": [0.0, float(np.log(3))]}, [0.75, 0.25]),
-        ({"logits": [float(np.log(3))]}, [0.75]),  # where a softmax would say 1
+        ({"logits": [float(np.log(3))]}, [0.75]),  # a softmax would return 1
     ],
 )
-def test_a_classifiers_numbers_are_shown_as_what_they_are(outputs, scores):
+def test_scores_of_a_classifier_fit_its_output(outputs, scores):
     call = "page.bestClasses(given).map(found => found.score)"
     found = run_javascript("classification.js", call, outputs)
     np.testing.assert_allclose(found, scores, rtol=1e-6)

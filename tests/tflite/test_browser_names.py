@@ -1,4 +1,4 @@
-"""By which names the server of the browser's page answers; LiteRT.js is not needed."""
+"""The names to which the page's server answers. LiteRT.js is not needed."""
 
 import http.client
 import shutil
@@ -7,20 +7,19 @@ import subprocess
 
 import pytest
 
-from tflite.drivers import browser
-
-EVERY_ADDRESS = "0.0.0.0"  # noqa: S104
+from tflite.drivers import browser_server
+from tflite.drivers.browser_server import EVERY_ADDRESS, BrowserOptions, PageServer
 
 
 @pytest.fixture
 def start_server(monkeypatch):
-    """A function that starts a server of a page that is one word."""
-    monkeypatch.setattr(browser, "runtime_version", lambda: "0")
-    monkeypatch.setattr(browser, "_routes", lambda files, config: {"": b"page"})
+    """Returns a function that starts a server whose page is one word."""
+    monkeypatch.setattr(browser_server, "runtime_version", lambda: "0")
+    monkeypatch.setattr(browser_server, "_routes", lambda files, config: {"": b"page"})
     started = []
 
-    def start(**options) -> browser.PageServer:
-        started.append(browser.PageServer([], **options))
+    def start(**options) -> PageServer:
+        started.append(PageServer([], BrowserOptions(**options)))
         return started[-1].__enter__()
 
     yield start
@@ -52,10 +51,10 @@ def test_without_a_certificate_names_are_refused(name, status, start_server):
     assert status_of(connection, server, name) == status
 
 
-def test_the_name_to_serve_on_is_answered_and_told(start_server):
+def test_the_name_to_serve_on_is_answered_and_printed(start_server):
     server = start_server(host="localhost")
     assert server.address.startswith("http://localhost:")
-    server.name = "Bench.example"  # which resolves to this machine elsewhere
+    server.name = "Bench.example"  # which other machines resolve to this one
     assert server.is_called("bench.example:8080", "10.0.0.1")
     assert server.is_called("bench.example.", "10.0.0.1")
     assert server.is_called("10.0.0.1", "10.0.0.1")
@@ -81,7 +80,7 @@ def test_with_a_certificate_the_browser_has_compared_the_name(
     )
     server = start_server(certificate=str(certificate), key=str(key))
     context = ssl.create_default_context(cafile=certificate)
-    context.check_hostname = False  # the name resolves to nothing here
+    context.check_hostname = False  # the name does not resolve here
     address = server.server_address
     connection = http.client.HTTPSConnection(*address, context=context, timeout=10)
     assert status_of(connection, server, name) == 200

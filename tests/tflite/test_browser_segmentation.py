@@ -1,4 +1,4 @@
-"""Segmenters on the page: what it is told of them, measures and draws."""
+"""Segmenters on the page: their description, latency and masks."""
 
 import json
 
@@ -14,30 +14,33 @@ from keras_mobilevit.segmentation import class_map
 from tests.helpers import chromium
 from tests.helpers.chromium import Chromium
 from tests.helpers.graphs import randomized
-from tests.tflite.test_browser_detection import (
+from tests.helpers.page import (
     SIZE,
+    WASM,
+    WEBGPU,
     canvas_pixel,
+    choose_model,
     converted,
-    look,
+    found_items,
     needs_browser,
-    shown,
     wait_until_done,
     write_file,
+    write_png,
 )
 from tflite import exporter as conversion
-from tflite.drivers.browser import PageServer
 from tflite.drivers.browser_files import read_file
 from tflite.drivers.browser_results import MAX_OUTPUTS, parse_result
+from tflite.drivers.browser_server import PageServer
 from tflite.tasks.segmentation.task import OUTPUT_VARIANTS
 
-STRIDE = 16  # of the segmenter of colours, whose images have `SIZE`
-NETWORK_SIZE = 96  # of the real segmenter's: more pixels than are compared
+STRIDE = 16  # output stride of the color segmenter
+NETWORK_SIZE = 96  # of the real segmenter: more pixels than are compared
 NAMES = ["background", "red", "green", "blue"]
 LABELS = ["background", "a", "b", "c", "d"]  # of the real segmenter
 
 
 def color_logits(images):
-    """Returns how black, red, green and blue each cell is."""
+    """Scores how black, red, green and blue each cell is."""
     colors = tf.nn.avg_pool2d(images / 255, STRIDE, STRIDE, "VALID")
     return tf.concat([tf.fill((*colors.shape[:3], 1), 0.3), colors], axis=-1)
 
@@ -49,7 +52,7 @@ def color_classes(images):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> list[str]:
-    """The segmenter of colours, as both kinds of file."""
+    """The color segmenter with both kinds of output."""
     folder = tmp_path_factory.mktemp("colors")
     serves = {
         "logits": lambda images: {"logits": color_logits(images)},
@@ -98,7 +101,7 @@ def test_what_the_page_cannot_draw_is_refused(name, shape, dtype, message, tmp_p
 
 @pytest.mark.parametrize("classes", [3, 21])
 def test_some_logits_of_every_class_are_compared(classes, tmp_path):
-    """A step through them that the classes divide would meet some of these only."""
+    """A step that shares a factor with the number of classes would skip some."""
 
     def serve(images):
         labels = tf.range(classes, dtype=tf.float32)
@@ -118,12 +121,12 @@ def result_of(file, outputs) -> bytes:
 
 
 def test_class_maps_are_compared_pixel_by_pixel(files):
-    """The numbers of classes are no amounts: any other is as wrong as any."""
+    """Class numbers are not quantities: all wrong classes are equally wrong."""
     file = read_file(files[1], 0)
     number = len(np.unique(file.outputs))
     assert number > 1
-    told = "6.25 % of its pixels differ from LiteRT's in class"
-    for part, notes in ((0, []), (1 / 64, []), (1 / 16, [told])):
+    note = "6.25 % of its pixels have another class than LiteRT's"
+    for part, notes in ((0, []), (1 / 64, []), (1 / 16, [note])):
         outputs = file.outputs.copy()
         changed = slice(int(part * len(outputs)))
         outputs[changed] = (outputs[changed] + 1) % len(NAMES)
@@ -140,7 +143,7 @@ def test_it_says_if_a_class_has_no_label(files):
     assert parse_result(result_of(file, outputs), [file]).notes() == []
     outputs[0] = len(NAMES)
     measured = parse_result(result_of(file, outputs), [file])
-    assert measured.notes() == ["it returns class 4, which has no label"]
+    assert measured.notes() == ["class 4 of its output has no label"]
     file.description["labels"].clear()  # of a file without a card
     assert parse_result(result_of(file, outputs), [file]).notes() == []
 
@@ -157,7 +160,7 @@ def test_it_says_if_a_class_map_of_one_class_was_compared(tmp_path):
 
 
 def picture_of_colors() -> np.ndarray:
-    """Returns a wide picture: a blue quarter, a red eighth, the rest is black."""
+    """Returns a wide picture: a quarter is blue, an eighth red, the rest black."""
     picture = np.zeros((128, 384, 3), np.uint8)
     picture[:, :96, 2] = 255
     picture[:64, 288:, 0] = 255
@@ -165,7 +168,7 @@ def picture_of_colors() -> np.ndarray:
 
 
 def expected_list(classes, names) -> list[str]:
-    """Returns what the page says of a class map."""
+    """Returns the list that the page shows for a class map."""
     found, counts = np.unique(classes, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     shares = counts / counts.sum()
@@ -177,16 +180,16 @@ def expected_list(classes, names) -> list[str]:
 
 
 def mixed(color, label: int) -> np.ndarray:
-    """Returns the colour of a pixel, and of its class over it."""
+    """Returns the color of a pixel under the color of its class."""
     return (1 - OPACITY) * np.array(color) + OPACITY * np.array(class_color(label))
 
 
 @needs_browser
 def test_chromium_draws_the_colors_of_classes(files, tmp_path):
     picture = picture_of_colors()
-    (tmp_path / "a.png").write_bytes(tf.io.encode_png(picture).numpy())
+    write_png(tmp_path / "a.png", picture)
     with (
-        PageServer(files, accelerators=("wasm",), runs=2) as server,
+        PageServer(files, WASM) as server,
         Chromium(tmp_path / "profile") as page,
     ):
         wait_until_done(page, server)
@@ -194,11 +197,11 @@ def test_chromium_draws_the_colors_of_classes(files, tmp_path):
         page.choose_file("#file", tmp_path / "a.png")
         page.wait_for("document.querySelectorAll('#found li').length == 3")
         seen = []
-        for index, told in enumerate(("of resizing and argmax", "CPU thread.")):
-            status = look(page, index, told)
+        for index, text in enumerate(("of resizing and argmax", "CPU thread.")):
+            status = choose_model(page, index, text)
             pixels = [canvas_pixel(page, *x) for x in ((0.1, 0.9), (0.9, 0.1))]
             black = canvas_pixel(page, 0.5, 0.9)
-            seen.append((status, shown(page), pixels, black))
+            seen.append((status, found_items(page), pixels, black))
         aspect = page.evaluate("(x => x.width / x.height)(preview)")
         swatches = page.evaluate(
             "[...document.querySelectorAll('.swatch')].map(x => x.style.background)"
@@ -230,7 +233,7 @@ def random_picture() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def network() -> keras.Model:
-    """The real segmenter with random weights, of five classes that all occur."""
+    """The real segmenter with random weights, which finds all five classes."""
     keras.utils.set_random_seed(0)
     shape = (NETWORK_SIZE, NETWORK_SIZE, 3)
     model = DeepLabV3(
@@ -245,7 +248,7 @@ def network() -> keras.Model:
 
 @pytest.fixture(scope="module")
 def network_files(network, tmp_path_factory) -> list[str]:
-    """The same as both kinds of file."""
+    """The real segmenter with both kinds of output."""
     folder, paths = tmp_path_factory.mktemp("network"), []
     for output, task in OUTPUT_VARIANTS.items():
         content = conversion.prepare(network, NETWORK_SIZE, task=task).float32
@@ -253,7 +256,7 @@ def network_files(network, tmp_path_factory) -> list[str]:
     return paths
 
 
-CENTRES = """((canvas, size) => {
+CENTERS = """((canvas, size) => {
   const context = canvas.getContext("2d"), places = [...Array(size).keys()];
   const [x, y] = [canvas.width, canvas.height].map(
     side => places.map(i => Math.floor((i + .5) / size * side)));
@@ -263,8 +266,8 @@ CENTRES = """((canvas, size) => {
 
 
 def classes_drawn(page, picture) -> np.ndarray:
-    """Returns the class of each pixel: whose colour fits best at its centre."""
-    drawn = np.array(page.evaluate(f"{CENTRES}(preview, {NETWORK_SIZE})"))
+    """Returns each pixel's class: the one whose color is nearest at its center."""
+    drawn = np.array(page.evaluate(f"{CENTERS}(preview, {NETWORK_SIZE})"))
     opacity = np.array([[OPACITY * (name != "background")] for name in LABELS])
     colors = np.array([class_color(label) for label in range(len(LABELS))])
     expected = (1 - opacity) * picture[:, :, None] + opacity * colors
@@ -274,10 +277,9 @@ def classes_drawn(page, picture) -> np.ndarray:
 @needs_browser
 def test_chromium_draws_the_classes_that_keras_finds(network, network_files, tmp_path):
     picture = random_picture()
-    content = tf.io.encode_png(picture.astype(np.uint8)).numpy()
-    (tmp_path / "a.png").write_bytes(content)
+    write_png(tmp_path / "a.png", picture)
     with (
-        PageServer(network_files, accelerators=("wasm",), runs=1) as server,
+        PageServer(network_files, WASM) as server,
         Chromium(tmp_path / "profile") as page,
     ):
         wait_until_done(page, server)
@@ -285,9 +287,9 @@ def test_chromium_draws_the_classes_that_keras_finds(network, network_files, tmp
         page.choose_file("#file", tmp_path / "a.png")
         page.wait_for("document.querySelectorAll('#found li').length")
         seen = []
-        for index, told in enumerate(("of resizing and argmax", "CPU thread.")):
-            look(page, index, told)
-            seen.append((shown(page), classes_drawn(page, picture)))
+        for index, text in enumerate(("of resizing and argmax", "CPU thread.")):
+            choose_model(page, index, text)
+            seen.append((found_items(page), classes_drawn(page, picture)))
     expected = network.predict(picture[None], verbose=0)[0].argmax(-1)
     assert len(np.unique(expected)) == 5
     for found, drawn in seen:
@@ -301,9 +303,9 @@ def test_chromium_draws_the_classes_that_keras_finds(network, network_files, tmp
 @needs_browser
 @pytest.mark.slow
 def test_webgpu_takes_segmenters_whole(network_files, tmp_path):
-    """On SwiftShader, a software GPU: it says nothing of speed."""
+    """On SwiftShader, a software GPU."""
     with (
-        PageServer(network_files, accelerators=("webgpu",), runs=1) as server,
+        PageServer(network_files, WEBGPU) as server,
         Chromium(tmp_path / "profile", chromium.SOFTWARE_WEBGPU) as page,
     ):
         wait_until_done(page, server)

@@ -454,7 +454,7 @@ def test_published_weights_that_are_missing_are_told_in_a_line(tmp_path):
 def test_the_crop_is_that_of_the_evaluation(changes, crop, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
-    save_config(make_config("small", eval_crop=0.75), Path("run/config.json"))
+    save_config(make_config("folder_small", eval_crop=0.75), Path("run/config.json"))
     assert options.data_from_flags(Args(**changes)).crop == crop
 
 
@@ -474,7 +474,7 @@ def test_a_file_of_another_model_is_not_replaced(tmp_path):
 
 def test_photos_prove_a_file_that_its_own_training_images_calibrate(tmp_path, caplog):
     folder = str(save_photos(tmp_path / "photos", 3))
-    save_config(make_config("small", data="folder:x"), tmp_path / "config.json")
+    save_config(make_config("folder_small", data="folder:x"), tmp_path / "config.json")
     model = str(tmp_path / "best.keras")
     args = Args(model=model, formats=["int8"], data=folder)
     found = options.data_from_flags(args)

@@ -32,6 +32,7 @@ from tflite.validation import gpu, op_stats
 from train.config import make_config
 from train.data import digits
 from train.data.registry import load_source
+from train.evaluation.report import evaluation_report
 from train.tasks.detection.task import DETECTION
 
 SIZE, CLASSES = 64, 10
@@ -197,7 +198,9 @@ def test_a_file_is_evaluated_by_cocos_rules(model, validation, tmp_path):
         card = converted(model, validation, tmp_path, nms)
         path = str(tmp_path / "model.tflite")
         config = make_config(task="detection", weights=path)
-        *_, total, others, at = DETECTION.report(config, source).splitlines()
+        *_, total, others, at = evaluation_report(
+            DETECTION, config, source
+        ).splitlines()
         reports[nms] = total
         assert at == "at 64x64 pixels, in percent, by COCO's rules"
         assert float(total.split()[1]) == pytest.approx(
@@ -223,7 +226,7 @@ def test_the_truth_scores_100_and_what_is_lost_shows(validation):
 def test_files_of_something_else_are_refused(tflite_file):
     config = make_config(task="detection", weights=str(tflite_file))
     with pytest.raises(ValueError, match="no detector: it returns probabilities"):
-        DETECTION.report(config, load_source("detection", "digits"))
+        evaluation_report(DETECTION, config, load_source("detection", "digits"))
 
 
 @pytest.mark.parametrize(

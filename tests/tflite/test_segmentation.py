@@ -24,6 +24,7 @@ from tflite.validation import gpu, op_stats
 from train.config import make_config
 from train.data import digits
 from train.data.registry import load_source
+from train.evaluation.report import evaluation_report
 from train.tasks.segmentation.task import SEGMENTATION
 
 SIZE, CLASSES = 64, 11
@@ -119,7 +120,7 @@ def test_a_file_is_evaluated(validation, tmp_path):
             task="segmentation", weights=str(tmp_path / "model.tflite")
         )
         source = load_source("segmentation", "digits")
-        lines = SEGMENTATION.report(config, source).splitlines()
+        lines = evaluation_report(SEGMENTATION, config, source).splitlines()
         (total,) = (line for line in lines if line.startswith("all "))
         assert float(total.split()[-1]) == pytest.approx(
             card["accuracy"]["mIoU"], abs=0.006
@@ -193,7 +194,7 @@ def test_a_class_map_of_other_classes_is_refused(has_card, validation, tmp_path)
     )
     message = "has 11 classes, but" if has_card else "finds the class .* has 2: 0 to 1"
     with pytest.raises(ValueError, match=message):
-        SEGMENTATION.report(config, source)
+        evaluation_report(SEGMENTATION, config, source)
 
 
 @pytest.mark.skipif(not gpu.find_driver(), reason="apt install chromium libvulkan1")

@@ -71,7 +71,7 @@ def test_a_truncated_file_sets_nothing(path, part):
     path.write_bytes(data[: int(len(data) * part)])
     other = make_groups(1)
     before = values(other)
-    with pytest.raises(ValueError, match="checkpoint.safetensors is not a whole"):
+    with pytest.raises(ValueError, match="checkpoint.safetensors is not a complete"):
         checkpoint.load_checkpoint(path, other)
     assert_equal(other, before)
 
@@ -87,7 +87,7 @@ def test_another_shape_is_named_and_sets_nothing(path):
 @pytest.mark.parametrize("missing", ["model", "optimizer"])
 def test_missing_names_are_told(groups, path, missing):
     del groups[missing]
-    with pytest.raises(ValueError, match=rf"another model.*differ: {missing}/"):
+    with pytest.raises(ValueError, match=rf"another model.*shapes: {missing}/"):
         checkpoint.load_checkpoint(path, groups)
 
 

@@ -98,3 +98,20 @@ def test_a_process_that_outlives_the_context_does_not_delay_it():
         "child.kill()\n"
     )
     assert b"done" in run(code).stdout
+
+
+def test_warnings_are_logged_once_and_messages_are_short():
+    code = (
+        "from absl import logging\n"
+        "from train.run.console import set_up_logging\n"
+        "set_up_logging()\n"
+        "logging.set_verbosity(logging.INFO)\n"
+        "for i in range(2):\n"
+        "    logging.info('step %d', 7)\n"
+        "    logging.warning('few images in %s', 'a')\n"
+        "    logging.warning('few images in %s', i)\n"
+    )
+    output = run(code).stderr.splitlines()[1:]  # absl says that no flags were parsed
+    lines = [line.partition(b" ")[2] for line in output]
+    warnings = [b"warning: few images in " + name for name in (b"a", b"0", b"1")]
+    assert lines == [b"step 7", *warnings[:2], b"step 7", warnings[2]]

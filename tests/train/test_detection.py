@@ -13,9 +13,10 @@ from keras_mobilevit.weights.file_formats import load_model_file
 from tests.helpers.boxes import iou_of, random_boxes
 from tests.helpers.evaluations import assert_same_evaluation
 from tests.helpers.networks import build_detector
+from tests.helpers.runs import DETECTION_CONFIG as CONFIG
+from tests.helpers.runs import DETECTOR
 from tests.helpers.voc_files import make_voc_boxes, voc_xml
 from train import loop
-from train.config import make_config
 from train.data import digits, sampler
 from train.data import pipeline as data
 from train.data.registry import load_source
@@ -23,9 +24,6 @@ from train.evaluation.report import evaluation_report
 from train.tasks.detection import augment, metric
 from train.tasks.detection.task import DETECTION
 
-CONFIG = make_config(
-    task="detection", sizes=(64, 96), base_size=64, batch_size=8, epochs=1, eval_size=64
-)
 SEEDS = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
 
 
@@ -156,8 +154,7 @@ def test_perfect_outputs_score_1(scenes):
 
 
 def test_the_loop_trains_a_detector(scenes, tmp_path):
-    task = dataclasses.replace(DETECTION, build_model=build_detector)
-    (record,) = loop.train_and_evaluate(task, CONFIG, scenes, tmp_path)
+    (record,) = loop.train_and_evaluate(DETECTOR, CONFIG, scenes, tmp_path)
     assert np.isfinite([record["train_loss"], record["loss"]]).all()
     assert 0 <= record["AP"] <= record["AP50"] <= 1
     assert {"AP/3", "AP50/9", "AP_small"} <= set(record)

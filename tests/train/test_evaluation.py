@@ -147,12 +147,12 @@ def test_heads_of_all_kinds(activation, signs, ending, dark_and_light, tmp_path)
     assert images.tolist() == top1.tolist() == [3, 2]
 
 
-def test_a_sigmoid_of_several_classes_is_told(dark_and_light, tmp_path, caplog):
-    for activation, is_told in (("sigmoid", True), ("softmax", False)):
+def test_a_sigmoid_of_several_classes_is_logged(dark_and_light, tmp_path, caplog):
+    for activation, is_logged in (("sigmoid", True), ("softmax", False)):
         caplog.clear()
         brightness_model(activation, (-1, 1)).save(tmp_path / "model.keras")
         evaluate(dark_and_light, weights=str(tmp_path / "model.keras"))
-        assert ("ends in a sigmoid" in caplog.text) == is_told
+        assert ("ends in a sigmoid" in caplog.text) == is_logged
 
 
 def test_images_that_cannot_be_read_are_named(tmp_path):

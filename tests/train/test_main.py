@@ -79,8 +79,8 @@ def test_a_wrong_flag_is_one_line():
         ("--sizes=0,abc", "--sizes takes integers, such as 128,160,192"),
         ("--sizes=0", "integers of at least 32. Received: 0."),
         (
-            "--rotation=9",
-            "--rotation is for segmentation, but the task is classification.",
+            "--output_stride=8",
+            "--output_stride is for segmentation, but the task is classification.",
         ),
     ],
 )
@@ -100,8 +100,8 @@ def test_errors_are_one_line_and_leave_nothing(flag, message, tmp_path):
         ("--weights=nope.tflite", "There is no file nope.tflite."),
         ("--model=out/best.mlpackage", "The card beside it, a .json file, has"),
         (
-            "--recipe=boxes",
-            "--recipe=boxes is for detection, but the task is segmentation.",
+            "--recipe=voc_detection_small",
+            "voc_detection_small is for detection, but the task is segmentation.",
         ),
     ],
 )

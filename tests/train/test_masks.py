@@ -199,8 +199,8 @@ def test_what_is_left_out_is_told(tmp_path, caplog):
         "images that cannot be read, skipped": "broken.jpg cannot be read as a",
         "masks that cannot be read, skipped": "half.png",
     }.items():
-        assert name in report.examples.pop(kind)
-    assert not report.examples
+        assert name in report.first_names.pop(kind)
+    assert not report.first_names
     assert set(report.counts.values()) == {1}
     load_source("segmentation", f"voc:{path}")
     assert "masks that are missing, images skipped: 1, the first in" in caplog.text
@@ -261,7 +261,7 @@ def test_no_such_source(tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"There is no {tmp_path}/Image")):
         load_source("segmentation", f"voc:{tmp_path}")
     with pytest.raises(ValueError, match="Segmentation takes `digits` or `voc:PATH`"):
-        load_source("folder:photos")
+        load_source("segmentation", "folder:photos")
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason=f"{CAMVID} is not there")

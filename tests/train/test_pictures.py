@@ -17,11 +17,11 @@ from safetensors.numpy import load_file
 from keras_mobilevit import anchor_boxes, boxes
 from keras_mobilevit.drawing import class_color
 from tests.helpers.boxes import iou_of
-from tests.helpers.networks import build_detector
+from tests.helpers.runs import CLASSIFIER as NETWORK
+from tests.helpers.runs import DETECTION_CONFIG as CONFIG
+from tests.helpers.runs import DETECTOR
+from tests.helpers.runs import TWO_EPOCHS_OF_DIGITS as DIGITS
 from tests.helpers.voc_files import make_voc_boxes, voc_xml
-from tests.train.test_detection import CONFIG
-from tests.train.test_loop import CONFIG as DIGITS
-from tests.train.test_loop import NETWORK
 from train import loop
 from train.data import digits
 from train.data.digits import digits_source
@@ -36,7 +36,6 @@ from train.tasks.drawing import CAPTION_HEIGHT, GAP, INNER_GAP, SIDE
 
 ROOT = Path(__file__).parents[2]
 RECORD = {"epoch": 1, "train_loss": 1.0, "loss": 1.0, "AP": 0.5, "learning_rate": 0.1}
-DETECTOR = dataclasses.replace(DETECTION, build_model=build_detector)
 
 
 @pytest.fixture(scope="module")
@@ -255,18 +254,15 @@ MIRRORED = """
 import dataclasses
 import sys
 
-from tests.helpers.networks import build_detector
-from tests.train.test_detection import CONFIG
+from tests.helpers.runs import DETECTION_CONFIG, DETECTOR
 from tests.helpers.train_worker import make_devices
 from train import loop
 from train.data import digits
-from train.tasks.detection.task import DETECTION
 
 strategy = make_devices(2)
-task = dataclasses.replace(DETECTION, build_model=build_detector)
 source = digits.box_scene_source(counts={"train": 24, "validation": 12})
-config = dataclasses.replace(CONFIG, precision="mixed_bfloat16")
-loop.train_and_evaluate(task, config, source, sys.argv[1], strategy=strategy)
+config = dataclasses.replace(DETECTION_CONFIG, precision="mixed_bfloat16")
+loop.train_and_evaluate(DETECTOR, config, source, sys.argv[1], strategy=strategy)
 """
 
 

@@ -14,16 +14,16 @@ import pytest
 import tensorflow as tf
 from safetensors.numpy import load_file
 
-from tests.train.test_loop import CONFIG as TWO_EPOCHS
+from tests.helpers.runs import TWO_EPOCHS_OF_DIGITS
 from train import loop
 from train.data import pipeline as data
 from train.data import sampler
 from train.data.digits import digits_source
-from train.run.progress import CheckpointManager, Preempted, Progress, asked_to_stop
+from train.run.progress import CheckpointManager, Preempted, Progress, stop_on_sigterm
 from train.run.workdir import CHECKPOINT
 from train.tasks.classification.task import CLASSIFICATION
 
-CONFIG = dataclasses.replace(TWO_EPOCHS, epochs=1)
+CONFIG = dataclasses.replace(TWO_EPOCHS_OF_DIGITS, epochs=1)
 
 
 def checkpoint(workdir) -> dict:
@@ -53,24 +53,24 @@ def test_the_manager_saves_when_it_is_time_or_shall_stop():
     manager.after_step(Progress(step=2), False)
     manager.after_step(Progress(step=3), False)
     assert [progress.step for progress in saved] == [2]
-    assert manager.asked() == 0.0
+    assert manager.stop_requested() == 0.0
     stop.set()
-    assert manager.asked() == 1.0
-    with pytest.raises(Preempted, match="SIGTERM after step 4, and saved. The same"):
+    assert manager.stop_requested() == 1.0
+    with pytest.raises(Preempted, match="SIGTERM after step 4, and saved; the same"):
         manager.after_step(Progress(step=4), True)
     assert [progress.step for progress in saved] == [2, 4]
 
 
 def test_only_the_main_thread_is_asked_to_stop():
     before = signal.getsignal(signal.SIGTERM)
-    with asked_to_stop() as stop:
+    with stop_on_sigterm() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.wait(10)
     assert signal.getsignal(signal.SIGTERM) is before
     entered = []
 
     def elsewhere():
-        with asked_to_stop() as event:
+        with stop_on_sigterm() as event:
             entered.append(event.is_set())
 
     thread = threading.Thread(target=elsewhere)

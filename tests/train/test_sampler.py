@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data.sampler import BatchShape, batch_shapes, epoch_schedule, shapes_in_use
+from train.data.sampler import BatchShape, batch_shapes, epoch_schedule
 
 sides = st.integers(1, 400)
 sizes = st.one_of(sides, st.tuples(sides, sides))
@@ -43,7 +43,7 @@ def test_batches_are_the_next_multiple(sizes, base_batch, multiple):
 
 @given(shape_lists, st.integers(1, 5000), seeds, st.integers(1, 5))
 def test_shapes_repeat_where_examples_suffice(shapes, num_examples, seed, repeats):
-    schedule = epoch_schedule(shapes, num_examples, 0, seed, 0, repeats)
+    schedule = epoch_schedule(shapes, num_examples, 0, seed, repeats)
     total = sum(shape.batch for shape in schedule)
     smallest = min(shape.batch for shape in shapes)
     assert num_examples <= total < num_examples + smallest
@@ -64,17 +64,16 @@ def test_sizes_that_are_not_square():
     ]
 
 
-@given(shape_lists, st.integers(1, 5000), st.integers(0, 20), seeds, st.integers(0, 10))
-def test_every_example_has_its_place(shapes, num_examples, epoch, seed, grow_epochs):
-    schedule = epoch_schedule(shapes, num_examples, epoch, seed, grow_epochs)
-    in_use = shapes_in_use(shapes, epoch, grow_epochs)
-    smallest = min(shape.batch for shape in in_use)
+@given(shape_lists, st.integers(1, 5000), st.integers(0, 20), seeds)
+def test_every_example_has_its_place(shapes, num_examples, epoch, seed):
+    schedule = epoch_schedule(shapes, num_examples, epoch, seed)
+    smallest = min(shape.batch for shape in shapes)
     total = sum(shape.batch for shape in schedule)
-    assert set(schedule) <= set(in_use)
+    assert set(schedule) <= set(shapes)
     assert num_examples <= total < num_examples + smallest
     # Only the last batch can be short, and it is never empty.
     assert total - schedule[-1].batch < num_examples
-    assert schedule == epoch_schedule(shapes, num_examples, epoch, seed, grow_epochs)
+    assert schedule == epoch_schedule(shapes, num_examples, epoch, seed)
 
 
 @given(shape_lists, st.integers(1, 30), seeds)
@@ -97,16 +96,6 @@ def test_another_seed_or_epoch_draws_another_order(seed, epoch):
     first = epoch_schedule(shapes, 20_000, epoch, seed)
     assert epoch_schedule(shapes, 20_000, epoch + 1, seed) != first
     assert epoch_schedule(shapes, 20_000, epoch, seed + 1) != first
-
-
-@given(shape_lists, st.integers(1, 20))
-def test_the_range_grows_from_one_shape_to_all(shapes, grow_epochs):
-    ranges = [shapes_in_use(shapes, e, grow_epochs) for e in range(grow_epochs + 2)]
-    assert ranges[0] == shapes[:1]
-    assert ranges[grow_epochs] == ranges[-1] == shapes
-    for earlier, later in zip(ranges, ranges[1:]):
-        assert later[: len(earlier)] == earlier
-    assert shapes_in_use(shapes, 0) == shapes
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_softmax_of_16_bits_is_computed_in_32():
         np.testing.assert_allclose(outputs, 1.0, atol=0.01)
 
 
-def test_gradients_that_are_not_finite_are_told():
+def test_gradients_that_are_not_finite_are_counted():
     def bad_gradient(config, batch, outputs):
         loss = CLASSIFICATION.loss(config, batch, outputs)
         return loss + tf.sqrt(0.0 * loss)  # finite, of a slope that is no number

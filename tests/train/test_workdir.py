@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
-from tests.train.test_loop import CONFIG, NETWORK, SMALL
+from tests.helpers.runs import CLASSIFIER as NETWORK
+from tests.helpers.runs import SMALL
+from tests.helpers.runs import TWO_EPOCHS_OF_DIGITS as CONFIG
 from train import loop
 from train.config import FILENAME, make_config, save_config
 from train.data.digits import digits_source
 from train.data.source import indexed_source
-from train.run import lock
+from train.run import lock, start
 from train.run.lock import LOCK, only_training
 from train.run.progress import Progress
 from train.run.workdir import (
@@ -22,8 +25,8 @@ from train.run.workdir import (
     LABELS,
     check_workdir,
     fingerprint,
+    log_changes,
     prepare_workdir,
-    tell_changes,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -134,7 +137,6 @@ PHOTOS = folder("/old/photos", ["1.jpg", "2.jpg", "3.jpg"])
         {"data": "folder:/new/place"},
         {"weights": "/new/start.keras"},
         {"accumulation_steps": 2},
-        {"xla": True},
         {"steps_per_execution": 4},
     ],
 )
@@ -144,7 +146,7 @@ def test_what_may_change_is_told_in_a_line(changes, tmp_path, caplog):
     found = check_workdir(tmp_path, config, PHOTOS)
     assert found == {name: getattr(FOLDER, name) for name in changes}
     with caplog.at_level("INFO", "absl"):
-        tell_changes(found, config)
+        log_changes(found, config)
     ((name, value),) = changes.items()
     (record,) = caplog.records
     was = getattr(FOLDER, name)
@@ -170,27 +172,31 @@ def test_what_may_change_is_told_in_a_line(changes, tmp_path, caplog):
 def test_what_decides_what_is_learned_may_not_change(changes, tmp_path):
     prepare_workdir(tmp_path, FOLDER, PHOTOS)
     ((name, value),) = changes.items()
-    message = f"{name}: {getattr(FOLDER, name)!r} there, {value!r} now"
+    message = f"--{name} was {getattr(FOLDER, name)!r} and is {value!r}"
     with pytest.raises(ValueError, match=message):
         check_workdir(tmp_path, dataclasses.replace(FOLDER, **changes), PHOTOS)
 
 
-def test_a_run_knows_its_images_in_another_folder():
+def test_a_run_knows_its_images_in_another_folder(tmp_path):
     changes = {"data": "folder:/old/photos"}
     began = Progress(num_examples=3, images=fingerprint(PHOTOS))
     config = dataclasses.replace(FOLDER, data="folder:/new/place")
-    moved = folder("/new/place", ["1.jpg", "2.jpg", "3.jpg"])
-    loop._refuse_other_images(began, moved, changes, config)
-    old = Progress(num_examples=3)  # saved before names were
-    loop._refuse_other_images(old, moved, changes, config)
+
+    def run_on(names: list[str]) -> start.Run:
+        source = folder("/new/place", names)
+        strategy = tf.distribute.get_strategy()
+        return start.Run(SMALL, config, source, tmp_path, strategy)
+
+    moved = run_on(["1.jpg", "2.jpg", "3.jpg"])
+    start._refuse_other_images(moved, began, changes)
+    old = Progress(num_examples=3)  # saved by a version that did not know the names
+    start._refuse_other_images(moved, old, changes)
     for names, message in (
         (["1.jpg", "2.jpg"], "folder:/new/place has 2 training images instead of 3"),
-        (["1.jpg", "2.jpg", "4.jpg"], "as many training images, but of other names"),
+        (["1.jpg", "2.jpg", "4.jpg"], "as many training images, but with other names"),
     ):
         with pytest.raises(ValueError, match=message):
-            loop._refuse_other_images(
-                began, folder("/new/place", names), changes, config
-            )
+            start._refuse_other_images(run_on(names), began, changes)
 
 
 def test_moved_images_continue_with_fewer_parts(tmp_path, caplog):
@@ -227,7 +233,7 @@ def test_an_epoch_with_sizes_in_another_order_begins_again(caplog):
     assert progress.epoch_step == 3
     progress.check_schedule(1, 40, 4)
     assert progress.epoch_step == progress.seen == 0 and progress.repeats == 4
-    assert "epoch 1 begins again" in caplog.text
+    assert "epoch 1 starts again" in caplog.text
     old = Progress(epoch_step=3, multiple=1, num_examples=40)
     old.check_schedule(1, 40, 4)
     assert old.epoch_step == 3  # of an earlier version, which refused the change

@@ -1,1 +1,5 @@
-"""Where a file is measured: one module a kind of device."""
+"""Measures files on each kind of device. `targets.py` lists the kinds.
+
+Holds a module per kind, and what their measurements have in common.
+May import `tflite.validation` and `tflite.formats`.
+"""

@@ -1,39 +1,40 @@
-"""Android devices through the `adb` client."""
+"""Android devices through the library adbutils, which talks to the adb server.
+
+The adb client itself pushes files: the push of adbutils has no timeout and drops the
+device's reason for a failure.
+"""
 
 import contextlib
 import dataclasses
-import importlib.util
 import os
-import re
-import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
-TIMEOUT_S = 60  # of what is done in a moment
-_SDK = ("ANDROID_HOME", "ANDROID_SDK_ROOT")
-_EXIT = "exit code: "
-# What to do about a state of `adb devices`.
+TIMEOUT_S = 60  # for commands that take a moment
+PUSH_BYTES_PER_S = 1e5  # the slowest connection that a push still waits for
+# What to do about a state that `adb devices` shows.
 _ADVICE = {
     "unauthorized": "Unlock it and allow USB debugging from this computer.",
     "authorizing": "Unlock it and allow USB debugging from this computer.",
-    "offline": "Pull the cable and plug it in again, or run `adb reconnect`.",
+    "offline": "Unplug it and plug it in again, or run `adb reconnect`.",
 }
 
 
 class AdbError(RuntimeError):
-    """A device that cannot be reached, or a transfer that failed."""
+    """The device cannot be reached, or a transfer failed."""
 
 
 class AdbTimeout(AdbError):
-    """A command that did not end."""
+    """A command did not end in time."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Completed:
-    """A command that ended on a device.
+class ShellResult:
+    """Result of a command that ended on a device.
 
     Attributes:
-        output: what it wrote to stdout and stderr, as it came.
+        output: what it wrote to stdout and stderr.
         code: its exit code.
     """
 
@@ -41,154 +42,153 @@ class Completed:
     code: int
 
 
-def find_adb(path: str | None = None) -> str:
-    """Finds the client.
+def use_client(path: str | None) -> None:
+    """Makes adbutils use the adb client at `path` instead of one that it finds.
+
+    Raises:
+        ValueError: if the file cannot be executed.
+    """
+    if path is None:
+        return
+    if not os.access(path, os.X_OK):
+        raise ValueError(f"--adb={path} is not an executable file.")
+    os.environ["ADBUTILS_ADB_PATH"] = path
+
+
+@contextlib.contextmanager
+def _adb_errors(failure: str) -> Iterator[None]:
+    """Turns an error of adbutils or of its connection into an `AdbError`.
 
     Args:
-        path: where it is. By default it is looked for on PATH, in the Android SDK that
-            `ANDROID_HOME` names, and in the package adbutils, which carries one.
-
-    Returns:
-        Its path.
-
-    Raises:
-        ValueError: if there is none.
+        failure: what failed.
     """
-    if path:
-        if not os.access(path, os.X_OK):
-            raise ValueError(f"--adb={path} is no program.")
-        return path
-    folders = [os.environ[name] for name in _SDK if os.environ.get(name)]
-    candidates = [shutil.which("adb")]
-    candidates += [shutil.which("adb", path=f"{f}/platform-tools") for f in folders]
-    package = importlib.util.find_spec("adbutils")
-    if package:
-        folder = Path(package.origin).parent / "binaries"
-        candidates.append(shutil.which("adb", path=str(folder)))
-    found = next(filter(None, candidates), None)
-    if found is None:
-        raise ValueError(
-            "There is no adb on PATH or under ANDROID_HOME. Install Android's platform "
-            "tools, pip install adbutils (which carries it), or name it with --adb."
-        )
-    return found
+    import adbutils
 
-
-def _run(command: list[str], timeout: float) -> subprocess.CompletedProcess:
     try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise AdbTimeout(
-            f"`adb {' '.join(command[1:])}` did not end within {timeout:.0f} s."
+        yield
+    except adbutils.AdbTimeout as error:
+        raise AdbTimeout(f"{failure}: there was no answer in time.") from error
+    except (adbutils.AdbError, OSError, EOFError, ValueError) as error:
+        reason = error.args[0] if error.args else error
+        raise AdbError(f"{failure}: {reason}") from error
+
+
+def _client():
+    try:
+        import adbutils
+    except ImportError as error:
+        raise AdbError(
+            f"--target=android needs adbutils: pip install '.[tflite]' ({error})."
         ) from error
+    return adbutils.AdbClient()
 
 
-def _told(result: subprocess.CompletedProcess) -> str:
-    """Returns why the client failed, in its own last words."""
-    lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
-    return lines[-1] if lines else f"exit code {result.returncode}"
+def list_devices() -> dict[str, str]:
+    """Returns `{serial: state}`; a device that can be used has the state `device`."""
+    client = _client()
+    with _adb_errors("Listing the Android devices failed"):
+        return {device.serial: device.state for device in client.list()}
 
 
-def list_devices(adb: str) -> dict[str, str]:
-    """Returns `{serial: state}`; the state of one that works is `device`."""
-    result = _run([adb, "devices"], TIMEOUT_S)
-    if result.returncode:
-        raise AdbError(f"`adb devices` failed: {result.stderr.strip()}")
-    lines = result.stdout.partition("List of devices attached")[2].splitlines()
-    pairs = (line.split(None, 1) for line in lines if line.strip())
-    return {serial: state.split(";")[0].strip() for serial, state in pairs}
+def find_device(serial: str | None = None) -> "Device":
+    """Returns the device with a serial number.
 
-
-def find_device(adb: str, serial: str | None = None) -> "Device":
-    """Returns the device of a serial number, of `ANDROID_SERIAL`, or the only one.
+    Args:
+        serial: by default `ANDROID_SERIAL`, or the only device.
 
     Raises:
-        AdbError: if there is none, there are several, or it does not let us in.
+        AdbError: if no device, several devices or an unusable device were found.
     """
     serial = serial or os.environ.get("ANDROID_SERIAL") or None
-    devices = list_devices(adb)
-    shown = ", ".join(f"{name} ({state})" for name, state in devices.items())
+    devices = list_devices()
+    names = ", ".join(f"{name} ({state})" for name, state in devices.items())
     if not devices:
         raise AdbError(
             "No Android device is connected. Turn on USB debugging in its developer "
-            f"options and plug it in; `{adb} devices` must list it."
+            "options and plug it in; `adb devices` must list it."
         )
     if serial is None and len(devices) > 1:
-        raise AdbError(f"Choose one of the devices with --serial: {shown}.")
+        raise AdbError(f"Choose one of the devices with --serial: {names}.")
     serial = serial or next(iter(devices))
     if serial not in devices:
-        raise AdbError(f"No device has the serial number {serial}. There are: {shown}.")
+        raise AdbError(f"No device has the serial number {serial}. Found: {names}.")
     state = devices[serial]
     if state != "device":
-        advice = _ADVICE.get(state.split()[0], "See `adb devices`.")
+        advice = _ADVICE.get(state, "See `adb devices`.")
         raise AdbError(f"The device {serial} is {state}. {advice}")
-    return Device(adb, serial)
+    return Device(serial)
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A device that works.
+    """A device that can be used.
 
     Attributes:
-        adb: path of the client.
-        serial: by which adb knows it.
+        serial: its serial number in adb.
     """
 
-    adb: str
     serial: str
 
-    def _adb(self, *arguments: str, timeout: float) -> subprocess.CompletedProcess:
-        return _run([self.adb, "-s", self.serial, *arguments], timeout)
+    def shell(self, command: str, timeout: float = TIMEOUT_S) -> ShellResult:
+        """Runs a shell command to its end, whatever its exit code.
 
-    def shell(self, command: str, timeout: float = TIMEOUT_S) -> Completed:
-        """Runs a command of the device's shell to its end, whatever its exit code.
-
-        The code is printed by the shell itself: old devices do not send it, and a
-        connection that breaks ends the client as if all were well.
+        Args:
+            command: for the shell of the device.
+            timeout: seconds without any output after which to give up.
 
         Raises:
+            AdbTimeout: if the command prints nothing for so long.
             AdbError: if the connection breaks.
         """
-        text = f'exec 2>&1\n( {command}\n)\ncode=$?; echo; echo "{_EXIT}$code"'
-        result = self._adb("shell", text, timeout=timeout)
-        output = result.stdout.replace("\r\n", "\n")
-        found = re.search(rf"\n{_EXIT}(\d+)\s*$", output)
-        if not found:
-            told = result.stderr.strip() or "the connection broke"
-            raise AdbError(
-                f"The device {self.serial} was lost while it ran `{command}`: {told}"
+        device = _client().device(self.serial)
+        try:
+            with _adb_errors(
+                f"The device {self.serial} was lost while it ran `{command}`"
+            ):
+                # The first version of the shell protocol, which every device has: the
+                # shell prints the exit code last, so a broken connection is noticed.
+                result = device.shell2(f"exec 2>&1\n( {command}\n)", timeout)
+        except AdbTimeout as error:
+            raise AdbTimeout(
+                f"`{command}` did not end within {timeout:.0f} s."
+            ) from error
+        return ShellResult(result.output.replace("\r\n", "\n"), result.returncode)
+
+    def shell_output(self, command: str) -> str:
+        """Returns the stripped output of a command; "" if it fails."""
+        result = self.shell(command)
+        return "" if result.code else result.output.strip()
+
+    def push(self, local: str | Path, remote: str) -> None:
+        """Copies a file to the device. Removes a partial copy."""
+        import adbutils
+
+        seconds = TIMEOUT_S + Path(local).stat().st_size / PUSH_BYTES_PER_S
+        command = [adbutils.adb_path(), "-s", self.serial, "push", str(local), remote]
+        try:
+            result = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+                timeout=seconds,
             )
-        return Completed(output[: found.start()], int(found[1]))
-
-    def ask(self, command: str) -> str:
-        """Returns what a command says, without spaces around; "" if it fails."""
-        completed = self.shell(command)
-        return "" if completed.code else completed.output.strip()
-
-    def push(self, local, remote: str) -> None:
-        """Copies a file to the device; a broken copy does not stay there."""
-        seconds = TIMEOUT_S + Path(local).stat().st_size / 1e5
-        result = self._adb("push", str(local), remote, timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise AdbTimeout(
+                f"Copying {local} to the device did not end within {seconds:.0f} s."
+            ) from error
         if result.returncode:
-            with contextlib.suppress(AdbError):  # of a device that is lost
+            with contextlib.suppress(AdbError):  # the device may be lost
                 self.shell(f"rm -f {remote}")
-            raise AdbError(f"Copying {local} to the device failed: {_told(result)}")
+            reason = result.stdout.strip() or f"exit code {result.returncode}"
+            raise AdbError(
+                f"Copying {local} to the device failed: {reason.splitlines()[-1]}"
+            )
 
-    def pull(self, remote: str, local) -> None:
-        """Copies a file from the device."""
-        result = self._adb("pull", remote, str(local), timeout=TIMEOUT_S)
-        if result.returncode:
-            raise AdbError(f"Copying {remote} from the device failed: {_told(result)}")
-
-    def install(self, apk) -> None:
-        """Installs an app, in place of any other version."""
-        result = self._adb("install", "-r", "-d", "-g", str(apk), timeout=5 * TIMEOUT_S)
-        if result.returncode:
-            raise AdbError(f"Installing {apk} failed: {_told(result)}")
+    def read_bytes(self, remote: str) -> bytes:
+        """Returns the content of a file on the device."""
+        device = _client().device(self.serial)
+        with _adb_errors(f"Reading {remote} from the device failed"):
+            return device.sync.read_bytes(remote)

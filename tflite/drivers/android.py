@@ -1,50 +1,115 @@
-"""Measures files on an Android phone on a cable, with its `benchmark_model`."""
+"""Measures files on an Android device with its `benchmark_model`."""
 
-import contextlib
 import dataclasses
 import secrets
 import shlex
-import tempfile
-import time
+import string
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
+from absl import flags
 from tqdm import tqdm
 
-from tflite.drivers import benchmark_tool
+from tflite.drivers import adb, benchmark_tool
 from tflite.drivers.adb import AdbError, AdbTimeout, Device
 from tflite.drivers.android_device import (
     FOLDER,
     Facts,
-    Store,
-    Stored,
+    RemoteCache,
     cool_down,
+    read_facts,
     read_state,
 )
-from tflite.drivers.measurement import NOT_MEASURED, Measurement
-from tflite.validation.checksum import sha256
+from tflite.drivers.measurement import NOT_MEASURED, Measurement, print_progress
+from tflite.drivers.options import RunOptions, check_choices, option, path_option
 
-APK_STEP_S = 1.0  # between looks at its log
-RUN_TIMEOUT_S = 600  # of one run of the tool, which itself stops after 150 s
-# Programs that this driver started; the pattern does not match the shell that looks.
-_OURS = f"{FOLDER.rpartition('/')[2]}/[0-9a-f]{{16}}_"
+RUN_TIMEOUT_S = 600  # without output; the tool itself stops after 150 s
+# Programs that this driver started. The pattern does not match the shell that looks.
+_OUR_PROGRAMS = f"{FOLDER.rpartition('/')[2]}/[0-9a-f]{{16}}_"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AndroidOptions(RunOptions):
+    """Options of `--target=android`."""
+
+    accelerators: tuple[str, ...] = option(
+        flags.DEFINE_list, benchmark_tool.ACCELERATORS, "What runs the files."
+    )
+    tools: tuple[str, ...] = option(
+        flags.DEFINE_list,
+        ("classic",),
+        "Programs that measure: classic (TFLite's interpreter) or litert (LiteRT's "
+        "compiled model).",
+    )
+    tool_flags: tuple[str, ...] = option(
+        flags.DEFINE_list,
+        (),
+        "More flags of the program, such as --xnnpack_force_fp16=true.",
+    )
+    benchmark_binary: str | None = path_option(
+        "A program of your own. Without it the published one is downloaded once."
+    )
+    cpu_mask: str = option(
+        flags.DEFINE_string,
+        "",
+        "Cores that may be used, in hexadecimal: f0 for cores 4 to 7.",
+    )
+    repeats: int = option(
+        flags.DEFINE_integer, 3, "Runs of the program per file.", lower_bound=1
+    )
+    cool_down: float = option(
+        flags.DEFINE_float,
+        5.0,
+        "Seconds before each run; longer while the phone is throttled. 0: no wait.",
+        lower_bound=0,
+    )
+    clear: bool = option(
+        flags.DEFINE_bool, False, "Remove the files from the device at the end."
+    )
+    serial: str | None = option(
+        flags.DEFINE_string, None, "Serial number of the device, if there are several."
+    )
+    adb: str | None = path_option(
+        "The adb client. Without it the one on PATH or in adbutils is used."
+    )
+
+    def __post_init__(self) -> None:
+        """Raises a ValueError if an option does not fit."""
+        check_choices("accelerators", self.accelerators, benchmark_tool.ACCELERATORS)
+        check_choices("tools", self.tools, benchmark_tool.TOOLS)
+        if self.benchmark_binary and len(self.tools) > 1:
+            raise ValueError(
+                "--benchmark_binary is one program: name one program with --tools, "
+                f"not {','.join(self.tools)}."
+            )
+        if self.benchmark_binary and not Path(self.benchmark_binary).is_file():
+            raise ValueError(f"There is no file {self.benchmark_binary}.")
+        mask = self.cpu_mask.lower().removeprefix("0x")
+        if set(mask) - set(string.hexdigits):
+            raise ValueError(
+                "--cpu_mask must be hexadecimal, such as f0 for cores 4 to 7. "
+                f"Received: {self.cpu_mask}."
+            )
+        object.__setattr__(self, "cpu_mask", mask)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AndroidMeasurement(Measurement):
-    """One run of the tool.
+    """One run of the program.
 
     Attributes:
-        tool: a key of `tflite.drivers.benchmark_tool.TOOLS`.
+        tool: key of `tflite.drivers.benchmark_tool.TOOLS`.
         tool_sha256: of the program.
-        cpu_mask: hexadecimal mask of the cores, "" for all.
-        tool_flags: further flags of the tool.
-        command: what ran on the device.
-        repeat: 1, 2, ... of the same.
-        source: where the numbers come from, `result` (binary) or `log`.
-        facts: of the device.
-        before, after: its states around the run.
-        warnings: what makes it doubtful.
+        cpu_mask: hexadecimal mask of the cores; "" for all.
+        tool_flags: more flags of the program.
+        command: the command that ran on the device.
+        repeat: 1, 2, ... for runs of the same command.
+        facts: what the device is.
+        before, after: states of the device around the run.
+        warnings: what makes the measurement doubtful.
     """
 
     runtime: str = "benchmark_model"
@@ -54,298 +119,213 @@ class AndroidMeasurement(Measurement):
     tool_flags: list[str] = dataclasses.field(default_factory=list)
     command: str = ""
     repeat: int = 1
-    source: str = "log"
     facts: dict = dataclasses.field(default_factory=dict)
     before: dict = dataclasses.field(default_factory=dict)
     after: dict = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def notes(self) -> list[str]:
+        """Returns what a reader must know beside the numbers."""
         return super().notes() + self.warnings
 
     @property
     def variant(self) -> str:
+        """The program, its accelerator and its flags."""
         parts = [
             self.tool,
             self.accelerator,
-            self.num_threads and f"x{self.num_threads}",
-            self.cpu_mask and f"mask {self.cpu_mask}",
+            f"x{self.num_threads}",
+            f"mask {self.cpu_mask}" if self.cpu_mask else "",
             *self.tool_flags,
         ]
         return " ".join(filter(None, parts))
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """How files are measured.
-
-    Attributes:
-        tools: `{tool: path of its program here}`, keys of `TOOLS`.
-        accelerators: names; a tool that lacks one is passed over.
-        num_threads: CPU threads.
-        cpu_mask: hexadecimal mask of the cores, "" for all; not for the app.
-        runs, warmup_runs: at least so many inferences.
-        repeats: runs of the tool for each file.
-        cool_down_s: seconds to wait before each, and longer while the phone is
-            throttled; 0 for no waiting at all.
-        npu_libraries: folder with the vendor's dispatch library, for the NPU.
-        tool_flags: further flags of the tool.
-    """
-
-    tools: dict[str, str]
-    accelerators: tuple[str, ...] = ("cpu", "gpu")
-    num_threads: int = 1
-    cpu_mask: str = ""
-    runs: int = 50
-    warmup_runs: int = 5
-    repeats: int = 3
-    cool_down_s: float = 5.0
-    npu_libraries: str | None = None
-    tool_flags: tuple[str, ...] = ()
-
-
-def _run_tool(device: Device, command: str, result: str) -> tuple[dict, str]:
-    """Runs the tool; returns the fields and the log.
-
-    Raises:
-        ValueError: if the tool fails; the message tells why.
-    """
-    completed = device.shell(command, RUN_TIMEOUT_S)
-    log = completed.output
-    if completed.code:
-        raise ValueError(benchmark_tool.failure(log, completed.code))
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder, "result.pb")
-        # An old tool writes none, a full device a cut one; the log has most of it.
-        with contextlib.suppress(AdbError, ValueError):
-            device.pull(result, local)
-            fields = benchmark_tool.parse_result(local.read_bytes())
-            return fields | {"source": "result"}, log
-    return benchmark_tool.parse_log(log) | {"source": "log"}, log
-
-
-def _run_apk(device: Device, command: str) -> tuple[dict, str]:
-    """Starts the tool's app and reads Android's log until it is done.
-
-    Raises:
-        ValueError: if it fails, or does not end.
-    """
-    start = f"keras_mobilevit {secrets.token_hex(8)}"
-    device.shell(f"log -t tflite {shlex.quote(start)}")
-    started = device.shell(command)
-    if started.code or "Error" in started.output:
-        raise ValueError(benchmark_tool.failure(started.output, started.code))
-    end = time.monotonic() + RUN_TIMEOUT_S
-    while time.monotonic() < end:
-        time.sleep(APK_STEP_S)
-        is_running = device.ask(f"pidof {benchmark_tool.APK_PACKAGE}")
-        log = device.ask("logcat -d -v raw -s tflite:V litert:V").rpartition(start)[2]
-        with contextlib.suppress(ValueError):  # it is not done
-            return benchmark_tool.parse_log(log), log
-        if not is_running:
-            raise ValueError(f"The app ended early. {benchmark_tool.failure(log, 1)}")
-    raise ValueError(f"The app did not end within {RUN_TIMEOUT_S} s.")
 
 
 class Session:
     """Measures files on one device.
 
     Args:
-        device: that works.
-        facts: what it is.
-        setup: how to measure.
+        device: that runs the files.
+        facts: what the device is.
+        programs: path of each program on this machine, by its name in `TOOLS`.
+        options: how to measure.
 
     Attributes:
-        store: the files on the device.
+        cache: the files on the device.
     """
 
-    def __init__(self, device: Device, facts: Facts, setup: Setup):
-        self.device, self.facts, self.setup = device, facts, setup
-        self.store = Store(device)
-        self.folder = f"{FOLDER}/run.{secrets.token_hex(4)}"  # of what one run leaves
+    def __init__(
+        self,
+        device: Device,
+        facts: Facts,
+        programs: dict[str, str],
+        options: AndroidOptions,
+    ):
+        self.device, self.facts = device, facts
+        self.programs, self.options = programs, options
+        self.cache = RemoteCache(device)
+        self.folder = f"{FOLDER}/run.{secrets.token_hex(4)}"  # for the results
 
-    def _flags(self, tool: str, accelerator: str, graph: str) -> list[str]:
-        setup = self.setup
-        flags = benchmark_tool.tool_flags(
-            tool, accelerator, graph, setup.num_threads, setup.runs, setup.warmup_runs
-        )
-        if accelerator == "npu" and setup.npu_libraries:
-            folder = self._put_libraries()
-            flags.append(f"--dispatch_library_path={folder}")
-            if benchmark_tool.compiler_plugins(setup.npu_libraries):
-                flags.append(f"--compiler_plugin_library_path={folder}")
-        return [*flags, *setup.tool_flags]
-
-    def _prepare(self, tool: str, program: Stored, flags: list[str]):
-        """Returns the command, and a function that runs it like `_run_tool`."""
-        if tool == "apk":
-            self._install(self.setup.tools[tool])
-            command = benchmark_tool.apk_command(flags)
-            return command, lambda: _run_apk(self.device, command)
-        result = f"{self.folder}/result.pb"
-        self.device.shell(f"rm -f {result}; mkdir -p {self.folder}")
-        parts = [program.place, *flags]
-        if self.setup.cpu_mask:
-            parts = ["taskset", self.setup.cpu_mask, *parts]
-        command = shlex.join([*parts, f"--result_file_path={result}"])
-        return command, lambda: _run_tool(self.device, command, result)
-
-    def _install(self, apk: str) -> None:
-        """Installs the app unless this very one is there."""
-        package = benchmark_tool.APK_PACKAGE
-        installed = self.device.ask(f"pm path {package}").removeprefix("package:")
-        content = self.device.ask(f"sha256sum {installed}") if installed else ""
-        if not content.startswith(sha256(apk)):
-            self.device.install(apk)
-
-    def _put_libraries(self) -> str:
-        """Links the vendor's libraries by their own names in a folder."""
-        folder = f"{self.folder}/npu"
-        for path in sorted(Path(self.setup.npu_libraries).glob("*.so")):
-            library = shlex.quote(f"{folder}/{path.name}")
-            place = self.store.put(path).place
-            done = self.device.shell(f"mkdir -p {folder} && ln -sf {place} {library}")
-            if done.code:
-                raise AdbError(f"Linking {path} on the device failed: {done.output}")
-        return folder
-
-    def measure(self, path, tool: str, accelerator: str, repeat: int):
-        """Runs the tool once on a file; what it refuses is told in the record.
+    def measure(
+        self, path: str | Path, tool: str, accelerator: str, repeat: int
+    ) -> AndroidMeasurement:
+        """Runs a program once on a file. The record says what the program refuses.
 
         Raises:
             AdbError: if the device is lost, or a file cannot be copied to it.
         """
-        graph = self.store.put(path)
-        program = self.store.put(self.setup.tools[tool], executable=True)
-        flags = self._flags(tool, accelerator, graph.place)
-        command, run = self._prepare(tool, program, flags)
-        before = cool_down(self.device, self.setup.cool_down_s)
+        graph = self.cache.put(path)
+        program = self.cache.put(self.programs[tool], executable=True)
+        tool_flags = benchmark_tool.tool_flags(
+            tool, accelerator, graph.path, self.options
+        )
+        command = self._command(program.path, tool_flags)
+        before = cool_down(self.device, self.options.cool_down)
         try:
-            fields, log = run()
-            benchmark_tool.refuse_other_accelerator(tool, accelerator, log)
-            fields |= benchmark_tool.delegation(log, accelerator)
+            fields = self._run(command, tool, accelerator)
         except (AdbTimeout, ValueError) as error:
-            self._stop()
+            self._stop_programs()
             fields = {"status": NOT_MEASURED, "reason": str(error)}
         after = read_state(self.device)
-        doubts = before.warnings(self.facts) + after.warnings(self.facts)
+        warnings = before.warnings(self.facts) + after.warnings(self.facts)
         return AndroidMeasurement(
             file=str(path),
             sha256=graph.sha256,
             accelerator=accelerator,
-            num_threads=self.setup.num_threads,
+            num_threads=self.options.num_threads,
             device=self.facts.title,
             device_id=self.facts.serial,
             tool=tool,
             tool_sha256=program.sha256,
-            cpu_mask=self.setup.cpu_mask,
-            tool_flags=list(self.setup.tool_flags),
+            cpu_mask=self.options.cpu_mask,
+            tool_flags=list(self.options.tool_flags),
             command=command,
             repeat=repeat,
             facts=dataclasses.asdict(self.facts),
             before=dataclasses.asdict(before),
             after=dataclasses.asdict(after),
-            warnings=list(dict.fromkeys(doubts)),
+            warnings=list(dict.fromkeys(warnings)),
             **fields,
         )
 
-    def _stop(self) -> None:
-        """Ends what still runs: the tool outlives a connection that was given up.
+    @property
+    def _result(self) -> str:
+        return f"{self.folder}/result.pb"
 
-        Android's shell may not end an app's process, but may have it stopped.
+    def _command(self, program: str, tool_flags: list[str]) -> str:
+        mask = self.options.cpu_mask
+        return shlex.join(
+            [
+                *(["taskset", mask] if mask else []),
+                program,
+                *tool_flags,
+                *self.options.tool_flags,
+                f"--result_file_path={self._result}",
+            ]
+        )
+
+    def _run(self, command: str, tool: str, accelerator: str) -> dict[str, Any]:
+        """Runs a program, and returns fields of its measurement.
+
+        Raises:
+            AdbTimeout: if the program does not end.
+            ValueError: if it fails.
         """
-        self.device.shell(f"pkill -f '{_OURS}'")
-        if "apk" in self.setup.tools:
-            self.device.shell(f"am force-stop {benchmark_tool.APK_PACKAGE}")
+        self.device.shell(f"rm -f {self._result}; mkdir -p {self.folder}")
+        run = self.device.shell(command, RUN_TIMEOUT_S)
+        if run.code:
+            raise ValueError(benchmark_tool.failure_reason(run.output, run.code))
+        benchmark_tool.check_accelerator(tool, accelerator, run.output)
+        if self.device.shell(f"test -s {self._result}").code:
+            reason = benchmark_tool.failure_reason(run.output, 0)
+            raise ValueError(f"The program wrote no result: {reason}")
+        fields = benchmark_tool.parse_result(self.device.read_bytes(self._result))
+        return fields | benchmark_tool.delegation(run.output, accelerator)
 
-    def __enter__(self):
+    def _stop_programs(self) -> None:
+        """Stops programs that still run: they outlive their connection."""
+        self.device.shell(f"pkill -f '{_OUR_PROGRAMS}'")
+
+    def __enter__(self) -> "Session":
         return self
 
-    def __exit__(self, kind, error, trace):
-        """Removes what runs left, but for the files that the next run needs."""
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Removes what the runs wrote. Keeps the files that the next session needs."""
         try:
-            self._stop()
+            self._stop_programs()
             self.device.shell(f"rm -rf {self.folder} {FOLDER}/*.part")
         except AdbError:
-            if kind is None:  # else the device was lost before, and that is being told
+            if kind is None:  # else the session already ends with an error
                 raise
 
 
-def measure_all(session: Session, paths: Iterable) -> Iterator[AndroidMeasurement]:
-    """Measures files with every tool and accelerator, in turns.
+def measure_all(
+    session: Session, paths: Iterable[str | Path]
+) -> Iterator[AndroidMeasurement]:
+    """Measures files in turns, with every program and accelerator.
 
     Args:
         session: on a device.
         paths: of `.tflite` files.
 
     Yields:
-        An `AndroidMeasurement` for each run, as it ends.
+        An `AndroidMeasurement` per run, as it ends.
 
     Raises:
         AdbError: if the device is lost, or a file cannot be copied to it.
     """
-    setup = session.setup
-    pairs = [
-        (tool, accelerator)
-        for tool in setup.tools
-        for accelerator in setup.accelerators
-        if accelerator in benchmark_tool.TOOLS[tool].accelerators
-    ]
+    options = session.options
     runs = [
         (path, tool, accelerator, repeat)
-        for repeat in range(1, setup.repeats + 1)
+        for repeat in range(1, options.repeats + 1)
         for path in paths
-        for tool, accelerator in pairs
+        for tool in session.programs
+        for accelerator in options.accelerators
     ]
-    for run in tqdm(runs, "measuring", disable=None, leave=False):
-        yield session.measure(*run)
+    for path, tool, accelerator, repeat in tqdm(
+        runs, "measuring", disable=None, leave=False
+    ):
+        yield session.measure(path, tool, accelerator, repeat)
 
 
-def _read_log(path) -> str:
-    return Path(path).read_text("utf-8-sig", "replace")
+def check(options: AndroidOptions) -> None:
+    """Raises an error if no device can be used."""
+    adb.use_client(options.adb)
+    adb.find_device(options.serial)
 
 
-def parse_logs(logs: list[str], paths: list[str]) -> Iterator[AndroidMeasurement]:
-    """Reads logs of the tool from elsewhere, from a device farm for example.
-
-    Args:
-        logs: paths of the logs, of one run or several each.
-        paths: of the `.tflite` files that were measured, one for each run; or none.
-
-    Yields:
-        An `AndroidMeasurement` for each.
+def measure(paths: list[str], options: AndroidOptions) -> Iterator[AndroidMeasurement]:
+    """Measures files on the device that the options name, and prints each result.
 
     Raises:
-        ValueError: if a log is not whole.
+        AdbError: if no device can be used.
+        ValueError: if the device has fewer cores than threads are wanted, or no
+            program is published for it.
     """
-    runs = [
-        (path, run)
-        for path in logs
-        for run in benchmark_tool.split_log(_read_log(path))
-    ]
-    if paths and len(paths) != len(runs):
+    adb.use_client(options.adb)
+    device = adb.find_device(options.serial)
+    facts = read_facts(device)
+    print(f"{facts.title} ({device.serial})", file=sys.stderr, flush=True)
+    if facts.cores and options.num_threads > facts.cores:
         raise ValueError(
-            f"There are {len(runs)} runs in the logs, and {len(paths)} files: name one "
-            "for each run."
+            f"{facts.model} has {facts.cores} cores. "
+            f"Received: --num_threads={options.num_threads}."
         )
-    for index, (path, log) in enumerate(runs):
+    programs = {
+        name: options.benchmark_binary or str(benchmark_tool.download(name, facts.abi))
+        for name in options.tools
+    }
+    with Session(device, facts, programs, options) as session:
         try:
-            tool = benchmark_tool.tool_of(log)
-            fields = benchmark_tool.parse_log(log)
-        except ValueError as error:
-            raise ValueError(f"{path}, run {index + 1}: {error}") from error
-        accelerator = benchmark_tool.accelerator_of(log)
-        fields |= benchmark_tool.delegation(log, accelerator)
-        try:
-            benchmark_tool.refuse_other_accelerator(tool, accelerator, log)
-        except ValueError as error:
-            fields = {"status": NOT_MEASURED, "reason": str(error)}
-        yield AndroidMeasurement(
-            file=paths[index] if paths else benchmark_tool.graph_of(log) or path,
-            sha256=sha256(paths[index]) if paths else "",
-            accelerator=accelerator,
-            num_threads=benchmark_tool.num_threads_of(log),
-            device=f"log {Path(path).name}",
-            tool=tool,
-            **fields,
-        )
+            for measurement in measure_all(session, paths):
+                print_progress(measurement)
+                yield measurement
+        finally:
+            print(f"pushed {session.cache.pushed_bytes} bytes", file=sys.stderr)
+            if options.clear:
+                session.cache.clear()

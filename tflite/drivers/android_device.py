@@ -1,4 +1,4 @@
-"""What an Android device is, how it is at a moment, and the files on it."""
+"""An Android device: what it is, its state, and the files on it."""
 
 import dataclasses
 import functools
@@ -6,17 +6,20 @@ import hashlib
 import re
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from tflite.drivers.adb import AdbError, Device
 from tflite.drivers.measurement import printable
 from tflite.validation.checksum import sha256
 
-FOLDER = "/data/local/tmp/keras_mobilevit"  # where a shell may write and run
-COOL_STEP_S, COOL_LIMIT_S = 5, 120  # how a hot phone is waited for
+FOLDER = "/data/local/tmp/keras_mobilevit"  # where the shell may write and execute
+COOL_STEP_S, COOL_LIMIT_S = 5, 120  # how long to wait for a throttled phone
 HOT_CELSIUS = 40.0
+LOW_BATTERY_PERCENT = 20
 # PowerManager.THERMAL_STATUS_*
 THERMAL = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
+# Programs that compute a file's checksum, and their names in hashlib. Old devices lack
+# the first.
+DIGESTS = {"sha256sum": "sha256", "md5sum": "md5"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +27,15 @@ class Facts:
     """What a device is.
 
     Attributes:
-        serial: by which adb knows it.
-        model: maker and name.
+        serial: its serial number in adb.
+        model: manufacturer and name.
         soc: system on a chip.
-        abi: for which programs are built.
-        android: version of the system.
-        sdk: likewise, as a number.
+        abi: of the programs that it runs.
+        android: version of Android.
+        sdk: API level of Android.
         fingerprint: of the system's build.
-        cores: how many.
-        max_mhz: highest frequency of each of them.
+        cores: number of CPU cores.
+        max_mhz: highest frequency of each core.
     """
 
     serial: str
@@ -47,6 +50,7 @@ class Facts:
 
     @property
     def title(self) -> str:
+        """The model, its chip and its system."""
         return ", ".join(
             filter(None, [self.model, self.soc, f"Android {self.android}"])
         )
@@ -54,7 +58,7 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """How a device is at one moment; `None` of what it does not tell.
+    """A device's state at one moment. What it does not report is `None`.
 
     Attributes:
         battery_percent: charge.
@@ -77,26 +81,28 @@ class State:
             found.append(f"hot: battery at {self.battery_celsius} °C")
         if any(now < most for now, most in zip(self.allowed_mhz, facts.max_mhz)):
             found.append(f"cores may reach {self.allowed_mhz} MHz of {facts.max_mhz}")
-        if self.battery_percent is not None and self.battery_percent < 20:
-            found.append(f"battery at {self.battery_percent} %")
+        percent = self.battery_percent
+        if percent is not None and percent < LOW_BATTERY_PERCENT:
+            found.append(f"battery at {percent} %")
         return found
 
 
 def _frequencies(device: Device, name: str) -> list[int]:
     """Returns a frequency of every core in MHz."""
     folder = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq"
-    told = device.ask(f"cat {folder}/{name}")
-    return [int(line) // 1000 for line in told.split() if line.isdecimal()]
+    output = device.shell_output(f"cat {folder}/{name}")
+    return [int(line) // 1000 for line in output.split() if line.isdecimal()]
 
 
 def read_facts(device: Device) -> Facts:
-    """Asks a device what it is."""
+    """Reads what a device is."""
 
     def prop(name: str) -> str:
-        return printable(device.ask(f"getprop {name}"))
+        return printable(device.shell_output(f"getprop {name}"))
 
     maker, model = prop("ro.product.manufacturer"), prop("ro.product.model")
     soc = f"{prop('ro.soc.manufacturer')} {prop('ro.soc.model')}".strip()
+    cores = device.shell_output("ls -d /sys/devices/system/cpu/cpu[0-9]*").split()
     return Facts(
         serial=device.serial,
         model=model if model.lower().startswith(maker.lower()) else f"{maker} {model}",
@@ -105,23 +111,24 @@ def read_facts(device: Device) -> Facts:
         android=prop("ro.build.version.release"),
         sdk=prop("ro.build.version.sdk"),
         fingerprint=prop("ro.build.fingerprint"),
-        cores=len(device.ask("ls -d /sys/devices/system/cpu/cpu[0-9]*").split()),
+        cores=len(cores),
         max_mhz=_frequencies(device, "cpuinfo_max_freq"),
     )
 
 
-def _found(pattern: str, text: str) -> int | None:
+def _find_number(pattern: str, text: str) -> int | None:
     found = re.search(pattern, text, re.MULTILINE)
     return int(found[1]) if found else None
 
 
 def read_state(device: Device) -> State:
-    """Asks a device how it is."""
-    battery = device.ask("dumpsys battery")
-    tenths = _found(r"^\s*temperature: (-?\d+)", battery)
-    status = _found(r"^\s*Thermal Status: (\d+)", device.ask("dumpsys thermalservice"))
+    """Reads a device's state."""
+    battery = device.shell_output("dumpsys battery")
+    thermal = device.shell_output("dumpsys thermalservice")
+    tenths = _find_number(r"^\s*temperature: (-?\d+)", battery)
+    status = _find_number(r"^\s*Thermal Status: (\d+)", thermal)
     return State(
-        battery_percent=_found(r"^\s*level: (\d+)", battery),
+        battery_percent=_find_number(r"^\s*level: (\d+)", battery),
         battery_celsius=None if tenths is None else tenths / 10,
         thermal=None if status is None else THERMAL[min(status, len(THERMAL) - 1)],
         allowed_mhz=_frequencies(device, "scaling_max_freq"),
@@ -129,7 +136,7 @@ def read_state(device: Device) -> State:
 
 
 def cool_down(device: Device, seconds: float) -> State:
-    """Waits, and longer while the device is throttled; returns its state then."""
+    """Waits, longer while the device is throttled. Returns its state afterwards."""
     time.sleep(seconds)
     end = time.monotonic() + (COOL_LIMIT_S if seconds else 0)
     while True:
@@ -139,78 +146,80 @@ def cool_down(device: Device, seconds: float) -> State:
         time.sleep(COOL_STEP_S)
 
 
-# Programs of a device that tell a file's content, and how Python does. Old ones lack
-# the first.
-DIGESTS = {"sha256sum": "sha256", "md5sum": "md5"}
+@dataclasses.dataclass(frozen=True)
+class RemoteFile:
+    """A file on a device.
 
+    Attributes:
+        path: on the device.
+        sha256: of the local file.
+    """
 
-class Stored(NamedTuple):
-    """A file on a device: where, and the sha256 of what was copied there."""
-
-    place: str
+    path: str
     sha256: str
 
 
 @dataclasses.dataclass
-class Store:
-    """The files on a device, by their content.
+class RemoteCache:
+    """The files on a device. Their names contain the checksum of their content.
 
     Attributes:
-        device: where they are.
-        pushed_bytes: what was copied there.
-        files: what is there, by the path here.
+        device: that holds them.
+        pushed_bytes: size of all files that were copied.
+        files: by their local path.
     """
 
     device: Device
     pushed_bytes: int = 0
-    files: dict[str, Stored] = dataclasses.field(default_factory=dict)
+    files: dict[str, RemoteFile] = dataclasses.field(default_factory=dict)
 
-    def put(self, path, executable: bool = False) -> Stored:
-        """Copies a file unless it is there already.
+    def put(self, path: str | Path, executable: bool = False) -> RemoteFile:
+        """Copies a file unless the device has it.
 
         Raises:
-            AdbError: if it cannot be copied whole.
+            AdbError: if the copy fails.
         """
         key = str(path)
         if key not in self.files:
             self.files[key] = self._put(path, executable)
         return self.files[key]
 
-    def _put(self, path, executable: bool) -> Stored:
+    def _put(self, path: str | Path, executable: bool) -> RemoteFile:
         content, name = sha256(path), re.sub(r"[^\w.-]", "_", Path(path).name)
-        remote = f"{FOLDER}/{content[:16]}_{name}"
-        stored, digest = Stored(remote, content), self._digest(path)
-        if self._holds(remote, digest):
-            return stored
-        partial = f"{remote}.part"
+        file = RemoteFile(f"{FOLDER}/{content[:16]}_{name}", content)
+        digest = self._digest(path)
+        if self._holds(file.path, digest):
+            return file
+        partial = f"{file.path}.part"
         self.device.shell(f"mkdir -p {FOLDER}")
         self.device.push(path, partial)
         self.pushed_bytes += Path(path).stat().st_size
         if not self._holds(partial, digest):
             self.device.shell(f"rm -f {partial}")
-            raise AdbError(f"{path} did not arrive whole on {self.device.serial}.")
+            raise AdbError(f"The copy of {path} on {self.device.serial} is damaged.")
         mode = "755" if executable else "644"
-        moved = self.device.shell(f"chmod {mode} {partial} && mv {partial} {remote}")
+        moved = self.device.shell(f"chmod {mode} {partial} && mv {partial} {file.path}")
         if moved.code:
             raise AdbError(f"Storing {path} on the device failed: {moved.output}")
-        return stored
+        return file
 
     @functools.cached_property
     def _program(self) -> str:
         for program in DIGESTS:
-            if self.device.ask(f"command -v {program}"):
+            if self.device.shell_output(f"command -v {program}"):
                 return program
         raise AdbError(
             f"The device {self.device.serial} has none of {', '.join(DIGESTS)}, which "
-            "tell whether a file arrived whole."
+            "check the copy of a file."
         )
 
-    def _digest(self, path) -> str:
+    def _digest(self, path: str | Path) -> str:
         return hashlib.new(DIGESTS[self._program], Path(path).read_bytes()).hexdigest()
 
     def _holds(self, remote: str, digest: str) -> bool:
-        return self.device.ask(f"{self._program} {remote}").startswith(digest)
+        output = self.device.shell_output(f"{self._program} {remote}")
+        return output.startswith(digest)
 
     def clear(self) -> None:
-        """Removes everything that was ever put there."""
+        """Removes all files that any session copied."""
         self.device.shell(f"rm -rf {FOLDER}")

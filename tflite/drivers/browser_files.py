@@ -1,13 +1,16 @@
-"""Reads the files that the page measures, and what the page has to know of them."""
+"""Reads the files that the page measures, and what the page must know about them."""
 
 import hashlib
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_mobilevit.litert import LiteRTModel, read_card
-from tflite.drivers.browser_results import MAX_OUTPUTS, PageFile
+from tflite.drivers.browser_results import MAX_OUTPUTS, MAX_TEXT, PageFile
+
+if TYPE_CHECKING:
+    from keras_mobilevit.litert import LiteRTModel
 
 IMAGE_TYPES = REAL_TYPES = ("float32", "int8", "uint8")
 EXPECTED = (
@@ -16,22 +19,57 @@ EXPECTED = (
     "int32 classes (1, n), or a segmenter with logits (1, rows, columns, classes), or "
     "with uint8 classes (1, height, width) of its images."
 )
-OUTPUT_TYPES = {  # by task and output; of any other `REAL_TYPES`
+OUTPUT_TYPES = {  # by task and output; all others have `REAL_TYPES`
     ("detection", "classes"): ("int32",),
     ("segmentation", "classes"): ("uint8",),
 }
-# A prime: a step that has a factor in common with the number of classes would leave
-# out some of them. As in tflite/web/runtime.js.
-STEP = 1_000_003
+# Between compared values. A prime: a step with a factor in common with the number of
+# classes would skip some classes.
+OUTPUT_STEP = 1_000_003
+# Value i of the test image is (SQUARE * i^2 + LINEAR * i) mod 256.
+TEST_IMAGE = {"square": 31, "linear": 17}
+NUM_COLORS = 256  # more classes repeat them
 
 
-def test_pixels(shape) -> np.ndarray:
-    """Returns the picture that the page measures with, values in [0, 255]."""
+def page_constants() -> dict[str, Any]:
+    """Returns constants that Python and the page share."""
+    from keras_mobilevit.drawing import BACKGROUND, OPACITY, class_color
+
+    return {
+        "max_outputs": MAX_OUTPUTS,
+        "output_step": OUTPUT_STEP,
+        "test_image": TEST_IMAGE,
+        "max_text": MAX_TEXT,
+        "drawing": {
+            "colors": [class_color(label) for label in range(NUM_COLORS)],
+            "opacity": OPACITY,
+            "background": BACKGROUND,
+        },
+    }
+
+
+def nms_options(card: dict) -> dict[str, Any]:
+    """Returns the options of non-maximum suppression that the page applies."""
+    from keras_mobilevit import detection
+
+    options = {
+        "iou_threshold": detection.IOU_THRESHOLD,
+        "pre_nms_top_k": detection.PRE_NMS_TOP_K,
+        "max_detections": detection.MAX_DETECTIONS,
+    } | card.get("nms", {})
+    if "candidates" in options:  # the name in older cards
+        options["pre_nms_top_k"] = options.pop("candidates")
+    return options
+
+
+def make_test_image(shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the image that the page measures with, values in [0, 255]."""
     index = np.arange(math.prod(shape), dtype=np.int64)
-    return ((31 * index**2 + 17 * index) % 256).reshape(shape).astype(np.float32)
+    values = TEST_IMAGE["square"] * index**2 + TEST_IMAGE["linear"] * index
+    return (values % 256).reshape(shape).astype(np.float32)
 
 
-def _tensor(details: dict) -> dict:
+def _describe_tensor(details: dict) -> dict[str, Any]:
     scale, zero_point = details["quantization"]
     return {
         "shape": [int(side) for side in details["shape"]],
@@ -42,7 +80,7 @@ def _tensor(details: dict) -> dict:
 
 
 def _is_detector(outputs: dict[str, list[int]]) -> bool:
-    """Tells whether shapes, by the outputs' names, are those of a detector."""
+    """Returns whether the outputs with these shapes are a detector's."""
     boxes = outputs.get("boxes", [])
     if len(boxes) != 3 or boxes[::2] != [1, 4]:
         return False
@@ -53,14 +91,14 @@ def _is_detector(outputs: dict[str, list[int]]) -> bool:
 
 
 def _is_segmenter(outputs: dict[str, list[int]], image: list[int]) -> bool:
-    """Tells the same of a segmenter, for images of a shape."""
+    """Returns whether the outputs with these shapes are a segmenter's."""
     if set(outputs) == {"logits"}:
         return len(outputs["logits"]) == 4 and outputs["logits"][0] == 1
     return outputs == {"classes": image[:3]}
 
 
 def _task(path: str, outputs: list[dict], image: list[int]) -> str:
-    """Returns the task of a file with these outputs: the page shows three."""
+    """Returns the task of a file, by its outputs."""
     shapes = {output["name"]: output["shape"] for output in outputs}
     if [(len(shape), shape[:1]) for shape in shapes.values()] == [(2, [1])]:
         task = "classification"
@@ -81,7 +119,7 @@ def _task(path: str, outputs: list[dict], image: list[int]) -> str:
     return task
 
 
-def _check_input(path: str, model: LiteRTModel) -> None:
+def _check_input(path: str, model: "LiteRTModel") -> None:
     shape, dtype = model.input_shape, np.dtype(model.input["dtype"]).name
     if dtype not in IMAGE_TYPES:
         raise ValueError(
@@ -93,17 +131,17 @@ def _check_input(path: str, model: LiteRTModel) -> None:
         )
 
 
-def _compared(path: str, outputs: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns the values that a browser's are compared with: some of many."""
+def _compared_values(path: str, outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns at most `MAX_OUTPUTS` values, which the browser's are compared with."""
     if not all(np.all(np.isfinite(x)) for x in outputs.values()):
-        raise ValueError(f"{path} returns numbers that are not finite.")
+        raise ValueError(f"{path} returns NaN or infinite values.")
     if {"classes", "scores"} <= set(outputs):
-        # A list: objects that score alike may trade places.
+        # A list of objects: those with equal scores may change places.
         outputs = {"scores": outputs["scores"]}
     values = np.concatenate([x.ravel() for x in outputs.values()])
     if values.size <= MAX_OUTPUTS:
         return values
-    return values[np.arange(MAX_OUTPUTS, dtype=np.int64) * STEP % values.size]
+    return values[np.arange(MAX_OUTPUTS, dtype=np.int64) * OUTPUT_STEP % values.size]
 
 
 def read_file(path: str, index: int) -> PageFile:
@@ -111,30 +149,39 @@ def read_file(path: str, index: int) -> PageFile:
 
     Args:
         path: of the file; the card is optional.
-        index: of the file, in the addresses of the page.
+        index: of the file, in the page's addresses.
 
     Raises:
-        ValueError: if it is no classifier, detector or segmenter of one image.
+        ValueError: if it is not a classifier, detector or segmenter of one image.
     """
+    from keras_mobilevit.litert import LiteRTModel, read_card  # loads Keras
+
     content = Path(path).read_bytes()
     model = LiteRTModel(path)
     card = read_card(path)
     _check_input(path, model)
-    outputs = [{"name": n} | _tensor(details) for n, details in model.outputs.items()]
+    outputs = [
+        {"name": name} | _describe_tensor(details)
+        for name, details in model.outputs.items()
+    ]
     largest = card.get("input", {}).get("largest_value", 255)
-    taken = _tensor(model.input)
+    image_input = _describe_tensor(model.input)
     description = {
         "name": Path(path).name,
         "url": f"files/{index}.tflite",
-        "task": _task(path, outputs, taken["shape"]),
-        "input": taken | {"largest_value": largest},
+        "task": _task(path, outputs, image_input["shape"]),
+        "input": image_input | {"largest_value": largest},
         "outputs": outputs,
         "labels": card.get("labels", []),
         "crop": card.get("crop", 1.0),
-        "nms": card.get("nms", {}),
+        "nms": nms_options(card),
         "activation": card.get("activation", ""),
     }
-    image = test_pixels(model.input_shape) * np.float32(largest / 255)
-    compared = _compared(path, model.predict(image))
-    fingerprint = hashlib.sha256(content).hexdigest()
-    return PageFile(path, fingerprint, content, description, compared)
+    image = make_test_image(model.input_shape) * np.float32(largest / 255)
+    return PageFile(
+        path=path,
+        sha256=hashlib.sha256(content).hexdigest(),
+        content=content,
+        description=description,
+        outputs=_compared_values(path, model.predict(image)),
+    )

@@ -1,4 +1,4 @@
-"""What a page posts, checked: nothing that a stranger sends gets further."""
+"""Checks what a page posts: anyone on the network may send anything."""
 
 import dataclasses
 import json
@@ -10,42 +10,41 @@ from tflite.drivers.measurement import (
     NOT_MEASURED,
     Measurement,
     printable,
-    summary,
+    summarize,
 )
 
 ACCELERATORS = ("wasm", "webgpu")
 MAX_THREADS = 256
 MAX_RUNS = 10_000
-MAX_OUTPUTS = 4096  # as in tflite/web/runtime.js
+MAX_OUTPUTS = 4096  # values of the outputs that are compared
 MAX_OUTPUT = 1e30
-MAX_TEXT = 500
+MAX_TEXT = 500  # characters
 MAX_MS = 1e7
-# Of the largest output, or of the pixels of a class map: more is another network, also
-# in the 16 bits of a GPU.
+# Relative to the largest output; or the fraction of a class map's pixels. A larger
+# difference means that the network is wrong, even in the 16 bits of a GPU.
 TOLERANCE = 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BrowserMeasurement(Measurement):
-    """One file's latency in a browser.
+    """Latency of one file in a browser.
 
-    `accelerator` is `wasm` or `webgpu`; `init_ms` is loading the file's bytes into a
-    model that is ready to run, without the download.
+    `accelerator` is `wasm` or `webgpu`. `init_ms` is the time to load a model from the
+    file's bytes, without the download.
 
     Attributes:
-        user_agent: by which the browser calls itself.
-        gpu: by which it calls the GPU, if it tells.
-        has_fine_clock: whether the page was isolated, and its clock so to be trusted
-            with less than a millisecond.
-        max_abs_difference: of an output from LiteRT's on this machine, for a test
-            picture. Of a class map, whose numbers are no amounts, the part of the
-            pixels with another class: a few at borders change it with any rounding.
-        max_abs_output: largest output of LiteRT's there; 1 of a class map.
-        classes_compared: how many classes LiteRT finds there, of a file that returns a
-            class map.
-        unlabelled_class: one that has no label, if such a file returns any: an argmax
-            on WebGPU took the zeros that fill up the logits for a class.
-        visit: of the page, random; what it measures twice has another.
+        user_agent: name that the browser gives itself.
+        gpu: name that the browser gives the GPU.
+        has_fine_clock: whether the page was isolated, so that its clock resolves less
+            than a millisecond.
+        max_abs_difference: largest difference from LiteRT's output on this machine, for
+            a test image. For a class map the fraction of pixels with another class;
+            rounding changes a few pixels at borders.
+        max_abs_output: LiteRT's largest output; 1 for a class map.
+        classes_compared: number of classes in LiteRT's class map.
+        unlabelled_class: a class without a label in the class map. WebGPU's argmax
+            once took the zeros that pad the logits for a class.
+        visit: random name of one measurement by one page.
     """
 
     runtime: str = "litert.js"
@@ -59,6 +58,7 @@ class BrowserMeasurement(Measurement):
     visit: str = ""
 
     def notes(self) -> list[str]:
+        """Returns what a reader must know beside the numbers."""
         found = super().notes()
         if self.has_fine_clock is False:
             found.append("the clock is coarse: the page is not on HTTPS or localhost")
@@ -67,18 +67,21 @@ class BrowserMeasurement(Measurement):
     def _notes_on_outputs(self) -> list[str]:
         found = []
         if self.classes_compared == 1:
-            found.append("the test picture has one class, so that it compares little")
+            found.append("the test image has one class: the comparison says little")
         if self.unlabelled_class is not None:
-            found.append(
-                f"it returns class {self.unlabelled_class}, which has no label"
-            )
+            found.append(f"class {self.unlabelled_class} of its output has no label")
         difference, largest = self.max_abs_difference, self.max_abs_output
-        if difference is not None and difference > TOLERANCE * largest:
+        if difference is None or largest is None or difference <= TOLERANCE * largest:
+            return found
+        if self.classes_compared:
             found.append(
-                f"{100 * difference:.3g} % of its pixels differ from LiteRT's in class"
-                if self.classes_compared
-                else f"its outputs differ from LiteRT's by up to {difference:.3g}, "
-                f"where the largest is {largest:.3g}"
+                f"{100 * difference:.3g} % of its pixels have another class than "
+                "LiteRT's"
+            )
+        else:
+            found.append(
+                f"its outputs differ from LiteRT's by up to {difference:.3g}; the "
+                f"largest output is {largest:.3g}"
             )
         return found
 
@@ -90,11 +93,11 @@ class PageFile:
     Attributes:
         path: of the `.tflite`.
         sha256: of its content.
-        content: that is served, whatever becomes of the file.
-        description: what the page is told of it.
-        outputs: LiteRT's for the test picture, as real values: one output after the
-            other, some of the values if there are many. Of a list of objects only the
-            scores: those that score alike may trade places.
+        content: that the page downloads.
+        description: properties of the file for the page.
+        outputs: LiteRT's real values for the test image, at most `MAX_OUTPUTS` of all
+            outputs. For a list of objects only the scores: objects with equal scores
+            may change places.
     """
 
     path: str
@@ -105,7 +108,7 @@ class PageFile:
 
     @property
     def is_class_map(self) -> bool:
-        """Whether the outputs are the classes of pixels."""
+        """Whether the output is the class of each pixel."""
         names = [output["name"] for output in self.description["outputs"]]
         return self.description["task"] == "segmentation" and names == ["classes"]
 
@@ -113,43 +116,45 @@ class PageFile:
 def _number(result: dict, name: str) -> float:
     value = result.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is no number.")
+        raise ValueError(f"{name} is not a number.")
     if not 0 <= value <= MAX_MS:
         raise ValueError(f"{name} is {value}. Expected 0 to {MAX_MS:g}.")
     return float(value)
 
 
-def _numbers(result: dict, name: str, most: int, low: float, high: float) -> list:
+def _numbers(
+    result: dict, name: str, most: int, low: float, high: float
+) -> list[float]:
     values = result.get(name)
     if not isinstance(values, list) or not 1 <= len(values) <= most:
-        raise ValueError(f"{name} is no list of 1 to {most} numbers.")
+        raise ValueError(f"{name} is not a list of 1 to {most} numbers.")
     if not all(type(value) in (int, float) for value in values):
-        raise ValueError(f"{name} has something else than numbers.")
+        raise ValueError(f"{name} has values that are not numbers.")
     if not all(low <= value <= high for value in values):
-        raise ValueError(f"{name} has something outside {low:g} to {high:g}.")
+        raise ValueError(f"{name} has values outside {low:g} to {high:g}.")
     return values
 
 
 def _text(result: dict, name: str) -> str:
     value = result.get(name, "")
     if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise ValueError(f"{name} is no text of at most {MAX_TEXT} characters.")
+        raise ValueError(f"{name} is not text of at most {MAX_TEXT} characters.")
     return printable(value)
 
 
 def _num_threads(result: dict) -> int:
     value = result.get("num_threads")
     if type(value) is not int or not 1 <= value <= MAX_THREADS:
-        raise ValueError(f"num_threads is no number from 1 to {MAX_THREADS}.")
+        raise ValueError(f"num_threads is not a number from 1 to {MAX_THREADS}.")
     return value
 
 
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is no number.")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number.")
 
 
 def _device_name(device: dict) -> str:
-    """Names a device and its browser."""
+    """Returns the names of a device and its browser."""
     user_agent = _text(device, "user_agent")
     system = re.search(r"\(([^)]*)\)", user_agent)
     name = _text(device, "platform") or (system[1] if system else "")
@@ -159,7 +164,7 @@ def _device_name(device: dict) -> str:
 
 
 def _comparison(file: PageFile, outputs: np.ndarray) -> dict:
-    """Returns the fields that say how outputs differ from LiteRT's."""
+    """Returns the fields that compare outputs with LiteRT's."""
     if file.is_class_map:
         labels, last = len(file.description["labels"]), int(outputs.max())
         return {
@@ -174,25 +179,22 @@ def _comparison(file: PageFile, outputs: np.ndarray) -> dict:
     }
 
 
-def parse_result(content: bytes, files: list[PageFile]):
-    """Checks what a page posted.
+def parse_result(content: bytes, files: list[PageFile]) -> BrowserMeasurement:
+    """Reads a posted result.
 
     Args:
         content: of the request.
-        files: those that the page got.
-
-    Returns:
-        A `BrowserMeasurement`.
+        files: that the page measures.
 
     Raises:
-        ValueError: if it is anything that the page would not post.
+        ValueError: if the page would not post this.
     """
     try:
         result = json.loads(content, parse_constant=_refuse_constant)
     except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"The result is no JSON: {error}") from error
+        raise ValueError(f"The result is not JSON: {error}") from error
     if not isinstance(result, dict) or not isinstance(result.get("device"), dict):
-        raise ValueError("The result is no object with a device.")
+        raise ValueError("The result is not an object with a device.")
     index, accelerator = result.get("file"), result.get("accelerator")
     if type(index) is not int or not 0 <= index < len(files):
         raise ValueError(f"There is no file {index!r}.")
@@ -210,11 +212,11 @@ def parse_result(content: bytes, files: list[PageFile]):
         "user_agent": _text(device, "user_agent"),
         "gpu": _text(device, "gpu"),
     }
-    if error := _text(result, "error"):
-        return BrowserMeasurement(status=NOT_MEASURED, reason=error, **common)
+    if reason := _text(result, "error"):
+        return BrowserMeasurement(status=NOT_MEASURED, reason=reason, **common)
     times = _numbers(result, "times_ms", MAX_RUNS, 0, MAX_MS)
-    outputs = _numbers(result, "output", MAX_OUTPUTS, -MAX_OUTPUT, MAX_OUTPUT)
-    outputs = np.array(outputs, np.float64)
+    values = _numbers(result, "output", MAX_OUTPUTS, -MAX_OUTPUT, MAX_OUTPUT)
+    outputs = np.array(values, np.float64)
     if outputs.shape != file.outputs.shape:
         raise ValueError(
             f"output has {outputs.size} values. Expected: {file.outputs.size}."
@@ -227,5 +229,5 @@ def parse_result(content: bytes, files: list[PageFile]):
         fully_accelerated=result.get("fully_accelerated") is True,
         **_comparison(file, outputs),
         **common,
-        **summary(times),
+        **summarize(times),
     )

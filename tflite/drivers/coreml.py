@@ -1,7 +1,7 @@
-"""Measures Core ML packages: on this Mac, or on an iPhone or iPad on a cable.
+"""Measures Core ML packages on this Mac, or on an iPhone or iPad on a cable.
 
-By coremltools's own benchmarker. Core ML exists on Apple's systems only; elsewhere a
-record says that nothing was measured.
+The benchmarker of coremltools measures. Core ML exists on Apple's systems only.
+Elsewhere a record says that nothing was measured.
 """
 
 import asyncio
@@ -9,40 +9,70 @@ import collections
 import dataclasses
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
+from absl import flags
 from tqdm import tqdm
 
-from tflite.drivers.measurement import NOT_MEASURED, Measurement, summary
+from tflite.drivers.measurement import NOT_MEASURED, Measurement, summarize
+from tflite.drivers.options import check_choices, option
 from tflite.validation.checksum import sha256
 
-# What may run a package, by the names of coremltools's `ComputeUnit`.
+# Names of coremltools' `ComputeUnit` by the values of --compute_units.
 COMPUTE_UNITS = {"cpu": "CPU_ONLY", "cpu+gpu": "CPU_AND_GPU", "cpu+ane": "CPU_AND_NE"}
-RUNS = 100  # as in the paper, table 3
 THIS_MAC = "mac"
 DEVICES = (THIS_MAC, "iphone", "ipad")
-NEEDED = (
+NO_CORE_ML = (
     "Core ML runs on macOS only. Run this on a Mac (macOS 13 or later, for a phone "
     "on a cable also Xcode 16), or read docs/coreml.md on Xcode's performance report."
 )
-DEVICE_NAMES = {
+NEURAL_ENGINE = "Neural Engine"
+UNIT_NAMES = {
     "MLCPUComputeDevice": "CPU",
     "MLGPUComputeDevice": "GPU",
-    "MLNeuralEngineComputeDevice": "Neural Engine",
+    "MLNeuralEngineComputeDevice": NEURAL_ENGINE,
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PackageMeasurement(Measurement):
-    """One package's latency with some of a device's compute units.
+class CoreMLOptions:
+    """Options of `--target=coreml`."""
 
-    `accelerator` is a key of `COMPUTE_UNITS`; `init_ms` is loading the compiled
-    package, without its compilation.
+    compute_units: tuple[str, ...] = option(
+        flags.DEFINE_list,
+        tuple(COMPUTE_UNITS),
+        "What may run the packages, one after the other.",
+    )
+    device: str = option(
+        flags.DEFINE_enum,
+        THIS_MAC,
+        "This Mac, or the first such device on a cable.",
+        enum_values=DEVICES,
+    )
+    team: str = option(
+        flags.DEFINE_string, "", "Development team that signs the runner for --device."
+    )
+    runs: int = option(
+        flags.DEFINE_integer, 100, "Measured runs, as in the paper.", lower_bound=1
+    )
+
+    def __post_init__(self) -> None:
+        """Raises a ValueError if a compute unit is unknown."""
+        check_choices("compute_units", self.compute_units, COMPUTE_UNITS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackageMeasurement(Measurement):
+    """Latency of one package with some of a device's compute units.
+
+    `accelerator` is a key of `COMPUTE_UNITS`. `init_ms` is the time to load the
+    compiled package, without its compilation.
 
     Attributes:
-        operations: how many each compute unit runs, as Core ML plans it.
-        off_engine: operations that are not planned on the Neural Engine though it may
-            be used, `kind output: unit` each.
+        operations: how many operations Core ML plans for each unit.
+        off_engine: operations that Core ML plans elsewhere though the Neural Engine may
+            be used, `type output: unit` each.
     """
 
     runtime: str = "coreml"
@@ -50,75 +80,60 @@ class PackageMeasurement(Measurement):
     off_engine: list[str] = dataclasses.field(default_factory=list)
 
     def notes(self) -> list[str]:
+        """Returns what a reader must know beside the numbers."""
         off = [f"not on the Neural Engine: {name}" for name in self.off_engine]
         return super().notes() + off
 
 
-def check_units(units) -> None:
-    """Raises a ValueError if one is not known."""
-    unknown = [unit for unit in units if unit not in COMPUTE_UNITS]
-    if unknown or not units:
-        raise ValueError(
-            f"Expected some of: {', '.join(COMPUTE_UNITS)}. Received: "
-            f"--compute_units={','.join(units)}."
-        )
-
-
-def not_measured(
-    paths, units, reason: str = NEEDED, device: str = ""
-) -> list[PackageMeasurement]:
-    """Returns the records of packages that Core ML does not run."""
-    return [
-        PackageMeasurement(
-            file=path,
-            sha256=sha256(path),
-            accelerator=unit,
-            device=device,
-            status=NOT_MEASURED,
-            reason=reason,
-        )
-        for path in paths
-        for unit in units
-    ]
+def _not_measured(
+    path: str, unit: str, reason: str, device: str = ""
+) -> PackageMeasurement:
+    return PackageMeasurement(
+        file=path,
+        sha256=sha256(path),
+        accelerator=unit,
+        device=device,
+        status=NOT_MEASURED,
+        reason=reason,
+    )
 
 
 def is_available() -> bool:
-    """Tells whether this machine has Core ML."""
+    """Returns whether this machine has Core ML."""
     return sys.platform == "darwin"
 
 
-def _planned(information) -> list[tuple[str, str]]:
-    """Returns `(kind and output, unit)` of every operation that Core ML plans."""
+def _planned(operations: Iterable) -> list[tuple[str, str]]:
+    """Returns `(type and output, unit)` of every operation that Core ML plans."""
     planned = []
-    for operation in information:
+    for operation in operations:
         usage = operation.compute_device_usage
-        if usage is None:  # of constants
+        if usage is None:  # a constant
             continue
         kind = type(usage.preferred_compute_device).__name__
         outputs = ", ".join(output.name for output in operation.spec.outputs)
         name = f"{operation.spec.type} {outputs}"
-        planned.append((name, DEVICE_NAMES.get(kind, kind)))
+        planned.append((name, UNIT_NAMES.get(kind, kind)))
     return planned
 
 
-async def measure_with(benchmarker, path: str, unit: str, device: str, runs: int):
+async def measure_with(
+    benchmarker: Any, path: str, unit: str, device: str, runs: int
+) -> PackageMeasurement:
     """Measures one package.
 
     Args:
-        benchmarker: an `MLModelBenchmarker` of it.
+        benchmarker: an `MLModelBenchmarker` of the package.
         path: of the package.
-        unit: a key of `COMPUTE_UNITS`.
+        unit: key of `COMPUTE_UNITS`.
         device: name and system of the device.
         runs: measured predictions.
-
-    Returns:
-        A `PackageMeasurement`.
     """
     load = await benchmarker.benchmark_load(iterations=1)
     first = await benchmarker.benchmark_predict(iterations=1)
     measured = await benchmarker.benchmark_predict(iterations=runs, warmup=True)
     planned = _planned(await benchmarker.benchmark_operation_execution(iterations=1))
-    uses_engine = unit == "cpu+ane"
+    off_engine = [f"{name}: {used}" for name, used in planned if used != NEURAL_ENGINE]
     return PackageMeasurement(
         file=path,
         sha256=sha256(path),
@@ -126,18 +141,14 @@ async def measure_with(benchmarker, path: str, unit: str, device: str, runs: int
         device=device,
         init_ms=load.samples[0],
         first_ms=first.samples[0],
-        **summary(measured.samples),
-        operations=dict(collections.Counter(unit for _, unit in planned)),
-        off_engine=[
-            f"{name}: {unit}"
-            for name, unit in planned
-            if uses_engine and unit != "Neural Engine"
-        ],
+        **summarize(measured.samples),
+        operations=dict(collections.Counter(used for _, used in planned)),
+        off_engine=off_engine if unit == "cpu+ane" else [],
     )
 
 
-async def _connect(kind: str, team: str):
-    """Finds a device on a cable and starts coremltools's runner on it."""
+async def _connect(kind: str, team: str) -> tuple[Any, str]:
+    """Finds a device on a cable and starts the runner of coremltools on it."""
     from coremltools.models.ml_program.experimental.remote_device import (
         AppSigningCredentials,
         Device,
@@ -145,7 +156,9 @@ async def _connect(kind: str, team: str):
     )
 
     if not team:
-        raise ValueError(f"--device={kind} takes --team, which signs the runner on it.")
+        raise ValueError(
+            f"--device={kind} needs --team: it signs the runner for the device."
+        )
     connected = Device.get_connected_devices(DeviceType(kind))
     if not connected:
         raise ValueError(
@@ -155,20 +168,20 @@ async def _connect(kind: str, team: str):
     credentials = AppSigningCredentials(development_team=team)
     try:
         device = await connected[0].prepare_for_model_debugging(credentials)
-    except Exception as error:  # of several kinds of coremltools's own
+    except Exception as error:  # coremltools has several kinds
         raise RuntimeError(f"{connected[0].name} cannot be used: {error}") from error
     return device, f"{device.name}, {device.type.value} {device.os_version}"
 
 
-async def _device(kind: str, team: str):
-    """Returns coremltools's device, `None` for this Mac, and what it is called."""
-    if kind != THIS_MAC:
-        return await _connect(kind, team)
+async def _find_device(options: CoreMLOptions) -> tuple[Any, str]:
+    """Returns the device of coremltools, `None` for this Mac, and its name."""
+    if options.device != THIS_MAC:
+        return await _connect(options.device, options.team)
     return None, f"{platform.node()}, macOS {platform.mac_ver()[0]}"
 
 
-def _benchmarker(path: str, unit: str, device):
-    """Returns coremltools's benchmarker of a package."""
+def _benchmarker(path: str, unit: str, device: Any) -> Any:
+    """Returns the benchmarker of coremltools for a package."""
     from tflite.formats.coreml.package import load_coremltools
 
     ct = load_coremltools()
@@ -177,49 +190,42 @@ def _benchmarker(path: str, unit: str, device):
     model = ct.models.MLModel(
         path,
         compute_units=getattr(ct.ComputeUnit, COMPUTE_UNITS[unit]),
-        skip_model_load=True,  # the benchmarker loads it, and takes the time
+        skip_model_load=True,  # the benchmarker loads it and measures the time
     )
     return MLModelBenchmarker(model, device)
 
 
-def measure_all(
-    paths: list[str],
-    units: list[str],
-    kind: str = THIS_MAC,
-    team: str = "",
-    runs: int = RUNS,
-) -> Iterator[PackageMeasurement]:
-    """Measures packages with each of some compute units.
+def measure(paths: list[str], options: CoreMLOptions) -> Iterator[PackageMeasurement]:
+    """Measures packages with each of the compute units.
 
     Args:
         paths: of the packages.
-        units: keys of `COMPUTE_UNITS`.
-        kind: `mac` for this machine, `iphone` or `ipad` for the first one connected.
-        team: the development team that signs coremltools's runner for it.
-        runs: measured predictions.
+        options: how to measure.
 
     Yields:
-        A `PackageMeasurement` for each package and unit, as it is measured. One that
-        Core ML refuses says so; the others are measured.
+        A `PackageMeasurement` per package and unit, as it ends. It says why Core ML
+        does not run a package.
 
     Raises:
         ValueError: without coremltools, or without such a device.
         RuntimeError: if the device cannot be used.
     """
+    pairs = [(path, unit) for path in paths for unit in options.compute_units]
+    if not is_available():
+        yield from (_not_measured(path, unit, NO_CORE_ML) for path, unit in pairs)
+        return
     from tflite.formats.coreml.package import load_coremltools
 
     load_coremltools()  # says what to install
     loop = asyncio.new_event_loop()
     try:
-        device, name = loop.run_until_complete(_device(kind, team))
-        pairs = [(path, unit) for path in paths for unit in units]
+        device, name = loop.run_until_complete(_find_device(options))
         for path, unit in tqdm(pairs, "measuring", disable=None, leave=False):
             try:
-                made = _benchmarker(path, unit, device)
-                measuring = measure_with(made, path, unit, name, runs)
-                found = loop.run_until_complete(measuring)
-            except Exception as error:  # of several kinds of coremltools's own
-                (found,) = not_measured([path], [unit], str(error), name)
-            yield found
+                benchmarker = _benchmarker(path, unit, device)
+                running = measure_with(benchmarker, path, unit, name, options.runs)
+                yield loop.run_until_complete(running)
+            except Exception as error:  # coremltools has several kinds
+                yield _not_measured(path, unit, str(error), name)
     finally:
         loop.close()

@@ -1,30 +1,55 @@
 """Measures files on this machine's CPU."""
 
 import contextlib
+import dataclasses
 import importlib
 import multiprocessing
 import os
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from absl import flags
 from tqdm import tqdm
 
-from tflite.drivers.measurement import (
-    MEASURED,
-    NOT_MEASURED,
-    Measurement,
-    summary,
-)
-from tflite.drivers.runtimes import RUNTIMES
+from tflite.drivers.measurement import NOT_MEASURED, Measurement, summarize
+from tflite.drivers.options import RunOptions, option
+from tflite.drivers.runtimes import RUNTIMES, runtimes_of
 from tflite.validation.checksum import sha256
 
 
-def _this_machine() -> str:
-    """Returns the processor and the system by name."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostOptions(RunOptions):
+    """Options of `--target=host`."""
+
+    rounds: int = option(
+        flags.DEFINE_integer,
+        10,
+        "Rounds in which the files take turns with a part of their runs.",
+        lower_bound=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A file and the runtime that runs it.
+
+    Attributes:
+        path: of the file.
+        runtime: key of `RUNTIMES`.
+    """
+
+    path: str
+    runtime: str = "litert"
+
+
+def _device_name() -> str:
+    """Returns the names of the processor and the system."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -35,7 +60,7 @@ def _this_machine() -> str:
 
 
 def _peak_memory_mb() -> float | None:
-    """Reads the peak of this process alone, which getrusage inherits from a parent."""
+    """Returns this process's peak. getrusage would include the parent's."""
     status = Path("/proc/self/status")
     if not status.exists():  # Linux only
         return None
@@ -44,7 +69,7 @@ def _peak_memory_mb() -> float | None:
     return int(line) * 1024 / 1e6
 
 
-def _milliseconds(function) -> float:
+def _milliseconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return (time.perf_counter() - start) * 1e3
@@ -54,39 +79,40 @@ class _Failure(Exception):
     """Why a file is not measured."""
 
 
-def _serve(
-    connection, path: str, runtime_name: str, num_threads: int, warmup_runs: int
-):
-    """Loads a model, then runs it as often as it is asked to. In a process of its own.
+def _serve(connection: Connection, candidate: Candidate, options: HostOptions) -> None:
+    """Loads a model and runs it on request, in its own process.
 
-    Answers with what happened until the model was warm, then to each number with as
-    many times, then to None with the peak of the memory.
+    Sends how the model was loaded and warmed up. Then answers each number with as many
+    times, and `None` with the peak of the memory. Sends a `_Failure` if it fails.
     """
     try:
-        _answer_turns(connection, path, runtime_name, num_threads, warmup_runs)
+        _answer_requests(connection, candidate, options)
     except ValueError as error:
         connection.send(_Failure(str(error)))
-    except Exception as error:  # of a runtime's own kinds, or of the memory
+    except Exception as error:  # each runtime has its own kinds
         connection.send(_Failure(f"{type(error).__name__}: {error}"))
 
 
-def _answer_turns(connection, path, runtime_name, num_threads, warmup_runs):
-    runtime = RUNTIMES[runtime_name]
-    with contextlib.suppress(ImportError):  # the runtime itself says so better
-        importlib.import_module(runtime.module)
+def _answer_requests(
+    connection: Connection, candidate: Candidate, options: HostOptions
+) -> None:
+    runtime = RUNTIMES[candidate.runtime]
+    with contextlib.suppress(ImportError):  # `load` says what to install
+        for module in runtime.modules:
+            importlib.import_module(module)
     memory = _peak_memory_mb()
     start = time.perf_counter()
-    session = runtime.load(path, num_threads)
+    session = runtime.load(candidate.path, options.num_threads)
     init_ms = (time.perf_counter() - start) * 1e3
-    # Any values do: the time of these operations does not depend on them.
+    # The time of these operations does not depend on the values.
     image = np.random.default_rng(0).uniform(0, 255, session.input_shape)
     image = image.astype(session.dtype)
 
-    def invoke():
+    def invoke() -> None:
         session.invoke(image)
 
     first_ms = _milliseconds(invoke)
-    warmup = [_milliseconds(invoke) for _ in range(warmup_runs)]
+    warmup = [_milliseconds(invoke) for _ in range(options.warmup_runs)]
     connection.send(
         {
             "init_ms": init_ms,
@@ -96,40 +122,42 @@ def _answer_turns(connection, path, runtime_name, num_threads, warmup_runs):
         }
     )
     while (runs := connection.recv()) is not None:
-        invoke()  # what ran in between has filled the caches
+        invoke()  # other candidates have filled the caches
         connection.send([_milliseconds(invoke) for _ in range(runs)])
-    connection.send(None if memory is None else _peak_memory_mb() - memory)
+    peak = _peak_memory_mb()
+    connection.send(None if memory is None or peak is None else peak - memory)
 
 
-class _Contender:
-    """One file on one runtime, in a process of its own that waits for its turns.
+class _Worker:
+    """The process of one candidate. It waits between its rounds.
 
     Attributes:
-        reason: why it takes no more turns, or "".
+        reason: why it measures no more, or "".
     """
 
-    def __init__(self, path: str, runtime: str, num_threads: int, warmup_runs: int):
-        self.path, self.runtime, self.num_threads = path, runtime, num_threads
-        self.times, self.start, self.memory, self.reason = [], {}, None, ""
+    def __init__(self, candidate: Candidate, options: HostOptions):
+        self.candidate, self.options = candidate, options
+        self.times: list[float] = []
+        self.start: dict[str, Any] = {}
+        self.memory: float | None = None
+        self.reason = ""
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
+        self.connection, remote = context.Pipe()
         self.process = context.Process(
-            target=_serve,
-            args=(theirs, path, runtime, num_threads, warmup_runs),
-            daemon=True,
+            target=_serve, args=(remote, candidate, options), daemon=True
         )
         self.process.start()
-        theirs.close()
+        remote.close()
 
-    def _receive(self):
-        """Returns an answer; `None`, and keeps why, if there will be no more."""
+    def _receive(self) -> Any:
+        """Returns an answer. After a failure keeps its reason and returns `None`."""
         try:
             answer = self.connection.recv()
         except (EOFError, ConnectionError):
             self.process.join()
             answer = _Failure(
-                f"Measuring {self.path} with {self.runtime} ended with exit code "
-                f"{self.process.exitcode}."
+                f"Measuring {self.candidate.path} with {self.candidate.runtime} ended "
+                f"with exit code {self.process.exitcode}."
             )
         if isinstance(answer, _Failure):
             self.reason, answer = str(answer), None
@@ -138,94 +166,79 @@ class _Contender:
     def load(self) -> None:
         self.start = self._receive() or {}
 
-    def take_turn(self, runs: int) -> None:
+    def run_round(self, runs: int) -> None:
         if not self.reason:
             self._send(runs)
             self.times += self._receive() or []
 
-    def _send(self, message) -> None:
-        with contextlib.suppress(BrokenPipeError):  # `_receive` reports what died
+    def _send(self, message: int | None) -> None:
+        with contextlib.suppress(BrokenPipeError):  # `_receive` keeps the reason
             self.connection.send(message)
 
     def finish(self) -> Measurement:
-        """Ends the process, and returns what it measured, or why nothing."""
+        """Ends the process. Returns its measurement, or why there is none."""
         if not self.reason:
             self._send(None)
             self.memory = self._receive()
             self.process.join()
-        if self.reason:
-            found = {"status": NOT_MEASURED, "reason": self.reason}
-        else:
-            found = {"peak_memory_mb": self.memory, **self.start}
-            found |= summary(self.times)
+        fields: dict[str, Any] = {"status": NOT_MEASURED, "reason": self.reason}
+        if not self.reason:
+            fields = {"peak_memory_mb": self.memory, **self.start}
+            fields |= summarize(self.times)
         return Measurement(
-            file=self.path,
-            sha256=sha256(self.path),
-            runtime=self.runtime,
-            num_threads=self.num_threads,
-            device=_this_machine(),
-            **found,
+            file=self.candidate.path,
+            sha256=sha256(self.candidate.path),
+            runtime=self.candidate.runtime,
+            num_threads=self.options.num_threads,
+            device=_device_name(),
+            **fields,
         )
 
 
 def measure_all(
-    contenders: list[tuple[str, str]],
-    num_threads: int = 1,
-    runs: int = 50,
-    warmup_runs: int = 5,
-    rounds: int = 10,
+    candidates: Iterable[Candidate], options: HostOptions | None = None
 ) -> Iterator[Measurement]:
-    """Measures files against each other: all are loaded, then they take turns.
+    """Measures candidates side by side: all are loaded, then they take turns.
 
-    What else the machine does meanwhile meets all of them alike, so that their ratio
-    tells more than their times. Each has a process of its own, so that memory and start
-    are its own.
+    Other load on the machine affects all of them alike, so their ratios are more
+    reliable than their times. Each has its own process, memory and start.
 
     Args:
-        contenders: `(path, runtime)` pairs, the runtime a key of `RUNTIMES`.
-        num_threads: CPU threads.
-        runs: measured invocations of each, at least 1.
-        warmup_runs: invocations before them, at least 1.
-        rounds: turns of each, at most as many as runs.
+        candidates: what to measure.
+        options: how to measure.
 
     Yields:
-        A `Measurement` for each. One whose file is no such model, whose runtime is not
-        installed or whose process died says so; the others are measured.
+        A `Measurement` per candidate. It says why a candidate could not be measured:
+        the file is damaged, the runtime is not installed or the process died.
 
     Raises:
-        ValueError: if the machine has fewer threads.
+        ValueError: if the machine has fewer threads than the options want.
     """
-    if num_threads > os.cpu_count():
+    options = options or HostOptions()
+    threads = os.cpu_count() or 1
+    if options.num_threads > threads:
         raise ValueError(
-            f"This machine has {os.cpu_count()} CPU threads. "
-            f"Received: num_threads={num_threads}."
+            f"This machine has {threads} CPU threads. "
+            f"Received: num_threads={options.num_threads}."
         )
-    started = []
+    rounds = min(options.rounds, options.runs)
+    counts = np.diff(np.linspace(0, options.runs, rounds + 1).round().astype(int))
+    workers = []
     try:
-        for path, runtime in tqdm(contenders, "loading", disable=None, leave=False):
-            started.append(_Contender(str(path), runtime, num_threads, warmup_runs))
-            started[-1].load()
-        shares = np.diff(
-            np.linspace(0, runs, min(rounds, runs) + 1).round().astype(int)
-        )
-        for share in tqdm(shares, "measuring", disable=None, leave=False):
-            for contender in started:
-                contender.take_turn(int(share))
-        for contender in started:
-            yield contender.finish()
+        for candidate in tqdm(candidates, "loading", disable=None, leave=False):
+            workers.append(_Worker(candidate, options))
+            workers[-1].load()
+        for count in tqdm(counts, "measuring", disable=None, leave=False):
+            for worker in workers:
+                worker.run_round(int(count))
+        for worker in workers:
+            yield worker.finish()
     finally:
-        for contender in started:
-            contender.process.terminate()
+        for worker in workers:
+            worker.process.terminate()
 
 
-def measure(path, num_threads: int = 1, runs: int = 50, warmup_runs: int = 5):
-    """Measures one `.tflite` file; see `measure_all`.
-
-    Raises:
-        ValueError: if it cannot be measured.
-    """
-    contenders = [(str(path), "litert")]
-    (found,) = measure_all(contenders, num_threads, runs, warmup_runs)
-    if found.status != MEASURED:
-        raise ValueError(found.reason)
-    return found
+def measure(paths: list[str], options: HostOptions) -> Iterator[Measurement]:
+    """Measures each file with every runtime that takes it; see `measure_all`."""
+    candidates = [Candidate(path, name) for path in paths for name in runtimes_of(path)]
+    return measure_all(candidates, options)

@@ -1,36 +1,40 @@
-"""What a driver returns for a file, the same for all of them."""
+"""The result of measuring one file, the same for all drivers."""
 
 import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 MEASURED, NOT_MEASURED = "measured", "not measured"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One file's latency; times in milliseconds, memory in MB (10**6 bytes).
+    """Latency of one file. Times are in milliseconds, memory in MB (10**6 bytes).
 
-    What a driver does not learn is `None`.
+    A value that the driver does not know is `None`.
 
     Attributes:
         file: path of the model.
         sha256: of its content.
         runtime: what ran it: `litert`, `onnxruntime`, `coreml`, ...
-        accelerator: what the runtime could use: `cpu`, `gpu`, `npu`, ...
+        accelerator: what the runtime could use: `cpu`, `gpu`, ...
         num_threads: CPU threads.
-        status: `measured` or `not measured`.
-        reason: why not.
+        status: `MEASURED` or `NOT_MEASURED`.
+        reason: why the file was not measured.
         device: name and system of the device.
-        device_id: what tells it from another of that name, if anything does.
-        runs: measured inferences.
+        device_id: distinguishes devices of the same name.
+        runs: measured runs.
         init_ms: from the file to a model that is ready to run.
-        first_ms: the first inference.
-        warmup_ms: mean of the following ones that are not measured.
-        mean_ms, median_ms, p5_ms, p95_ms: of the measured ones.
-        peak_memory_mb: by how much loading and running raised the peak.
-        partitions: pieces of the graph that the delegate of the accelerator runs.
-        fully_accelerated: whether nothing ran outside of it.
+        first_ms: the first run.
+        warmup_ms: mean of the runs between the first and the measured ones.
+        mean_ms, median_ms, p5_ms, p95_ms: of the measured runs.
+        peak_memory_mb: how much loading and running raised the peak.
+        partitions: pieces of the graph that the accelerator's delegate runs.
+        fully_accelerated: whether the accelerator runs every operation.
     """
 
     file: str
@@ -56,25 +60,40 @@ class Measurement:
 
     @property
     def variant(self) -> str:
-        """What tells two measurements of a file apart."""
+        """Distinguishes measurements of the same file."""
         parts = [self.runtime, self.accelerator]
         if self.num_threads is not None:
             parts.append(f"x{self.num_threads}")
         return " ".join(parts)
 
+    @property
+    def name(self) -> str:
+        """The file's name and the variant."""
+        return f"{Path(self.file).name} {self.variant}"
+
     def notes(self) -> list[str]:
-        """What a reader must know beside the numbers."""
-        parts = ["parts of it ran elsewhere"] if self.fully_accelerated is False else []
-        return [self.reason, *parts] if self.reason else parts
+        """Returns what a reader must know beside the numbers."""
+        notes = [self.reason] if self.reason else []
+        if self.fully_accelerated is False:
+            notes.append("the accelerator does not run every operation")
+        return notes
 
 
 def printable(text: str) -> str:
-    """Drops what could steer a terminal, from words that come from elsewhere."""
+    """Removes characters that control a terminal from foreign text."""
     return "".join(character for character in text if character.isprintable())
 
 
-def summary(times) -> dict:
-    """Returns the fields of a `Measurement` that times in milliseconds give."""
+def print_progress(measurement: Measurement) -> None:
+    """Prints a result while others are still measured."""
+    median = measurement.median_ms
+    result = measurement.reason if median is None else f"{median:.2f} ms"
+    text = f"{measurement.device}: {measurement.name}: {result}"
+    tqdm.write(text, file=sys.stderr)
+
+
+def summarize(times: Sequence[float]) -> dict:
+    """Returns the fields of a `Measurement` for times in milliseconds."""
     return {
         "runs": len(times),
         "mean_ms": float(np.mean(times)),

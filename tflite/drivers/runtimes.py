@@ -1,4 +1,4 @@
-"""The runtimes that can be measured on this machine, as one table."""
+"""The runtimes of `--target=host`, as one table."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,10 +12,11 @@ class Session:
     """A model that is ready to run.
 
     Attributes:
-        input_shape: of its one input.
-        dtype: likewise.
-        invoke: runs one input.
-        xnnpack_partitions: pieces of the graph that XNNPACK runs; `None` without it.
+        input_shape: shape of its only input.
+        dtype: type of its input.
+        invoke: runs the model on one input.
+        xnnpack_partitions: pieces of the graph that XNNPACK runs; `None` for a runtime
+            without XNNPACK.
     """
 
     input_shape: tuple[int, ...]
@@ -25,8 +26,7 @@ class Session:
 
 
 def _missing(package: str, error: ImportError) -> ValueError:
-    text = f"Measuring {package} takes it installed: pip install '.[peers]' ({error})."
-    return ValueError(text)
+    return ValueError(f"{package} is not installed: pip install '.[peers]' ({error}).")
 
 
 def _litert(path: str, num_threads: int) -> Session:
@@ -50,8 +50,8 @@ def _onnxruntime(path: str, num_threads: int) -> Session:
         session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # of onnxruntime's own kinds
-        raise ValueError(f"{path} is no ONNX model: {error}") from error
+    except Exception as error:  # onnxruntime has several kinds
+        raise ValueError(f"{path} is not an ONNX model: {error}") from error
     (image,) = session.get_inputs()
     shape = tuple(image.shape)
     return Session(
@@ -73,7 +73,7 @@ def _openvino(path: str, num_threads: int) -> Session:
     try:
         compiled = core.compile_model(core.read_model(path), "CPU", properties)
     except RuntimeError as error:
-        raise ValueError(f"{path} is no ONNX model: {error}") from error
+        raise ValueError(f"{path} is not an ONNX model: {error}") from error
     request = compiled.create_infer_request()
     shape = tuple(compiled.input(0).shape)
     return Session(shape, np.dtype(np.float32), lambda x: request.infer([x]))
@@ -84,33 +84,35 @@ class Runtime:
     """One runtime.
 
     Attributes:
-        suffix: ending of its files.
-        module: what is imported before the clock starts.
-        load: from a path and a number of threads to a `Session`. Raises a ValueError
-            if the file is no such model, or the runtime is not installed.
+        suffix: of its files.
+        modules: modules to import before the clock starts.
+        load: makes a `Session` from a path and a number of threads. Raises a ValueError
+            if the file is not such a model, or the runtime is not installed.
     """
 
     suffix: str
-    module: str
+    modules: tuple[str, ...]
     load: Callable[[str, int], Session]
 
 
 RUNTIMES = {
-    "litert": Runtime(".tflite", "ai_edge_litert.interpreter", _litert),
-    "onnxruntime": Runtime(".onnx", "onnxruntime", _onnxruntime),
-    "openvino": Runtime(".onnx", "openvino", _openvino),
+    "litert": Runtime(
+        ".tflite", ("ai_edge_litert.interpreter", "keras_mobilevit.litert"), _litert
+    ),
+    "onnxruntime": Runtime(".onnx", ("onnxruntime",), _onnxruntime),
+    "openvino": Runtime(".onnx", ("openvino",), _openvino),
 }
 
 
-def runtimes_of(path) -> list[str]:
-    """Returns the names of the runtimes that a file is for.
+def runtimes_of(path: str | Path) -> list[str]:
+    """Returns the names of the runtimes that take a file.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if no runtime takes it.
     """
     suffix = Path(path).suffix
     names = [name for name, runtime in RUNTIMES.items() if runtime.suffix == suffix]
     if not names:
-        hint = " Packages take --target=coreml." if suffix == ".mlpackage" else ""
+        hint = " Use --target=coreml for packages." if suffix == ".mlpackage" else ""
         raise ValueError(f"{path} is neither a .tflite nor a .onnx file.{hint}")
     return names

@@ -1,36 +1,29 @@
-"""What can measure files, as one table: each with its flags and what it shows."""
+"""What can measure files, as one table."""
 
-import contextlib
 import dataclasses
-import string
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
+from absl import flags
 
-from tflite.drivers import (
-    adb,
-    android,
-    android_device,
-    benchmark_tool,
-    browser,
-    coreml,
-    host,
-)
+from tflite.drivers import android, browser, coreml, host
+from tflite.drivers import options as options_module
 from tflite.drivers.measurement import Measurement
-from tflite.drivers.runtimes import runtimes_of
-from tflite.validation.checksum import sha256
 
-RUNS = 50  # of packages as many as in the paper, see drivers/coreml.py
-_TIMES = (
-    # heading, field
-    ("first", "first_ms"),
-    ("warm-up", "warmup_ms"),
+_RUNS = (
+    # heading, field of a `Measurement`
     ("mean", "mean_ms"),
     ("median", "median_ms"),
     ("p5", "p5_ms"),
     ("p95", "p95_ms"),
+)
+_TIMES = (("first", "first_ms"), ("warm-up", "warmup_ms"), *_RUNS)
+_TFLITE_COLUMNS = (
+    ("init", "init_ms"),
+    *_TIMES,
+    ("memory MB", "peak_memory_mb"),
+    ("partitions", "partitions"),
 )
 
 
@@ -39,306 +32,99 @@ class Target:
     """One kind of device.
 
     Attributes:
-        purpose: in a line.
-        measure: from paths and flags to measurements, as they come.
+        purpose: in a few words.
+        options: dataclass of its options, each of which is a flag.
+        measure: yields measurements of paths with the options, as they end.
         suffixes: of the files that it takes.
-        flags: names of those that it heeds, of all that some target has.
         columns: `(heading, field)` of its table, before the ratio.
-        ends_by_hand: whether it goes on until it is interrupted.
-        may_refuse: whether some of its accelerators may not take a file, which is a
-            result like others.
-        check: raises what can be told before any file is read, from the flags.
+        runs_until_interrupted: whether Ctrl-C is the usual end.
+        may_refuse: whether an accelerator that refuses a file is a result, not a
+            failure.
+        check: raises an error if nothing can be measured, before any file is read.
     """
 
     purpose: str
-    measure: Callable[[list[str], object], Iterator[Measurement]]
+    options: type
+    measure: Callable[[list[str], Any], Iterator[Measurement]]
     suffixes: tuple[str, ...]
-    flags: tuple[str, ...]
     columns: tuple[tuple[str, str], ...]
-    ends_by_hand: bool = False
+    runs_until_interrupted: bool = False
     may_refuse: bool = False
-    check: Callable[[object], None] = lambda args: None
+    check: Callable[[Any], None] = lambda options: None
 
 
-def _on_host(paths: list[str], args) -> Iterator[Measurement]:
-    contenders = [(path, name) for path in paths for name in runtimes_of(path)]
-    yield from host.measure_all(
-        contenders,
-        args.num_threads,
-        args.runs or RUNS,
-        args.warmup_runs,
-        args.rounds,
-    )
-
-
-def _with_core_ml(paths: list[str], args) -> Iterator[Measurement]:
-    coreml.check_units(args.compute_units)
-    if not coreml.is_available():
-        yield from coreml.not_measured(paths, args.compute_units)
-        return
-    yield from coreml.measure_all(
-        paths, args.compute_units, args.device, args.team, args.runs or coreml.RUNS
-    )
-
-
-def _accelerators(args, known, default) -> tuple[str, ...]:
-    chosen = default if args.accelerators is None else tuple(args.accelerators)
-    if not chosen or set(chosen) - set(known):
-        raise ValueError(
-            f"--target={args.target} has the accelerators {', '.join(known)}. "
-            f"Received: --accelerators={','.join(chosen)}."
-        )
-    return chosen
-
-
-def _tell(measurement: Measurement) -> None:
-    """Says a result as it comes, where one waits for the next."""
-    median = measurement.median_ms
-    told = measurement.reason if median is None else f"{median:.2f} ms"
-    name = f"{Path(measurement.file).name} {measurement.variant}"
-    tqdm.write(f"{measurement.device}: {name}: {told}", file=sys.stderr)
-
-
-def _android_accelerators(args) -> tuple[str, ...]:
-    """Returns those that were asked for, each of which some tool must have."""
-    chosen = _accelerators(args, ("cpu", "gpu", "npu"), ("cpu", "gpu"))
-    tools = [benchmark_tool.TOOLS[name] for name in args.tools]
-    for name in chosen:
-        if not any(name in tool.accelerators for tool in tools):
-            raise ValueError(
-                f"--tools={','.join(args.tools)} has no {name}; litert has all."
-            )
-    return chosen
-
-
-def _check_android(args) -> None:
-    unknown = [name for name in args.tools if name not in benchmark_tool.TOOLS]
-    if unknown or not args.tools:
-        raise ValueError(
-            f"--tools must be some of {', '.join(benchmark_tool.TOOLS)}. "
-            f"Received: --tools={','.join(args.tools)}."
-        )
-    _android_accelerators(args)
-    if len(args.tools) > 1 and (args.benchmark_binary or args.benchmark_sha256):
-        raise ValueError(
-            "--benchmark_binary and --benchmark_sha256 are of one program: name it "
-            "with --tools."
-        )
-    if args.cpu_mask and "apk" in args.tools:
-        raise ValueError("--cpu_mask is not for --tools=apk, which Android schedules.")
-    if args.benchmark_binary and not Path(args.benchmark_binary).is_file():
-        raise ValueError(f"There is no file {args.benchmark_binary}.")
-    if set(_cpu_mask(args)) - set(string.hexdigits):
-        raise ValueError(
-            f"--cpu_mask is hexadecimal, f0 for cores 4 to 7. Received: {args.cpu_mask}"
-        )
-    folder = args.npu_libraries
-    if folder is not None and not list(Path(folder).glob("*.so")):
-        raise ValueError(f"--npu_libraries={folder} holds no .so file.")
-    if not args.parse:
-        if "npu" in _android_accelerators(args):
-            benchmark_tool.check_npu([], folder)
-        adb.find_device(adb.find_adb(args.adb), args.serial)
-
-
-def _cpu_mask(args) -> str:
-    return args.cpu_mask.lower().removeprefix("0x")
-
-
-def _programs(args, abi: str) -> dict[str, str]:
-    """Returns the tools by name: the named program, or downloads."""
-    if args.benchmark_binary:
-        return {args.tools[0]: args.benchmark_binary}
-    return {name: str(benchmark_tool.fetch(name, abi)) for name in args.tools}
-
-
-def _check_hash(programs: dict[str, str], expected: str | None) -> None:
-    for path in programs.values():
-        if expected and sha256(path) != expected.lower():
-            raise ValueError(
-                f"{path} has the sha256 {sha256(path)}. Expected: {expected}."
-            )
-
-
-def _on_android(paths: list[str], args) -> Iterator[Measurement]:
-    if args.parse:
-        yield from android.parse_logs(args.parse, paths)
-        return
-    if "npu" in _android_accelerators(args):
-        benchmark_tool.check_npu(paths, args.npu_libraries)
-    device = adb.find_device(adb.find_adb(args.adb), args.serial)
-    facts = android_device.read_facts(device)
-    print(f"{facts.title} ({device.serial})", file=sys.stderr, flush=True)
-    if facts.cores and args.num_threads > facts.cores:
-        raise ValueError(
-            f"{facts.model} has {facts.cores} cores. "
-            f"Received: --num_threads={args.num_threads}."
-        )
-    programs = _programs(args, facts.abi)
-    _check_hash(programs, args.benchmark_sha256)
-    setup = android.Setup(
-        tools=programs,
-        accelerators=_android_accelerators(args),
-        num_threads=args.num_threads,
-        cpu_mask=_cpu_mask(args),
-        runs=args.runs or RUNS,
-        warmup_runs=args.warmup_runs,
-        repeats=args.repeats,
-        cool_down_s=args.cool_down,
-        npu_libraries=args.npu_libraries,
-        tool_flags=tuple(args.tool_flags),
-    )
-    with android.Session(device, facts, setup) as session:
-        try:
-            for measurement in android.measure_all(session, paths):
-                _tell(measurement)
-                yield measurement
-        finally:
-            print(f"pushed {session.store.pushed_bytes} bytes", file=sys.stderr)
-            if args.clear:
-                session.store.clear()
-
-
-def _in_browsers(paths: list[str], args) -> Iterator[Measurement]:
-    accelerators = _accelerators(args, browser.ACCELERATORS, browser.ACCELERATORS)
-    server = browser.PageServer(
-        paths,
-        args.host,
-        args.port,
-        accelerators,
-        args.num_threads,
-        args.runs or RUNS,
-        args.warmup_runs,
-        args.certificate,
-        args.key,
-    )
-    with server:
-        _invite(server.address, args.browsers)
-        for measurement in browser.measurements(server, args.browsers):
-            _tell(measurement)
-            yield measurement
-
-
-def _check_browser(args) -> None:
-    _accelerators(args, browser.ACCELERATORS, browser.ACCELERATORS)
-    browser.runtime_version()
-
-
-def _invite(address: str, browsers: int | None) -> None:
-    """Says where the page is, for people with a phone in their hand."""
-    with contextlib.suppress(ImportError):
-        import segno
-
-        segno.make(address).terminal(out=sys.stderr, compact=True)
-    end = f"{browsers} browser(s) have measured" if browsers else "Ctrl-C"
-    print(f"Open {address}\nuntil {end}.", file=sys.stderr, flush=True)
-    if address.startswith("https:"):
-        print(
-            "By the name that the certificate is of, if that is another.",
-            file=sys.stderr,
-            flush=True,
-        )
-    if not address.startswith(("https:", "http://127.")):
-        print(
-            "Browsers give WebGPU and threads to HTTPS (--certificate) or localhost "
-            "only; see docs/latency.md.",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-_ANDROID_FLAGS = (
-    "accelerators",
-    "adb",
-    "benchmark_binary",
-    "benchmark_sha256",
-    "clear",
-    "cool_down",
-    "cpu_mask",
-    "npu_libraries",
-    "num_threads",
-    "parse",
-    "repeats",
-    "runs",
-    "serial",
-    "tool_flags",
-    "tools",
-    "warmup_runs",
-)
 TARGETS = {
     "host": Target(
-        "this machine's CPU",
-        _on_host,
-        (".tflite", ".onnx"),
-        ("num_threads", "rounds", "runs", "warmup_runs"),
-        (
-            ("init", "init_ms"),
-            *_TIMES,
-            ("memory MB", "peak_memory_mb"),
-            ("partitions", "partitions"),
-        ),
+        purpose="this machine's CPU",
+        options=host.HostOptions,
+        measure=host.measure,
+        suffixes=(".tflite", ".onnx"),
+        columns=_TFLITE_COLUMNS,
     ),
     "android": Target(
-        "an Android phone on a cable",
-        _on_android,
-        (".tflite",),
-        _ANDROID_FLAGS,
-        (
-            ("init", "init_ms"),
-            *_TIMES,
-            ("memory MB", "peak_memory_mb"),
-            ("partitions", "partitions"),
-        ),
+        purpose="an Android phone on a cable",
+        options=android.AndroidOptions,
+        measure=android.measure,
+        suffixes=(".tflite",),
+        columns=_TFLITE_COLUMNS,
         may_refuse=True,
-        check=_check_android,
+        check=android.check,
     ),
     "browser": Target(
-        "every browser that opens a page",
-        _in_browsers,
-        (".tflite",),
-        (
-            "accelerators",
-            "browsers",
-            "certificate",
-            "host",
-            "key",
-            "num_threads",
-            "port",
-            "runs",
-            "warmup_runs",
-        ),
-        (("init", "init_ms"), *_TIMES, ("difference", "max_abs_difference")),
-        ends_by_hand=True,
+        purpose="every browser that opens a page",
+        options=browser.BrowserOptions,
+        measure=browser.measure,
+        suffixes=(".tflite",),
+        columns=(("init", "init_ms"), *_TIMES, ("difference", "max_abs_difference")),
+        runs_until_interrupted=True,
         may_refuse=True,
-        check=_check_browser,
+        check=browser.check,
     ),
     "coreml": Target(
-        "this Mac, or an iPhone or iPad on a cable",
-        _with_core_ml,
-        (".mlpackage",),
-        ("compute_units", "device", "runs", "team"),
-        (
-            ("load", "init_ms"),
-            *(pair for pair in _TIMES if pair[0] != "warm-up"),
-        ),
+        purpose="this Mac, or an iPhone or iPad on a cable",
+        options=coreml.CoreMLOptions,
+        measure=coreml.measure,
+        suffixes=(".mlpackage",),
+        columns=(("load", "init_ms"), ("first", "first_ms"), *_RUNS),
     ),
 }
 
 
-def check_flags(args) -> None:
-    """Raises what is wrong whatever the files are: a ValueError or an AdbError."""
-    heeded = TARGETS[args.target].flags
-    for name in sorted({name for row in TARGETS.values() for name in row.flags}):
-        if args[name].present and name not in heeded:
-            targets = [key for key, row in TARGETS.items() if name in row.flags]
+def define_target() -> None:
+    """Defines the flag `--target`."""
+    purposes = "; ".join(f"{name}: {row.purpose}" for name, row in TARGETS.items())
+    flags.DEFINE_enum("target", "host", list(TARGETS), f"What measures. {purposes}.")
+
+
+def flag_groups() -> dict[str, Callable[[], None]]:
+    """Returns functions that define the options of all targets, by a heading."""
+    return options_module.flag_groups(
+        {name: row.options for name, row in TARGETS.items()}
+    )
+
+
+def _names(target: Target) -> set[str]:
+    return {field.name for field in dataclasses.fields(target.options)}
+
+
+def read_options(values: flags.FlagValues) -> Any:
+    """Returns the options of the chosen target.
+
+    Raises:
+        ValueError: if a value does not fit, or a flag is for another target.
+    """
+    chosen = TARGETS[values.target]
+    for name in sorted(set().union(*map(_names, TARGETS.values())) - _names(chosen)):
+        if values[name].value is not None:
+            users = [key for key, row in TARGETS.items() if name in _names(row)]
             raise ValueError(
-                f"--{name} is for --target={' or '.join(targets)}: remove it."
+                f"--{name} is for --target={' or '.join(users)}: remove it."
             )
-    TARGETS[args.target].check(args)
+    return options_module.read_flags(chosen.options, values)
 
 
 def check_paths(paths: list[str], target: str) -> None:
-    """Raises a ValueError if a file is missing, or another target's."""
+    """Raises a ValueError if a file is missing, or is for another target."""
     missing = [path for path in paths if not Path(path).exists()]
     if missing:
         raise ValueError(f"There is no file {', '.join(missing)}.")
@@ -347,10 +133,10 @@ def check_paths(paths: list[str], target: str) -> None:
         if suffix in TARGETS[target].suffixes:
             continue
         others = [key for key, row in TARGETS.items() if suffix in row.suffixes]
-        hint = f" --target={' or '.join(others)} takes it." if others else ""
+        hint = f" Use --target={' or '.join(others)} for it." if others else ""
         if suffix == ".keras":
-            hint = " Convert it first, with tflite/convert.py."
+            hint = " Convert it first with tflite/convert.py."
         raise ValueError(
-            f"{path} is no {' or '.join(TARGETS[target].suffixes)}, which "
-            f"--target={target} takes.{hint}"
+            f"--target={target} takes {' or '.join(TARGETS[target].suffixes)} files. "
+            f"Received: {path}.{hint}"
         )

@@ -1,8 +1,8 @@
-// The page: measures every file on every accelerator, then looks at pictures.
+// The page: measures every file on every accelerator, then shows predictions.
 
-import {closeModel, preparePictures} from "./look.js";
-import {$, ask, element, inTurn, say} from "./page.js";
-import {allowedThreads, measure, Model, quantile, whyNot} from "./runtime.js";
+import {$, element, fetchFromServer, runExclusive, setStatus} from "./page.js";
+import {closeModel, enablePredictions} from "./predictions.js";
+import {allowedThreads, measure, Model, quantile, unsupportedReason} from "./runtime.js";
 
 async function describeDevice() {
   const hints = await navigator.userAgentData
@@ -20,15 +20,17 @@ async function describeDevice() {
 }
 
 async function send(result) {
-  const answer = await ask("results", {
+  const response = await fetchFromServer("results", {
     method: "POST",
     headers: {"Content-Type": "application/json"},
     body: JSON.stringify(result),
   });
-  if (!answer.ok) throw new Error(`The server refused: ${await answer.text()}`);
+  if (!response.ok) {
+    throw new Error(`The server refused the result: ${await response.text()}`);
+  }
 }
 
-function barOf(result, longest) {
+function makeBar(result, longest) {
   const bar = element("div", "bar");
   const [median, low, high] = [.5, .05, .95].map(p => quantile(result.times_ms, p));
   const percent = value => `${100 * value / longest}%`;
@@ -53,10 +55,10 @@ function drawResults(config, results) {
         row.append(element("span", "reason", result.error));
       } else {
         const median = quantile(result.times_ms, .5);
-        row.append(barOf(result, longest),
+        row.append(makeBar(result, longest),
                    element("span", "milliseconds", `${median.toFixed(2)} ms`));
         if (!result.fully_accelerated) {
-          row.append(element("span", "reason", "Parts of it ran elsewhere."));
+          row.append(element("span", "reason", "Some operations ran on the CPU."));
         }
       }
       box.append(row);
@@ -67,19 +69,18 @@ function drawResults(config, results) {
 
 async function measureOne(config, index, accelerator, numThreads) {
   const file = config.files[index];
-  const missing = await whyNot(accelerator);
-  if (missing) return {error: missing};
-  say("status", `Measuring ${file.name} with ${accelerator} …`);
+  const reason = await unsupportedReason(accelerator);
+  if (reason) return {error: reason};
+  setStatus("status", `Measuring ${file.name} with ${accelerator} …`);
   try {
     const model = await Model.open(file, accelerator, numThreads);
     try {
-      return await measure(model, config.runs, config.warmup_runs,
-                           part => { $("progress").value = part; });
+      return await measure(model, config, part => { $("progress").value = part; });
     } finally {
       model.close();
     }
   } catch (error) {
-    return {error: `${error.message ?? error}`.slice(0, 500)};
+    return {error: `${error.message ?? error}`.slice(0, config.max_text)};
   }
 }
 
@@ -89,7 +90,7 @@ async function measureAll(config) {
   $("progress").hidden = false;
   try {
     await measureEach(config);
-    say("status", "Done. You can close this page, or try a picture.");
+    setStatus("status", "Done. You can close this page, or try a picture.");
   } finally {
     $("progress").hidden = true;
     $("again").disabled = false;
@@ -98,7 +99,7 @@ async function measureAll(config) {
 
 const randomName = () => Math.random().toString(36).slice(2);
 
-// Tells this browser from others of its kind, as long as it keeps the name.
+// Returns a name that distinguishes this browser from others as long as it keeps it.
 function browserName() {
   try {
     localStorage.name ??= randomName();
@@ -128,14 +129,15 @@ async function measureEach(config) {
 }
 
 async function start() {
-  const config = await (await ask("config.json")).json();
+  const config = await (await fetchFromServer("config.json")).json();
   const device = await describeDevice();
   $("device").textContent =
     [device.model, device.platform || device.system, device.gpu]
       .filter(Boolean).join(", ") + `, LiteRT.js ${config.runtime_version}`;
-  preparePictures(config.files);
-  $("again").addEventListener("click", () => inTurn(() => measureAll(config), "status"));
+  enablePredictions(config);
+  $("again").addEventListener(
+    "click", () => runExclusive(() => measureAll(config), "status"));
   await measureAll(config);
 }
 
-inTurn(start, "status");
+runExclusive(start, "status");

@@ -1,4 +1,4 @@
-// From a classifier's output to the names of the best classes.
+// Finds the best classes in a classifier's output.
 
 const CLASSES_SHOWN = 5;
 
@@ -11,8 +11,8 @@ function softmax(logits) {
 
 const sigmoid = logits => logits.map(logit => 1 / (1 + Math.exp(-logit)));
 
-// The best classes, [{label, score}], best first. Probabilities are what they are, be they
-// of classes that exclude each other or of each class by itself.
+// Returns the best classes, [{label, score}], best first. An output called
+// "probabilities" already has the scores; any other has logits.
 export function bestClasses(outputs) {
   const [[name, values]] = Object.entries(outputs);
   const numbers = Array.from(values);

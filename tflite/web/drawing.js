@@ -1,40 +1,41 @@
-// Boxes and masks drawn on a picture.
+// Draws boxes and masks on a picture.
 
-import {contextOf} from "./picture.js";
+import {resetCanvas} from "./picture.js";
 
-const WIDEST = 432, HIGHEST = 576;  // of a picture, in CSS pixels
-const LINE = 2, FONT = 12, PADDING = 2;  // likewise
-const GOLDEN_RATIO = 0.618034;  // of the hues' circle: neighbours differ most
-const SHADES = [[.85, .95], [.5, 1], [.9, .6]];  // in turns: saturation and value
-// As in `keras_mobilevit/drawing.py`, with the colours below.
-const OPACITY = .6;  // of a region's colour
-const BACKGROUND = "background";  // the class that is not coloured
+const MAX_WIDTH = 432, MAX_HEIGHT = 576;  // of a picture, in CSS pixels
+const LINE = 2, FONT = 12, PADDING = 2;  // in CSS pixels
 
-// A class's colour, [red, green, blue], as in `keras_mobilevit/drawing.py`.
-export function classColor(label) {
-  const hue = 6 * (label * GOLDEN_RATIO % 1);
-  const [saturation, value] = SHADES[label % SHADES.length];
-  return [5, 3, 1].map(n => {
-    const k = (n + hue) % 6;
-    const part = Math.max(0, Math.min(k, 4 - k, 1));
-    return Math.round(255 * value * (1 - saturation * part));
-  });
+// The colors of classes, which the server takes from `keras_mobilevit/drawing.py`.
+export class Palette {
+  constructor({colors, opacity, background}) {
+    this.colors = colors;  // [red, green, blue] by class
+    this.opacity = opacity;  // of a mask
+    this.background = background;  // name of the class without a color
+  }
+
+  rgb(label) {
+    return this.colors[label % this.colors.length];
+  }
+
+  css(label) {
+    return `rgb(${this.rgb(label).join(" ")})`;
+  }
+
+  isColored(name) {
+    return name !== this.background;
+  }
 }
 
-export const cssColor = label => `rgb(${classColor(label).join(" ")})`;
-
-export const isColored = name => name !== BACKGROUND;
-
-// The corners of a box in pixels of the canvas.
-function cornersOf({box}, {width, height}) {
+// Returns the corners of a box in pixels of the canvas.
+function cornersOnCanvas({box}, {width, height}) {
   return box.map((side, i) => side * (i % 2 ? height : width));
 }
 
-function drawBox(context, object, line) {
-  const [x1, y1, x2, y2] = cornersOf(object, context.canvas);
-  context.strokeStyle = cssColor(object.label);
+function drawBox(context, object, color, line) {
+  const [x1, y1, x2, y2] = cornersOnCanvas(object, context.canvas);
+  context.strokeStyle = color;
   context.lineWidth = line;
-  // Within the box: half of the line would lie beyond the edge of the picture.
+  // Inside the box: half of the line would lie beyond the edge of the picture.
   context.strokeRect(
     x1 + line / 2,
     y1 + line / 2,
@@ -43,69 +44,72 @@ function drawBox(context, object, line) {
   );
 }
 
-// Draws a name above its box, or within it at the upper edge of the picture.
-function drawName(context, object, text, font, padding) {
-  const [x, y] = cornersOf(object, context.canvas);
-  const wide = context.measureText(text).width + 2 * padding;
-  const high = font + 2 * padding;
-  const left = Math.max(0, Math.min(x, context.canvas.width - wide));
-  const top = Math.max(0, y - high);
-  context.fillStyle = cssColor(object.label);
-  context.fillRect(left, top, wide, high);
+// Draws a name above its box, or inside the box at the upper edge of the picture.
+function drawName(context, object, text, color, unit) {
+  const [x, y] = cornersOnCanvas(object, context.canvas);
+  const padding = PADDING * unit;
+  const width = context.measureText(text).width + 2 * padding;
+  const height = FONT * unit + 2 * padding;
+  const left = Math.max(0, Math.min(x, context.canvas.width - width));
+  const top = Math.max(0, y - height);
+  context.fillStyle = color;
+  context.fillRect(left, top, width, height);
   context.fillStyle = "black";
-  context.fillText(text, left + padding, top + high / 2);
+  context.fillText(text, left + padding, top + height / 2);
 }
 
-// Draws a whole picture in the room that there is.
+// Draws a whole picture as large as there is room.
 function drawPicture(bitmap, canvas) {
-  const room = Math.min(WIDEST, canvas.parentElement.clientWidth);
-  const shown = Math.min(room / bitmap.width, HIGHEST / bitmap.height);
-  canvas.style.width = `${shown * bitmap.width}px`;
-  const context = contextOf(
+  const room = Math.min(MAX_WIDTH, canvas.parentElement.clientWidth);
+  const scale = Math.min(room / bitmap.width, MAX_HEIGHT / bitmap.height);
+  canvas.style.width = `${scale * bitmap.width}px`;
+  const context = resetCanvas(
     canvas,
-    Math.max(1, Math.round(shown * bitmap.width * devicePixelRatio)),
-    Math.max(1, Math.round(shown * bitmap.height * devicePixelRatio)),
+    Math.max(1, Math.round(scale * bitmap.width * devicePixelRatio)),
+    Math.max(1, Math.round(scale * bitmap.height * devicePixelRatio)),
   );
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   return context;
 }
 
-// Draws a whole picture, and objects with their names on it.
+// Draws a whole picture and the boxes and names of objects on it.
 //
-// `objects` are [{label, score, box}], best first, `textOf` names one of them.
-export function drawObjects(bitmap, canvas, objects, textOf) {
-  const unit = devicePixelRatio;  // pixels of the canvas in one of CSS
+// `objects` is [{label, score, box}], best first. `textOf` returns an object's name.
+export function drawObjects(bitmap, canvas, objects, textOf, palette) {
+  const unit = devicePixelRatio;  // pixels of the canvas in one CSS pixel
   const context = drawPicture(bitmap, canvas);
   context.font = `${FONT * unit}px system-ui, sans-serif`;
   context.textBaseline = "middle";
-  // The best on top, and no line through a name.
+  // The best object is on top, and all names are above all boxes.
   const upwards = objects.toReversed();
-  for (const object of upwards) drawBox(context, object, LINE * unit);
   for (const object of upwards) {
-    drawName(context, object, textOf(object), FONT * unit, PADDING * unit);
+    drawBox(context, object, palette.css(object.label), LINE * unit);
+  }
+  for (const object of upwards) {
+    drawName(context, object, textOf(object), palette.css(object.label), unit);
   }
 }
 
-// The colours of the classes [height, width], on a canvas of that size.
-function maskOf(classes, height, width, nameOf) {
-  const context = contextOf(new OffscreenCanvas(width, height), width, height);
+// Returns a canvas with the colors of classes [height, width].
+function makeMask(classes, height, width, nameOf, palette) {
+  const context = resetCanvas(new OffscreenCanvas(width, height), width, height);
   const image = context.createImageData(width, height);
-  const colors = [];  // by label; what is not coloured is transparent
+  const colors = [];  // RGBA by label; a class without a color is transparent
   classes.forEach((label, i) => {
-    colors[label] ??= [...classColor(label), isColored(nameOf(label)) ? 255 : 0];
+    colors[label] ??= [...palette.rgb(label), palette.isColored(nameOf(label)) ? 255 : 0];
     image.data.set(colors[label], 4 * i);
   });
   context.putImageData(image, 0, 0);
   return context.canvas;
 }
 
-// Draws a whole picture, and the colours of its pixels' classes [height, width] over it.
+// Draws a whole picture and the colors of its pixels' classes [height, width] over it.
 //
-// `nameOf` names a class.
-export function drawClasses(bitmap, canvas, classes, height, width, nameOf) {
+// `nameOf` returns a class's name.
+export function drawClasses(bitmap, canvas, {classes, height, width}, nameOf, palette) {
   const context = drawPicture(bitmap, canvas);
-  context.imageSmoothingEnabled = false;  // there is nothing between two classes
-  context.globalAlpha = OPACITY;
-  const mask = maskOf(classes, height, width, nameOf);
+  context.imageSmoothingEnabled = false;  // classes cannot be interpolated
+  context.globalAlpha = palette.opacity;
+  const mask = makeMask(classes, height, width, nameOf, palette);
   context.drawImage(mask, 0, 0, canvas.width, canvas.height);
 }

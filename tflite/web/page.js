@@ -9,12 +9,12 @@ export function element(name, className, text = "") {
   return made;
 }
 
-export function say(where, text, isError = false) {
-  $(where).textContent = text;
-  $(where).classList.toggle("error", isError);
+export function setStatus(id, text, isError = false) {
+  $(id).textContent = text;
+  $(id).classList.toggle("error", isError);
 }
 
-export async function ask(address, options) {
+export async function fetchFromServer(address, options) {
   try {
     return await fetch(address, options);
   } catch {
@@ -23,8 +23,9 @@ export async function ask(address, options) {
   }
 }
 
-// One thing at a time: measuring would be disturbed by anything else.
+// Runs one task at a time: another task would disturb a measurement. Shows an error in
+// the element `id`.
 let last = Promise.resolve();
-export function inTurn(work, where) {
-  last = last.then(work).catch(error => say(where, `${error.message ?? error}`, true));
+export function runExclusive(task, id) {
+  last = last.then(task).catch(error => setStatus(id, `${error.message ?? error}`, true));
 }

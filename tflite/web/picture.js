@@ -1,16 +1,16 @@
-// Pictures in, pixels out.
+// Reads a picture and makes the pixels of a model's input from it.
 
 export async function openPicture(blob) {
   try {
-    // Upright, as training and prediction see it.
+    // Upright, as in training.
     return await createImageBitmap(blob, {imageOrientation: "from-image"});
   } catch {
-    throw new Error(`${blob.name} is no picture that this browser reads.`);
+    throw new Error(`This browser cannot read ${blob.name} as a picture.`);
   }
 }
 
-// Makes a canvas empty, of a new size, and ready to be drawn on.
-export function contextOf(canvas, width, height) {
+// Clears a canvas, changes its size and returns its context.
+export function resetCanvas(canvas, width, height) {
   canvas.width = width;
   canvas.height = height;
   const context = canvas.getContext("2d", {willReadFrequently: true});
@@ -18,7 +18,8 @@ export function contextOf(canvas, width, height) {
   return context;
 }
 
-function rgbOf(context, width, height) {
+// Returns the pixels of a canvas, [height, width, 3] in [0, 255].
+function readPixels(context, width, height) {
   const rgba = context.getImageData(0, 0, width, height).data;
   return Float32Array.from(
     {length: width * height * 3},
@@ -26,13 +27,13 @@ function rgbOf(context, width, height) {
   );
 }
 
-// Draws the middle of a picture as a classifier sees it, and returns its pixels.
-export function middleOf(bitmap, canvas, file) {
+// Draws the center of a picture at the size of a classifier's input. Returns its pixels.
+export function centerCrop(bitmap, canvas, file) {
   const [, height, width] = file.input.shape;
   const side = Math.max(width / bitmap.width, height / bitmap.height);
   const scale = side / file.crop;
-  const context = contextOf(canvas, width, height);
-  canvas.style.width = "";  // that of the style sheet, whatever was shown before
+  const context = resetCanvas(canvas, width, height);
+  canvas.style.width = "";  // back to the width in the style sheet
   context.drawImage(
     bitmap,
     (width - bitmap.width * scale) / 2,
@@ -40,13 +41,14 @@ export function middleOf(bitmap, canvas, file) {
     bitmap.width * scale,
     bitmap.height * scale,
   );
-  return rgbOf(context, width, height);
+  return readPixels(context, width, height);
 }
 
-// The pixels of a whole picture, whatever its aspect, in the network's square.
-export function wholeOf(bitmap, file) {
+// Returns the pixels of a whole picture, resized to a model's input without keeping its
+// aspect ratio.
+export function resizeToInput(bitmap, file) {
   const [, height, width] = file.input.shape;
-  const context = contextOf(new OffscreenCanvas(width, height), width, height);
+  const context = resetCanvas(new OffscreenCanvas(width, height), width, height);
   context.drawImage(bitmap, 0, 0, width, height);
-  return rgbOf(context, width, height);
+  return readPixels(context, width, height);
 }

@@ -1,43 +1,46 @@
-// From a segmenter's outputs to the class of each pixel.
+// Finds the class of each pixel in a segmenter's outputs.
 
-// The two rows, or columns, between which each of a resized map lies, and how far from
-// the first: pixels have their centres at halves, as in `keras_mobilevit/backend.py`.
-function placesOf(from, to) {
-  return Array.from({length: to}, (_, i) => {
-    const place = (i + .5) * from / to - .5, first = Math.floor(place);
+// Returns, for each position in a resized axis, the two positions between which it lies
+// and its distance from the first. Pixel centers are at halves, as in
+// `keras_mobilevit/backend.py`.
+function sourcePositions(oldSize, newSize) {
+  return Array.from({length: newSize}, (_, i) => {
+    const position = (i + .5) * oldSize / newSize - .5, first = Math.floor(position);
     return {
       first: Math.max(first, 0),
-      second: Math.min(first + 1, from - 1),
-      part: place - first,
+      second: Math.min(first + 1, oldSize - 1),
+      part: position - first,
     };
   });
 }
 
-// Resizes the columns of logits [rows, columns, classes], bilinearly.
-function widened(logits, [rows, columns, classes], width) {
-  const wide = new Float32Array(rows * width * classes);
-  const places = placesOf(columns, width);
+// Resizes the columns of logits [rows, columns, classes] bilinearly.
+function resizeColumns(logits, [rows, columns, classes], width) {
+  const resized = new Float32Array(rows * width * classes);
+  const positions = sourcePositions(columns, width);
   let next = 0;
   for (let row = 0; row < rows; row++) {
-    for (const {first, second, part} of places) {
+    for (const {first, second, part} of positions) {
       const left = (row * columns + first) * classes;
       const right = (row * columns + second) * classes;
       for (let label = 0; label < classes; label++) {
         const logit = logits[left + label];
-        wide[next++] = logit + (logits[right + label] - logit) * part;
+        resized[next++] = logit + (logits[right + label] - logit) * part;
       }
     }
   }
-  return wide;
+  return resized;
 }
 
-// Resizes the rows too and takes the best class of each pixel: all logits of the size of
-// the picture at once would be 22 MB for 512x512 pixels and 21 classes.
-function resizedArgmax(logits, [, ...shape], height, width) {
+// Resizes logits [1, rows, columns, classes] and returns the best class of each pixel.
+//
+// Rows are resized pixel by pixel: all logits of a picture with 512x512 pixels and 21
+// classes would take 22 MB.
+function resizeAndArgmax(logits, [, ...shape], height, width) {
   const [rows, , classes] = shape;
-  const wide = widened(logits, shape, width);
+  const wide = resizeColumns(logits, shape, width);
   const found = new Uint16Array(height * width);
-  placesOf(rows, height).forEach(({first, second, part}, y) => {
+  sourcePositions(rows, height).forEach(({first, second, part}, y) => {
     let above = first * width * classes, below = second * width * classes;
     for (let pixel = y * width; pixel < (y + 1) * width; pixel++) {
       let best = -Infinity, bestLabel = 0;
@@ -56,17 +59,18 @@ function resizedArgmax(logits, [, ...shape], height, width) {
   return found;
 }
 
-// The class of each pixel, [height, width], as `keras_mobilevit.segmentation.class_map`
-// finds it: of classes that are equally good, the first.
+// Returns the class of each pixel, [height, width], as
+// `keras_mobilevit.segmentation.class_map` does. Of equal classes the first wins.
 //
-// `shape` is that of the logits, [1, rows, columns, classes]. A file that returns classes
-// has chosen them itself, at the size of its images.
-export function classMapOf({classes, logits}, shape, height, width) {
-  return classes ?? resizedArgmax(logits, shape, height, width);
+// `shape` is the logits' shape, [1, rows, columns, classes]. A file that returns classes
+// already has them at the size of its input.
+export function classMap({classes, logits}, shape, height, width) {
+  return classes ?? resizeAndArgmax(logits, shape, height, width);
 }
 
-// The classes of a map with their shares of the picture, [{label, share}], largest first.
-export function sharesOf(map) {
+// Returns the classes of a map and their fractions of the picture, [{label, share}],
+// largest first.
+export function classShares(map) {
   const counts = new Uint32Array(1 + map.reduce((a, b) => Math.max(a, b), 0));
   for (const label of map) counts[label]++;
   return Array.from(counts, (count, label) => ({label, share: count / map.length}))

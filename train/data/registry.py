@@ -44,19 +44,19 @@ SOURCE_KINDS: dict[tuple[str, str], SourceKind] = {
         "train.data.folder:folder_source",
         "PATH",
         "PATH/train/<class>/* and PATH/validation/<class>/*",
-        "small",
+        "folder_small",
     ),
     ("classification", "tfds"): SourceKind(
         "train.data.tfds:label_source", "NAME", "TensorFlow Datasets", "imagenet"
     ),
     ("detection", "digits"): SourceKind(
-        "train.data.digits:box_scene_source", "", "scenes of digits", "scenes"
+        "train.data.digits:box_scene_source", "", "scenes of digits", "digits_detection"
     ),
     ("detection", "voc"): SourceKind(
         "train.data.voc.boxes:voc_box_source",
         "PATH",
         "PATH/Annotations/*.xml, JPEGImages, ImageSets/Main/train.txt and val.txt",
-        "boxes",
+        "voc_detection_small",
     ),
     ("detection", "coco"): SourceKind(
         "train.data.coco.boxes:coco_source",
@@ -69,14 +69,17 @@ SOURCE_KINDS: dict[tuple[str, str], SourceKind] = {
         "train.data.tfds:box_source", "NAME", "TensorFlow Datasets", "coco"
     ),
     ("segmentation", "digits"): SourceKind(
-        "train.data.digits:mask_scene_source", "", "scenes of digits", "mask_scenes"
+        "train.data.digits:mask_scene_source",
+        "",
+        "scenes of digits",
+        "digits_segmentation",
     ),
     ("segmentation", "voc"): SourceKind(
         "train.data.voc.masks:voc_mask_source",
         "PATH",
         "PATH/JPEGImages, SegmentationClass/*.png, ImageSets/Segmentation/train.txt "
         "and val.txt, and classes.txt, the names",
-        "masks",
+        "voc_segmentation_small",
     ),
 }
 

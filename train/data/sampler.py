@@ -72,31 +72,11 @@ def _pair(size) -> tuple[int, int]:
     return pair
 
 
-def shapes_in_use(
-    shapes: list[BatchShape], epoch: int, grow_epochs: int = 0
-) -> list[BatchShape]:
-    """Returns the shapes that an epoch draws from while the range of sizes grows.
-
-    Args:
-        shapes: all shapes, smallest first.
-        epoch: counted from 0.
-        grow_epochs: epochs over which the range grows from the smallest shape to all
-            of them; 0 uses all from the start.
-
-    Returns:
-        The smallest shapes of the list, at least one.
-    """
-    if epoch >= grow_epochs:
-        return list(shapes)
-    return shapes[: 1 + (len(shapes) - 1) * epoch // grow_epochs]
-
-
 def epoch_schedule(
     shapes: list[BatchShape],
     num_examples: int,
     epoch: int,
     seed: int = 0,
-    grow_epochs: int = 0,
     repeats: int = 1,
 ) -> list[BatchShape]:
     """Draws the shapes of an epoch's batches until every example is in one.
@@ -112,7 +92,6 @@ def epoch_schedule(
         num_examples: examples in an epoch; each is used exactly once.
         epoch: counted from 0.
         seed: another seed draws another schedule.
-        grow_epochs: see `shapes_in_use`.
         repeats: batches of a shape that follow each other; only at the end, when few
             examples are left, the smallest batches come singly.
 
@@ -125,7 +104,6 @@ def epoch_schedule(
     """
     if num_examples < 1:
         raise ValueError(f"Expected at least one example. Received: {num_examples}.")
-    shapes = shapes_in_use(shapes, epoch, grow_epochs)
     smallest = min(shapes, key=lambda shape: shape.batch)
     rng = np.random.default_rng((seed, epoch))
     schedule, left = [], num_examples

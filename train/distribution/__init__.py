@@ -1,5 +1,5 @@
-"""Which devices and machines train together, and how batches reach them.
+"""The devices and machines that train together, and how batches reach them.
 
-Holds strategies, clusters and distributed inputs.
-May import `train.data` and `train.run`; it knows no task.
+Holds the flags of devices, strategies, clusters and distributed inputs.
+May import `train.data`; it knows no task.
 """

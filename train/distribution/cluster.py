@@ -1,7 +1,7 @@
-"""Which processes train together: the addresses of all workers, and which one this is.
+"""Which processes train together: the addresses of all workers, and this one's index.
 
 They come from `TF_CONFIG` (https://www.tensorflow.org/guide/distributed_training) or
-from the variables that SLURM sets for the tasks of a job step.
+from SLURM, read by TensorFlow's resolvers.
 """
 
 import contextlib
@@ -12,10 +12,16 @@ import socket
 import time
 from collections.abc import Mapping
 
-FIRST_PORT, PORTS = 20_000, 10_000  # of SLURM's workers
+import tensorflow as tf
+
+FIRST_PORT, PORTS = 20_000, 10_000  # for workers of SLURM
+PORTS_PER_JOB = 16  # and tasks per node; other jobs on the node have other ports
 POLL_SECONDS = 0.5
-MAX_HELLO = 2**20  # bytes
-TASKS_PER_NODE = 16  # that a job can have without meeting the ports of the next
+MAX_HANDSHAKE = 2**20  # bytes
+EXAMPLE = (
+    'Expected for example {"cluster": {"worker": ["a:12345", "b:12345"]}, '
+    '"task": {"type": "worker", "index": 0}}.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,66 +29,70 @@ class Cluster:
     """The workers of a run.
 
     Attributes:
-        addresses: `host:port` of each.
+        addresses: `host:port` of each worker.
         index: of this process among them; the first is the chief.
     """
 
     addresses: tuple[str, ...]
     index: int
 
-    def to_tf_config(self) -> str:
-        """Returns the value of `TF_CONFIG` for this process."""
-        task = {"type": "worker", "index": self.index}
-        return json.dumps({"cluster": {"worker": self.addresses}, "task": task})
+    def resolver(self) -> tf.distribute.cluster_resolver.ClusterResolver:
+        """Returns what `MultiWorkerMirroredStrategy` takes."""
+        return tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec({"worker": list(self.addresses)}),
+            task_type="worker",
+            task_id=self.index,
+            rpc_layer="grpc",
+        )
 
-    def meet(self, seconds: float) -> None:
-        """Waits until all workers are there.
+    def rendezvous(self, seconds: float) -> None:
+        """Waits until all workers have started.
 
         TensorFlow waits too, but without a limit, and in a call that neither a thread
-        nor a signal can interrupt. So the workers first say hello to the chief, at the
-        address where TensorFlow's own server listens afterwards.
+        nor a signal can interrupt. So each worker first sends a handshake to the chief,
+        at the address where TensorFlow's own server listens afterwards.
 
         Args:
             seconds: to wait at most.
 
         Raises:
-            ValueError: if a worker did not come; the message names it.
+            ValueError: if a worker is missing; the message names it.
         """
         deadline = time.monotonic() + seconds
         if self.index == 0:
-            missing = self._await_hellos(deadline)
+            missing = self._await_handshakes(deadline)
         else:
-            missing = self._say_hello(deadline)
+            missing = self._send_handshake(deadline)
         if missing:
             names = [f"worker {i} ({self.addresses[i]})" for i in missing]
             raise ValueError(
-                f"This is worker {self.index} of {len(self.addresses)}. Nothing was "
-                f"heard of {' and '.join(names)} in {seconds:.0f} s. Start the command "
-                "for each; --cluster_timeout waits longer, and --cluster=none trains "
-                "in one process alone."
+                f"This is worker {self.index} of {len(self.addresses)}. Not heard from "
+                f"{' and '.join(names)} in {seconds:.0f} s. Start the command on each "
+                "of them; raise --cluster_timeout to wait longer, or give "
+                "--cluster=none to train in one process alone."
             )
 
-    def _hello(self) -> bytes:
-        """Returns what a worker says, which one of another run does not."""
+    def _handshake(self) -> bytes:
+        """Returns the message of a worker, which differs from that of another run."""
         return json.dumps([self.index, self.addresses]).encode() + b"\n"
 
-    def _await_hellos(self, deadline: float) -> list[int]:
-        """Returns the workers that did not come, and tells it to those that did."""
+    def _await_handshakes(self, deadline: float) -> list[int]:
+        """Returns the missing workers, and reports them to the others."""
         expected = {
-            dataclasses.replace(self, index=index)._hello(): index
+            dataclasses.replace(self, index=index)._handshake(): index
             for index in range(1, len(self.addresses))
         }
-        present = {}
+        present: dict[int, socket.socket] = {}
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(_listen(self.addresses[0]))
             server.settimeout(POLL_SECONDS)
             while len(present) < len(expected) and time.monotonic() < deadline:
-                with contextlib.suppress(OSError):  # nobody, or what is no worker
+                with contextlib.suppress(OSError):  # no connection, or not a worker
                     connection = stack.enter_context(server.accept()[0])
                     connection.settimeout(POLL_SECONDS)
-                    hello = connection.makefile("rb").readline(MAX_HELLO)
-                    if hello in expected:
-                        present[expected[hello]] = connection
+                    handshake = connection.makefile("rb").readline(MAX_HANDSHAKE)
+                    if handshake in expected:
+                        present[expected[handshake]] = connection
                 present = {i: c for i, c in present.items() if _is_open(c)}
             missing = sorted(set(expected.values()) - set(present))
             for connection in present.values():
@@ -90,25 +100,25 @@ class Cluster:
                     connection.sendall(json.dumps(missing).encode())
         return missing
 
-    def _say_hello(self, deadline: float) -> list[int]:
-        """Returns the workers that did not come, as far as this one knows."""
+    def _send_handshake(self, deadline: float) -> list[int]:
+        """Returns the missing workers, as far as this worker knows."""
         chief = self.addresses[0]
         host = chief.rpartition(":")[0].strip("[]")
-        # TensorFlow's server must have this port, or all others wait for it forever.
+        # TensorFlow's server needs this port, or all other workers wait forever.
         with _listen(self.addresses[self.index]):
             while (left := deadline - time.monotonic()) > 0:
                 with contextlib.suppress(OSError, ValueError):
                     with socket.create_connection((host, _port(chief)), left) as line:
-                        line.sendall(self._hello())
-                        # The answer comes when the chief has heard of all, or gives up.
+                        line.sendall(self._handshake())
+                        # The chief answers when all have come, or the time is over.
                         line.settimeout(deadline - time.monotonic() + 2 * POLL_SECONDS)
-                        return json.loads(line.recv(MAX_HELLO))
+                        return json.loads(line.recv(MAX_HANDSHAKE))
                 time.sleep(POLL_SECONDS / 2)
         return [0]
 
 
 def _is_open(connection: socket.socket) -> bool:
-    """Tells whether the other end still waits: it says nothing after its hello."""
+    """Tells whether the other end still waits: it sends nothing after its handshake."""
     connection.setblocking(False)
     try:
         return bool(connection.recv(1, socket.MSG_PEEK))
@@ -139,148 +149,84 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
     """Finds the workers that the environment names.
 
     Args:
-        environment: such as `os.environ`; `TF_CONFIG` comes before SLURM.
+        environment: `os.environ`, which TensorFlow's resolvers read. `TF_CONFIG`
+            precedes SLURM.
 
     Returns:
-        The `Cluster`, or `None` if there is no more than this one process.
+        The `Cluster`, or `None` if this is the only process.
 
     Raises:
         ValueError: if the variables do not describe a cluster of workers.
     """
     if environment.get("TF_CONFIG"):
-        cluster = _from_tf_config(environment["TF_CONFIG"])
-    elif "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment:
+        cluster = _from_tf_config()
+    elif int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
         cluster = _from_slurm(environment)
     else:
         return None
     return cluster if cluster and len(cluster.addresses) > 1 else None
 
 
-def _from_tf_config(text: str) -> Cluster | None:
-    example = (
-        'Expected for instance {"cluster": {"worker": ["a:12345", "b:12345"]}, '
-        '"task": {"type": "worker", "index": 0}}.'
-    )
+def _from_tf_config() -> Cluster | None:
+    """Reads `TF_CONFIG`; a chief becomes the first of the workers."""
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     try:
-        values = json.loads(text)
-        jobs, task = values.get("cluster", {}), values.get("task", {})
-        if not all(isinstance(addresses, list) for addresses in jobs.values()):
-            raise ValueError("each job has a list of addresses")
-        if not task and sum(map(len, jobs.values())) > 1:
-            raise ValueError("it does not say which task this process is")
-        job, index = task.get("type", "worker"), int(task.get("index", 0))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"TF_CONFIG cannot be read: {error}. {example}") from error
-    unknown = sorted(set(jobs) - {"chief", "worker"})
-    if unknown:
-        raise ValueError(
-            f"TF_CONFIG has the jobs {', '.join(unknown)}, but all processes of a "
-            f"training are workers, of which one may be called chief. {example}"
-        )
-    addresses = jobs.get("chief", []) + jobs.get("worker", [])
-    if not addresses:
-        if jobs or task:
-            raise ValueError(f"TF_CONFIG names no worker. {example}")
+        jobs = resolver.cluster_spec().as_dict()
+        job, index = resolver.task_type, resolver.task_id
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"TF_CONFIG cannot be read: {error}. {EXAMPLE}") from error
+    addresses = [*jobs.get("chief", []), *jobs.get("worker", [])]
+    if not jobs and not job:
         return None
-    _check_addresses(addresses)
+    if set(jobs) - {"chief", "worker"}:
+        raise ValueError(
+            f"TF_CONFIG has the jobs {', '.join(jobs)}. A training has workers, and "
+            f"one of them may be called chief. {EXAMPLE}"
+        )
+    if index is None:
+        if len(addresses) == 1:
+            return None
+        raise ValueError(f"TF_CONFIG has no task: which worker is this? {EXAMPLE}")
     if not 0 <= index < len(jobs.get(job, [])):
         raise ValueError(
-            f"TF_CONFIG says that this is {job} {index}, but has the jobs "
-            f"{ {job: len(addresses) for job, addresses in jobs.items()} }. {example}"
+            f"TF_CONFIG says that this process is {job} {index}, which its cluster "
+            f"does not have. {EXAMPLE}"
+        )
+    is_valid = all(re.fullmatch(r".+:\d{1,5}", address) for address in addresses)
+    if not is_valid or len(set(addresses)) < len(addresses):
+        raise ValueError(
+            f"TF_CONFIG names the workers {', '.join(addresses)}. Expected different "
+            "addresses HOST:PORT."
         )
     offset = len(jobs.get("chief", [])) if job == "worker" else 0
     return Cluster(tuple(addresses), offset + index)
 
 
-def _check_addresses(addresses: list) -> None:
-    for address in addresses:
-        match = re.fullmatch(r".+:(\d+)", str(address))
-        if not match or not 0 < int(match[1]) < 2**16:
-            raise ValueError(
-                f"TF_CONFIG has the address {address!r}. Expected HOST:PORT."
-            )
-    if len(set(addresses)) < len(addresses):
-        raise ValueError(f"TF_CONFIG names an address twice: {', '.join(addresses)}.")
-
-
 def _from_slurm(environment: Mapping[str, str]) -> Cluster:
-    nodes = expand_node_list(environment["SLURM_STEP_NODELIST"])
-    counts = _expand_counts(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
-    counts = counts * len(nodes) if len(counts) == 1 else counts
-    number = environment["SLURM_PROCID"]
-    index = int(number) if number.isdigit() else -1
-    if len(counts) != len(nodes) or not 0 <= index < sum(counts):
-        raise ValueError(
-            "SLURM's variables do not fit together: SLURM_STEP_NODELIST="
-            f"{environment['SLURM_STEP_NODELIST']}, SLURM_STEP_TASKS_PER_NODE="
-            f"{environment.get('SLURM_STEP_TASKS_PER_NODE')}, SLURM_PROCID={number}. "
-            "--cluster=none trains in this process alone."
-        )
-    # SLURM numbers the tasks of a step node by node: srun --distribution=block.
-    job = environment.get("SLURM_JOB_ID", "")
-    job = int(job) if job.isdigit() else 0
-    first = FIRST_PORT + job * TASKS_PER_NODE % PORTS
-    addresses = [
-        f"{node}:{first + i}"
-        for node, count in zip(nodes, counts)
-        for i in range(count)
-    ]
-    return Cluster(tuple(addresses), index)
+    """Reads the variables that SLURM sets for the tasks of a job step.
 
-
-def _expand_counts(text: str) -> list[int]:
-    """Expands SLURM's `2(x3),1` to `[2, 2, 2, 1]`."""
-    counts = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if not match:
-            raise ValueError(
-                f"SLURM_STEP_TASKS_PER_NODE is {text!r}. Expected such as 2(x3),1."
-            )
-        counts += [int(match[1])] * int(match[2] or 1)
-    return counts
-
-
-def expand_node_list(text: str) -> list[str]:
-    """Expands SLURM's list of nodes.
-
-    Args:
-        text: names and ranges, such as `login,node[01-03,07]`.
-
-    Returns:
-        The names, in order.
-
-    Raises:
-        ValueError: if the text is no such list.
-
-    Example:
-    >>> expand_node_list("a,n[08-10]-x")
-    ['a', 'n08-x', 'n09-x', 'n10-x']
+    The resolver sorts the nodes by name, so that its own task index is wrong where
+    SLURM has n9 before n10: a worker finds itself by its address instead.
     """
-    part = r"(?:[^,\[\]]|\[[^\[\]]*\])+"  # commas within brackets do not separate
-    if not re.fullmatch(f"{part}(,{part})*", text):
-        raise ValueError(f"Expected a list of nodes such as a,n[01-03]. Got {text!r}.")
-    return [
-        name for one in re.findall(part, text) for name in _expand_ranges(one, text)
-    ]
-
-
-def _expand_ranges(name: str, text: str) -> list[str]:
-    before, bracket, rest = name.partition("[")
-    if not bracket:
-        return [before]
-    ranges, _, after = rest.partition("]")
-    numbers = []
-    for item in ranges.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
-        if not match:
-            raise ValueError(f"{item!r} is no range of nodes, in {text!r}.")
-        first, last = match[1], match[2] or match[1]
-        numbers += [
-            f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)
-        ]
-    return [
-        f"{before}{number}{tail}"
-        for number in numbers
-        for tail in (_expand_ranges(after, text) if after else [""])
-    ]
+    job = environment.get("SLURM_JOB_ID", "")
+    first = FIRST_PORT + int(job if job.isdigit() else 0) * PORTS_PER_JOB % PORTS
+    try:
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            port_base=first,
+            # `train.distribution.strategies` chooses GPUs; one per task is a
+            # placeholder, without which the resolver calls nvidia-smi.
+            gpus_per_node=int(environment["SLURM_STEP_NUM_TASKS"]),
+            gpus_per_task=1,
+            auto_set_gpu=False,
+        )
+        addresses = resolver.cluster_spec().as_dict()["worker"]
+        port = first + int(environment["SLURM_LOCALID"])
+        own = f"{environment['SLURMD_NODENAME']}:{port}"
+        return Cluster(tuple(addresses), addresses.index(own))
+    except (ValueError, KeyError, RuntimeError) as error:
+        names = [name for name in sorted(environment) if name.startswith("SLURM")]
+        found = ", ".join(f"{name}={environment[name]}" for name in names)
+        raise ValueError(
+            f"SLURM's variables do not describe a cluster ({error}): {found}. "
+            "--cluster=none trains in this process alone."
+        ) from error

@@ -1,4 +1,4 @@
-"""Batches for a strategy's devices, and what of them cannot be read."""
+"""Distributes batches to devices, and reports images that cannot be read."""
 
 import typing
 from collections.abc import Callable
@@ -12,16 +12,20 @@ from train.data.source import Source
 from train.data.unreadable import refuse_nothing_read, with_reason
 
 
-class Unreadable:
-    """Logs unreadable images and why, once in a process, and takes their names away."""
+class UnreadableLog:
+    """Logs each unreadable image and the reason, once per process.
 
-    logged: typing.ClassVar[set] = set()
+    Attributes:
+        names: of the unreadable images so far.
+    """
+
+    logged: typing.ClassVar[set[str]] = set()
 
     def __init__(self):
         self.names: list[str] = []
 
-    def take_names(self, strategy, batch: dict) -> dict:
-        """Returns the batch without names, which are strings: no accelerator's."""
+    def take_names(self, strategy: tf.distribute.Strategy, batch: dict) -> dict:
+        """Returns the batch without names, since accelerators take no strings."""
         ids, weights = map(
             strategy.experimental_local_results, (batch.pop("id"), batch["weight"])
         )
@@ -34,11 +38,13 @@ class Unreadable:
         return batch
 
 
-def take_strings(strategy, batch: dict) -> list[dict[str, np.ndarray]]:
-    """Takes the targets that are strings out of a batch, which stay on the host.
+def take_strings(
+    strategy: tf.distribute.Strategy, batch: dict
+) -> list[dict[str, np.ndarray]]:
+    """Removes the targets that are strings from a batch; they stay on the host.
 
     Returns:
-        Of each replica of this worker, `{name: [examples]}`.
+        `{name: [examples]}` for each replica of this worker.
     """
     local = {
         name: strategy.experimental_local_results(value)
@@ -54,15 +60,18 @@ def take_strings(strategy, batch: dict) -> list[dict[str, np.ndarray]]:
 
 
 def refuse_nothing_seen(
-    seen: int, source: Source, split: str, unreadable: Unreadable
+    seen: int, source: Source, split: str, unreadable: UnreadableLog
 ) -> None:
     """Raises a ValueError if no image of a split could be read."""
     if not seen:
         refuse_nothing_read(source, split, unreadable.names)
 
 
-def distribute(strategy, make_dataset: Callable[[data.Shard], tf.data.Dataset]):
-    """Makes each pipeline's shard of the batches of a distributed data set."""
+def distribute(
+    strategy: tf.distribute.Strategy,
+    make_dataset: Callable[[data.Shard], tf.data.Dataset],
+) -> tf.distribute.DistributedDataset:
+    """Makes a distributed data set from the function that makes a shard of it."""
     options = tf.distribute.InputOptions(experimental_fetch_to_device=False)  # strings
     return strategy.distribute_datasets_from_function(
         lambda context: make_dataset(data.Shard.of(context)), options

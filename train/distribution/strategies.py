@@ -1,4 +1,4 @@
-"""Which devices train, as a `tf.distribute.Strategy`; one device is a strategy too."""
+"""Makes the `tf.distribute.Strategy` of the devices that train."""
 
 import contextlib
 import faulthandler
@@ -16,7 +16,7 @@ from train.distribution.devices import THIS_MACHINE, Devices
 
 
 def make_strategy(devices: Devices) -> tf.distribute.Strategy:
-    """Makes the strategy of a training. Call it before anything else of TensorFlow.
+    """Makes the strategy of a training; no other TensorFlow call may come before.
 
     Args:
         devices: what to train on.
@@ -26,23 +26,23 @@ def make_strategy(devices: Devices) -> tf.distribute.Strategy:
         `MirroredStrategy` with more than one GPU; or the default, of one device.
 
     Raises:
-        ValueError: if there are no such devices, or the environment does not describe
-            a cluster, or a worker does not come within the timeout; the message says
-            what was looked for.
+        ValueError: if a device is missing, the environment does not describe a
+            cluster, or a worker is missing after the timeout.
     """
     if not math.isfinite(devices.cluster_timeout):
         raise ValueError(
-            "--cluster_timeout is a number of seconds. Received: "
+            "--cluster_timeout must be a number of seconds. Received: "
             f"{devices.cluster_timeout}."
         )
     if devices.tpu and devices.gpus is not None:
-        raise ValueError("--tpu and --gpus exclude each other.")
+        raise ValueError("--tpu and --gpus exclude each other. Remove one.")
     cluster = find_cluster(os.environ) if devices.cluster == "auto" else None
     if devices.tpu:
         if cluster:
             raise ValueError(
-                f"--tpu, and a cluster of {len(cluster.addresses)} workers in the "
-                "environment. A TPU's hosts need no cluster: add --cluster=none."
+                "--tpu was given, but the environment names a cluster of "
+                f"{len(cluster.addresses)} workers. The hosts of a TPU need no "
+                "cluster: add --cluster=none."
             )
         return _tpu_strategy(devices)
     gpus = _use_gpus(devices.gpus)
@@ -56,12 +56,10 @@ def make_strategy(devices: Devices) -> tf.distribute.Strategy:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Tells whether this is the one process that writes files."""
+    """Tells whether this process writes the files of the run; only one does."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return True
-    return (
-        strategy.cluster_resolver.task_id == 0
-    )  # of workers, see `train.distribution.cluster`
+    return strategy.cluster_resolver.task_id == 0
 
 
 def _use_gpus(count: int | None) -> list:
@@ -79,8 +77,8 @@ def _use_gpus(count: int | None) -> list:
 def give_up(message: str) -> None:
     """Ends the process from any thread.
 
-    TensorFlow's calls wait in C++, some of them without a limit, and cannot be
-    interrupted from Python.
+    Some calls of TensorFlow wait in C++ without a limit, and Python cannot interrupt
+    them.
     """
     print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(1)
@@ -124,14 +122,13 @@ def _tpu_strategy(devices: Devices) -> tf.distribute.Strategy:
 def _multi_worker_strategy(cluster: Cluster, timeout: float):
     own = cluster.addresses[cluster.index]
     logging.info("worker %d of %d: %s", cluster.index, len(cluster.addresses), own)
-    cluster.meet(timeout)
-    os.environ["TF_CONFIG"] = cluster.to_tf_config()
-    # TensorFlow now waits without a limit for a worker that has died since, in a call
-    # that keeps Python's threads from running; this one is none of Python's.
-    logging.info("all workers are there; joining them takes %.0f s at most", timeout)
+    cluster.rendezvous(timeout)
+    # TensorFlow would wait without a limit for a worker that has stopped since, in a
+    # call that blocks Python's threads. The thread of faulthandler is not one of them.
+    logging.info("all workers have started; joining them for at most %.0f s", timeout)
     faulthandler.dump_traceback_later(timeout, exit=True)
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster.resolver())
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"Worker {own} cannot join the others: {reason}") from error

@@ -12,7 +12,7 @@ from train.config import TrainConfig
 from train.data import pipeline as data
 from train.data.source import Source
 from train.distribution.inputs import (
-    Unreadable,
+    UnreadableLog,
     distribute,
     refuse_nothing_seen,
     take_strings,
@@ -88,7 +88,7 @@ def evaluate(
             task.eval_example,
         ),
     )
-    unreadable, totals = Unreadable(), dict[str, float]()
+    unreadable, totals = UnreadableLog(), dict[str, float]()
     statistics = _Statistics(task, source, strategy)
     for batch in batches:
         batch = unreadable.take_names(strategy, batch)

@@ -1,5 +1,5 @@
-"""The folder of a run: what is in it, and how a run stops and continues.
+"""The command line and the folder of a run: how a run starts, stops and continues.
 
-Holds checkpoints, records, curves, the lock and the console.
-May import `keras_mobilevit` only.
+`command` and `console` load no library; they are for every program of the repository.
+May import `keras_mobilevit`, `train.config`, `train.data` and `train.tasks.task`.
 """

@@ -1,4 +1,4 @@
-"""What a run continues from, and the model that it gives: whole, or not at all."""
+"""Saves and loads checkpoints and models, atomically."""
 
 import json
 
@@ -17,8 +17,8 @@ def _named(groups: dict) -> dict:
     named = {}
     for group, owner in groups.items():
         for index, variable in enumerate(owner.variables):
-            # Keras numbers the seeds of dropout through the whole process; their place
-            # among the owner's variables is what a later process has in common.
+            # Keras numbers the dropout seeds of a process, so the path differs in
+            # another one. The position among the owner's variables does not.
             is_seed = variable.path.endswith("seed_generator_state")
             name = f"{group}/seed_{index}" if is_seed else f"{group}/{variable.path}"
             if name in named:
@@ -30,12 +30,12 @@ def _named(groups: dict) -> dict:
 def save_checkpoint(path, groups: dict, progress: dict) -> None:
     """Writes variables and progress into one safetensors file.
 
-    A run which is killed meanwhile leaves the last checkpoint whole.
+    If the process is killed meanwhile, the previous checkpoint stays.
 
     Args:
         path: of the file.
         groups: `{name: model or optimizer}`; all their variables are saved.
-        progress: numbers that say how far the run is; saved as JSON.
+        progress: numbers that describe the progress of the run; saved as JSON.
 
     Raises:
         OSError: if the file cannot be written.
@@ -47,7 +47,7 @@ def save_checkpoint(path, groups: dict, progress: dict) -> None:
     with atomic_write(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={_PROGRESS: json.dumps(progress)})
-        except SafetensorError as error:  # which is no OSError, when a disk is full
+        except SafetensorError as error:  # when the disk is full, for example
             raise OSError(f"Cannot write {path}: {error}") from error
 
 
@@ -56,14 +56,14 @@ def load_checkpoint(path, groups: dict) -> dict:
 
     Args:
         path: of the file.
-        groups: as they were saved; optimizers must have been built.
+        groups: the saved models and optimizers; optimizers must be built.
 
     Returns:
-        The progress that was saved.
+        The saved progress.
 
     Raises:
-        ValueError: if the file is damaged, or its names or shapes are not those of
-            `groups`; nothing is set then.
+        ValueError: if the file is damaged, or its names or shapes differ from those
+            of `groups`; no variable is set then.
     """
     variables = _named(groups)
     try:
@@ -71,7 +71,7 @@ def load_checkpoint(path, groups: dict) -> dict:
             progress = json.loads(file.metadata()[_PROGRESS])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except Exception as error:  # safetensors raises its own kind for each defect
-        raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
+        raise ValueError(f"{path} is not a complete checkpoint: {error}") from error
     wanted = {name: tuple(variable.shape) for name, variable in variables.items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if wanted != found:
@@ -81,8 +81,8 @@ def load_checkpoint(path, groups: dict) -> dict:
             if wanted.get(name) != found.get(name)
         )
         raise ValueError(
-            f"{path} belongs to another model or optimizer. Names or shapes that "
-            f"differ: {', '.join(differing[:10])} ({len(differing)} in all)."
+            f"{path} belongs to another model or optimizer. Different names or shapes: "
+            f"{', '.join(differing[:10])} ({len(differing)} in all)."
         )
     for name, variable in variables.items():
         variable.assign(tensors[name])
@@ -90,6 +90,6 @@ def load_checkpoint(path, groups: dict) -> dict:
 
 
 def save_model(model: keras.Model, path) -> None:
-    """Writes a `.keras` file, whole or not at all."""
+    """Writes a `.keras` file, atomically."""
     with atomic_write(path) as temporary:
         model.save(temporary)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from absl import app, flags
 
-from train.run.console import print_any_name
+from train.run.console import print_any_name, set_up_logging
 
 USAGE_ERROR = 2  # exit code of a command line that cannot be understood
 WIDTH = 88
@@ -33,7 +33,8 @@ def run_command(
     """Defines the flags, parses the command line, and calls `main`.
 
     `--help` prints the description and the flags by group, and exits with 0. A command
-    line that cannot be understood prints one line and exits with 2.
+    line that cannot be understood prints one line and exits with 2. Log messages of
+    absl go to standard error; a warning that is repeated appears once.
 
     Args:
         main: takes what is left of the command line, the program's name first.
@@ -42,6 +43,7 @@ def run_command(
         takes_files: whether arguments without dashes are allowed.
     """
     print_any_name()
+    set_up_logging()
     names = {heading: _define(define) for heading, define in groups.items()}
     parse = functools.partial(_parse, description, names, takes_files)
     app.run(main, flags_parser=parse)

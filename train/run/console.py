@@ -1,6 +1,8 @@
 """What a program prints: names in any script, and no chatter of its libraries."""
 
 import contextlib
+import io
+import logging
 import os
 import re
 import signal
@@ -9,6 +11,8 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import NoReturn
+
+from absl import logging as absl_logging
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # 0: all messages, 1: no INFO, 2: errors only
 FLUSH_SECONDS = 1.0
@@ -38,6 +42,55 @@ def readable(text: str) -> str:
     surrogate, which cannot be written to a file.
     """
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+class _Formatter(logging.Formatter):
+    """Lays out a message as `18:30:12 warning: ...`."""
+
+    def __init__(self):
+        super().__init__("%(asctime)s %(level)s%(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        is_info = record.levelno == logging.INFO
+        record.level = "" if is_info else f"{record.levelname.lower()}: "
+        return super().format(record)
+
+
+class _BarSafeStream(io.TextIOBase):
+    """Standard error, on which messages appear above a progress bar."""
+
+    def write(self, text: str) -> int:
+        if "tqdm" in sys.modules:
+            sys.modules["tqdm"].tqdm.write(text, file=sys.stderr, end="")
+        else:
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class _OnceFilter(logging.Filter):
+    """Drops a warning whose text was logged before."""
+
+    def __init__(self):
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_repeated = record.levelno == logging.WARNING and text in self._seen
+        self._seen.add(text)
+        return not is_repeated
+
+
+def set_up_logging() -> None:
+    """Makes log messages short, keeps bars whole, and logs equal warnings once."""
+    absl_logging.use_absl_handler()
+    handler = absl_logging.get_absl_handler()
+    handler.setFormatter(_Formatter())
+    handler.python_handler.stream = _BarSafeStream()
+    absl_logging.get_absl_logger().addFilter(_OnceFilter())
 
 
 @contextlib.contextmanager

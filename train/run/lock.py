@@ -1,4 +1,4 @@
-"""Keeps a second training out of a working directory."""
+"""Locks a working directory, so that only one training writes there."""
 
 import contextlib
 import json
@@ -14,17 +14,17 @@ LOCK = ".training.lock"
 
 @contextlib.contextmanager
 def only_training(workdir: Path) -> Iterator[None]:
-    """Makes a working directory, and is alone in it until the context ends.
+    """Creates a working directory, and locks it until the context ends.
 
-    The operating system holds the lock for the process, so that one that was killed
-    leaves none behind. A directory that is still empty at the end is removed again.
+    The operating system releases the lock when the process ends, even if it is killed.
+    A directory that is empty at the end is removed.
 
     Args:
         workdir: the directory.
 
     Raises:
-        ValueError: if another training has it; the message names the process and its
-            machine. Or if the directory cannot be written.
+        ValueError: if another training holds the lock (the message names the process
+            and its machine), or the directory cannot be written.
     """
     made = _missing(workdir)
     try:
@@ -36,13 +36,13 @@ def only_training(workdir: Path) -> Iterator[None]:
         yield
     finally:
         _release(handle, workdir / LOCK)
-        with contextlib.suppress(OSError):  # it holds a run
+        with contextlib.suppress(OSError):  # not empty: it holds a run
             for folder in made:
                 folder.rmdir()
 
 
 def _release(handle: int, file: Path) -> None:
-    """Removes the lock's file while it is held, or, where that cannot be, after it."""
+    """Removes the lock's file: while it is locked, or on Windows afterwards."""
     with contextlib.suppress(OSError):  # Windows does not remove an open file
         file.unlink(missing_ok=True)
     os.close(handle)
@@ -52,12 +52,12 @@ def _release(handle: int, file: Path) -> None:
 
 
 def _missing(folder: Path) -> list[Path]:
-    """Returns the folders that have to be made, the innermost first."""
+    """Returns the folders to create, the innermost first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def _acquire(file: Path) -> int:
-    """Opens the lock's file, with the lock, and writes into it whose it is."""
+    """Opens and locks the file, and writes the owner into it."""
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -83,7 +83,7 @@ def _lock(handle: int, file: Path) -> None:
         import fcntl
     except ImportError:  # not a POSIX system
         logging.warning(
-            "%s cannot be locked on this system: see to it that no second training "
+            "%s cannot be locked on this system: make sure that no other training "
             "writes there",
             file.parent,
         )
@@ -95,9 +95,9 @@ def _lock(handle: int, file: Path) -> None:
             f"Another training{_owner(file)} writes into {file.parent}. Wait for it, "
             "end it, or choose another --workdir."
         ) from error
-    except OSError as error:  # storage that has no locks
+    except OSError as error:  # storage without locks
         logging.warning(
-            "%s cannot be locked (%s): see to it that no second training writes there",
+            "%s cannot be locked (%s): make sure that no other training writes there",
             file.parent,
             error.strerror,
         )

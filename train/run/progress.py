@@ -1,4 +1,4 @@
-"""How far a run is, also within an epoch, and what makes it stop early."""
+"""The progress of a run, also within an epoch, and how SIGTERM stops it."""
 
 import contextlib
 import dataclasses
@@ -11,32 +11,33 @@ from collections.abc import Callable, Iterator
 
 from absl import logging
 
-# What a preempted run exits with: EX_TEMPFAIL of sysexits.h, "try again". The same
-# command continues it.
+# Exit code of a preempted run: EX_TEMPFAIL of sysexits.h, "try again".
 PREEMPTED = 75
 
 
 class Preempted(Exception):
-    """A run that was asked to stop, and has saved where it is."""
+    """A run has saved its progress after a request to stop."""
 
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run is; all of it is saved with a checkpoint.
+    """The progress of a run, saved with each checkpoint.
 
     Attributes:
-        epoch: epochs done.
-        step: steps done in all.
-        best: of the task's metric so far.
-        epoch_step: steps done of the epoch that is under way.
-        seen: its images so far that could be read.
-        loss: sum of its examples' losses so far.
-        seconds: that it took so far.
-        multiple: of which its batches are one, see `train.data.sampler.batch_shapes`.
-        num_examples: of an epoch.
-        repeats: batches of a size that follow each other, see
-            `train.data.sampler.epoch_schedule`; 0 if an earlier version did not save it.
-        images: tells them from others, see `train.run.workdir.fingerprint`; 0 likewise.
+        epoch: number of completed epochs.
+        step: number of completed steps.
+        best: best value of the task's metric.
+        epoch_step: completed steps of the current epoch.
+        seen: readable images in these steps.
+        loss: sum of the losses of these images.
+        seconds: duration of these steps.
+        multiple: batch sizes are multiples of it, see
+            `train.data.sampler.batch_shapes`.
+        num_examples: number of training images.
+        repeats: number of successive batches of one size, see
+            `train.data.sampler.epoch_schedule`; 0 in old checkpoints.
+        images: identifies the training images, see `train.run.workdir.fingerprint`; 0
+            in old checkpoints.
     """
 
     epoch: int = 0
@@ -52,7 +53,7 @@ class Progress:
     images: int = 0
 
     def add(self, steps: int, sums: dict[str, float], seconds: float) -> None:
-        """Brings it forward by some steps, with what `train.step` sums up of them."""
+        """Adds steps and their sums, from `train.step`."""
         self.step += steps
         self.epoch_step += steps
         self.seen += round(sums["count"])
@@ -60,29 +61,30 @@ class Progress:
         self.seconds = seconds
 
     def check_schedule(self, multiple: int, num_examples: int, repeats: int) -> None:
-        """Begins an epoch again that cannot be continued where it stopped.
+        """Restarts the current epoch if its batches are not the same any more.
 
         Args:
-            multiple: of which batches are one.
-            num_examples: of an epoch.
-            repeats: batches of a size that follow each other.
+            multiple: batch sizes are multiples of it.
+            num_examples: number of training images.
+            repeats: number of successive batches of one size.
         """
         found = multiple, num_examples, repeats
         began = self.multiple, self.num_examples, self.repeats or repeats
         if self.epoch_step and found != began:
             logging.warning(
-                "epoch %d begins again, and its images so far count twice: it was "
-                "stopped with batches that are multiples of %d and follow each other "
-                "in groups of %d, and %d images, which now are %d, %d and %d",
+                "epoch %d starts again, so that some of its images count twice: its "
+                "batches changed. Multiple of the batch size, training images and "
+                "successive batches of one size were %s, and are %s",
                 self.epoch + 1,
-                *(began[0], began[2], began[1], multiple, repeats, num_examples),
+                began,
+                found,
             )
             self.epoch_step = self.seen = 0
             self.loss = self.seconds = 0.0
         self.multiple, self.num_examples, self.repeats = found
 
     def next_epoch(self, metric: float) -> "Progress":
-        """Returns where a run is when the epoch that is under way is done."""
+        """Returns the progress after the current epoch."""
         return dataclasses.replace(
             self,
             epoch=self.epoch + 1,
@@ -94,26 +96,26 @@ class Progress:
         )
 
 
-def sigterm_ends() -> None:
-    """Lets SIGTERM end the process with `PREEMPTED` while nothing is to be saved.
+def end_on_sigterm() -> None:
+    """Lets SIGTERM end the process with the exit code `PREEMPTED`.
 
-    Before the first step, and after the last: the same command begins or continues.
-    A second SIGTERM ends it at once.
+    For the time before the first and after the last step, when there is nothing to
+    save. A second SIGTERM ends the process at once.
     """
 
     def end(*_):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.write(2, b"SIGTERM: nothing is to be saved; the same command continues\n")
-        sys.exit(PREEMPTED)  # through whatever has to be closed
+        os.write(2, b"SIGTERM: nothing to save; the same command continues\n")
+        sys.exit(PREEMPTED)  # an exception, so that open contexts are closed
 
     signal.signal(signal.SIGTERM, end)
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[threading.Event]:
-    """Gives an event that SIGTERM sets, which clusters send some seconds in advance.
+def stop_on_sigterm() -> Iterator[threading.Event]:
+    """Yields an event that SIGTERM sets; clusters send it before they stop a process.
 
-    Signals reach the main thread only; in another one nothing sets the event.
+    Only the main thread receives signals; in another thread nothing sets the event.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -134,12 +136,13 @@ def asked_to_stop() -> Iterator[threading.Event]:
 
 @dataclasses.dataclass
 class CheckpointManager:
-    """Saves a run from time to time, and when it is asked to stop.
+    """Saves a run at intervals, and on a request to stop.
 
     Attributes:
-        save: from a `Progress`, saves everything.
-        seconds: between two savings.
-        stop: event that asks the run to stop.
+        save: saves the run with a `Progress`.
+        seconds: between two checkpoints.
+        stop: event that requests a stop.
+        saved: time of the last checkpoint.
     """
 
     save: Callable[[Progress], None]
@@ -147,19 +150,20 @@ class CheckpointManager:
     stop: threading.Event
     saved: float = dataclasses.field(default_factory=time.monotonic)
 
-    def asked(self) -> float:
-        """Returns 1.0 if this process was asked to stop, to be told to all workers."""
+    def stop_requested(self) -> float:
+        """Returns 1.0 after a request to stop; the workers exchange the number."""
         return float(self.stop.is_set())
 
     def after_step(self, progress: Progress, shall_stop: bool) -> None:
-        """Saves if it is time, or the run shall stop.
+        """Saves if it is time, or if the run shall stop.
 
         Args:
             progress: of the run.
-            shall_stop: whether any worker was asked to, so that all stop at one step.
+            shall_stop: whether any worker received a request, so that all stop after
+                the same step.
 
         Raises:
-            Preempted: if it shall.
+            Preempted: if the run shall stop.
         """
         if not shall_stop and time.monotonic() - self.saved < self.seconds:
             return
@@ -167,6 +171,6 @@ class CheckpointManager:
         self.saved = time.monotonic()
         if shall_stop:
             raise Preempted(
-                f"Stopped by SIGTERM after step {progress.step}, and saved. The same "
-                "command continues."
+                f"stopped by SIGTERM after step {progress.step}, and saved; the same "
+                "command continues"
             )

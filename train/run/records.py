@@ -1,4 +1,4 @@
-"""What a run leaves to read: one JSON line an epoch, TensorBoard, pictures."""
+"""Records of a run: one JSON line per epoch, TensorBoard, curves and pictures."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ JPEG_QUALITY = 90
 
 
 def read_records(path) -> list[dict]:
-    """Reads a `metrics.jsonl`; without one there are no records.
+    """Reads a `metrics.jsonl`; returns no records if it is missing.
 
-    A last line that was cut off by a kill is left out.
+    An incomplete last line, which a killed process leaves, is ignored.
     """
     path = Path(path)
     if not path.exists():
@@ -36,8 +36,8 @@ def plot_curves(records: list[dict], best_metric: str) -> Figure:
     """Draws loss, best metric and learning rate over the epochs.
 
     Args:
-        records: as `read_records` returns them.
-        best_metric: the metric of the second panel.
+        records: from `read_records`.
+        best_metric: the metric of the second plot.
 
     Returns:
         A matplotlib `Figure`.
@@ -68,12 +68,13 @@ class RecordWriter:
     """Writes the records of a run into its working directory.
 
     Args:
-        workdir: where `metrics.jsonl`, `curves.png`, `predictions.png` and
-            `tensorboard/` go.
-        epochs_done: records of later epochs, left by a run that was killed, are
+        workdir: folder of `metrics.jsonl`, `curves.png`, `predictions.png` and
+            `tensorboard/`.
+        epochs_done: records of later epochs, which a killed process leaves, are
             dropped.
         best_metric: the metric to plot.
-        draw: makes an epoch's pictures, see `train.run.pictures`; by default none.
+        draw: makes the pictures of an epoch, see `train.run.pictures`; by default
+            none.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class RecordWriter:
         )
 
     def write(self, record: dict) -> None:
-        """Adds one epoch's record, a dict of numbers with the key `epoch`."""
+        """Adds the record of one epoch: numbers by name, one of them `epoch`."""
         self.records.append(record)
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
         with atomic_write(self.workdir / "metrics.jsonl") as temporary:
@@ -110,8 +111,8 @@ class RecordWriter:
     def _write_pictures(self, sheet: np.ndarray, epoch: int) -> None:
         with atomic_write(self.workdir / "predictions.png") as temporary:
             Image.fromarray(sheet).save(temporary)
-        # As `tf.summary.image` does, which only knows PNG: three times the space, on
-        # the digits' scenes, and TensorBoard keeps the sheets of all epochs.
+        # JPEG, which `tf.summary.image` cannot write: PNG takes three times the space,
+        # and TensorBoard keeps the pictures of all epochs.
         metadata = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "images"})
         jpeg = tf.io.encode_jpeg(sheet, quality=JPEG_QUALITY)
         height, width = map(str, sheet.shape[:2])

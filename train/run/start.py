@@ -13,7 +13,7 @@ from train.data.source import Source
 from train.models import TrainState, build_state, separate_seeds
 from train.run.checkpoint import load_checkpoint
 from train.run.progress import Progress
-from train.run.workdir import CHECKPOINT, fingerprint, tell_changes
+from train.run.workdir import CHECKPOINT, fingerprint, log_changes
 from train.tasks.task import Task
 
 
@@ -59,7 +59,7 @@ def start_or_continue(run: Run, changes: dict) -> tuple[TrainState, Progress]:
     progress = Progress() if is_fresh else _continue(run.checkpoint, state)
     if not is_fresh:
         _refuse_other_images(run, progress, changes)
-        tell_changes(changes, config)
+        log_changes(changes, config)
         earlier = changes.get("steps_per_execution", config.steps_per_execution)
         progress.repeats = progress.repeats or earlier
     separate_seeds(state.model, run.strategy)

@@ -1,8 +1,8 @@
-"""Numbers as a table of text."""
+"""Lays out numbers as a table of text."""
 
 
-def format_cell(value) -> str:
-    """Lays out a value: numbers with three digits, `-` for one that is missing."""
+def format_cell(value: object) -> str:
+    """Formats a value: floats with three digits, `-` for `None`."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -11,7 +11,7 @@ def format_cell(value) -> str:
 
 
 def format_table(headings: list[str], rows: list[list]) -> str:
-    """Lays out rows as text, the first column to the left and numbers to the right."""
+    """Lays out rows as text: first column left-aligned, the others right-aligned."""
     cells = [headings, *([format_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     return "\n".join(

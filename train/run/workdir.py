@@ -1,4 +1,4 @@
-"""The directory of a run, and the check that it belongs to this one."""
+"""The directory of a run, and the check that it belongs to the same run."""
 
 import dataclasses
 import os
@@ -13,11 +13,11 @@ from train.config import FILENAME, TrainConfig, load_config, save_config
 from train.data.registry import is_path_kind
 from train.data.source import Source
 
-_NAMES = 64  # by which images are known again
+_NAMES = 64  # of training images, which identify them
 CHECKPOINT = "checkpoint.safetensors"
 BEST_MODEL = "best.keras"
 LABELS = "labels.txt"
-# What `keras_mobilevit.files.atomic_write` leaves of these when it is killed.
+# Files that have a temporary copy while they are written.
 _WRITTEN = (
     CHECKPOINT,
     BEST_MODEL,
@@ -28,20 +28,19 @@ _WRITTEN = (
     "predictions.png",
 )
 
-# What may change when a run continues, and what is said of it. All else decides what is
-# learned, or which epoch is the best.
+# Flags that may change when a run continues, and the message about each. All others
+# decide what the model learns, or which epoch is the best.
 CHANGEABLE = {
-    "data": "the images are read there from now on",
-    "weights": "they are not read again: the run continues from its checkpoint",
-    "xla": "the compiled step rounds differently",
+    "data": "the images are read from there now",
+    "weights": "they are not read, since the run continues from its checkpoint",
     "accumulation_steps": "batch normalization takes its statistics from parts of "
-    "another size from now on",
-    "steps_per_execution": "sizes follow each other in another order",
+    "another size now",
+    "steps_per_execution": "the sizes come in another order now",
 }
 
 
 def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
-    """Makes a working directory, or checks that it belongs to the same run.
+    """Creates a working directory, or checks that it belongs to the same run.
 
     Args:
         workdir: the directory.
@@ -49,8 +48,8 @@ def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
         source: its class names are saved there as `labels.txt`.
 
     Raises:
-        ValueError: if it cannot be written, or holds a run of another configuration
-            or other classes; it is left as it was then.
+        ValueError: if the directory cannot be written, or holds a run with another
+            configuration or other classes; it is not changed then.
     """
     check_workdir(workdir, config, source)
     try:
@@ -64,7 +63,7 @@ def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
 
 
 def _remove_half_written(workdir: Path) -> None:
-    """Removes what a run that was killed has left, and nobody else's files."""
+    """Removes temporary files of killed processes."""
     for name in _WRITTEN:
         stem, suffix = re.escape(Path(name).stem), re.escape(Path(name).suffix)
         pattern = re.compile(rf"\.{stem}\.(\d+)\.tmp{suffix}")
@@ -75,7 +74,7 @@ def _remove_half_written(workdir: Path) -> None:
 
 
 def _is_running(process: int) -> bool:
-    if os.name == "nt":  # where asking would end it
+    if os.name == "nt":  # os.kill would end the process
         return True
     try:
         os.kill(process, 0)
@@ -98,7 +97,7 @@ def _labels(source: Source) -> str:
 
 
 def _is_changeable(name: str, saved, now) -> bool:
-    """Tells whether a field may differ from that of the run which is continued."""
+    """Tells whether a field may differ from that of the saved run."""
     if name not in CHANGEABLE:
         return False
     if name == "data":  # moved, but of the same kind
@@ -110,7 +109,7 @@ def _is_changeable(name: str, saved, now) -> bool:
 
 
 def check_workdir(workdir: Path, config: TrainConfig, source: Source) -> dict:
-    """Refuses the directory of another run, and leaves it as it is.
+    """Refuses the directory of another run; changes nothing.
 
     Args:
         workdir: the directory, which need not exist.
@@ -118,7 +117,7 @@ def check_workdir(workdir: Path, config: TrainConfig, source: Source) -> dict:
         source: what it trains on.
 
     Returns:
-        What differs from the run there and may: `{field: value of the run there}`.
+        Allowed differences from the saved run: `{field: value of the saved run}`.
 
     Raises:
         ValueError: if it has another configuration or other classes.
@@ -132,14 +131,15 @@ def check_workdir(workdir: Path, config: TrainConfig, source: Source) -> dict:
         if getattr(saved, field.name) != getattr(config, field.name)
     }
     refused = [
-        f"{name}: {there!r} there, {now!r} now"
-        for name, (there, now) in changes.items()
-        if not _is_changeable(name, there, now)
+        f"--{name} was {before!r} and is {now!r}"
+        for name, (before, now) in changes.items()
+        if not _is_changeable(name, before, now)
     ]
     if refused:
         raise ValueError(
-            f"{workdir} holds a run of another configuration. Choose another "
-            "--workdir, or the same flags to continue it.\n  " + "\n  ".join(refused)
+            f"{workdir} holds a run with another configuration. Choose another "
+            "--workdir, or give the same flags to continue the run.\n  "
+            + "\n  ".join(refused)
         )
     labels = workdir / LABELS
     if labels.exists() and read_text(labels) != _labels(source):
@@ -147,23 +147,23 @@ def check_workdir(workdir: Path, config: TrainConfig, source: Source) -> dict:
             f"{workdir} holds a run with other classes, see {labels}. Choose another "
             "--workdir."
         )
-    return {name: there for name, (there, _) in changes.items()}
+    return {name: before for name, (before, _) in changes.items()}
 
 
-def tell_changes(changes: dict, config: TrainConfig) -> None:
-    """Says in a line each how a run continues otherwise than it began.
+def log_changes(changes: dict, config: TrainConfig) -> None:
+    """Logs the changed flags of a run that continues.
 
     Args:
         changes: from `check_workdir`.
         config: the run's configuration.
     """
-    for name, there in changes.items():
+    for name, before in changes.items():
         now = getattr(config, name)
-        logging.info("--%s was %r and is %r: %s", name, there, now, CHANGEABLE[name])
+        logging.info("--%s was %r and is %r: %s", name, before, now, CHANGEABLE[name])
 
 
 def fingerprint(source: Source) -> int:
-    """Sums up the names of some training images, whatever folder they are in."""
+    """Returns a checksum of the names of some training images, without folders."""
     examples = source.examples("train", None).take(_NAMES)
     names = [Path(str(row["id"].numpy(), "utf-8", "replace")).name for row in examples]
     return zlib.crc32("\n".join(names).encode())

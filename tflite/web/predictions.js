@@ -1,15 +1,15 @@
-// The part of the page that looks at a picture: what a model names or finds there.
+// The part of the page that shows a model's predictions for a picture.
 
 import {bestClasses} from "./classification.js";
-import {objectsOf} from "./detection.js";
-import {cssColor, drawClasses, drawObjects, isColored} from "./drawing.js";
-import {$, element, inTurn, say} from "./page.js";
-import {middleOf, openPicture, wholeOf} from "./picture.js";
+import {detectedObjects} from "./detection.js";
+import {drawClasses, drawObjects, Palette} from "./drawing.js";
+import {$, element, runExclusive, setStatus} from "./page.js";
+import {centerCrop, openPicture, resizeToInput} from "./picture.js";
 import {Model} from "./runtime.js";
-import {classMapOf, sharesOf} from "./segmentation.js";
+import {classMap, classShares} from "./segmentation.js";
 
-const LOWEST_SCORE = 0.3;  // of an object that is shown
-const SMALLEST_SHARE = 0.001;  // of a picture that is told as a number
+const MIN_SCORE = 0.3;  // of an object that is shown
+const MIN_SHARE = 0.001;  // of a class whose share is shown as a number
 
 const nameOf = (file, label) => file.labels[label] ?? `class ${label}`;
 const percent = (score, digits) => `${(100 * score).toFixed(digits)} %`;
@@ -27,26 +27,25 @@ function listItem(text, part, color = "") {
 function showClasses(file, outputs) {
   $("found").replaceChildren(...bestClasses(outputs).map(({label, score}) =>
     listItem(`${nameOf(file, label)} ${percent(score, 1)}`, score)));
-  return file.activation === "sigmoid" ? "; each class by itself" : "";
+  return file.activation === "sigmoid" ? "; each class on its own" : "";
 }
 
-function showObjects(file, outputs, bitmap) {
+function showObjects(file, outputs, bitmap, palette) {
   const start = performance.now();
-  const objects = objectsOf(outputs, file.nms, LOWEST_SCORE);
+  const objects = detectedObjects(outputs, file.nms, MIN_SCORE);
   const milliseconds = performance.now() - start;
   const textOf = ({label, score}) => `${nameOf(file, label)} ${percent(score, 0)}`;
-  drawObjects(bitmap, $("preview"), objects, textOf);
+  drawObjects(bitmap, $("preview"), objects, textOf, palette);
   $("found").replaceChildren(...objects.map(object =>
-    listItem(textOf(object), object.score, cssColor(object.label))));
+    listItem(textOf(object), object.score, palette.css(object.label))));
   if (!objects.length) $("found").append(element("li", "", "nothing found"));
-  if (outputs.classes) return "";  // the file has suppressed them itself
+  if (outputs.classes) return "";  // suppression is part of the file
   return `, ${milliseconds.toFixed(1)} ms of non-maximum suppression`;
 }
 
-function shareItem(name, label, share) {
-  const color = isColored(name) ? cssColor(label) : "";
-  const part =
-    share < SMALLEST_SHARE ? `< ${percent(SMALLEST_SHARE, 1)}` : percent(share, 1);
+function shareItem(name, label, share, palette) {
+  const color = palette.isColored(name) ? palette.css(label) : "";
+  const part = share < MIN_SHARE ? `< ${percent(MIN_SHARE, 1)}` : percent(share, 1);
   const item = listItem(`${name} ${part}`, share, color || "var(--quiet)");
   const swatch = element("span", "swatch");
   swatch.style.background = color;
@@ -54,37 +53,37 @@ function shareItem(name, label, share) {
   return item;
 }
 
-function showMask(file, outputs, bitmap) {
+function showMask(file, outputs, bitmap, palette) {
   const [, height, width] = file.input.shape;
   const nameOfClass = label => nameOf(file, label);
   const start = performance.now();
-  const classes = classMapOf(outputs, file.outputs[0].shape, height, width);
+  const classes = classMap(outputs, file.outputs[0].shape, height, width);
   const milliseconds = performance.now() - start;
-  drawClasses(bitmap, $("preview"), classes, height, width, nameOfClass);
-  $("found").replaceChildren(...sharesOf(classes).map(({label, share}) =>
-    shareItem(nameOfClass(label), label, share)));
-  if (outputs.classes) return "";  // the file has chosen them itself
+  drawClasses(bitmap, $("preview"), {classes, height, width}, nameOfClass, palette);
+  $("found").replaceChildren(...classShares(classes).map(({label, share}) =>
+    shareItem(nameOfClass(label), label, share, palette)));
+  if (outputs.classes) return "";  // argmax is part of the file
   return `, ${milliseconds.toFixed(1)} ms of resizing and argmax`;
 }
 
-// By task: how a picture becomes pixels, and how outputs are shown; `show` returns what
-// there is to say of it.
+// By task: how a picture becomes the input, and how outputs are shown. `show` returns
+// an addition to the status.
 const TASKS = {
   classification: {
-    pixels: (file, bitmap) => middleOf(bitmap, $("preview"), file),
+    pixels: (file, bitmap) => centerCrop(bitmap, $("preview"), file),
     show: showClasses,
   },
   detection: {
-    pixels: (file, bitmap) => wholeOf(bitmap, file),
+    pixels: (file, bitmap) => resizeToInput(bitmap, file),
     show: showObjects,
   },
   segmentation: {
-    pixels: (file, bitmap) => wholeOf(bitmap, file),
+    pixels: (file, bitmap) => resizeToInput(bitmap, file),
     show: showMask,
   },
 };
 
-let opened = null;  // the model that looks at pictures
+let opened = null;  // the model that predicts
 
 export async function closeModel() {
   opened?.close();
@@ -94,41 +93,44 @@ export async function closeModel() {
 async function openModel(file) {
   if (opened?.file === file) return;
   await closeModel();
-  say("picture-status", `Loading ${file.name} …`);
+  setStatus("picture-status", `Loading ${file.name} …`);
   opened = await Model.open(file, "wasm", 1);
 }
 
-async function look(file, blob) {
+async function predict(file, blob, palette) {
   await openModel(file);
   const bitmap = await openPicture(blob);
   const task = TASKS[file.task];
-  const input = opened.input(task.pixels(file, bitmap));
+  const input = opened.makeInput(task.pixels(file, bitmap));
   const start = performance.now();
   const values = await opened.run(input);
   const milliseconds = (performance.now() - start).toFixed(1);
   input.delete();
-  const more = task.show(file, opened.dequantize(values), bitmap);
+  const addition = task.show(file, opened.dequantize(values), bitmap, palette);
   bitmap.close();
-  say("picture-status", `${milliseconds} ms on one CPU thread${more}.`);
+  setStatus("picture-status", `${milliseconds} ms on one CPU thread${addition}.`);
 }
 
-// Makes the controls work; they look at the latest picture, with the chosen file.
-export function preparePictures(files) {
+// Connects the controls: they show predictions for the latest picture by the chosen file.
+export function enablePredictions({files, drawing}) {
+  const palette = new Palette(drawing);
   files.forEach((file, index) => {
     const option = element("option", "", file.name);
     option.value = index;
     $("model").append(option);
   });
   let blob = null;
-  const again = () =>
-    blob && inTurn(() => look(files[$("model").value], blob), "picture-status");
+  const update = () => {
+    if (!blob) return;
+    runExclusive(() => predict(files[$("model").value], blob, palette), "picture-status");
+  };
   for (const name of ["camera", "file"]) {
     $(name).addEventListener("change", event => {
       blob = event.target.files[0] ?? blob;
       event.target.value = "";  // so that the same file can be chosen again
-      again();
+      update();
     });
   }
-  $("model").addEventListener("change", again);
+  $("model").addEventListener("change", update);
   $("picture").hidden = false;
 }
