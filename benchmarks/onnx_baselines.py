@@ -86,13 +86,14 @@ def export(model: str, size: int | None, output: Path) -> None:
         ValueError: if a package is not installed.
     """
     from keras_mobilevit.files import atomic_write
-    from tflite.models import default_size, split_name
+    from tflite.models import default_size
+    from tflite.tasks.registry import split_name
 
-    prefix, variant = split_name(model)
+    row, variant = split_name(model)
     try:
         import torch
 
-        network = BUILDERS[prefix](variant).eval()
+        network = BUILDERS[row.model_prefix or ""](variant).eval()
     except ImportError as error:
         raise ValueError(f"pip install '.[peers]' first: {error}.") from error
     size = size or default_size(model)

@@ -16,5 +16,5 @@ def tflite_file(tmp_path_factory) -> Path:
     keras.utils.set_random_seed(0)
     model = MobileViT_XXS(weights=None, classes=3, input_shape=(32, 32, 3))
     path = tmp_path_factory.mktemp("tflite") / "tiny.tflite"
-    path.write_bytes(conversion.prepare(model, 32, True, None, None).float32)
+    path.write_bytes(conversion.prepare(model, 32).float32)
     return path

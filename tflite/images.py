@@ -1,6 +1,7 @@
-"""Real images to calibrate with and to compare on, as the training sees them."""
+"""Real images for calibration and validation, preprocessed as in training."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from train.data.source import (
 from train.data.unreadable import NAMED, refuse_nothing_read, with_reason
 
 BATCH_SIZE = 64
-FEW_IMAGES = 50  # ranges of fewer images clip what others contain
+FEW_IMAGES = 50  # ranges measured on fewer images clip values of other images
 TOO_FEW_IMAGES = 10  # with 3 photos a real network lost 5 points
-DARK = 32  # of 255: photos reach higher
+DARK = 32  # of 255: the largest value of a photo is higher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +32,10 @@ class ImageSet:
     """Some images of one split.
 
     Attributes:
-        data: as `--data` of the task's training.
-        class_names: in the order of the labels.
+        data: their name, a value of `--data`.
+        class_names: names of the classes, in the order of the labels.
         images: uint8 `[images, height, width, 3]`.
-        targets: the task's, `{name: [images, ...]}`.
+        targets: targets of the training task, `{name: [images, ...]}`.
     """
 
     data: str
@@ -44,11 +45,11 @@ class ImageSet:
 
 
 def photo_folder(data: str) -> Path | None:
-    """Returns the folder that `--data` names, if it is one of photos without classes.
+    """Returns the folder of photos without classes that `--data` names, if it does.
 
     Args:
-        data: the path of a folder; or `folder:PATH`, of which those with `train` and
-            `validation` inside are folders of classes instead.
+        data: the path of a folder, or `folder:PATH`. With folders `train` or
+            `validation` inside, `folder:PATH` has classes.
     """
     kind, _, argument = data.partition(":")
     is_named = kind == "folder" and argument
@@ -61,7 +62,7 @@ def photo_folder(data: str) -> Path | None:
 
 
 def _photo_source(path: Path) -> Source:
-    """Opens a folder of photos without classes, which are in both splits."""
+    """Opens a folder of photos without classes; each split has all of them."""
     entries = sorted(path.iterdir())
     entries = [entry for entry in entries if not is_litter(entry.name)]
     files = [f for f in entries if f.suffix.lower() in IMAGE_SUFFIXES]
@@ -80,20 +81,20 @@ def _photo_source(path: Path) -> Source:
 
 
 def _refuse_no_folder(data: str) -> None:
-    """Refuses a path that is no folder, which a task takes for a kind of data."""
+    """Raises a ValueError that names the path, if `data` is one and not a folder."""
     _, colon, _ = data.partition(":")
     if colon or data == "digits":
         return
     if Path(data).is_file():
-        raise ValueError(f"{data} is a file. Name the folder that the photos are in.")
+        raise ValueError(f"{data} is a file. Name the folder with the photos.")
     raise ValueError(
         f"There is no folder {Path(data).expanduser().absolute()}. Expected a folder "
-        "of photos, folder:PATH, or other data as --data of train/main.py."
+        "of photos, folder:PATH, or another value of --data of train/main.py."
     )
 
 
-def _photo_loader(crops: bool):
-    """Makes the function from an example of a photo to its image, without targets."""
+def _photo_loader(crops: bool) -> Callable[..., dict]:
+    """Makes the function from an example to its image, without targets."""
 
     def load(example, size, crop_fraction: float) -> dict:
         if crops:
@@ -107,21 +108,21 @@ def _photo_loader(crops: bool):
 def load_images(
     task: Task, data: str, split: str, count: int, size: int, crop_fraction: float
 ) -> ImageSet:
-    """Loads images from all over a split, cropped as for an evaluation.
+    """Loads images that are spread over a split, cropped as for an evaluation.
 
     Args:
-        task: of conversion; the sources and examples of its training are loaded.
-        data: as `--data` of that training, or a folder of photos without classes.
+        task: the task; its training knows how to read the data.
+        data: a value of `--data`, or a folder of photos without classes.
         split: `train` or `validation`.
-        count: about how many; 0 for all.
-        size: side in pixels.
+        count: approximate number of images; 0 for all.
+        size: side of the images in pixels.
         crop_fraction: see `resize_and_center_crop`.
 
     Returns:
-        An `ImageSet`; that of a folder of photos has no classes and no targets.
+        The images; those of a folder of photos have no classes and no targets.
 
     Raises:
-        ValueError: if there is no such data, or no image of it can be read.
+        ValueError: if there is no such data, or none of its images can be read.
     """
     folder = photo_folder(data)
     if folder is None:
@@ -145,20 +146,20 @@ def load_images(
     if not len(images):
         refuse_nothing_read(source, split, bad)
     if bad:
-        told = "; ".join(map(with_reason, bad[:NAMED]))
-        logging.warning("%d images cannot be read and are left out: %s", len(bad), told)
+        examples = "; ".join(map(with_reason, bad[:NAMED]))
+        logging.warning("Skipped %d unreadable images: %s", len(bad), examples)
     return ImageSet(data, source.class_names, images, targets)
 
 
 def check_calibration_images(calibration: ImageSet, wanted: int = 0) -> None:
-    """Refuses calibration images that would mislead, and warns of few.
+    """Refuses calibration images that mislead, and warns if there are few.
 
     Args:
         calibration: the images.
-        wanted: how many were asked for.
+        wanted: the number that was asked for, 0 for any.
 
     Raises:
-        ValueError: if they are fewer than 10, all equal, or nearly black.
+        ValueError: if there are fewer than 10, or all are equal or nearly black.
     """
     images, data = calibration.images, calibration.data
     if len(images) < TOO_FEW_IMAGES:
@@ -175,13 +176,13 @@ def check_calibration_images(calibration: ImageSet, wanted: int = 0) -> None:
     if images.max() < DARK:
         raise ValueError(
             f"The calibration images of {data} are nearly black: their largest value "
-            f"is {images.max()} of 255. Perhaps they were scaled to [0, 1] when they "
+            f"is {images.max()} of 255. Perhaps they were scaled to [0, 1] before they "
             "were saved. Name other images with --calibration."
         )
     if len(images) < FEW_IMAGES:
         logging.warning(
-            "Calibrating on only %d images of %s: ranges measured on so few clip what "
-            "other images contain. Expected at least %d.",
+            "Calibrating on only %d images of %s: ranges measured on so few clip "
+            "values of other images. Expected at least %d.",
             len(images),
             data,
             FEW_IMAGES,

@@ -1,4 +1,4 @@
-"""Small models as users of Keras build them, mostly for transfer learning."""
+"""Small models as Keras users build them, mostly for transfer learning."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from keras import layers, ops
 import keras_mobilevit
 
 SIZE = 32
-# Pixels' means and variances, as ImageNet's in [0, 1].
+# ImageNet's means and variances of pixels in [0, 1].
 MEAN, VARIANCE = [0.485, 0.456, 0.406], [0.0524, 0.0502, 0.0506]
 
 
@@ -28,7 +28,7 @@ class Idiom:
 
 
 def base(channels: int = 3, size: int | None = SIZE, name: str = "base"):
-    """A backbone of two blocks, whose maps are a quarter of the image."""
+    """A backbone of two blocks that reduces the side of the image to a quarter."""
     inputs = keras.Input((size, size, channels))
     x = inputs
     for filters in (8, 12):
@@ -46,7 +46,7 @@ def head(x, classes: int = 3):
 
 
 def after(function: Callable) -> Callable:
-    """A model with something between the image and a nested backbone."""
+    """A model with layers between the image and a nested backbone."""
 
     def build():
         inputs = image()
@@ -56,7 +56,7 @@ def after(function: Callable) -> Callable:
 
 
 def scaled(function: Callable, training: bool | None = False) -> Callable:
-    """A model with something on top of a nested backbone for [0, 1]."""
+    """A model with layers on top of a nested backbone for images in [0, 1]."""
 
     def build():
         inputs = image()
@@ -68,7 +68,7 @@ def scaled(function: Callable, training: bool | None = False) -> Callable:
 
 
 def pooled(function: Callable) -> Callable:
-    """A model with something on top of pooled features."""
+    """A model with layers on top of pooled features."""
     return scaled(lambda x: function(layers.GlobalAveragePooling2D()(x)))
 
 
@@ -98,7 +98,7 @@ def nested_sequentials():
 
 
 def built_late():
-    """A Sequential without an Input, which its first images build."""
+    """A Sequential without an Input, built by its first images."""
     model = keras.Sequential(
         [layers.Rescaling(1 / 255), layers.Conv2D(8, 3), layers.Flatten()]
     )

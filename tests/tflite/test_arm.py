@@ -24,8 +24,8 @@ from tflite import exporter as conversion
 from tflite.formats.table import FORMATS
 from tflite.images import load_images
 from tflite.suites.conversion import settle_batch_norms
-from tflite.tasks.classification import CLASSIFICATION
-from tflite.tasks.detection import RAW
+from tflite.tasks.classification.task import SINGLE_LABEL
+from tflite.tasks.detection.task import RAW
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +86,7 @@ def real_files(tmp_path_factory) -> dict[str, Path]:
 def some_photos() -> np.ndarray:
     """Loads validation photos of many classes, in the network's range."""
     found = load_images(
-        CLASSIFICATION, f"folder:{PHOTOS}", "validation", 0, SIZE, CROP
+        SINGLE_LABEL, f"folder:{PHOTOS}", "validation", 0, SIZE, CROP
     ).images
     chosen = np.linspace(0, len(found) - 1, COUNT).round().astype(int)
     return found[chosen].astype(np.float32)
@@ -131,13 +131,11 @@ class Detector:
 
     def __init__(self, model: keras.Model, images: np.ndarray, folder: Path):
         size = images.shape[1]
-        task = dataclasses.replace(RAW, finish=with_network_outputs)
-        prepared = conversion.prepare(
-            model, size, True, lambda: images, None, task=task
-        )
+        task = dataclasses.replace(RAW, postprocess=with_network_outputs)
+        prepared = conversion.prepare(model, size, calibration=images, task=task)
         self.files = {name: folder / f"{name}.tflite" for name in ("fp32", "fp16")}
         for name, path in self.files.items():
-            path.write_bytes(FORMATS[name].make(prepared))
+            path.write_bytes(FORMATS[name].build(prepared))
         self.anchors = anchor_boxes(size, size)
 
     def run(self, machine: arm.ArmMachine, images, scratch: Path) -> list[dict]:
@@ -152,8 +150,8 @@ class Detector:
 
 
 def with_network_outputs(model: keras.Model, size: int):
-    """Makes the function that returns offsets, logits, boxes and scores."""
-    decoder = RAW.finish(model, size)
+    """Makes the function that returns boxes and scores, and what they are made of."""
+    decoder = RAW.postprocess(model, size)
     return lambda tensors: {
         **dict(zip(("offsets", "logits"), tensors)),
         **decoder(tensors),
@@ -162,7 +160,7 @@ def with_network_outputs(model: keras.Model, size: int):
 
 def some_digits() -> np.ndarray:
     return load_images(
-        CLASSIFICATION, "digits", "validation", 16, DETECTOR_SIZE, 1.0
+        SINGLE_LABEL, "digits", "validation", 16, DETECTOR_SIZE, 1.0
     ).images.astype(np.float32)
 
 

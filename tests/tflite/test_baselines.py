@@ -97,12 +97,12 @@ def relative_difference(found, expected) -> float:
 def check_conversion(model: keras.Model, size: int, folder) -> None:
     """Compares fp32 with Keras; both files must be one piece on XNNPACK."""
     x = random_images(size, size, 4).astype(np.float32)
-    prepared = conversion.prepare(model, size, True, lambda: x, fine_tuned=None)
+    prepared = conversion.prepare(model, size, calibration=x)
     expected = model.predict(x, verbose=0)
     limits = {"fp32": 1e-4, "int8-mixed": 0.1}  # of random weights
     for file_format, limit in limits.items():
         path = folder / f"{file_format}.tflite"
-        path.write_bytes(FORMATS[file_format].make(prepared))
+        path.write_bytes(FORMATS[file_format].build(prepared))
         litert = LiteRTModel(path)
         (found,) = litert.predict(x).values()
         assert relative_difference(found, expected) < limit

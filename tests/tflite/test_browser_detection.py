@@ -28,7 +28,7 @@ from tflite import exporter as conversion
 from tflite.drivers.browser_files import read_file
 from tflite.drivers.browser_results import MAX_OUTPUTS
 from tflite.drivers.browser_server import PageServer
-from tflite.tasks.detection import suppress
+from tflite.tasks.detection.postprocess import suppress
 from tflite.tasks.registry import task_of
 
 CELLS = 4  # side of the grid of the color detector
@@ -60,7 +60,7 @@ def files(tmp_path_factory) -> list[str]:
     contents = {"colors": converted(detect_colors)}
     for nms in ("none", "builtin"):
         task = task_of(model, nms)
-        prepared = conversion.prepare(model, SIZE, True, None, None, task=task)
+        prepared = conversion.prepare(model, SIZE, task=task)
         contents[nms] = prepared.float32
     return [
         write_file(folder / f"{name}.tflite", content, labels=COLORS)

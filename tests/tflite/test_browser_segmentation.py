@@ -31,7 +31,7 @@ from tflite import exporter as conversion
 from tflite.drivers.browser_files import read_file
 from tflite.drivers.browser_results import MAX_OUTPUTS, parse_result
 from tflite.drivers.browser_server import PageServer
-from tflite.tasks.segmentation import BY_OUTPUT
+from tflite.tasks.segmentation.task import OUTPUT_VARIANTS
 
 STRIDE = 16  # output stride of the color segmenter
 NETWORK_SIZE = 96  # of the real segmenter: more pixels than are compared
@@ -250,10 +250,8 @@ def network() -> keras.Model:
 def network_files(network, tmp_path_factory) -> list[str]:
     """The real segmenter with both kinds of output."""
     folder, paths = tmp_path_factory.mktemp("network"), []
-    for output, task in BY_OUTPUT.items():
-        content = conversion.prepare(
-            network, NETWORK_SIZE, True, None, None, task=task
-        ).float32
+    for output, task in OUTPUT_VARIANTS.items():
+        content = conversion.prepare(network, NETWORK_SIZE, task=task).float32
         paths.append(write_file(folder / f"{output}.tflite", content, labels=LABELS))
     return paths
 

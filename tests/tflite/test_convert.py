@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import keras
@@ -15,18 +14,18 @@ import tensorflow as tf
 
 from keras_mobilevit import DeepLabV3, MobileViT_XXS, SSDLite
 from keras_mobilevit.litert import LiteRTModel
-from tflite import convert, models
+from tests.helpers.options import make_options
+from tflite import convert, models, options, pipeline
 from tflite import exporter as conversion
-from tflite import flags as convert_flags
 from tflite.drivers.browser_files import read_file
 from tflite.formats import calibration
 from tflite.formats.litert import tflite_content
-from tflite.formats.table import FORMATS
+from tflite.formats.table import FORMATS, formats_of
 from tflite.images import ImageSet, check_calibration_images, load_images
-from tflite.tasks import detection
-from tflite.tasks.classification import CLASSIFICATION, output_name
+from tflite.tasks.classification.task import SINGLE_LABEL, output_name
+from tflite.tasks.detection.task import RAW
 from tflite.validation import gpu, parity
-from tflite.validation.card import CHECKS, refuse_faults
+from tflite.validation.checks import CHECKS, refuse_faults
 from train.config import make_config, save_config
 
 ROOT = Path(__file__).parents[2]
@@ -36,12 +35,12 @@ class Setup:
     """A model, its conversion and what its outputs must be."""
 
     def __init__(self, model: keras.Model, size: int = 64, rewrite: bool = True):
-        found = load_images(CLASSIFICATION, "digits", "validation", 8, size, 1.0)
+        found = load_images(SINGLE_LABEL, "digits", "validation", 8, size, 1.0)
         has_ten = model.output_shape[-1] == len(found.class_names)
         labels = found.class_names if has_ten else ()
         self.reference = conversion.make_reference(model, found, labels)
         self.prepared = conversion.prepare(
-            model, size, rewrite, lambda: self.reference.images, fine_tuned=None
+            model, size, rewrite=rewrite, calibration=found.images
         )
 
     def convert(self, folder: Path, file_format: str = "fp32", **options) -> dict:
@@ -65,7 +64,7 @@ def setup() -> Setup:
 
 
 # Random weights give some maps ranges that no trained network has.
-RANDOM = ("outside", "psnr", "accuracy")
+RANDOM = ("undelegated_ops", "psnr", "accuracy")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +197,7 @@ def test_the_card_tells_what_a_classifier_returns(
     assert output["name"] == name and meaning in output["meaning"]
     assert card["accuracy"] is None
     assert ("top1_agreement" in card["parity"]) == (activation != "sigmoid")
-    (told,) = convert._accuracy(None, card["parity"])
+    (told,) = convert.accuracy_words(None, card["parity"])
     assert told.endswith("agreement 100.0 %")
     page_file = read_file(str(tmp_path / "model.tflite"), 0)
     assert page_file.description["activation"] == card["activation"]
@@ -215,7 +214,7 @@ def test_a_sigmoid_head_has_no_top1():
     )
     setup = Setup(model)
     assert setup.reference.has_labels and not setup.reference.task.metric
-    assert "int8-qat" not in setup.reference.task.formats
+    assert "int8-qat" not in formats_of(setup.reference.task)
 
 
 def test_what_tflite_cannot_express_is_refused(tmp_path):
@@ -236,9 +235,9 @@ def test_a_model_of_other_inputs_is_refused(tmp_path):
 
 def test_classes_are_the_same_by_their_names_alone(setup):
     names = setup.reference.validation.class_names
-    assert conversion.has_classes_of(list(names), names)
-    assert not conversion.has_classes_of([f"garment {i}" for i in range(10)], names)
-    assert not conversion.has_classes_of([], names)  # as many, perhaps
+    assert models.has_classes_of(list(names), names)
+    assert not models.has_classes_of([f"garment {i}" for i in range(10)], names)
+    assert not models.has_classes_of([], names)  # as many, perhaps
     assert setup.reference.has_labels
 
 
@@ -251,11 +250,11 @@ def test_an_earlier_file_stays_and_is_named(setup, tmp_path, monkeypatch):
 
 
 def test_a_second_conversion_at_the_same_time_is_refused(tmp_path):
-    with convert._only_conversion(tmp_path):
+    with conversion.only_conversion(tmp_path):
         with pytest.raises(ValueError, match="Another conversion writes into"):
-            with convert._only_conversion(tmp_path):
+            with conversion.only_conversion(tmp_path):
                 pass
-    with convert._only_conversion(tmp_path):  # and then no more
+    with conversion.only_conversion(tmp_path):  # and then no more
         pass
 
 
@@ -272,11 +271,11 @@ def test_images_that_cannot_be_read_are_told(tmp_path):
             (tmp_path / split / name).mkdir(parents=True)
             (tmp_path / split / name / "cut.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"can be read.*cut.jpg \(the file is empty"):
-        load_images(CLASSIFICATION, f"folder:{tmp_path}", "validation", 8, 64, 1.0)
+        load_images(SINGLE_LABEL, f"folder:{tmp_path}", "validation", 8, 64, 1.0)
 
 
 def test_images_come_from_all_classes():
-    found = load_images(CLASSIFICATION, "digits", "validation", 32, 48, 1.0)
+    found = load_images(SINGLE_LABEL, "digits", "validation", 32, 48, 1.0)
     images = found.images
     assert 32 <= len(images) <= 40
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) > 30
@@ -335,7 +334,7 @@ def save_photos(folder: Path, count: int) -> Path:
 def test_a_folder_of_photos_without_classes(prefix, tmp_path):
     folder = save_photos(tmp_path / "photos", 7)
     (folder / "cut.jpg").write_bytes(b"")
-    for task in (CLASSIFICATION, detection.RAW):
+    for task in (SINGLE_LABEL, RAW):
         found = load_images(task, f"{prefix}{folder}", "validation", 0, 32, 1.0)
         assert found.images.shape == (7, 32, 32, 3)
         assert (found.class_names, found.targets) == ((), {})
@@ -344,13 +343,13 @@ def test_a_folder_of_photos_without_classes(prefix, tmp_path):
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "cat").mkdir()
     with pytest.raises(ValueError, match=r"No photos in .*Found: cat.*one folder"):
-        load_images(CLASSIFICATION, str(tmp_path), "train", 0, 32, 1.0)
+        load_images(SINGLE_LABEL, str(tmp_path), "train", 0, 32, 1.0)
     file = tmp_path / "cat" / "one.png"
     file.write_bytes(b"")
     with pytest.raises(ValueError, match="one.png is a file. Name the folder"):
-        load_images(CLASSIFICATION, str(file), "train", 0, 32, 1.0)
+        load_images(SINGLE_LABEL, str(file), "train", 0, 32, 1.0)
     with pytest.raises(ValueError, match="There is no folder /.*photso.*folder:PATH"):
-        load_images(CLASSIFICATION, "photso", "train", 0, 32, 1.0)
+        load_images(SINGLE_LABEL, "photso", "train", 0, 32, 1.0)
 
 
 class Args:
@@ -364,22 +363,22 @@ class Args:
 
 
 def test_a_named_model_is_not_calibrated_on_the_digits():
-    fp32 = convert_flags.data_from_flags(Args())
+    fp32 = options.data_from_flags(Args())
     assert (fp32.validation, fp32.calibration) == ("digits", None)
     for name in ("dynamic", "int8-mixed", "int8", "int8-qat", "coreml-int8"):
         with pytest.raises(ValueError, match=f"{name}: .*neither --data=folder:PATH"):
-            convert_flags.data_from_flags(Args(formats=["fp32", name]))
-    found = convert_flags.data_from_flags(Args(formats=["int8"], calibration="photos"))
+            options.data_from_flags(Args(formats=["fp32", name]))
+    found = options.data_from_flags(Args(formats=["int8"], calibration="photos"))
     assert (found.validation, found.calibration) == ("photos", "photos")
     for weights in ("imagenet", "mine.safetensors"):
         args = Args(weights=weights, data="digits", formats=["int8"])
         with pytest.raises(ValueError, match="digits are not like the images"):
-            convert_flags.data_from_flags(args)
+            options.data_from_flags(args)
     with pytest.raises(ValueError, match="digits are not like the images"):
-        convert_flags.data_from_flags(
+        options.data_from_flags(
             Args(model="mine.keras", data="digits", formats=["int8"])
         )
-    convert_flags.data_from_flags(Args(data="digits", formats=["int8"]))  # random
+    options.data_from_flags(Args(data="digits", formats=["int8"]))  # random
 
 
 @pytest.mark.parametrize(
@@ -398,7 +397,7 @@ def test_a_named_model_is_not_calibrated_on_the_digits():
 def test_weights_are_random_only_if_asked_for(
     model, weights, expected, warning, caplog
 ):
-    found = convert_flags.weights_from_flags(Args(model=model, weights=weights))
+    found = options.weights_from_flags(Args(model=model, weights=weights))
     assert found == expected
     assert re.search(warning, caplog.text) if warning else not caplog.text
 
@@ -406,14 +405,18 @@ def test_weights_are_random_only_if_asked_for(
 @pytest.mark.parametrize(
     ("model", "weights", "message"),
     [
-        ("mobilenet_v2", None, "no published weights of mobilenet_v2. --weights=none"),
+        (
+            "mobilenet_v2",
+            None,
+            "mobilenet_v2 has no published weights. Use --weights=none",
+        ),
         ("best.keras", "none", "best.keras has its own weights"),
         ("best.keras", "imagenet", "best.keras has its own weights"),
     ],
 )
 def test_weights_that_cannot_be_are_refused(model, weights, message):
     with pytest.raises(ValueError, match=message):
-        convert_flags.weights_from_flags(Args(model=model, weights=weights))
+        options.weights_from_flags(Args(model=model, weights=weights))
 
 
 def run_convert(*flags, environment=()) -> subprocess.CompletedProcess:
@@ -452,21 +455,21 @@ def test_the_crop_is_that_of_the_evaluation(changes, crop, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
     save_config(make_config("folder_small", eval_crop=0.75), Path("run/config.json"))
-    assert convert_flags.data_from_flags(Args(**changes)).crop == crop
+    assert options.data_from_flags(Args(**changes)).crop == crop
 
 
 def test_a_file_of_another_model_is_not_replaced(tmp_path):
     path = tmp_path / "best_64_fp32.tflite"
     ours = {"model": "runs/a/best.keras"}
-    convert._check_earlier(path, ours)
+    conversion.check_earlier(path, ours)
     path.write_bytes(b"")
-    convert._check_earlier(path, ours)  # without a card nothing is known
+    conversion.check_earlier(path, ours)  # without a card nothing is known
     path.with_suffix(".json").write_text(json.dumps(ours), "utf-8")
-    convert._check_earlier(path, ours)
-    convert._check_earlier(path, {"model": str(Path("runs/a/best.keras").absolute())})
+    conversion.check_earlier(path, ours)
+    conversion.check_earlier(path, {"model": str(Path("runs/a/best.keras").absolute())})
     for other in ({"model": "runs/b/best.keras"}, ours | {"weights": "imagenet"}):
-        with pytest.raises(ValueError, match="was made of runs/a/best.keras. Name"):
-            convert._check_earlier(path, other)
+        with pytest.raises(ValueError, match="was made from runs/a/best.keras. Use"):
+            conversion.check_earlier(path, other)
 
 
 def test_photos_prove_a_file_that_its_own_training_images_calibrate(tmp_path, caplog):
@@ -474,20 +477,20 @@ def test_photos_prove_a_file_that_its_own_training_images_calibrate(tmp_path, ca
     save_config(make_config("folder_small", data="folder:x"), tmp_path / "config.json")
     model = str(tmp_path / "best.keras")
     args = Args(model=model, formats=["int8"], data=folder)
-    found = convert_flags.data_from_flags(args)
+    found = options.data_from_flags(args)
     assert (found.validation, Path(found.calibration.split(":")[1]).name) == (
         folder,
         "x",
     )
     assert not caplog.text
-    convert_flags.data_from_flags(Args(formats=["int8"], calibration=folder))
-    assert "both calibrate and prove" in caplog.text
+    options.data_from_flags(Args(formats=["int8"], calibration=folder))
+    assert "both calibrate and validate" in caplog.text
     with pytest.raises(ValueError, match="int8-qat trains on images with labels"):
-        convert_flags.data_from_flags(Args(formats=["int8-qat"], calibration=folder))
+        options.data_from_flags(Args(formats=["int8-qat"], calibration=folder))
 
 
 def test_what_no_rewrite_costs_is_told(caplog):
-    convert_flags.data_from_flags(Args(data="x", formats=["int8"], no_rewrite=True))
+    options.data_from_flags(Args(data="x", formats=["int8"], no_rewrite=True))
     assert "channels are not equalized" in caplog.text
 
 
@@ -554,7 +557,7 @@ def test_another_size_than_the_models_is_refused():
     with pytest.raises(
         ValueError, match=r"takes images of 64x64 pixels only. Received: 96"
     ):
-        conversion.prepare(model, 96, True, None, None)
+        conversion.prepare(model, 96)
 
 
 def accuracy_of(top1: float) -> dict:
@@ -577,22 +580,22 @@ GOOD_CARD = {
     ("change", "message"),
     [
         ({}, None),
-        ({"foreign_ops": ["FlexConv2D"]}, "should not: FlexConv2D"),
+        ({"foreign_ops": ["FlexConv2D"]}, "needs unsupported operations: FlexConv2D"),
         ({"float_ops": {"MUL": 3}}, "operations on floats: 3; at most 0"),
         ({"max_rank": 6}, r"rank 6; phones take at most 4 \(--allow=rank\)"),
-        ({"xnnpack": {"ops_outside": {"RSQRT": 2}}}, "outside XNNPACK: 2"),
+        ({"xnnpack": {"ops_outside": {"RSQRT": 2}}}, "XNNPACK does not run: 2"),
         ({"parity": {"max_abs": np.nan, "psnr_db": 140.0}}, "up to nan"),
-        ({"parity": {"max_abs": 0.0, "psnr_db": np.nan}}, "PSNR in dB .* nan"),
+        ({"parity": {"max_abs": 0.0, "psnr_db": np.nan}}, "PSNR .* in dB is nan"),
         (
             {"parity": {"max_abs": 0.0, "psnr_db": 140.0, "agreement": 0.9}},
-            "agrees with Keras, in what it finds, for a part of only 0.9; at least",
+            "finds the same as Keras in a fraction of only 0.9; at least",
         ),
-        ({"accuracy": accuracy_of(69.0)}, "chance's share: 0.9; at most 0"),
+        ({"accuracy": accuracy_of(69.0)}, "beyond the tolerance: 0.9; at most 0"),
         ({"accuracy": accuracy_of(69.9)}, None),
         ({"accuracy": None}, None),
         (
             {"gpu": {"fully_accelerated": False, "max_abs": None, "error": "no MUL"}},
-            "not taken whole by the GPU: no MUL",
+            "does not run entirely on the GPU: no MUL",
         ),
         (
             {"gpu": {"fully_accelerated": True, "max_abs": 0.5, "error": ""}},
@@ -608,7 +611,7 @@ GOOD_CARD = {
             },
             "fails on the GPU: not finite",
         ),
-        ({"accuracy": accuracy_of(np.nan)}, "chance's share: nan"),
+        ({"accuracy": accuracy_of(np.nan)}, "beyond the tolerance: nan"),
     ],
 )
 def test_every_fault_is_told(change: dict, message: str | None):
@@ -675,10 +678,8 @@ def test_no_driver_says_how_to_get_one(monkeypatch):
         gpu.require_driver()
 
 
-def settled_size(model: str, network: keras.Model, **given) -> int:
-    args = types.SimpleNamespace(model=model, size=None, sizes=None, **given)
-    convert_flags.settle_size(args, network)
-    return args.size
+def settled_size(model: str, network: keras.Model) -> int:
+    return pipeline.settle_size(make_options(model=model), network).image_size
 
 
 def test_the_size_is_that_of_the_trainings_evaluation(tmp_path, setup):
@@ -715,7 +716,7 @@ def test_detectors_and_segmenters_of_any_size_have_their_own_default(tmp_path):
 
 def test_a_model_of_oblong_images_is_refused(tmp_path):
     network = MobileViT_XXS(weights=None, input_shape=(64, 96, 3))
-    with pytest.raises(ValueError, match="64x96 pixels alone; only square ones"):
+    with pytest.raises(ValueError, match="64x96 pixels only; only models of square"):
         settled_size("best.keras", network)
 
 
@@ -731,7 +732,7 @@ def test_the_help_tells_which_format_is_for_what():
         (["--model=nonsense"], "mobilevit_xxs, mobilevit_xs, mobilevit_s"),
         (["--model=mobilevit_xxs", "--formats=int2"], "Expected some of: fp32"),
         (["--model=mobilevit_xxs", "--size=0"], "at least 32"),
-        (["--model=mobilevit_xxs", "--allow=all"], "Expected some of: foreign"),
+        (["--model=mobilevit_xxs", "--allow=all"], "Expected some of: custom_ops"),
         (["--model=missing.keras"], "There is no file missing.keras"),
         (["--model=runs/demo"], "Or the path of a `.keras` file"),
     ],

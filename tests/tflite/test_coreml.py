@@ -30,8 +30,9 @@ from tflite.formats.table import FORMATS
 from tflite.graph import tf_ops
 from tflite.graph.reader import read_model
 from tflite.images import load_images
-from tflite.tasks.classification import CLASSIFICATION
-from tflite.validation.card import describe_package, refuse_faults
+from tflite.tasks.classification.task import SINGLE_LABEL
+from tflite.validation.card import describe_package
+from tflite.validation.checks import refuse_faults
 from tflite.validation.checksum import sha256
 
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
@@ -243,7 +244,7 @@ def test_pixels_stay_exact_in_float16(before, largest, power, ops):
 def references(model, sizes) -> list[conversion.Reference]:
     return [
         conversion.make_reference(
-            model, load_images(CLASSIFICATION, "digits", "validation", 4, size, 1.0)
+            model, load_images(SINGLE_LABEL, "digits", "validation", 4, size, 1.0)
         )
         for size in sizes
     ]
@@ -254,9 +255,6 @@ def convert(folder: Path, file_format: str = "coreml-fp32", **options) -> dict:
     prepared = conversion.prepare(
         model,
         64,
-        True,
-        calibration_images=None,
-        fine_tuned=None,
         core_ml=lambda p: core_ml(p, sizes=(64, 96, 128), layout="tokens"),
     )
     return conversion.convert(
@@ -303,7 +301,10 @@ CARD = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"casts": 1}, r"casts within the network: 1; at most 0 \(--allow=casts\)"),
+        (
+            {"casts": 1},
+            r"casts within the network: 1.*at most 0 \(--allow=internal_casts\)",
+        ),
         ({"max_rank": 6}, "rank 6; phones take at most 5"),
         (
             {"parity": {"max_abs": 0.1, "max_abs_reference": 10.0}},
@@ -326,14 +327,14 @@ def test_every_fault_of_a_package_is_told(change, message):
         ({"sizes": ["64", "x"]}, True, "at least 32. Received: 64,x"),
         ({"sizes": ["64", "16"]}, True, "at least 32. Received: 64,16"),
         ({"sizes": ["64", "64"]}, True, "more than once: 64,64"),
-        ({"no_rewrite": True}, True, "no --no_rewrite"),
+        ({"no_rewrite": True}, True, "remove --no_rewrite"),
         ({"sizes": ["64", "96"], "size": 96}, True, "--size=96 is not the first of"),
         ({"raw_outputs": True, "labels": "a.txt"}, True, "returns no names"),
     ],
 )
 def test_flags_that_do_not_fit(given, has_packages, message):
     with pytest.raises(ValueError, match=message):
-        options.check_flags(flags(**given), has_packages)
+        options.package_options(flags(**given), "runs/best.keras", "none", has_packages)
 
 
 def test_labels_come_from_the_flag_or_from_beside_the_model(tmp_path, caplog):

@@ -12,14 +12,15 @@ import pytest
 from keras_mobilevit import SSDLite, anchor_boxes
 from keras_mobilevit.class_names import COCO_NAMES
 from keras_mobilevit.detection import decode_outputs
-from tests.helpers.coreml import flags, small_model
+from tests.helpers.coreml import small_model
 from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_detector
 from tflite.formats.coreml import options, package
+from tflite.formats.coreml.options import PackageOptions
 from tflite.graph.graph import Node
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import COREML_REWRITES, deployment_graph
-from tflite.tasks import detection
+from tflite.tasks.detection import task as detection
 from tflite.validation.card import describe_package
 
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
@@ -294,8 +295,10 @@ def test_a_reshaping_to_a_map_has_no_form():
 def test_from_the_flags(tmp_path):
     file = tmp_path / "names.txt"
     file.write_text("\n".join(LABELS))
-    args = flags(labels=str(file), ios="17")
-    core_ml = options.core_ml_from_flags(args, detection.RAW, network(), [], 1.0)
+    args = PackageOptions(
+        "runs/best.keras", "none", sizes=(SIZE,), labels=str(file), ios=17
+    )
+    core_ml = options.core_ml_from_options(args, detection.RAW, network(), [], 1.0)
     path = save(core_ml("float16", package.int8_weights), tmp_path)
     card = describe_package(path, MEANINGS, 255)
     assert card["labels"] == list(LABELS) and card["ios"] == 17
@@ -306,18 +309,18 @@ def test_from_the_flags(tmp_path):
 
 
 def test_raw_outputs_from_the_flags(tmp_path):
-    args = flags(raw_outputs=True)
-    core_ml = options.core_ml_from_flags(args, detection.RAW, network(), [], 1.0)
+    args = PackageOptions("runs/best.keras", "none", sizes=(SIZE,), raw_outputs=True)
+    core_ml = options.core_ml_from_options(args, detection.RAW, network(), [], 1.0)
     path = save(core_ml("float32"), tmp_path)
     assert max(differences(path, network(), SIZE)) <= 1e-5
 
 
 def test_a_detector_takes_one_size():
-    args = flags(sizes=["64", "96"])
-    with pytest.raises(ValueError, match="Received: --sizes=64,96. Give one size"):
-        options.core_ml_from_flags(args, detection.RAW, network(), LABELS, 1.0)
+    args = PackageOptions("runs/best.keras", "none", sizes=(64, 96))
+    with pytest.raises(ValueError, match="Received: --sizes=64,96. Give one"):
+        options.core_ml_from_options(args, detection.RAW, network(), LABELS, 1.0)
 
 
 def test_a_detector_on_imagenets_backbone_has_not_its_names():
-    numbers = options.class_labels(flags(weights="imagenet"), [], 3)
+    numbers = options.class_labels(PackageOptions("mobilevit_s", "imagenet"), [], 3)
     assert numbers == ("0", "1", "2")

@@ -12,14 +12,14 @@ import pytest
 from keras_mobilevit import DeepLabV3
 from keras_mobilevit.deeplab import CLASSIFIER
 from keras_mobilevit.drawing import class_color
-from tests.helpers.coreml import flags
 from tests.helpers.graphs import randomized
 from tflite import exporter as conversion
 from tflite.formats.coreml import options, package
+from tflite.formats.coreml.options import PackageOptions
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import COREML_REWRITES, deployment_graph
 from tflite.images import ImageSet
-from tflite.tasks import segmentation
+from tflite.tasks.segmentation import task as segmentation
 from tflite.validation.card import describe_package
 
 ct = pytest.importorskip("coremltools", reason="pip install '.[coreml]'")
@@ -159,8 +159,8 @@ def test_xcode_finds_names_and_colors(tmp_path):
 
 
 def test_from_the_flags(tmp_path):
-    args = flags(ios="17", size=SIZE, weights="voc")
-    core_ml = options.core_ml_from_flags(
+    args = PackageOptions("runs/best.keras", "voc", sizes=(SIZE,), ios=17)
+    core_ml = options.core_ml_from_options(
         args, segmentation.CLASS_MAP, network(), list(LABELS), 1.0
     )
     path = save(core_ml("float16", package.int8_weights), tmp_path)
@@ -172,7 +172,7 @@ def test_from_the_flags(tmp_path):
     assert metadata.author == "Sachin Mehta and Mohammad Rastegari, Apple"
     assert "the whole image resized to 96x96" in metadata.userDefined["preprocessing"]
     with pytest.raises(ValueError, match="has 5 classes, but 2 labels"):
-        options.core_ml_from_flags(
+        options.core_ml_from_options(
             args, segmentation.CLASS_MAP, network(), list(LABELS[:2]), 1.0
         )
 
@@ -182,11 +182,15 @@ def test_a_package_is_proven_and_written(file_format, tmp_path):
     images = ImageSet("patches", LABELS, pixels(SIZE), {})
     task = segmentation.CLASS_MAP
     reference = conversion.make_reference(network(), images, ["another"], task)
-    core_ml = options.core_ml_from_flags(
-        flags(size=SIZE), task, network(), list(LABELS), 1.0
+    core_ml = options.core_ml_from_options(
+        PackageOptions("runs/best.keras", "none", sizes=(SIZE,)),
+        task,
+        network(),
+        list(LABELS),
+        1.0,
     )
-    prepared = conversion.prepare(network(), SIZE, True, None, None, core_ml, task)
-    path, allowed = tmp_path / "model.mlpackage", ["agreement", "relative"]
+    prepared = conversion.prepare(network(), SIZE, core_ml=core_ml, task=task)
+    path, allowed = tmp_path / "model.mlpackage", ["agreement", "max_relative_error"]
     card = conversion.convert(prepared, file_format, [reference], path, {}, allowed)
     assert path.is_dir() and card["classes"] == len(LABELS)
     assert card["parity"]["agreement"] >= 0.9

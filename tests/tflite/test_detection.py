@@ -17,14 +17,16 @@ from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.boxes import random_boxes
 from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_detector
+from tests.helpers.options import make_options
 from tflite import exporter as conversion
-from tflite import flags as convert_flags
 from tflite import models
 from tflite.formats import litert as converter
-from tflite.formats.file_types import COREML, TFLITE
-from tflite.formats.table import FORMATS
+from tflite.formats.conversion import outputs_as_list
+from tflite.formats.table import COREML, FORMATS, TFLITE, formats_of
 from tflite.images import load_images
-from tflite.tasks import detection
+from tflite.pipeline import select_tasks
+from tflite.tasks.detection import compare, postprocess
+from tflite.tasks.detection import task as detection
 from tflite.tasks.registry import task_of
 from tflite.validation import gpu, op_stats
 from train.config import make_config
@@ -35,7 +37,7 @@ from train.tasks.detection.task import DETECTION
 
 SIZE, CLASSES = 64, 10
 # Random weights give some maps ranges that no trained network has.
-RANDOM = ("outside", "psnr", "agreement", "accuracy")
+RANDOM = ("undelegated_ops", "psnr", "agreement", "accuracy")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,12 +66,12 @@ def validation():
 
 def converted(model, validation, folder, nms="none", file_format="fp32", allowed=()):
     """Converts a detector; returns its card."""
-    task = detection.BY_NMS[nms]
+    task = detection.OUTPUT_VARIANTS[nms]
     images = validation.images.astype(np.float32)
     reference = conversion.make_reference(
         model, validation, validation.class_names, task
     )
-    prepared = conversion.prepare(model, SIZE, True, lambda: images, None, task=task)
+    prepared = conversion.prepare(model, SIZE, calibration=images, task=task)
     path = folder / "model.tflite"
     return conversion.convert(prepared, file_format, [reference], path, {}, allowed)
 
@@ -102,13 +104,13 @@ def test_suppression_inside_finds_what_keras_finds(model, validation, tmp_path):
     assert (reference["classes"] >= 0).sum() > 100
     # Of equally good ones the order may differ.
     np.testing.assert_allclose(outputs["scores"], reference["scores"], atol=1e-4)
-    differences, part = detection.agreement(reference, outputs)
+    differences, part = compare.agreement(reference, outputs)
     assert part == 1 and differences.max() <= 1e-4
 
 
 suppress, expected_of = (
     tf.function(function, autograph=False)
-    for function in (detection.suppress, non_max_suppression)
+    for function in (postprocess.suppress, non_max_suppression)
 )
 
 
@@ -134,7 +136,7 @@ def test_tflites_own_suppression_is_keras_own(tmp_path):
 
     @tf.function(input_signature=[tf.TensorSpec([1, anchors, 4 + classes])])
     def serve(x):
-        return detection.suppress(x[..., :4], x[..., 4:])
+        return postprocess.suppress(x[..., :4], x[..., 4:])
 
     path = tmp_path / "suppression.tflite"
     path.write_bytes(converter.tflite_content(serve))
@@ -155,17 +157,17 @@ def test_smaller_formats(model, validation, file_format, tmp_path):
         assert "CONCATENATION" in card["float_ops"]
 
 
-@pytest.mark.parametrize("nms", detection.BY_NMS)
+@pytest.mark.parametrize("nms", detection.OUTPUT_VARIANTS)
 def test_wrong_boxes_show_without_labels(nms, model, validation):
     """Scores alone do not tell: these are the same."""
-    task = detection.BY_NMS[nms]
+    task = detection.OUTPUT_VARIANTS[nms]
     unlabeled = dataclasses.replace(validation, class_names=(), targets={})
     reference = conversion.make_reference(model, unlabeled, task=task).outputs
     right = task.compare(reference, dict(reference))
     assert right["agreement"] == 1 and right["psnr_db"] > 100
     moved = reference | {"boxes": reference["boxes"] + np.float32([0.5, 0, 0.5, 0])}
     wrong = task.compare(reference, moved)
-    for file_format in task.formats:
+    for file_format in formats_of(task):
         limits = FORMATS[file_format].limits | task.limits.get(file_format, {})
         assert wrong["agreement"] < limits["agreement"] <= 1, file_format
     if nms == "none":
@@ -179,20 +181,20 @@ def test_objects_are_found_again_by_class_and_box():
         "scores": np.array([[0.9, 0.8, 0.01]]),  # the last is too little to count
         "classes": np.array([[0, 1, 1]]),
     }
-    same, part = detection.agreement(reference, reference)
+    same, part = compare.agreement(reference, reference)
     assert same.tolist() == [0, 0] and part == 1
     other = reference | {"classes": np.array([[0, 2, 1]]), "scores": np.ones((1, 3))}
-    differences, part = detection.agreement(reference, other)
+    differences, part = compare.agreement(reference, other)
     assert differences.tolist() == pytest.approx([0.1]) and part == 0.5
     nothing = {name: values[:, :0] for name, values in reference.items()}
-    assert detection.agreement(reference, nothing)[1] == 0
-    assert detection.agreement(nothing, reference)[1] == 1
+    assert compare.agreement(reference, nothing)[1] == 0
+    assert compare.agreement(nothing, reference)[1] == 1
 
 
 def test_a_file_is_evaluated_by_cocos_rules(model, validation, tmp_path):
     reports = {}
     source = load_source("detection", "digits")
-    for nms in detection.BY_NMS:
+    for nms in detection.OUTPUT_VARIANTS:
         card = converted(model, validation, tmp_path, nms)
         path = str(tmp_path / "model.tflite")
         config = make_config(task="detection", weights=path)
@@ -227,44 +229,41 @@ def test_files_of_something_else_are_refused(tflite_file):
         evaluation_report(DETECTION, config, load_source("detection", "digits"))
 
 
-@dataclasses.dataclass
-class Flags:
-    nms: str | None = None
-    output: str | None = None
-    formats: tuple = ("fp32",)
-    check_gpu: bool = False
-    crop: float | None = None
-    raw_outputs: bool = False
-
-
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("given", "message"),
     [
-        (Flags(formats=("int8", "fp32")), "There is no int8 of this model.*int8-mixed"),
-        (Flags(nms="builtin", formats=("coreml",)), "--nms is for .tflite files"),
         (
-            Flags(nms="builtin", check_gpu=True),
+            {"formats": ("int8", "fp32")},
+            "There is no int8 of this model.*int8-mixed",
+        ),
+        (
+            {"variants": {"nms": "builtin"}, "formats": ("coreml",)},
+            "--nms is for .tflite files",
+        ),
+        (
+            {"variants": {"nms": "builtin"}, "check_gpu": True},
             "no GPU runs non-maximum suppression",
         ),
-        (Flags(crop=0.9), "In detection the whole image is seen: no --crop"),
+        ({"crop": 0.9}, "For detection the whole image is used: remove --crop"),
     ],
 )
-def test_flags_that_do_not_fit_are_refused(model, flags, message):
+def test_flags_that_do_not_fit_are_refused(model, given, message):
     with pytest.raises(ValueError, match=message):
-        convert_flags.tasks_from_flags(flags, model)
+        select_tasks(make_options(**given), model)
 
 
 def test_suppression_is_for_detectors(model):
     classifier = models.load_model("mobilevit_xxs")
+    options = make_options(variants={"nms": "none"})
     with pytest.raises(ValueError, match="--nms is for detectors"):
-        convert_flags.tasks_from_flags(Flags(nms="none"), classifier)
-    (task,) = convert_flags.tasks_from_flags(Flags(), classifier).values()
+        select_tasks(options, classifier)
+    (task,) = select_tasks(make_options(), classifier).values()
     assert task.name == "classification"
-    assert convert_flags.tasks_from_flags(Flags(), model) == {TFLITE: detection.RAW}
-    both = Flags(nms="builtin", formats=("fp32", "coreml"))
-    assert convert_flags.tasks_from_flags(both, model) == {
+    assert select_tasks(make_options(), model) == {TFLITE: detection.RAW}
+    both = make_options(variants={"nms": "builtin"}, formats=("fp32", "coreml"))
+    assert select_tasks(both, model) == {
         TFLITE: detection.SUPPRESSED,
-        COREML: detection.RAW,  # whose own suppression comes after it
+        COREML: detection.RAW,  # Core ML adds its own suppression
     }
 
 
@@ -279,20 +278,20 @@ def test_the_gpu_takes_all_before_suppression(model, validation, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("nms", detection.BY_NMS)
+@pytest.mark.parametrize("nms", detection.OUTPUT_VARIANTS)
 def test_the_real_detector(nms, tmp_path, monkeypatch):
     model = randomized(SSDLite("mobilevit_xxs", weights=None), 1)
     task = task_of(model, nms)
     images = np.random.default_rng(0).uniform(0, 255, (2, 320, 320, 3))
     images = images.astype(np.float32)
-    prepared = conversion.prepare(model, 320, True, None, None, task=task)
+    prepared = conversion.prepare(model, 320, task=task)
     path = tmp_path / "model.tflite"
     path.write_bytes(prepared.float32)
     assert op_stats.max_rank(path) == 4
     litert = LiteRTModel(path)
     if nms == "none":
         assert (litert.xnnpack_partitions(), litert.ops_outside_xnnpack()) == (1, {})
-    run = conversion._as_list(model)
+    run = outputs_as_list(model)
     expected = task.reference(model, 320)(run(images))
     expected = {name: np.asarray(values) for name, values in expected.items()}
     outputs = litert.predict(images)
@@ -302,6 +301,6 @@ def test_the_real_detector(nms, tmp_path, monkeypatch):
     else:
         # Of boxes that score alike either may be dropped, and with random weights more
         # anchors score than the file keeps.
-        monkeypatch.setattr(detection, "COMPARED_SCORE", 0.01)
-        differences, part = detection.agreement(expected, outputs)
+        monkeypatch.setattr(compare, "MIN_COMPARED_SCORE", 0.01)
+        differences, part = compare.agreement(expected, outputs)
         assert part >= 0.98 and differences.max() <= 1e-4

@@ -1,4 +1,4 @@
-"""Channels are evened out without a change of the outputs, and 8 bits then hold."""
+"""Equalization keeps the outputs, and 8-bit files keep their accuracy."""
 
 import dataclasses
 
@@ -27,18 +27,18 @@ from tflite.suites.conversion import settle_batch_norms
 from tflite.validation.parity import compare
 
 SIZE = 64
-EXACT = 1e-5  # of the largest output, in float32
+EXACT = 1e-5  # relative to the largest output, in float32
 
 
 def photos(count: int, size: int = SIZE) -> np.ndarray:
-    """Makes images of a few large spots of color, as uneven as photos are."""
+    """Makes images of a few large spots of color, which are uneven like photos."""
     random = np.random.default_rng(0)
     small = random.uniform(0, 255, (count, 5, 5, 3)).astype(np.float32)
     return np.array(keras.ops.image.resize(small, (size, size)))
 
 
 def with_outliers(model: keras.Model, every: int = 7, factor: float = 30.0):
-    """Makes a few channels reach further, as pretrained networks have them.
+    """Widens the ranges of a few channels, as in pretrained networks.
 
     Every seventh channel of what is normalized before a swish, and of each kernel after
     it less, so that the network still depends on all channels.
@@ -97,13 +97,13 @@ def test_outputs_stay_for_every_variant_and_head(name):
     graph = deployment_graph(read_model(with_outliers(MODELS[name]()), SIZE, SIZE))
     images = photos(4)
     after = equalized(graph, images)
-    assert num_scaled(after) >= 6  # the seven expansions, or all but one
+    assert num_scaled(after) >= 6  # of seven expansions
     assert_same_outputs(graph, after, images)
 
 
 @pytest.fixture(scope="module")
 def settled_model() -> keras.Model:
-    """A network whose statistics are those of its images, as a trained one's are."""
+    """A network with the statistics of its images, like a trained network."""
     keras.utils.set_random_seed(1)
     model = classifier("mobilevit_xxs")
     settle_batch_norms(model, photos(16))
@@ -125,9 +125,7 @@ def outlier_model(settled_model) -> keras.Model:
 @pytest.mark.parametrize("recipe", ["int8-mixed", "int8"])
 def test_eight_bits_collapse_without_and_hold_with(recipe, outlier_model, tmp_path):
     images = photos(24)
-    prepared = conversion.prepare(
-        outlier_model, SIZE, True, lambda: images, fine_tuned=None
-    )
+    prepared = conversion.prepare(outlier_model, SIZE, calibration=images)
     expected = outlier_model.predict(images, verbose=0)
 
     def psnr(of) -> float:
@@ -138,10 +136,10 @@ def test_eight_bits_collapse_without_and_hold_with(recipe, outlier_model, tmp_pa
 
     limit = FORMATS[recipe].limits["psnr"]
     assert psnr(prepared) < limit - 5
-    assert psnr(prepared.rounded) > limit
+    assert psnr(prepared.bias_corrected) > limit
 
 
-# A block of every kind of operation that channels pass, around two uneven tensors.
+# A block with each kind of operation that keeps channels, around two uneven tensors.
 
 
 def _conv(name: str, source: str, kernel, bias=True) -> Node:
@@ -195,7 +193,7 @@ def test_outputs_stay_through_every_operation(seed, factor, function):
     if factor > 100:
         assert after is not graph
     assert_same_outputs(graph, after, images)
-    # Once more, on what is scaled already.
+    # Once more, on the scaled graph.
     assert_same_outputs(graph, equalized(after, images), images)
 
 
@@ -209,7 +207,7 @@ def test_scales_are_whole_steps_of_the_largest():
 
 
 def test_silent_channels_are_not_widened_without_limit():
-    """On other images they may be as loud as any."""
+    """They may be large on other images."""
     depthwise = np.random.default_rng(0).normal(size=(3, 3, 8, 1))
     nodes = [
         _conv("a", "images", np.ones((1, 1, 3, 8)) * 40.0),
@@ -275,7 +273,7 @@ def test_numbers_that_are_not_finite_are_refused():
 
 @pytest.mark.parametrize("limit", [256.0, 1e9])
 def test_concatenations_stay_within_what_xnnpack_takes(limit, tmp_path, monkeypatch):
-    """XNNPACK leaves a change of scale by 2,000 outside; 256 is its limit."""
+    """XNNPACK does not run a change of scale by 2,000; its limit is 256."""
     monkeypatch.setattr(calibration, "LARGEST_RATIO", limit)
     random = np.random.default_rng(0)
     kernels = random.normal(size=(3, 1, 1, 3, 4))

@@ -1,4 +1,4 @@
-"""Models as users of Keras build them convert, with Keras's own outputs."""
+"""Models as Keras users build them convert, with the outputs of Keras."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ from tflite.images import ImageSet
 
 
 def settle(model: keras.Model) -> None:
-    """Gives statistics and biases values that a training could."""
+    """Sets statistics and biases to plausible values of a training."""
     random = np.random.default_rng(0)
     for variable in model.variables:
         name = variable.path.rsplit("/", 1)[-1]
@@ -33,7 +33,7 @@ def settle(model: keras.Model) -> None:
 
 def photos(size: int) -> ImageSet:
     images = np.random.default_rng(1).integers(0, 256, (3, size, size, 3), np.uint8)
-    images[0, : size // 2] = 255  # what a range that is too small would clip
+    images[0, : size // 2] = 255  # a range that is too small would clip it
     return ImageSet("random", (), images, {})
 
 
@@ -42,7 +42,7 @@ def converted(path: Path, size: int | None = None) -> tuple[dict, dict]:
     model = models.load_model(str(path))
     size = size or models.fixed_size(model) or SIZE
     reference = conversion.make_reference(model, photos(size))
-    prepared = conversion.prepare(model, size, True, None, None)
+    prepared = conversion.prepare(model, size)
     output = path.with_suffix(".tflite")
     card = conversion.convert(prepared, "fp32", [reference], output, {})
     return card, LiteRTModel(output).predict(reference.images)
@@ -64,7 +64,7 @@ def test_an_idiom_converts_with_keras_own_outputs(name: str, tmp_path):
     card, outputs = converted(tmp_path / "model.keras")
     assert card["input"]["largest_value"] == IDIOMS[name].largest
     assert json.loads((tmp_path / "model.json").read_text()) == card
-    # Beside Keras itself, not beside what the conversion has made of the model.
+    # Compared with Keras itself, not with the model that the conversion changed.
     images = photos(card["input"]["shape"][1]).images.astype(np.float32)
     images *= np.float32(IDIOMS[name].largest / 255)
     if model.inputs[0].shape[-1] == 1:
@@ -80,7 +80,7 @@ def test_an_idiom_converts_with_keras_own_outputs(name: str, tmp_path):
         np.testing.assert_allclose(outputs[key], values, atol=tolerance, err_msg=key)
 
 
-# What is refused, and what to do about it.
+# Models that are refused, and what to do.
 
 
 def saved(model: keras.Model, folder: Path) -> str:
@@ -220,7 +220,7 @@ def test_what_tflite_has_no_operations_for_is_named(tmp_path):
         return ops.fft2((x[..., 0], x[..., 1]))[0]
 
     model = models.load_model(saved(scaled(build)(), tmp_path))
-    prepared = conversion.prepare(model, SIZE, True, None, None)
+    prepared = conversion.prepare(model, SIZE)
     with pytest.raises(ValueError, match="TFLite has no operations for .*FFT2D of Ten"):
         _ = prepared.float32
 

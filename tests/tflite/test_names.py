@@ -1,4 +1,4 @@
-"""Names in any language, on any system: cards, labels, reports, and `~` in flags."""
+"""Names in any language, on any system; `~` in flags."""
 
 import json
 import os
@@ -10,8 +10,8 @@ import keras
 import pytest
 
 from keras_mobilevit.litert import read_card
-from tflite import flags as convert_flags
 from tflite import models
+from tflite import options as convert_options
 from tflite.formats.coreml import options
 from tflite.report_rows import read_measurements
 
@@ -46,7 +46,7 @@ def run(script: str, *arguments, home="/") -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory) -> Path:
-    """A folder with what a conversion writes of a model with such names."""
+    """A folder with the converted files of a model with such names."""
     folder = tmp_path_factory.mktemp("home") / "Gerät"
     folder.mkdir()
     layers = keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)
@@ -111,4 +111,4 @@ def test_something_else_in_place_of_a_card_is_named(content, tmp_path):
 def test_the_home_folder_is_meant_in_every_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     args = type("Args", (), {"model": "mobilevit_s", "weights": "~/mine.pt"})
-    assert convert_flags.weights_from_flags(args) == "/home/ada/mine.pt"
+    assert convert_options.weights_from_flags(args) == "/home/ada/mine.pt"

@@ -1,4 +1,4 @@
-"""Quantization-aware training: the twin is the graph, and learns."""
+"""Quantization-aware training: the QAT model is the graph, and learns."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from tflite.graph import tf_ops
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import deployment_graph
 from tflite.images import load_images
-from tflite.tasks.classification import CLASSIFICATION
+from tflite.tasks.classification.task import SINGLE_LABEL
 from train.config import make_config
 from train.data.registry import load_source
 from train.data.source import evenly_spaced
@@ -39,32 +39,32 @@ def graph(model):
 
 @pytest.fixture(scope="module")
 def images():
-    found = load_images(CLASSIFICATION, "digits", "validation", 32, SIZE, 1.0)
+    found = load_images(SINGLE_LABEL, "digits", "validation", 32, SIZE, 1.0)
     return found.images.astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def twin(graph, images):
-    return qat.build_twin(graph, images)
+def qat_model(graph, images):
+    return qat.build_qat_model(graph, images)
 
 
-def test_rounding_changes_little(graph, twin, images):
+def test_rounding_changes_little(graph, qat_model, images):
     """tensorflow-model-optimization's own ranges, 6 for all, would not."""
     (expected,) = tf_ops.run(graph, images)
-    error = np.sqrt(np.mean((twin(images, training=True) - expected) ** 2))
+    error = np.sqrt(np.mean((qat_model(images, training=True) - expected) ** 2))
     assert 0 < error < 0.2 * np.std(expected)
 
 
-def test_every_kernel_comes_back(graph, twin):
-    weights = qat._weights_of(twin)
+def test_every_kernel_comes_back(graph, qat_model):
+    weights = qat._weights_of(qat_model)
     again = qat._with_weights(graph, weights)
     images = np.random.default_rng(0).uniform(0, 255, (1, SIZE, SIZE, 3))
     (expected,), (outputs,) = (tf_ops.run(g, images) for g in (graph, again))
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
-def test_kernels_and_activations_are_rounded(graph, twin):
-    names = {w.name for w in twin.weights}
+def test_kernels_and_activations_are_rounded(graph, qat_model):
+    names = {w.name for w in qat_model.weights}
     kernels = [n.name for n in graph.nodes.values() if "kernel" in n.weights]
     assert len(kernels) == 90
     for name in kernels:
@@ -76,40 +76,40 @@ def test_kernels_and_activations_are_rounded(graph, twin):
     assert "quant_stem_act/output_max:0" in names
 
 
-def test_depthwise_kernels_have_a_range_for_each_channel(graph, twin):
+def test_depthwise_kernels_have_a_range_for_each_channel(graph, qat_model):
     """As the file has, which equalization relies on."""
     name = "stage1_mv0_depthwise_conv"
     (largest,) = [
-        w for w in twin.weights if w.name == f"quant_{name}/depthwise_kernel_max:0"
+        w for w in qat_model.weights if w.name == f"quant_{name}/depthwise_kernel_max:0"
     ]
     assert largest.shape == (32,)
     kernel = graph.nodes[name].weights["kernel"]  # [3, 3, 32, 1]
-    twin(np.zeros((1, SIZE, SIZE, 3), np.float32), training=True)
+    qat_model(np.zeros((1, SIZE, SIZE, 3), np.float32), training=True)
     expected = np.abs(kernel).max(axis=(0, 1, 3))
     np.testing.assert_allclose(largest.numpy(), expected, rtol=1e-5)
 
 
-def test_a_scaled_swish_is_in_the_twin(graph, images):
+def test_a_scaled_swish_is_in_the_qat_model(graph, images):
     """What equalization makes: a constant for each channel before the sigmoid."""
     stats = calibration.measure_channels(graph, images[:4])
     uneven = stats["stage1_mv0_expand_conv"].high
     uneven[0] *= 100
     after = equalization.equalize(graph, stats)
     assert "scale" in after.nodes["stage1_mv0_expand_act"].weights
-    qat.build_twin(after, images)  # which compares both before it rounds
+    qat.build_qat_model(after, images)  # which compares both before it rounds
 
 
-def test_a_twin_that_differs_is_refused(graph, twin, monkeypatch):
+def test_a_qat_model_that_differs_is_refused(graph, qat_model, monkeypatch):
     monkeypatch.setattr(qat, "COPY_TOLERANCE", 0.0)
-    with pytest.raises(RuntimeError, match="twin differs from the graph by"):
-        qat._check_copy(twin, graph)  # which rounds already
+    with pytest.raises(RuntimeError, match="tf_keras model differs from the graph by"):
+        qat._check_copy(qat_model, graph)  # which rounds already
 
 
 @pytest.mark.slow
 def test_every_kernel_is_trained(graph):
     source = evenly_spaced(load_source("classification", "digits"), "train", 64)
     config = dataclasses.replace(make_config("digits"), epochs=1, batch_size=32)
-    tuned = qat.fine_tune(graph, config, source, 1.0, gives_logits=True)
+    tuned = qat.fine_tune(graph, config, source, 1.0, returns_logits=True)
     for name, node in graph.nodes.items():
         if "kernel" not in node.weights:
             continue

@@ -13,12 +13,13 @@ from keras_mobilevit.deeplab import CLASSIFIER
 from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_segmenter
+from tests.helpers.options import make_options
 from tflite import exporter as conversion
-from tflite import flags as convert_flags
 from tflite import models
 from tflite.images import load_images
-from tflite.tasks import segmentation
-from tflite.tasks.registry import task_of
+from tflite.pipeline import select_tasks
+from tflite.tasks.registry import split_name, task_of
+from tflite.tasks.segmentation import task as segmentation
 from tflite.validation import gpu, op_stats
 from train.config import make_config
 from train.data import digits
@@ -27,7 +28,7 @@ from train.evaluation.report import evaluation_report
 from train.tasks.segmentation.task import SEGMENTATION
 
 SIZE, CLASSES = 64, 11
-RANDOM = ("psnr", "accuracy", "outside", "agreement", "parity")
+RANDOM = ("psnr", "accuracy", "undelegated_ops", "agreement", "parity")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,18 +65,18 @@ def validation():
 
 
 def converted(model, validation, folder, output, file_format="fp32", allowed=()):
-    task = task_of(model, output=output)
+    task = task_of(model, output)
     images = validation.images.astype(np.float32)
     reference = conversion.make_reference(
         model, validation, validation.class_names, task
     )
-    prepared = conversion.prepare(model, SIZE, True, lambda: images, None, task=task)
+    prepared = conversion.prepare(model, SIZE, calibration=images, task=task)
     path = folder / "model.tflite"
     return conversion.convert(prepared, file_format, [reference], path, {}, allowed)
 
 
 @pytest.mark.parametrize("auxiliary_weight", [0.0, 0.4])
-@pytest.mark.parametrize("output", segmentation.BY_OUTPUT)
+@pytest.mark.parametrize("output", segmentation.OUTPUT_VARIANTS)
 def test_the_classes_are_those_of_keras(validation, output, auxiliary_weight, tmp_path):
     """With an auxiliary head too, which no file has."""
     model = small_model(auxiliary_weight)
@@ -102,7 +103,7 @@ def test_the_classes_are_those_of_keras(validation, output, auxiliary_weight, tm
     assert accuracy["mIoU"] == pytest.approx(accuracy["keras_mIoU"], abs=0.01)
 
 
-@pytest.mark.parametrize("output", segmentation.BY_OUTPUT)
+@pytest.mark.parametrize("output", segmentation.OUTPUT_VARIANTS)
 def test_8_bits(validation, output, tmp_path):
     model = small_model()
     card = converted(model, validation, tmp_path, output, "int8-mixed", RANDOM)
@@ -113,7 +114,7 @@ def test_8_bits(validation, output, tmp_path):
 
 def test_a_file_is_evaluated(validation, tmp_path):
     reports = []
-    for output in segmentation.BY_OUTPUT:
+    for output in segmentation.OUTPUT_VARIANTS:
         card = converted(small_model(), validation, tmp_path, output)
         config = make_config(
             task="segmentation", weights=str(tmp_path / "model.tflite")
@@ -129,34 +130,25 @@ def test_a_file_is_evaluated(validation, tmp_path):
 
 
 def test_flags_that_do_not_fit_are_refused():
-    given = types.SimpleNamespace(
-        nms=None,
-        output="classmap",
-        formats=("fp32",),
-        check_gpu=True,
-        crop=None,
-        raw_outputs=False,
-    )
+    options = make_options(variants={"output": "classmap"}, check_gpu=True)
     with pytest.raises(ValueError, match="--output is for segmenters"):
-        convert_flags.tasks_from_flags(given, models.load_model("mobilevit_xxs"))
-    given.formats = ("coreml",)
+        select_tasks(options, models.load_model("mobilevit_xxs"))
+    options = dataclasses.replace(options, formats=("coreml",))
     with pytest.raises(ValueError, match="--output is for .tflite files"):
-        convert_flags.tasks_from_flags(given, small_model())
-    given.formats, given.output = ("int8",), None
+        select_tasks(options, small_model())
+    options = make_options(formats=("int8",))
     with pytest.raises(ValueError, match="There is no int8 of this model"):
-        convert_flags.tasks_from_flags(given, small_model())
+        select_tasks(options, small_model())
 
 
 def test_each_kind_of_file_returns_what_its_flags_say():
     def outputs(**given):
-        flags = {"nms": None, "output": None, "check_gpu": False, "crop": None}
-        flags |= {"raw_outputs": False, "formats": ("fp32", "coreml")}
-        args = types.SimpleNamespace(**flags | given)
-        tasks = convert_flags.tasks_from_flags(args, small_model())
+        options = make_options(formats=("fp32", "coreml"), **given)
+        tasks = select_tasks(options, small_model())
         return [next(iter(task.meanings)) for task in tasks.values()]
 
     assert outputs() == ["logits", "classes"]
-    assert outputs(output="classmap") == ["classes", "classes"]
+    assert outputs(variants={"output": "classmap"}) == ["classes", "classes"]
     assert outputs(raw_outputs=True) == ["logits", "logits"]
 
 
@@ -164,7 +156,7 @@ def test_a_class_map_has_bytes():
     config = types.SimpleNamespace(auxiliary_weight=0.0)
     source = types.SimpleNamespace(class_names=range(300))
     model, task = build_segmenter(config, source), segmentation.CLASS_MAP
-    prepared = conversion.prepare(model, SIZE, True, None, None, task=task)
+    prepared = conversion.prepare(model, SIZE, task=task)
     with pytest.raises(ValueError, match="256 classes at most; the model has 300"):
         _ = prepared.float32
 
@@ -182,10 +174,12 @@ def test_a_class_map_of_another_network_is_not_written(
     reference = conversion.make_reference(model, validation, labels, task)
     assert not reference.has_labels
     images = validation.images.astype(np.float32)
-    prepared = conversion.prepare(other, SIZE, True, lambda: images, None, task=task)
+    prepared = conversion.prepare(other, SIZE, calibration=images, task=task)
     path = tmp_path / "model.tflite"
-    with pytest.raises(ValueError, match="agrees with Keras.*--allow=agreement"):
-        conversion.convert(prepared, file_format, [reference], path, {}, ["outside"])
+    with pytest.raises(ValueError, match="same as Keras.*--allow=agreement"):
+        conversion.convert(
+            prepared, file_format, [reference], path, {}, ["undelegated_ops"]
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -204,7 +198,7 @@ def test_a_class_map_of_other_classes_is_refused(has_card, validation, tmp_path)
 
 
 @pytest.mark.skipif(not gpu.find_driver(), reason="apt install chromium libvulkan1")
-@pytest.mark.parametrize("output", segmentation.BY_OUTPUT)
+@pytest.mark.parametrize("output", segmentation.OUTPUT_VARIANTS)
 def test_the_gpu_takes_all_of_it(output, tmp_path):
     """Also where all logits of a pixel are negative, and so below what fills up 4."""
     keras.utils.set_random_seed(0)
@@ -222,8 +216,8 @@ def test_the_gpu_takes_all_of_it(output, tmp_path):
     classifier = model.get_layer(CLASSIFIER)
     classifier.bias.assign(classifier.bias - keras.ops.mean(model(images)))
     assert np.any(keras.ops.max(model(images), axis=-1) < 0)
-    path, task = tmp_path / "model.tflite", segmentation.BY_OUTPUT[output]
-    prepared = conversion.prepare(model, 96, True, None, None, task=task)
+    path, task = tmp_path / "model.tflite", segmentation.OUTPUT_VARIANTS[output]
+    prepared = conversion.prepare(model, 96, task=task)
     path.write_bytes(prepared.float32)
     verdict = gpu.check_gpu(path, images)
     assert verdict.fully_accelerated, verdict.error
@@ -244,8 +238,8 @@ def test_the_real_segmenter(output_stride, tmp_path):
     images = np.random.default_rng(0).uniform(0, 255, (2, 256, 256, 3))
     images = images.astype(np.float32)
     expected = model.predict(images, verbose=0).argmax(-1)
-    for output, task in segmentation.BY_OUTPUT.items():
-        prepared = conversion.prepare(model, 256, True, None, None, task=task)
+    for output, task in segmentation.OUTPUT_VARIANTS.items():
+        prepared = conversion.prepare(model, 256, task=task)
         path = tmp_path / f"{output}.tflite"
         path.write_bytes(prepared.float32)
         assert op_stats.max_rank(path) == 4
@@ -265,8 +259,10 @@ def test_the_real_segmenter(output_stride, tmp_path):
 
 
 def test_names_of_models_with_a_head():
-    assert models.split_name("deeplabv3_mobilevit_s") == ("deeplabv3_", "mobilevit_s")
-    assert models.split_name("mobilevit_s") == ("", "mobilevit_s")
+    row, backbone = split_name("deeplabv3_mobilevit_s")
+    assert (row.model_prefix, backbone) == ("deeplabv3_", "mobilevit_s")
+    row, backbone = split_name("mobilevit_s")
+    assert (row.model_prefix, backbone) == ("", "mobilevit_s")
     assert models.default_size("deeplabv3_mobilevit_xs") == 512
     with pytest.raises(ValueError, match="deeplabv3_mobilevit_xxs"):
         models.load_model("deeplabv3_nonsense")

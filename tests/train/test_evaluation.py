@@ -15,7 +15,7 @@ from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.image_files import make_folder, pil_file
 from tflite import exporter as conversion
 from tflite.images import load_images
-from tflite.tasks.classification import CLASSIFICATION as CONVERTED
+from tflite.tasks.classification.task import SINGLE_LABEL
 from train import flags as train_flags
 from train.config import is_config, make_config, save_config
 from train.data.registry import load_source
@@ -43,7 +43,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     )
     # Logits that vary from image to image, so that it does not answer with one class.
     features = keras.Model(model.inputs, model.get_layer("head_pool").output)
-    images = load_images(CONVERTED, "digits", "validation", 32, 32, 1.0).images
+    images = load_images(SINGLE_LABEL, "digits", "validation", 32, 32, 1.0).images
     features = features.predict(images, verbose=0)
     kernel = np.random.default_rng(0).normal(size=(320, 10)) / features.std()
     model.get_layer("predictions").set_weights(
@@ -56,7 +56,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     model.save(paths["keras"])
     model.save_weights(paths["weights.h5"])
     keras_mobilevit.save_safetensors(model, paths["safetensors"])
-    paths["tflite"].write_bytes(conversion.prepare(model, 32, True, None, None).float32)
+    paths["tflite"].write_bytes(conversion.prepare(model, 32).float32)
     return paths
 
 
@@ -141,7 +141,7 @@ def test_heads_of_all_kinds(activation, signs, ending, dark_and_light, tmp_path)
     if ending == "keras":
         model.save(path)
     else:
-        content = conversion.prepare(model, 32, True, None, None).float32
+        content = conversion.prepare(model, 32).float32
         path.write_bytes(content)
     images, top1, _ = counts_of(evaluate(dark_and_light, weights=str(path)))
     assert images.tolist() == top1.tolist() == [3, 2]

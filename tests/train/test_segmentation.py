@@ -18,7 +18,7 @@ from tests.helpers.evaluations import assert_same_evaluation
 from tests.helpers.networks import build_segmenter
 from tests.helpers.voc_files import PLAIN_MASK, make_voc_masks
 from tflite.images import load_images
-from tflite.tasks.segmentation import LOGITS
+from tflite.tasks.segmentation.task import LOGITS
 from train import loop
 from train.config import make_config
 from train.data import digits, sampler

@@ -1,5 +1,6 @@
-"""The file formats: how each is built, quantized, saved and run.
+"""The file formats: how each is built, saved, described and run.
 
-`table.py` has one row a format; `coreml/` makes Core ML packages.
+`table.py` has one row a format and loads no TensorFlow; the other modules do the work.
+`coreml/` makes Core ML packages.
 May import `tflite.graph`, `tflite.tasks` and `tflite.validation`.
 """

@@ -1,9 +1,9 @@
-"""Makes up for what rounding a kernel to 8 bits adds to the mean of a layer's output.
+"""Corrects the biases of layers for the rounding of their kernels to 8 bits.
 
-A rounded kernel differs from the kernel by a constant error, so a layer returns on
-average `mean(x) @ error` too much. Its bias takes that back, at no cost when the file
-runs. This is the bias correction of Nagel et al. (arXiv 1906.04721, section 4.2), with
-means measured on calibration images.
+Rounding changes a kernel by a constant error, so the mean of the layer's output changes
+by `mean(x) @ error`. Subtracting this from the bias costs nothing at run time. This is
+the bias correction of Nagel et al. (arXiv 1906.04721, section 4.2), with means that are
+measured on calibration images.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from tflite.graph.rewrites import LINEAR, kernel_and_bias
 
 
 def rounding_error(node: Node) -> np.ndarray:
-    """Returns what the quantizer adds to a kernel: one range for each output channel.
+    """Returns the error of a kernel in 8 bits, with a range for each output channel.
 
     Args:
         node: a convolution, a depthwise convolution or a dense layer.
@@ -33,7 +33,7 @@ def rounding_error(node: Node) -> np.ndarray:
 
 
 def _mean_error(node: Node, mean: np.ndarray) -> np.ndarray:
-    """Returns the mean of what a rounded kernel adds to each output, `[outputs]`."""
+    """Returns the mean error of each output of a rounded kernel, `[outputs]`."""
     error = rounding_error(node)
     if node.op == "depthwise":  # [height, width, inputs, multiplier]
         return (error.sum(axis=(0, 1)) * mean[:, None]).reshape(-1)
@@ -46,13 +46,12 @@ def correct_biases(graph: Graph, stats: dict[str, ChannelStats]) -> Graph:
     """Corrects the biases of a graph for the rounding of its kernels to 8 bits.
 
     Args:
-        graph: a deployment graph, whose outputs change by as much as rounding would
-            change them.
-        stats: of `tflite.formats.calibration.measure_channels`, of the same graph.
+        graph: a deployment graph.
+        stats: what `tflite.formats.calibration.measure_channels` returns for the graph.
 
     Returns:
-        A graph in whose 8-bit file the rounding of a kernel leaves the mean of its
-        layer's output as it was, but for padded borders.
+        A graph whose outputs differ from those of `graph`, but whose 8-bit file has
+        layer outputs with the same means as `graph`, except at padded borders.
     """
     changed = []
     for node in graph.nodes.values():

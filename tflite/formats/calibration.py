@@ -1,12 +1,14 @@
-"""Measures which values a network's tensors take on calibration images.
+"""Measures the values of a network's tensors on calibration images.
 
-`measure_ranges` measures the tensors of a file, which is what the quantizer takes;
-`measure_channels` each channel of each node of a graph, which is what the rewrites of
-`tflite/formats/equalization.py` take.
+`measure_ranges` measures the tensors of a file, for the quantizer; `measure_channels`
+measures each channel of each node of a graph, for `equalization.py` and
+`bias_correction.py`.
 """
 
 import dataclasses
 import functools
+import warnings
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -17,33 +19,35 @@ from tflite.graph import tf_ops
 from tflite.graph.graph import Graph, Node
 from tflite.validation import tensors
 
-# The lower end of a tensor's range is below the least value of so many of the images,
-# the upper end above their greatest. On MobileViT_XXS trained on clothing photos, int8
-# agreed with Keras on 97.4 % of the validation images with 0.9, on 95.6 % with 1.0.
+Range = dict[str, np.ndarray]  # {"min": [1], "max": [1]}
+
+# Fraction of the images whose least value is inside a tensor's range, and whose
+# greatest value is. On MobileViT_XXS trained on clothing photos, int8 agreed with Keras
+# on 97.4 % of the validation images with 0.9, on 95.6 % with 1.0.
 IMAGES_IN_RANGE = 0.9
 
-INT8_LIMIT, INT8_STEPS = 127, 128  # the largest value, and the steps below zero
+INT8_LIMIT, INT8_STEPS = 127, 128  # largest value, and number of values below zero
 
-# Below it swish is within 0.015 of 0, so 8 bits need not tell such values apart. Beyond
+# Below this value swish is within 0.015 of 0, which 8 bits need not resolve. Beyond
 # `SIGMOID_LIMIT` on both sides sigmoid is within 0.0004 of 0 or 1.
 SWISH_FLOOR = -6.0
 SIGMOID_LIMIT = 8.0
 
-# XNNPACK takes no change of scale by more than 256 (255 was taken, 257 was not). The
-# inputs of a concatenation get the scale of its output, which holds the widest.
+# XNNPACK refuses changes of scale by more than 256 (it takes 255, but not 257). The
+# inputs of a concatenation get the scale of its output, which has the widest range.
 LARGEST_RATIO = 256.0
-WIDENED = 1.01  # above it in spite of rounding
+WIDENED = 1.01  # safety margin for rounding
 
 _REDUCTIONS = (tf.reduce_min, tf.reduce_max, tf.reduce_mean)
 
 
 @dataclasses.dataclass(frozen=True)
 class ChannelStats:
-    """What the channels of one node's output are on the calibration images.
+    """The values of the channels of a node's output on the calibration images.
 
     Attributes:
-        low: the least value of each channel, `[channels]`; where swish alone reads
-            the node, `SWISH_FLOOR` if that is greater.
+        low: the least value of each channel, `[channels]`; at least `SWISH_FLOOR` if
+            only swish reads the node.
         high: the greatest value of each channel.
         mean: the mean of each channel.
     """
@@ -54,22 +58,23 @@ class ChannelStats:
 
 
 def is_swish(node: Node) -> bool:
+    """Tells whether a node is a swish activation."""
     return node.op == "activation" and node.options["function"] == "silu"
 
 
-def _progress(images, name: str):
+def _progress(images: np.ndarray, name: str) -> Iterable[np.ndarray]:
     return tqdm(images, name, unit="img", disable=None, leave=False)
 
 
 def swish_floors(graph: Graph) -> dict[str, np.ndarray]:
-    """Returns below which value the network cannot tell what a node returns.
+    """Returns the values below which a node's output makes no difference.
 
     Args:
         graph: a deployment graph.
 
     Returns:
-        For each node that swish alone reads, `SWISH_FLOOR` in the units of its
-        channels: `[channels]`, or `[1]` where all have the same.
+        `{node name: [channels]}`, or `[1]` if all channels have the same floor, for
+        nodes that only swish reads: `SWISH_FLOOR` in the units of the channels.
     """
     floors = {}
     for node in graph.nodes.values():
@@ -83,7 +88,7 @@ def swish_floors(graph: Graph) -> dict[str, np.ndarray]:
 
 
 def measure_channels(graph: Graph, images) -> dict[str, ChannelStats]:
-    """Measures each channel of what each node returns.
+    """Measures each channel of each node's output.
 
     Args:
         graph: a deployment graph.
@@ -100,7 +105,7 @@ def measure_channels(graph: Graph, images) -> dict[str, ChannelStats]:
     def measure(image):
         found = {}
         for name, values in tf_ops.run_all(graph, image).items():
-            axes = list(range(values.shape.rank - 1))  # all but the channels
+            axes = list(range(values.shape.rank - 1))  # all except the channels
             reduced = (f(values, axes) for f in _REDUCTIONS)
             found[name] = tf.stack(list(reduced))  # [3, channels]
         return found
@@ -121,57 +126,96 @@ def measure_channels(graph: Graph, images) -> dict[str, ChannelStats]:
     return found
 
 
-def measure_ranges(
-    content: bytes, images, largest_value: float, floors: dict | None = None
-) -> dict[str, dict[str, np.ndarray]]:
-    """Measures which values the tensors of a file take.
+def _interpreter(content: bytes) -> Interpreter:
+    """Returns an interpreter that keeps the values of all tensors."""
+    with warnings.catch_warnings():  # of the memory that it needs
+        warnings.simplefilter("ignore", UserWarning)
+        resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        return Interpreter(
+            model_content=content,
+            experimental_op_resolver_type=resolver,
+            experimental_preserve_all_tensors=True,
+        )
+
+
+def _measure_extremes(
+    content: bytes, images: np.ndarray, floors: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Runs a file on images.
 
     Args:
-        content: of a float32 `.tflite` file.
+        content: content of a float32 `.tflite` file.
         images: `[images, height, width, channels]`, in the file's range.
-        largest_value: end of that range; with 255, an int8 input is the pixel - 128.
-        floors: of `swish_floors`, for a file of a graph.
+        floors: what `swish_floors` returns.
 
     Returns:
-        `{tensor name: {"min", "max"}}`, as the quantizer takes it. The second factors
-        of products have ranges around zero, or XNNPACK would not take them.
+        The least value above the floor and the greatest value of each tensor for each
+        image, `{name: [images, 2]}`.
     """
-    interpreter = Interpreter(
-        model_content=content,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        experimental_preserve_all_tensors=True,
-    )
+    interpreter = _interpreter(content)
     interpreter.allocate_tensors()
     (image_input,) = interpreter.get_input_details()
-    outputs = {output["name"] for output in interpreter.get_output_details()}
-    names = tensors.computed_tensors(content)
-    returned = {name: node for node, name in tensors.layer_outputs(content).items()}
-    lowest = {
-        index: (floors or {}).get(returned.get(name), -np.inf)
-        for index, name in names.items()
+    names = tensors.computed_tensors(content)  # by index
+    nodes = {name: node for node, name in tensors.layer_outputs(content).items()}
+    floor_of = {
+        index: floors.get(nodes.get(name, ""), -np.inf) for index, name in names.items()
     }
-    extremes = {name: [] for name in names.values()}
+    extremes: dict[str, list] = {name: [] for name in names.values()}
     for image in _progress(images, "calibrating"):
         interpreter.set_tensor(image_input["index"], image[None])
         interpreter.invoke()
         for index, name in names.items():
             values = interpreter.get_tensor(index)
-            extremes[name].append((_least(values, lowest[index]), values.max()))
+            extremes[name].append((_least(values, floor_of[index]), values.max()))
+    return {name: np.array(pairs, np.float32) for name, pairs in extremes.items()}
+
+
+def measure_ranges(
+    content: bytes,
+    images: np.ndarray,
+    input_max: float,
+    floors: dict[str, np.ndarray] | None = None,
+) -> dict[str, Range]:
+    """Measures the ranges of a file's tensors on images.
+
+    Args:
+        content: content of a float32 `.tflite` file.
+        images: `[images, height, width, channels]`, in the file's range.
+        input_max: end of that range; with 255, an int8 input is the pixel - 128.
+        floors: what `swish_floors` returns, for a file of a graph.
+
+    Returns:
+        `{tensor name: {"min", "max"}}`, as the quantizer takes it. The second factors
+        of products have symmetric ranges, because XNNPACK does not take others.
+
+    Raises:
+        ValueError: if a tensor is not finite for an image.
+    """
+    extremes = _measure_extremes(content, images, floors or {})
     for name, pairs in extremes.items():
-        if not np.all(np.isfinite(np.array(pairs)[:, 1])):
+        if not np.all(np.isfinite(pairs[:, 1])):
             raise ValueError(
-                f"The tensor {name} is not finite for a calibration image, so that it "
-                "has no range. Look for images or weights that are damaged."
+                f"The tensor {name} is not finite for a calibration image, so it has "
+                "no range. Look for damaged images or weights."
             )
-    # Never clip what leaves the network.
+    interpreter = _interpreter(content)
+    (image_input,) = interpreter.get_input_details()
+    outputs = {output["name"] for output in interpreter.get_output_details()}
+    # The outputs of the network are never clipped.
     ranges = {
         name: _range(pairs, 1.0 if name in outputs else IMAGES_IN_RANGE)
         for name, pairs in extremes.items()
     }
     ranges[image_input["name"]] = {
         "min": np.zeros(1, np.float32),
-        "max": np.full(1, largest_value, np.float32),
+        "max": np.full(1, input_max, np.float32),
     }
+    return _for_xnnpack(content, ranges)
+
+
+def _for_xnnpack(content: bytes, ranges: dict[str, Range]) -> dict[str, Range]:
+    """Changes the ranges of a file's tensors to those that XNNPACK takes."""
+    ranges = dict(ranges)
     for name in tensors.sigmoid_arguments(content):
         ranges[name] = {
             end: np.clip(limit, -SIGMOID_LIMIT, SIGMOID_LIMIT)
@@ -183,17 +227,17 @@ def measure_ranges(
             if name in ranges:  # not a constant
                 ranges[name] = _at_least_as_wide(ranges[name], least)
     for name in tensors.second_factors(content):
-        ranges[name] = _around_zero(**ranges[name])
+        ranges[name] = _symmetric(**ranges[name])
     return ranges
 
 
-def _ends(limits: dict) -> np.ndarray:
-    """Returns the ends of a range that has zero in it, as the quantizer's have."""
+def _ends(limits: Range) -> np.ndarray:
+    """Returns the ends of a range, widened to contain zero as the quantizer does."""
     return np.array([min(limits["min"][0], 0), max(limits["max"][0], 0)], np.float32)
 
 
-def _at_least_as_wide(limits: dict, least: float) -> dict[str, np.ndarray]:
-    """Widens a range, without a shift of its zero, to a width."""
+def _at_least_as_wide(limits: Range, least: float) -> Range:
+    """Widens a range to a width without moving its zero point."""
     width = np.ptp(_ends(limits))
     if width >= least:
         return limits
@@ -202,21 +246,21 @@ def _at_least_as_wide(limits: dict, least: float) -> dict[str, np.ndarray]:
     return {end: x * np.float32(least / width) for end, x in limits.items()}
 
 
-def _least(values, floor) -> np.float32:
-    """Returns the least value above a floor, which is one of each channel or of all."""
+def _least(values: np.ndarray, floor) -> np.float32:
+    """Returns the least value, at least the floor (of each channel, or of all)."""
     if np.size(floor) > 1 and np.shape(floor) != values.shape[-1:]:
-        floor = np.min(floor)  # the tensor's last axis holds more than the channels
+        floor = np.min(floor)  # the tensor's last axis is not the channels
     return np.maximum(values, floor).min()
 
 
-def _range(pairs: list, images_in_range: float) -> dict[str, np.ndarray]:
-    low, high = np.array(pairs, np.float32).T
+def _range(pairs: np.ndarray, images_in_range: float) -> Range:
+    low, high = pairs.T
     low = np.quantile(low, 1 - images_in_range)
     high = np.quantile(high, images_in_range)
     return {"min": np.reshape(low, 1), "max": np.reshape(high, 1)}
 
 
-def _around_zero(min, max) -> dict[str, np.ndarray]:
-    """Widens a range so that zero is int8's zero."""
+def _symmetric(min: np.ndarray, max: np.ndarray) -> Range:
+    """Widens a range so that the zero point is 0."""
     limit = np.maximum(np.abs(min), np.abs(max))
     return {"min": -limit * np.float32(INT8_STEPS / INT8_LIMIT), "max": limit}

@@ -1,16 +1,17 @@
-"""Evens out the ranges of a tensor's channels, for files of 8-bit activations.
+"""Equalizes the ranges of a tensor's channels, for files with 8-bit activations.
 
-TFLite has one range for a whole tensor. In the expansions of pretrained MobileViTs a
-few channels reach 26 to 54 times as far as the median channel, so 8 bits leave the
-others a handful of steps: an XXS falls from 95 to 9 % top-1. A constant scale for each
-channel moves through the network instead, with the same outputs:
+TFLite has one range for a whole tensor. In the expansions of pretrained MobileViTs the
+range of a few channels is 26 to 54 times that of the median channel, so that 8 bits
+leave a handful of steps for the others: an XXS falls from 95 to 9 % top-1. Therefore
+each channel is divided by a constant, and later layers undo this; the outputs of the
+network do not change:
 
     x / s = conv(...)                     kernel and bias divided by s, per output
-    y / s = x / s * sigmoid(s * (x / s))  swish, for one product more; ReLU needs none
+    y / s = x / s * sigmoid(s * (x / s))  swish, with one more product; ReLU needs none
     next(y) = next'(y / s)                kernel multiplied by s, per input
 
-This is cross-layer equalization (Nagel et al., arXiv 1906.04721), carried through
-swish. The exponent below 1, where a scale widens the next kernel's range, is that of
+This is cross-layer equalization (Nagel et al., arXiv 1906.04721), extended to swish.
+Scales that widen the range of the next kernel get an exponent below 1, as in
 SmoothQuant (Xiao et al., arXiv 2211.10438).
 """
 
@@ -22,30 +23,30 @@ from tflite.formats.calibration import ChannelStats, is_swish
 from tflite.graph.graph import Graph, Node
 from tflite.graph.rewrites import LINEAR
 
-# A depthwise kernel has a range for each channel, so scales cost it nothing. Other
-# kernels have one for all inputs: the square root shares the ranges between both.
+# A depthwise kernel has a range for each channel, so scales do not widen it. Other
+# kernels have one range for all inputs: the square root balances input and kernel.
 DEPTHWISE_EXPONENT, EXPONENT = 1.0, 0.5
 
-# A network has outliers if a scale makes the channels of a tensor so much more even.
+# A network has outliers if scales make the channels of a tensor this much more even.
 # Measured: 54 and 83 for two pretrained XXS, see docs/quantization.md; at most 2.4 for
 # random networks.
 OUTLIERS = 4.0
-# In such a network each tensor is scaled that gains so much: 11 of 33 swishes of a
-# pretrained XXS. With 4 it was 8 of them, and one more image in a hundred changed its
-# class.
+# In a network with outliers, the tensors that gain this much are scaled: 11 of 33
+# swishes of a pretrained XXS. With 4 there were 8, and one more image in a hundred
+# changed its class.
 LEAST_GAIN = 2.0
 
-# A channel that is silent on the calibration images may not be on others, so it is not
-# widened by more than this.
+# A channel that is near zero on the calibration images may be larger on others, so it
+# is not amplified by more than the inverse of this.
 LEAST_SCALE = 1 / 16
 
-# The quantizer gives a constant without negative values 255 steps from 0 to its
-# largest. Scales of whole steps are exact there.
+# The quantizer divides a constant without negative values into 255 steps. Scales that
+# are whole steps are exact.
 STEPS = 255
 
 _HOMOGENEOUS = ("linear", "relu")  # functions with f(x / s) = f(x) / s
-# What returns the channels of its first input; the second input of `fold` and
-# `resize_like` only gives a size.
+# Operations that keep the channels of their first input; the second input of `fold`
+# and `resize_like` only determines a size.
 _PASSES = (
     "crop_tokens",
     "fold",
@@ -57,17 +58,17 @@ _PASSES = (
     "unfold",
 )
 _JOINED = ("add", "join_tokens")  # inputs whose channels must have the same scale
-_FIXED = 0  # the group of the channels that must stay as they are
+_FIXED = 0  # group of the channels that must not be scaled
 
 
 class _Groups:
-    """A union-find over channels: those of a group have the same scale."""
+    """A union-find of channels: the channels of a group have the same scale."""
 
     def __init__(self):
         self._parents = [_FIXED]
 
     def new(self, count: int) -> np.ndarray:
-        """Makes groups of one channel each."""
+        """Adds channels, each in a group of its own, and returns them."""
         start = len(self._parents)
         self._parents.extend(range(start, start + count))
         return np.arange(start, start + count)
@@ -79,16 +80,18 @@ class _Groups:
         return channel
 
     def join(self, first, second) -> None:
+        """Unites the groups of channels, pair by pair."""
         for a, b in zip(*np.broadcast_arrays(first, second)):
             a, b = sorted((self._root(a), self._root(b)))
-            self._parents[b] = a  # the lower, so that _FIXED stays a root
+            self._parents[b] = a  # the lower one, so that _FIXED stays a root
 
     def roots(self, channels) -> np.ndarray:
+        """Returns the groups of channels."""
         return np.array([self._root(channel) for channel in channels])
 
 
 def _channels_of(node: Node, inputs: list, groups: _Groups, count: int) -> np.ndarray:
-    """Returns the channels of what a node returns; joins those that must be equal."""
+    """Returns the channels of a node's output; joins those that need one scale."""
     if node.op in LINEAR:
         return groups.new(count)
     if is_swish(node) or node.options.get("function") in _HOMOGENEOUS:
@@ -105,7 +108,7 @@ def _channels_of(node: Node, inputs: list, groups: _Groups, count: int) -> np.nd
         for channels in inputs[1:]:
             groups.join(inputs[0], channels)
         return inputs[0]
-    if node.op == "multiply":  # by a gate, such as that of squeeze-and-excite
+    if node.op == "multiply":  # by a gate, as in squeeze-and-excite
         scaled = [channels for channels in inputs if groups.roots(channels).any()]
         if len(scaled) == 1 and len(scaled[0]) == count:
             return scaled[0]
@@ -117,7 +120,7 @@ def _channels_of(node: Node, inputs: list, groups: _Groups, count: int) -> np.nd
 def _group_channels(
     graph: Graph, stats: dict[str, ChannelStats]
 ) -> dict[str, np.ndarray]:
-    """Returns the group of each channel of each node: channels of one scale."""
+    """Returns the group of each channel of each node."""
     groups = _Groups()
     channels = {graph.input_name: np.full(graph.input_shape[-1], _FIXED)}
     for node in graph.in_order():
@@ -130,7 +133,7 @@ def _group_channels(
 
 
 def _reach(stats: ChannelStats) -> np.ndarray:
-    """Returns how far from zero each channel reaches, relative to the median one."""
+    """Returns the largest magnitude of each channel, relative to the median channel."""
     reach = np.maximum(stats.high, -stats.low)
     typical = np.median(reach)
     return reach / typical if typical > 0 else np.ones_like(reach)
@@ -141,7 +144,7 @@ def _unevenness(reach: np.ndarray) -> float:
 
 
 def _wanted_scales(graph: Graph, channels: dict, reaches: dict) -> np.ndarray:
-    """Returns the scale of each group that would even out its channels."""
+    """Returns the scale of each group that would equalize its channels."""
     count = 1 + max(groups.max() for groups in channels.values())
     reach, exponent = np.zeros(count), np.full(count, DEPTHWISE_EXPONENT)
     for name, groups in channels.items():
@@ -153,7 +156,7 @@ def _wanted_scales(graph: Graph, channels: dict, reaches: dict) -> np.ndarray:
 
 
 def _gains(scales, channels: dict, reaches: dict) -> np.ndarray:
-    """Returns for each group how much more even its scale makes a tensor at most."""
+    """Returns the largest gain in evenness that each group's scale gives a tensor."""
     gains = np.zeros(len(scales))
     for name, groups in channels.items():
         before, after = reaches[name], reaches[name] / scales[groups]
@@ -164,7 +167,7 @@ def _gains(scales, channels: dict, reaches: dict) -> np.ndarray:
 
 
 def _in_steps(graph: Graph, scales: np.ndarray, channels: dict) -> np.ndarray:
-    """Rounds the scales of each swish to what 8 bits hold exactly."""
+    """Rounds the scales of each swish to values that are exact in 8 bits."""
     scales = scales.copy()
     for node in graph.nodes.values():
         groups = channels[node.name]
@@ -178,14 +181,14 @@ def _in_steps(graph: Graph, scales: np.ndarray, channels: dict) -> np.ndarray:
 def channel_scales(
     graph: Graph, stats: dict[str, ChannelStats]
 ) -> dict[str, np.ndarray]:
-    """Finds by how much to divide each channel of each node.
+    """Returns the divisor of each channel of each node.
 
     Args:
         graph: a deployment graph.
-        stats: of `tflite.formats.calibration.measure_channels`.
+        stats: what `tflite.formats.calibration.measure_channels` returns.
 
     Returns:
-        `{node name: [channels]}`, 1 where a channel stays as it is.
+        `{node name: [channels]}`; 1 for channels that do not change.
     """
     channels = _group_channels(graph, stats)
     reaches = {name: _reach(found) for name, found in stats.items()}
@@ -199,7 +202,7 @@ def channel_scales(
 
 
 def _scale_linear(node: Node, given: np.ndarray, returned: np.ndarray) -> Node:
-    """Returns a linear layer that takes x / given and returns y / returned."""
+    """Returns a linear layer from x / given to y / returned."""
     kernel = node.weights["kernel"] * given[:, None]
     if node.op == "depthwise":  # [height, width, inputs, multiplier]
         kernel = kernel / returned.reshape(kernel.shape[2:])
@@ -212,7 +215,7 @@ def _scale_linear(node: Node, given: np.ndarray, returned: np.ndarray) -> Node:
 
 
 def _scale_node(node: Node, given: np.ndarray, returned: np.ndarray) -> Node:
-    """Returns a node that takes x / given and returns y / returned."""
+    """Returns a node from x / given to y / returned."""
     if node.op in LINEAR:
         return _scale_linear(node, given, returned)
     if node.op == "positions":
@@ -225,11 +228,11 @@ def _scale_node(node: Node, given: np.ndarray, returned: np.ndarray) -> Node:
 
 
 def equalize(graph: Graph, stats: dict[str, ChannelStats]) -> Graph:
-    """Evens out the ranges of channels where a few reach much further than the others.
+    """Equalizes the ranges of channels if a few are much larger than the others.
 
     Args:
         graph: a deployment graph.
-        stats: of `tflite.formats.calibration.measure_channels`, on calibration images.
+        stats: what `tflite.formats.calibration.measure_channels` returns.
 
     Returns:
         A graph with the same outputs; the same graph if no channels are so uneven.

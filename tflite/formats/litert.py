@@ -1,8 +1,9 @@
-"""From a network to the content of a `.tflite` file of one image."""
+"""Converts a network to the content of a `.tflite` file that takes one image."""
 
 import re
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.framework import convert_to_constants
@@ -13,36 +14,40 @@ from tflite.graph.graph import Graph
 SIGNATURE = "serving_default"
 INPUT_NAME = "images"
 
+Serve = Any  # a tf.function from an image to {name: output}
+
 
 def _image_spec(shape) -> tf.TensorSpec:
-    # A free batch dimension would leave the file full of shape arithmetic, which
+    # With a free batch dimension the file would compute shapes at run time, which
     # delegates refuse.
     return tf.TensorSpec([1, *shape], tf.float32, INPUT_NAME)
 
 
-def trace_graph(graph: Graph, finish: Callable) -> Callable:
-    """Makes a traceable function of a graph, from an image to `{name: output}`.
+def trace_graph(graph: Graph, postprocess: Callable) -> Serve:
+    """Makes the traceable function from an image to a graph's `{name: output}`.
 
     Args:
-        graph: of the network.
-        finish: from the network's outputs to what the file returns, see
+        graph: graph of the network.
+        postprocess: from the network's outputs to those of the file, see
             `tflite.tasks.task.Task`.
     """
 
     @tf.function(input_signature=[_image_spec(graph.input_shape)])
     def serve(images):
-        return finish(tf_ops.run(graph, images))
+        return postprocess(tf_ops.run(graph, images))
 
     return serve
 
 
-def trace_model(function: Callable, image_shape, finish: Callable) -> Callable:
-    """Makes a traceable function of a model with variables, which become constants.
+def trace_model(
+    function: Callable, image_shape: tuple[int, int, int], postprocess: Callable
+) -> Serve:
+    """Makes the traceable function of a model; its variables become constants.
 
     Args:
         function: from images `[1, height, width, channels]` to a list of outputs.
         image_shape: `(height, width, channels)`.
-        finish: as in `trace_graph`.
+        postprocess: as in `trace_graph`.
     """
     specification = _image_spec(image_shape)
     traced = tf.function(function).get_concrete_function(specification)
@@ -50,13 +55,13 @@ def trace_model(function: Callable, image_shape, finish: Callable) -> Callable:
 
     @tf.function(input_signature=[specification])
     def serve(images):
-        return finish(frozen(images))
+        return postprocess(frozen(images))
 
     return serve
 
 
-def tflite_content(serve: Callable) -> bytes:
-    """Converts a traceable function to a `.tflite` with a signature.
+def tflite_content(serve: Serve) -> bytes:
+    """Converts a traceable function to a `.tflite` file with a signature.
 
     Args:
         serve: what `trace_graph` or `trace_model` returned.
@@ -65,9 +70,9 @@ def tflite_content(serve: Callable) -> bytes:
         The content of the file.
 
     Raises:
-        ValueError: if TFLite's own operations cannot express it; names those of
-            TensorFlow that are left.
-        RuntimeError: if the converter fails for another reason, which it tells.
+        ValueError: if TFLite's own operations cannot express it; names the remaining
+            operations of TensorFlow.
+        RuntimeError: if the converter fails for another reason.
     """
     module = tf.Module()
     module.serve = serve
@@ -79,16 +84,16 @@ def tflite_content(serve: Callable) -> bytes:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         try:
             return converter.convert()
-        except Exception as error:  # the converter's own kind has no public name
+        except Exception as error:  # the converter's exception has no public name
             raise _refusal(error) from error
 
 
 def _refusal(error: Exception) -> Exception:
-    """Returns what the converter's error means, as an exception to raise."""
+    """Returns the exception to raise for an error of the converter."""
     names = sorted(set(re.findall(r"^\s*tf\.(\w+)\(", str(error), re.MULTILINE)))
     if "Some ops" in str(error) and names:
         return ValueError(
             f"TFLite has no operations for {', '.join(names)} of TensorFlow. Build the "
-            "model without the layers or keras.ops that are made of them."
+            "model without the layers or keras.ops that use them."
         )
     return RuntimeError(f"TensorFlow's converter failed on this model: {error}")

@@ -1,8 +1,8 @@
-"""Quantization-aware training of a deployment graph.
+"""Quantization-aware training (QAT) of a deployment graph.
 
-tensorflow-model-optimization works on tf_keras (Keras 2). There a twin of the graph is
-built, with the same weights, that rounds weights and activations to 8 bits as it runs;
-it is trained for a few epochs, and its weights go back into the graph.
+tensorflow-model-optimization needs a tf_keras (Keras 2) model. The QAT model has the
+graph's weights and rounds weights and activations to 8 bits as it runs. It is trained
+for a few epochs; then its weights go back into the graph.
 """
 
 import dataclasses
@@ -12,18 +12,23 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
+from tflite.formats.conversion import Conversion
 from tflite.graph import tf_ops
 from tflite.graph.graph import Graph, Node
+from tflite.graph.reader import kept_layers
+from tflite.models import has_classes_of
+from tflite.tasks.classification.task import output_name
 from train.config import TrainConfig
 from train.data.pipeline import train_batches
+from train.data.registry import load_source
 from train.data.sampler import batch_shapes, epoch_schedule
 from train.data.source import Source
 from train.tasks.classification.task import CLASSIFICATION
 
-# What only moves values, or has none of its own to round.
+# Operations that only move values need no rounding.
 _NOT_ROUNDED = ("fold", "pad", "unfold")
-LEAST = 1e-30  # probability whose logarithm is taken
-COPY_TOLERANCE = 1e-4  # of an output, in float32
+MIN_PROBABILITY = 1e-30  # whose logarithm is taken
+COPY_TOLERANCE = 1e-4  # relative difference of an output in float32
 
 
 def _tfmot():
@@ -32,7 +37,7 @@ def _tfmot():
         import tf_keras
     except ImportError as error:
         raise ValueError(
-            f"int8-qat takes tensorflow-model-optimization and tf_keras: {error}. "
+            f"int8-qat needs tensorflow-model-optimization and tf_keras: {error}. "
             "Install them with pip install '.[tflite]'."
         ) from error
 
@@ -45,7 +50,7 @@ def _padding_node(node: Node) -> Node:
 
 
 def _split_padding(graph: Graph) -> Graph:
-    """Gives explicit padding an operation of its own, since tf_keras layers lack it."""
+    """Moves explicit padding into operations of its own: tf_keras layers lack it."""
     for node in list(graph.nodes.values()):
         if isinstance(node.options.get("padding"), tuple) and node.op != "pad":
             pad = _padding_node(node)
@@ -56,9 +61,9 @@ def _split_padding(graph: Graph) -> Graph:
 
 
 def _layer_types(tf_keras):
-    """Makes the layer for what has no layer in tf_keras: any operation of a graph."""
+    """Makes the layer class for operations that have no layer in tf_keras."""
 
-    class GraphOperation(tf_keras.layers.Layer):
+    class GraphOperation(tf_keras.layers.Layer):  # type: ignore[name-defined]
         def __init__(self, op, options, weights=None, **kwargs):
             super().__init__(**kwargs)
             self.op, self.options, self.arrays = op, options, weights or {}
@@ -96,11 +101,11 @@ def _layer_of(node: Node, tf_keras, graph_operation):
 
 
 def _rounding_type(quantization):
-    """Makes the description of what a layer rounds: its kernel, and what it returns."""
+    """Makes the class that says what a layer rounds: its kernel and its output."""
     quantizers = quantization.quantizers
 
-    class ByChannel(quantizers.LastValueQuantizer):
-        """A range for each channel of a depthwise kernel, as its file has them."""
+    class ByChannel(quantizers.LastValueQuantizer):  # type: ignore[name-defined]
+        """One range for each channel of a depthwise kernel, as in its `.tflite`."""
 
         def build(self, tensor_shape, name, layer):
             height, width, inputs, multiplier = tensor_shape
@@ -113,7 +118,7 @@ def _rounding_type(quantization):
             rounded = super().__call__(flat, training, weights, **kwargs)
             return tf.reshape(rounded, inputs.shape)
 
-    class Rounding(quantization.QuantizeConfig):
+    class Rounding(quantization.QuantizeConfig):  # type: ignore[name-defined]
         def __init__(self, kernel: str | None, rounds_output: bool):
             self.kernel, self.rounds_output = kernel, rounds_output
 
@@ -169,21 +174,20 @@ def _functional(graph: Graph, make_layer, tf_keras):
     return tf_keras.Model(images, [values[name] for name in graph.outputs])
 
 
-def build_twin(graph: Graph, images):
-    """Builds the tf_keras twin of a graph, which rounds to 8 bits.
+def build_qat_model(graph: Graph, images):  # noqa: ANN201 - tf_keras is optional
+    """Builds the tf_keras model of a graph that rounds to 8 bits.
 
     Args:
-        graph: a deployment graph of one output.
+        graph: a deployment graph with one output.
         images: `[images, height, width, channels]`, on which the ranges of the rounding
-            are measured. tensorflow-model-optimization starts all of them at 6, which
-            clips what a network returns, and moves them by a thousandth a step.
+            are measured. tensorflow-model-optimization starts all ranges at 6, which
+            clips outputs, and changes them by a thousandth per step.
 
     Returns:
         A tf_keras model with the graph's weights.
 
     Raises:
-        RuntimeError: if the twin, before it rounds, returns something else than the
-            graph.
+        RuntimeError: if the model, without rounding, differs from the graph.
     """
     tf_keras, quantization = _tfmot()
     graph_operation = _layer_types(tf_keras)
@@ -211,40 +215,40 @@ def build_twin(graph: Graph, images):
     scope = {"GraphOperation": graph_operation, "Rounding": rounding}
     with quantization.quantize_scope(scope):
         annotated = tf_keras.models.clone_model(plain, clone_function=annotate)
-        twin = quantization.quantize_apply(annotated)
-    _set_ranges(twin, graph, images)
-    return twin
+        qat_model = quantization.quantize_apply(annotated)
+    _set_ranges(qat_model, graph, images)
+    return qat_model
 
 
-def _set_ranges(twin, graph: Graph, images) -> None:
-    """Sets the ranges of what layers return to those on some images."""
+def _set_ranges(qat_model, graph: Graph, images) -> None:
+    """Sets the ranges of the layers' outputs to those on some images."""
     values = tf_ops.run_all(graph, np.asarray(images, np.float32))
     limits = {}
     for name in graph.nodes:
         limits[f"quant_{name}/output_min:0"] = tf.reduce_min(values[name])
         limits[f"quant_{name}/output_max:0"] = tf.reduce_max(values[name])
-    for variable in twin.weights:
+    for variable in qat_model.weights:
         if variable.name in limits:
             variable.assign(limits[variable.name])
 
 
-def _check_copy(twin, graph: Graph) -> None:
-    """Compares the twin's outputs with the graph's on random images."""
+def _check_copy(qat_model, graph: Graph) -> None:
+    """Compares the model's outputs with the graph's on random images."""
     images = np.random.default_rng(0).uniform(0, 255, (2, *graph.input_shape))
     images = images.astype(np.float32)
     (expected,) = tf_ops.run(graph, images)
-    difference = np.abs(twin(images) - expected).max()
+    difference = np.abs(qat_model(images) - expected).max()
     if not difference <= COPY_TOLERANCE * max(1.0, np.abs(expected).max()):
         raise RuntimeError(
-            f"The tf_keras twin differs from the graph by {difference:.1e}; expected "
+            f"The tf_keras model differs from the graph by {difference:.1e}; expected "
             f"at most {COPY_TOLERANCE:.0e}."
         )
 
 
-def _weights_of(twin) -> dict[str, dict[str, np.ndarray]]:
+def _weights_of(qat_model) -> dict[str, dict[str, np.ndarray]]:
     """Returns the trained kernels and biases by the names of the nodes."""
     found = {}
-    for layer in twin.layers:
+    for layer in qat_model.layers:
         inner = getattr(layer, "layer", None)
         if inner is None or not hasattr(inner, "bias"):
             continue
@@ -260,7 +264,9 @@ def _with_weights(graph: Graph, weights: dict) -> Graph:
     missing = {n.name for n in graph.nodes.values() if "kernel" in n.weights}
     missing ^= set(weights)
     if missing:
-        raise RuntimeError(f"The twin and the graph differ in {sorted(missing)[:5]}.")
+        raise RuntimeError(
+            f"The QAT model and the graph differ in {sorted(missing)[:5]}."
+        )
     changed = [
         dataclasses.replace(graph.nodes[name], weights=arrays)
         for name, arrays in weights.items()
@@ -268,33 +274,65 @@ def _with_weights(graph: Graph, weights: dict) -> Graph:
     return graph.replace(*changed)
 
 
-def fine_tune(
-    graph: Graph, config: TrainConfig, source: Source, scale: float, gives_logits: bool
-) -> Graph:
-    """Trains a graph with rounding, on the training's own data and loss.
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """How int8-qat trains a network.
+
+    Attributes:
+        config: the training's configuration, with the schedule of the fine-tuning.
+        data: the data to train on, a value of `--data`.
+        labels: names of the model's classes.
+    """
+
+    config: TrainConfig
+    data: str
+    labels: tuple[str, ...]
+
+
+def fine_tune_conversion(conversion: Conversion, settings: FineTuning) -> Graph:
+    """Trains the network of a conversion with rounding.
 
     Args:
-        graph: a deployment graph of a classifier.
-        config: its `epochs`, `learning_rate`, `batch_size`, `label_smoothing`,
-            augmentation and seed are used, at the graph's size.
-        source: where the images come from.
-        scale: of the images that the graph takes, relative to [0, 255].
-        gives_logits: whether the graph ends in logits, not in probabilities.
+        conversion: the equalized network.
+        settings: how to train.
 
     Returns:
         The graph with the trained weights.
 
     Raises:
+        ValueError: if the network or the data do not allow it.
         FloatingPointError: if the loss is not finite.
     """
+    graph = conversion.graph
+    if graph is None:
+        raise ValueError("int8-qat trains the rewritten network: remove --no_rewrite.")
+    kept = kept_layers(graph)
+    if kept:
+        raise ValueError(
+            f"int8-qat cannot train the layers {', '.join(kept)}, which have no "
+            "rewrite. Use int8-mixed."
+        )
+    source = load_source(conversion.task.training.name, settings.data)
+    if not has_classes_of(settings.labels, source.class_names):
+        raise ValueError(
+            f"int8-qat trains on {settings.data}, whose classes are not known to be "
+            "the model's. Name the model's data with --data, and its classes in "
+            "labels.txt beside the .keras file."
+        )
+    return fine_tune(
+        graph,
+        settings.config,
+        source,
+        scale=float(np.float32(conversion.input_max / 255)),
+        returns_logits=output_name(conversion.model) == "logits",
+    )
+
+
+def _make_step(
+    qat_model, config: TrainConfig, scale: float, returns_logits: bool, steps
+):
+    """Makes the compiled function that trains on a batch and returns the loss."""
     tf_keras, _ = _tfmot()
-    size = graph.input_shape[:2]
-    shapes = batch_shapes([size], size, config.batch_size)
-    count = source.num_examples["train"]
-    schedule = epoch_schedule(shapes, count, 0, config.seed)
-    batch = next(iter(train_batches(source, config, schedule, 0)))
-    twin = build_twin(graph, tf.cast(batch["image"], tf.float32) * scale)
-    steps = config.epochs * -(-count // config.batch_size)
     decay = tf_keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
     optimizer = tf_keras.optimizers.Adam(decay)
 
@@ -302,24 +340,59 @@ def fine_tune(
     def step(batch):
         images = tf.cast(batch["image"], tf.float32) * scale
         with tf.GradientTape() as tape:
-            outputs = twin(images, training=True)
-            logits = outputs if gives_logits else tf.math.log(outputs + LEAST)
+            outputs = qat_model(images, training=True)
+            logits = (
+                outputs if returns_logits else tf.math.log(outputs + MIN_PROBABILITY)
+            )
             losses = CLASSIFICATION.loss(config, batch, logits)
             weight = batch["weight"]
             total = tf.reduce_sum(losses * weight)
             loss = tf.math.divide_no_nan(total, tf.reduce_sum(weight))
-        gradients = tape.gradient(loss, twin.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, twin.trainable_variables))
+        gradients = tape.gradient(loss, qat_model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, qat_model.trainable_variables))
         return loss
 
+    return step
+
+
+def fine_tune(
+    graph: Graph,
+    config: TrainConfig,
+    source: Source,
+    scale: float,
+    returns_logits: bool,
+) -> Graph:
+    """Trains a graph with rounding, on the training's own data and loss.
+
+    Args:
+        graph: a deployment graph of a classifier.
+        config: its `epochs`, `learning_rate`, `batch_size`, `label_smoothing`,
+            augmentation and seed are used, at the graph's size.
+        source: source of the images.
+        scale: scale of the images that the graph takes, relative to [0, 255].
+        returns_logits: whether the graph returns logits instead of probabilities.
+
+    Returns:
+        The graph with the trained weights.
+
+    Raises:
+        FloatingPointError: if the loss is not finite.
+    """
+    size = graph.input_shape[:2]
+    shapes = batch_shapes([size], size, config.batch_size)
+    count = source.num_examples["train"]
+    schedule = epoch_schedule(shapes, count, 0, config.seed)
+    batch = next(iter(train_batches(source, config, schedule, 0)))
+    qat_model = build_qat_model(graph, tf.cast(batch["image"], tf.float32) * scale)
+    steps = config.epochs * -(-count // config.batch_size)
+    step = _make_step(qat_model, config, scale, returns_logits, steps)
     for epoch in range(config.epochs):
         schedule = epoch_schedule(shapes, count, epoch, config.seed)
         batches = train_batches(source, config, schedule, epoch)
         name = f"quantization-aware epoch {epoch + 1} of {config.epochs}"
-        losses = []
-        for batch in tqdm(batches, name, len(schedule), disable=None, leave=False):
-            losses.append(float(step(batch)))
+        progress = tqdm(batches, name, len(schedule), disable=None, leave=False)
+        losses = [float(step(batch)) for batch in progress]
         if not np.all(np.isfinite(losses)):
             raise FloatingPointError(f"The loss of {name} is not finite.")
         logging.info("%s: loss %.4f", name, np.mean(losses))
-    return _with_weights(graph, _weights_of(twin))
+    return _with_weights(graph, _weights_of(qat_model))

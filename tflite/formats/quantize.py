@@ -1,6 +1,6 @@
-"""Smaller forms of a float32 `.tflite` file, made by the AI Edge Quantizer.
+"""Quantizes float32 `.tflite` files with the AI Edge Quantizer.
 
-Static forms need the range of every tensor, see `tflite.formats.calibration.measure_ranges`.
+Static recipes need the ranges of all tensors, see `measure_ranges` in `calibration.py`.
 """
 
 import contextlib
@@ -16,18 +16,18 @@ from tflite.graph.graph import Graph
 from tflite.validation.op_stats import op_name
 from tflite.validation.tensors import main_graph
 
-# Kernels of so few weights stay in 32 bits in a file of 16: they are those of the first
-# layers, which make most of the error (MobileViT_XXS on clothing photos: 0.0010 to
-# 0.0004 rms of a logit) and little of the size (1 %).
+# Kernels with at most this many weights stay float32 in fp16 files. They belong to the
+# first layers, which cause most of the error (without them, the RMS error of a logit
+# of MobileViT_XXS on clothing photos is 0.0004 instead of 0.0010) and 1 % of the size.
 SMALL_KERNEL = 2048
 
-# XNNPACK computes in 16 bits on ARM where a file says so under this name.
-HALF_SUMS = ("reduced_precision_support", b"fp16accfp16")
+# With this metadata entry XNNPACK computes in 16 bits on ARM.
+FP16_INFERENCE = ("reduced_precision_support", b"fp16accfp16")
 
 Op = qtyping.TFLOperationName
-_WITH_KERNEL = (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.FULLY_CONNECTED)
-# What XNNPACK computes in floats only: in 8 bits MobileNetV3-Large fell into 22 pieces
-# and took 1.4 times as long on x86, DeiT-Tiny into 13.
+_WEIGHT_OPS = (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.FULLY_CONNECTED)
+# XNNPACK runs these in float only: with them in 8 bits, MobileNetV3-Large fell into 22
+# partitions and took 1.4 times as long on x86; DeiT-Tiny fell into 13.
 _FLOAT_FUNCTIONS = (Op.GELU, Op.HARD_SWISH, Op.SOFTMAX)
 
 
@@ -38,25 +38,25 @@ def _in_float(recipe, scope: str, op=Op.ALL_SUPPORTED) -> None:
 
 
 def _scope(graph: Graph, op: str) -> str:
-    """Returns a pattern of the tensors of one kind of operation of a graph."""
+    """Returns a regular expression for the tensors of one operation of a graph."""
     names = [re.escape(node.name) for node in graph.nodes.values() if node.op == op]
     return f"^({'|'.join(names)})/" if names else "^$"
 
 
 def _small_kernels(content: bytes) -> str:
-    """Returns a pattern of the outputs of layers that have few weights."""
+    """Returns a regular expression for the outputs of layers with few weights."""
     model, graph = main_graph(content)
     names = [
         re.escape(graph.tensors[operator.outputs[0]].name.decode())
         for operator in graph.operators
-        if op_name(model, operator) in _WITH_KERNEL
+        if op_name(model, operator) in _WEIGHT_OPS
         and np.prod(graph.tensors[operator.inputs[1]].shape) <= SMALL_KERNEL
     ]
     return f"^({'|'.join(names)})(;|$)" if names else "^$"
 
 
-def half_recipe(content: bytes) -> list[dict]:
-    """Weights in 16-bit floats, but for the smallest and the depthwise kernels."""
+def fp16_recipe(content: bytes) -> list[dict]:
+    """Returns the recipe for 16-bit weights, except small and depthwise kernels."""
     recipe = recipe_manager.RecipeManager()
     half = qtyping.OpQuantizationConfig(
         weight_tensor_config=qtyping.TensorQuantizationConfig(
@@ -74,9 +74,9 @@ def half_recipe(content: bytes) -> list[dict]:
 
 
 def allow_fp16_inference(content: bytes) -> bytes:
-    """Adds to a file that sums may be computed in 16-bit floats too."""
+    """Adds the metadata entry that allows inference in 16-bit floats."""
     model, _ = main_graph(content)
-    name, value = HALF_SUMS
+    name, value = FP16_INFERENCE
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(value, np.uint8)
     model.buffers.append(buffer)
@@ -89,9 +89,10 @@ def allow_fp16_inference(content: bytes) -> bytes:
 
 
 def dynamic_recipe() -> list[dict]:
-    """8-bit weights; activations are quantized, image by image, as they come.
+    """Returns the recipe for 8-bit weights and activations quantized at run time.
 
-    Depthwise weights stay: they are 1 % of all, and XNNPACK does not take them so.
+    Depthwise weights stay float: they are 1 % of all weights, and XNNPACK does not run
+    them with dynamic quantization.
     """
     recipe = recipe_manager.RecipeManager()
     for op in (Op.CONV_2D, Op.FULLY_CONNECTED):
@@ -100,7 +101,7 @@ def dynamic_recipe() -> list[dict]:
 
 
 def integer_recipe() -> list[dict]:
-    """Everything in 8 bits, the input and output too."""
+    """Returns the recipe for 8 bits everywhere, including input and output."""
     recipe = recipe_manager.RecipeManager()
     recipe.add_static_config(
         ".*", Op.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8
@@ -109,18 +110,19 @@ def integer_recipe() -> list[dict]:
 
 
 def mixed_recipe(graph: Graph | None, float_scopes: tuple[str, ...] = ()) -> list[dict]:
-    """8 bits but for norms of tokens, `_FLOAT_FUNCTIONS`, the input and the output.
+    """Returns the recipe for 8 bits except norms, `_FLOAT_FUNCTIONS`, input and output.
 
     Args:
-        graph: what the file was made of. Without it, only what has weights is
-            quantized.
-        float_scopes: patterns of the beginnings of names of tensors that are floats
-            too; the weights of what returns them have 8 bits.
+        graph: the graph that the file was made from. Without it, only operations with
+            weights are quantized.
+        float_scopes: regular expressions for the beginnings of names of more tensors
+            that stay float; the weights of the operations that return them have 8
+            bits.
     """
     recipe = recipe_manager.RecipeManager()
     bits = {"activation_num_bits": 8, "weight_num_bits": 8}
     if graph is None:
-        for op in _WITH_KERNEL:
+        for op in _WEIGHT_OPS:
             recipe.add_static_config(".*", op, **bits)
         return recipe.get_quantization_recipe()
     recipe.add_static_config(".*", Op.ALL_SUPPORTED, **bits)
@@ -139,14 +141,14 @@ def quantize(content: bytes, recipe: list[dict], ranges: dict | None = None) -> 
     """Quantizes a file.
 
     Args:
-        content: of a float32 `.tflite` file.
-        recipe: one of those above.
-        ranges: of `measure_ranges`, for static recipes.
+        content: content of a float32 `.tflite` file.
+        recipe: what one of the functions above returns.
+        ranges: what `measure_ranges` returns, for static recipes.
 
     Returns:
         The content of the quantized file.
     """
-    # It prints its own progress, which is over within a second.
+    # The quantizer prints its progress, although it takes less than a second.
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),

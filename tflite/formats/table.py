@@ -1,100 +1,221 @@
-"""The precisions that a network can be converted to, as one table."""
+"""The table of the file formats. Importing it loads no Keras or TensorFlow.
+
+To add a format, add a row to `FORMATS`. Its functions import what they need when they
+are called.
+"""
+
+from __future__ import annotations
 
 import dataclasses
-import functools
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-from tflite.formats import quantize
-from tflite.formats.bias_correction import correct_biases
-from tflite.formats.calibration import measure_channels, measure_ranges, swish_floors
-from tflite.formats.coreml import package
-from tflite.formats.equalization import equalize
-from tflite.formats.file_types import COREML, TFLITE, FileType
-from tflite.formats.litert import tflite_content, trace_graph
-from tflite.graph.graph import Graph
-from tflite.tasks.task import Task
+    from tflite.formats.conversion import Conversion
+    from tflite.options import Options
+    from tflite.tasks.task import Task
 
 
-@dataclasses.dataclass
-class Conversion:
-    """What the formats are made from; made once where several need it.
+def _nothing(card: dict) -> list[str]:
+    return []
+
+
+def _any_task(task: Task) -> bool:
+    return True
+
+
+def _one_size(options: Options) -> tuple[int, ...]:
+    return (options.image_size,)
+
+
+def _no_name_parts(options: Options, task: Task) -> list[str]:
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class FileType:
+    """What is done with files of one suffix, whatever their precision.
 
     Attributes:
-        task: what the network is for.
-        serve: a traceable function of the network, of `tflite.formats.litert`.
-        graph: the deployment graph, or `None` if the network is converted as it is.
-        finish: from the graph's outputs to what the file returns, see
-            `tflite.tasks.task.Task`.
-        largest_value: of the images that the network takes, 255 or 1.
-        calibration_images: a function that returns `[images, height, width, channels]`.
-        fine_tuned: a function that returns the `Conversion` of the network after
-            quantization-aware training.
-        core_ml: a function that returns the Core ML model of a precision, `float16` or
-            `float32`, and perhaps of what makes its weights smaller.
+        suffix: end of their names.
+        save: writes what a format built to a path.
+        describe: from a path, the `Task` and the names of the outputs to entries of
+            the card; at least `foreign_ops`, `max_rank`, `bytes` and `sha256`.
+        run: from a path, images (uint8 `[images, height, width, 3]`), the same images
+            in the network's range in float32, and the names of the outputs to the
+            outputs `{name: [images, ...]}`.
+        is_folder: whether a "file" is a folder.
+        check_device: from a path and images as for `run`, and whether `--check_gpu` is
+            given, to entries of the card: what other processors do with the file.
+        summary: from a card to words for the line that is printed.
+        supports: whether there are such files for a task.
+        sizes: sides of the images that the files take.
+        name_parts: more parts of the files' names.
     """
 
-    task: Task
-    serve: Callable
-    graph: Graph | None
-    finish: Callable
-    largest_value: float
-    calibration_images: Callable[[], np.ndarray]
-    fine_tuned: Callable[[], "Conversion"]
-    core_ml: Callable[..., object]
+    suffix: str
+    save: Callable[[object, Path], None]
+    describe: Callable[[Path, Task, list[str], float], dict]
+    run: Callable[[Path, np.ndarray, np.ndarray, list[str]], dict[str, np.ndarray]]
+    is_folder: bool = False
+    check_device: Callable[..., dict] = lambda path, pixels, images, check_gpu: {}
+    summary: Callable[[dict], list[str]] = _nothing
+    supports: Callable[[Task], bool] = _any_task
+    sizes: Callable[[Options], tuple[int, ...]] = _one_size
+    name_parts: Callable[[Options, Task], list[str]] = _no_name_parts
 
-    def with_graph(self, graph: Graph) -> "Conversion":
-        """Returns the conversion of another graph with the same inputs and outputs."""
-        serve = trace_graph(graph, self.finish)
-        return dataclasses.replace(self, graph=graph, serve=serve)
 
-    @functools.cached_property
-    def float32(self) -> bytes:
-        return tflite_content(self.serve)
+# TFLite -------------------------------------------------------------------------------
 
-    @functools.cached_property
-    def ranges(self) -> dict:
-        """Of the tensors of the float32 file, as the quantizer takes them."""
-        floors = swish_floors(self.graph) if self.graph else {}
-        images = self.calibration_images()
-        return measure_ranges(self.float32, images, self.largest_value, floors)
 
-    @functools.cached_property
-    def equalized(self) -> "Conversion":
-        """The same network with even ranges of channels: see `equalization.py`."""
-        if self.graph is None:
-            return self
-        stats = measure_channels(self.graph, self.calibration_images())
-        graph = equalize(self.graph, stats)
-        return self if graph is self.graph else self.with_graph(graph)
+def _save_tflite(content, path: Path) -> None:
+    path.write_bytes(content)
 
-    @functools.cached_property
-    def rounded(self) -> "Conversion":
-        """The network from which files of 8-bit activations are made."""
-        graph = self.equalized.graph
-        if graph is None:
-            return self
-        stats = measure_channels(graph, self.calibration_images())
-        return self.with_graph(correct_biases(graph, stats))
+
+def _describe_tflite(path: Path, task: Task, names: list[str], input_max: float):
+    from tflite.validation.card import describe_file
+
+    meanings = {name: task.meanings[name] for name in names}
+    return task.metadata | describe_file(path, meanings, input_max)
+
+
+def _run_tflite(path: Path, pixels, images, names: list[str]):
+    from keras_mobilevit.litert import LiteRTModel
+
+    return LiteRTModel(path, os.cpu_count() or 1).predict(images)
+
+
+def _check_gpu(path: Path, pixels, images, check_gpu: bool) -> dict:
+    if not check_gpu:
+        return {"gpu": "not checked"}
+    from keras_mobilevit.litert import LiteRTModel
+    from tflite.validation import gpu
+
+    litert = LiteRTModel(path)
+    verdict = gpu.check_gpu(path, litert.quantize(images[:1]))
+    # Integer outputs, which only classifiers have, are compared as floats.
+    scale = max(x["quantization"][0] for x in litert.outputs.values()) or 1.0
+    difference = verdict.max_abs and verdict.max_abs * scale
+    return {"gpu": dataclasses.asdict(verdict) | {"max_abs": difference}}
+
+
+def _tflite_summary(card: dict) -> list[str]:
+    words = [f"{card['xnnpack']['partitions']} XNNPACK partitions"]
+    if isinstance(card["gpu"], dict):
+        part = "fully" if card["gpu"]["fully_accelerated"] else "not fully"
+        words.append(f"{part} on the GPU")
+    return words
+
+
+def _variant_suffix(options: Options, task: Task) -> list[str]:
+    return [task.suffix] if task.suffix else []
+
+
+TFLITE = FileType(
+    ".tflite",
+    save=_save_tflite,
+    describe=_describe_tflite,
+    run=_run_tflite,
+    check_device=_check_gpu,
+    summary=_tflite_summary,
+    name_parts=_variant_suffix,
+)
+
+
+# Core ML ------------------------------------------------------------------------------
+
+
+def _save_package(model, path: Path) -> None:
+    model.save(str(path))
+    for inside in path.rglob("*"):  # coremltools makes some files private
+        inside.chmod(0o755 if inside.is_dir() else 0o644)
+
+
+def _describe_package(path: Path, task: Task, names: list[str], input_max: float):
+    from tflite.validation.card import describe_package
+
+    meanings = {name: task.meanings[name] for name in names}
+    return describe_package(path, meanings, input_max)
+
+
+def _run_package(path: Path, pixels, images, names: list[str]):
+    from tflite.validation.mil_evaluator import Evaluator
+
+    if len(names) > 1:
+        return Evaluator(path).predict_outputs(pixels)
+    (name,) = names
+    return {name: Evaluator(path).predict(pixels, name == "logits")}
+
+
+def _check_in_core_ml(path: Path, pixels, images, check_gpu: bool) -> dict:
+    from absl import logging
+
+    from tflite.validation.on_mac import ELSEWHERE, run_in_core_ml
+
+    verdict = run_in_core_ml(path, pixels[0])
+    reason = verdict.get("reason", ELSEWHERE)
+    if reason != ELSEWHERE:
+        logging.warning("%s: %s", path.name, reason)
+    return {"core_ml": verdict}
+
+
+def _package_summary(card: dict) -> list[str]:
+    return [f"iOS {card['ios']}"]
+
+
+def _has_packages(task: Task) -> bool:
+    from tflite.formats.coreml.options import CORE_ML_TASKS
+
+    return task.name in CORE_ML_TASKS
+
+
+def _package_sizes(options: Options) -> tuple[int, ...]:
+    return options.core_ml.sizes or (options.image_size,)
+
+
+def _package_name_parts(options: Options, task: Task) -> list[str]:
+    given = options.core_ml
+    layout = [] if given.layout == "tokens" else [given.layout]
+    return layout + ["raw"] * given.raw_outputs
+
+
+COREML = FileType(
+    ".mlpackage",
+    save=_save_package,
+    describe=_describe_package,
+    run=_run_package,
+    is_folder=True,
+    check_device=_check_in_core_ml,
+    summary=_package_summary,
+    supports=_has_packages,
+    sizes=_package_sizes,
+    name_parts=_package_name_parts,
+)
+
+
+# The formats --------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """One precision.
+    """One format: a precision and a type of file.
 
     Attributes:
-        make: from a `Conversion` to what its file type saves.
-        purpose: for which hardware, in a line.
-        limits: what its card must not exceed, by the names of `tflite.validation.card.CHECKS`.
-        file_type: what it is written as.
+        build: from a `Conversion` to what the file type saves.
+        purpose: the hardware or use that it is for, in a line of help.
+        limits: limits of the card, by the names of `tflite.validation.checks.CHECKS`.
+        file_type: how its files are saved, described and run.
         has_8_bits: whether it rounds to 8 bits or fewer, so that only images of the
-            model's own kind can show what it loses.
-        compared_with: of a format of 8-bit activations, from a `Conversion` to that
-            whose float file the 8-bit file is compared with, layer by layer.
+            model's own kind show its loss.
+        compared_with: for a format with 8-bit activations, from a `Conversion` to the
+            one whose float file it is compared with, layer by layer.
     """
 
-    make: Callable[[Conversion], object]
+    build: Callable[[Conversion], object]
     purpose: str
     limits: dict[str, float]
     file_type: FileType = TFLITE
@@ -103,46 +224,63 @@ class Format:
 
     @property
     def needs_calibration(self) -> bool:
+        """Whether calibration images set its ranges."""
         return self.compared_with is not None
 
 
 def _fp16(conversion: Conversion) -> bytes:
+    from tflite.formats import quantize
+
     content = quantize.allow_fp16_inference(conversion.float32)
-    return quantize.quantize(content, quantize.half_recipe(content))
+    return quantize.quantize(content, quantize.fp16_recipe(content))
 
 
 def _dynamic(conversion: Conversion) -> bytes:
+    from tflite.formats import quantize
+
     return quantize.quantize(conversion.float32, quantize.dynamic_recipe())
 
 
 def _int8_mixed(conversion: Conversion) -> bytes:
+    from tflite.formats import quantize
+
     recipe = quantize.mixed_recipe(conversion.graph, conversion.task.float_scopes)
     return quantize.quantize(conversion.float32, recipe, conversion.ranges)
 
 
 def _int8(conversion: Conversion) -> bytes:
+    from tflite.formats import quantize
+
     recipe = quantize.integer_recipe()
     return quantize.quantize(conversion.float32, recipe, conversion.ranges)
 
 
-# `parity` is the largest difference of an output, `psnr` in dB, `accuracy` the points
-# that may be lost on the validation images beyond chance's share, `agreement` the part
-# of the objects or pixels for which Keras finds the same, `outside` the operations that
-# XNNPACK may leave to slower kernels, `gpu` the largest difference between GPU and CPU,
-# `float` the operations on floats, `casts` those within a program, `relative` the
-# largest difference over the largest logit; of a class map a difference is a part of
-# the pixels.
+def _package(precision: str, compress: str | None = None) -> Callable:
+    """Makes the function that builds a package, with compressed weights if named."""
+
+    def build(conversion: Conversion) -> object:
+        from tflite.formats.coreml import package
+
+        if conversion.core_ml is None:
+            raise ValueError("The conversion was not prepared for Core ML packages.")
+        if compress is None:
+            return conversion.core_ml(precision)
+        return conversion.core_ml(precision, getattr(package, compress))
+
+    return build
+
+
 FORMATS = {
     "fp32": Format(
         lambda conversion: conversion.float32,
         "the reference; any CPU or GPU",
         {
-            "foreign": 0,
+            "custom_ops": 0,
             "parity": 1e-4,
             "agreement": 0.999,
             "accuracy": 0.0,
             "rank": 4,
-            "outside": 0,
+            "undelegated_ops": 0,
             "gpu": 1e-3,
         },
     ),
@@ -150,68 +288,78 @@ FORMATS = {
         _fp16,
         "half the size; GPUs, and ARM CPUs since 8.2, which compute in 16 bits",
         {
-            "foreign": 0,
+            "custom_ops": 0,
             "psnr": 50.0,
             "accuracy": 0.0,
             "rank": 4,
-            "outside": 0,
+            "undelegated_ops": 0,
             "gpu": 1e-3,
         },
     ),
     "dynamic": Format(
         _dynamic,
         "a quarter of the size, no calibration; CPUs",
-        {"psnr": 25.0, "accuracy": 0.6, "rank": 4, "outside": 0},
+        {"psnr": 25.0, "accuracy": 0.6, "rank": 4, "undelegated_ops": 0},
         has_8_bits=True,
     ),
     "int8-mixed": Format(
-        lambda conversion: _int8_mixed(conversion.rounded),
+        lambda conversion: _int8_mixed(conversion.bias_corrected),
         "a quarter of the size and the fastest on CPUs with int8 instructions; the "
         "transformers' norms and softmax stay float",
-        {"psnr": 20.0, "accuracy": 1.0, "rank": 4, "outside": 0},
+        {"psnr": 20.0, "accuracy": 1.0, "rank": 4, "undelegated_ops": 0},
         has_8_bits=True,
         compared_with=lambda conversion: conversion.equalized,
     ),
     "int8": Format(
-        lambda conversion: _int8(conversion.rounded),
-        "integers from input to output; NPUs and DSPs that have nothing else. Slower "
-        "than int8-mixed on CPUs",
+        lambda conversion: _int8(conversion.bias_corrected),
+        "integers from input to output; NPUs and DSPs without float units. Slower than "
+        "int8-mixed on CPUs",
         {"psnr": 18.0, "accuracy": 2.0, "rank": 4, "float": 0},
         has_8_bits=True,
         compared_with=lambda conversion: conversion.equalized,
     ),
     "int8-qat": Format(
-        lambda conversion: _int8_mixed(conversion.fine_tuned()),
-        "int8-mixed after some epochs of training with rounding; for a network that "
-        "loses too much without. On a pretrained XXS it gained no more than chance",
-        {"accuracy": 1.0, "rank": 4, "outside": 0},
+        lambda conversion: _int8_mixed(conversion.fine_tuned),
+        "int8-mixed after some epochs of quantization-aware training; for networks "
+        "that lose too much accuracy otherwise. No significant gain on a pretrained "
+        "XXS",
+        {"accuracy": 1.0, "rank": 4, "undelegated_ops": 0},
         has_8_bits=True,
-        compared_with=lambda conversion: conversion.fine_tuned(),
+        compared_with=lambda conversion: conversion.fine_tuned,
     ),
     "coreml": Format(
-        lambda conversion: conversion.core_ml("float16"),
+        _package("float16"),
         "an .mlpackage in 16 bits, for the Neural Engine of iPhones, iPads and Macs",
-        {"relative": 5e-3, "accuracy": 0.0, "rank": 5, "casts": 0},
+        {"max_relative_error": 5e-3, "accuracy": 0.0, "rank": 5, "internal_casts": 0},
         COREML,
     ),
     "coreml-fp32": Format(
-        lambda conversion: conversion.core_ml("float32"),
-        "an .mlpackage in 32 bits, the reference; their CPUs and GPUs",
-        {"parity": 1e-4, "accuracy": 0.0, "rank": 5, "casts": 0},
+        _package("float32"),
+        "an .mlpackage in 32 bits, the reference; CPUs and GPUs of Apple devices",
+        {"parity": 1e-4, "accuracy": 0.0, "rank": 5, "internal_casts": 0},
         COREML,
     ),
     "coreml-int8": Format(
-        lambda conversion: conversion.core_ml("float16", package.int8_weights),
-        "coreml with weights of 8 bits, half of its size",
-        {"psnr": 30.0, "accuracy": 0.5, "rank": 5, "casts": 0},
+        _package("float16", "int8_weights"),
+        "coreml with 8-bit weights, half its size",
+        {"psnr": 30.0, "accuracy": 0.5, "rank": 5, "internal_casts": 0},
         COREML,
         has_8_bits=True,
     ),
     "coreml-palette6": Format(
-        lambda conversion: conversion.core_ml("float16", package.palette_weights),
-        "coreml with weights out of tables of 64 values, two fifths of its size",
-        {"psnr": 20.0, "accuracy": 0.5, "rank": 5, "casts": 0},
+        _package("float16", "palette_weights"),
+        "coreml with weights from tables of 64 values, two fifths of its size",
+        {"psnr": 20.0, "accuracy": 0.5, "rank": 5, "internal_casts": 0},
         COREML,
         has_8_bits=True,
     ),
 }
+
+
+def formats_of(task: Task) -> list[str]:
+    """Returns the formats that there are for a task."""
+    return [
+        name
+        for name, row in FORMATS.items()
+        if name not in task.excluded_formats and row.file_type.supports(task)
+    ]

@@ -1,8 +1,8 @@
-"""The networks that the MobileViT paper measures itself against, in Keras.
+"""Networks that the MobileViT paper compares with, in Keras.
 
-What Table 3 of https://arxiv.org/abs/2110.02178 has beside MobileViT, and two more
+They are the other networks of Table 3 of https://arxiv.org/abs/2110.02178, and two more
 convolutional networks. All take RGB images with values in [0, 255] and return logits.
-They have random weights: only their time is of interest.
+Their weights are random, since only their latency is measured.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.layers import DotProductAttention
 from tflite.graph.token_embedding import TokenEmbedding
 
-SIZE = 224  # at which all of them were published
+SIZE = 224  # side of the images in their papers
 CLASSES = 1000
 
-# What DeiT and PiT subtract from values in [0, 1], and divide by, for each channel.
+# DeiT and PiT normalize values in [0, 1] with these, for each channel.
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
 IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 
-# The same in both (timm's `vision_transformer.py` and `pit.py`).
+# Equal in DeiT and PiT (timm's `vision_transformer.py` and `pit.py`).
 LAYER_NORM_EPSILON = 1e-6
 MLP_RATIO = 4
 POOL_KERNEL = 3
@@ -33,17 +33,17 @@ POOL_KERNEL = 3
 
 @dataclasses.dataclass(frozen=True)
 class VitConfig:
-    """A vision transformer with a class token, of one stage or of several.
+    """The architecture of a vision transformer with a class token.
 
     Attributes:
-        name: of the model.
+        name: name of the model.
         patch_size: side in pixels of the patches that become tokens.
-        patch_stride: from one patch to the next.
+        patch_stride: distance between patches in pixels.
         widths: channels of the tokens in each stage. Between two stages the map of
             tokens is pooled to half its side.
-        depths: transformer layers of each stage.
-        heads: attention heads of each stage.
-        has_class_position: whether the class token has a position too.
+        depths: number of transformer layers in each stage.
+        heads: number of attention heads in each stage.
+        has_class_position: whether the class token has a position embedding too.
     """
 
     name: str
@@ -66,7 +66,7 @@ PIT_TINY = VitConfig("pit_tiny", 16, 8, (64, 128, 256), (2, 6, 4), (2, 4, 8), Fa
 
 
 def _normalize_images(x):
-    """From pixels in [0, 255] to what ImageNet's have mean 0 and variance 1 of."""
+    """Normalizes pixels in [0, 255] with ImageNet's mean and standard deviation."""
     scale, offset = 1 / (255 * IMAGENET_STD), -IMAGENET_MEAN / IMAGENET_STD
     return layers.Rescaling(scale.tolist(), offset.tolist(), name="normalize")(x)
 
@@ -76,7 +76,7 @@ def _layer_norm(x, name: str):
 
 
 def _transformer_layer(x, num_heads: int, name: str):
-    """A pre-norm transformer layer with exact GELU on tokens `[batch, N, channels]`."""
+    """Pre-norm transformer layer with exact GELU on tokens `[batch, N, channels]`."""
     channels = x.shape[-1]
     y = _layer_norm(x, f"{name}_attention_norm")
     query, key, value = (
@@ -93,13 +93,13 @@ def _transformer_layer(x, num_heads: int, name: str):
 
 
 def _tokens_of_map(x, name: str):
-    """From `[batch, height, width, channels]` to `[batch, tokens, channels]`."""
+    """Reshapes `[batch, height, width, channels]` to `[batch, tokens, channels]`."""
     _, height, width, channels = x.shape
     return layers.Reshape((height * width, channels), name=name)(x)
 
 
 def _class_token_of(tokens, name: str):
-    """From `[batch, tokens, channels]` to `[batch, 1, channels]`."""
+    """Takes the class token, `[batch, 1, channels]`, of all tokens."""
     return layers.Cropping1D((0, tokens.shape[1] - 1), name=name)(tokens)
 
 
@@ -108,8 +108,8 @@ def _pool(tokens, side: int, width: int, name: str):
 
     Args:
         tokens: `[batch, 1 + side**2, channels]`, the class token first.
-        side: of the map of the other tokens.
-        width: channels afterwards, a multiple of those before.
+        side: side of the map of the other tokens.
+        width: channels of the result, a multiple of the channels of `tokens`.
         name: prefix of the layers' names.
 
     Returns:
@@ -130,12 +130,12 @@ def _pool(tokens, side: int, width: int, name: str):
 def build_vit(
     config: VitConfig, size: int = SIZE, classes: int = CLASSES
 ) -> keras.Model:
-    """Builds DeiT, PiT or the like.
+    """Builds a vision transformer such as DeiT or PiT.
 
     Args:
-        config: which.
+        config: architecture.
         size: side of the images in pixels.
-        classes: how many.
+        classes: number of classes.
 
     Returns:
         A model from images `[batch, size, size, 3]` to logits `[batch, classes]`.
@@ -154,7 +154,7 @@ def build_vit(
             side = -(-side // 2)
         for i in range(depth):
             x = _transformer_layer(x, num_heads, f"stage{stage}_transformer{i}")
-    # Only what the class token says is used; the norm acts on each token alone.
+    # Only the class token is used, and the norm acts on each token by itself.
     x = layers.Flatten(name="class_features")(_class_token_of(x, "last_class_token"))
     x = _layer_norm(x, "norm")
     return keras.Model(images, layers.Dense(classes, name="head")(x), name=config.name)
@@ -193,8 +193,8 @@ def _build_efficientnet_b0(size: int) -> keras.Model:
 
 # The table ----------------------------------------------------------------------------
 
-# From the side of the images in pixels to the model. What is published of them stands
-# in tflite/suites/suites.py.
+# From the side of the images in pixels to the model. tflite/suites/suites.py has their
+# names and published accuracies.
 BASELINES: dict[str, Callable[[int], keras.Model]] = {
     "mobilenet_v2": _build_mobilenet_v2,
     "mobilenet_v3_large": _build_mobilenet_v3_large,
@@ -205,7 +205,7 @@ BASELINES: dict[str, Callable[[int], keras.Model]] = {
 
 
 def build_baseline(name: str, size: int = SIZE) -> keras.Model:
-    """Builds a network of the table with random weights.
+    """Builds a network of the table, with random weights.
 
     Args:
         name: a key of `BASELINES`.

@@ -1,6 +1,6 @@
-"""Converts the models of a suite: python -m tflite.suites.conversion paper FOLDER
+"""Converts the models of a suite: `python -m tflite.suites.conversion paper FOLDER`.
 
-With random weights, since only their time is of interest, and on a few digits.
+The weights are random and the images a few digits, since only latency is measured.
 """
 
 import os
@@ -10,6 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 if __name__ == "__main__":
     os.environ["KERAS_BACKEND"] = "tensorflow"
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -25,30 +26,30 @@ from tflite.tasks.registry import task_of
 
 SEED = 0
 CALIBRATION_IMAGES, VALIDATION_IMAGES = 16, 4
-# Random weights make random ranges, so 8 bits lose what they would not lose otherwise.
+# Random weights have random ranges, which 8 bits round more than those of trained ones.
 ALLOWED = ("psnr",)
 
 
 def settle_batch_norms(model: keras.Model, images: np.ndarray) -> None:
-    """Gives a network with random weights the statistics of images, as training does.
+    """Sets the statistics of batch normalization to those of images.
 
-    Untrained ones let ranges shrink from layer to layer, until XNNPACK does not take
-    the steps from one to the next.
+    With untrained statistics ranges shrink from layer to layer, until XNNPACK refuses
+    the change of scale between two layers.
     """
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
-    momenta = [norm.momentum for norm in norms]
+    momentums = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     model(images, training=True)
-    for norm, momentum in zip(norms, momenta):
+    for norm, momentum in zip(norms, momentums):
         norm.momentum = momentum
 
 
-def convert_entry(entry: Entry, formats, folder: Path) -> list[str]:
-    """Writes a model of a suite in some formats, unless they are there.
+def convert_entry(entry: Entry, formats: Sequence[str], folder: Path) -> list[str]:
+    """Converts a model of a suite to the formats whose files are missing.
 
     Returns:
-        What went wrong; the formats after one that is refused are still written.
+        Error messages; a refused format does not stop the others.
     """
     missing = [name for name in formats if not file_of(entry, name, folder).exists()]
     if not missing:
@@ -57,43 +58,43 @@ def convert_entry(entry: Entry, formats, folder: Path) -> list[str]:
     model = load_model(entry.model, "none")
     task = task_of(model)
     found = load_images(task, "digits", "train", CALIBRATION_IMAGES, entry.size, 1.0)
-    images = found.images.astype(np.float32)
-    settle_batch_norms(model, images)
-    conversion = prepare(model, entry.size, True, lambda: images, None)
+    settle_batch_norms(model, found.images.astype(np.float32))
+    conversion = prepare(model, entry.size, task=task, calibration=found.images)
     validation = load_images(
         task, "digits", "validation", VALIDATION_IMAGES, entry.size, 1.0
     )
     reference = make_reference(model, validation)
     provenance = {"model": entry.model, "weights": "none"}
-    faults = []
+    errors = []
     for name in missing:
         path = file_of(entry, name, folder)
         try:
             convert(conversion, name, [reference], path, provenance, ALLOWED)
         except (ValueError, RuntimeError) as error:
-            faults.append(f"{path.name} was not written: {error}")
-    return faults
+            errors.append(f"{path.name} was not written: {error}")
+    return errors
 
 
 def main(suite: str, folder: Path) -> None:
-    row, faults = SUITES[suite], []
+    """Converts the models of a suite, and exits with the errors."""
+    row, errors = SUITES[suite], []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for entry in row.entries:
             print(f"converting {entry.title}", file=sys.stderr, flush=True)
             try:
-                faults += convert_entry(entry, row.formats, folder)
+                errors += convert_entry(entry, row.formats, folder)
             except (ValueError, RuntimeError) as error:
-                faults.append(f"{entry.title} cannot be converted: {error}")
+                errors.append(f"{entry.title} cannot be converted: {error}")
     except OSError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; what is converted stays")
-    if faults:
-        sys.exit("\n".join(f"error: {fault}" for fault in faults))
+        sys.exit("interrupted; the files that are written stay")
+    if errors:
+        sys.exit("\n".join(f"error: {error}" for error in errors))
 
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
-    tf.get_logger().setLevel("ERROR")  # each model is traced anew, as it says
+    tf.get_logger().setLevel("ERROR")  # it reports that each model is traced anew
     main(sys.argv[1], Path(sys.argv[2]))

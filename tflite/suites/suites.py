@@ -1,4 +1,4 @@
-"""Models that are measured side by side, and what is published of them."""
+"""Suites of models to measure side by side, with their published accuracies."""
 
 import dataclasses
 import subprocess
@@ -6,6 +6,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# The networks of `tflite/suites/baselines.py`, by name: that module loads Keras.
+BASELINE_NAMES = (
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "deit_tiny",
+    "pit_tiny",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,11 +21,11 @@ class Entry:
     """One model of a suite.
 
     Attributes:
-        model: by which `tflite/convert.py` knows it.
-        title: for people.
+        model: a value of `--model` of `tflite/convert.py`.
+        title: name for people.
         size: side of its image in pixels.
         top1: published ImageNet-1k accuracy in percent.
-        millions: of parameters.
+        millions: millions of parameters.
     """
 
     model: str
@@ -29,10 +37,10 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Models and the formats that all of them are converted to.
+    """Models, and the formats that all of them are converted to.
 
     Attributes:
-        entries: the first is what others are compared with.
+        entries: the models; the others are compared with the first.
         formats: keys of `tflite.formats.table.FORMATS`.
     """
 
@@ -40,10 +48,10 @@ class Suite:
     formats: tuple[str, ...]
 
 
-# Table 3 of the paper (2110.02178), its accuracies and parameters, with two networks
-# that users choose today (MobileNetV3 1905.02244, EfficientNet 1905.11946). MobileNetV2
-# is there with the paper's multi-scale training; its own paper (1801.04381) has 72.0.
-# DeiT and PiT are without distillation. The training recipes differ.
+# Accuracies and parameters of Table 3 of the paper (2110.02178), and two networks that
+# are popular today (MobileNetV3 1905.02244, EfficientNet 1905.11946). MobileNetV2 has
+# the accuracy of the paper's multi-scale training; its own paper (1801.04381) has 72.0.
+# DeiT and PiT are trained without distillation. The training recipes differ.
 PAPER = Suite(
     (
         Entry("mobilenet_v2", "MobileNetV2 1.0", 224, 73.3, 3.5),
@@ -61,36 +69,37 @@ SUITES = {"paper": PAPER}
 
 
 def file_of(entry: Entry, name: str, folder: Path) -> Path:
-    """Returns where the file of a model in a format is."""
+    """Returns the path of a model's file in a format."""
     return folder / f"{entry.model}_{entry.size}_{name}.tflite"
 
 
 def files_of(suite: str, folder: Path) -> list[Path]:
-    """Returns where the files of a suite are, format by format."""
+    """Returns the paths of the files of a suite, format by format."""
     row = SUITES[suite]
     return [file_of(e, name, folder) for name in row.formats for e in row.entries]
 
 
 def prepare(suite: str, folder: Path) -> list[str]:
-    """Converts what is missing of a suite, and returns the paths of its files.
-
-    Those that could not be converted are left out; see `missing`.
+    """Converts the missing files of a suite.
 
     Args:
         suite: a key of `SUITES`.
-        folder: where they are, or go.
+        folder: folder of the files.
+
+    Returns:
+        The paths of the files that exist then; see `missing` for the others.
 
     Raises:
-        RuntimeError: if no file is there at the end.
+        RuntimeError: if no file exists then.
     """
     files = files_of(suite, folder)
     if not all(file.exists() for file in files):
         print(
-            f"converting the suite {suite} into {folder}, with random weights: only "
-            "its times mean anything",
+            f"converting the suite {suite} into {folder}, with random weights: the "
+            "files are good for measuring time only",
             file=sys.stderr,
         )
-        # In a process of its own: TensorFlow would stay beside what is measured.
+        # In another process, so that TensorFlow is not loaded while files are measured.
         command = [sys.executable, "-m", "tflite.suites.conversion", suite]
         subprocess.run([*command, str(folder.resolve())], cwd=ROOT)
     found = [str(file) for file in files if file.exists()]
@@ -100,9 +109,9 @@ def prepare(suite: str, folder: Path) -> list[str]:
 
 
 def missing(suite: str, paths: list[str]) -> str | None:
-    """Returns an error that names the files of a suite that are not among `paths`."""
+    """Returns an error that names the files of a suite that `paths` lacks, if any."""
     folder = Path(paths[0]).parent
     names = [file.name for file in files_of(suite, folder) if str(file) not in paths]
     if not names:
         return None
-    return f"error: not converted, see above, and not measured: {', '.join(names)}."
+    return f"error: not converted (see above), so not measured: {', '.join(names)}."

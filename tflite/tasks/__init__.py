@@ -1,5 +1,6 @@
-"""What a converted file returns, one module a task.
+"""The tasks of conversion: what the files of each kind of network return.
 
-A task holds the outputs, their decoding, score and limits.
+`registry.py` has one row a task and loads no TensorFlow; a task's folder holds its
+outputs, postprocessing, score and limits.
 May import `keras_mobilevit`, `train.tasks` and `tflite.validation`.
 """

@@ -1,27 +1,30 @@
-"""Networks that are no classifier, detector or segmenter of this library, as a task.
+"""The task of any other network, such as one with two heads or an embedding.
 
-An embedding with a map beside it, two heads, a map of any kind: the file returns what
-the model does, under the names that the model gives.
+The file returns the model's outputs, under the names that the model gives them.
 """
+
+from collections.abc import Callable
 
 import keras
 import numpy as np
 
-from tflite.tasks.task import Task
+from keras_mobilevit.configs import CLASSIFIER_SIZE
+from tflite.tasks.task import NOT_FOR_PICTURES, Outputs, Task, TaskFamily
 from tflite.validation import parity
 from train.tasks.classification.task import CLASSIFICATION as TRAINING
 
 
-def returned_structure(model: keras.Model):
+def returned_structure(model: keras.Model):  # noqa: ANN201 - any nested structure
     """Returns a model's output tensor, or its list or dict of them."""
     is_sequential = isinstance(model, keras.Sequential)
     return model.outputs[0] if is_sequential else model.output
 
 
 def output_names(model: keras.Model) -> list[str]:
-    """Returns names for the outputs: the keys of a dict, or as Keras's export does.
+    """Returns names for the outputs, in the order of the model's outputs.
 
-    TFLite sorts outputs by name; so these are in the order of the model's own.
+    They are the keys of a dict, or those of Keras's export. TFLite sorts outputs by
+    name, so the numbers of these have leading zeros.
     """
     returned = returned_structure(model)
     if isinstance(returned, dict):
@@ -30,17 +33,19 @@ def output_names(model: keras.Model) -> list[str]:
     return [f"output_{index:0{digits}}" for index in range(len(model.outputs))]
 
 
-def _named(model: keras.Model, size: int):
+def _postprocess(model: keras.Model, size: int) -> Callable[[list], dict]:
     names = output_names(model)
     return lambda outputs: dict(zip(names, outputs))
 
 
-def _compare(reference: dict, outputs: dict) -> dict:
-    """Compares all outputs; says of each figure what is worst."""
+def _compare(reference: Outputs, outputs: Outputs) -> dict[str, float]:
+    """Returns the worst figure of all outputs."""
     found = []
     for name, values in reference.items():
-        rows = (np.reshape(x, (len(values), -1)) for x in (values, outputs[name]))
-        found.append(parity.compare(*rows))
+        expected, actual = (
+            np.reshape(x, (len(values), -1)) for x in (values, outputs[name])
+        )
+        found.append(parity.compare(expected, actual))
     largest = ("max_abs", "mean_abs", "max_abs_reference")
     return {
         **{key: max(part[key] for part in found) for key in largest},
@@ -48,24 +53,28 @@ def _compare(reference: dict, outputs: dict) -> dict:
     }
 
 
-def task_of_outputs(model: keras.Model) -> Task:
-    """Returns the task of a model whose outputs have no meaning that is known."""
+def _choose(model: keras.Model, variant: str) -> Task:
     tensors = zip(output_names(model), model.output_names, model.outputs)
     meanings = {
-        name: f"what layer {layer!r} returns, of the shape {tuple(tensor.shape[1:])}"
+        name: f"output of layer {layer!r}, of the shape {tuple(tensor.shape[1:])}"
         for name, layer, tensor in tensors
     }
     return Task(
         name="outputs",
-        training=TRAINING,  # whose images it is compared on
+        training=TRAINING,  # it is compared on the images of a classifier
         num_classes=lambda model: None,
-        finish=_named,
-        reference=_named,
+        postprocess=_postprocess,
+        reference=_postprocess,
         meanings=meanings,
         compare=_compare,
         metric="",
         score=None,
         tolerance=lambda images: 0.0,
         crops=True,
-        formats=("fp32", "fp16", "dynamic", "int8-mixed"),
+        excluded_formats=NOT_FOR_PICTURES,
     )
+
+
+OUTPUTS = TaskFamily(
+    matches=lambda model: True, choose=_choose, default_size=CLASSIFIER_SIZE
+)

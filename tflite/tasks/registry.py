@@ -1,36 +1,148 @@
-"""The tasks of conversion, and which of them a model is for."""
+"""The table of the tasks of conversion. Importing it loads no Keras or TensorFlow.
 
-import keras
+To add a task, add a folder that defines a `TaskFamily`, and a row here.
+"""
 
-from keras_mobilevit.deeplab import is_segmenter
-from keras_mobilevit.ssdlite import is_detector
-from tflite.tasks.classification import classification_of
-from tflite.tasks.detection import BY_NMS
-from tflite.tasks.outputs import returned_structure, task_of_outputs
-from tflite.tasks.segmentation import BY_OUTPUT
-from tflite.tasks.task import Task
+from __future__ import annotations
 
-__all__ = ["BY_NMS", "BY_OUTPUT", "FORMS", "task_of"]
+import dataclasses
+import importlib
+from typing import TYPE_CHECKING
 
-# By the flag that chooses: whose tasks have several forms, and which.
-FORMS = {"nms": ("detectors", BY_NMS), "output": ("segmenters", BY_OUTPUT)}
+if TYPE_CHECKING:
+    import keras
+
+    from tflite.tasks.task import Task, TaskFamily
 
 
-def task_of(model: keras.Model, nms: str = "none", output: str = "logits") -> Task:
+@dataclasses.dataclass(frozen=True)
+class OutputFlag:
+    """The flag of `tflite/convert.py` that chooses between a task's output variants.
+
+    Attributes:
+        name: name of the flag.
+        models: the models that it is for, in the plural.
+        choices: names of the variants, the default first.
+        help_text: help of the flag.
+        in_package: the variant that a Core ML package is made from.
+        in_raw_package: the same with `--raw_outputs`.
+    """
+
+    name: str
+    models: str
+    choices: tuple[str, ...]
+    help_text: str
+    in_package: str
+    in_raw_package: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRow:
+    """One task.
+
+    Attributes:
+        name: name of the task.
+        location: `module:attribute` of its `TaskFamily`.
+        model_prefix: beginning of the names of its models, before the backbone's name;
+            `None` if it has no named models.
+        published_weights: name of the published weights of these models.
+        output_flag: `None` if there is only one output variant.
+    """
+
+    name: str
+    location: str
+    model_prefix: str | None = None
+    published_weights: str = ""
+    output_flag: OutputFlag | None = None
+
+    def load(self) -> TaskFamily:
+        """Imports the task's module."""
+        module, _, attribute = self.location.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+# The first row whose `matches` accepts a model is the model's task.
+TASKS = [
+    TaskRow(
+        "detection",
+        "tflite.tasks.detection.task:DETECTION",
+        model_prefix="ssdlite_",
+        published_weights="coco",
+        output_flag=OutputFlag(
+            "nms",
+            models="detectors",
+            choices=("none", "builtin"),
+            help_text="Detectors, .tflite only. none: the file returns the box and the "
+            "scores of each anchor, and the application runs non-maximum suppression "
+            "(NMS). builtin: the file returns the detected objects; TFLite's own NMS "
+            "is part of the file and runs on the CPU. Default: none.",
+            in_package="none",  # Core ML adds its own NMS after the network
+            in_raw_package="none",
+        ),
+    ),
+    TaskRow(
+        "segmentation",
+        "tflite.tasks.segmentation.task:SEGMENTATION",
+        model_prefix="deeplabv3_",
+        published_weights="voc",
+        output_flag=OutputFlag(
+            "output",
+            models="segmenters",
+            choices=("logits", "classmap"),
+            help_text="Segmenters, .tflite only. logits: the file returns logits at "
+            "the output stride, which the application resizes. classmap: the file "
+            "returns the class of each pixel as a byte. Default: logits.",
+            in_package="classmap",
+            in_raw_package="logits",
+        ),
+    ),
+    TaskRow(
+        "classification",
+        "tflite.tasks.classification.task:CLASSIFICATION",
+        model_prefix="",
+        published_weights="imagenet",
+    ),
+    TaskRow("outputs", "tflite.tasks.outputs:OUTPUTS"),
+]
+
+
+def output_flags() -> list[OutputFlag]:
+    """Returns the flags that choose between output variants."""
+    return [row.output_flag for row in TASKS if row.output_flag]
+
+
+def published_weights() -> list[str]:
+    """Returns the names of all published weights."""
+    return [row.published_weights for row in TASKS if row.published_weights]
+
+
+def split_name(model: str) -> tuple[TaskRow, str]:
+    """Splits the name of a model.
+
+    Args:
+        model: such as `"ssdlite_mobilevit_s"`.
+
+    Returns:
+        The row of its task, and the name of the backbone, `"mobilevit_s"`.
+    """
+    rows = [row for row in TASKS if row.model_prefix is not None]
+    row = max(
+        (row for row in rows if model.startswith(row.model_prefix or "")),
+        key=lambda row: len(row.model_prefix or ""),
+    )
+    return row, model.removeprefix(row.model_prefix or "")
+
+
+def row_of(model: keras.Model) -> TaskRow:
+    """Returns the row of a model's task."""
+    return next(row for row in TASKS if row.load().matches(model))
+
+
+def task_of(model: keras.Model, variant: str = "") -> Task:
     """Returns the task of a model.
 
     Args:
-        model: a classifier, a detector, a segmenter, or any other network of images.
-        nms: of a detector: `none` for boxes and scores of every anchor, `builtin` for
-            non-maximum suppression inside the file.
-        output: of a segmenter: `logits` or `classmap`.
+        model: a classifier, a detector, a segmenter, or another network of images.
+        variant: one of the `choices` of the task's output flag; "" for the default.
     """
-    if is_detector(model):
-        return BY_NMS[nms]
-    if is_segmenter(model):
-        return BY_OUTPUT[output]
-    returned = returned_structure(model)
-    is_one = keras.utils.is_keras_tensor(returned)
-    if is_one and len(returned.shape) == 2:
-        return classification_of(model)
-    return task_of_outputs(model)
+    return row_of(model).load().choose(model, variant)

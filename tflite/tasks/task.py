@@ -1,68 +1,88 @@
-"""What a network is for, as a value: what its file returns, and how good that is."""
+"""The value that describes a task of conversion."""
 
 import dataclasses
 from collections.abc import Callable
 
+import keras
+import numpy as np
+
 from train.tasks.task import Task as TrainingTask
 
-# All formats but those of integers alone, in which one scale for the numbers of a whole
-# picture rounds them too much, and those that are trained as classifiers.
-FORMATS_OF_PICTURES = (
-    "fp32",
-    "fp16",
-    "dynamic",
-    "int8-mixed",
-    "coreml",
-    "coreml-fp32",
-    "coreml-int8",
-    "coreml-palette6",
-)
+Outputs = dict[str, np.ndarray]  # {name: [images, ...]}
+# From a model and the side of its images to a function from the network's outputs, a
+# list of tensors, to {name: tensor}.
+MakePostprocess = Callable[[keras.Model, int], Callable[[list], dict]]
+
+# An output that is a whole picture gets one int8 scale per tensor, which is too coarse;
+# and int8-qat trains classifiers only.
+NOT_FOR_PICTURES = ("int8", "int8-qat")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """What is converted, beside the network itself.
+    """What the file of a network returns, and how good that is.
 
     Attributes:
-        name: of the task.
-        training: the same task as it is trained; its sources and examples are used.
-        num_classes: from a model to the number of its classes.
-        finish: from a model and the side of its images to a traceable function, from
-            the network's outputs for one image to what a `.tflite` returns,
-            `{name: tensor}`.
-        reference: the same of what Keras returns, for a batch of images.
-        meanings: of the outputs, by their names.
-        compare: from reference and outputs, `{name: [images, ...]}`, to how far they
-            are from each other; has at least `max_abs` and `max_abs_reference`, of
-            amounts `mean_abs` and `psnr_db`, else `agreement`.
-        metric: name of the accuracy, "" where none can be measured.
-        score: from validation images and their outputs to it, in percent.
-        tolerance: points of it that chance may take, by the number of images.
-        formats: those that there are for it.
-        limits: of its files, in place of a format's: by the format's name, or `""` for
-            all; `None` lifts one.
-        float_scopes: patterns of what stays in floats in files of 8 bits: how names
-            of nodes, or of what `finish` adds, begin.
-        facts: more entries of a `.tflite` file's card.
-        suffix: tells its files from others of the same model by their names.
-        crops: whether an evaluation sees the centre of an image, not all of it.
-        cpu_part: what of a file only CPUs run.
+        name: name of the task.
+        training: the training task; its sources and examples are used.
+        num_classes: from a model to the number of its classes, `None` if unknown.
+        postprocess: makes the function from the network's outputs for one image to
+            what a `.tflite` file returns; must be traceable.
+        reference: makes the same function for Keras and a batch of images.
+        meanings: description of each output, by name.
+        compare: from the outputs of Keras and of a file to their differences; has
+            at least `max_abs` and `max_abs_reference`, and `mean_abs` and `psnr_db`
+            for quantities or `agreement` for classes.
+        metric: name of the accuracy metric, "" if there is none.
+        score: from an `ImageSet` and the outputs for it to that metric in percent.
+        tolerance: from the number of images to the points of the metric that may be
+            lost by chance.
+        excluded_formats: formats that do not fit the task.
+        limits: overrides of the formats' limits: `{format: {check: limit}}`, with the
+            format `""` for all; `None` removes a limit.
+        float_scopes: regular expressions; nodes whose names begin so stay in float in
+            8-bit files.
+        metadata: more entries of the card of a `.tflite` file.
+        suffix: part of the names of the files, to tell variants apart.
+        crops: whether an evaluation sees the center crop of an image, not all of it.
+        cpu_part: the part of a file that runs on CPUs only, "" if there is none.
     """
 
     name: str
     training: TrainingTask
-    num_classes: Callable
-    finish: Callable
-    reference: Callable
+    num_classes: Callable[[keras.Model], int | None]
+    postprocess: MakePostprocess
+    reference: MakePostprocess
     meanings: dict[str, str]
-    compare: Callable
+    compare: Callable[[Outputs, Outputs], dict[str, float]]
     metric: str
-    score: Callable
+    score: Callable[..., float] | None
     tolerance: Callable[[int], float]
-    formats: tuple[str, ...]
+    excluded_formats: tuple[str, ...] = ()
     limits: dict[str, dict] = dataclasses.field(default_factory=dict)
     float_scopes: tuple[str, ...] = ()
-    facts: dict = dataclasses.field(default_factory=dict)
+    metadata: dict = dataclasses.field(default_factory=dict)
     suffix: str = ""
     crops: bool = False
     cpu_part: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskFamily:
+    """The models of a task and the `Task` of each of its output variants.
+
+    Attributes:
+        matches: whether a model is for this task.
+        choose: from a model and the name of an output variant, "" for the default, to
+            the `Task`.
+        default_size: side in pixels of the images of models that take any size.
+        build_model: from the name of a backbone, weights and an input shape to a
+            model; `None` if the task has no named models.
+        published_labels: class names of the published weights, if they are fixed.
+    """
+
+    matches: Callable[[keras.Model], bool]
+    choose: Callable[[keras.Model, str], Task]
+    default_size: int
+    build_model: Callable[..., keras.Model] | None = None
+    published_labels: tuple[str, ...] = ()

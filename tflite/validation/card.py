@@ -1,20 +1,22 @@
-"""What a converted file is and does, and whether that is good enough."""
+"""The card of a converted file: what it takes, returns and consists of."""
 
 import importlib.metadata
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 import keras_mobilevit
 from keras_mobilevit.litert import LiteRTModel
-from tflite.validation import op_stats, tensor_errors
+from tflite.validation import op_stats
 from tflite.validation.checksum import sha256
 
 TFLITE_MAKERS = ("tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer", "numpy")
 COREML_MAKERS = ("coremltools", "keras", "numpy")
 
 
-def versions(packages) -> dict[str, str]:
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Returns the versions of packages, and of this one."""
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"keras_mobilevit": keras_mobilevit.__version__, **found}
 
@@ -37,31 +39,30 @@ def _tensor(name: str, details, meaning: str) -> dict:
 
 
 def _position(litert: LiteRTModel, details) -> dict:
-    """Tells where an output stands in `get_output_details()`, which knows no names.
+    """Returns the index of an output in `get_output_details()`, if there are several.
 
-    TFLite orders outputs in its own way there; of one output nobody needs to ask.
+    TFLite's order there is not that of the signature, which has the names.
     """
     order = [x["index"] for x in litert.interpreter.get_output_details()]
     return {"position": order.index(details["index"])} if len(order) > 1 else {}
 
 
-def describe_file(path, meanings: dict[str, str], largest_value: float) -> dict:
-    """Describes what a file is.
+def describe_file(path, meanings: dict[str, str], input_max: float) -> dict:
+    """Describes a `.tflite` file.
 
     Args:
-        path: of the `.tflite`.
-        meanings: of its outputs, by their names.
-        largest_value: of the images that it takes, 255 or 1.
+        path: path of the file.
+        meanings: description of each output, by name.
+        input_max: largest value of the images that it takes, 255 or 1.
 
     Returns:
-        A dict for JSON.
+        Entries of the card.
     """
     litert = LiteRTModel(path)
     colors = "gray" if litert.input_shape[-1] == 1 else "RGB"
-    image = f"{colors} image, values in [0, {largest_value:g}]"
+    image = f"{colors} image, values in [0, {input_max:g}]"
     return {
-        "input": _tensor("images", litert.input, image)
-        | {"largest_value": largest_value},
+        "input": _tensor("images", litert.input, image) | {"largest_value": input_max},
         "outputs": [
             _tensor(name, details, meanings[name]) | _position(litert, details)
             for name, details in litert.outputs.items()
@@ -95,14 +96,14 @@ def _package_input(program) -> dict:
 
 
 def _shape(array) -> list[int | None] | None:
-    """Returns the shape of an output, `None` for a side that depends on the image."""
+    """Returns an output's shape, with `None` for sides that depend on the image."""
     ranges = array.shapeRange.sizeRanges
     if ranges:
         return [r.lowerBound if r.lowerBound == r.upperBound else None for r in ranges]
     return list(array.shape) or None
 
 
-def _package_output(program) -> list[dict]:
+def _package_outputs(program) -> list[dict]:
     return [
         {
             "name": output.name,
@@ -133,25 +134,30 @@ def _package_nms(program) -> dict:
     }
 
 
-# What may stand in float32 between a network in float16 and Core ML: the naming of
-# classes, and the decoding of boxes.
-FINISHING = {"add", "classify", "clip", "concat", "exp", "mul", "split", "squeeze"}
-FINISHING |= {"sub"}
+# Operations that may run in float32 after a float16 network: decoding of boxes, and
+# labels.
+POSTPROCESSING = {
+    *("add", "classify", "clip", "concat", "exp", "mul", "split", "squeeze", "sub")
+}
 
 
 def _casts(program) -> tuple[int, int]:
-    """Counts the casts within a program, and those at its ends.
+    """Counts the casts inside a program, and those at its ends.
 
-    Core ML gives images, and takes probabilities and boxes, in float32.
+    Core ML passes images, probabilities and boxes in float32.
     """
     ends = {program.input, *program.outputs}
     scaled = [o for o in program.operations if o.kind in ("mul", "add")]
-    for operation in scaled:  # the scale of the pixels
+    for operation in scaled:  # scaling of the pixels
         if operation.inputs["x"][0] in ends:
             ends.add(operation.outputs[0])
     for operation in reversed(program.operations):
         is_half = np.float16 in operation.dtypes
-        if operation.kind in FINISHING and ends & {*operation.outputs} and not is_half:
+        if (
+            operation.kind in POSTPROCESSING
+            and ends & {*operation.outputs}
+            and not is_half
+        ):
             given = operation.inputs.values()
             ends |= {
                 name for names in given if isinstance(names, list) for name in names
@@ -161,8 +167,8 @@ def _casts(program) -> tuple[int, int]:
     return len(casts) - len(at_ends), len(at_ends)
 
 
-def describe_package(path, meanings: dict[str, str], largest_value: float) -> dict:
-    """Describes what a Core ML package is; see `describe_file`."""
+def describe_package(path, meanings: dict[str, str], input_max: float) -> dict:
+    """Describes a Core ML package; see `describe_file`."""
     from tflite.validation.mil_evaluator import unknown_operations
     from tflite.validation.mil_reader import OPSET_IOS, read_program
 
@@ -170,9 +176,9 @@ def describe_package(path, meanings: dict[str, str], largest_value: float) -> di
     casts, casts_at_ends = _casts(program)
     return {
         "input": _package_input(program),
-        "outputs": _package_output(program),
+        "outputs": _package_outputs(program),
         "network_returns": " and ".join(meanings),
-        # Of a package without names those stay that the training left.
+        # A package without labels keeps the labels of the training.
         **({"labels": labels} if (labels := _package_labels(program)) else {}),
         **_package_nms(program),
         "ios": OPSET_IOS[program.opset],
@@ -188,118 +194,3 @@ def describe_package(path, meanings: dict[str, str], largest_value: float) -> di
         "sha256": sha256(path),
         "versions": versions(COREML_MAKERS),
     }
-
-
-def _accuracy_loss(card: dict) -> float | None:
-    """Returns the points of accuracy that were lost, but for chance's share."""
-    accuracy = card["accuracy"]
-    if accuracy is None:
-        return None
-    metric = accuracy["metric"]
-    lost = accuracy[f"keras_{metric}"] - accuracy[metric]
-    return float(np.maximum(0.0, lost - accuracy["tolerance"] * 1.001))  # NaN stays
-
-
-def _gpu_fault(card: dict, limit) -> str | None:
-    gpu = card["gpu"]
-    if not isinstance(gpu, dict):
-        return None
-    if not gpu["fully_accelerated"]:
-        return f"is not taken whole by the GPU: {gpu['error'] or 'some ops are left'}"
-    if gpu["error"]:
-        return f"fails on the GPU: {gpu['error']}"
-    what = "has outputs on the GPU that differ from the CPU's by up to"
-    return _too_much(what, gpu["max_abs"], limit, "at most")
-
-
-def _what_differs(card: dict, by_how_much: str) -> str:
-    parity = card["parity"]
-    if "agreement" in parity and "psnr_db" not in parity:  # classes are no amounts
-        return "has other classes than Keras in a part of the pixels:"
-    return f"has outputs that differ from {by_how_much}"
-
-
-# By name, what is wrong with a card for a limit, or None.
-CHECKS = {
-    "foreign": lambda card, _: (
-        f"needs operations that it should not: {', '.join(card['foreign_ops'])}"
-        if card["foreign_ops"]
-        else None
-    ),
-    "rank": lambda card, limit: _too_much(
-        "has tensors of rank", card["max_rank"], limit, "phones take at most"
-    ),
-    "casts": lambda card, limit: _too_much(
-        "has casts within the network:", card["casts"], limit, "at most"
-    ),
-    "outside": lambda card, limit: _too_much(
-        "leaves operations outside XNNPACK:",
-        sum(card["xnnpack"]["ops_outside"].values()),
-        limit,
-        "at most",
-    ),
-    "float": lambda card, limit: _too_much(
-        "has operations on floats:", sum(card["float_ops"].values()), limit, "at most"
-    ),
-    "parity": lambda card, limit: _too_much(
-        _what_differs(card, "Keras's by up to"),
-        card["parity"]["max_abs"],
-        limit,
-        "at most",
-    ),
-    "relative": lambda card, limit: _too_much(
-        _what_differs(card, "Keras's, relative to the largest, by up to"),
-        card["parity"]["max_abs"] / (card["parity"]["max_abs_reference"] or 1.0),
-        limit,
-        "at most",
-    ),
-    "agreement": lambda card, limit: _too_little(
-        "agrees with Keras, in what it finds, for a part of only",
-        card["parity"].get("agreement", 1.0),
-        limit,
-    ),
-    "psnr": lambda card, limit: _too_little(
-        "has outputs with a PSNR in dB against Keras's of",
-        card["parity"]["psnr_db"],
-        limit,
-    ),
-    "accuracy": lambda card, limit: _too_much(
-        "loses points of accuracy against Keras, beyond chance's share:",
-        _accuracy_loss(card),
-        limit,
-        "at most",
-    ),
-    "gpu": _gpu_fault,
-}
-
-
-def _too_much(what: str, value, limit, allowed: str) -> str | None:
-    # Written so that NaN is too much.
-    if value is None or value <= limit:
-        return None
-    return f"{what} {value:.3g}; {allowed} {limit:.3g}"
-
-
-def _too_little(what: str, value, limit) -> str | None:
-    if value >= limit:
-        return None
-    return f"{what} {value:.3g}; at least {limit:.3g}"
-
-
-def refuse_faults(card: dict, limits: dict[str, float], allowed=()) -> None:
-    """Raises a ValueError if a card exceeds its limits.
-
-    Args:
-        card: of the file.
-        limits: by the names of `CHECKS`.
-        allowed: names of checks that may fail.
-    """
-    faults = [
-        f"{fault} (--allow={name})"
-        for name, limit in ({"foreign": 0} | limits).items()
-        if name not in allowed and (fault := CHECKS[name](card, limit))
-    ]
-    if faults:
-        errors = card.get("largest_errors")
-        where = f" {tensor_errors.describe(errors)}" if errors else ""
-        raise ValueError(f"The {card['format']} file {'; '.join(faults)}.{where}")

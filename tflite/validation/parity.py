@@ -1,24 +1,24 @@
-"""How far a converted file's outputs are from Keras's."""
+"""The differences between the outputs of a converted file and of Keras."""
 
 import numpy as np
 
-SMALLEST_PROBABILITY = 1e-30  # near float32's end, below which digits are lost
-LEAST_ERROR = 1e-10  # of the range, so that no error is a number too
+MIN_PROBABILITY = 1e-30  # float32 loses digits below
+MIN_ERROR = 1e-10  # relative to the range; keeps the PSNR finite
 
 
 def compare(reference, outputs, are_probabilities: bool = False) -> dict[str, float]:
-    """Compares logits.
+    """Compares the outputs of a classifier.
 
     Args:
-        reference: `[images, classes]` of the Keras model.
-        outputs: `[images, classes]` of the file.
-        are_probabilities: compares their logarithms, which are logits but for a
-            constant; probabilities themselves are too small to tell networks apart.
+        reference: outputs of the Keras model, `[images, classes]`.
+        outputs: outputs of the file, `[images, classes]`.
+        are_probabilities: compares logarithms, which are logits up to a constant.
+            Small probabilities differ too little to tell networks apart.
 
     Returns:
-        `max_abs` and `mean_abs` (of the differences), `max_abs_reference` (the scale
-        of the logits), `psnr_db` (of the outputs themselves, the peak being their
-        range; at most 200), and `top1_agreement` in [0, 1].
+        `max_abs` and `mean_abs` of the differences, `max_abs_reference` of the
+        reference, `psnr_db` of the outputs (not their logarithms) relative to their
+        range, at most 200, and `top1_agreement` in [0, 1].
     """
     reference = np.asarray(reference, np.float64)
     outputs = np.asarray(outputs, np.float64)
@@ -29,7 +29,7 @@ def compare(reference, outputs, are_probabilities: bool = False) -> dict[str, fl
     psnr_db = _psnr_db(reference, outputs)
     if are_probabilities:
         reference, outputs = (
-            np.log(np.maximum(values, SMALLEST_PROBABILITY))
+            np.log(np.maximum(values, MIN_PROBABILITY))
             for values in (reference, outputs)
         )
     difference = np.abs(reference - outputs)
@@ -47,5 +47,5 @@ def _psnr_db(reference, outputs) -> float:
     error = np.sqrt(np.mean((reference - outputs) ** 2))
     peak = np.ptp(reference)
     if peak == 0:
-        return 0.0 if error else -20 * np.log10(LEAST_ERROR)
-    return float(20 * np.log10(peak / max(error, peak * LEAST_ERROR)))
+        return 0.0 if error else -20 * np.log10(MIN_ERROR)
+    return float(20 * np.log10(peak / max(error, peak * MIN_ERROR)))

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_mobilevit.boxes import CENTER_VARIANCE, SIZE_VARIANCE
 from keras_mobilevit.detection import IOU_THRESHOLD, SCORE_THRESHOLD
+from tflite.formats.coreml.flags import IOS_VERSIONS
 from tflite.formats.coreml.nms import (
     CONFIDENCE,
     CONFIDENCE_INPUT,
@@ -22,7 +23,6 @@ from tflite.formats.coreml.nms import (
     pad_labels,
 )
 from tflite.formats.coreml.package import (
-    VERSIONS,
     PackageSpec,
     check_labels,
     convert_program,
@@ -181,7 +181,7 @@ def make_program(graph: Graph, anchors, spec: PackageSpec, precision: str) -> "M
     ct = load_coremltools()
     check_one_size(spec.sizes)
     size = spec.sizes[0]
-    target = getattr(ct.target, f"iOS{spec.ios or VERSIONS[0]}")
+    target = getattr(ct.target, f"iOS{spec.ios or IOS_VERSIONS[0]}")
     postprocess = functools.partial(_postprocess, np.asarray(anchors, np.float32), spec)
     program, _ = trace(graph, (1, 3, size, size), spec.layout, target, postprocess)
     names = [RAW[CONFIDENCE], RAW[COORDINATES]] if spec.labels else RAW_OUTPUTS

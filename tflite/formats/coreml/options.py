@@ -1,4 +1,4 @@
-"""The flags of Core ML packages, and what they ask for, by task."""
+"""The options of Core ML packages, and how a package of each task is made from them."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
 import keras_mobilevit
 from keras_mobilevit.anchors import anchor_boxes
@@ -15,127 +15,121 @@ from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.files import read_text
 from keras_mobilevit.preprocessing import decode_predictions
 from keras_mobilevit.value_range import input_max
-from tflite.formats.coreml.classifier import make_classifier
-from tflite.formats.coreml.detector import (
-    check_one_size,
-    finalize_detector,
-    make_program,
-)
+from tflite.formats.coreml import flags as coreml_flags
 from tflite.formats.coreml.package import (
-    VERSIONS,
     PackageSpec,
     check_labels,
     load_coremltools,
     split_input_scale,
 )
-from tflite.formats.coreml.segmenter import finalize_segmenter, make_segmenter
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import COREML_REWRITES, deployment_graph
-from tflite.tasks.classification import output_name
+from tflite.tasks.classification.task import output_name
 from tflite.tasks.task import Task
 
-FLAGS = ("sizes", "ios", "layout", "raw_outputs", "labels", "author", "license")
-APPLE = "Sachin Mehta and Mohammad Rastegari, Apple"
-PUBLISHED = {  # who made published weights
-    "imagenet": f"{APPLE}; ported by Ross Wightman (timm)",
-    "coco": APPLE,
-    "voc": APPLE,
+_APPLE = "Sachin Mehta and Mohammad Rastegari, Apple"
+AUTHORS = {  # of published weights
+    "imagenet": f"{_APPLE}; ported by Ross Wightman (timm)",
+    "coco": _APPLE,
+    "voc": _APPLE,
 }
 APPLE_LICENSE = "Apple's, see https://github.com/apple/ml-cvnets/blob/main/LICENSE"
 NOT_STATED = "not stated"
-IMAGENET_CLASSES = 1000  # a detector on that backbone has others
+IMAGENET_CLASSES = 1000  # detectors on an ImageNet backbone have another number
 
 
-def define_flags() -> None:
-    flags.DEFINE_list(
-        "sizes", None, "Core ML: sides of the images, the default one first."
-    )
-    flags.DEFINE_enum(
-        "ios",
-        None,
-        list(map(str, VERSIONS)),
-        "Core ML: oldest iOS that shall run the package. By default the oldest that "
-        "can: 16, or 17 where a package of several --sizes resizes maps.",
-    )
-    flags.DEFINE_enum(
-        "layout",
-        "tokens",
-        ["tokens", "ane"],
-        "Core ML: how the transformers' tokens lie in memory: channels last, or as "
-        "Apple's guide for the Neural Engine has it, with a product for each head. "
-        "Only a phone can tell which is faster.",
-    )
-    flags.DEFINE_bool(
-        "raw_outputs",
-        False,
-        "Core ML: return the network's numbers, not class names; of a detector, the "
-        "boxes and scores of every anchor, of a segmenter the logits at the output "
-        "stride in place of the class of each pixel.",
-    )
-    flags.DEFINE_string(
-        "labels",
-        None,
-        "Core ML: text file with a class name a line. By default labels.txt beside a "
-        ".keras file, the published names for --weights=imagenet, coco or voc, else "
-        "the numbers.",
-    )
-    flags.DEFINE_string("author", None, "Core ML: who made the model.")
-    flags.DEFINE_string("license", None, "Core ML: under which licence it is.")
+@dataclasses.dataclass(frozen=True)
+class PackageOptions:
+    """The options of Core ML packages.
+
+    Attributes:
+        model: path of a `.keras` file, or name of a model.
+        weights: published weights, a path, or `none`.
+        sizes: sides of the images in pixels, the default first; empty for one size.
+        ios: oldest iOS version that runs the package, `None` for the oldest possible.
+        layout: memory layout of tokens.
+        raw_outputs: whether to return numbers instead of class names.
+        labels: path of a file of class names.
+        author: author of the model.
+        license: license of the model.
+    """
+
+    model: str
+    weights: str
+    sizes: tuple[int, ...] = ()
+    ios: int | None = None
+    layout: str = "tokens"
+    raw_outputs: bool = False
+    labels: str | None = None
+    author: str | None = None
+    license: str | None = None
 
 
-def check_flags(args, has_packages: bool) -> None:
-    """Refuses what cannot work, before the network is loaded.
+def package_options(
+    args, model: str, weights: str, has_packages: bool
+) -> PackageOptions:
+    """Checks the flags of Core ML packages.
 
     Args:
         args: the parsed flags.
-        has_packages: whether packages are to be made.
+        model: see `PackageOptions`.
+        weights: see `PackageOptions`.
+        has_packages: whether packages are made.
+
+    Raises:
+        ValueError: if flags contradict each other or have no valid value.
     """
     if not has_packages:
-        given = [name for name in FLAGS if args[name].present]
+        given = [name for name in coreml_flags.NAMES if args[name].present]
         if given:
             raise ValueError(
-                f"--{given[0]} is for Core ML: add coreml to --formats, or leave it "
-                "away."
+                f"--{given[0]} is for Core ML: add coreml to --formats, or remove the "
+                "flag."
             )
-        return
+        return PackageOptions(model, weights)
     load_coremltools()
-    sizes = args.sizes or []
-    if any(not size.isdecimal() or int(size) < MIN_SIZE for size in sizes):
+    sizes = _check_sizes(args.sizes or [], args.size)
+    if args.raw_outputs and args.labels:
+        raise ValueError("--raw_outputs returns no names: remove --labels.")
+    labels = args.labels and str(Path(args.labels).expanduser())
+    if labels and not Path(labels).is_file():
+        raise ValueError(f"--labels: there is no file {labels}.")
+    if args.no_rewrite:
+        raise ValueError(
+            "Core ML packages contain the rewritten network: remove --no_rewrite."
+        )
+    return PackageOptions(
+        model=model,
+        weights=weights,
+        sizes=sizes,
+        ios=int(args.ios) if args.ios else None,
+        layout=args.layout,
+        raw_outputs=args.raw_outputs,
+        labels=labels,
+        author=args.author,
+        license=args.license,
+    )
+
+
+def _check_sizes(sizes: list[str], size: int | None) -> tuple[int, ...]:
+    if any(not given.isdecimal() or int(given) < MIN_SIZE for given in sizes):
         raise ValueError(
             f"--sizes must be integers of at least {MIN_SIZE}. Received: "
             f"{','.join(sizes)}."
         )
     if len(set(map(int, sizes))) != len(sizes):
-        raise ValueError(f"--sizes has one more than once: {','.join(sizes)}.")
-    if sizes and args.size not in (None, int(sizes[0])):
+        raise ValueError(f"--sizes has one size more than once: {','.join(sizes)}.")
+    if sizes and size not in (None, int(sizes[0])):
         raise ValueError(
-            f"--size={args.size} is not the first of --sizes={','.join(sizes)}. Leave "
-            "one of them away."
+            f"--size={size} is not the first of --sizes={','.join(sizes)}. Remove one "
+            "of the two flags."
         )
-    if args.raw_outputs and args.labels:
-        raise ValueError("--raw_outputs returns no names: leave --labels away.")
-    if args.labels:
-        args.labels = str(Path(args.labels).expanduser())
-    if args.labels and not Path(args.labels).is_file():
-        raise ValueError(f"--labels: there is no file {args.labels}.")
-    if args.no_rewrite:
-        raise ValueError("Core ML packages hold the rewritten network: no --no_rewrite")
-
-
-def package_sizes(args) -> tuple[int, ...]:
-    """Returns the sides of the images that a package takes."""
-    return tuple(map(int, args.sizes)) if args.sizes else (args.size,)
-
-
-def name_parts(args) -> list[str]:
-    """Returns what tells packages of one network and format apart by their names."""
-    layout = [] if args.layout == "tokens" else [args.layout]
-    return layout + ["raw"] * args.raw_outputs
+    return tuple(map(int, sizes))
 
 
 def _imagenet_labels() -> list[str]:
-    """Returns the names of ImageNet's classes; of equal ones also their WordNet id."""
-    # Scores that fall from class to class put them into their own order.
+    """Returns the names of ImageNet's classes; equal names get their WordNet id."""
+    # Decreasing scores return the classes in their own order.
     (found,) = decode_predictions(-np.arange(1000.0)[None], top=1000)
     names = [name for _, name, _ in found]
     return [
@@ -144,136 +138,170 @@ def _imagenet_labels() -> list[str]:
     ]
 
 
-def class_labels(args, beside: list[str], classes: int) -> tuple[str, ...]:
-    """Returns the labels of a package; none for the network's numbers.
+def class_labels(
+    options: PackageOptions, model_labels: list[str], classes: int
+) -> tuple[str, ...]:
+    """Returns the labels of a package; none if it returns numbers.
 
     Args:
-        args: the parsed flags.
-        beside: names that come with the model.
-        classes: how many the network has.
+        options: options of the package.
+        model_labels: class names that come with the model.
+        classes: number of classes.
     """
-    if args.raw_outputs:
+    if options.raw_outputs:
         return ()
-    if args.labels:
-        labels = read_text(args.labels).splitlines()
-    elif beside:
-        labels = beside
-    elif args.weights == "imagenet" and classes == IMAGENET_CLASSES:
+    if options.labels:
+        labels = read_text(options.labels).splitlines()
+    elif model_labels:
+        labels = model_labels
+    elif options.weights == "imagenet" and classes == IMAGENET_CLASSES:
         labels = _imagenet_labels()
     else:
-        logging.warning("Classes are called by their numbers: name them with --labels.")
+        logging.warning("The classes are named by numbers: name them with --labels.")
         labels = list(map(str, range(classes)))
     check_labels(labels, classes)
     return tuple(labels)
 
 
+def _center_crop_text(sizes: tuple[int, ...], crop: float) -> str:
+    shorter = " or ".join(str(round(size / crop)) for size in sizes)
+    return f"the short side resized to {shorter} pixels, bilinearly; center crop"
+
+
+def _whole_image_text(sizes: tuple[int, ...], crop: float) -> str:
+    sides = " or ".join(f"{size}x{size}" for size in sizes)
+    return f"the whole image resized to {sides} pixels, bilinearly, ignoring its aspect"
+
+
+# coremltools is optional, so these import the modules that need it when called.
+
+
+def _classifier(model, graph, spec: PackageSpec, precision: str):
+    from tflite.formats.coreml.classifier import make_classifier
+
+    return make_classifier(graph, spec, precision, output_name(model))
+
+
+def _detector(model, graph, spec: PackageSpec, precision: str):
+    from tflite.formats.coreml.detector import make_program
+
+    (size,) = spec.sizes
+    return make_program(graph, anchor_boxes(size, size), spec, precision)
+
+
+def _finalize_detector(made, spec: PackageSpec):
+    from tflite.formats.coreml.detector import finalize_detector
+
+    return finalize_detector(made, spec)
+
+
+def _check_one_size(sizes: tuple[int, ...]) -> None:
+    from tflite.formats.coreml.detector import check_one_size
+
+    check_one_size(sizes)
+
+
+def _segmenter(model, graph, spec: PackageSpec, precision: str):
+    from tflite.formats.coreml.segmenter import make_segmenter
+
+    return make_segmenter(graph, spec, precision)
+
+
+def _finalize_segmenter(made, spec: PackageSpec):
+    from tflite.formats.coreml.segmenter import finalize_segmenter
+
+    return finalize_segmenter(made, spec)
+
+
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """The packages of a task.
+class CoreMLTask:
+    """The Core ML packages of a task.
 
     Attributes:
-        title: what they are.
-        preprocessing: from the sides of their images and the crop of the evaluation to
-            what has to be done to an image before.
+        title: short description of the packages.
+        preprocessing: from the sides of the images and the crop to a text on how
+            applications prepare images.
         make: from a model, its graph, an `PackageSpec` and the precision to a Core ML
             model.
-        finish: from that model, perhaps with smaller weights, and the `PackageSpec` to the
-            one that is saved.
-        check_sizes: refuses sides of images that cannot be.
+        postprocess: from that model, perhaps with compressed weights, and the
+            `PackageSpec` to the model that is saved.
+        check_sizes: refuses impossible sides of images.
     """
 
     title: str
     preprocessing: Callable[[tuple[int, ...], float], str]
     make: Callable
-    finish: Callable = lambda made, spec: made
+    postprocess: Callable = lambda made, spec: made
     check_sizes: Callable[[tuple[int, ...]], None] = lambda sizes: None
 
 
-def _cut(sizes: tuple[int, ...], crop: float) -> str:
-    shorter = " or ".join(str(round(size / crop)) for size in sizes)
-    return (
-        f"the short side resized to {shorter} pixels, bilinearly, and the centre cut "
-        "out"
-    )
-
-
-def _squeeze(sizes: tuple[int, ...], crop: float) -> str:
-    sides = " or ".join(f"{size}x{size}" for size in sizes)
-    return f"the whole image resized to {sides} pixels, bilinearly, whatever its aspect"
-
-
-def _classifier(model, graph, spec: PackageSpec, precision: str):
-    return make_classifier(graph, spec, precision, output_name(model))
-
-
-def _detector(model, graph, spec: PackageSpec, precision: str):
-    (size,) = spec.sizes
-    return make_program(graph, anchor_boxes(size, size), spec, precision)
-
-
-def _segmenter(model, graph, spec: PackageSpec, precision: str):
-    return make_segmenter(graph, spec, precision)
-
-
-KINDS = {  # by the name of the task
-    "classification": Kind("MobileViT image classifier", _cut, _classifier),
-    "detection": Kind(
-        "SSDLite object detector",
-        _squeeze,
-        _detector,
-        finalize_detector,
-        check_one_size,
+CORE_ML_TASKS = {  # by the name of the task
+    "classification": CoreMLTask(
+        "MobileViT image classifier", _center_crop_text, _classifier
     ),
-    "segmentation": Kind(
-        "DeepLabv3 image segmenter", _squeeze, _segmenter, finalize_segmenter
+    "detection": CoreMLTask(
+        "SSDLite object detector",
+        _whole_image_text,
+        _detector,
+        _finalize_detector,
+        _check_one_size,
+    ),
+    "segmentation": CoreMLTask(
+        "DeepLabv3 image segmenter", _whole_image_text, _segmenter, _finalize_segmenter
     ),
 }
 
 
-def _metadata(args, what: str, preprocessing: str) -> dict[str, str]:
-    is_published = args.weights in PUBLISHED
-    name = Path(args.model).name
+def _metadata(
+    options: PackageOptions, title: str, preprocessing: str
+) -> dict[str, str]:
+    is_published = options.weights in AUTHORS
+    name = Path(options.model).name
     return {
-        "author": args.author or PUBLISHED.get(args.weights, NOT_STATED),
-        "license": args.license or (APPLE_LICENSE if is_published else NOT_STATED),
+        "author": options.author or AUTHORS.get(options.weights, NOT_STATED),
+        "license": options.license or (APPLE_LICENSE if is_published else NOT_STATED),
         "version": f"keras_mobilevit {keras_mobilevit.__version__}",
-        "short_description": f"{what}, from {name}",
+        "short_description": f"{title}, from {name}",
         "preprocessing": f"RGB; {preprocessing}. The package scales the pixels itself.",
         "source": "MobileViT, https://arxiv.org/abs/2110.02178; weights: "
-        f"{name if args.weights == 'none' else args.weights}",
-        "layout": args.layout,
+        f"{name if options.weights == 'none' else options.weights}",
+        "layout": options.layout,
     }
 
 
-def core_ml_from_flags(
-    args, task: Task, model: keras.Model, labels: list[str], crop: float
-):
+def core_ml_from_options(
+    options: PackageOptions,
+    task: Task,
+    model: keras.Model,
+    labels: list[str],
+    crop: float,
+) -> Callable[..., object]:
     """Returns a function that makes the Core ML model of a precision.
 
     Args:
-        args: the parsed flags.
-        task: what the model is for.
+        options: options of the package, with at least one of `sizes`.
+        task: the model's task.
         model: the network.
-        labels: names of its classes, if they are known.
-        crop: of a classifier, see `resize_and_center_crop`.
+        labels: names of its classes, if known.
+        crop: crop of a classifier, see `resize_and_center_crop`.
 
     Returns:
-        A function of a precision, `float16` or `float32`, and of what makes its
-        weights smaller, `int8_weights` or `palette_weights` of `tflite.formats.coreml.package`,
-        or nothing.
+        A function of a precision, `float16` or `float32`, and optionally a function
+        that compresses weights, `int8_weights` or `palette_weights` of
+        `tflite.formats.coreml.package`.
 
     Raises:
-        ValueError: if the labels do not fit the model, or a detector shall take images
-            of several sizes.
+        ValueError: if the labels do not fit the model, or there are several sizes for
+            a detector.
     """
-    kind, sizes = KINDS[task.name], package_sizes(args)
-    kind.check_sizes(sizes)
+    row, sizes = CORE_ML_TASKS[task.name], options.sizes
+    row.check_sizes(sizes)
     spec = PackageSpec(
         sizes=sizes,
-        labels=class_labels(args, labels, task.num_classes(model)),
-        layout=args.layout,
-        ios=args.ios and int(args.ios),
-        metadata=_metadata(args, kind.title, kind.preprocessing(sizes, crop)),
+        labels=class_labels(options, labels, task.num_classes(model) or 0),
+        layout=options.layout,
+        ios=options.ios,
+        metadata=_metadata(options, row.title, row.preprocessing(sizes, crop)),
     )
 
     @functools.cache
@@ -282,10 +310,10 @@ def core_ml_from_flags(
         graph = deployment_graph(graph, COREML_REWRITES)
         graph, scale = split_input_scale(graph, input_max(model))
         scaled = dataclasses.replace(spec, pixel_scale=scale)
-        return kind.make(model, graph, scaled, precision)
+        return row.make(model, graph, scaled, precision)
 
     def core_ml(precision: str, compress=None):
         made = compress(program(precision)) if compress else program(precision)
-        return kind.finish(made, spec)
+        return row.postprocess(made, spec)
 
     return core_ml

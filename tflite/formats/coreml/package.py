@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tflite.formats.coreml.flags import IOS_VERSIONS
 from tflite.graph.graph import Graph, Node
 from tflite.graph.rewrites import fold_rescaling
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from coremltools.models import MLModel
 
 IMAGE_NAME = "image"
-VERSIONS = (16, 17, 18, 26)  # of iOS
 NEEDED_VERSION = 9  # of coremltools
 # Smaller arrays are not compressed: the description would outweigh the gain.
 MIN_COMPRESSED = 512
@@ -257,7 +257,7 @@ def fit_sizes(graph: Graph, spec: PackageSpec) -> tuple[Graph, tuple, Any]:
     """
     ct = load_coremltools()
     size = spec.sizes[0]
-    shape, needed = (1, 3, size, size), VERSIONS[0]
+    shape, needed = (1, 3, size, size), IOS_VERSIONS[0]
     if len(spec.sizes) > 1:
         graph, shape, needed = _flexible(graph, spec, ct)
     ios = spec.ios or needed

@@ -1,0 +1,356 @@
+"""Runs a conversion: loads the model and the images, and converts to each format."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+from absl import logging
+
+from tflite.exporter import check_earlier, convert
+from tflite.formats.conversion import Conversion, prepare
+from tflite.formats.coreml.options import IMAGENET_CLASSES, core_ml_from_options
+from tflite.formats.qat import FineTuning
+from tflite.formats.table import COREML, FORMATS, TFLITE, FileType, formats_of
+from tflite.images import ImageSet, check_calibration_images, load_images
+from tflite.models import (
+    check_size,
+    default_size,
+    fixed_size,
+    imagenet_ids,
+    labels_beside,
+    load_model,
+)
+from tflite.options import Options, config_file
+from tflite.reference import Reference, make_reference
+from tflite.tasks import registry
+from tflite.tasks.task import Task
+from train.config import TrainConfig, load_config, make_config
+
+# The model ----------------------------------------------------------------------------
+
+
+def _load_model(options: Options) -> keras.Model:
+    try:
+        return load_model(options.model, options.weights)
+    except OSError as error:  # of a download
+        if options.weights not in registry.published_weights():
+            raise
+        raise ValueError(
+            f"The published weights of {options.model} cannot be downloaded. Name "
+            "their file with --weights=PATH, or use --weights=none for random weights, "
+            f"to measure time only. {error}"
+        ) from error
+
+
+def settle_size(options: Options, model: keras.Model) -> Options:
+    """Returns options whose size is settled.
+
+    It is that of the flags, or the only one that the model takes, or that of the
+    training's evaluation, or the default of the model's task.
+    """
+    size = options.size or next(iter(options.core_ml.sizes), None) or fixed_size(model)
+    if size is None:
+        file = config_file(options.model)
+        size = (
+            load_config(file).eval_size if file else default_size(options.model, model)
+        )
+    return dataclasses.replace(options, size=size)
+
+
+def select_tasks(options: Options, model: keras.Model) -> dict[FileType, Task]:
+    """Returns what each type of file returns, and refuses flags of other models.
+
+    Raises:
+        ValueError: if a flag or a format does not fit the model.
+    """
+    row = registry.row_of(model)
+    for flag in registry.output_flags():
+        if flag.name not in options.variants:
+            continue
+        if flag is not row.output_flag:
+            raise ValueError(f"--{flag.name} is for {flag.models}: remove it.")
+        if TFLITE not in options.file_types:
+            raise ValueError(
+                f"--{flag.name} is for .tflite files: remove it. --raw_outputs chooses "
+                "what a Core ML package returns."
+            )
+    tasks = {
+        file_type: registry.task_of(model, _variant(options, row, file_type))
+        for file_type in options.file_types
+    }
+    for name in options.formats:
+        available = formats_of(tasks[FORMATS[name].file_type])
+        if name not in available:
+            raise ValueError(
+                f"There is no {name} of this model. Expected some of: "
+                f"{', '.join(available)}."
+            )
+    if COREML in tasks and model.inputs[0].shape[-1] != 3:
+        raise ValueError(
+            "Core ML packages take RGB images; this model takes gray ones."
+        )
+    task = next(iter(tasks.values()))
+    if options.check_gpu and task.cpu_part:
+        raise ValueError(f"--check_gpu: no GPU runs {task.cpu_part}.")
+    if options.crop is not None and not task.crops:
+        raise ValueError(f"For {task.name} the whole image is used: remove --crop.")
+    return tasks
+
+
+def _variant(options: Options, row: registry.TaskRow, file_type: FileType) -> str:
+    """Returns the name of a file type's output variant."""
+    flag = row.output_flag
+    if flag is None:
+        return ""
+    if file_type is not COREML:
+        return options.variants.get(flag.name, flag.choices[0])
+    is_raw = options.core_ml.raw_outputs
+    return flag.in_raw_package if is_raw else flag.in_package
+
+
+# The card -----------------------------------------------------------------------------
+
+
+def _provenance(options: Options, task: Task, model: keras.Model, crop: float) -> dict:
+    """Returns the card's entries on the origin of the model."""
+    classes = task.num_classes(model)
+    described: dict = {"model": options.model}
+    if options.model.endswith(".keras"):
+        labels = [] if classes is None else labels_beside(options.model, classes)
+        return described | {"labels": labels, "crop": crop}
+    described["weights"] = options.weights
+    row, _ = registry.split_name(options.model)
+    published = row.load().published_labels
+    if options.weights == row.published_weights and published:
+        described["labels"] = list(published)
+    elif classes is not None and Path(options.weights).is_file():
+        described["labels"] = labels_beside(options.weights, classes)
+    return described | {"crop": crop}
+
+
+def _class_names(
+    options: Options, labels: list[str], classes: int | None, images: ImageSet
+) -> list[str]:
+    """Returns the class names to compare with those of the validation images."""
+    is_imagenet = options.weights == "imagenet" and classes == IMAGENET_CLASSES
+    if labels or not is_imagenet or len(images.class_names) != IMAGENET_CLASSES:
+        return labels
+    try:
+        return imagenet_ids()  # the names in copies of ImageNet
+    except OSError as error:
+        logging.warning("%s", error)
+        return []
+
+
+def _origin_of_format(
+    options: Options, name: str, calibration: ImageSet | None
+) -> dict:
+    """Returns the card's entries on the images that a format was made with."""
+    described: dict = {}
+    if FORMATS[name].needs_calibration and calibration:
+        images = len(calibration.images)
+        described["calibration"] = {"data": calibration.data, "images": images}
+    if name == "int8-qat":
+        described["fine_tuning"] = {
+            "data": options.data.validation,
+            "epochs": options.qat_epochs,
+            "learning_rate": options.qat_learning_rate,
+            "batch_size": options.qat_batch_size,
+        }
+    return described
+
+
+# The images ---------------------------------------------------------------------------
+
+
+def _load_calibration(options: Options, task: Task, crop: float) -> ImageSet | None:
+    """Loads the images that set the ranges of the int8 formats, if there are any."""
+    data, count = options.data.calibration, options.calibration_images
+    needs_images = any(FORMATS[name].needs_calibration for name in options.formats)
+    if data is None or not needs_images:
+        return None
+    found = load_images(task, data, "train", count, options.image_size, crop)
+    check_calibration_images(found, count if options.wants_calibration_images else 0)
+    return found
+
+
+def _training_config(options: Options) -> TrainConfig:
+    """Returns the configuration of the training, with the schedule of int8-qat."""
+    file = config_file(options.model)
+    config = load_config(file) if file else make_config(data=options.data.validation)
+    return dataclasses.replace(
+        config,
+        epochs=options.qat_epochs,
+        learning_rate=options.qat_learning_rate,
+        min_learning_rate=0.0,
+        warmup_learning_rate=None,
+        warmup_steps=0,
+        batch_size=options.qat_batch_size,
+    )
+
+
+def _warn_of_no_accuracy(reference: Reference) -> None:
+    names = reference.validation.class_names
+    task, data = reference.task, reference.validation.data
+    if task.name == "classification" and not task.metric:
+        logging.warning(
+            "Accuracy is not measured: after a sigmoid any number of classes may be "
+            "right, but each image of %s has one class.",
+            data,
+        )
+    elif names and task.metric and not reference.has_labels:
+        logging.warning(
+            "Accuracy is not measured: the model's classes are not known to be those "
+            "of %s (%s, ...). Name them in labels.txt beside the model, one per line.",
+            data,
+            ", ".join(names[:3]),
+        )
+
+
+# The conversion -----------------------------------------------------------------------
+
+
+class References:
+    """The expected outputs for each task and size, computed once.
+
+    Args:
+        options: options of the conversion, with a size.
+        model: the Keras model.
+        labels: names of its classes, if known.
+        crop: crop of the images.
+    """
+
+    def __init__(
+        self, options: Options, model: keras.Model, labels: list[str], crop: float
+    ):
+        self._options, self._model = options, model
+        self._labels, self._crop = labels, crop
+        self._images: dict[int, ImageSet] = {}  # by size
+        self._found: dict[tuple[Task, int], Reference] = {}
+
+    def _load_images(self, task: Task, size: int) -> ImageSet:
+        if size not in self._images:
+            self._images[size] = load_images(
+                task,
+                self._options.data.validation,
+                "validation",
+                self._options.validation_images,
+                size,
+                self._crop,
+            )
+        return self._images[size]
+
+    def get(self, task: Task, size: int) -> Reference:
+        """Returns the expected outputs of a task for images of a size."""
+        if (task, size) not in self._found:
+            images = self._load_images(task, size)
+            classes = task.num_classes(self._model)
+            names = _class_names(self._options, self._labels, classes, images)
+            self._found[task, size] = make_reference(self._model, images, names, task)
+        return self._found[task, size]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of a format.
+
+    Attributes:
+        name: a key of `FORMATS`.
+        path: path of the file.
+        card: its card, `None` if the file was not written.
+        error: why it was not written.
+    """
+
+    name: str
+    path: Path
+    card: dict | None = None
+    error: str = ""
+
+
+def _prepare(
+    options: Options,
+    task: Task,
+    model: keras.Model,
+    provenance: dict,
+    calibration: ImageSet | None,
+) -> Conversion:
+    labels = provenance.get("labels", [])
+    core_ml = fine_tuning = None
+    if COREML in options.file_types:
+        sizes = COREML.sizes(options)
+        package = dataclasses.replace(options.core_ml, sizes=sizes)
+        core_ml = core_ml_from_options(package, task, model, labels, provenance["crop"])
+    if "int8-qat" in options.formats:
+        config = _training_config(options)
+        fine_tuning = FineTuning(config, options.data.validation, tuple(labels))
+    return prepare(
+        model,
+        options.image_size,
+        task=task,
+        rewrite=options.rewrite,
+        calibration=calibration.images if calibration else None,
+        fine_tuning=fine_tuning,
+        core_ml=core_ml,
+    )
+
+
+def _path(options: Options, name: str, task: Task) -> Path:
+    """Returns the path of a format's file."""
+    file_type = FORMATS[name].file_type
+    sizes = file_type.sizes(options)
+    more = file_type.name_parts(options, task)
+    parts = [Path(options.model).stem, *map(str, sizes), name, *more]
+    return options.output_dir / f"{'_'.join(parts)}{file_type.suffix}"
+
+
+def convert_all(options: Options) -> Iterator[Result]:
+    """Converts a model to each format, one after the other.
+
+    Yields:
+        What became of each format.
+
+    Raises:
+        ValueError: if the options do not fit the model, or there are no images.
+    """
+    model = _load_model(options)
+    options = settle_size(options, model)
+    tasks = select_tasks(options, model)
+    task = next(iter(tasks.values()))
+    for file_type in tasks:
+        for size in file_type.sizes(options):
+            check_size(model, size)
+    crop = options.data.crop if task.crops else 1.0
+    calibration = _load_calibration(options, task, crop)
+    provenance = _provenance(options, task, model, crop)
+    paths = {
+        name: _path(options, name, tasks[FORMATS[name].file_type])
+        for name in options.formats
+    }
+    for path in paths.values():
+        check_earlier(path, provenance)
+    conversion = _prepare(options, task, model, provenance, calibration)
+    references = References(options, model, provenance.get("labels", []), crop)
+    first = next(iter(tasks))
+    _warn_of_no_accuracy(references.get(tasks[first], first.sizes(options)[0]))
+    for name, path in paths.items():
+        file_type = FORMATS[name].file_type
+        origin = provenance | _origin_of_format(options, name, calibration)
+        expected = [
+            references.get(tasks[file_type], size) for size in file_type.sizes(options)
+        ]
+        try:
+            card = convert(
+                conversion,
+                name,
+                expected,
+                path,
+                origin,
+                options.allowed,
+                options.check_gpu,
+            )
+        except (ValueError, FloatingPointError, RuntimeError) as error:
+            logging.debug("Traceback:", exc_info=True)  # with --verbosity=1
+            yield Result(name, path, error=str(error))
+        else:
+            yield Result(name, path, card)

@@ -1,0 +1,1 @@
+"""Detection as a task of conversion."""

@@ -1,0 +1,1 @@
+"""Segmentation as a task of conversion."""

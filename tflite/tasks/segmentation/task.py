@@ -1,0 +1,151 @@
+"""Segmentation as a task of conversion: the classes of an image's pixels.
+
+`LOGITS` files return the logits at the output stride, half a percent of the size of
+full-size logits; the application resizes them. `CLASS_MAP` files resize them and return
+the class of each pixel.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_mobilevit import deeplab
+from keras_mobilevit.class_names import VOC_NAMES
+from keras_mobilevit.configs import SEGMENTER_SIZE
+from keras_mobilevit.deeplab import CLASSIFIER
+from tflite.tasks.task import NOT_FOR_PICTURES, Outputs, Task, TaskFamily
+from tflite.validation import parity
+from train.tasks.segmentation.postprocess import class_maps
+from train.tasks.segmentation.task import SEGMENTATION as TRAINING
+
+SCOPE = "class_map"  # name scope of the postprocessing operations
+MIOU_TOLERANCE = 0.2  # points: pixels at borders may change their class
+LIMITS: dict[str, dict] = {
+    "fp32": {"agreement": 0.9999},
+    "int8-mixed": {"accuracy": 0.8},  # 1 point including the tolerance
+}
+# A class map has no PSNR. XNNPACK runs neither argmax nor the cast of its result, so
+# two operations are not delegated.
+CLASS_MAP_LIMITS: dict[str, dict] = {
+    "": {"psnr": None},
+    "fp32": {"agreement": 0.9999, "undelegated_ops": 2},
+    "fp16": {"agreement": 0.99, "undelegated_ops": 2},
+    "dynamic": {"agreement": 0.95, "undelegated_ops": 2},
+    "int8-mixed": {"agreement": 0.9, "undelegated_ops": 2, **LIMITS["int8-mixed"]},
+    "coreml-int8": {"agreement": 0.95},
+    "coreml-palette6": {"agreement": 0.9},
+}
+MAX_CLASSES = 256  # of a class map of bytes
+GPU_CHANNELS = 4  # GPUs compute the channels of a pixel in groups of four
+
+
+def _logits(model: keras.Model, size: int) -> Callable[[list], dict]:
+    return lambda outputs: dict(zip(["logits"], outputs))
+
+
+def _class_map(model: keras.Model, size: int) -> Callable[[list], dict]:
+    return lambda outputs: {"classes": class_maps(outputs[0], size)}
+
+
+def _class_map_in_bytes(model: keras.Model, size: int) -> Callable[[list], dict]:
+    classes = _num_classes(model)
+
+    def class_map(outputs: list) -> dict:
+        if classes > MAX_CLASSES:
+            raise ValueError(
+                f"A class map has bytes, for {MAX_CLASSES} classes at most; the model "
+                f"has {classes}. Use --output=logits."
+            )
+        (logits,) = outputs  # [1, rows, columns, classes]
+        with tf.name_scope(SCOPE):
+            # A GPU pads the channels of a pixel with zeros to a multiple of four, and
+            # argmax chose such a zero where all logits were negative (LiteRT 2.3,
+            # WebGPU). Channels that never win fill these places instead.
+            missing = -classes % GPU_CHANNELS
+            if missing:
+                padding = [logits[..., :1] - 1.0] * missing
+                logits = tf.concat([logits, *padding], axis=-1)
+            return {"classes": tf.cast(class_maps(logits, size), tf.uint8)}
+
+    return class_map
+
+
+def _num_classes(model: keras.Model) -> int:
+    return model.get_layer(CLASSIFIER).output.shape[-1]
+
+
+def _full_class_maps(outputs: Outputs, size: int) -> np.ndarray:
+    """Returns the class maps of a file's outputs, `[images, size, size]`."""
+    if "classes" in outputs:
+        return outputs["classes"]
+    return np.asarray(class_maps(outputs["logits"], size))
+
+
+def _compare_logits(reference: Outputs, outputs: Outputs) -> dict[str, float]:
+    expected, actual = (  # [pixels, classes]
+        x["logits"].reshape(-1, x["logits"].shape[-1]) for x in (reference, outputs)
+    )
+    found = parity.compare(expected, actual)
+    return {**found, "agreement": found.pop("top1_agreement")}
+
+
+def _compare_class_maps(reference: Outputs, outputs: Outputs) -> dict[str, float]:
+    same = float(np.mean(reference["classes"] == outputs["classes"]))
+    # The largest difference of a class map is its fraction of different pixels.
+    return {"max_abs": 1 - same, "max_abs_reference": 1.0, "agreement": same}
+
+
+def _mean_iou(validation, outputs: Outputs) -> float:
+    classes = len(validation.class_names)
+    size = validation.images.shape[1]
+    confusion = np.zeros((classes, classes), np.int64)
+    # One image at a time, since class maps are larger than logits.
+    for index, mask in enumerate(validation.targets["full_mask"]):
+        of_image = {name: x[index : index + 1] for name, x in outputs.items()}
+        class_map = _full_class_maps(of_image, size)
+        counts = TRAINING.statistics(
+            validation.class_names, {"class_map": class_map}, {"full_mask": [mask]}
+        )
+        confusion += counts["confusion"]
+    metrics = TRAINING.score(validation.class_names, {"confusion": confusion})
+    return 100 * metrics["mIoU"]
+
+
+LOGITS = Task(
+    name="segmentation",
+    training=TRAINING,
+    num_classes=_num_classes,
+    postprocess=_logits,
+    reference=_logits,
+    meanings={
+        "logits": "one for each class in each cell, a pixel of the output stride"
+    },
+    compare=_compare_logits,
+    metric="mIoU",
+    score=_mean_iou,
+    tolerance=lambda images: MIOU_TOLERANCE,
+    excluded_formats=NOT_FOR_PICTURES,
+    limits=LIMITS,
+)
+CLASS_MAP = dataclasses.replace(
+    LOGITS,
+    postprocess=_class_map_in_bytes,
+    reference=_class_map,
+    meanings={"classes": "the class of each pixel, counted from 0"},
+    compare=_compare_class_maps,
+    limits=CLASS_MAP_LIMITS,
+    float_scopes=(f"{SCOPE}/", "(Stateful)?PartitionedCall"),
+    suffix="classmap",
+)
+OUTPUT_VARIANTS = {"logits": LOGITS, "classmap": CLASS_MAP}
+
+SEGMENTATION = TaskFamily(
+    matches=deeplab.is_segmenter,
+    choose=lambda model, variant: OUTPUT_VARIANTS[variant or "logits"],
+    default_size=SEGMENTER_SIZE,
+    build_model=deeplab.DeepLabV3,
+    published_labels=tuple(VOC_NAMES),
+)

@@ -1,0 +1,155 @@
+"""The limits that a card must keep. Importing this loads no Keras or TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+
+
+def _accuracy_loss(card: dict) -> float | None:
+    """Returns the lost points of accuracy beyond the tolerance."""
+    accuracy = card["accuracy"]
+    if accuracy is None:
+        return None
+    metric = accuracy["metric"]
+    lost = accuracy[f"keras_{metric}"] - accuracy[metric]
+    return float(np.maximum(0.0, lost - accuracy["tolerance"] * 1.001))  # keeps NaN
+
+
+def _difference_of(card: dict, from_what: str) -> str:
+    parity = card["parity"]
+    if "agreement" in parity and "psnr_db" not in parity:  # a class map
+        return "has other classes than Keras in a fraction of the pixels:"
+    return f"has outputs that differ from {from_what}"
+
+
+def _check_custom_ops(card: dict, limit: float) -> str | None:
+    custom = card["foreign_ops"]
+    return f"needs unsupported operations: {', '.join(custom)}" if custom else None
+
+
+def _check_rank(card: dict, limit: float) -> str | None:
+    return _too_much(
+        "has tensors of rank", card["max_rank"], limit, "phones take at most"
+    )
+
+
+def _check_internal_casts(card: dict, limit: float) -> str | None:
+    return _too_much("has casts within the network:", card["casts"], limit)
+
+
+def _check_undelegated_ops(card: dict, limit: float) -> str | None:
+    count = sum(card["xnnpack"]["ops_outside"].values())
+    return _too_much("has operations that XNNPACK does not run:", count, limit)
+
+
+def _check_float(card: dict, limit: float) -> str | None:
+    return _too_much(
+        "has operations on floats:", sum(card["float_ops"].values()), limit
+    )
+
+
+def _check_parity(card: dict, limit: float) -> str | None:
+    what = _difference_of(card, "Keras's by up to")
+    return _too_much(what, card["parity"]["max_abs"], limit)
+
+
+def _check_max_relative_error(card: dict, limit: float) -> str | None:
+    parity = card["parity"]
+    relative = parity["max_abs"] / (parity["max_abs_reference"] or 1.0)
+    what = _difference_of(card, "Keras's, relative to the largest, by up to")
+    return _too_much(what, relative, limit)
+
+
+def _check_agreement(card: dict, limit: float) -> str | None:
+    return _too_little(
+        "finds the same as Keras in a fraction of only",
+        card["parity"].get("agreement", 1.0),
+        limit,
+    )
+
+
+def _check_psnr(card: dict, limit: float) -> str | None:
+    what = "has outputs whose PSNR against Keras's in dB is"
+    return _too_little(what, card["parity"]["psnr_db"], limit)
+
+
+def _check_accuracy(card: dict, limit: float) -> str | None:
+    what = "loses points of accuracy against Keras, beyond the tolerance:"
+    return _too_much(what, _accuracy_loss(card), limit)
+
+
+def _check_gpu(card: dict, limit: float) -> str | None:
+    gpu = card["gpu"]
+    if not isinstance(gpu, dict):
+        return None
+    if not gpu["fully_accelerated"]:
+        reason = gpu["error"] or "some operations stay on the CPU"
+        return f"does not run entirely on the GPU: {reason}"
+    if gpu["error"]:
+        return f"fails on the GPU: {gpu['error']}"
+    what = "has outputs on the GPU that differ from the CPU's by up to"
+    return _too_much(what, gpu["max_abs"], limit)
+
+
+# From a card and a limit to what is wrong, or `None`.
+CHECKS: dict[str, Callable[[dict, float], str | None]] = {
+    "custom_ops": _check_custom_ops,  # operations outside TFLite's or Core ML's own
+    "rank": _check_rank,  # largest rank of a tensor
+    "internal_casts": _check_internal_casts,  # casts within a Core ML program
+    "undelegated_ops": _check_undelegated_ops,  # operations that XNNPACK does not run
+    "float": _check_float,  # operations on floats
+    "parity": _check_parity,  # largest difference of an output
+    "max_relative_error": _check_max_relative_error,  # that over the largest output
+    "agreement": _check_agreement,  # fraction of equal objects or pixels
+    "psnr": _check_psnr,  # in dB
+    "accuracy": _check_accuracy,  # points lost beyond the task's tolerance
+    "gpu": _check_gpu,  # largest difference between GPU and CPU
+}
+# Earlier names of checks, which --allow still takes.
+RENAMED_CHECKS = {
+    "foreign": "custom_ops",
+    "casts": "internal_casts",
+    "outside": "undelegated_ops",
+    "relative": "max_relative_error",
+}
+
+
+def _too_much(
+    what: str, value: float | None, limit: float, allowed: str = "at most"
+) -> str | None:
+    if value is None or value <= limit:  # NaN is too much
+        return None
+    return f"{what} {value:.3g}; {allowed} {limit:.3g}"
+
+
+def _too_little(what: str, value: float, limit: float) -> str | None:
+    if value >= limit:  # NaN is too little
+        return None
+    return f"{what} {value:.3g}; at least {limit:.3g}"
+
+
+def refuse_faults(
+    card: dict, limits: dict[str, float], allowed: Collection[str] = ()
+) -> None:
+    """Raises a ValueError if a card exceeds its limits.
+
+    Args:
+        card: card of the file.
+        limits: limits by the names of `CHECKS`.
+        allowed: names of checks that may fail.
+    """
+    faults = [
+        f"{fault} (--allow={name})"
+        for name, limit in ({"custom_ops": 0} | limits).items()
+        if name not in allowed and (fault := CHECKS[name](card, limit))
+    ]
+    if not faults:
+        return
+    where = ""
+    if errors := card.get("largest_errors"):
+        from tflite.validation.tensor_errors import describe  # loads TensorFlow
+
+        where = f" {describe(errors)}"
+    raise ValueError(f"The {card['format']} file {'; '.join(faults)}.{where}")
