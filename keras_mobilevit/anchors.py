@@ -13,15 +13,7 @@ ANCHORS_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in ASPECT_RATIOS)
 
 
 def feature_map_shapes(height: int, width: int) -> list[tuple[int, int]]:
-    """Returns (rows, columns) of the six feature maps of an image.
-
-    Args:
-        height: height of the image in pixels.
-        width: width of the image in pixels.
-
-    Returns:
-        Six pairs, the finest map first.
-    """
+    """Returns (rows, columns) of an image's six feature maps, the finest map first."""
     sides = ((-(-height // stride), -(-width // stride)) for stride in STRIDES)
     return [*sides, (1, 1)]
 

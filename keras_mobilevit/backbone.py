@@ -15,17 +15,12 @@ LAST_STRIDE = 32  # of the last feature map, by default
 def feature_maps(
     x: Tensor, config: ModelConfig, output_stride: int = LAST_STRIDE
 ) -> dict[str, Tensor]:
-    """Applies the stem and the five stages to an image tensor.
+    """Applies the stem and the five stages to RGB images with values in [0, 1].
 
-    Args:
-        x: images `[batch, height, width, channels]`, values in [0, 1], RGB.
-        config: the variant.
-        output_stride: 8, 16 or 32; later stages keep the size of their input.
-
-    Returns:
-        The outputs of stages 1 to 5 as `"P1"` to `"P5"`. `"Pn"` has the stride
-        `s = min(2**n, output_stride)` and the shape
-        `[batch, ceil(height / s), ceil(width / s), channels]`.
+    Returns the outputs of stages 1 to 5 as `"P1"` to `"P5"`. `"Pn"` has the stride
+    `s = min(2**n, output_stride)` and the shape
+    `[batch, ceil(height / s), ceil(width / s), channels]`: at an output stride of 8 or
+    16, later stages keep the size of their input.
     """
     c1, c2, *block_channels = config.stage_channels
     expansion = config.expansion

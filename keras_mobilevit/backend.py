@@ -14,7 +14,7 @@ Tensor = Any  # a tensor of the backend, a `keras.KerasTensor` or a NumPy array
 
 
 def _tensorflow():
-    """Returns the TensorFlow module if it is the backend, otherwise None."""
+    """Returns the TensorFlow module, or `None` with another backend."""
     if keras.backend.backend() != "tensorflow":
         return None
     import tensorflow
@@ -23,28 +23,20 @@ def _tensorflow():
 
 
 def output_dtype() -> str | None:
-    """Returns the `dtype` of a model's last layer.
+    """Returns the `dtype` of a model's last layer; `None` means the current policy.
 
-    Returns:
-        `"float32"` if layers compute in 16 bits, as Keras's guide to mixed precision
-        recommends. Otherwise `None`, which means the current policy.
+    It is float32 if layers compute in 16 bits, as Keras's guide to mixed precision
+    recommends.
     """
     is_short = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
     return "float32" if is_short else None
 
 
 def resize_bilinear(x: Tensor, height: Any, width: Any) -> Tensor:
-    """Resizes feature maps with half-pixel centers (`align_corners=False`).
+    """Resizes feature maps `[batch, rows, columns, channels]` with half-pixel centers.
 
-    Args:
-        x: feature maps `[batch, rows, columns, channels]`.
-        height: rows of the result: an integer, or a value that is known only at run
-            time. On TensorFlow that is a tensor, which `keras.ops` does not accept; in
-            JAX exports it is a symbolic dimension.
-        width: columns of the result, of the same types.
-
-    Returns:
-        Feature maps `[batch, height, width, channels]`.
+    Height and width are integers, or known only at run time: then they are tensors on
+    TensorFlow, which `keras.ops` does not accept, or symbolic dimensions in JAX exports.
     """
     tf = _tensorflow()
     if tf and not (isinstance(height, int) and isinstance(width, int)):
@@ -70,8 +62,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, with TensorFlow's fused kernel in training.
 
     Keras composes the batch statistics from elementwise operations. The fused kernel
-    reads the feature map only once. It is used for channels-last feature maps and
-    computes the statistics in float32, whatever the type of the feature map.
+    reads the feature map only once, and computes the statistics in float32.
 
     As in Keras, the running variance is the average of the batches' biased variances.
     PyTorch averages unbiased variances, which are larger by `n / (n - 1)` for `n`
@@ -258,16 +249,10 @@ def _dilated_conv(tf, dilation: tuple[int, int]):
 def attention(
     query: Tensor, key: Tensor, value: Tensor, training: bool | None = None
 ) -> Tensor:
-    """Softmax attention. The softmax is in float32.
+    """Applies softmax attention. The softmax is in float32.
 
-    Args:
-        query: `[batch, heads, tokens, channels]`, already scaled.
-        key: `[batch, heads, tokens, channels]`.
-        value: `[batch, heads, tokens, channels]`.
-        training: whether gradients will be computed.
-
-    Returns:
-        `[batch, heads, tokens, channels]`.
+    The query, which is already scaled, the key, the value and the result are
+    `[batch, heads, tokens, channels]`.
     """
     tf = _tensorflow()
     if tf and training and query.dtype == "float32":

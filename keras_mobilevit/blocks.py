@@ -1,7 +1,6 @@
 """The blocks of MobileViT (Figure 1 of https://arxiv.org/abs/2110.02178).
 
-A block is a function from tensor to tensor that names its layers. All tensors are
-channels-last.
+A block is a function from a channels-last tensor to another. It names its layers.
 """
 
 import keras
@@ -142,19 +141,9 @@ def inverted_residual(
 ) -> Tensor:
     """Applies MobileNetV2's block ("MV2" in Figure 1b), with swish.
 
-    The input is added to the output if both have the same shape.
-
-    Args:
-        x: feature map `[batch, height, width, channels]`.
-        filters: output channels.
-        expansion: ratio of the hidden channels to the input's. The number of hidden
-            channels is rounded to a multiple of 8.
-        name: prefix of the layers' names.
-        strides: stride of the depthwise convolution, 1 or 2.
-        dilation: dilation of the depthwise convolution; above 1 it requires stride 1.
-
-    Returns:
-        Feature map `[batch, ceil(height / strides), ceil(width / strides), filters]`.
+    The result is `[batch, ceil(height / strides), ceil(width / strides), filters]`.
+    The input is added to it if both have the same shape. A dilation above 1 requires
+    stride 1.
     """
     inputs = x
     channels = x.shape[-1]
@@ -167,16 +156,9 @@ def inverted_residual(
 
 
 def transformer_layer(x: Tensor, num_heads: int, dropout: float, name: str) -> Tensor:
-    """Applies a pre-norm transformer layer, with swish in its feed-forward part.
+    """Applies a pre-norm transformer layer to tokens `[batch, tokens, channels]`.
 
-    Args:
-        x: tokens `[batch, tokens, channels]`.
-        num_heads: number of attention heads.
-        dropout: dropout rate at the end of the attention and the feed-forward part.
-        name: prefix of the layers' names.
-
-    Returns:
-        Tokens `[batch, tokens, channels]`.
+    The feed-forward part has swish. Both parts end in a dropout of the rate `dropout`.
     """
     channels = x.shape[-1]
     y = layer_norm(x, f"{name}_attention_norm")
@@ -206,21 +188,10 @@ def mobilevit_block(
     dropout: float,
     name: str,
 ) -> Tensor:
-    """Applies the MobileViT block (Figure 1b, section 3.1).
+    """Applies the MobileViT block (Figure 1b, section 3.1) to a feature map.
 
-    Convolutions combine neighboring pixels. Transformers combine distant patches.
-
-    Args:
-        x: feature map `[batch, height, width, channels]`.
-        transformer_dim: channels `d` of the tokens.
-        depth: number `L` of transformer layers.
-        num_heads: attention heads of each transformer layer.
-        patch_size: side of a patch, in pixels of the feature map.
-        dropout: dropout rate of the transformer layers.
-        name: prefix of the layers' names.
-
-    Returns:
-        Feature map `[batch, height, width, channels]`.
+    Convolutions combine neighboring pixels. `depth` transformers on tokens of
+    `transformer_dim` channels combine distant patches of `patch_size` pixels.
     """
     channels = x.shape[-1]
     # Local representation: 3x3 convolution, then a projection to d channels.

@@ -29,18 +29,11 @@ def xyxy_to_cxcywh(corners: Tensor) -> Tensor:
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Expresses boxes relative to anchors. The network learns these box deltas.
+    """Expresses boxes (corners `[..., 4]`) relative to anchors `[..., 4]`.
 
-    Args:
-        boxes: corners `[..., 4]`, with a width and a height above 0.
-        anchors: centers and sizes `[..., 4]`.
-
-    Returns:
-        Box deltas `[..., 4]`: the distance of the centers, in units of the anchor's
-        size, and the logarithm of the ratio of the sizes. Both are divided by their
-        variance.
-
-    Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325.
+    The network learns these box deltas (section 2.2 of SSD): the distance of the
+    centers, in units of the anchor's size, and the logarithm of the ratio of the sizes.
+    Both are divided by their variance. Boxes must have a width and a height above 0.
     """
     boxes = xyxy_to_cxcywh(boxes)
     center = (boxes[..., :2] - anchors[..., :2]) / anchors[..., 2:]
@@ -49,15 +42,7 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode(box_deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Converts box deltas to boxes: the inverse of `encode`.
-
-    Args:
-        box_deltas: `[..., 4]`.
-        anchors: centers and sizes `[..., 4]`.
-
-    Returns:
-        Corners `[..., 4]`, which may lie outside the image; see `clip`.
-    """
+    """Converts box deltas to corners, as `encode` made them; see also `clip`."""
     sizes = anchors[..., 2:]
     center = anchors[..., :2] + box_deltas[..., :2] * (CENTER_VARIANCE * sizes)
     size = sizes * ops.exp(box_deltas[..., 2:] * SIZE_VARIANCE)
@@ -76,17 +61,11 @@ def area(boxes: Tensor) -> Tensor:
 
 
 def iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Returns the overlap of boxes: intersection over union, in [0, 1].
+    """Returns the overlap of boxes: intersection over union `[...]`, in [0, 1].
 
-    Args:
-        boxes: corners `[..., 4]`.
-        others: corners `[..., 4]`, broadcast against `boxes`.
-
-    Returns:
-        `[...]`; 0 if both boxes have no area.
-
-    Example:
-    >>> iou(boxes[:, None], others[None])  # all pairs: [len(boxes), len(others)]
+    Both arguments are corners `[..., 4]` and are broadcast:
+    `iou(boxes[:, None], others[None])` compares all pairs. The overlap of boxes without
+    area is 0.
     """
     first = ops.maximum(boxes[..., :2], others[..., :2])
     second = ops.minimum(boxes[..., 2:], others[..., 2:])

@@ -19,14 +19,9 @@ class Value:
 class Call:
     """One call of a layer, or of an operation such as `x + y`.
 
-    Attributes:
-        operation: the layer or operation. A model within the model is replaced by its
-            own calls.
-        args: the positional arguments, with `Value`s in place of tensors.
-        kwargs: the keyword arguments, likewise.
-        outputs: the outputs, in the order of `keras.tree.flatten`.
-        trained_by: name of the layer, or of the model around it, that is called with
-            `training=True`; `None` at inference.
+    The arguments have `Value`s in place of tensors. The outputs have the order of
+    `keras.tree.flatten`. `trained_by` is the name of the layer, or of the model around
+    it, that is called with `training=True`; `None` at inference.
     """
 
     operation: keras.Operation
@@ -44,13 +39,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Calls:
-    """A model as a flat list.
-
-    Attributes:
-        inputs: the inputs of the model.
-        calls: the calls, each after the calls whose outputs it takes.
-        outputs: the outputs of the model, or the tensors that were asked for.
-    """
+    """A model as a flat list: each call is after the calls whose outputs it takes."""
 
     inputs: tuple[Value, ...]
     calls: tuple[Call, ...]
@@ -60,15 +49,9 @@ class Calls:
 def list_calls(model: keras.Model, outputs: list | None = None) -> Calls:
     """Lists the calls of a functional or sequential model, which stays as it is.
 
-    Args:
-        model: a model, also with such models as layers, to any depth.
-        outputs: tensors of the model, by default its outputs.
-
-    Returns:
-        Its `Calls`. A nested model of another kind is one call.
-
-    Raises:
-        ValueError: if the model itself is of another kind.
+    Such models within the model are replaced by their own calls, to any depth; a nested
+    model of another kind is one call. The outputs are `outputs`, by default the
+    model's. Raises a ValueError if the model itself is of another kind.
     """
     if not is_listed(model):
         raise ValueError(
@@ -122,16 +105,9 @@ class _Recorder:
         self._tensors.append(tensor)
 
     def follow(self, model, inputs, outputs, trained_by=None) -> list[Value]:
-        """Records the calls between a model's inputs and tensors within it.
+        """Records the calls from a model's inputs to `outputs`, tensors within it.
 
-        Args:
-            model: the functional or sequential model.
-            inputs: the values of its inputs.
-            outputs: the tensors.
-            trained_by: see `Call`, for the call of the model.
-
-        Returns:
-            The values of the tensors.
+        Returns the values of these tensors.
         """
         tensors = [
             keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in model.inputs

@@ -159,18 +159,12 @@ def _activation_of_tensor(tensor) -> str | None:
 
 
 def output_activation(model: keras.Model) -> str:
-    """Returns the last activation of a classifier's first output.
+    """Returns `"softmax"`, `"sigmoid"` or `"logits"`: a classifier's last activation.
 
     The search enters nested models. It skips operations after which probabilities are
-    still probabilities: a change of type or shape, dropout, an average of models.
-
-    Args:
-        model: a classifier. If it is a subclassed model, only its last layer is
-            checked, because the calls between its layers are not known.
-
-    Returns:
-        `"softmax"` if the classes exclude each other and the probabilities sum to 1;
-        `"sigmoid"` if each class has a probability of its own; otherwise `"logits"`.
+    still probabilities: a change of type or shape, dropout, an average of models. In a
+    subclassed model only the last layer is checked, because the calls between its
+    layers are not known.
     """
     outputs = getattr(model, "outputs", None)
     if outputs:
@@ -199,10 +193,7 @@ def build_classifier(
     include_preprocessing: bool = True,
     name: str | None = None,
 ) -> keras.Model:
-    """Builds the classifier of `config`, a value of `keras_mobilevit.VARIANTS`.
-
-    The other arguments, the result and the errors are those of `MobileViT_S`.
-    """
+    """Builds the classifier of `config`; see `MobileViT_S` for the other arguments."""
     _check_arguments(weights, include_top, pooling, classes, classifier_activation)
     shape = _resolve_input_shape(input_shape, input_tensor, include_top, weights)
     if input_tensor is None:

@@ -12,17 +12,16 @@ class ModelConfig:
     """One column of Table 4.
 
     A network is a strided 3x3 convolution (the stem), five stages, and a 1x1
-    convolution before the classifier. Stages 1 and 2 are MobileNetV2 blocks;
+    convolution before the classifier (the head). Stages 1 and 2 are MobileNetV2 blocks;
     stages 3, 4 and 5 are a strided MobileNetV2 block and a MobileViT block.
 
     Attributes:
         name: lower-case name of the variant.
         stem_channels: output channels of the stem, at stride 2.
-        stage_channels: output channels of stages 1 to 5, at strides 2, 4, 8, 16
-            and 32.
+        stage_channels: output channels of the stages, at strides 2, 4, 8, 16 and 32.
         transformer_dims: width `d` of the transformers in stages 3, 4 and 5. Their
             feed-forward layers are twice as wide (section 4.1 of the paper).
-        head_channels: output channels of the 1x1 convolution before the classifier.
+        head_channels: output channels of the head.
         expansion: expansion ratio of the MobileNetV2 blocks.
         dropout: rate after attention and feed-forward layers.
     """
@@ -64,18 +63,7 @@ VARIANTS = {row[0]: ModelConfig(*row) for row in _ROWS}
 
 
 def get_variant(name: str) -> ModelConfig:
-    """Returns the configuration of a variant.
-
-    Args:
-        name: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`, in lower or upper
-            case.
-
-    Returns:
-        The variant's `ModelConfig`.
-
-    Raises:
-        ValueError: if there is no such variant; the message lists the variants.
-    """
+    """Returns the configuration of a variant, whose name may be in upper case."""
     config = VARIANTS.get(str(name).lower())
     if config is None:
         raise ValueError(

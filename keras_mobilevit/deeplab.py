@@ -34,14 +34,7 @@ class ResizeLike(layers.Layer):
     """Resizes feature maps bilinearly to the height and width of another tensor.
 
     Inputs: feature maps `[batch, rows, columns, channels]` and a tensor
-    `[batch, height, width, any]`. Only the height and width of the second tensor are
-    used; they may be `None`.
-
-    Output shape: `[batch, height, width, channels]`.
-
-    Example:
-    >>> ResizeLike()(np.zeros((1, 32, 32, 21)), np.zeros((1, 512, 512, 3))).shape
-    (1, 512, 512, 21)
+    `[batch, height, width, any]`, whose height and width may be `None`.
     """
 
     def call(self, x: Tensor, like: Tensor) -> Tensor:
@@ -72,13 +65,8 @@ def _classify(x: Tensor, classes: int, name: str) -> Tensor:
 def spatial_pyramid(x: Tensor, channels: int, rates: tuple[int, int, int]) -> Tensor:
     """Applies atrous spatial pyramid pooling (section 3.3 of DeepLabv3).
 
-    Args:
-        x: feature map `[batch, height, width, any]`.
-        channels: channels of each branch and of the result.
-        rates: dilations of the three 3x3 convolutions.
-
-    Returns:
-        Feature map `[batch, height, width, channels]`.
+    `channels` are those of each branch and of the result, `rates` the dilations of the
+    three 3x3 convolutions.
     """
     branches = [_conv_bn_relu(x, channels, 1, "deeplab_aspp0")]
     for i, rate in enumerate(rates, start=1):
@@ -97,17 +85,7 @@ def segmentation_head(
     channels: int = ASPP_CHANNELS,
     rates: tuple[int, int, int] = RATES,
 ) -> Tensor:
-    """Predicts logits from the last feature map.
-
-    Args:
-        maps: output of `feature_maps`; only `"P5"` is used.
-        classes: number of classes, including the background.
-        channels: channels of the spatial pyramid.
-        rates: dilations of the spatial pyramid.
-
-    Returns:
-        Logits `[batch, height, width, classes]` at the stride of the feature map.
-    """
+    """Predicts logits `[batch, height, width, classes]` of the size of `maps["P5"]`."""
     x = spatial_pyramid(maps["P5"], channels, rates)
     # A second dropout, of whole channels, as in the authors' release.
     x = layers.SpatialDropout2D(DROPOUT, name="deeplab_dropout")(x)
@@ -115,15 +93,7 @@ def segmentation_head(
 
 
 def auxiliary_head(maps: dict[str, Tensor], classes: int) -> Tensor:
-    """Predicts logits from the second to last feature map, for an auxiliary loss.
-
-    Args:
-        maps: output of `feature_maps`; only `"P4"` is used.
-        classes: number of classes, including the background.
-
-    Returns:
-        Logits `[batch, height, width, classes]` at the stride of the feature map.
-    """
+    """Predicts logits of the size of `maps["P4"]`, for an auxiliary loss."""
     x = maps["P4"]
     channels = max(x.shape[-1] // 4, MIN_AUXILIARY_CHANNELS)
     x = _conv_bn_relu(x, channels, 3, "deeplab_auxiliary")

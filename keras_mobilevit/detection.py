@@ -17,16 +17,10 @@ MAX_DETECTIONS = 200  # of an image
 def decode_outputs(
     outputs: dict[str, Tensor], anchors: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """Converts a detector's outputs to boxes and class probabilities.
+    """Converts the outputs of `SSDLite` to boxes and probabilities of the classes.
 
-    Args:
-        outputs: outputs of a model made by `SSDLite`: `offsets` `[batch, anchors, 4]`
-            and `logits` `[batch, anchors, classes + 1]`.
-        anchors: `[anchors, 4]`, from `anchor_boxes`.
-
-    Returns:
-        Boxes `[batch, anchors, 4]`, clipped to the image, and scores
-        `[batch, anchors, classes]`, without the background.
+    Returns boxes `[batch, anchors, 4]`, clipped to the image, and scores
+    `[batch, anchors, classes]`, without the background.
     """
     # ml-cvnets clips after the suppression, which changes only the overlaps of boxes
     # that cross the image's edge. Converted models clip here too.
@@ -42,26 +36,13 @@ def non_max_suppression(
     pre_nms_top_k: int = PRE_NMS_TOP_K,
     max_detections: int = MAX_DETECTIONS,
 ) -> dict[str, Tensor]:
-    """Keeps the best of overlapping boxes, separately for each class.
+    """Keeps the best of overlapping boxes, separately for each class; see `detect`.
 
     Each step keeps the best box of all classes and drops the boxes of its class that
     overlap it. All shapes are static, so the function compiles with XLA. Boxes without
     area are dropped; clipping makes them of boxes outside the image.
 
-    Args:
-        boxes: corners `[batch, anchors, 4]`.
-        scores: `[batch, anchors, classes]`.
-        score_threshold: boxes with this score or a lower one are dropped.
-        iou_threshold: a box is dropped if its overlap with a better box of its class
-            is larger.
-        pre_nms_top_k: number of boxes of each class that are considered, the best.
-        max_detections: number of boxes of an image that are returned, the best.
-
-    Returns:
-        A dict: `boxes` `[batch, max_detections, 4]`; `scores`
-        `[batch, max_detections]`, in descending order; `classes`, int32
-        `[batch, max_detections]`. Unused entries have a box of zeros, the score 0 and
-        the class -1.
+    The boxes are corners `[batch, anchors, 4]`, the scores `[batch, anchors, classes]`.
     """
     classes = scores.shape[-1]
     top_k = _minimum(pre_nms_top_k, ops.shape(scores)[1])
@@ -136,14 +117,17 @@ def detect(
     Args:
         outputs: outputs of a model made by `SSDLite`.
         anchors: `[anchors, 4]`, `anchor_boxes(height, width)` of the images.
-        score_threshold: see `non_max_suppression`.
-        iou_threshold: see `non_max_suppression`.
-        candidates: `pre_nms_top_k` of `non_max_suppression`.
-        max_detections: see `non_max_suppression`.
+        score_threshold: boxes with this score or a lower one are dropped.
+        iou_threshold: a box is dropped if its overlap with a better box of its class
+            is larger.
+        candidates: number of boxes of each class that are considered, the best.
+        max_detections: number of boxes of an image that are returned, the best.
 
     Returns:
-        The dict of `non_max_suppression`: `boxes` (corners as fractions of the image),
-        `scores` and `classes`. Class 0 is the first class after the background.
+        A dict: `boxes` `[batch, max_detections, 4]`, corners `(x1, y1, x2, y2)` as
+        fractions of the image; `scores` `[batch, max_detections]`, in descending order;
+        `classes`, int32 `[batch, max_detections]`, where 0 is the first class after the
+        background. Unused entries have a box of zeros, the score 0 and the class -1.
 
     Example:
     >>> outputs = model.predict(images)  # [1, 320, 320, 3]

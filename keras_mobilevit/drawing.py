@@ -1,4 +1,4 @@
-"""Draws boxes and regions on an image."""
+"""Draws boxes and regions on uint8 images `[height, width, 3]`, and returns copies."""
 
 import colorsys
 from collections.abc import Sequence
@@ -16,10 +16,7 @@ BACKGROUND = "background"  # name of the class that is not colored
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """Returns a color for a class, RGB in [0, 255].
-
-    The colors of neighboring labels differ clearly.
-    """
+    """Returns a class's color, RGB in [0, 255]. Neighboring labels differ clearly."""
     shade = SHADES[label % len(SHADES)]
     red, green, blue = colorsys.hsv_to_rgb(label * GOLDEN_RATIO % 1.0, *shade)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -42,25 +39,7 @@ def draw_boxes(
     scores: ArrayLike,
     labels: Sequence[str],
 ) -> np.ndarray:
-    """Draws detections with their names and scores.
-
-    Args:
-        image: uint8 `[height, width, 3]`.
-        boxes: corners `[detections, 4]`, as fractions of the image.
-        classes: `[detections]`.
-        scores: `[detections]` in [0, 1]. The best box is drawn on top.
-        labels: the class names.
-
-    Returns:
-        A copy of the image with the boxes, uint8 `[height, width, 3]`.
-
-    Raises:
-        ImportError: if Pillow is not installed.
-
-    Example:
-    >>> draw_boxes(photo, [[0.1, 0.2, 0.5, 0.9]], [0], [0.8], ["cat"]).shape
-    (480, 640, 3)
-    """
+    """Draws detections with their names and scores, the best box on top."""
     order = np.argsort(scores)
     boxes, classes = np.asarray(boxes)[order], np.asarray(classes)[order]
     names = [
@@ -75,17 +54,7 @@ def draw_named_boxes(
 ) -> np.ndarray:
     """Draws boxes, each in the color of its class and with its own text.
 
-    Args:
-        image: uint8 `[height, width, 3]`.
-        boxes: corners `[boxes, 4]`, as fractions of the image. The last box is on top.
-        classes: `[boxes]`.
-        names: the text of each box.
-
-    Returns:
-        A copy of the image with the boxes, uint8 `[height, width, 3]`.
-
-    Raises:
-        ImportError: if Pillow is not installed.
+    Boxes are corners `[boxes, 4]`, as fractions of the image. The last one is on top.
     """
     Image, ImageDraw, font = _pillow(image)
     picture = Image.fromarray(np.array(image, np.uint8))
@@ -109,20 +78,7 @@ def draw_named_boxes(
 def draw_classes(
     image: ArrayLike, classes: ArrayLike, labels: Sequence[str]
 ) -> np.ndarray:
-    """Colors the pixels of an image by their classes.
-
-    Args:
-        image: uint8 `[height, width, 3]`.
-        classes: the class of each pixel, `[height, width]`.
-        labels: the class names. The class "background" is not colored.
-
-    Returns:
-        A copy of the image with the colors, uint8 `[height, width, 3]`.
-
-    Example:
-    >>> draw_classes(photo, class_map(logits, 480, 640), VOC_NAMES).shape
-    (480, 640, 3)
-    """
+    """Colors the pixels by their classes `[height, width]`, except the background."""
     colors = np.array([class_color(label) for label in range(len(labels))], np.float32)
     opacity = np.array(
         [[OPACITY * (name != BACKGROUND)] for name in labels], np.float32
@@ -136,18 +92,7 @@ def draw_classes(
 
 
 def add_legend(image: ArrayLike, names: dict[int, str]) -> np.ndarray:
-    """Adds a legend of colors and class names below an image.
-
-    Args:
-        image: uint8 `[height, width, 3]`.
-        names: the names by class.
-
-    Returns:
-        uint8 `[height + rows, width, 3]`; if `names` is empty, the image.
-
-    Raises:
-        ImportError: if Pillow is not installed.
-    """
+    """Adds a legend of colors and class names, if there are any, below an image."""
     image = np.array(image, np.uint8)
     if not names:
         return image

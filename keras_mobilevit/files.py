@@ -12,16 +12,6 @@ def read_text(path: str | os.PathLike) -> str:
     """Reads a UTF-8 text file and removes a byte order mark.
 
     Some editors on Windows write this mark. It would become part of the first word.
-
-    Args:
-        path: path of the file.
-
-    Returns:
-        The text.
-
-    Raises:
-        ValueError: if the file is not a UTF-8 text file; the message names the file.
-        OSError: if the file cannot be read.
     """
     try:
         return Path(path).read_text("utf-8-sig")
@@ -39,19 +29,10 @@ def _flush_to_disk(file: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Writes to a temporary file, then renames it to `path`.
+    """Yields a temporary file in the same folder, then renames it to `path`.
 
-    If the process is killed or the disk is full, an earlier file stays unchanged.
-
-    Args:
-        path: path of the file. The temporary file has the same suffix.
-
-    Yields:
-        The path of the temporary file, in the same folder.
-
-    Example:
-    >>> with atomic_write("labels.txt") as temporary:
-    ...     temporary.write_text("cat", "utf-8")
+    If the process is killed or the disk is full, an earlier file stays unchanged. The
+    temporary file has the suffix of `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
@@ -66,14 +47,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_write_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Writes a temporary folder, then renames it to `path`; see `atomic_write`.
-
-    Args:
-        path: path of the folder.
-
-    Yields:
-        The path of the temporary folder. The caller creates the folder.
-    """
+    """Yields the path of a folder to create, then renames it; see `atomic_write`."""
     path = Path(path)
     # On the same disk, which renaming needs; under a name that no other run uses.
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))

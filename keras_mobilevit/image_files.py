@@ -1,8 +1,7 @@
 """Reads image files and turns them upright.
 
-Cameras store the pixels in the orientation of the sensor and write in the EXIF data how
-to rotate them. This module and `train.data.images` rotate each image right after
-decoding, and give the same pixels.
+Cameras store the pixels as the sensor sees them, and the rotation in the EXIF data.
+`train.data.images` decodes images to the same pixels.
 """
 
 import io
@@ -31,11 +30,9 @@ _TRANSPOSITIONS = {  # by EXIF orientation
 
 
 class Header(NamedTuple):
-    """The size and orientation of an image, read without decoding it.
+    """The size (width, height) of the stored pixels, and the EXIF orientation, 1 to 8.
 
-    Attributes:
-        stored_size: (width, height) of the pixels in the file.
-        orientation: EXIF orientation, 1 to 8; 1 is upright.
+    Orientation 1 is upright. Both are read without decoding the image.
     """
 
     stored_size: tuple[int, int]
@@ -100,18 +97,9 @@ def _unreadable(file, name: str, error: Exception) -> ValueError:
 
 
 def read_header(file: str | os.PathLike | bytes) -> Header:
-    """Reads the size and the orientation of an image file.
+    """Reads the size and the orientation of an image file, a path or its content.
 
-    Args:
-        file: path or content of the file.
-
-    Returns:
-        The `Header`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not an image or has too many pixels; the message
-            names the file.
+    Raises a ValueError if the file is not an image or has too many pixels.
     """
     try:
         with _open(file) as image:
@@ -126,17 +114,9 @@ def read_header(file: str | os.PathLike | bytes) -> Header:
 def decode(content: bytes, name: str = "The picture") -> np.ndarray:
     """Decodes an image, or the first frame of an animation, and turns it upright.
 
-    An alpha channel is dropped, as by TensorFlow. Values of 16 bits keep their upper 8.
-
-    Args:
-        content: content of the file.
-        name: name of the file, for error messages.
-
-    Returns:
-        uint8 `[height, width, 3]`, RGB.
-
-    Raises:
-        ValueError: if the file is not an image, is damaged, or has too many pixels.
+    Returns uint8 `[height, width, 3]`, RGB. An alpha channel is dropped, as by
+    TensorFlow. Values of 16 bits keep their upper 8. Raises a ValueError with the
+    file's `name` if it is not an image, is damaged, or has too many pixels.
     """
     try:
         with _open(content) as image:

@@ -32,17 +32,10 @@ class Unfold(layers.Layer):
     patch size does not divide the feature map's size, the feature map is first resized
     bilinearly to the next multiple.
 
-    Args:
-        patch_size: side of a patch, in pixels of the feature map.
-
     Input shape: `[batch, height, width, channels]`, height and width may be `None`.
 
     Output shape: `[batch * P, N, channels]` with `N` patches in row-major order. In the
     first axis the positions, row-major too, vary faster than the images.
-
-    Example:
-    >>> Unfold(2)(np.zeros((1, 8, 6, 64))).shape
-    (4, 12, 64)
     """
 
     def __init__(self, patch_size: int = 2, **kwargs):
@@ -80,18 +73,10 @@ class Unfold(layers.Layer):
 class Fold(layers.Layer):
     """Joins the sequences of `Unfold` to a feature map again.
 
-    Args:
-        patch_size: side of a patch, the same as in `Unfold`.
-
     Inputs: the tokens `[batch * P, N, channels]` and the feature map that was unfolded.
     Only the height and width of the feature map are used.
 
     Output shape: `[batch, height, width, channels]`.
-
-    Example:
-    >>> features = np.zeros((1, 8, 6, 64))
-    >>> Fold(2)(Unfold(2)(features), features).shape
-    (1, 8, 6, 64)
     """
 
     def __init__(self, patch_size: int = 2, **kwargs):
@@ -123,23 +108,11 @@ class Fold(layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_mobilevit")
 class DotProductAttention(layers.Layer):
-    """Multi-head attention between projected queries, keys and values.
+    """Multi-head attention between query, key and value `[batch, tokens, channels]`.
 
     The layer has no weights: the projections are separate `Dense` layers. On a CPU this
     trains faster than slices of a fused projection. All tensors have rank 4 or less, so
     the layer converts to plain TFLite operations.
-
-    Args:
-        num_heads: number of heads. It must divide the number of channels.
-
-    Inputs: query, key and value, each `[batch, tokens, channels]`.
-
-    Output shape: `[batch, tokens, channels]`.
-
-    Example:
-    >>> x = np.zeros((2, 16, 64))
-    >>> DotProductAttention(4)(x, x, x).shape
-    (2, 16, 64)
     """
 
     def __init__(self, num_heads: int, **kwargs):

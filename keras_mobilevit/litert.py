@@ -9,14 +9,7 @@ import numpy as np
 
 
 def read_card(path) -> dict:
-    """Reads the card that a conversion writes beside a `.tflite`; {} if there is none.
-
-    Args:
-        path: of the `.tflite`.
-
-    Raises:
-        ValueError: if the file is no card.
-    """
+    """Reads the card that a conversion writes beside a `.tflite`; {} without one."""
     file = Path(path).with_suffix(".json")
     if not file.is_file():
         return {}
@@ -35,21 +28,8 @@ def read_card(path) -> dict:
 class LiteRTModel:
     """A `.tflite` file with one input.
 
-    Args:
-        path: of the file.
-        num_threads: CPU threads.
-
-    Attributes:
-        input: LiteRT's details of the input.
-        outputs: LiteRT's details of each output, by the names in the file's signature.
-
-    Raises:
-        ValueError: if the file is missing or is not a TFLite model.
-
-    Example:
-    >>> model = LiteRTModel("mobilevit_xxs_fp32.tflite")
-    >>> model.predict(images)["logits"].shape
-    (8, 1000)
+    `input` and `outputs` are LiteRT's details, outputs by the names in the file's
+    signature. Raises a ValueError if the file is missing or is not a TFLite model.
     """
 
     def __init__(self, path, num_threads: int = 1):
@@ -117,14 +97,9 @@ class LiteRTModel:
         }
 
     def predict(self, images) -> dict[str, np.ndarray]:
-        """Runs images one by one.
+        """Runs float32 images `[images, height, width, channels]` one by one.
 
-        Args:
-            images: float32 `[images, height, width, channels]`.
-
-        Returns:
-            The outputs by their names, `[images, ...]`, as real values, whatever the
-            types in the file.
+        Returns the outputs by name, `[images, ...]`, converted to real values.
         """
         rows = [self.invoke(self.quantize(image[None])) for image in images]
         return {

@@ -57,15 +57,7 @@ _MULTI_LABEL_LINE = "  independent probability of each class:"
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Runs the command `predict`.
-
-    Args:
-        args: parsed by `keras_mobilevit.command_line.make_parser`.
-
-    Raises:
-        ValueError: if an argument is not valid, or an image or a model cannot be read.
-        OSError: if weights cannot be downloaded, or a picture cannot be written.
-    """
+    """Runs the command `predict` with the arguments of `make_parser`."""
     if args.weights is None:
         prefix = args.model.partition("mobilevit")[0]
         args.weights = {DETECTOR_PREFIX: "coco", SEGMENTER_PREFIX: "voc"}.get(
@@ -151,32 +143,17 @@ def _load_model(args: argparse.Namespace, labels: list[str] | None) -> keras.Mod
 
 
 def load_image(path: str) -> np.ndarray:
-    """Reads an image file and turns it upright.
-
-    Args:
-        path: path of the file.
-
-    Returns:
-        float32 `[height, width, 3]`, RGB, values in [0, 255].
-
-    Raises:
-        ValueError: if the file is missing or cannot be decoded.
-    """
+    """Reads an image file: float32 `[height, width, 3]`, RGB, values in [0, 255]."""
     if not os.path.isfile(path):
         raise ValueError(f"There is no file {path}.")
     return read_image(path).astype(np.float32)
 
 
 def _probabilities(model: keras.Model, image: np.ndarray) -> np.ndarray:
-    """Runs a classifier and applies the last activation if the model lacks it.
+    """Runs a classifier on an image `[height, width, 3]` with values in [0, 255].
 
-    Args:
-        model: a classifier with logits, softmax or sigmoids at the end.
-        image: `[height, width, 3]`, values in [0, 255].
-
-    Returns:
-        float32 `[classes]`. The values sum to 1, unless the model ends in sigmoids or
-        has one unit; then each class has a probability of its own.
+    If the model ends in logits, their activation is applied. Values sum to 1, unless
+    the model ends in sigmoids or has one unit: then each class has its own probability.
     """
     image = image * (input_max(model) / 255)
     scores = model.predict(image[None], verbose=0)
@@ -189,18 +166,9 @@ def _probabilities(model: keras.Model, image: np.ndarray) -> np.ndarray:
 def best_classes(
     scores: np.ndarray, labels: list[str] | None
 ) -> list[tuple[str, float]]:
-    """Returns the names and probabilities of the best classes, the best first.
+    """Returns names and probabilities of the best `TOP_CLASSES`, the best first.
 
-    Args:
-        scores: probabilities `[classes]`.
-        labels: the class names; `None` for ImageNet's if there are 1,000 classes, and
-            otherwise for numbers.
-
-    Returns:
-        At most `TOP_CLASSES` pairs.
-
-    Raises:
-        ValueError: if there are more or fewer names than classes.
+    If `labels` is `None`, 1,000 classes have ImageNet's names, and others numbers.
     """
     if labels is None and len(scores) == 1000:
         try:
@@ -362,11 +330,7 @@ def _evaluation_value(weights: str, key: str) -> float | None:
 def _input_size(
     model: keras.Model, args: argparse.Namespace, default: int
 ) -> tuple[int, int]:
-    """Returns the height and width to which images are resized.
-
-    Raises:
-        ValueError: if the model accepts a single size and --size is another one.
-    """
+    """Returns the height and width to which images are resized."""
     height, width = model.input_shape[1:3]
     if args.size and any(side not in (None, args.size) for side in (height, width)):
         raise ValueError(

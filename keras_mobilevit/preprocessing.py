@@ -70,16 +70,10 @@ def decode_predictions(preds: np.ndarray, top: int = 5) -> list:
 def center_crop(
     image: Tensor, size: tuple[int, int], crop_fraction: float = CROP_FRACTION
 ) -> Tensor:
-    """Crops the center of an image to the aspect ratio of `size`.
+    """Crops the center of an image `[height, width, channels]` to the ratio of `size`.
 
-    Args:
-        image: `[height, width, channels]`, any number type.
-        size: (height, width) to which the crop will be resized.
-        crop_fraction: fraction of the image's side that the crop keeps, in (0, 1]. It
-            refers to the side that limits the crop.
-
-    Returns:
-        The crop, in the type of the image.
+    The crop keeps `crop_fraction` of the image's side, the one that limits the crop. It
+    will be resized to `size`, (height, width).
     """
     height, width = (ops.cast(side, "float32") for side in ops.shape(image)[:2])
     scale = crop_fraction * ops.minimum(height / size[0], width / size[1])
@@ -94,20 +88,7 @@ def center_crop(
 def resize_and_center_crop(
     image: Tensor, size: tuple[int, int], crop_fraction: float = CROP_FRACTION
 ) -> Tensor:
-    """Crops the center of an image and resizes it.
-
-    Args:
-        image: `[height, width, channels]`, any number type.
-        size: (height, width) of the result.
-        crop_fraction: see `center_crop`.
-
-    Returns:
-        float32 `[*size, channels]`, in the range of the input.
-
-    Example:
-    >>> resize_and_center_crop(photo, (256, 256)).shape
-    (256, 256, 3)
-    """
+    """Crops the center as `center_crop` and resizes it: float32 `[*size, channels]`."""
     # Cropping before resizing gives the same result and reads fewer pixels. Resizing is
     # antialiased, as by Pillow for timm. ml-cvnets 0.1, which trained the published
     # weights, did not antialias.

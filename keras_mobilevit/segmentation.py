@@ -7,21 +7,10 @@ from keras_mobilevit.backend import Tensor, resize_bilinear
 
 
 def class_map(logits: Tensor, height: int, width: int) -> np.ndarray:
-    """Finds the class of each pixel of an image.
+    """Returns the class of each pixel of an image, int32 `[height, width]`.
 
-    Args:
-        logits: logits of one image, `[rows, columns, classes]`, of any resolution.
-        height: height of the image in pixels.
-        width: width of the image in pixels.
-
-    Returns:
-        int32 `[height, width]`: the class with the largest logit, after bilinear
-        resizing of the logits.
-
-    Example:
-    >>> logits = model.predict(images)  # [1, 512, 512, 21]
-    >>> class_map(logits[0], 480, 640).shape
-    (480, 640)
+    The logits of the image, `[rows, columns, classes]` of any resolution, are resized
+    bilinearly.
     """
     logits = ops.convert_to_tensor(logits)
     best = np.full((height, width), -np.inf, np.float32)

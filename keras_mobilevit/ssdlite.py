@@ -87,16 +87,10 @@ def _predict(x: Tensor, index: int, numbers: int) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="keras_mobilevit")
 class SplitPredictions(layers.Layer):
-    """Splits the predictions for each anchor into box deltas and logits.
-
-    Input shape: `[batch, anchors, 4 + classes + 1]`.
+    """Splits the predictions `[batch, anchors, 4 + classes + 1]` for each anchor.
 
     Output: a dict with the box deltas `offsets` `[batch, anchors, 4]` and the `logits`
     `[batch, anchors, classes + 1]`.
-
-    Example:
-    >>> SplitPredictions()(np.zeros((1, 3232, 85)))["offsets"].shape
-    (1, 3232, 4)
     """
 
     def call(self, x: Tensor) -> dict[str, Tensor]:
@@ -111,16 +105,7 @@ class SplitPredictions(layers.Layer):
 
 
 def detection_head(maps: dict[str, Tensor], classes: int) -> dict[str, Tensor]:
-    """Predicts box deltas and logits for each anchor.
-
-    Args:
-        maps: feature maps at strides 16 and 32, `"P4"` and `"P5"`, with any number of
-            channels.
-        classes: number of classes, without the background.
-
-    Returns:
-        The output of `SSDLite`.
-    """
+    """Predicts the output of `SSDLite` from the feature maps `"P4"` and `"P5"`."""
     numbers = 4 + 1 + classes  # box deltas, background, classes
     predictions = [
         _predict(x, index, numbers) for index, x in enumerate(_detection_maps(maps))

@@ -8,15 +8,7 @@ from keras_mobilevit.configs import MIN_SIZE
 
 
 def check_weights(weights, names: tuple[str, ...]) -> None:
-    """Checks that weights are published or an existing file.
-
-    Args:
-        weights: `None`, one of `names`, or a path.
-        names: names of published weights.
-
-    Raises:
-        ValueError: if there are no such weights.
-    """
+    """Checks that weights are `None`, one of the published `names`, or a file."""
     is_path = isinstance(weights, (str, os.PathLike)) and os.path.exists(weights)
     if weights not in (None, *names) and not is_path:
         published = " or ".join(f'"{name}"' for name in names)
@@ -36,18 +28,9 @@ def check_classes(classes) -> None:
 
 
 def check_input_shape(input_shape, weights) -> tuple:
-    """Checks the shape of the images.
+    """Returns the checked (height, width, channels) of the images as a tuple.
 
-    Args:
-        input_shape: (height, width, channels).
-        weights: the argument `weights` of the model. Published weights require three
-            channels.
-
-    Returns:
-        The shape as a tuple.
-
-    Raises:
-        ValueError: if the shape is not valid, or if Keras is set to channels first.
+    Published weights require three channels.
     """
     if keras.config.image_data_format() == "channels_first":
         raise ValueError(

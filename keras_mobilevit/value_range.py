@@ -51,13 +51,10 @@ _MOVING_OPERATIONS = """
 
 
 def per_channel(values: Any) -> np.ndarray | None:
-    """Returns values that depend only on the channel, in float64.
+    """Returns values that depend only on the channel, float64 `[channels]` or `[]`.
 
-    Args:
-        values: a number, or an array whose last axis is the channels.
-
-    Returns:
-        An array `[channels]` or `[]`; `None` if another axis is longer than 1.
+    The last axis of an array is the channels. If another axis is longer than 1, the
+    result is `None`.
     """
     values = np.asarray(keras.ops.convert_to_numpy(values), np.float64)
     if values.ndim and values.size != values.shape[-1]:
@@ -125,14 +122,10 @@ def _scale_and_offset(call: Call) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def scale_and_offset(call: Call) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the factor and the summand of a call that does nothing else.
+    """Returns scale and offset, each `[channels]` or `[]`, of a call that only scales.
 
-    Args:
-        call: a call of `Rescaling` or `Normalization`, or an operator between a tensor
-            and numbers, such as `x / 127.5`.
-
-    Returns:
-        Scale and offset, each `[channels]` or `[]`; `None` for all other calls.
+    Such are `Rescaling`, `Normalization`, and operators between a tensor and numbers,
+    such as `x / 127.5`. The result is `None` for all other calls.
     """
     found = _scale_and_offset(call)
     if found is None:
@@ -165,11 +158,8 @@ _MIN_CENTER, _MAX_CENTER, _MAX_SPREAD = -1e-3, 300.0, 1024.0
 class _Scaling:
     """The scaling of images by a model: `(x - center) / spread`.
 
-    Attributes:
-        center: mean over the channels.
-        spread: mean over the channels.
-        name: name of the layer or operation that scales, or of the last one of several.
-        is_measured: whether center and spread are the statistics of images.
+    Both numbers are means over the channels. `name` is the layer or operation that
+    scales, or the last of several. If `is_measured`, the numbers are image statistics.
     """
 
     center: float
@@ -206,12 +196,9 @@ class _Scaling:
 
 
 class _ScaledImage(NamedTuple):
-    """A tensor that equals `scale * image + offset`.
+    """A tensor that equals `scale * image + offset`, both means over the channels.
 
-    Attributes:
-        scale: mean over the channels.
-        offset: mean over the channels.
-        operation: the last operation that scaled; `None` for an input of the model.
+    `operation` scaled last; it is `None` for an input of the model.
     """
 
     scale: float
@@ -278,20 +265,10 @@ def _moves_pixels(operation) -> bool:
 
 
 def input_max(model: keras.Model) -> int:
-    """Returns the maximum of the images that a model expects.
+    """Returns 255 if a model expects images with values in [0, 255], 1 for [0, 1].
 
-    If the first layers do not show it, the function warns and states its assumption.
-
-    Args:
-        model: functional or sequential, possibly with nested models.
-
-    Returns:
-        255 if the model scales images with values in [0, 255], as with
-        `include_preprocessing=True`, or if it takes integers; otherwise 1.
-
-    Example:
-    >>> input_max(keras_mobilevit.MobileViT_S(weights=None))
-    255
+    A model that takes integers expects [0, 255]. If the first layers do not show the
+    range, the function warns and states its assumption.
     """
     if any(not keras.backend.is_float_dtype(x.dtype) for x in model.inputs):
         return 255

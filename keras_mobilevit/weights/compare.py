@@ -32,15 +32,9 @@ def _likely_cause(differing: list[str], has_mismatches: bool) -> str:
 def check_match(
     expected: Mapping[str, tuple], found: Mapping[str, tuple], path: str
 ) -> None:
-    """Checks that a file has exactly the tensors of a model.
+    """Raises a ValueError with all differences between a model and the file `path`.
 
-    Args:
-        expected: the model's shapes by name.
-        found: the file's shapes by name.
-        path: path of the file, for the message.
-
-    Raises:
-        ValueError: if names or shapes differ; the message lists all differences.
+    Both are given as shapes by name, and must have the same names and shapes.
     """
     missing = sorted(set(expected) - set(found))
     unused = sorted(set(found) - set(expected))

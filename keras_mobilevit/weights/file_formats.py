@@ -1,4 +1,7 @@
-"""Reads files of weights: .safetensors, .pt, .keras and .weights.h5."""
+"""Reads files of weights: .safetensors, .pt, .keras and .weights.h5.
+
+All functions raise a ValueError that names the file if it is damaged.
+"""
 
 import os
 import zipfile
@@ -12,11 +15,7 @@ MIN_TORCH = (2, 6)  # earlier versions can run code although `weights_only` is s
 
 
 def read_safetensors(path: str) -> dict[str, np.ndarray]:
-    """Reads the tensors of a .safetensors file by name.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
+    """Reads the tensors of a .safetensors file by name."""
     try:
         return load_file(path)
     except Exception as error:  # safetensors has a type of its own for each defect
@@ -29,10 +28,6 @@ def read_pt(path: str) -> dict[str, np.ndarray]:
     """Reads the tensors of a PyTorch file by name, in float32.
 
     A pickle that contains code is refused, and the code does not run.
-
-    Raises:
-        ValueError: if PyTorch is missing or too old, or if the file holds anything but
-            tensors.
     """
     try:
         import torch
@@ -59,16 +54,9 @@ def read_pt(path: str) -> dict[str, np.ndarray]:
 
 
 def load_model_file(path) -> keras.Model:
-    """Loads the model of a .keras file. Code in the file (a `Lambda` layer) is refused.
+    """Loads the model of a .keras file, without its optimizer.
 
-    Args:
-        path: path of the file.
-
-    Returns:
-        The model, without its optimizer.
-
-    Raises:
-        ValueError: if the file is missing or damaged, or contains code.
+    Code in the file (a `Lambda` layer) is refused.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -82,11 +70,7 @@ def load_model_file(path) -> keras.Model:
 
 
 def read_h5_shapes(path: str) -> dict[str, tuple[int, ...]]:
-    """Reads the shapes of the arrays in a .weights.h5 file by name.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
+    """Reads the shapes of the arrays in a .weights.h5 file by name."""
     shapes = {}
 
     def add(name: str, item) -> None:

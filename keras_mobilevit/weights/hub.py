@@ -1,10 +1,8 @@
 """Downloads the published weights and caches them.
 
-Classifiers and segmenters come from the Hugging Face Hub. The library
-`huggingface_hub` caches them (in `HF_HOME`), downloads to a temporary file, resumes a
-broken connection within one call, and follows `HF_ENDPOINT` and `HF_HUB_OFFLINE`.
-Detectors come from Apple's server and are cached in `$KERAS_HOME/models`, by default
-`~/.keras/models`.
+Classifiers and segmenters come from the Hugging Face Hub, through its library. Its
+cache is in `HF_HOME`, and it follows `HF_ENDPOINT` and `HF_HUB_OFFLINE`. Detectors come
+from Apple's server and are cached in `$KERAS_HOME/models`.
 """
 
 import dataclasses
@@ -27,12 +25,9 @@ FILENAME = "model.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class HubFile:
-    """A weights file on the Hub.
+    """A weights file on the Hub, in a commit, which pins the content, or in a branch.
 
-    Attributes:
-        repository: name of the repository.
-        revision: a full commit, which pins the content, or a branch.
-        sha256: SHA-256 of the content, if known. It pins the content of a branch.
+    The SHA-256, if known, pins the content of a branch.
     """
 
     repository: str
@@ -129,17 +124,8 @@ def _require_network(url: str) -> None:
 def fetch(file: HubFile) -> Path:
     """Returns the cached copy of a file; the first call downloads it.
 
-    Args:
-        file: the file to fetch.
-
-    Returns:
-        The path in the cache of `huggingface_hub`. A cached copy is verified and used
-        without a request.
-
-    Raises:
-        OSError: if the file is not cached and cannot be downloaded. The message names
-            its address and says what to do without a network.
-        ValueError: if the content is not the expected one.
+    A cached copy is used without a request. Raises an OSError if there is none and the
+    download fails, and a ValueError if the content is not the expected one.
     """
     import huggingface_hub
 
@@ -182,12 +168,7 @@ def _git_blob_id(path: Path) -> str:
 def is_published(path: str | os.PathLike) -> bool:
     """Tells whether Apple has published a file with ml-cvnets' names.
 
-    Args:
-        path: path of an existing file.
-
-    Returns:
-        True for the detectors that `weights="coco"` downloads, and for Apple's
-        classifiers, which are recognized by their content.
+    Detectors are recognized by their place in the cache, classifiers by their content.
     """
     path = Path(path).resolve()
     detectors = [_coco_path(variant).resolve() for variant in VARIANTS]
@@ -195,11 +176,7 @@ def is_published(path: str | os.PathLike) -> bool:
 
 
 def _fetch_coco(variant: str) -> Path:
-    """Returns the cached copy of a published detector; the first call downloads it.
-
-    Raises:
-        OSError: see `fetch`.
-    """
+    """Returns the cached copy of a published detector; the first call downloads it."""
     path = _coco_path(variant)
     if path.exists():
         return path
@@ -232,19 +209,9 @@ def _check_has_torch() -> None:
 def weights_file(weights: str | os.PathLike, variant: str) -> Path:
     """Returns the path of the weights that a model's argument `weights` names.
 
-    Args:
-        weights: `"imagenet"`, `"coco"`, `"voc"`, or a path, which is returned.
-        variant: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
-
-    Returns:
-        For `"imagenet"` a safetensors file with timm's names, for `"voc"` a safetensors
-        file of a segmenter with transformers' names, for `"coco"` Apple's `.pt` file of
-        a detector.
-
-    Raises:
-        OSError: see `fetch`.
-        ValueError: if there are no such weights; if they are `"coco"` and PyTorch is
-            not installed; see also `fetch`.
+    For `"imagenet"` it is a safetensors file with timm's names, for `"voc"` one with
+    transformers' names, for `"coco"` Apple's `.pt` file. A path is returned as it is.
+    Raises an OSError or a ValueError if there are no such weights; see `fetch`.
     """
     if weights == "coco":
         _check_has_torch()  # before the download: only PyTorch reads the file

@@ -1,8 +1,7 @@
 """Sets the weights of a model from a file, completely or not at all.
 
 A file of timm, transformers or ml-cvnets is read through a map from this library's
-layer names to the file's. Each tensor of the file must fit one weight of the model, and
-each weight must have its tensor.
+layer names to the file's.
 """
 
 import os
@@ -168,14 +167,7 @@ def _load(
     is_selected: Callable[[str], bool],
     channel_order: str | None,
 ) -> None:
-    """Sets the selected layers from a file and ignores the file's other layers.
-
-    Args:
-        model: the model to change.
-        weights: path of the file.
-        is_selected: tells by a layer's name whether to set it.
-        channel_order: see `load_weights`.
-    """
+    """Sets the selected layers from a file and ignores the file's other layers."""
     path = os.fspath(weights)
     if not os.path.isfile(path):
         raise ValueError(f"`weights` must be an existing file. Received: {path!r}.")

@@ -180,10 +180,8 @@ def is_backbone(layer_name: str) -> bool:
 class CheckpointFormat:
     """The names that a library gives to MobileViT's modules in its checkpoints.
 
-    Attributes:
-        name: name of the library, with the kind of model if names depend on it.
-        modules: the library's module names by this library's layer names.
-        is_bgr: whether the published weights expect BGR images.
+    `modules` has them by this library's layer names. `is_bgr` tells whether the
+    published weights expect BGR images.
     """
 
     name: str

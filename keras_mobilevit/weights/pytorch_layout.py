@@ -42,8 +42,8 @@ class TensorLocation(NamedTuple):
         name: name of the tensor.
         shape: shape of the tensor, in PyTorch's order.
         axes: PyTorch's axes in Keras's order; `None` if both orders are the same.
-        third: index of the third of the tensor that belongs to the variable; `None` if
-            the whole tensor does. A fused projection holds query, key and value.
+        third: which third of the tensor belongs to the variable; `None` if all does. A
+            fused projection holds query, key and value.
     """
 
     name: str
@@ -68,10 +68,7 @@ def _layer_class(layer: layers.Layer) -> type | None:
 
 
 def variable_names(layer: layers.Layer) -> dict[str, str]:
-    """Returns the variables of a layer: PyTorch's names by Keras's names.
-
-    The dict is empty for layers that MobileViT does not contain.
-    """
+    """Returns PyTorch's names of a layer's variables by Keras's; {} for other layers."""
     base = _layer_class(layer)
     return _VARIABLES[base] if base else {}
 

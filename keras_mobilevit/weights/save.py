@@ -36,11 +36,7 @@ def _float_kernel(layer):
 
 
 def _float_variables(layer) -> dict[str, np.ndarray]:
-    """Returns the variables that timm's layer has, in float32, by Keras's names.
-
-    Raises:
-        ValueError: if the layer has other variables.
-    """
+    """Returns the variables that timm's layer has, in float32, by Keras's names."""
     expected = set(variable_names(layer))
     values = {"kernel": _float_kernel(layer)} if "kernel" in expected else {}
     names = {variable.name for variable in layer.weights}
