@@ -36,7 +36,7 @@ def resize_bilinear(x: Tensor, height: Any, width: Any) -> Tensor:
     """Resizes feature maps `[batch, rows, columns, channels]` with half-pixel centers.
 
     Height and width are integers, or known only at run time: then they are tensors on
-    TensorFlow, which `keras.ops` does not accept, or symbolic dimensions in JAX exports.
+    TensorFlow, which `keras.ops` does not accept; in JAX exports, symbolic dimensions.
     """
     tf = _tensorflow()
     if tf and not (isinstance(height, int) and isinstance(width, int)):

@@ -108,10 +108,10 @@ def conv_bn_act(
     return Activation("silu", name=f"{name}_act")(x)
 
 
-def depthwise_bn_act(
-    x: Tensor, name: str, strides: int = 1, dilation: int = 1
+def depthwise_bn(
+    x: Tensor, name: str, strides: int = 1, dilation: int = 1, initializer=None
 ) -> Tensor:
-    """Applies a 3x3 depthwise convolution, batch normalization and swish."""
+    """Applies a 3x3 depthwise convolution and batch normalization."""
     if strides > 1:
         x = pad_for_stride(x, 3, f"{name}_pad")
     x = layers.DepthwiseConv2D(
@@ -122,13 +122,13 @@ def depthwise_bn_act(
         use_bias=False,
         # Keras's fan-in of a depthwise kernel is 9 * channels. PyTorch, and so the
         # published recipe, calls this number the fan-out.
-        depthwise_initializer=keras.initializers.VarianceScaling(
+        depthwise_initializer=initializer
+        or keras.initializers.VarianceScaling(
             2.0, mode="fan_in", distribution="untruncated_normal"
         ),
         name=f"{name}_conv",
     )(x)
-    x = batch_norm(x, f"{name}_bn")
-    return Activation("silu", name=f"{name}_act")(x)
+    return batch_norm(x, f"{name}_bn")
 
 
 def inverted_residual(
@@ -148,7 +148,8 @@ def inverted_residual(
     inputs = x
     channels = x.shape[-1]
     x = conv_bn_act(x, make_divisible(channels * expansion), 1, f"{name}_expand")
-    x = depthwise_bn_act(x, f"{name}_depthwise", strides, dilation)
+    x = depthwise_bn(x, f"{name}_depthwise", strides, dilation)
+    x = Activation("silu", name=f"{name}_depthwise_act")(x)
     x = conv_bn(x, filters, 1, f"{name}_project")
     if strides == 1 and channels == filters:
         x = layers.Add(name=f"{name}_add")([inputs, x])

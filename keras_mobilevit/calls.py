@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import itertools
 from collections.abc import Sequence
 
 import keras
@@ -94,11 +95,10 @@ class _Recorder:
         self.calls: list[Call] = []
         self._values: dict[int, Value] = {}  # by the id of their Keras tensor
         self._tensors: list = []  # keeps the tensors alive, so that ids stay unique
-        self._count = 0
+        self._numbers = itertools.count()
 
     def new_value(self) -> Value:
-        self._count += 1
-        return Value(self._count)
+        return Value(next(self._numbers))
 
     def _remember(self, tensor, value: Value) -> None:
         self._values[id(tensor)] = value

@@ -12,11 +12,7 @@ from keras_mobilevit.configs import (
     VARIANTS,
     ModelConfig,
 )
-from keras_mobilevit.validation import (
-    check_classes,
-    check_input_shape,
-    check_weights,
-)
+from keras_mobilevit.validation import check_input_shape, check_positive, check_weights
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_weights
 
@@ -91,7 +87,7 @@ def _check_arguments(weights, include_top, pooling, classes, classifier_activati
         )
     if not include_top:
         return
-    check_classes(classes)
+    check_positive(classes=classes)
     if weights == "imagenet" and classes != 1000:
         raise ValueError(
             '`weights="imagenet"` with `include_top=True` has 1000 classes. '
@@ -175,11 +171,6 @@ def output_activation(model: keras.Model) -> str:
     return _activation_of_layer(last) or "logits"
 
 
-def returns_probabilities(model: keras.Model) -> bool:
-    """Tells whether a classifier returns probabilities; see `output_activation`."""
-    return output_activation(model) != "logits"
-
-
 def build_classifier(
     config: ModelConfig,
     *,
@@ -211,8 +202,7 @@ def build_classifier(
     if include_top:
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)
         x = layers.Dropout(CLASSIFIER_DROPOUT, name="head_dropout")(x)
-        top = dense(classes, "predictions", classifier_activation, output_dtype())
-        x = top(x)
+        x = dense(classes, "predictions", classifier_activation, output_dtype())(x)
     elif pooling == "avg":
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)
     elif pooling == "max":
@@ -256,10 +246,7 @@ def _variant(title: str, parameters: str, top1: str):
 
     model.__name__ = model.__qualname__ = title
     model.__doc__ = _DOCSTRING.format(
-        title=title,
-        parameters=parameters,
-        top1=top1,
-        channels=config.head_channels,
+        title=title, parameters=parameters, top1=top1, channels=config.head_channels
     )
     return model
 

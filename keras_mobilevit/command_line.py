@@ -81,24 +81,17 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _is_this_command() -> bool:
-    """Tells whether Python is starting `python -m keras_mobilevit`."""
-    # While `-m` imports the package, the first argument is "-m".
-    return sys.argv[:1] == ["-m"] and "keras_mobilevit" in sys.orig_argv
-
-
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
     """Keeps TensorFlow's start-up lines out of the output of this command.
 
-    `python -m` imports the package before it runs the command. Within this context the
-    package loads Keras. In every other program the context does nothing.
-
-    The arguments are parsed first, so that `--help` and mistakes are answered at once.
-    TensorFlow writes its lines to the file descriptor, and no setting turns all of them
-    off. If TF_CPP_MIN_LOG_LEVEL is set, they are shown.
+    `python -m` imports the package, which loads Keras in this context, before it runs
+    the command. The arguments are parsed first, so that `--help` and mistakes are
+    answered at once. TensorFlow writes its lines to the file descriptor, and no setting
+    turns all of them off. If TF_CPP_MIN_LOG_LEVEL is set, they are shown.
     """
-    if not _is_this_command():
+    # While `-m` imports the package, the first argument is "-m".
+    if sys.argv[:1] != ["-m"] or "keras_mobilevit" not in sys.orig_argv:
         yield
         return
     make_parser().parse_args()

@@ -12,9 +12,10 @@ from keras_mobilevit.backend import Tensor, output_dtype, resize_bilinear
 from keras_mobilevit.blocks import batch_norm, conv
 from keras_mobilevit.configs import SEGMENTER_SIZE, get_variant
 from keras_mobilevit.validation import (
-    check_classes,
     check_input_shape,
+    check_positive,
     check_weights,
+    is_positive,
 )
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
@@ -125,28 +126,15 @@ def without_auxiliary(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.output["logits"], name=model.name)
 
 
-def _is_positive(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _check_pyramid(channels, rates) -> None:
-    if not _is_positive(channels):
-        raise ValueError(
-            "`aspp_channels` must be a positive integer. Received: "
-            f"aspp_channels={channels!r}."
-        )
-    is_list = isinstance(rates, (list, tuple)) and len(rates) == 3
-    if not is_list or not all(map(_is_positive, rates)):
-        raise ValueError(
-            f"`rates` must be 3 positive integers. Received: rates={rates!r}."
-        )
-
-
 def _check_arguments(weights, classes, output_stride, channels, rates, auxiliary):
     """Checks the arguments and returns the weights; resolves `"default"`."""
     check_weights(weights, ("default", "imagenet", "voc"))
-    check_classes(classes)
-    _check_pyramid(channels, rates)
+    check_positive(classes=classes, aspp_channels=channels)
+    is_list = isinstance(rates, (list, tuple)) and len(rates) == 3
+    if not is_list or not all(map(is_positive, rates)):
+        raise ValueError(
+            f"`rates` must be 3 positive integers. Received: rates={rates!r}."
+        )
     if output_stride not in OUTPUT_STRIDES:
         raise ValueError(
             f"`output_stride` must be 8 or 16. Received: output_stride={output_stride}."

@@ -7,7 +7,6 @@ Cameras store the pixels as the sensor sees them, and the rotation in the EXIF d
 import io
 import os
 import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -70,20 +69,6 @@ def _orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _reason(file, error: Exception) -> str:
-    """Explains why Pillow cannot read a path or bytes."""
-    if isinstance(error, Image.DecompressionBombError):
-        return (
-            f"it has more than {MAX_PIXELS:,} pixels, the maximum. Shrink it or split "
-            "it into parts"
-        )
-    if isinstance(error, UnidentifiedImageError):
-        if _is_heif(file):
-            return "it is in HEIF (HEIC) format. Save it as JPEG"
-        return f"it is in no known format. Expected one of {', '.join(SUFFIXES)}"
-    return str(error).rstrip(".") or type(error).__name__
-
-
 def _is_heif(file) -> bool:
     """Recognizes the default format of iPhones, whatever the file's suffix."""
     if isinstance(file, bytes):
@@ -93,7 +78,19 @@ def _is_heif(file) -> bool:
 
 
 def _unreadable(file, name: str, error: Exception) -> ValueError:
-    return ValueError(f"{name} cannot be read as a picture: {_reason(file, error)}.")
+    """Explains why Pillow cannot read a path or bytes."""
+    if isinstance(error, Image.DecompressionBombError):
+        reason = (
+            f"it has more than {MAX_PIXELS:,} pixels, the maximum. Shrink it or split "
+            "it into parts"
+        )
+    elif not isinstance(error, UnidentifiedImageError):
+        reason = str(error).rstrip(".") or type(error).__name__
+    elif _is_heif(file):
+        reason = "it is in HEIF (HEIC) format. Save it as JPEG"
+    else:
+        reason = f"it is in no known format. Expected one of {', '.join(SUFFIXES)}"
+    return ValueError(f"{name} cannot be read as a picture: {reason}.")
 
 
 def read_header(file: str | os.PathLike | bytes) -> Header:
@@ -129,19 +126,3 @@ def decode(content: bytes, name: str = "The picture") -> np.ndarray:
             return np.asarray(image)
     except Exception as error:  # damaged files raise many types
         raise _unreadable(content, name, error) from error
-
-
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads an image file and turns it upright; see `decode`.
-
-    Args:
-        path: path of the file.
-
-    Returns:
-        uint8 `[height, width, 3]`, RGB.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be decoded; the message names the file.
-    """
-    return decode(Path(path).read_bytes(), str(path))

@@ -11,20 +11,27 @@ from keras import layers, ops
 from keras_mobilevit.backend import Tensor, attention, resize_bilinear
 
 
-def _check_patch_size(patch_size) -> int:
-    if int(patch_size) < 1:
-        raise ValueError(
-            f"`patch_size` must be a positive integer. Received: {patch_size}."
-        )
-    return int(patch_size)
-
-
 def _round_up(size, multiple: int):
     return (size + multiple - 1) // multiple * multiple
 
 
+class _PatchLayer(layers.Layer):
+    """A layer with square patches of `patch_size` pixels on a side."""
+
+    def __init__(self, patch_size: int = 2, **kwargs):
+        super().__init__(**kwargs)
+        self.patch_size = int(patch_size)
+        if self.patch_size < 1:
+            raise ValueError(
+                f"`patch_size` must be a positive integer. Received: {patch_size}."
+            )
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "patch_size": self.patch_size}
+
+
 @keras.saving.register_keras_serializable(package="keras_mobilevit")
-class Unfold(layers.Layer):
+class Unfold(_PatchLayer):
     """Splits a feature map into patches and forms sequences of pixels (section 3.1).
 
     The pixels at the same position of all patches form one sequence. So attention runs
@@ -37,10 +44,6 @@ class Unfold(layers.Layer):
     Output shape: `[batch * P, N, channels]` with `N` patches in row-major order. In the
     first axis the positions, row-major too, vary faster than the images.
     """
-
-    def __init__(self, patch_size: int = 2, **kwargs):
-        super().__init__(**kwargs)
-        self.patch_size = _check_patch_size(patch_size)
 
     def call(self, x: Tensor) -> Tensor:
         """Unfolds a feature map."""
@@ -64,13 +67,9 @@ class Unfold(layers.Layer):
             patches = -(-height // self.patch_size) * -(-width // self.patch_size)
         return (batch and batch * self.patch_size**2, patches, channels)
 
-    def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
-        return {**super().get_config(), "patch_size": self.patch_size}
-
 
 @keras.saving.register_keras_serializable(package="keras_mobilevit")
-class Fold(layers.Layer):
+class Fold(_PatchLayer):
     """Joins the sequences of `Unfold` to a feature map again.
 
     Inputs: the tokens `[batch * P, N, channels]` and the feature map that was unfolded.
@@ -78,10 +77,6 @@ class Fold(layers.Layer):
 
     Output shape: `[batch, height, width, channels]`.
     """
-
-    def __init__(self, patch_size: int = 2, **kwargs):
-        super().__init__(**kwargs)
-        self.patch_size = _check_patch_size(patch_size)
 
     def call(self, tokens: Tensor, features: Tensor) -> Tensor:
         """Folds the tokens."""
@@ -100,10 +95,6 @@ class Fold(layers.Layer):
     def compute_output_shape(self, tokens_shape: tuple, features_shape: tuple) -> tuple:
         """Returns the shape of the feature map."""
         return (*features_shape[:3], tokens_shape[-1])
-
-    def get_config(self) -> dict:
-        """Returns the arguments of the constructor."""
-        return {**super().get_config(), "patch_size": self.patch_size}
 
 
 @keras.saving.register_keras_serializable(package="keras_mobilevit")

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
@@ -13,11 +13,7 @@ from keras import ops
 
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.class_names import COCO_NAMES, VOC_NAMES
-from keras_mobilevit.classifier import (
-    build_classifier,
-    output_activation,
-    returns_probabilities,
-)
+from keras_mobilevit.classifier import build_classifier, output_activation
 from keras_mobilevit.command_line import (
     DETECTOR_PREFIX,
     MIN_SCORE,
@@ -35,7 +31,7 @@ from keras_mobilevit.deeplab import DeepLabV3, is_segmenter, without_auxiliary
 from keras_mobilevit.detection import detect
 from keras_mobilevit.drawing import BACKGROUND, add_legend, draw_boxes, draw_classes
 from keras_mobilevit.files import atomic_write, read_text
-from keras_mobilevit.image_files import read_image
+from keras_mobilevit.image_files import decode
 from keras_mobilevit.preprocessing import (
     CROP_FRACTION,
     decode_predictions,
@@ -51,9 +47,7 @@ _EVALUATION_KEYS: dict[str, Callable] = {
     "eval_size": lambda x: isinstance(x, int) and x >= MIN_SIZE,
     "eval_crop": lambda x: isinstance(x, int | float) and 0 < x <= 1,
 }
-_MIN_SHARE = 0.001  # smaller shares of the pixels are printed as "< 0.1 %"
 _PUBLISHED = ("imagenet", "coco", "voc")  # names of weights, not of files
-_MULTI_LABEL_LINE = "  independent probability of each class:"
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -113,20 +107,17 @@ def _load_model(args: argparse.Namespace, labels: list[str] | None) -> keras.Mod
             "that it was made from. To run .tflite files, use "
             "train/main.py --mode=eval or tflite/benchmark.py."
         )
-    if args.model.startswith(DETECTOR_PREFIX):
-        return SSDLite(
-            args.model.removeprefix(DETECTOR_PREFIX),
-            classes=len(labels or COCO_NAMES),
-            weights=args.weights,
-            input_shape=(None, None, 3),
-        )
-    if args.model.startswith(SEGMENTER_PREFIX):
-        return DeepLabV3(
-            args.model.removeprefix(SEGMENTER_PREFIX),
-            classes=len(labels or VOC_NAMES),
-            weights=args.weights,
-            input_shape=(None, None, 3),
-        )
+    for prefix, build, names in (
+        (DETECTOR_PREFIX, SSDLite, COCO_NAMES),
+        (SEGMENTER_PREFIX, DeepLabV3, VOC_NAMES),
+    ):
+        if args.model.startswith(prefix):
+            return build(
+                args.model.removeprefix(prefix),
+                classes=len(labels or names),
+                weights=args.weights,
+                input_shape=(None, None, 3),
+            )
     classes = len(labels) if labels else 1000
     try:
         return build_classifier(
@@ -146,7 +137,7 @@ def load_image(path: str) -> np.ndarray:
     """Reads an image file: float32 `[height, width, 3]`, RGB, values in [0, 255]."""
     if not os.path.isfile(path):
         raise ValueError(f"There is no file {path}.")
-    return read_image(path).astype(np.float32)
+    return decode(Path(path).read_bytes(), str(path)).astype(np.float32)
 
 
 def _probabilities(model: keras.Model, image: np.ndarray) -> np.ndarray:
@@ -157,7 +148,7 @@ def _probabilities(model: keras.Model, image: np.ndarray) -> np.ndarray:
     """
     image = image * (input_max(model) / 255)
     scores = model.predict(image[None], verbose=0)
-    if not returns_probabilities(model):
+    if output_activation(model) == "logits":
         to_probabilities = ops.sigmoid if scores.shape[-1] == 1 else ops.softmax
         scores = ops.convert_to_numpy(to_probabilities(scores))
     return scores[0]
@@ -184,11 +175,6 @@ def best_classes(
     return sorted(rows, key=lambda row: row[1], reverse=True)[:TOP_CLASSES]
 
 
-def _is_multi_label(model: keras.Model) -> bool:
-    """Tells whether an image may have several classes, or none."""
-    return model.output_shape[-1] > 1 and output_activation(model) == "sigmoid"
-
-
 def _print_classes(
     model: keras.Model, args: argparse.Namespace, labels: list[str] | None
 ) -> None:
@@ -199,6 +185,8 @@ def _print_classes(
             f"{args.weights} is not a classifier, a detector or a segmenter. Expected "
             f"the output shape (None, classes). Received: {shape}."
         )
+    # Then an image may have several classes, or none.
+    is_multi_label = shape[-1] > 1 and output_activation(model) == "sigmoid"
     size = _input_size(model, args, CLASSIFIER_SIZE)
     crop_fraction = _evaluation_value(args.weights, "eval_crop") or CROP_FRACTION
     for path in args.images:
@@ -207,8 +195,8 @@ def _print_classes(
         # A first call downloads the names and prints a progress bar: before the path.
         best = best_classes(scores, labels)
         print(path)
-        if _is_multi_label(model):
-            print(_MULTI_LABEL_LINE)
+        if is_multi_label:
+            print("  independent probability of each class:")
         for name, score in best:
             print(f"  {100 * score:5.1f} %  {name}")
 
@@ -223,10 +211,7 @@ def _draw_objects(
     names = _class_names(labels, classes, COCO_NAMES)
     anchors = anchor_boxes(*size)
     min_score = MIN_SCORE if args.score is None else args.score
-    scale = input_max(model) / 255
-    for path in args.images:
-        image = load_image(path)
-        outputs = model.predict(_resize(image, size) * scale, verbose=0)
+    for path, image, outputs in _outputs(model, args, size):
         found = detect(outputs, anchors, score_threshold=min_score)
         found = {key: ops.convert_to_numpy(x)[0] for key, x in found.items()}
         found = {key: x[found["classes"] >= 0] for key, x in found.items()}
@@ -248,11 +233,8 @@ def _color_classes(
     size = _input_size(model, args, SEGMENTER_SIZE)
     model = without_auxiliary(model)
     names = _class_names(labels, model.output_shape[-1], VOC_NAMES)
-    scale = input_max(model) / 255
-    for path in args.images:
-        image = load_image(path)
-        logits = model.predict(_resize(image, size) * scale, verbose=0)[0]
-        classes = class_map(logits, *image.shape[:2])  # [height, width]
+    for path, image, logits in _outputs(model, args, size):
+        classes = class_map(logits[0], *image.shape[:2])  # [height, width]
         shares = np.bincount(classes.ravel(), minlength=len(names)) / classes.size
         present = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
         legend = {i: names[i] for i in present if names[i] != BACKGROUND}
@@ -261,16 +243,14 @@ def _color_classes(
         count = len(present)
         print(f"{path}: {count} classes at {_format_size(size)}, drawn in {file}")
         for label in present:
-            print(f"  {_format_share(shares[label])}  {names[label]}")
+            share = 100 * shares[label]
+            shown = f"{share:5.1f} %" if share >= 0.1 else "< 0.1 %"
+            print(f"  {shown}  {names[label]}")
 
 
 def _format_size(size: tuple[int, int]) -> str:
     height, width = size
     return f"{width}x{height}"
-
-
-def _format_share(share: float) -> str:
-    return f"{100 * share:5.1f} %" if share >= _MIN_SHARE else "< 0.1 %"
 
 
 def _class_names(
@@ -285,10 +265,16 @@ def _class_names(
     return names
 
 
-def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a whole image without keeping its aspect ratio: `[1, *size, 3]`."""
-    resized = ops.image.resize(image[None], size, antialias=True)
-    return ops.convert_to_numpy(resized)
+def _outputs(
+    model: keras.Model, args: argparse.Namespace, size: tuple[int, int]
+) -> Iterator[tuple]:
+    """Yields each path, its image, and the outputs for the whole image at `size`."""
+    scale = input_max(model) / 255
+    for path in args.images:
+        image = load_image(path)
+        resized = ops.image.resize(image[None], size, antialias=True)
+        resized = ops.convert_to_numpy(resized) * scale
+        yield path, image, model.predict(resized, verbose=0)
 
 
 def _picture_file(path: str, suffix: str, args: argparse.Namespace) -> Path:

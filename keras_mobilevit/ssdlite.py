@@ -10,13 +10,9 @@ from keras import layers, ops
 from keras_mobilevit.anchors import ANCHORS_PER_CELL, STRIDES
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import Tensor, output_dtype
-from keras_mobilevit.blocks import batch_norm, pad_for_stride
+from keras_mobilevit.blocks import batch_norm, depthwise_bn
 from keras_mobilevit.configs import DETECTOR_SIZE, get_variant
-from keras_mobilevit.validation import (
-    check_classes,
-    check_input_shape,
-    check_weights,
-)
+from keras_mobilevit.validation import check_input_shape, check_positive, check_weights
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
 
@@ -41,22 +37,8 @@ def _conv_bn_relu(x: Tensor, filters: int, name: str) -> Tensor:
 
 
 def _depthwise_bn(x: Tensor, name: str, strides: int = 1) -> Tensor:
-    """Applies the first half of SSDLite's separable convolution.
-
-    Unlike in MobileNet, no activation follows the 3x3 depthwise convolution and the
-    batch normalization.
-    """
-    if strides > 1:
-        x = pad_for_stride(x, 3, f"{name}_pad")
-    x = layers.DepthwiseConv2D(
-        3,
-        strides=strides,
-        padding="same" if strides == 1 else "valid",
-        use_bias=False,
-        depthwise_initializer="glorot_uniform",
-        name=f"{name}_conv",
-    )(x)
-    return batch_norm(x, f"{name}_bn")
+    """Applies the first half of a separable convolution; no activation follows."""
+    return depthwise_bn(x, name, strides, initializer="glorot_uniform")
 
 
 def _detection_maps(maps: dict[str, Tensor]) -> list[Tensor]:
@@ -175,7 +157,7 @@ def SSDLite(
     """
     config = get_variant(backbone)
     check_weights(weights, ("default", "imagenet", "coco"))
-    check_classes(classes)
+    check_positive(classes=classes)
     if weights == "default":
         weights = "coco" if classes == COCO_CLASSES else "imagenet"
     if weights == "coco" and classes != COCO_CLASSES:

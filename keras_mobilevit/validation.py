@@ -19,12 +19,18 @@ def check_weights(weights, names: tuple[str, ...]) -> None:
         )
 
 
-def check_classes(classes) -> None:
-    """Checks that the number of classes is a positive integer."""
-    if not isinstance(classes, int) or classes < 1:
-        raise ValueError(
-            f"`classes` must be a positive integer. Received: classes={classes!r}."
-        )
+def is_positive(value) -> bool:
+    """Tells whether a value is a positive integer."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def check_positive(**values) -> None:
+    """Checks that arguments are positive integers."""
+    for name, value in values.items():
+        if not is_positive(value):
+            raise ValueError(
+                f"`{name}` must be a positive integer. Received: {name}={value!r}."
+            )
 
 
 def check_input_shape(input_shape, weights) -> tuple:

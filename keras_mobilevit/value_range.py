@@ -5,7 +5,6 @@ the mean 123 expects [0, 255]; a normalization with the mean 0.45 expects [0, 1]
 that only move pixels, or that do nothing at inference, are skipped.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -65,10 +64,6 @@ def per_channel(values: Any) -> np.ndarray | None:
 _Affine = tuple[np.ndarray | None, np.ndarray | None]  # scale and offset, if known
 
 
-def _of_rescaling(layer) -> _Affine:
-    return per_channel(layer.scale), per_channel(layer.offset)
-
-
 def _of_normalization(layer) -> _Affine:
     mean, variance = per_channel(layer.mean), per_channel(layer.variance)
     if mean is None or variance is None:
@@ -98,10 +93,8 @@ def _of_operator(call: Call) -> _Affine:
     is_value = [isinstance(argument, Value) for argument in call.args]
     if sum(is_value) != 1:
         return None, None
-    argument, form = (
-        (call.args[1], forms[0]) if is_value[0] else (call.args[0], forms[1])
-    )
-    number = per_channel(argument)
+    form = forms[0] if is_value[0] else forms[1]
+    number = per_channel(call.args[1 if is_value[0] else 0])
     if form is None or number is None:
         return None, None
     scale, offset = form(number)
@@ -110,11 +103,12 @@ def _of_operator(call: Call) -> _Affine:
 
 def _scale_and_offset(call: Call) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns scale and offset of a call, which may change the number of channels."""
-    if type(call.operation) is layers.Rescaling:
-        scale, offset = _of_rescaling(call.operation)
-    elif type(call.operation) is layers.Normalization:
-        scale, offset = _of_normalization(call.operation)
-    elif not isinstance(call.operation, layers.Layer):
+    layer = call.operation
+    if type(layer) is layers.Rescaling:
+        scale, offset = per_channel(layer.scale), per_channel(layer.offset)
+    elif type(layer) is layers.Normalization:
+        scale, offset = _of_normalization(layer)
+    elif not isinstance(layer, layers.Layer):
         scale, offset = _of_operator(call)
     else:
         return None
@@ -154,18 +148,29 @@ _MAX_SPREAD_OF_UNIT_RANGE, _MIN_SPREAD_OF_PIXELS = 2.0, 32.0
 _MIN_CENTER, _MAX_CENTER, _MAX_SPREAD = -1e-3, 300.0, 1024.0
 
 
-@dataclasses.dataclass(frozen=True)
-class _Scaling:
-    """The scaling of images by a model: `(x - center) / spread`.
+class _Scaling(NamedTuple):
+    """A tensor that equals `scale * image + offset`, both means over the channels.
 
-    Both numbers are means over the channels. `name` is the layer or operation that
-    scales, or the last of several. If `is_measured`, the numbers are image statistics.
+    `operation` scaled last; it is `None` for an input of the model.
     """
 
-    center: float
-    spread: float
-    name: str
-    is_measured: bool
+    scale: float
+    offset: float
+    operation: Any = None
+
+    def then(self, scale: float, offset: float, operation) -> "_Scaling":
+        """Returns the result of another scaling of this tensor."""
+        return _Scaling(self.scale * scale, self.offset * scale + offset, operation)
+
+    @property
+    def center(self) -> float:
+        """What the model subtracts from images, before it divides by `spread`."""
+        return -self.offset / self.scale
+
+    @property
+    def spread(self) -> float:
+        """What the model divides images by."""
+        return 1 / abs(self.scale)
 
     @property
     def is_active(self) -> bool:
@@ -175,9 +180,13 @@ class _Scaling:
     def doubt(self) -> str | None:
         """Returns the reason why the numbers fit neither range, or `None`."""
         numbers = f"center {self.center:.3g}, spread {self.spread:.3g}"
+        # Then center and spread are the statistics of images.
+        is_measured = isinstance(
+            self.operation, layers.Normalization | layers.BatchNormalization
+        )
         if not self.is_active:
-            return "has not been adapted or trained" if self.is_measured else None
-        if self.is_measured and self.center <= _MIN_CENTER:
+            return "has not been adapted or trained" if is_measured else None
+        if is_measured and self.center <= _MIN_CENTER:
             return f"was adapted to values below 0 ({numbers})"
         if self.center > _MAX_CENTER or self.spread > _MAX_SPREAD:
             return f"is for values far above 255 ({numbers})"
@@ -195,39 +204,10 @@ class _Scaling:
         return 255 if is_for_pixels else 1
 
 
-class _ScaledImage(NamedTuple):
-    """A tensor that equals `scale * image + offset`, both means over the channels.
-
-    `operation` scaled last; it is `None` for an input of the model.
-    """
-
-    scale: float
-    offset: float
-    operation: Any
-
-    def scaling(self) -> _Scaling:
-        """Returns the `_Scaling` that made this tensor."""
-        is_measured = isinstance(self.operation, layers.Normalization)
-        name = self.operation.name
-        scale = self.scale
-        return _Scaling(-self.offset / scale, 1 / abs(scale), name, is_measured)
-
-
-def _scaling_of_batch_norm(layer, image: _ScaledImage) -> _Scaling:
-    """Returns the scaling of an image by its own operations and then by `layer`."""
-    mean, variance = (
-        float(np.mean(keras.ops.convert_to_numpy(x)))
-        for x in (layer.moving_mean, layer.moving_variance)
-    )
-    deviation = max(variance, 1e-12) ** 0.5
-    center = (mean - image.offset) / image.scale
-    return _Scaling(center, deviation / abs(image.scale), layer.name, True)
-
-
 def _scalings(model: keras.Model) -> Iterator[_Scaling]:
     """Yields the scalings of a model's images, each where it is complete."""
     listed = list_calls(model)
-    images = {value: _ScaledImage(1.0, 0.0, None) for value in listed.inputs}
+    images = {value: _Scaling(1.0, 0.0) for value in listed.inputs}
     for call in listed.calls:
         found = [images[value] for value in call.inputs if value in images]
         if not found:
@@ -237,23 +217,26 @@ def _scalings(model: keras.Model) -> Iterator[_Scaling]:
         if affine is not None:
             scale, offset = (float(np.mean(x)) for x in affine)
             if scale:
-                images[call.outputs[0]] = _ScaledImage(
-                    image.scale * scale, image.offset * scale + offset, operation
-                )
+                images[call.outputs[0]] = image.then(scale, offset, operation)
         elif is_identity(call) or _moves_pixels(operation):
             images |= dict.fromkeys(call.outputs, image)
             # Another input with another scaling ends here.
             yield from _complete([x for x in found[1:] if x[:2] != image[:2]])
         elif isinstance(operation, layers.BatchNormalization):
-            yield _scaling_of_batch_norm(operation, image)
+            mean, variance = (
+                float(np.mean(keras.ops.convert_to_numpy(x)))
+                for x in (operation.moving_mean, operation.moving_variance)
+            )
+            deviation = max(variance, 1e-12) ** 0.5
+            yield image.then(1 / deviation, -mean / deviation, operation)
         else:
             yield from _complete(found)
     yield from _complete([images[value] for value in listed.outputs if value in images])
 
 
-def _complete(images: list[_ScaledImage]) -> Iterator[_Scaling]:
-    """Yields the scalings of images that the model has scaled."""
-    yield from (image.scaling() for image in images if image.operation is not None)
+def _complete(images: list[_Scaling]) -> list[_Scaling]:
+    """Returns the images that the model has scaled."""
+    return [image for image in images if image.operation is not None]
 
 
 def _moves_pixels(operation) -> bool:
@@ -276,11 +259,11 @@ def input_max(model: keras.Model) -> int:
     active = [scaling for scaling in scalings if scaling.is_active] or scalings
     found = {scaling.input_max() for scaling in active}
     result = max(found, default=1)
-    doubts = [f"{x.name!r} {x.doubt()}" for x in active if x.doubt()]
+    doubts = [f"{x.operation.name!r} {x.doubt()}" for x in active if x.doubt()]
     if not scalings:
         doubts = ["it does not scale them"]
     if len(found) > 1:
-        names = ", ".join(repr(scaling.name) for scaling in active)
+        names = ", ".join(repr(scaling.operation.name) for scaling in active)
         doubts = [f"of its first layers, {names}, some are for [0, 1], others [0, 255]"]
     if doubts:
         warnings.warn(

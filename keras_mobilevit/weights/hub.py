@@ -103,13 +103,12 @@ def _verify(file: HubFile, path: Path) -> None:
         )
 
 
-def _cached(file: HubFile) -> Path | None:
-    import huggingface_hub
-
-    path = huggingface_hub.try_to_load_from_cache(
-        file.repository, FILENAME, revision=file.revision
+def _not_downloaded(name: str, url: str, error: Exception) -> OSError:
+    return OSError(
+        f"{name} is not cached and cannot be downloaded. Without a network, fetch "
+        f"{url} on another machine and pass the file's path as `weights`. "
+        f"Cause: {error}"
     )
-    return Path(path) if isinstance(path, str) else None
 
 
 def _require_network(url: str) -> None:
@@ -129,40 +128,22 @@ def fetch(file: HubFile) -> Path:
     """
     import huggingface_hub
 
-    path = _cached(file)
-    if path is None:
-        url = huggingface_hub.hf_hub_url(
-            file.repository, FILENAME, revision=file.revision
-        )
+    repo, commit = file.repository, file.revision
+    path = huggingface_hub.try_to_load_from_cache(repo, FILENAME, revision=commit)
+    if not isinstance(path, str):
+        url = huggingface_hub.hf_hub_url(repo, FILENAME, revision=commit)
         try:
             _require_network(url)
-            path = Path(
-                huggingface_hub.hf_hub_download(
-                    file.repository, FILENAME, revision=file.revision
-                )
-            )
+            path = huggingface_hub.hf_hub_download(repo, FILENAME, revision=commit)
         except Exception as error:  # network, Hub and disk raise many types
-            raise OSError(
-                f"{FILENAME} of {file.repository} is not cached and cannot be "
-                f"downloaded. Without a network, fetch {url} on another machine and "
-                f"pass the file's path as `weights`. Cause: {error}"
-            ) from error
-    _verify(file, path)
-    return path
-
-
-def _keras_home() -> Path:
-    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+            raise _not_downloaded(f"{FILENAME} of {repo}", url, error) from error
+    _verify(file, Path(path))
+    return Path(path)
 
 
 def _coco_path(variant: str) -> Path:
-    return _keras_home() / "models" / f"ssd_{variant}_320.pt"
-
-
-def _git_blob_id(path: Path) -> str:
-    content = path.read_bytes()
-    header = b"blob %d\0" % len(content)
-    return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    return home / "models" / f"ssd_{variant}_320.pt"
 
 
 def is_published(path: str | os.PathLike) -> bool:
@@ -172,7 +153,9 @@ def is_published(path: str | os.PathLike) -> bool:
     """
     path = Path(path).resolve()
     detectors = [_coco_path(variant).resolve() for variant in VARIANTS]
-    return path in detectors or _git_blob_id(path) in APPLE_BLOBS
+    content = path.read_bytes()
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+    return path in detectors or blob.hexdigest() in APPLE_BLOBS
 
 
 def _fetch_coco(variant: str) -> Path:
@@ -180,19 +163,15 @@ def _fetch_coco(variant: str) -> Path:
     path = _coco_path(variant)
     if path.exists():
         return path
-    home, url = _keras_home(), f"{COCO}/{path.name}"
+    url = f"{COCO}/{path.name}"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_write(path) as temporary:
             keras.utils.get_file(
-                temporary.name, url, cache_dir=home, cache_subdir="models"
+                temporary.name, url, cache_dir=path.parent, cache_subdir=""
             )
     except Exception as error:  # Keras raises a bare Exception
-        raise OSError(
-            f"{path.name} is not cached and cannot be downloaded. Without a network, "
-            f"fetch {url} on another machine and pass the file's path as `weights`. "
-            f"Cause: {error}"
-        ) from error
+        raise _not_downloaded(path.name, url, error) from error
     return path
 
 

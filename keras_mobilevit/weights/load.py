@@ -43,10 +43,6 @@ def _is_below_top(layer_name: str) -> bool:
     return layer_name != "predictions"
 
 
-def _has_top(model: keras.Model) -> bool:
-    return any(layer.name in HEAD_LAYERS for layer in model.layers)
-
-
 def _identify(tensors: dict[str, np.ndarray], path: str) -> CheckpointFormat:
     """Finds the library that wrote a file by the name of the first convolution."""
     for source in CHECKPOINT_FORMATS:
@@ -227,14 +223,13 @@ def load_weights(
     >>> load_weights(model, "mobilevit_s.safetensors", include_top=False)
     """
     is_h5 = os.fspath(weights).endswith(".weights.h5")  # always a whole model
-    is_whole = include_top and (is_h5 or _has_top(model))
+    has_top = any(layer.name in HEAD_LAYERS for layer in model.layers)
+    is_whole = include_top and (is_h5 or has_top)
     _load(model, weights, _is_any if is_whole else _is_below_top, channel_order)
 
 
 def load_backbone(
-    model: keras.Model,
-    weights: str | os.PathLike,
-    channel_order: str | None = None,
+    model: keras.Model, weights: str | os.PathLike, channel_order: str | None = None
 ) -> None:
     """Sets the stem and the five stages from a file. The head keeps its values.
 

@@ -5,12 +5,15 @@ stages, blocks and transformer layers of the backbone. Each head adds its own ro
 """
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 
+from keras_mobilevit.anchors import STRIDES
 from keras_mobilevit.configs import TRANSFORMER_DEPTHS
 
 # A row: a layer's name in this library, in timm, in transformers and in ml-cvnets.
-# `#0`, `#1` and `#2` are the thirds of a fused projection to query, key and value.
+# Libraries without such a layer have an empty name. `#0`, `#1` and `#2` are the thirds
+# of a fused projection to query, key and value.
 _MV2_PARTS = (
     ("expand", "conv1_1x1", "expand_1x1", "exp_1x1"),
     ("depthwise", "conv2_kxk", "conv_3x3", "conv_3x3"),
@@ -120,52 +123,44 @@ def classifier_rows() -> Iterator[_Row]:
     yield "predictions", "head.fc", "classifier", "classifier.fc"
 
 
-_SSDLITE_STRIDES = (16, 32, 64, 128, 256)
-
-
-def _ssdlite_rows() -> Iterator[tuple[str, str]]:
-    """Yields the layers of SSDLite's head: names in this library and in ml-cvnets.
+def _ssdlite_rows() -> Iterator[_Row]:
+    """Yields the rows of SSDLite's head, which only ml-cvnets has.
 
     The variants have projections on different feature maps. Rows of layers that a
     variant does not have are ignored.
     """
-    for index, stride in enumerate(_SSDLITE_STRIDES):
-        source, target = f"ssd_heads.{index}", f"ssd{stride}"
-        parts = {
-            f"{target}_extra_depthwise": f"extra_layers.os_{stride}.dw_conv",
-            f"{target}_extra_pointwise": f"extra_layers.os_{stride}.pw_conv",
-            f"{target}_project": f"{source}.proj_layer",
-            f"{target}_depthwise": f"{source}.loc_cls_layer.dw_conv",
-        }
-        for name, module in parts.items():
-            yield f"{name}_conv", f"{module}.block.conv"
-            yield f"{name}_bn", f"{module}.block.norm"
-        yield f"{target}_predictions", f"{source}.loc_cls_layer.pw_conv.block.conv"
-    yield "ssd_global_extra_conv", "extra_layers.os_-1.1.block.conv"
-    last = len(_SSDLITE_STRIDES)
-    yield "ssd_global_predictions", f"ssd_heads.{last}.loc_cls_layer.block.conv"
-
-
-def _deeplab_rows() -> Iterator[tuple[str, str, str]]:
-    """Yields the layers of DeepLabv3's head: ours, transformers', ml-cvnets' names.
-
-    Neither library publishes weights of the auxiliary head.
-    """
-    parts = [(f"deeplab_aspp{i}", f"convs.{i}", f"convs.{i}") for i in range(4)]
-    parts += [
-        ("deeplab_pool", "convs.4.conv_1x1", "convs.4.aspp_pool.conv_1x1"),
-        ("deeplab_project", "project", "project"),
-    ]
-    for name, transformers, cvnets in parts:
-        for target, _, *sources in _conv_bn_rows(
-            name,
-            "",
-            f"segmentation_head.aspp.{transformers}",
-            f"seg_head.aspp.aspp_layer.{cvnets}",
+    for index, stride in enumerate(STRIDES):
+        ours, head = f"ssd{stride}", f"ssd_heads.{index}"
+        extra = f"extra_layers.os_{stride}"
+        for name, cvnets in (
+            (f"{ours}_extra_depthwise", f"{extra}.dw_conv"),
+            (f"{ours}_extra_pointwise", f"{extra}.pw_conv"),
+            (f"{ours}_project", f"{head}.proj_layer"),
+            (f"{ours}_depthwise", f"{head}.loc_cls_layer.dw_conv"),
         ):
-            yield target, sources[0], sources[1]
+            yield from _conv_bn_rows(name, "", "", cvnets)
+        yield f"{ours}_predictions", "", "", f"{head}.loc_cls_layer.pw_conv.block.conv"
+    yield "ssd_global_extra_conv", "", "", "extra_layers.os_-1.1.block.conv"
+    head = f"ssd_heads.{len(STRIDES)}"
+    yield "ssd_global_predictions", "", "", f"{head}.loc_cls_layer.block.conv"
+
+
+def _deeplab_rows() -> Iterator[_Row]:
+    """Yields the rows of DeepLabv3's head, which timm does not have.
+
+    Neither of the others publishes weights of the auxiliary head.
+    """
+    aspp = ("", "segmentation_head.aspp", "seg_head.aspp.aspp_layer")
+    for name, transformers, cvnets in (
+        *((f"aspp{i}", f"convs.{i}", f"convs.{i}") for i in range(4)),
+        ("pool", "convs.4.conv_1x1", "convs.4.aspp_pool.conv_1x1"),
+        ("project", "project", "project"),
+    ):
+        row = _join(("deeplab", *aspp), (name, "", transformers, cvnets))
+        yield from _conv_bn_rows(*row)
     yield (
         "deeplab_classifier",
+        "",
         "segmentation_head.classifier.convolution",
         "seg_head.classifier.classifier.block.conv",
     )
@@ -194,24 +189,20 @@ class CheckpointFormat:
         return f"{self.modules['stem_conv']}.weight"
 
 
-def _classifier(column: int) -> dict[str, str]:
-    return {row[0]: row[column] for row in classifier_rows()}
+def _column(number: int, *rows: Iterable[_Row], prefix: str = "") -> dict[str, str]:
+    found = itertools.chain(*rows)
+    return {row[0]: prefix + row[number] for row in found}
 
 
-def _transformers() -> CheckpointFormat:
-    segmenter = {target: source for target, source, _ in _deeplab_rows()}
-    return CheckpointFormat("transformers", _classifier(2) | segmenter, is_bgr=True)
-
-
-def _cvnets_tasks() -> CheckpointFormat:
-    backbone = {row[0]: f"encoder.{row[3]}" for row in backbone_rows()}
-    segmenter = {target: source for target, _, source in _deeplab_rows()}
-    modules = backbone | dict(_ssdlite_rows()) | segmenter
-    return CheckpointFormat("ml-cvnets detectors and segmenters", modules, is_bgr=True)
-
-
-TIMM = CheckpointFormat("timm", _classifier(1), is_bgr=False)
-TRANSFORMERS = _transformers()
-CVNETS = CheckpointFormat("ml-cvnets", _classifier(3), is_bgr=True)
-CVNETS_TASKS = _cvnets_tasks()
+TIMM = CheckpointFormat("timm", _column(1, classifier_rows()), is_bgr=False)
+TRANSFORMERS = CheckpointFormat(
+    "transformers", _column(2, classifier_rows(), _deeplab_rows()), is_bgr=True
+)
+CVNETS = CheckpointFormat("ml-cvnets", _column(3, classifier_rows()), is_bgr=True)
+CVNETS_TASKS = CheckpointFormat(
+    "ml-cvnets detectors and segmenters",
+    _column(3, backbone_rows(), prefix="encoder.")
+    | _column(3, _ssdlite_rows(), _deeplab_rows()),
+    is_bgr=True,
+)
 CHECKPOINT_FORMATS = (TIMM, TRANSFORMERS, CVNETS, CVNETS_TASKS)

@@ -68,7 +68,7 @@ def _layer_class(layer: layers.Layer) -> type | None:
 
 
 def variable_names(layer: layers.Layer) -> dict[str, str]:
-    """Returns PyTorch's names of a layer's variables by Keras's; {} for other layers."""
+    """Returns PyTorch's names of a layer's variables by Keras's; {} for others."""
     base = _layer_class(layer)
     return _VARIABLES[base] if base else {}
 

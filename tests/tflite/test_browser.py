@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from keras_mobilevit.drawing import class_color
-from keras_mobilevit.image_files import read_image
 from keras_mobilevit.litert import LiteRTModel
+from keras_mobilevit.predict import load_image
 from keras_mobilevit.preprocessing import resize_and_center_crop
 from tests.helpers import chromium
 from tests.helpers.chromium import Chromium
@@ -330,7 +330,7 @@ def test_the_page_sees_photos_upright_as_the_training_does(tmp_path):
             page.choose_file("#file", photo)
             page.wait_for("document.querySelectorAll('#found li').length")
             (first, _) = found_items(page)
-    image = resize_and_center_crop(read_image(photo), (32, 32), 1.0)
+    image = resize_and_center_crop(load_image(photo), (32, 32), 1.0)
     share = float(keras.ops.softmax(model(image[None]))[0, 0])
     assert share > 0.95  # 0.5 without the rotation
     best = re.fullmatch(r"class 0 (\S+) %", first)

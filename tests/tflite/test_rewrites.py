@@ -9,7 +9,7 @@ from keras import layers
 
 from keras_mobilevit import VARIANTS
 from keras_mobilevit.calls import list_calls
-from keras_mobilevit.classifier import build_classifier, returns_probabilities
+from keras_mobilevit.classifier import build_classifier, output_activation
 from keras_mobilevit.layers import Fold, Unfold
 from keras_mobilevit.value_range import input_max
 from tests.helpers.graphs import random_images, randomized, run_graph
@@ -352,4 +352,4 @@ def test_a_nested_model_tells_its_range_and_its_softmax():
     )
     model = keras.Sequential([keras.Input((64, 64, 3)), backbone, head])
     assert input_max(model) == 255
-    assert returns_probabilities(model)
+    assert output_activation(model) == "softmax"
