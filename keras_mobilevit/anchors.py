@@ -53,13 +53,9 @@ def anchor_boxes(height: int, width: int) -> np.ndarray:
     anchors = []
     for index, (rows, columns) in enumerate(feature_map_shapes(height, width)):
         sizes = _anchor_sizes(index)  # [k, 2]
-        cy, cx = np.meshgrid(
-            (np.arange(rows) + 0.5) / rows,
-            (np.arange(columns) + 0.5) / columns,
-            indexing="ij",
-        )
-        centers = np.stack([cx, cy], axis=-1)[:, :, None]  # [rows, columns, 1, 2]
-        grid = (rows, columns, len(sizes), 2)
-        parts = [np.broadcast_to(part, grid) for part in (centers, sizes)]
-        anchors.append(np.concatenate(parts, axis=-1).reshape(-1, 4))
+        boxes = np.empty((rows, columns, len(sizes), 4))
+        boxes[..., 0] = (np.arange(columns)[:, None] + 0.5) / columns
+        boxes[..., 1] = (np.arange(rows)[:, None, None] + 0.5) / rows
+        boxes[..., 2:] = sizes
+        anchors.append(boxes.reshape(-1, 4))
     return np.clip(np.concatenate(anchors), 0.0, 1.0).astype(np.float32)

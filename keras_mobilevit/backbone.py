@@ -2,18 +2,11 @@
 
 from keras_mobilevit.backend import Tensor
 from keras_mobilevit.blocks import conv_bn_act, inverted_residual, mobilevit_block
-from keras_mobilevit.configs import (
-    NUM_HEADS,
-    PATCH_SIZE,
-    TRANSFORMER_DEPTHS,
-    ModelConfig,
-)
-
-LAST_STRIDE = 32  # of the last feature map, by default
+from keras_mobilevit.configs import TRANSFORMER_DEPTHS, ModelConfig
 
 
 def feature_maps(
-    x: Tensor, config: ModelConfig, output_stride: int = LAST_STRIDE
+    x: Tensor, config: ModelConfig, output_stride: int = 32
 ) -> dict[str, Tensor]:
     """Applies the stem and the five stages to RGB images with values in [0, 1].
 
@@ -44,6 +37,6 @@ def feature_maps(
         # in the stage that omits the stride: at stride 16 nothing is dilated.
         stride, dilation = stride * strides, dilation * 2 // strides
         maps[f"P{stage}"] = x = mobilevit_block(
-            x, dim, depth, NUM_HEADS, PATCH_SIZE, config.dropout, f"stage{stage}_vit"
+            x, dim, depth, config.dropout, f"stage{stage}_vit"
         )
     return maps

@@ -12,6 +12,7 @@ from keras_mobilevit.backend import (
     DilatedConv2D,
     Tensor,
 )
+from keras_mobilevit.configs import NUM_HEADS, PATCH_SIZE
 from keras_mobilevit.layers import DotProductAttention, Fold, Unfold
 
 BATCH_NORM_EPSILON = 1e-5
@@ -156,7 +157,7 @@ def inverted_residual(
     return x
 
 
-def transformer_layer(x: Tensor, num_heads: int, dropout: float, name: str) -> Tensor:
+def transformer_layer(x: Tensor, dropout: float, name: str) -> Tensor:
     """Applies a pre-norm transformer layer to tokens `[batch, tokens, channels]`.
 
     The feed-forward part has swish. Both parts end in a dropout of the rate `dropout`.
@@ -167,7 +168,7 @@ def transformer_layer(x: Tensor, num_heads: int, dropout: float, name: str) -> T
         dense(channels, f"{name}_attention_{part}")(y)
         for part in ("query", "key", "value")
     )
-    y = DotProductAttention(num_heads, name=f"{name}_attention")(query, key, value)
+    y = DotProductAttention(NUM_HEADS, name=f"{name}_attention")(query, key, value)
     y = dense(channels, f"{name}_attention_output")(y)
     y = layers.Dropout(dropout, name=f"{name}_attention_dropout")(y)
     x = layers.Add(name=f"{name}_attention_add")([x, y])
@@ -181,29 +182,23 @@ def transformer_layer(x: Tensor, num_heads: int, dropout: float, name: str) -> T
 
 
 def mobilevit_block(
-    x: Tensor,
-    transformer_dim: int,
-    depth: int,
-    num_heads: int,
-    patch_size: int,
-    dropout: float,
-    name: str,
+    x: Tensor, transformer_dim: int, depth: int, dropout: float, name: str
 ) -> Tensor:
     """Applies the MobileViT block (Figure 1b, section 3.1) to a feature map.
 
     Convolutions combine neighboring pixels. `depth` transformers on tokens of
-    `transformer_dim` channels combine distant patches of `patch_size` pixels.
+    `transformer_dim` channels combine distant patches.
     """
     channels = x.shape[-1]
     # Local representation: 3x3 convolution, then a projection to d channels.
     y = conv_bn_act(x, channels, 3, f"{name}_local")
     local = conv(y, transformer_dim, 1, 1, f"{name}_local_project")
     # Global representation: transformers on the tokens [batch * P, N, d].
-    tokens = Unfold(patch_size, name=f"{name}_unfold")(local)
+    tokens = Unfold(PATCH_SIZE, name=f"{name}_unfold")(local)
     for i in range(depth):
-        tokens = transformer_layer(tokens, num_heads, dropout, f"{name}_transformer{i}")
+        tokens = transformer_layer(tokens, dropout, f"{name}_transformer{i}")
     tokens = layer_norm(tokens, f"{name}_norm")
-    y = Fold(patch_size, name=f"{name}_fold")(tokens, local)
+    y = Fold(PATCH_SIZE, name=f"{name}_fold")(tokens, local)
     # Fusion: projection to the input's channels, then concatenation with the input.
     y = conv_bn_act(y, channels, 1, f"{name}_global_project")
     y = layers.Concatenate(name=f"{name}_concat")([x, y])

@@ -81,10 +81,7 @@ def spatial_pyramid(x: Tensor, channels: int, rates: tuple[int, int, int]) -> Te
 
 
 def segmentation_head(
-    maps: dict[str, Tensor],
-    classes: int,
-    channels: int = ASPP_CHANNELS,
-    rates: tuple[int, int, int] = RATES,
+    maps: dict[str, Tensor], classes: int, channels: int, rates: tuple[int, int, int]
 ) -> Tensor:
     """Predicts logits `[batch, height, width, classes]` of the size of `maps["P5"]`."""
     x = spatial_pyramid(maps["P5"], channels, rates)

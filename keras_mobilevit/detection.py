@@ -45,7 +45,9 @@ def non_max_suppression(
     The boxes are corners `[batch, anchors, 4]`, the scores `[batch, anchors, classes]`.
     """
     classes = scores.shape[-1]
-    top_k = _minimum(pre_nms_top_k, ops.shape(scores)[1])
+    anchors = ops.shape(scores)[1]  # may be known only at run time
+    minimum = min if isinstance(anchors, int) else ops.minimum
+    top_k = minimum(pre_nms_top_k, anchors)
     scores = ops.where((box_math.area(boxes) > 0)[..., None], scores, 0.0)
     # Both are [batch, classes, top_k].
     scores, indices = ops.top_k(ops.transpose(scores, (0, 2, 1)), top_k)
@@ -69,11 +71,6 @@ def non_max_suppression(
         "scores": found[..., 4],
         "classes": ops.cast(found[..., 5], "int32"),
     }
-
-
-def _minimum(number: int, other: Tensor) -> Tensor:
-    """Returns the minimum of two numbers; `other` may be known only at run time."""
-    return min(number, other) if isinstance(other, int) else ops.minimum(number, other)
 
 
 def _take_best(

@@ -205,18 +205,16 @@ def _draw_objects(
     model: keras.Model, args: argparse.Namespace, labels: list[str] | None
 ) -> None:
     """Prints the objects on each image and draws them in a PNG file."""
-    _check_picture_names(args, "boxes")
     size = _input_size(model, args, DETECTOR_SIZE)
     classes = model.output["logits"].shape[-1] - 1
     names = _class_names(labels, classes, COCO_NAMES)
     anchors = anchor_boxes(*size)
     min_score = MIN_SCORE if args.score is None else args.score
-    for path, image, outputs in _outputs(model, args, size):
+    for path, file, image, outputs in _outputs(model, args, size, "boxes"):
         found = detect(outputs, anchors, score_threshold=min_score)
         found = {key: ops.convert_to_numpy(x)[0] for key, x in found.items()}
         found = {key: x[found["classes"] >= 0] for key, x in found.items()}
-        picture = draw_boxes(image, **found, labels=names)
-        file = _save_picture(picture, path, "boxes", args)
+        _save_picture(draw_boxes(image, **found, labels=names), file)
         count = len(found["boxes"])
         print(f"{path}: {count} objects at {_format_size(size)}, drawn in {file}")
         height, width = image.shape[:2]
@@ -229,17 +227,15 @@ def _color_classes(
     model: keras.Model, args: argparse.Namespace, labels: list[str] | None
 ) -> None:
     """Prints the classes on each image and colors them in a PNG file."""
-    _check_picture_names(args, "classes")
     size = _input_size(model, args, SEGMENTER_SIZE)
     model = without_auxiliary(model)
     names = _class_names(labels, model.output_shape[-1], VOC_NAMES)
-    for path, image, logits in _outputs(model, args, size):
+    for path, file, image, logits in _outputs(model, args, size, "classes"):
         classes = class_map(logits[0], *image.shape[:2])  # [height, width]
         shares = np.bincount(classes.ravel(), minlength=len(names)) / classes.size
         present = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
         legend = {i: names[i] for i in present if names[i] != BACKGROUND}
-        picture = add_legend(draw_classes(image, classes, names), legend)
-        file = _save_picture(picture, path, "classes", args)
+        _save_picture(add_legend(draw_classes(image, classes, names), legend), file)
         count = len(present)
         print(f"{path}: {count} classes at {_format_size(size)}, drawn in {file}")
         for label in present:
@@ -266,39 +262,33 @@ def _class_names(
 
 
 def _outputs(
-    model: keras.Model, args: argparse.Namespace, size: tuple[int, int]
+    model: keras.Model, args: argparse.Namespace, size: tuple[int, int], suffix: str
 ) -> Iterator[tuple]:
-    """Yields each path, its image, and the outputs for the whole image at `size`."""
-    scale = input_max(model) / 255
-    for path in args.images:
-        image = load_image(path)
-        resized = ops.image.resize(image[None], size, antialias=True)
-        resized = ops.convert_to_numpy(resized) * scale
-        yield path, image, model.predict(resized, verbose=0)
+    """Yields each path, the file of its picture, its image, and the model's outputs.
 
-
-def _picture_file(path: str, suffix: str, args: argparse.Namespace) -> Path:
-    folder = Path(args.output) if args.output else Path(path).parent
-    return folder / f"{Path(path).stem}_{suffix}.png"
-
-
-def _check_picture_names(args: argparse.Namespace, suffix: str) -> None:
-    files = [str(_picture_file(path, suffix, args)) for path in args.images]
-    repeated = sorted({file for file in files if files.count(file) > 1})
+    The model runs on the whole image, resized to `size`.
+    """
+    files = [
+        Path(args.output or Path(path).parent) / f"{Path(path).stem}_{suffix}.png"
+        for path in args.images
+    ]
+    repeated = sorted({str(file) for file in files if files.count(file) > 1})
     if repeated:
         raise ValueError(
             f"The pictures of several images would have the name {', '.join(repeated)}."
             " Run the command once for each of these images, with another --output."
         )
+    scale = input_max(model) / 255
+    for path, file in zip(args.images, files):
+        image = load_image(path)
+        resized = ops.image.resize(image[None], size, antialias=True)
+        resized = ops.convert_to_numpy(resized) * scale
+        yield path, file, image, model.predict(resized, verbose=0)
 
 
-def _save_picture(
-    picture: np.ndarray, path: str, suffix: str, args: argparse.Namespace
-) -> Path:
-    file = _picture_file(path, suffix, args)
+def _save_picture(picture: np.ndarray, file: Path) -> None:
     with atomic_write(file) as temporary:
         keras.utils.save_img(temporary, picture, scale=False)
-    return file
 
 
 def _evaluation_value(weights: str, key: str) -> float | None:

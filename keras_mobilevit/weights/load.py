@@ -79,11 +79,8 @@ def _expects_bgr(
 def _swap_red_and_blue(kernel: np.ndarray) -> np.ndarray:
     """Reverses the colors of a first convolution `[out, channels, rows, columns]`.
 
-    A gray image has one channel and nothing to reverse. The fourth channel is alpha and
-    stays the last.
+    The fourth channel is alpha and stays the last.
     """
-    if kernel.shape[1] < 3:
-        return kernel
     return np.concatenate([kernel[:, 2::-1], kernel[:, 3:]], axis=1)
 
 
