@@ -31,11 +31,8 @@ class InputSettings:
     Attributes:
         pipeline: a key of `PIPELINES`.
         folder: holds the class folders.
-        files: paths of the JPEG files to read.
-        labels: of the files.
+        files: paths of the JPEG files to read; `labels` are theirs.
         size: side of the images of a batch.
-        batch: images in a batch.
-        threads: number of CPU threads.
     """
 
     pipeline: str
@@ -57,15 +54,10 @@ def _is_jpeg(path: Path) -> bool:
 def list_jpegs(folder: Path, at_most: int) -> tuple[list[str], list[int], list[str]]:
     """Lists JPEG files, evenly spaced over a folder of class folders.
 
-    Args:
-        folder: holds `<class>/*`.
-        at_most: about the number of files to check.
+    About `at_most` files are checked.
 
     Returns:
         Paths, labels, and the paths that were skipped since they are not JPEG files.
-
-    Raises:
-        ValueError: if there is no such folder, or no JPEG in it.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder. Expected {folder}/<class>/*.")

@@ -77,13 +77,7 @@ BUILDERS: dict[str, Callable[[str], Any]] = {
 def export(model: str, size: int | None, output: Path) -> None:
     """Writes another project's version of a model as ONNX, for one image.
 
-    Args:
-        model: one of `CLASSIFIERS` or `SEGMENTERS`.
-        size: side of the image in pixels; by default the model's own.
-        output: the `.onnx` file.
-
-    Raises:
-        ValueError: if a package is not installed.
+    Without `size`, the image has the model's own.
     """
     from keras_mobilevit.files import atomic_write
     from tflite.models import default_size

@@ -34,7 +34,6 @@ class StepSettings:
         model: a key of `keras_mobilevit.VARIANTS`.
         precision: one of `train.config.PRECISIONS`.
         xla: whether XLA compiles TensorFlow's step.
-        threads: number of CPU threads.
     """
 
     runtime: str

@@ -65,11 +65,7 @@ def is_installed(package: str) -> bool:
 
 
 def choose_runtimes(names: list[str] | None) -> list[str]:
-    """Returns the runtimes to measure: the given ones, or the usual ones.
-
-    Raises:
-        ValueError: if a runtime is unknown or not installed.
-    """
+    """Returns the runtimes to measure: the given ones, or the usual ones."""
     if names is None:
         if is_installed("timm"):
             return ["tensorflow", "timm"]
@@ -93,11 +89,7 @@ def choose_runtimes(names: list[str] | None) -> list[str]:
 
 
 def choose_models(names: list[str]) -> list[str]:
-    """Returns the variants to measure.
-
-    Raises:
-        ValueError: if there is none, or one is unknown.
-    """
+    """Returns the variants to measure."""
     if not names:
         raise ValueError("--model must name at least one variant. Received none.")
     # Workers load TensorFlow; here only the table of variants is needed.
@@ -109,11 +101,7 @@ def choose_models(names: list[str]) -> list[str]:
 
 
 def choose_threads(threads: int | None, default: int) -> int:
-    """Returns the number of threads.
-
-    Raises:
-        ValueError: if there are fewer cores.
-    """
+    """Returns the number of threads, at most one for each core."""
     cores = len(available_cores())
     if (threads or default) > cores:
         raise ValueError(
@@ -123,11 +111,7 @@ def choose_threads(threads: int | None, default: int) -> int:
 
 
 def parse_sizes(sizes: list[str]) -> list[int]:
-    """Returns image sides as numbers.
-
-    Raises:
-        ValueError: if one is not an integer, or too small for the network.
-    """
+    """Returns image sides as numbers."""
     try:
         sides = [int(size) for size in sizes]
     except ValueError as error:
@@ -143,13 +127,7 @@ def parse_sizes(sizes: list[str]) -> list[int]:
 
 
 def make_record(subject: dict, seconds: list[float], info: dict) -> dict:
-    """Returns a measurement as a record for JSON.
-
-    Args:
-        subject: what was measured; has `batch`.
-        seconds: of each step or batch.
-        info: of the worker.
-    """
+    """Returns a measurement of a subject with `batch` as a record for JSON."""
     low, median, high = np.percentile(seconds, (25, 50, 75)).tolist()
     return {
         **subject,
@@ -164,14 +142,7 @@ def make_record(subject: dict, seconds: list[float], info: dict) -> dict:
 
 
 def measure_steps(args: flags.FlagValues) -> Iterator[dict]:
-    """Measures training steps or forward passes.
-
-    Args:
-        args: flags.
-
-    Yields:
-        A record for each model, size and runtime.
-    """
+    """Yields a record for each model, size and runtime."""
     shapes = batch_shapes(parse_sizes(args.sizes), args.base_size, args.batch_size)
     runtimes = choose_runtimes(args.runtimes)
     common = {
@@ -227,14 +198,7 @@ def _listed_files(args: flags.FlagValues, at_most: int) -> dict:
 
 
 def measure_input(args: flags.FlagValues) -> Iterator[dict]:
-    """Measures input pipelines.
-
-    Args:
-        args: flags.
-
-    Yields:
-        A record for each pipeline.
-    """
+    """Yields a record for each pipeline."""
     threads = choose_threads(args.threads, default=1)
     common = {"size": args.size, "batch": args.batch_size, "threads": threads}
     count = args.steps or INPUT_STEPS
@@ -345,12 +309,7 @@ FLAG_GROUPS = {
 
 
 def measure(args: flags.FlagValues, records: list[dict]) -> None:
-    """Measures, and writes each record at once.
-
-    Args:
-        args: flags.
-        records: list to which the records are added.
-    """
+    """Measures, and adds each record to the output and to `records` at once."""
     check_output(args.output)
     measured = measure_input(args) if args.what == "input" else measure_steps(args)
     with open(args.output or os.devnull, "a", encoding="utf-8") as output:

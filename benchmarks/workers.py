@@ -109,12 +109,7 @@ def _serve(connection: Connection, log: str, candidate: Candidate) -> None:
 class Worker:
     """A process that measures one candidate on request.
 
-    Args:
-        name: of the candidate.
-        candidate: what it measures.
-
-    Attributes:
-        info: what the candidate's `start` returned.
+    Its `info` is what the candidate's `start` returned.
 
     Raises:
         ValueError: if the candidate refuses its settings.
@@ -188,14 +183,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def started(candidates: Mapping[str, Candidate]) -> Iterator[list[Worker]]:
-    """Starts a worker for each candidate, and ends them.
-
-    Args:
-        candidates: by name.
-
-    Yields:
-        The workers.
-    """
+    """Starts a worker for each candidate, and ends them."""
     with contextlib.ExitStack() as stack:
         workers = []
         for name in tqdm(candidates, "starting", disable=None, leave=False):
@@ -209,13 +197,7 @@ def measure_in_turns(
 ) -> dict[str, list[float]]:
     """Lets workers measure in turns, so that other load slows all of them equally.
 
-    Args:
-        workers: from `started`.
-        request: what each measures in a round.
-        rounds: turns of each worker.
-
-    Returns:
-        The measured seconds, by name.
+    Returns the measured seconds by name.
     """
     seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for _ in tqdm(range(rounds), "measuring", disable=None, leave=False):

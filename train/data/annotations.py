@@ -68,19 +68,9 @@ def object_source(
     splits: Mapping[str, Sequence[Objects]],
     images: Mapping[str, Mapping[str, Sequence]],
 ) -> Source:
-    """Makes a source of objects that are all in memory.
+    """Makes a source of the objects of each image, by split.
 
-    Args:
-        name: of the source.
-        class_names: in the order of the classes.
-        splits: the objects of each image, by split.
-        images: the column of images, `{"path" or "encoded": values}`, by split.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        ValueError: if a split has no boxes, or there is nothing to learn.
+    `images` has by split the column of images, `{"path" or "encoded": values}`.
     """
     check_objects(name, splits)
     _warn_of_missing_objects(name, class_names, splits)
@@ -172,12 +162,7 @@ def fix_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Puts corners in order, clips boxes to the image, and drops invalid boxes.
 
-    Args:
-        corners: `[objects, 4]` in pixels; the two corners may be swapped.
-        width: of the image, in pixels.
-        height: likewise.
-        name: of the file, for `report`.
-        report: counts what is fixed or skipped.
+    The `corners` `[objects, 4]`, `width` and `height` are in pixels.
 
     Returns:
         The valid boxes as fractions of the image, float32 `[kept, 4]`, and which
@@ -212,14 +197,7 @@ def place_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fixes boxes on the picture they were drawn on, and turns them upright.
 
-    Args:
-        corners: as for `fix_boxes`.
-        canvas: the picture that they were drawn on.
-        name: of the file, for `report` and errors.
-        report: counts what is fixed or skipped.
-
-    Returns:
-        As `fix_boxes`.
+    It takes and returns what `fix_boxes` does.
 
     Raises:
         ValueError: if a box does not lie on the picture, and another picture than the
@@ -273,15 +251,7 @@ def drop_repeats(objects: Objects, name: str, report: AnnotationReport) -> Objec
 
 
 def object_columns(images: Sequence[Objects]) -> dict[str, tf.RaggedTensor]:
-    """Arranges objects in ragged columns, one row for each image.
-
-    Args:
-        images: their classes are numbers.
-
-    Returns:
-        `boxes` `[images, (objects), 4]`, `classes` int32 `[images, (objects)]`,
-        `is_crowd` bool and `areas` float32 `[images, (objects)]`.
-    """
+    """Arranges objects in ragged columns `[images, (objects), ...]`."""
     lengths = [len(image.boxes) for image in images]
 
     def column(name: str, dtype, *shape: int) -> tf.RaggedTensor:

@@ -14,21 +14,12 @@ CONTRAST, BRIGHTNESS, SATURATION, HUE = 0.5, 0.2, 0.5, 0.05
 
 
 def random_crop_window(height, width, min_scale: float, seed) -> tf.Tensor:
-    """Draws the window of a random resized crop.
+    """Draws the window of a random resized crop: top, left, height, width, int32 `[4]`.
 
     The area is uniform in [min_scale, 1] of the image's area, and the logarithm of the
     aspect ratio is uniform between log(3/4) and log(4/3). The first of ten draws that
     fits in the image is taken; if none fits, the largest central window whose aspect
     ratio is in this range.
-
-    Args:
-        height: of the image, an integer tensor.
-        width: likewise.
-        min_scale: in (0, 1].
-        seed: two integers.
-
-    Returns:
-        An int32 tensor: top, left, height and width, the last two at least 1.
     """
     size = tf.cast([height, width], tf.float32)
     seeds = tf.random.experimental.stateless_split(seed, 3)
@@ -54,27 +45,14 @@ def random_crop_window(height, width, min_scale: float, seed) -> tf.Tensor:
 
 
 def random_flip(image, seed) -> tf.Tensor:
-    """Mirrors an image left to right with probability 1/2.
-
-    Args:
-        image: `[height, width, channels]`.
-        seed: two integers.
-
-    Returns:
-        The image or its mirror image.
-    """
+    """Mirrors an image left to right with probability 1/2."""
     return tf.image.stateless_random_flip_left_right(image, seed)
 
 
 def random_colors(image, seed) -> tf.Tensor:
     """Changes contrast, brightness, saturation and hue, each with probability 1/2.
 
-    Args:
-        image: uint8 `[height, width, 3]`.
-        seed: two integers.
-
-    Returns:
-        The image, uint8.
+    The image is uint8 `[height, width, 3]`.
     """
     seeds = tf.random.experimental.stateless_split(seed, 5)
     is_changed = tf.random.stateless_uniform([4], seeds[4]) < 0.5

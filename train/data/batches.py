@@ -38,18 +38,10 @@ class EncodedBatches(NamedTuple):
 def encoded_batches(
     source: Source, split: str, seed: int | None, plan: BatchPlan, calls: Sequence[int]
 ) -> EncodedBatches:
-    """Makes the batches of a plan.
+    """Makes the batches of a plan; the seed `None` stands for the stored order.
 
-    Args:
-        source: of the examples.
-        split: of the source.
-        seed: of the order of the examples; `None` for the stored order.
-        plan: of the batches.
-        calls: numbers of steps that one call executes, from the plan's first step on.
-            All images of a call have the same number of slots for objects.
-
-    Returns:
-        The `EncodedBatches`.
+    `calls` are the numbers of steps that one call executes, from the plan's first step
+    on. All images of a call have the same number of slots for objects.
     """
     if source.columns is None:
         return _stream_batches(source, split, seed, plan, calls)
@@ -154,16 +146,10 @@ def _stream_batches(
 def _group(
     examples: tf.data.Dataset, counts: np.ndarray, ragged: frozenset[str]
 ) -> tf.data.Dataset:
-    """Joins examples of a stream to groups of the given sizes.
+    """Joins examples of a stream to groups of `counts`, `{key: [count, ...]}`.
 
-    Args:
-        examples: of the stream.
-        counts: number of examples of each group.
-        ragged: keys with one row for each object; they are padded to one of
-            `OBJECT_SLOTS`.
-
-    Returns:
-        A `tf.data.Dataset` of `{key: [count, ...]}`.
+    The `ragged` keys have one row for each object, and are padded to one of
+    `OBJECT_SLOTS`.
     """
     specs = examples.element_spec
     fillers = {key: neutral_value(key, spec.dtype) for key, spec in specs.items()}

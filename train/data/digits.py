@@ -27,15 +27,7 @@ FOREGROUND = 0.15  # a pixel above it belongs to the digit
 
 
 def digits_source(argument: str = "", cache: bool = False) -> Source:
-    """Opens the single digits, images of 8x8 pixels with labels.
-
-    Args:
-        argument: none.
-        cache: not used; all images are in memory.
-
-    Returns:
-        The `Source`, with a fifth of each class held out.
-    """
+    """Opens the single digits, images of 8x8 pixels; a fifth of each is held out."""
     images, labels, parts = _load_digits()
     pixels = np.round(images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
     encoded = [tf.io.encode_png(image[..., None]).numpy() for image in pixels]
@@ -53,16 +45,7 @@ def digits_source(argument: str = "", cache: bool = False) -> Source:
 def box_scene_source(
     argument: str = "", cache: bool = False, counts: Mapping[str, int] = SCENES
 ) -> Source:
-    """Opens scenes of digits with boxes.
-
-    Args:
-        argument: none.
-        cache: not used; all images are in memory.
-        counts: number of scenes by split.
-
-    Returns:
-        The `Source`.
-    """
+    """Opens scenes of digits with boxes, `counts` of them by split."""
     scenes = {split: make_scenes(split, count) for split, count in counts.items()}
     splits = {
         split: [scene.objects for scene in made] for split, made in scenes.items()
@@ -77,16 +60,7 @@ def box_scene_source(
 def mask_scene_source(
     argument: str = "", cache: bool = False, counts: Mapping[str, int] = SCENES
 ) -> Source:
-    """Opens scenes of digits with masks, whose class 0 is the background.
-
-    Args:
-        argument: none.
-        cache: not used; all images are in memory.
-        counts: number of scenes by split.
-
-    Returns:
-        The `Source`.
-    """
+    """Opens scenes of digits with masks, whose class 0 is the background."""
     columns = {}
     for split, count in counts.items():
         scenes = make_scenes(split, count)
@@ -99,13 +73,11 @@ def mask_scene_source(
 
 
 class Scene(NamedTuple):
-    """An image of several digits with its boxes and its mask.
+    """An image of several digits, a PNG, with its boxes and its mask.
 
-    Attributes:
-        encoded: a PNG.
-        objects: the digits; `path` is the name of the scene.
-        mask: uint8 `[height, width]`: 0 for the background, and the digit plus 1 where
-            a digit was drawn; a later digit covers an earlier one.
+    The `path` of `objects` is the name of the scene. The mask, uint8 `[height, width]`,
+    is 0 for the background, and the digit plus 1 where a digit was drawn; a later digit
+    covers an earlier one.
     """
 
     encoded: bytes
@@ -126,10 +98,7 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
 
 
 def _enlarge(digit: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes a digit `[8, 8]` to `[height, width]`, bilinearly.
-
-    In NumPy, since thousands of digits are resized at once.
-    """
+    """Resizes a digit `[8, 8]` bilinearly, in NumPy, since there are thousands."""
     for side in (height, width):
         positions = np.clip((np.arange(side) + 0.5) * len(digit) / side - 0.5, 0, 7)
         low = np.minimum(positions.astype(int), 6)
@@ -190,15 +159,7 @@ def _make_scene(name: str, images: np.ndarray, labels: np.ndarray, rng) -> Scene
 
 
 def make_scenes(split: str, count: int) -> list[Scene]:
-    """Makes the first scenes of a split.
-
-    Args:
-        split: `"train"` or `"validation"`.
-        count: number of scenes.
-
-    Returns:
-        The scenes, 128x128 pixels each.
-    """
+    """Makes the first scenes of a split, 128x128 pixels each."""
     images, labels, parts = _load_digits()
     indices = parts[split]
     images, labels = images[indices] / 16, labels[indices]

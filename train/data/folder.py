@@ -23,19 +23,8 @@ from train.data.source import (
 def folder_source(argument: str, cache: bool = False) -> Source:
     """Opens `PATH/train/<class>/*` and `PATH/validation/<class>/*`.
 
-    Images stay encoded until the pipeline crops them. A file that cannot be decoded is
-    listed like any other; the pipeline skips it.
-
-    Args:
-        argument: path of the folder.
-        cache: read all files now, and keep them in memory still encoded.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        ValueError: if a folder is missing, there are no images, a class is empty,
-            there is only one class, or the splits have different classes.
+    Images stay encoded until the pipeline crops them; with `cache` in memory. A file
+    that cannot be decoded is listed like any other; the pipeline skips it.
     """
     path = Path(argument).expanduser()
     name = f"folder:{path}"

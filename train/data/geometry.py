@@ -67,12 +67,8 @@ class Canvas(NamedTuple):
     def turn_mask(self, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Turns a mask upright, and resizes it to its image by the nearest pixel.
 
-        Args:
-            mask: `[height, width]`.
-            size: (width, height) of the upright image.
-
-        Returns:
-            `[size[1], size[0]]`.
+        The mask is `[height, width]`, and `size` the (width, height) of the upright
+        image.
         """
         mask = _MASKS[self.orientation](mask)
         rows, columns = (
@@ -104,15 +100,9 @@ def find_canvas(
 ) -> Canvas:
     """Finds the picture that an annotation was drawn on.
 
-    Args:
-        header: of the image file.
-        stated: (width, height) in the annotation; `None` if it states none.
-        subject: who states it, for errors: `"a.xml states"`.
-        image: path of the image.
-        report: counts images whose annotations are turned or scaled.
-
-    Returns:
-        The `Canvas`.
+    `stated` is the (width, height) in the annotation, or `None`, and `subject` who
+    states it, for errors: `"a.xml states"`. Images whose annotations are turned or
+    scaled are counted in `report`.
 
     Raises:
         ValueError: if the size belongs to another image.

@@ -161,9 +161,6 @@ def _by_format(jpeg, turned_jpeg, other, dtype, encoded, *inputs):
 def decode(encoded) -> tf.Tensor:
     """Decodes an image of any format, or the first frame of an animation, upright.
 
-    Args:
-        encoded: the bytes of the image, a scalar string.
-
     Returns:
         uint8 `[height, width, 3]`, RGB.
     """
@@ -177,12 +174,8 @@ def decode(encoded) -> tf.Tensor:
 def decode_window(encoded, window) -> tf.Tensor:
     """Decodes one window of an image; of a JPEG, only the part that is needed.
 
-    Args:
-        encoded: the bytes of an image of any format.
-        window: int32 `[4]`: top, left, height, width in the upright image.
-
-    Returns:
-        uint8 `[height, width, 3]`.
+    `window` is int32 `[4]`: top, left, height, width in the upright image. The result
+    is uint8 `[height, width, 3]`.
     """
     image = _by_format(
         _crop_jpeg, _crop_turned_jpeg, _crop_other, tf.uint8, encoded, window
@@ -192,10 +185,7 @@ def decode_window(encoded, window) -> tf.Tensor:
 
 
 def image_size(encoded) -> tf.Tensor:
-    """Reads the height and width of the upright image, int32 `[2]`.
-
-    No pixels are decoded.
-    """
+    """Reads the height and width of the upright image, int32 `[2]`, but no pixels."""
     size = _by_format(_jpeg_size, _turned_jpeg_size, _other_size, tf.int32, encoded)
     size.set_shape([2])
     return size
@@ -212,16 +202,10 @@ def resize(image, size) -> tf.Tensor:
 
 
 def train_example(example, size, seed, config) -> dict:
-    """Makes an example of classification for training.
+    """Makes an example of classification: a random crop, possibly mirrored.
 
-    Args:
-        example: of a source: `encoded` or `path`, and `label`.
-        size: (height, width) of the result.
-        seed: two integers, which determine crop and flip.
-        config: a `TrainConfig`; its `crop_scale` and `flip` are used.
-
-    Returns:
-        `image`, uint8 `[*size, 3]`: a random crop, possibly mirrored; and `label`.
+    `size` is (height, width), `seed` two integers, which determine crop and flip. Of
+    the `TrainConfig`, `crop_scale` and `flip` are used.
     """
     encoded = read(example)
     height, width = tf.unstack(image_size(encoded))

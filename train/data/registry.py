@@ -23,7 +23,6 @@ class SourceKind:
             `--data` and whether to keep the encoded images in memory, and returns a
             `train.data.source.Source`.
         argument: what follows the kind and a colon: `PATH`, `NAME`, or nothing.
-        help: what the source consists of, for `--help`.
         recipe: name of the default recipe, see `train.recipes`.
     """
 
@@ -87,17 +86,10 @@ SOURCE_KINDS: dict[tuple[str, str], SourceKind] = {
 def load_source(task: str, name: str, cache: bool = False) -> Source:
     """Opens a data source.
 
-    Args:
-        task: name of the task.
-        name: as given to `--data`: a kind, or a kind, a colon and its argument.
-        cache: keep the encoded images of a folder in memory.
-
-    Returns:
-        The `Source`.
+    With `cache`, the encoded images of a folder stay in memory.
 
     Raises:
-        ValueError: if the task has no such kind of source, or its data cannot be
-            trained on.
+        ValueError: if the task has no such source, or its data cannot be trained on.
     """
     kind = find_kind(task, name)
     module, _, function = kind.reader.partition(":")
@@ -106,11 +98,7 @@ def load_source(task: str, name: str, cache: bool = False) -> Source:
 
 
 def find_kind(task: str, name: str) -> SourceKind:
-    """Returns the row of a source.
-
-    Raises:
-        ValueError: if the task has no such kind; the message lists its kinds.
-    """
+    """Returns the row of a source; if there is none, an error lists the task's kinds."""
     kind, _, argument = name.partition(":")
     tasks = dict.fromkeys(name for name, _ in SOURCE_KINDS)
     if task not in tasks:

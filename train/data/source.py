@@ -36,9 +36,9 @@ class Source:
     Attributes:
         name: as given to `train.data.registry.load_source`.
         class_names: in the order of the labels.
-        num_examples: number of images by split.
-        stream: a function of a split and a seed, or `None` for the stored order, to
-            a `tf.data.Dataset` of examples.
+        num_examples: by split.
+        stream: from a split and a seed, or `None` for the stored order, to a dataset of
+            examples.
         columns: by split the values of all examples, in the stored order, under the
             keys of an example.
     """
@@ -65,17 +65,7 @@ class Source:
 def indexed_source(
     name: str, class_names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]
 ) -> Source:
-    """Makes a source whose examples can be read in any order.
-
-    Args:
-        name: of the source.
-        class_names: in the order of the labels.
-        columns: `{split: {key: values}}` with a value for each example; a
-            `tf.RaggedTensor` has values of different lengths.
-
-    Returns:
-        The `Source`.
-    """
+    """Makes a source, read in any order, of `{split: {key: values}}`."""
     tensors = {
         split: {key: _to_tensor(values) for key, values in column.items()}
         for split, column in columns.items()
@@ -158,13 +148,7 @@ def _read_files(paths: Sequence[str], split: str) -> list[bytes]:
 
 
 def refuse_one_class(name: str, class_names: Sequence[str], where: str) -> None:
-    """Raises a ValueError if a classifier would have nothing to tell apart.
-
-    Args:
-        name: of the source.
-        class_names: of the source.
-        where: the user finds the classes, for the message.
-    """
+    """Refuses a classification with one class; `where` the classes are is for the message."""
     if len(class_names) < 2:
         raise ValueError(
             f"{name} has only one class, {join_names(class_names)}: a classifier would "
@@ -173,12 +157,7 @@ def refuse_one_class(name: str, class_names: Sequence[str], where: str) -> None:
 
 
 def warn_of_similar_names(names: Sequence[str], where: str) -> None:
-    """Warns of class names that differ only in case or spaces.
-
-    Args:
-        names: of the classes.
-        where: the classes are, for the warning.
-    """
+    """Warns of class names in `where` that differ only in case or spaces."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault("".join(name.split()).casefold(), []).append(name)
@@ -196,9 +175,7 @@ def warn_of_similar_names(names: Sequence[str], where: str) -> None:
 def warn_of_shared_images(name: str, paths: Mapping[str, Sequence[str]]) -> None:
     """Warns of images in both splits, which make the validation score too high.
 
-    Args:
-        name: of the source.
-        paths: by split. Only files with the same name are compared.
+    Only files with the same name are compared.
     """
     train, validation = (paths[split] for split in SPLITS)
     by_name: dict[str, list[str]] = {}

@@ -30,14 +30,7 @@ _RENUMBER = (
 
 
 def read_coco(file: Path) -> dict:
-    """Reads a file of COCO's annotations.
-
-    Returns:
-        Its content, with the names of the categories stripped.
-
-    Raises:
-        ValueError: if its content is invalid.
-    """
+    """Reads and checks COCO's annotations; strips the names of the categories."""
     text = read_text(file)
     try:
         content = json.loads(text)
@@ -80,13 +73,10 @@ def _check_row(row, keys: dict[str, type], where: str) -> None:
 
 
 def drop_root_categories(contents: dict[Path, dict]) -> None:
-    """Drops categories that only group others, as Roboflow writes them.
+    """Drops categories that only group others from the content by file.
 
-    Such a category has no objects in any of the files, and is the supercategory of
-    others. A class may have the same name.
-
-    Args:
-        contents: from `read_coco`, by file; their categories are changed.
+    Roboflow writes such categories. They have no objects in any of the files, and are
+    the supercategory of others. A class may have the same name.
     """
     names = [
         {category["id"]: category["name"] for category in content["categories"]}
@@ -122,11 +112,7 @@ def drop_root_categories(contents: dict[Path, dict]) -> None:
 def coco_categories(
     content: dict, file: Path, report: AnnotationReport
 ) -> dict[int, str]:
-    """Returns the names of the classes by their ids, in the order of the ids.
-
-    Raises:
-        ValueError: if an id has two names, or a name two ids.
-    """
+    """Returns the names of the classes by their ids, in the order of the ids."""
     names: dict[int, str] = {}
     ids: dict[str, int] = {}
     for row in sorted(content["categories"], key=lambda category: category["id"]):
@@ -151,7 +137,7 @@ def coco_categories(
 def images_by_id(
     content: dict, file: Path, report: AnnotationReport
 ) -> dict[int, dict]:
-    """Returns the entries of images by their ids; see `coco_objects` for errors."""
+    """Returns the entries of images by their ids."""
     images: dict[int, dict] = {}
     for image in content["images"]:
         other = images.setdefault(image["id"], image)

@@ -36,17 +36,6 @@ def coco_source(argument: str, cache: bool = False) -> Source:
 
     `PATH/annotations/instances_train*.json` and `instances_val*.json`. The images are
     in folders with the rest of these names, such as `PATH/train2017/*`.
-
-    Args:
-        argument: path of the data set.
-        cache: keep the encoded images in memory.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        ValueError: if a file or folder is missing or invalid, or the two parts have
-            different categories.
     """
     path, report = Path(argument).expanduser(), AnnotationReport()
     files = {split: _annotation_file(path, part) for split, part in _PARTS.items()}
@@ -119,8 +108,7 @@ class _Folder:
     def find(self, file_name: str) -> Path | None:
         """Returns the path of an image, if need be by the last part of its name.
 
-        Raises:
-            ValueError: if another name has led to the same file.
+        A name that leads to the file of another name is refused.
         """
         plain = normalize_name(file_name)
         # One listing finds names without folders; others need a look at the disk.
@@ -145,22 +133,10 @@ def coco_objects(
     file: Path,
     report: AnnotationReport,
 ) -> Iterator[Objects]:
-    """Reads the objects of all images in a file of COCO annotations.
+    """Yields the `Objects` of each image in the content of `file` that exists.
 
-    Args:
-        content: from `read_coco`.
-        labels: of the classes, by the categories' ids.
-        folder: of the images.
-        file: that the content was read from.
-        report: counts what is fixed or skipped.
-
-    Yields:
-        `Objects` for each image that exists. An image that is listed under several
-        ids has the objects of all of them.
-
-    Raises:
-        ValueError: if an object has an unlisted category, an image id stands for two
-            files, or an entry belongs to another image than its file.
+    `labels` are by the categories' ids. An image that is listed under several ids has
+    the objects of all of them.
     """
     images = images_by_id(content, file, report)
     found: dict[Path, list[Objects]] = {}

@@ -34,17 +34,6 @@ def voc_box_source(argument: str, cache: bool = False) -> Source:
 
     `PATH/Annotations/*.xml`, `PATH/JPEGImages/*`, `PATH/ImageSets/Main/train.txt` and
     `val.txt`. The classes are the names in the training part, sorted.
-
-    Args:
-        argument: path of the data set.
-        cache: keep the encoded images in memory.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        ValueError: if a list is missing, there are no boxes, an annotation belongs to
-            another image, or only the validation part has a class.
     """
     path, report = Path(argument).expanduser(), AnnotationReport()
     name = f"voc:{path}"
@@ -123,12 +112,7 @@ def _stated_size(root: Element) -> tuple[int, int] | None:
 
 
 class _ImageFinder:
-    """Finds the image of each annotation, and no image for two annotations.
-
-    Args:
-        path: the folder of Annotations and JPEGImages.
-        report: counts images that are not found by the annotation's own name.
-    """
+    """Finds the image of each annotation, and no image for two annotations."""
 
     def __init__(self, path: Path, report: AnnotationReport):
         self.images = Files(path / "JPEGImages", IMAGE_SUFFIXES)
@@ -137,19 +121,11 @@ class _ImageFinder:
         self._owners: dict[Path, Path] = {}
 
     def find(self, name: str, file: Path, root: Element) -> Path | None:
-        """Returns the image of an annotation, or `None`.
+        """Returns the image of the annotation `file`, listed as `name`, or `None`.
 
         The annotation's own name comes first. Its <filename> may be outdated, or copied
-        from another annotation.
-
-        Args:
-            name: in the list.
-            file: of the annotation.
-            root: of its XML.
-
-        Raises:
-            ValueError: if the name fits several images, or two annotations have the
-                same image.
+        from another annotation. A name that fits several images, or an image of two
+        annotations, is refused.
         """
         stated = [root.findtext(tag, "").strip() for tag in ("filename", "path")]
         own = self.images.find(name)
@@ -199,19 +175,7 @@ class _ImageFinder:
 
 
 def voc_objects(path: Path, split: str, report: AnnotationReport) -> Iterator[Objects]:
-    """Reads one split.
-
-    Args:
-        path: the folder of Annotations, JPEGImages and ImageSets.
-        split: `"train"` or `"val"`.
-        report: counts what is fixed or skipped.
-
-    Yields:
-        `Objects` for each image; their classes are the names in the file.
-
-    Raises:
-        ValueError: if there is no such list, or an annotation belongs to another image.
-    """
+    """Yields the objects of each image of `train` or `val`; their classes are names."""
     listed = path / "ImageSets" / "Main" / f"{split}.txt"
     if not listed.is_file():
         raise ValueError(

@@ -46,13 +46,9 @@ MAX_UNNAMED = len(VOC_NAMES)  # classes without a list of names
 
 
 class MaskedImage(NamedTuple):
-    """An image and the classes of its pixels.
+    """An image and the classes of its pixels, without `IGNORE_INDEX`.
 
-    Attributes:
-        path: of the image.
-        file: of the mask.
-        mask: a gray PNG, see `train.data.masks.encode_mask`.
-        classes: in the mask, without `IGNORE_INDEX`.
+    `file` is of the mask, and `mask` a gray PNG, see `train.data.masks.encode_mask`.
     """
 
     path: str
@@ -69,17 +65,6 @@ def voc_mask_source(argument: str, cache: bool = False) -> Source:
     `train_aug.txt`, it lists the training images, whose masks are in
     `PATH/SegmentationClassAug`. `PATH/classes.txt` names the classes; without it they
     have VOC's names if there are as many, or numbers.
-
-    Args:
-        argument: path of the data set.
-        cache: keep the encoded images in memory.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        ValueError: if a list is missing, a mask does not fit its image, a mask has an
-            unknown class, or the masks have levels of gray instead of classes.
     """
     path, report = Path(argument).expanduser(), AnnotationReport()
     name = f"voc:{path}"
@@ -104,20 +89,7 @@ def voc_mask_source(argument: str, cache: bool = False) -> Source:
 
 
 def voc_masks(path: Path, split: str, report: AnnotationReport) -> list[MaskedImage]:
-    """Reads one split.
-
-    Args:
-        path: the folder of JPEGImages, SegmentationClass and ImageSets.
-        split: `"train"` or `"val"`.
-        report: counts what is skipped.
-
-    Returns:
-        The images whose masks can be read, in the order of the list.
-
-    Raises:
-        ValueError: if there is no such list or folder, no image of the list is left,
-            a mask does not fit its image, or a name fits several files.
-    """
+    """Reads the readable images and masks of `train` or `val`, in the list's order."""
     file, folder = _find_list(path, split)
     images = Files(path / "JPEGImages", IMAGE_SUFFIXES)
     masks = Files(folder, MASK_SUFFIXES)
