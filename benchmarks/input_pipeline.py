@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.workers import processor, seconds_of, versions
+from benchmarks.workers import describe, seconds_of, set_tensorflow_threads
 
 ENVIRONMENT = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": ""}
 JPEG_SUFFIXES = (".jpg", ".jpeg")
@@ -80,13 +80,6 @@ def list_jpegs(folder: Path, at_most: int) -> tuple[list[str], list[int], list[s
     return paths, labels, [str(file) for file, _ in found if str(file) not in taken]
 
 
-def _set_threads(count: int) -> None:
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(count)
-    tf.config.threading.set_inter_op_parallelism_threads(count)
-
-
 def _with_threads(dataset, count: int):
     import tensorflow as tf
 
@@ -120,6 +113,7 @@ def bare_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
 
     from train.config import TrainConfig
     from train.data.augment import random_crop_window
+    from train.data.images import resize
 
     crop_scale = TrainConfig().crop_scale
 
@@ -129,8 +123,7 @@ def bare_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
         seed = tf.stack([tf.constant(0, tf.int64), position])
         window = random_crop_window(height, width, crop_scale, seed)
         image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
-        image = tf.image.resize(image, [settings.size] * 2, antialias=True)
-        return tf.saturate_cast(tf.round(image), tf.uint8)
+        return resize(image, [settings.size] * 2)
 
     files = tf.data.Dataset.from_tensor_slices(np.array(settings.files)[order])
     images = files.enumerate().map(load, num_parallel_calls=settings.threads)
@@ -167,15 +160,11 @@ def torchvision_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
     return (images for images, _ in loader)
 
 
-PIPELINES = {
-    "ours": our_batches,
-    "bare": bare_batches,
-    "torchvision": torchvision_batches,
-}
-_PACKAGES = {
-    "ours": ("tensorflow",),
-    "bare": ("tensorflow",),
-    "torchvision": ("torchvision", "torch", "pillow"),
+# The function and the packages of each pipeline.
+PIPELINES: dict[str, tuple[Callable, tuple[str, ...]]] = {
+    "ours": (our_batches, ("tensorflow",)),
+    "bare": (bare_batches, ("tensorflow",)),
+    "torchvision": (torchvision_batches, ("torchvision", "torch", "pillow")),
 }
 
 
@@ -209,10 +198,9 @@ def images_of_turn(steps: int, batch: int, threads: int) -> int:
 def start(settings: dict) -> tuple[dict, Callable[[dict], dict]]:
     """Prepares a pipeline; see `benchmarks.workers.Candidate`."""
     own = InputSettings(**settings)
-    make_batches = PIPELINES[own.pipeline]
-    packages = _PACKAGES[own.pipeline]
+    make_batches, packages = PIPELINES[own.pipeline]
     if "tensorflow" in packages:
-        _set_threads(own.threads)
+        set_tensorflow_threads(own.threads)
     seeds = itertools.count()
 
     def measure(request: dict) -> dict:
@@ -226,9 +214,4 @@ def start(settings: dict) -> tuple[dict, Callable[[dict], dict]]:
         # Batches come in bursts, so only the mean counts.
         return {"seconds": [seconds / steps]}
 
-    info = {
-        "accelerator": "cpu",
-        "device": processor(),
-        "versions": versions(*packages),
-    }
-    return info, measure
+    return describe(packages), measure

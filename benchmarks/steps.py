@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.workers import processor, seconds_of, versions
+from benchmarks.workers import describe, seconds_of, set_tensorflow_threads
 
 CLASSES = 1000
 # Variables that a library reads when it is loaded.
@@ -119,8 +119,7 @@ def tensorflow_runtime(settings: StepSettings) -> Runtime:
     """Prepares the TensorFlow that this project trains with."""
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(settings.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(settings.threads)
+    set_tensorflow_threads(settings.threads)
     make = {"step": _tensorflow_train_step, "inference": _tensorflow_forward}
     function = make[settings.what](settings)
     gpu = ""
@@ -390,9 +389,4 @@ def start(settings: dict) -> tuple[dict, Callable[[dict], dict]]:
             step()
         return {"seconds": [seconds_of(step) for _ in range(request["steps"])]}
 
-    info = {
-        "accelerator": "gpu" if runtime.gpu else "cpu",
-        "device": runtime.gpu or processor(),
-        "versions": versions(*runtime.packages),
-    }
-    return info, measure
+    return describe(runtime.packages, runtime.gpu), measure

@@ -26,6 +26,7 @@ reference in the column's name. --output adds one JSON line for each median.
 """
 
 import datetime
+import functools
 import importlib.util
 import json
 import os
@@ -56,7 +57,8 @@ from train.run.console import quiet_libraries
 WHAT = ("step", "inference", "input")
 STEPS, INPUT_STEPS = 5, 40  # per turn, by default
 INTERRUPTED = 130  # exit code of a shell after Ctrl-C
-_PACKAGES = {"tensorflow": "tensorflow", "jax": "jax", "timm": "timm"}
+# Defines a flag whose value is an integer of at least 1.
+_define_count = functools.partial(flags.DEFINE_integer, lower_bound=1)
 
 
 def is_installed(package: str) -> bool:
@@ -72,12 +74,12 @@ def choose_runtimes(names: list[str] | None) -> list[str]:
         print("timm is not measured, since it is not installed.")
         return ["tensorflow"]
     for name in names:
-        if name not in _PACKAGES:
+        if name not in steps.RUNTIMES:
             raise ValueError(
                 f"Unknown runtime {name!r} in --runtimes. Expected some of: "
-                f"{', '.join(_PACKAGES)}."
+                f"{', '.join(steps.RUNTIMES)}."
             )
-        if not is_installed(_PACKAGES[name]):
+        if not is_installed(name):
             extra = "peers" if name == "timm" else "dev"
             raise ValueError(
                 f"{name} is not installed: pip install '.[{extra}]', or remove it "
@@ -102,12 +104,12 @@ def choose_models(names: list[str]) -> list[str]:
 
 def choose_threads(threads: int | None, default: int) -> int:
     """Returns the number of threads, at most one for each core."""
-    cores = len(available_cores())
-    if (threads or default) > cores:
+    threads, cores = threads or default, len(available_cores())
+    if threads > cores:
         raise ValueError(
             f"This process may use {cores} cores. Received: --threads={threads}."
         )
-    return threads or default
+    return threads
 
 
 def parse_sizes(sizes: list[str]) -> list[int]:
@@ -152,14 +154,11 @@ def measure_steps(args: flags.FlagValues) -> Iterator[dict]:
         "threads": choose_threads(args.threads, len(available_cores())),
     }
     for model in choose_models(args.model):
-        candidates = {
-            name: Candidate(
-                steps.start,
-                common | {"model": model, "runtime": name},
-                steps.ENVIRONMENTS.get(name, {}),
-            )
-            for name in runtimes
-        }
+        candidates = {}
+        for name in runtimes:
+            settings = common | {"model": model, "runtime": name}
+            environment = steps.ENVIRONMENTS.get(name, {})
+            candidates[name] = Candidate(steps.start, settings, environment)
         # New processes for each model: no memory is left over from the last.
         with started(candidates) as workers:
             for shape in shapes:
@@ -204,15 +203,14 @@ def measure_input(args: flags.FlagValues) -> Iterator[dict]:
     count = args.steps or INPUT_STEPS
     images = input_pipeline.images_of_turn(count, args.batch_size, threads)
     settings = common | _listed_files(args, images)
+    environment = input_pipeline.ENVIRONMENT
     pipelines = list(input_pipeline.PIPELINES)
     if not is_installed("torchvision"):
         pipelines.remove("torchvision")
         print("torchvision is not measured, since it is not installed.")
     candidates = {
         name: Candidate(
-            input_pipeline.start,
-            settings | {"pipeline": name},
-            input_pipeline.ENVIRONMENT,
+            input_pipeline.start, settings | {"pipeline": name}, environment
         )
         for name in pipelines
     }
@@ -222,12 +220,6 @@ def measure_input(args: flags.FlagValues) -> Iterator[dict]:
         for worker in workers:
             named = subject | common | {"pipeline": worker.name}
             yield make_record(named, seconds[worker.name], worker.info)
-
-
-def check_output(path: str | None) -> None:
-    """Raises a ValueError if the folder of the output file is missing."""
-    if path and not Path(path).absolute().parent.is_dir():
-        raise ValueError(f"There is no folder for --output={path}.")
 
 
 def define_step_flags() -> None:
@@ -243,25 +235,11 @@ def define_step_flags() -> None:
     flags.DEFINE_list(
         "sizes", ["160", "192", "256", "288", "320"], "Image sides in pixels."
     )
-    flags.DEFINE_integer(
-        "base_size",
-        256,
-        "Size at which a batch has --batch_size images.",
-        lower_bound=1,
-    )
-    flags.DEFINE_enum(
-        "precision",
-        "float32",
-        PRECISIONS,
-        "Dtype policy of Keras; timm uses torch.autocast.",
-    )
+    _define_count("base_size", 256, "Size at which a batch has --batch_size images.")
+    text = "Dtype policy of Keras; timm uses torch.autocast."
+    flags.DEFINE_enum("precision", "float32", PRECISIONS, text)
     flags.DEFINE_boolean("xla", False, "Compile the step of TensorFlow with XLA.")
-    flags.DEFINE_integer(
-        "warmup",
-        2,
-        "Steps before the first turn of each size, not measured.",
-        lower_bound=1,
-    )
+    _define_count("warmup", 2, "Steps before the first turn of each size, unmeasured.")
 
 
 def define_input_flags() -> None:
@@ -275,30 +253,23 @@ def define_input_flags() -> None:
 def define_common_flags() -> None:
     """Defines the flags of every measurement."""
     flags.DEFINE_enum("what", "step", WHAT, "What to measure.")
-    flags.DEFINE_integer(
+    _define_count(
         "batch_size",
         32,
         "Images per batch at --base_size. At other sizes the number of pixels per "
         "batch stays the same. With --what=input: images in every batch.",
-        lower_bound=1,
     )
-    flags.DEFINE_integer(
-        "threads",
-        None,
-        "CPU threads, and cores. Default: all; with --what=input 1.",
-        lower_bound=1,
+    _define_count(
+        "threads", None, "CPU threads, and cores. Default: all; with --what=input 1."
     )
-    flags.DEFINE_integer("rounds", 5, "Turns of each candidate.", lower_bound=1)
-    flags.DEFINE_integer(
+    _define_count("rounds", 5, "Turns of each candidate.")
+    _define_count(
         "steps",
         None,
         f"Measured steps per turn. Default: {STEPS}; with --what=input {INPUT_STEPS} "
         "batches.",
-        lower_bound=1,
     )
-    flags.DEFINE_string(
-        "output", None, "File to which one JSON line per median is added."
-    )
+    flags.DEFINE_string("output", None, "File to which each median adds a JSON line.")
 
 
 FLAG_GROUPS = {
@@ -310,7 +281,8 @@ FLAG_GROUPS = {
 
 def measure(args: flags.FlagValues, records: list[dict]) -> None:
     """Measures, and adds each record to the output and to `records` at once."""
-    check_output(args.output)
+    if args.output and not Path(args.output).absolute().parent.is_dir():
+        raise ValueError(f"There is no folder for --output={args.output}.")
     measured = measure_input(args) if args.what == "input" else measure_steps(args)
     with open(args.output or os.devnull, "a", encoding="utf-8") as output:
         for record in measured:

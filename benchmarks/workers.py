@@ -13,7 +13,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -68,18 +68,26 @@ def keep_to_cores(count: int) -> None:
 def processor() -> str:
     """Returns the name of the CPU."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(
-            r"^model name\s*: (.+)$", cpuinfo.read_text("utf-8"), re.MULTILINE
-        )
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()
+    text = cpuinfo.read_text("utf-8") if cpuinfo.exists() else ""
+    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
-def versions(*packages: str) -> dict[str, str]:
-    """Returns `{package: version}` of installed packages."""
-    return {package: importlib.metadata.version(package) for package in packages}
+def describe(packages: Iterable[str], gpu: str = "") -> dict:
+    """Returns the device and the versions of packages, for a record."""
+    return {
+        "accelerator": "gpu" if gpu else "cpu",
+        "device": gpu or processor(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def set_tensorflow_threads(count: int) -> None:
+    """Sets the sizes of TensorFlow's thread pools."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(count)
+    tf.config.threading.set_inter_op_parallelism_threads(count)
 
 
 def seconds_of(function: Callable[[], object]) -> float:

@@ -28,10 +28,9 @@ from train.data.geometry import Canvas
 from train.data.source import (
     SPLITS,
     Source,
-    image_column,
+    image_columns,
     indexed_source,
     join_names,
-    warn_of_shared_images,
     warn_of_similar_names,
 )
 
@@ -76,11 +75,7 @@ def object_source(
     _warn_of_missing_objects(name, class_names, splits)
     warn_of_similar_names(class_names, name)
     columns = {
-        split: {
-            **images[split],
-            "id": [image.path for image in objects],
-            **object_columns(objects),
-        }
+        split: {**images[split], **object_columns(objects)}
         for split, objects in splits.items()
     }
     return indexed_source(name, class_names, columns)
@@ -96,8 +91,7 @@ def object_file_source(
     paths = {
         split: [image.path for image in objects] for split, objects in splits.items()
     }
-    warn_of_shared_images(name, paths)
-    images = {split: image_column(paths[split], split, cache) for split in splits}
+    images = image_columns(name, paths, cache)
     return object_source(name, class_names, splits, images)
 
 
@@ -238,16 +232,14 @@ def box_areas(boxes: np.ndarray) -> np.ndarray:
 
 def drop_repeats(objects: Objects, name: str, report: AnnotationReport) -> Objects:
     """Drops objects that are listed again with the same class and box."""
+    first: dict[tuple, int] = {}
     keys = zip(objects.classes, objects.is_crowd, map(tuple, objects.boxes.tolist()))
-    first = list(
-        {key: index for index, key in reversed(list(enumerate(keys)))}.values()
-    )
-    if len(first) == len(objects.boxes):
-        return objects
-    count = len(objects.boxes) - len(first)
-    report.add("objects listed twice, taken once", name, count)
-    first = sorted(first)
-    return Objects(objects.path, *(values[first] for values in objects[1:]))
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
+    repeats = len(objects.boxes) - len(first)
+    report.add("objects listed twice, taken once", name, repeats)
+    kept = np.array(list(first.values()), int)
+    return Objects(objects.path, *(values[kept] for values in objects[1:]))
 
 
 def object_columns(images: Sequence[Objects]) -> dict[str, tf.RaggedTensor]:

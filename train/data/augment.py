@@ -4,6 +4,7 @@ All random choices depend only on the seed, so an example is augmented in the sa
 whatever thread does it, and in whatever order.
 """
 
+import functools
 import math
 
 import tensorflow as tf
@@ -56,22 +57,18 @@ def random_colors(image, seed) -> tf.Tensor:
     """
     seeds = tf.random.experimental.stateless_split(seed, 5)
     is_changed = tf.random.stateless_uniform([4], seeds[4]) < 0.5
-    random = tf.image
     changes = (
-        lambda x, s: random.stateless_random_contrast(x, 1 - CONTRAST, 1 + CONTRAST, s),
-        lambda x, s: random.stateless_random_brightness(x, BRIGHTNESS, s),
-        lambda x, s: tf.image.stateless_random_saturation(
-            x, 1 - SATURATION, 1 + SATURATION, s
-        ),
-        lambda x, s: random.stateless_random_hue(x, HUE, s),
+        (tf.image.stateless_random_contrast, (1 - CONTRAST, 1 + CONTRAST)),
+        (tf.image.stateless_random_brightness, (BRIGHTNESS,)),
+        (tf.image.stateless_random_saturation, (1 - SATURATION, 1 + SATURATION)),
+        (tf.image.stateless_random_hue, (HUE,)),
     )
     image = tf.image.convert_image_dtype(image, tf.float32)
-    for index, change in enumerate(changes):
+    for index, (change, limits) in enumerate(changes):
+        make = functools.partial(change, image, *limits, seeds[index])
         image = tf.cond(
             is_changed[index],
-            lambda image=image, change=change, index=index: tf.clip_by_value(
-                change(image, seeds[index]), 0.0, 1.0
-            ),
+            lambda make=make: tf.clip_by_value(make(), 0.0, 1.0),
             lambda image=image: image,
         )
     return tf.image.convert_image_dtype(image, tf.uint8, saturate=True)

@@ -53,24 +53,14 @@ def _indexed_batches(
     columns: Columns, order: np.ndarray, plan: BatchPlan, calls: Sequence[int]
 ) -> EncodedBatches:
     """Makes batches whose examples are looked up by their row in the columns."""
-    ragged = {
-        key: values
-        for key, values in columns.items()
-        if isinstance(values, tf.RaggedTensor)
-    }
+    ragged = {k: v for k, v in columns.items() if isinstance(v, tf.RaggedTensor)}
     slots = np.zeros(len(plan.steps), np.int64)
     if ragged:
         lengths = [values.row_lengths().numpy() for values in ragged.values()]
         slots = plan_object_slots(np.max(lengths, axis=0)[order], plan, calls)
+    rows = order[plan.example_indices % len(order)]
     steps, splits, indices, rows, slots = map(
-        tf.constant,
-        (
-            plan.steps,
-            plan.splits,
-            plan.example_indices,
-            order[plan.example_indices % len(order)],
-            slots,
-        ),
+        tf.constant, (plan.steps, plan.splits, plan.example_indices, rows, slots)
     )
 
     def describe(batch: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from train.data.annotations import Objects, object_source
+from train.data.annotations import Objects, box_areas, object_source
 from train.data.masks import encode_mask
 from train.data.source import SPLITS, Source, indexed_source
 
@@ -46,14 +46,11 @@ def box_scene_source(
     argument: str = "", cache: bool = False, counts: Mapping[str, int] = SCENES
 ) -> Source:
     """Opens scenes of digits with boxes, `counts` of them by split."""
-    scenes = {split: make_scenes(split, count) for split, count in counts.items()}
-    splits = {
-        split: [scene.objects for scene in made] for split, made in scenes.items()
-    }
-    images = {
-        split: {"encoded": [scene.encoded for scene in made]}
-        for split, made in scenes.items()
-    }
+    splits, images = {}, {}
+    for split, count in counts.items():
+        scenes = make_scenes(split, count)
+        splits[split] = [scene.objects for scene in scenes]
+        images[split] = _image_columns(scenes)
     return object_source("digits", CLASS_NAMES, splits, images)
 
 
@@ -64,11 +61,8 @@ def mask_scene_source(
     columns = {}
     for split, count in counts.items():
         scenes = make_scenes(split, count)
-        columns[split] = {
-            "encoded": [scene.encoded for scene in scenes],
-            "id": [scene.objects.path for scene in scenes],
-            "mask": [encode_mask(scene.mask) for scene in scenes],
-        }
+        masks = [encode_mask(scene.mask) for scene in scenes]
+        columns[split] = _image_columns(scenes) | {"mask": masks}
     return indexed_source("digits", ("background", *CLASS_NAMES), columns)
 
 
@@ -83,6 +77,13 @@ class Scene(NamedTuple):
     encoded: bytes
     objects: Objects
     mask: np.ndarray
+
+
+def _image_columns(scenes: list[Scene]) -> dict[str, list]:
+    return {
+        "encoded": [scene.encoded for scene in scenes],
+        "id": [scene.objects.path for scene in scenes],
+    }
 
 
 @functools.cache
@@ -152,9 +153,8 @@ def _make_scene(name: str, images: np.ndarray, labels: np.ndarray, rng) -> Scene
         classes.append(labels[index])
     pixels = np.clip(np.round(scene), 0, 255).astype(np.uint8)
     corners = np.asarray(boxes, np.float32) / SIDE  # [digits, 4]
-    areas = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
-    is_crowd = np.zeros(len(boxes), bool)
-    objects = Objects(name, corners, np.asarray(classes, np.int32), is_crowd, areas)
+    labels, is_crowd = np.asarray(classes, np.int32), np.zeros(len(boxes), bool)
+    objects = Objects(name, corners, labels, is_crowd, box_areas(corners))
     return Scene(tf.io.encode_png(pixels).numpy(), objects, mask)
 
 
@@ -163,12 +163,8 @@ def make_scenes(split: str, count: int) -> list[Scene]:
     images, labels, parts = _load_digits()
     indices = parts[split]
     images, labels = images[indices] / 16, labels[indices]
-    return [
-        _make_scene(
-            f"digits/{split}/{index}",
-            images,
-            labels,
-            np.random.default_rng((SPLITS.index(split), index)),
-        )
-        for index in range(count)
-    ]
+    scenes = []
+    for index in range(count):
+        rng = np.random.default_rng((SPLITS.index(split), index))
+        scenes.append(_make_scene(f"digits/{split}/{index}", images, labels, rng))
+    return scenes

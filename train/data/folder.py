@@ -10,12 +10,11 @@ from train.data.source import (
     IMAGE_SUFFIXES,
     SPLITS,
     Source,
-    image_column,
+    image_columns,
     indexed_source,
     is_litter,
     join_names,
     refuse_one_class,
-    warn_of_shared_images,
     warn_of_similar_names,
 )
 
@@ -36,15 +35,11 @@ def folder_source(argument: str, cache: bool = False) -> Source:
         split: [file for class_name in class_names for file in classes[class_name]]
         for split, classes in listing.items()
     }
-    warn_of_shared_images(name, paths)
-    columns = {}
+    columns = image_columns(name, paths, cache)
+    labels = np.arange(len(class_names), dtype=np.int32)
     for split, classes in listing.items():
         counts = [len(classes[class_name]) for class_name in class_names]
-        columns[split] = {
-            **image_column(paths[split], split, cache),
-            "label": np.repeat(np.arange(len(class_names), dtype=np.int32), counts),
-            "id": paths[split],
-        }
+        columns[split]["label"] = np.repeat(labels, counts)
     return indexed_source(name, class_names, columns)
 
 
@@ -78,9 +73,8 @@ def _list_classes(path: Path, split: str) -> dict[str, list[str]]:
             classes[child.name] = _list_images(child, others, litter)
         else:
             others["file outside of the class folders"] += 1
-    _warn_of_litter(folder, litter)
     _refuse_empty_classes(folder, classes)
-    _warn_of_other_files(folder, others)
+    _warn_of_skipped_files(folder, others, litter)
     return classes
 
 
@@ -112,16 +106,15 @@ def _refuse_empty_classes(folder: Path, classes: dict[str, list[str]]) -> None:
         )
 
 
-def _warn_of_litter(folder: Path, litter: list[str]) -> None:
+def _warn_of_skipped_files(
+    folder: Path, others: Counter[str], litter: list[str]
+) -> None:
     if litter:
         logging.warning(
             "%s: skipped hidden files and files of a system or tool: %s.",
             folder,
             join_names(litter),
         )
-
-
-def _warn_of_other_files(folder: Path, others: Counter[str]) -> None:
     if others:
         counts = ", ".join(f"{n} {ending}" for ending, n in others.most_common())
         logging.warning(

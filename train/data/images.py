@@ -16,15 +16,14 @@ _PNG_EXIF = b"eXIf"
 # Pillow's method, so that both give the same pixels. TensorFlow's default is a few
 # percent faster and differs in the last bits.
 _EXACT = "INTEGER_ACCURATE"
+_IMAGE = tf.TensorSpec([None, None, 3], tf.uint8)
 
 
 def read(example: dict) -> tf.Tensor:
     """Returns an example's encoded image, from memory or from its file."""
-    return (
-        example["encoded"]
-        if "path" not in example
-        else tf.io.read_file(example["path"])
-    )
+    if "path" in example:
+        return tf.io.read_file(example["path"])
+    return example["encoded"]
 
 
 def _is_plain_png(encoded):
@@ -148,14 +147,17 @@ def _rarely(condition, then, otherwise, dtype, *inputs):
     return result
 
 
-def _by_format(jpeg, turned_jpeg, other, dtype, encoded, *inputs):
-    """Calls the function for the format of the encoded image."""
+def _by_format(spec, functions, encoded, *inputs):
+    """Calls the function for upright JPEG, turned JPEG, or other formats."""
+    jpeg, turned_jpeg, other = functions
     is_jpeg = tf.io.is_jpeg(encoded)
-    return tf.cond(
+    result = tf.cond(
         is_jpeg & ~exif.may_turn(encoded),
         lambda: jpeg(encoded, *inputs),
-        lambda: _rarely(is_jpeg, turned_jpeg, other, dtype, encoded, *inputs),
+        lambda: _rarely(is_jpeg, turned_jpeg, other, spec.dtype, encoded, *inputs),
     )
+    result.set_shape(spec.shape)
+    return result
 
 
 def decode(encoded) -> tf.Tensor:
@@ -164,11 +166,8 @@ def decode(encoded) -> tf.Tensor:
     Returns:
         uint8 `[height, width, 3]`, RGB.
     """
-    image = _by_format(
-        _decode_jpeg, _decode_turned_jpeg, _decode_other, tf.uint8, encoded
-    )
-    image.set_shape([None, None, 3])
-    return image
+    functions = _decode_jpeg, _decode_turned_jpeg, _decode_other
+    return _by_format(_IMAGE, functions, encoded)
 
 
 def decode_window(encoded, window) -> tf.Tensor:
@@ -177,28 +176,20 @@ def decode_window(encoded, window) -> tf.Tensor:
     `window` is int32 `[4]`: top, left, height, width in the upright image. The result
     is uint8 `[height, width, 3]`.
     """
-    image = _by_format(
-        _crop_jpeg, _crop_turned_jpeg, _crop_other, tf.uint8, encoded, window
-    )
-    image.set_shape([None, None, 3])
-    return image
+    functions = _crop_jpeg, _crop_turned_jpeg, _crop_other
+    return _by_format(_IMAGE, functions, encoded, window)
 
 
 def image_size(encoded) -> tf.Tensor:
     """Reads the height and width of the upright image, int32 `[2]`, but no pixels."""
-    size = _by_format(_jpeg_size, _turned_jpeg_size, _other_size, tf.int32, encoded)
-    size.set_shape([2])
-    return size
-
-
-def to_uint8(image) -> tf.Tensor:
-    """Rounds values and clips them to [0, 255]."""
-    return tf.saturate_cast(tf.round(image), tf.uint8)
+    functions = _jpeg_size, _turned_jpeg_size, _other_size
+    return _by_format(tf.TensorSpec([2], tf.int32), functions, encoded)
 
 
 def resize(image, size) -> tf.Tensor:
     """Resizes an image of any type to uint8 `[*size, 3]`; its aspect may change."""
-    return to_uint8(tf.image.resize(image, size, antialias=True))
+    image = tf.image.resize(image, size, antialias=True)
+    return tf.saturate_cast(tf.round(image), tf.uint8)
 
 
 def train_example(example, size, seed, config) -> dict:

@@ -67,16 +67,14 @@ def indexed_source(
 ) -> Source:
     """Makes a source, read in any order, of `{split: {key: values}}`."""
     tensors = {
-        split: {key: _to_tensor(values) for key, values in column.items()}
+        split: {
+            key: x if isinstance(x, tf.RaggedTensor) else tf.constant(x)
+            for key, x in column.items()
+        }
         for split, column in columns.items()
     }
     num_examples = {split: len(column["id"]) for split, column in columns.items()}
     return Source(name, tuple(class_names), num_examples, columns=tensors)
-
-
-def _to_tensor(values) -> tf.Tensor | tf.RaggedTensor:
-    is_ragged = isinstance(values, tf.RaggedTensor)
-    return values if is_ragged else tf.constant(values)
 
 
 def example_order(count: int, seed: int | None) -> np.ndarray:
@@ -129,11 +127,19 @@ def join_names(names: Sequence[str], at_most: int = 10) -> str:
     return ", ".join(names[:at_most]) + more
 
 
-def image_column(
-    paths: Sequence[str], split: str, cache: bool
-) -> dict[str, Sequence[str] | list[bytes]]:
-    """Makes the column of images: paths, or with `cache` the content of the files."""
-    return {"encoded": _read_files(paths, split)} if cache else {"path": paths}
+def image_columns(
+    name: str, paths: Mapping[str, Sequence[str]], cache: bool
+) -> dict[str, dict[str, Any]]:
+    """Makes the columns of images by split: `id`, and `path` or with `cache` `encoded`.
+
+    Warns of images in both splits of the source `name`.
+    """
+    _warn_of_shared_images(name, paths)
+    return {
+        split: {"id": files}
+        | ({"encoded": _read_files(files, split)} if cache else {"path": files})
+        for split, files in paths.items()
+    }
 
 
 def _read_files(paths: Sequence[str], split: str) -> list[bytes]:
@@ -148,7 +154,7 @@ def _read_files(paths: Sequence[str], split: str) -> list[bytes]:
 
 
 def refuse_one_class(name: str, class_names: Sequence[str], where: str) -> None:
-    """Refuses a classification with one class; `where` the classes are is for the message."""
+    """Raises a ValueError for a single class; `where` says how to add others."""
     if len(class_names) < 2:
         raise ValueError(
             f"{name} has only one class, {join_names(class_names)}: a classifier would "
@@ -172,7 +178,7 @@ def warn_of_similar_names(names: Sequence[str], where: str) -> None:
             )
 
 
-def warn_of_shared_images(name: str, paths: Mapping[str, Sequence[str]]) -> None:
+def _warn_of_shared_images(name: str, paths: Mapping[str, Sequence[str]]) -> None:
     """Warns of images in both splits, which make the validation score too high.
 
     Only files with the same name are compared.

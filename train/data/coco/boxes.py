@@ -142,9 +142,8 @@ def coco_objects(
     found: dict[Path, list[Objects]] = {}
     by_image = _annotations_by_image(content, images, labels, file, report)
     files = _Folder(folder)
-    for key, image in tqdm(
-        images.items(), f"{file.stem}", unit="img", disable=None, leave=False
-    ):
+    progress = tqdm(images.items(), file.stem, unit="img", disable=None, leave=False)
+    for key, image in progress:
         path = files.find(image["file_name"])
         if path is None:
             path = folder / image["file_name"]
@@ -156,14 +155,8 @@ def coco_objects(
     for path, parts in found.items():
         kind = "images listed under several ids, with the objects of all of them"
         report.add(kind, str(path), len(parts) > 1)
-        objects = parts[0] if len(parts) == 1 else _join(parts)
-        yield drop_repeats(objects, str(path), report)
-
-
-def _join(parts: list[Objects]) -> Objects:
-    """Joins the objects of one image."""
-    columns = (np.concatenate(values) for values in zip(*(part[1:] for part in parts)))
-    return Objects(parts[0].path, *columns)
+        columns = map(np.concatenate, zip(*(part[1:] for part in parts)))
+        yield drop_repeats(Objects(str(path), *columns), str(path), report)
 
 
 def _annotations_by_image(

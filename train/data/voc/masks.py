@@ -28,10 +28,9 @@ from train.data.source import (
     IMAGE_SUFFIXES,
     SPLITS,
     Source,
-    image_column,
+    image_columns,
     indexed_source,
     join_names,
-    warn_of_shared_images,
     warn_of_similar_names,
 )
 from train.data.voc.files import (
@@ -76,15 +75,9 @@ def voc_mask_source(argument: str, cache: bool = False) -> Source:
     class_names = _class_names(path, splits)
     _check_classes(path, class_names, splits)
     paths = {split: [x.path for x in images] for split, images in splits.items()}
-    warn_of_shared_images(name, paths)
-    columns = {
-        split: {
-            **image_column(paths[split], split, cache),
-            "id": paths[split],
-            "mask": [image.mask for image in images],
-        }
-        for split, images in splits.items()
-    }
+    columns = image_columns(name, paths, cache)
+    for split, images in splits.items():
+        columns[split]["mask"] = [image.mask for image in images]
     return indexed_source(name, class_names, columns)
 
 
