@@ -1,17 +1,8 @@
 """Images with boxes in memory, and how invalid boxes are fixed or skipped.
 
-An example has, beside `path` or `encoded` and `id`, as many objects as are in the
-image: `boxes` float32 `[objects, 4]` (see `keras_mobilevit.boxes`), `classes` int32,
-`is_crowd` bool and `areas` float32 `[objects]`, as fractions of the image's area.
-
-Before the training starts, readers fix or skip invalid annotations, and log the number
-of each kind with its first file:
-
-- Swapped corners are put in order, and boxes are clipped to the image.
-- A box without area, or with a coordinate that is not a number, is skipped.
-- An object that is listed twice, with the same class and box, is taken once.
-- An image that is missing, listed twice, or has no valid annotation is skipped.
-- An image without objects is kept: it is all background.
+An example has, beside `path` or `encoded` and `id`, the columns of `Objects`. Readers
+fix or skip invalid annotations before the training starts, and log the number of each
+kind with its first file. An image without objects is kept: it is all background.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +21,7 @@ from train.data.source import (
     Source,
     image_columns,
     indexed_source,
-    join_names,
+    warn_of_missing_classes,
     warn_of_similar_names,
 )
 
@@ -69,10 +60,19 @@ def object_source(
 ) -> Source:
     """Makes a source of the objects of each image, by split.
 
-    `images` has by split the column of images, `{"path" or "encoded": values}`.
+    `images` has by split the columns `id` and `path` or `encoded`.
     """
     check_objects(name, splits)
-    _warn_of_missing_objects(name, class_names, splits)
+    train, validation = (splits[split] for split in SPLITS)
+    if not _has_learnable(validation):
+        logging.warning(
+            "%s: all validation objects are crowds or marked as difficult, which do "
+            "not count. The average precision will be -1.",
+            name,
+        )
+    learned = {label for image in train for label in image.classes[~image.is_crowd]}
+    where = "have no training object that could be learned"
+    warn_of_missing_classes(name, class_names, learned, where)
     warn_of_similar_names(class_names, name)
     columns = {
         split: {**images[split], **object_columns(objects)}
@@ -123,32 +123,6 @@ def refuse_fractions(
 
 def _has_learnable(images: Sequence[Objects]) -> bool:
     return any((~image.is_crowd).any() for image in images)
-
-
-def _warn_of_missing_objects(
-    name: str,
-    class_names: Sequence[str],
-    splits: Mapping[str, Sequence[Objects]],
-) -> None:
-    """Warns of classes that cannot be learned, and of a useless validation split."""
-    train, validation = (splits[split] for split in SPLITS)
-    if not _has_learnable(validation):
-        logging.warning(
-            "%s: all validation objects are crowds or marked as difficult, which do "
-            "not count. The average precision will be -1.",
-            name,
-        )
-    learned = {label for image in train for label in image.classes[~image.is_crowd]}
-    missing = [n for label, n in enumerate(class_names) if label not in learned]
-    if missing:
-        logging.warning(
-            "%s: %d of %d classes have no training object that could be learned, so "
-            "the model will not find them: %s.",
-            name,
-            len(missing),
-            len(class_names),
-            join_names(missing),
-        )
 
 
 def fix_boxes(
@@ -223,6 +197,11 @@ def image_header(path: Path, report: AnnotationReport) -> Header | None:
     except ValueError as error:
         report.add("images that cannot be read, skipped", str(error))
     return None
+
+
+def is_set(flag: object) -> bool:
+    """Reads a flag, which some tools write as a word or as a float."""
+    return str(flag).strip().lower() in ("1", "true", "1.0")
 
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:

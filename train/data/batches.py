@@ -94,16 +94,14 @@ def _stream_batches(
     examples = source.examples(split, seed)
     specs = examples.element_spec
     ragged = frozenset(key for key, spec in specs.items() if None in spec.shape)
-    steps = calls if ragged else [1] * len(plan.schedule[plan.first_step :])
-    starts = plan.starts()
-    first, end = starts[plan.first_step], starts[-1]
+    starts = plan.starts[plan.first_step :]
+    steps = calls if ragged else [1] * (len(starts) - 1)
     # The first example of each group, and its first batch in the plan.
-    bounds = plan.first_step + np.cumsum([0, *steps])
+    bounds = np.cumsum([0, *steps])
     group_starts = starts[bounds]
-    first_batches = np.searchsorted(plan.steps, bounds)
-    groups = _group(
-        examples.repeat().skip(first).take(end - first), np.diff(group_starts), ragged
-    )
+    first_batches = np.searchsorted(plan.steps, plan.first_step + bounds)
+    planned = examples.repeat().skip(starts[0]).take(starts[-1] - starts[0])
+    groups = _group(planned, np.diff(group_starts), ragged)
     group_starts, first_batches, batch_steps, splits, indices = map(
         tf.constant,
         (group_starts, first_batches, plan.steps, plan.splits, plan.example_indices),

@@ -15,6 +15,7 @@ from train.data.source import (
     is_litter,
     join_names,
     refuse_one_class,
+    refuse_other_classes,
     warn_of_similar_names,
 )
 
@@ -28,7 +29,8 @@ def folder_source(argument: str, cache: bool = False) -> Source:
     path = Path(argument).expanduser()
     name = f"folder:{path}"
     listing = {split: _list_classes(path, split) for split in SPLITS}
-    class_names = _common_classes(path, listing)
+    refuse_other_classes(str(path), *listing.values())
+    class_names = sorted(listing["train"])
     refuse_one_class(name, class_names, f"{path}/train/<class>/*")
     warn_of_similar_names(class_names, name)
     paths = {
@@ -41,18 +43,6 @@ def folder_source(argument: str, cache: bool = False) -> Source:
         counts = [len(classes[class_name]) for class_name in class_names]
         columns[split]["label"] = np.repeat(labels, counts)
     return indexed_source(name, class_names, columns)
-
-
-def _common_classes(path: Path, listing: dict[str, dict[str, list[str]]]) -> list[str]:
-    """Returns the sorted class names, which both splits must share."""
-    train, validation = (set(listing[split]) for split in SPLITS)
-    if train != validation:
-        raise ValueError(
-            f"The splits of {path} have different classes. Only in train: "
-            f"{', '.join(sorted(train - validation)) or 'none'}. Only in validation: "
-            f"{', '.join(sorted(validation - train)) or 'none'}."
-        )
-    return sorted(train)
 
 
 def _list_classes(path: Path, split: str) -> dict[str, list[str]]:

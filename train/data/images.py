@@ -39,21 +39,6 @@ def _with_pillow(function, encoded, dtype):
     return tf.numpy_function(function, [encoded], dtype, stateful=False)
 
 
-def _decode_with_pillow(encoded):
-    """Decodes the formats that TensorFlow lacks or decodes differently.
-
-    Among these are BMP with a palette, which it decodes as gray, and animated WebP.
-    """
-    return _with_pillow(image_files.decode, encoded, tf.uint8)
-
-
-def _size_with_pillow(encoded):
-    def size(content: bytes) -> np.ndarray:
-        return np.asarray(image_files.read_header(content).size[::-1], np.int32)
-
-    return _with_pillow(size, encoded, tf.int32)
-
-
 def _refuse_too_large(size):
     """Returns the assertion that an image of (height, width) is small enough."""
     pixels = tf.reduce_prod(tf.cast(size, tf.int64))
@@ -104,10 +89,14 @@ def _crop_turned_jpeg(encoded, window):
 
 
 def _decode_other(encoded):
+    """Decodes with Pillow what TensorFlow lacks or decodes differently.
+
+    Among these are BMP with a palette, which it decodes as gray, and animated WebP.
+    """
     return tf.cond(
         _is_plain_png(encoded),
         lambda: _decode_png(encoded),
-        lambda: _decode_with_pillow(encoded),
+        lambda: _with_pillow(image_files.decode, encoded, tf.uint8),
     )
 
 
@@ -117,10 +106,13 @@ def _crop_other(encoded, window):
 
 
 def _other_size(encoded):
+    def size(content: bytes) -> np.ndarray:
+        return np.asarray(image_files.read_header(content).size[::-1], np.int32)
+
     return tf.cond(
         _is_plain_png(encoded),
         lambda: _png_size(encoded),
-        lambda: _size_with_pillow(encoded),
+        lambda: _with_pillow(size, encoded, tf.int32),
     )
 
 

@@ -1,7 +1,4 @@
-"""From a source to decoded batches, as scheduled.
-
-    source -> planned batches of encoded examples -> the task's image and targets at the
-    scheduled size -> batch
+"""From a source to decoded batches of the task's images and targets, as scheduled.
 
 An image that cannot be decoded never stops a run: another image of the batch, with
 weight 0, takes its position, and `unreadable` names it. If no image of a batch can be
@@ -21,13 +18,9 @@ from train.data.plan import WHOLE, Shard, plan_batches, steps_of_calls
 from train.data.sampler import BatchShape
 from train.data.source import Source
 
-AUTOTUNE = tf.data.AUTOTUNE
 BATCHES_AHEAD = 2  # decoded at once
 BLACK = np.zeros((1, 1, 3), np.uint8)
 STAND_IN_SIDE, STAND_IN_TRIES = 256, 16
-
-# From an example, its index in the epoch and a (height, width) to image and targets.
-LoadExample = Callable[[dict, tf.Tensor, tf.Tensor], dict]
 
 
 def train_batches(
@@ -117,12 +110,15 @@ def _stand_in(source: Source, split: str) -> np.ndarray | tf.Tensor:
 
 def _decode(
     encoded: EncodedBatches,
-    load_example: LoadExample,
+    load_example: Callable[[dict, tf.Tensor, tf.Tensor], dict],
     schedule: Sequence[BatchShape],
     count: int,
     stand_in: np.ndarray | tf.Tensor = BLACK,
 ) -> tf.data.Dataset:
-    """Decodes batches; examples from `count` on get the weight 0."""
+    """Decodes batches; examples from `count` on get the weight 0.
+
+    `load_example` takes an example, its index in the epoch and a (height, width).
+    """
     sizes = tf.constant([shape[:2] for shape in schedule], tf.int32)  # [steps, 2]
 
     def decode(batch: dict) -> tf.data.Dataset:
@@ -162,15 +158,12 @@ def _decode_examples(
     images and targets. If there are none, `make_neutral` makes a whole batch from their
     specs.
     """
-    loaded = (
-        tf.data.Dataset.range(count)
-        .map(
-            lambda position: (position, load_position(position)),
-            num_parallel_calls=AUTOTUNE,
-            deterministic=True,
-        )
-        .ignore_errors()
+    loaded = tf.data.Dataset.range(count).map(
+        lambda position: (position, load_position(position)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
     )
+    loaded = loaded.ignore_errors()
     _, specs = loaded.element_spec
     # In a map, so that it is made only if it is asked for.
     neutral = tf.data.Dataset.range(1).map(

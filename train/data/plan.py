@@ -45,6 +45,8 @@ class BatchPlan:
 
     Attributes:
         first_step: the first planned step of the schedule.
+        starts: `[steps + 1]`, the first example index of each step of the schedule, and
+            the end of the last.
         steps: `[batches]`, the step of each batch.
         splits: `[batches + 1]`, where each batch starts in `example_indices`.
         example_indices: `[images]`, positions in the epoch's order of examples. An
@@ -52,15 +54,11 @@ class BatchPlan:
             last batch, so that all batches of a shape run through one compiled step.
     """
 
-    schedule: tuple[BatchShape, ...]
     first_step: int
+    starts: np.ndarray
     steps: np.ndarray
     splits: np.ndarray
     example_indices: np.ndarray
-
-    def starts(self) -> np.ndarray:
-        """Returns the first example index of each step, and the end of the last."""
-        return np.cumsum([0, *(shape.batch for shape in self.schedule)])
 
 
 def plan_batches(
@@ -80,13 +78,9 @@ def plan_batches(
         np.arange(starts[step] + replica, starts[step + 1], shard.replicas)
         for step, replica in zip(steps, replicas)
     ]
-    return BatchPlan(
-        schedule=tuple(schedule),
-        first_step=first_step,
-        steps=steps,
-        splits=np.cumsum([0, *map(len, batches)]),
-        example_indices=np.concatenate([np.zeros(0, np.int64), *batches]),
-    )
+    splits = np.cumsum([0, *map(len, batches)])
+    example_indices = np.concatenate([np.zeros(0, np.int64), *batches])
+    return BatchPlan(first_step, starts, steps, splits, example_indices)
 
 
 def steps_of_calls(schedule: Sequence[BatchShape], steps_per_call: int) -> list[int]:
@@ -114,7 +108,7 @@ def plan_object_slots(
     exchange their targets. `num_objects` `[examples]` is in the epoch's order. `calls`
     are the numbers of steps that each call executes, from the plan's first step on.
     """
-    starts = plan.starts()
+    starts = plan.starts
     if not len(calls):
         return np.zeros(0, np.int64)
     indices = np.arange(starts[plan.first_step], starts[-1])

@@ -3,7 +3,7 @@
 import dataclasses
 import filecmp
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,36 @@ def refuse_one_class(name: str, class_names: Sequence[str], where: str) -> None:
         raise ValueError(
             f"{name} has only one class, {join_names(class_names)}: a classifier would "
             f"give the same answer for every image. Expected two or more, as {where}."
+        )
+
+
+def refuse_other_classes(
+    where: str, train: Iterable[str], validation: Iterable[str]
+) -> None:
+    """Raises a ValueError if the splits have different classes."""
+    first, second = set(train), set(validation)
+    if first != second:
+        raise ValueError(
+            f"The splits of {where} have different classes. Only in train: "
+            f"{join_names(sorted(first - second)) or 'none'}. Only in validation: "
+            f"{join_names(sorted(second - first)) or 'none'}. Write the same names in "
+            "both."
+        )
+
+
+def warn_of_missing_classes(
+    name: str, class_names: Sequence[str], learned: Container[int], where: str
+) -> None:
+    """Warns of classes that cannot be learned; `where` they are missing."""
+    missing = [n for label, n in enumerate(class_names) if label not in learned]
+    if missing:
+        logging.warning(
+            "%s: %d of %d classes %s, so the model will not find them: %s.",
+            name,
+            len(missing),
+            len(class_names),
+            where,
+            join_names(missing),
         )
 
 

@@ -31,9 +31,8 @@ _RENUMBER = (
 
 def read_coco(file: Path) -> dict:
     """Reads and checks COCO's annotations; strips the names of the categories."""
-    text = read_text(file)
     try:
-        content = json.loads(text)
+        content = json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not valid JSON: {error}.") from error
     keys = content if isinstance(content, dict) else {}
@@ -92,14 +91,12 @@ def drop_root_categories(contents: dict[Path, dict]) -> None:
         for row in content["categories"]:
             if isinstance(group := row.get("supercategory"), str):
                 members.setdefault(group.strip(), set()).add(row["id"])
-        kept: list[dict] = []
-        dropped: list[dict] = []
-        for row in content["categories"]:
+        rows, content["categories"] = content["categories"], []
+        for row in rows:
             is_group = members.get(row["name"], set()) - {row["id"]}
-            is_used = (row["id"], row["name"]) in used
-            (dropped if is_group and not is_used else kept).append(row)
-        content["categories"] = kept
-        for row in dropped:
+            if not is_group or (row["id"], row["name"]) in used:
+                content["categories"].append(row)
+                continue
             logging.warning(
                 "%s: the category %d, %r, is not a class: it has no objects, and it is "
                 "the supercategory of others.",

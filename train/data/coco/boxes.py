@@ -14,6 +14,7 @@ from train.data.annotations import (
     box_areas,
     drop_repeats,
     image_header,
+    is_set,
     object_file_source,
     place_boxes,
     refuse_fractions,
@@ -26,7 +27,7 @@ from train.data.coco.annotation_file import (
     read_coco,
 )
 from train.data.geometry import find_canvas
-from train.data.source import SPLITS, Source, join_names
+from train.data.source import SPLITS, Source, refuse_other_classes
 
 _PARTS = dict(zip(SPLITS, ("train", "val")))
 
@@ -73,21 +74,15 @@ def _annotation_file(path: Path, part: str) -> Path:
 
 def _common_names(path: Path, categories: dict[str, dict[int, str]]) -> list[str]:
     """Returns the names of the classes, in the order of their ids in training."""
-    train, validation = (list(categories[split].values()) for split in SPLITS)
-    if set(train) != set(validation):
-        raise ValueError(
-            f"The parts of {path} have different categories. Only in train: "
-            f"{join_names(sorted(set(train) - set(validation))) or 'none'}. Only in "
-            f"val: {join_names(sorted(set(validation) - set(train))) or 'none'}. Write "
-            "the same names in both files."
-        )
-    if categories["train"] != categories["validation"]:
+    train, validation = (categories[split] for split in SPLITS)
+    refuse_other_classes(str(path), train.values(), validation.values())
+    if train != validation:
         logging.warning(
             "The categories of %s have other ids in val than in train. Categories with "
             "the same name are taken as the same.",
             path,
         )
-    return train
+    return list(train.values())
 
 
 def _is_file(path: Path) -> bool:
@@ -203,15 +198,10 @@ def _objects(
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     boxes, kept = place_boxes(corners, canvas, str(path), report)
     classes = np.array([labels[a["category_id"]] for a in found], np.int32)
-    is_crowd = np.array([_is_crowd(a) for a in found], bool)
+    is_crowd = np.array([is_set(a.get("iscrowd")) for a in found], bool)
     areas = np.array([_area(a) for a in found], np.float64)[kept] / (size[0] * size[1])
     areas = np.where(areas > 0, areas, box_areas(boxes))
     return Objects(str(path), boxes, classes[kept], is_crowd[kept], areas)
-
-
-def _is_crowd(annotation: dict) -> bool:
-    """Reads the flag, which some tools write as a string."""
-    return str(annotation.get("iscrowd", 0)).strip().lower() in ("1", "true", "1.0")
 
 
 def _area(annotation: dict) -> float:

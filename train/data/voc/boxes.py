@@ -17,6 +17,7 @@ from train.data.annotations import (
     check_objects,
     drop_repeats,
     image_header,
+    is_set,
     object_file_source,
     place_boxes,
     refuse_fractions,
@@ -27,6 +28,14 @@ from train.data.voc.files import Files, read_names, without_ending
 
 _ENCODING = re.compile(rb"""<\?xml[^>]*encoding=["']([\w.-]+)["']""")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_FOUND_BY_FILENAME = "images found by the <filename> of their annotation"
+_FILENAME_OF_ANOTHER = (
+    "annotations whose <filename> names the image of another annotation, skipped"
+)
+_OTHER_FILENAME = (
+    "annotations with the <filename> of another image, used for the image with the "
+    "annotation's own name"
+)
 
 
 def voc_box_source(argument: str, cache: bool = False) -> Source:
@@ -132,10 +141,12 @@ class _ImageFinder:
         if len(own) > 1:
             own = [image for image in own if image.name in stated] or own
         image = own[0] if len(own) == 1 else self.images.find_one(name)
-        if image is not None:
-            self._report_other_filename(image, stated[0], file)
-        else:
+        if image is None:
             image = self._find_stated(stated, file)
+        else:
+            stem = without_ending(Path(stated[0].replace("\\", "/")).name)
+            is_other = stem and stem.lower() != without_ending(image.name).lower()
+            self.report.add(_OTHER_FILENAME, str(file), int(bool(is_other)))
         if image is None:
             missing = self.images.folder / f"{without_ending(name)}.jpg"
             self.report.add("images that are missing, skipped", str(missing))
@@ -154,24 +165,10 @@ class _ImageFinder:
                 continue
             stem = without_ending(image.relative_to(self.images.folder).as_posix())
             if not self.annotations.find(stem):
-                kind = "images found by the <filename> of their annotation"
-                self.report.add(kind, str(file))
+                self.report.add(_FOUND_BY_FILENAME, str(file))
                 return image
-            kind = (
-                "annotations whose <filename> names the image of another annotation, "
-                "skipped"
-            )
-            self.report.add(kind, str(file))
+            self.report.add(_FILENAME_OF_ANOTHER, str(file))
         return None
-
-    def _report_other_filename(self, image: Path, stated: str, file: Path) -> None:
-        stem = without_ending(Path(stated.replace("\\", "/")).name)
-        if stem and stem.lower() != without_ending(image.name).lower():
-            kind = (
-                "annotations with the <filename> of another image, used for the image "
-                "with the annotation's own name"
-            )
-            self.report.add(kind, str(file))
 
 
 def voc_objects(path: Path, split: str, report: AnnotationReport) -> Iterator[Objects]:
@@ -200,10 +197,6 @@ def voc_objects(path: Path, split: str, report: AnnotationReport) -> Iterator[Ob
         yield _objects(root, image, file, canvas, report)
 
 
-def _is_difficult(node: Element) -> bool:
-    return node.findtext("difficult", "").strip().lower() in ("1", "true", "1.0")
-
-
 def _objects(
     root: Element, image: Path, file: Path, canvas: Canvas, report: AnnotationReport
 ) -> Objects:
@@ -215,7 +208,8 @@ def _objects(
     unnamed = int(np.count_nonzero(~is_named))
     report.add("objects without a name, skipped", str(file), unnamed)
     boxes, kept = boxes[is_named], np.flatnonzero(kept)[is_named]
-    difficult = np.array([_is_difficult(node) for node in nodes], bool)[kept]
+    flags = [is_set(node.findtext("difficult")) for node in nodes]
+    difficult = np.array(flags, bool)[kept]
     areas = np.where(difficult, np.inf, box_areas(boxes))
     objects = Objects(str(image), boxes, names[kept], difficult, areas)
     return drop_repeats(objects, str(file), report)

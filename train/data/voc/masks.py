@@ -1,14 +1,9 @@
 """Images with masks in PASCAL VOC's layout, and SBD's additions to it.
 
 An example has, beside `path` or `encoded` and `id`, `mask`: a gray PNG whose values are
-the classes. All masks are read and checked before the training starts:
-
-- Images and masks that are missing, unreadable or listed twice are skipped and counted.
-- A mask drawn on the pixels as stored is turned with its image. A mask of another size
-  but the same aspect is resized by the nearest pixel (`train.data.geometry`).
-- An error ends the run if a mask has another aspect than its image, colors instead of
-  classes, gray levels without names, or an unknown class: other masks are then likely
-  to be wrong, too.
+the classes. All masks are read and checked before the training starts. Those that are
+missing or unreadable are skipped and counted. One that does not fit its image or the
+classes ends the run: other masks are then likely to be wrong, too.
 """
 
 from collections.abc import Sequence
@@ -16,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 from tqdm import tqdm
 
 from keras_mobilevit.class_names import VOC_NAMES
@@ -31,6 +25,7 @@ from train.data.source import (
     image_columns,
     indexed_source,
     join_names,
+    warn_of_missing_classes,
     warn_of_similar_names,
 )
 from train.data.voc.files import (
@@ -192,9 +187,7 @@ def _class_names(path: Path, splits: dict[str, list[MaskedImage]]) -> list[str]:
         return names
     _refuse_gray_levels(path, sorted({*train, *validation}))
     count = max(train) + 1
-    if count == len(VOC_NAMES):
-        return list(VOC_NAMES)
-    return [str(label) for label in range(count)]
+    return list(VOC_NAMES if count == len(VOC_NAMES) else map(str, range(count)))
 
 
 def _present_classes(images: Sequence[MaskedImage]) -> list[int]:
@@ -216,14 +209,6 @@ def _check_classes(
                 f"{IGNORE_INDEX} is for ignored pixels."
             )
     train = _present_classes(splits["train"])
-    missing = [name for label, name in enumerate(class_names) if label not in train]
-    if missing:
-        logging.warning(
-            "voc:%s: %d of %d classes are in no training mask, so the model will not "
-            "find them: %s.",
-            path,
-            len(missing),
-            len(class_names),
-            join_names(missing),
-        )
+    where = "are in no training mask"
+    warn_of_missing_classes(f"voc:{path}", class_names, train, where)
     warn_of_similar_names(class_names, f"voc:{path}")
