@@ -2,11 +2,6 @@
 
 A pipeline is a function from settings and an order of the files to batches of random
 crops in uint8. It imports its own library; see `benchmarks.steps`.
-
-  ours          train.data.pipeline.train_batches
-  bare          the same crop and resizing in one tf.data map, without flip, handling of
-                unreadable files and several sizes
-  torchvision   ImageFolder, RandomResizedCrop and RandomHorizontalFlip in a DataLoader
 """
 
 import dataclasses
@@ -26,20 +21,13 @@ AHEAD = 128  # a pipeline decodes at most so many images in advance
 
 @dataclasses.dataclass(frozen=True)
 class InputSettings:
-    """What a worker measures.
+    """What a worker measures."""
 
-    Attributes:
-        pipeline: a key of `PIPELINES`.
-        folder: holds the class folders.
-        files: paths of the JPEG files to read; `labels` are theirs.
-        size: side of the images of a batch.
-    """
-
-    pipeline: str
-    folder: str
-    files: tuple[str, ...]
-    labels: tuple[int, ...]
-    size: int
+    pipeline: str  # a key of `PIPELINES`
+    folder: str  # of the class folders
+    files: tuple[str, ...]  # JPEG files to read
+    labels: tuple[int, ...]  # of the files
+    size: int  # side of the images of a batch
     batch: int
     threads: int
 
@@ -52,12 +40,9 @@ def _is_jpeg(path: Path) -> bool:
 
 
 def list_jpegs(folder: Path, at_most: int) -> tuple[list[str], list[int], list[str]]:
-    """Lists JPEG files, evenly spaced over a folder of class folders.
+    """Lists JPEG files among about `at_most`, evenly spaced over the class folders.
 
-    About `at_most` files are checked.
-
-    Returns:
-        Paths, labels, and the paths that were skipped since they are not JPEG files.
+    Returns their paths and labels, and the paths that are not JPEG files.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder. Expected {folder}/<class>/*.")
@@ -108,7 +93,10 @@ def our_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
 
 
 def bare_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
-    """Makes batches with the fewest steps that TensorFlow needs for random crops."""
+    """Makes batches with the fewest steps that TensorFlow needs for random crops.
+
+    Flips, several sizes and the handling of unreadable files are left out.
+    """
     import tensorflow as tf
 
     from train.config import TrainConfig

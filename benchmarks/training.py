@@ -208,12 +208,10 @@ def measure_input(args: flags.FlagValues) -> Iterator[dict]:
     if not is_installed("torchvision"):
         pipelines.remove("torchvision")
         print("torchvision is not measured, since it is not installed.")
-    candidates = {
-        name: Candidate(
-            input_pipeline.start, settings | {"pipeline": name}, environment
-        )
-        for name in pipelines
-    }
+    candidates = {}
+    for name in pipelines:
+        own = settings | {"pipeline": name}
+        candidates[name] = Candidate(input_pipeline.start, own, environment)
     with started(candidates) as workers:
         seconds = measure_in_turns(workers, {"steps": count}, args.rounds)
         subject = {"what": "input", "data": args.data, "files": len(settings["files"])}
@@ -224,17 +222,11 @@ def measure_input(args: flags.FlagValues) -> Iterator[dict]:
 
 def define_step_flags() -> None:
     """Defines the flags of --what=step and --what=inference."""
-    flags.DEFINE_list(
-        "model", ["mobilevit_xxs"], "Any of mobilevit_xxs, mobilevit_xs, mobilevit_s."
-    )
-    flags.DEFINE_list(
-        "runtimes",
-        None,
-        "Any of tensorflow, jax, timm. Default: tensorflow, and timm if installed.",
-    )
-    flags.DEFINE_list(
-        "sizes", ["160", "192", "256", "288", "320"], "Image sides in pixels."
-    )
+    text = "Any of mobilevit_xxs, mobilevit_xs, mobilevit_s."
+    flags.DEFINE_list("model", "mobilevit_xxs", text)
+    text = "Any of tensorflow, jax, timm. Default: tensorflow, and timm if installed."
+    flags.DEFINE_list("runtimes", None, text)
+    flags.DEFINE_list("sizes", "160,192,256,288,320", "Image sides in pixels.")
     _define_count("base_size", 256, "Size at which a batch has --batch_size images.")
     text = "Dtype policy of Keras; timm uses torch.autocast."
     flags.DEFINE_enum("precision", "float32", PRECISIONS, text)
@@ -245,9 +237,8 @@ def define_step_flags() -> None:
 def define_input_flags() -> None:
     """Defines the flags of --what=input."""
     flags.DEFINE_string("data", None, "folder:PATH. Its training images are read.")
-    flags.DEFINE_integer(
-        "size", 256, "Side of the images in pixels.", lower_bound=MIN_SIZE
-    )
+    text = "Side of the images in pixels."
+    flags.DEFINE_integer("size", 256, text, lower_bound=MIN_SIZE)
 
 
 def define_common_flags() -> None:
@@ -259,9 +250,8 @@ def define_common_flags() -> None:
         "Images per batch at --base_size. At other sizes the number of pixels per "
         "batch stays the same. With --what=input: images in every batch.",
     )
-    _define_count(
-        "threads", None, "CPU threads, and cores. Default: all; with --what=input 1."
-    )
+    text = "CPU threads, and cores. Default: all; with --what=input 1."
+    _define_count("threads", None, text)
     _define_count("rounds", 5, "Turns of each candidate.")
     _define_count(
         "steps",

@@ -36,16 +36,14 @@ DEFAULTS = {
 class Candidate:
     """What a worker measures.
 
-    Attributes:
-        start: function of a module, from `settings` to information on the candidate
-            and a function that measures one turn, from a request to a dict with
-            `seconds`. It loads the library that is measured.
-        settings: has `threads`, the number of CPU threads.
-        environment: variables of the worker, set before a library is loaded.
+    `start`, a function of a module, loads the library that is measured. It goes from
+    `settings`, which have `threads`, to information on the candidate and a function
+    that measures one turn, from a request to a dict with `seconds`.
     """
 
     start: Callable[[dict], tuple[dict, Callable[[dict], dict]]]
     settings: dict
+    # Variables of the worker, set before a library is loaded.
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -54,15 +52,6 @@ def available_cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
-
-
-def keep_to_cores(count: int) -> None:
-    """Restricts this process and its children to `count` cores, on Linux.
-
-    Every library sizes its thread pools by that, also one without a setting for it.
-    """
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, available_cores()[:count])
 
 
 def processor() -> str:
@@ -102,7 +91,9 @@ def _serve(connection: Connection, log: str, candidate: Candidate) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    keep_to_cores(candidate.settings["threads"])
+    # Every library sizes its thread pools by the cores, also one without a setting.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, available_cores()[: candidate.settings["threads"]])
     try:
         answer, measure = candidate.start(candidate.settings)
         while True:
@@ -203,10 +194,7 @@ def started(candidates: Mapping[str, Candidate]) -> Iterator[list[Worker]]:
 def measure_in_turns(
     workers: list[Worker], request: dict, rounds: int
 ) -> dict[str, list[float]]:
-    """Lets workers measure in turns, so that other load slows all of them equally.
-
-    Returns the measured seconds by name.
-    """
+    """Measures seconds by name, in turns, so that other load slows all alike."""
     seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for _ in tqdm(range(rounds), "measuring", disable=None, leave=False):
         for worker in workers:

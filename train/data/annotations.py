@@ -32,23 +32,15 @@ TINY = (
 
 
 class Objects(NamedTuple):
-    """The objects of one image.
-
-    Attributes:
-        path: of the image.
-        boxes: corners as fractions of the upright image, float32 `[objects, 4]`.
-        classes: int32 `[objects]`.
-        is_crowd: bool `[objects]`: crowds and objects marked as difficult, which
-            are neither learned nor counted.
-        areas: as fractions of the image's area, float32 `[objects]`; infinite for
-            objects marked as difficult, see
-            `train.tasks.detection.average_precision.average_precision`.
-    """
+    """The objects of the image `path`."""
 
     path: str
-    boxes: np.ndarray
-    classes: np.ndarray
+    boxes: np.ndarray  # corners as fractions of the upright image, float32 [objects, 4]
+    classes: np.ndarray  # int32 [objects]
+    # Crowds and difficult objects, neither learned nor counted, bool [objects].
     is_crowd: np.ndarray
+    # Fractions of the image's area, float32 [objects]; infinite for difficult objects,
+    # see `train.tasks.detection.average_precision.average_precision`.
     areas: np.ndarray
 
 
@@ -130,11 +122,9 @@ def fix_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Puts corners in order, clips boxes to the image, and drops invalid boxes.
 
-    The `corners` `[objects, 4]`, `width` and `height` are in pixels.
-
-    Returns:
-        The valid boxes as fractions of the image, float32 `[kept, 4]`, and which
-        objects they belong to, bool `[objects]`.
+    The `corners` `[objects, 4]`, `width` and `height` are in pixels. Returns the valid
+    boxes as fractions of the image, float32 `[kept, 4]`, and which objects they belong
+    to, bool `[objects]`.
     """
     corners = np.asarray(corners, np.float64).reshape(-1, 4)
     is_finite = np.isfinite(corners).all(axis=1)
@@ -148,13 +138,12 @@ def fix_boxes(
     # Less than a hundredth of a pixel vanishes in float32.
     has_area = (sizes > 0.01).all(axis=1)
     kept = is_finite & has_area
-    is_tiny = kept & (sizes < 1).any(axis=1)
     for kind, is_case in (
         ("boxes with swapped corners, put in order", is_swapped),
         ("boxes beyond the image, clipped", is_clipped & has_area),
         ("boxes without area, skipped", is_finite & ~has_area),
         ("boxes with coordinates that are not numbers, skipped", ~is_finite),
-        (TINY, is_tiny),
+        (TINY, kept & (sizes < 1).any(axis=1)),
     ):
         report.add(kind, name, int(is_case.sum()))
     return (clipped[kept] / limits).astype(np.float32), kept
@@ -163,13 +152,9 @@ def fix_boxes(
 def place_boxes(
     corners, canvas: Canvas, name: str, report: AnnotationReport
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fixes boxes on the picture they were drawn on, and turns them upright.
+    """Fixes boxes, as `fix_boxes`, on the picture they were drawn on, and turns them.
 
-    It takes and returns what `fix_boxes` does.
-
-    Raises:
-        ValueError: if a box does not lie on the picture, and another picture than the
-            canvas is possible.
+    If other pictures are possible, a box that does not lie on this one is refused.
     """
     corners = np.asarray(corners, np.float64).reshape(-1, 4)
     if not canvas.is_certain:

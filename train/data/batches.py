@@ -22,17 +22,13 @@ NEUTRAL = {"classes": -1, "mask": IGNORE_INDEX, "image_size": 1}
 class EncodedBatches(NamedTuple):
     """Batches of a plan before their images are decoded.
 
-    Attributes:
-        dataset: a `tf.data.Dataset` of dicts: `step`; `example_index` and `id`
-            `[batch]`; `slots`, the slots for the objects of each image; and what
-            `read_example` takes.
-        read_example: from a batch and a position in it to the example, a dict.
-        ragged_keys: of the targets that have one row for each object.
+    The dataset has dicts: `step`; `example_index` and `id` `[batch]`; `slots`, the
+    slots for the objects of each image; and what `read_example` takes.
     """
 
     dataset: tf.data.Dataset
-    read_example: Callable[[dict, tf.Tensor], dict]
-    ragged_keys: frozenset[str]
+    read_example: Callable[[dict, tf.Tensor], dict]  # from a batch and a position in it
+    ragged_keys: frozenset[str]  # of targets that have one row for each object
 
 
 def encoded_batches(

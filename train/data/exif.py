@@ -45,14 +45,9 @@ def jpeg_orientation(encoded) -> tf.Tensor:
     tiff = tf.strings.substr(tiff, 0, 2**16)
     tiff = tf.strings.join([tiff, b"\0" * 8])  # missing bytes read as zeros
     tiff = tf.strings.substr(tiff, 0, tf.strings.length(tiff) // 2 * 2)
-    pairs = tf.cast(
-        tf.where(
-            is_little,
-            tf.io.decode_raw(tiff, tf.uint16, little_endian=True),
-            tf.io.decode_raw(tiff, tf.uint16, little_endian=False),
-        ),
-        tf.int32,
-    )
+    little = tf.io.decode_raw(tiff, tf.uint16, little_endian=True)
+    big = tf.io.decode_raw(tiff, tf.uint16, little_endian=False)
+    pairs = tf.cast(tf.where(is_little, little, big), tf.int32)
     # Offsets within a segment fit in 16 bits.
     directory = tf.where(is_little, pairs[2], pairs[3]) // 2
     directory = tf.minimum(directory, tf.size(pairs) - 1)

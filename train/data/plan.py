@@ -43,22 +43,16 @@ WHOLE = Shard()
 class BatchPlan:
     """The batches of one shard: step by step, one batch for each of its replicas.
 
-    Attributes:
-        first_step: the first planned step of the schedule.
-        starts: `[steps + 1]`, the first example index of each step of the schedule, and
-            the end of the last.
-        steps: `[batches]`, the step of each batch.
-        splits: `[batches + 1]`, where each batch starts in `example_indices`.
-        example_indices: `[images]`, positions in the epoch's order of examples. An
-            index beyond the last example stands for the first ones again: they fill the
-            last batch, so that all batches of a shape run through one compiled step.
+    `example_indices` are positions in the epoch's order of examples. An index beyond
+    the last example stands for the first ones again: they fill the last batch, so that
+    all batches of a shape run through one compiled step.
     """
 
-    first_step: int
-    starts: np.ndarray
-    steps: np.ndarray
-    splits: np.ndarray
-    example_indices: np.ndarray
+    first_step: int  # the first planned step of the schedule
+    starts: np.ndarray  # [steps + 1], where each step of the whole schedule starts
+    steps: np.ndarray  # [batches], the step of each batch
+    splits: np.ndarray  # [batches + 1], where each batch starts in `example_indices`
+    example_indices: np.ndarray  # [images]
 
 
 def plan_batches(

@@ -18,18 +18,14 @@ if TYPE_CHECKING:
 class SourceKind:
     """How one kind of source is read for one task.
 
-    Attributes:
-        reader: `"module:function"`; the function takes the text after the colon of
-            `--data` and whether to keep the encoded images in memory, and returns a
-            `train.data.source.Source`.
-        argument: what follows the kind and a colon: `PATH`, `NAME`, or nothing.
-        recipe: name of the default recipe, see `train.recipes`.
+    The reader takes the text after the colon of `--data` and whether to keep the
+    encoded images in memory, and returns a `train.data.source.Source`.
     """
 
-    reader: str
-    argument: str
+    reader: str  # "module:function"
+    argument: str  # what follows the kind and a colon: PATH, NAME, or nothing
     help: str
-    recipe: str
+    recipe: str  # the default, see `train.recipes`
 
 
 SOURCE_KINDS: dict[tuple[str, str], SourceKind] = {
@@ -84,9 +80,7 @@ SOURCE_KINDS: dict[tuple[str, str], SourceKind] = {
 
 
 def load_source(task: str, name: str, cache: bool = False) -> Source:
-    """Opens a data source.
-
-    With `cache`, the encoded images of a folder stay in memory.
+    """Opens a data source; with `cache`, encoded images of a folder stay in memory.
 
     Raises:
         ValueError: if the task has no such source, or its data cannot be trained on.

@@ -32,22 +32,14 @@ class Source:
     An example is a dict: `encoded` or `path`, `id`, and the task's targets; for
     classification `label`. It is read either from `columns`, in any order, or from a
     `stream`, in the order of the stream.
-
-    Attributes:
-        name: as given to `train.data.registry.load_source`.
-        class_names: in the order of the labels.
-        num_examples: by split.
-        stream: from a split and a seed, or `None` for the stored order, to a dataset of
-            examples.
-        columns: by split the values of all examples, in the stored order, under the
-            keys of an example.
     """
 
-    name: str
-    class_names: tuple[str, ...]
-    num_examples: dict[str, int]
+    name: str  # as given to `train.data.registry.load_source`
+    class_names: tuple[str, ...]  # in the order of the labels
+    num_examples: dict[str, int]  # by split
+    # From a split and a seed, or `None` for the stored order, to examples.
     stream: Callable[[str, int | None], tf.data.Dataset] | None = None
-    columns: Mapping[str, Columns] | None = None
+    columns: Mapping[str, Columns] | None = None  # by split, in the stored order
 
     def examples(self, split: str, seed: int | None) -> tf.data.Dataset:
         """Returns the examples of a split, shuffled by a seed or as stored."""

@@ -19,9 +19,8 @@ SHUFFLE_BUFFER = 16_384  # encoded images held to shuffle a stream
 def label_source(argument: str, cache: bool = False) -> Source:
     """Opens a classification data set; images stay encoded until they are cropped."""
     builder = _builder(argument)
-    features = builder.info.features or {}
-    label = features["label"] if "label" in features else None
-    names = getattr(label, "names", None)
+    features = dict(builder.info.features or {})
+    names = getattr(features.get("label"), "names", None)
     if names is None or "image" not in features:
         raise ValueError(
             f"tfds:{argument} has no features `image` and `label` with named classes. "
@@ -34,11 +33,9 @@ def label_source(argument: str, cache: bool = False) -> Source:
 def box_source(argument: str, cache: bool = False) -> Source:
     """Opens a detection data set, such as `coco/2017` or `voc`."""
     builder = _builder(argument)
-    features = builder.info.features or {}
+    features = dict(builder.info.features or {})
     # The feature of a sequence has keys; the sequence itself has not.
-    objects = (
-        getattr(features["objects"], "feature", {}) if "objects" in features else {}
-    )
+    objects = getattr(features.get("objects"), "feature", {})
     if "image" not in features or not {"bbox", "label"} <= set(objects):
         raise ValueError(
             f"tfds:{argument} has no features `image` and `objects` with `bbox` and "

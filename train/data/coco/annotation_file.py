@@ -77,15 +77,11 @@ def drop_root_categories(contents: dict[Path, dict]) -> None:
     Roboflow writes such categories. They have no objects in any of the files, and are
     the supercategory of others. A class may have the same name.
     """
-    names = [
-        {category["id"]: category["name"] for category in content["categories"]}
-        for content in contents.values()
-    ]
-    used = {
-        (a["category_id"], name.get(a["category_id"]))
-        for content, name in zip(contents.values(), names)
-        for a in content["annotations"]
-    }
+    used = set()  # ids and names
+    for content in contents.values():
+        names = {row["id"]: row["name"] for row in content["categories"]}
+        ids = {annotation["category_id"] for annotation in content["annotations"]}
+        used |= {(key, names.get(key)) for key in ids}
     for file, content in contents.items():
         members: dict[str, set[int]] = {}  # ids by their supercategory
         for row in content["categories"]:
