@@ -63,8 +63,8 @@ def object_source(
             name,
         )
     learned = {label for image in train for label in image.classes[~image.is_crowd]}
-    where = "have no training object that could be learned"
-    warn_of_missing_classes(name, class_names, learned, where)
+    problem = "have no training object that could be learned"
+    warn_of_missing_classes(name, class_names, learned, problem)
     warn_of_similar_names(class_names, name)
     columns = {
         split: {**images[split], **object_columns(objects)}
@@ -152,8 +152,9 @@ def fix_boxes(
 def place_boxes(
     corners, canvas: Canvas, name: str, report: AnnotationReport
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fixes boxes, as `fix_boxes`, on the picture they were drawn on, and turns them.
+    """Fixes boxes on the picture that they were drawn on, and turns them upright.
 
+    It takes and returns what `fix_boxes` does.
     If other pictures are possible, a box that does not lie on this one is refused.
     """
     corners = np.asarray(corners, np.float64).reshape(-1, 4)

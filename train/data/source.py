@@ -146,7 +146,7 @@ def _read_files(paths: Sequence[str], split: str) -> list[bytes]:
 
 
 def refuse_one_class(name: str, class_names: Sequence[str], where: str) -> None:
-    """Raises a ValueError for a single class; `where` says how to add others."""
+    """Raises a ValueError for a single class; `where` says where classes belong."""
     if len(class_names) < 2:
         raise ValueError(
             f"{name} has only one class, {join_names(class_names)}: a classifier would "
@@ -169,9 +169,9 @@ def refuse_other_classes(
 
 
 def warn_of_missing_classes(
-    name: str, class_names: Sequence[str], learned: Container[int], where: str
+    name: str, class_names: Sequence[str], learned: Container[int], problem: str
 ) -> None:
-    """Warns of classes that cannot be learned; `where` they are missing."""
+    """Warns of classes that cannot be learned; `problem` is for the message."""
     missing = [n for label, n in enumerate(class_names) if label not in learned]
     if missing:
         logging.warning(
@@ -179,7 +179,7 @@ def warn_of_missing_classes(
             name,
             len(missing),
             len(class_names),
-            where,
+            problem,
             join_names(missing),
         )
 

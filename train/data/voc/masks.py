@@ -209,6 +209,6 @@ def _check_classes(
                 f"{IGNORE_INDEX} is for ignored pixels."
             )
     train = _present_classes(splits["train"])
-    where = "are in no training mask"
-    warn_of_missing_classes(f"voc:{path}", class_names, train, where)
+    problem = "are in no training mask"
+    warn_of_missing_classes(f"voc:{path}", class_names, train, problem)
     warn_of_similar_names(class_names, f"voc:{path}")
