@@ -205,12 +205,13 @@ def _draw_objects(
     model: keras.Model, args: argparse.Namespace, labels: list[str] | None
 ) -> None:
     """Prints the objects on each image and draws them in a PNG file."""
+    files = _picture_files(args, "boxes")
     size = _input_size(model, args, DETECTOR_SIZE)
     classes = model.output["logits"].shape[-1] - 1
     names = _class_names(labels, classes, COCO_NAMES)
     anchors = anchor_boxes(*size)
     min_score = MIN_SCORE if args.score is None else args.score
-    for path, file, image, outputs in _outputs(model, args, size, "boxes"):
+    for file, (path, image, outputs) in zip(files, _outputs(model, args, size)):
         found = detect(outputs, anchors, score_threshold=min_score)
         found = {key: ops.convert_to_numpy(x)[0] for key, x in found.items()}
         found = {key: x[found["classes"] >= 0] for key, x in found.items()}
@@ -227,10 +228,11 @@ def _color_classes(
     model: keras.Model, args: argparse.Namespace, labels: list[str] | None
 ) -> None:
     """Prints the classes on each image and colors them in a PNG file."""
+    files = _picture_files(args, "classes")
     size = _input_size(model, args, SEGMENTER_SIZE)
     model = without_auxiliary(model)
     names = _class_names(labels, model.output_shape[-1], VOC_NAMES)
-    for path, file, image, logits in _outputs(model, args, size, "classes"):
+    for file, (path, image, logits) in zip(files, _outputs(model, args, size)):
         classes = class_map(logits[0], *image.shape[:2])  # [height, width]
         shares = np.bincount(classes.ravel(), minlength=len(names)) / classes.size
         present = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
@@ -261,13 +263,8 @@ def _class_names(
     return names
 
 
-def _outputs(
-    model: keras.Model, args: argparse.Namespace, size: tuple[int, int], suffix: str
-) -> Iterator[tuple]:
-    """Yields each path, the file of its picture, its image, and the model's outputs.
-
-    The model runs on the whole image, resized to `size`.
-    """
+def _picture_files(args: argparse.Namespace, suffix: str) -> list[Path]:
+    """Returns the file of each image's picture, and checks that they differ."""
     files = [
         Path(args.output or Path(path).parent) / f"{Path(path).stem}_{suffix}.png"
         for path in args.images
@@ -278,12 +275,19 @@ def _outputs(
             f"The pictures of several images would have the name {', '.join(repeated)}."
             " Run the command once for each of these images, with another --output."
         )
+    return files
+
+
+def _outputs(
+    model: keras.Model, args: argparse.Namespace, size: tuple[int, int]
+) -> Iterator[tuple]:
+    """Yields each path, its image, and the outputs for the whole image at `size`."""
     scale = input_max(model) / 255
-    for path, file in zip(args.images, files):
+    for path in args.images:
         image = load_image(path)
         resized = ops.image.resize(image[None], size, antialias=True)
         resized = ops.convert_to_numpy(resized) * scale
-        yield path, file, image, model.predict(resized, verbose=0)
+        yield path, image, model.predict(resized, verbose=0)
 
 
 def _save_picture(picture: np.ndarray, file: Path) -> None:
