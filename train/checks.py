@@ -106,16 +106,7 @@ def check_training(
 ) -> None:
     """Refuses a training that cannot work, and warns of one that will learn little.
 
-    Args:
-        config: the run's configuration.
-        source: what it trains on.
-        strategy: the `tf.distribute.Strategy`.
-        is_begun: whether the run continues. An earlier version may have started it
-            with fewer images than a batch takes.
-
-    Raises:
-        ValueError: if a split is empty, there are too few images for a batch, or the
-            devices cannot share a batch evenly.
+    An earlier version may have begun a run with fewer images than a batch takes.
     """
     _refuse_empty_splits(source)
     shapes = shared_shapes(config, strategy)

@@ -50,10 +50,7 @@ class TrainConfig:
     """Everything that determines the result of a run; a field is a flag of main.py.
 
     The defaults are the published ImageNet recipe (paper, section 4.1 and appendix).
-
-    Raises:
-        ValueError: on construction, if a value is out of range; the message names the
-            field, what was expected and what was received.
+    Raises a ValueError if a value is out of range.
     """
 
     task: str = _field("classification", DATA, f"What to train: {describe_tasks()}.")
@@ -262,22 +259,10 @@ def _check_type(field: dataclasses.Field, value: object) -> None:
 
 
 def make_config(recipe: str = "", **overrides) -> TrainConfig:
-    """Makes a configuration from a recipe and some other values.
+    """Makes a configuration from a recipe, by default that of the data, and overrides.
 
-    Args:
-        recipe: a key of `train.recipes.RECIPES`; by default the one for the data.
-        **overrides: fields of `TrainConfig`; relative paths are made absolute.
-
-    Returns:
-        The `TrainConfig`.
-
-    Raises:
-        ValueError: if a recipe or field is unknown (the message lists the valid ones),
-            or a value is out of range.
-
-    Example:
-    >>> make_config(data="folder:photos", epochs=10).sizes
-    (128, 160, 192)
+    Relative paths are made absolute. Raises a ValueError if a recipe, a field or a
+    value is not valid.
     """
     if not recipe:
         task = overrides.get("task", "classification")
@@ -313,17 +298,8 @@ def _refuse_unknown(values: dict, where: str) -> None:
 def load_config(path: Path | str, skip_unknown: bool = False) -> TrainConfig:
     """Reads a configuration that this or an earlier version of `save_config` wrote.
 
-    Args:
-        path: the file.
-        skip_unknown: ignore keys that this version does not know, with a warning.
-
-    Returns:
-        The `TrainConfig`.
-
-    Raises:
-        ValueError: if the file is not a training configuration, a value is not valid,
-            or a key is unknown and not skipped; the message names the file.
-        FileNotFoundError: if there is no file.
+    With `skip_unknown` only a warning names the keys that this version does not know.
+    Raises a ValueError if the file is not a valid training configuration.
     """
     values = _read_values(path)
     missing = sorted(_CORE - set(values))
@@ -372,11 +348,7 @@ def _read_values(path: Path | str) -> dict:
 
 
 def is_config(path: Path | str) -> bool:
-    """Tells whether a file exists and is a training configuration of this project.
-
-    Raises:
-        ValueError: if the file is not a JSON object.
-    """
+    """Tells whether a file exists and is a training configuration of this project."""
     return Path(path).is_file() and set(_read_values(path)) >= _CORE
 
 

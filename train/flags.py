@@ -123,14 +123,10 @@ def _as_text(value: object) -> str:
 
 
 def read_training(path: str) -> dict:
-    """Returns how a model file was trained and evaluated.
+    """Returns how a `.keras` or `.tflite` file was trained and evaluated.
 
-    Args:
-        path: of a `.keras` or a `.tflite` file.
-
-    Returns:
-        All fields of the `config.json` beside the file; without one, the fields that
-        the file's card has.
+    These are all fields of the `config.json` beside the file, or those that its card
+    has.
     """
     from keras_mobilevit.litert import read_card
 
@@ -200,14 +196,11 @@ def _given_fields(args: flags.FlagValues) -> dict:
 
 
 def config_from_flags(args: flags.FlagValues = flags.FLAGS) -> TrainConfig:
-    """Makes the configuration that the flags describe.
+    """Makes the configuration that the flags describe; raises a ValueError.
 
     With --mode=eval, and without --recipe, the values of other flags come from the
-    config.json that a training left beside the file, or from the file's card, so that
-    a model is evaluated as its training evaluated it.
-
-    Raises:
-        ValueError: if a value is not valid.
+    config.json that a training left beside the file, or from the file's card, so that a
+    model is evaluated as its training evaluated it.
     """
     overrides = _given_fields(args)
     given = set(overrides)

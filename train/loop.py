@@ -45,21 +45,10 @@ SAVE_SECONDS = 600.0  # between checkpoints within an epoch
 def train_epoch(
     run: Run, train_step: Callable, progress: Progress, manager: CheckpointManager
 ) -> dict:
-    """Passes once over the training images, or over the rest of an epoch.
+    """Trains on the rest of an epoch, and returns its record.
 
-    Args:
-        run: what is trained.
-        train_step: from `train.step.make_train_step`.
-        progress: where the run is; each step brings it forward.
-        manager: saves the run, and stops it on request.
-
-    Returns:
-        A dict: `step` (done after it), `train_loss`, `learning_rate`,
-        `images_per_second`, `epoch_seconds`, `skipped_train`.
-
-    Raises:
-        FloatingPointError: if loss or gradients are not finite.
-        Preempted: after a request to stop, when the run is saved.
+    Raises a FloatingPointError if loss or gradients are not finite, and `Preempted`
+    after a request to stop, when the run is saved.
     """
     config, strategy = run.config, run.strategy
     schedule = _epoch_schedule(run, progress.epoch)
@@ -178,20 +167,9 @@ def _refuse_divergence(
 def validate(
     run: Run, eval_step: Callable, progress: Progress, manager: CheckpointManager
 ) -> dict:
-    """Evaluates on the validation split, between two epochs.
+    """Returns the metrics of the validation split, between two epochs.
 
-    Args:
-        run: what is trained.
-        eval_step: from `train.step.make_eval_step`.
-        progress: where the run is.
-        manager: saves the run, and stops it on request.
-
-    Returns:
-        `loss`, the metrics of the task's `score`, and `skipped_validation`, the number
-        of images that could not be read.
-
-    Raises:
-        Preempted: after a request to stop, when the run is saved.
+    Raises `Preempted` after a request to stop, when the run is saved.
     """
     config, replicas = run.config, run.strategy.num_replicas_in_sync
     part = -(-config.batch_size // (replicas * config.accumulation_steps))
@@ -240,29 +218,13 @@ def train_and_evaluate(
 
     An interrupted run continues from its last checkpoint, also within an epoch, with
     the images that an uninterrupted run has there. SIGTERM saves and stops the run, on
-    all workers if one of them receives it.
+    all workers if one of them receives it; `Preempted` is raised then. Only the chief
+    writes into `workdir`, all workers read there.
 
-    Args:
-        task: what to train.
-        config: how.
-        source: on which images.
-        workdir: where everything is written: `config.json`, `labels.txt`,
-            `metrics.jsonl`, `curves.png`, `predictions.png` (if the task draws
-            pictures), `tensorboard/`, `checkpoint.safetensors` (weights, moving
-            average, optimizer, random state, progress), `best.keras` (the moving
-            average at its best). Only the chief writes, all workers read.
-        save_seconds: between two checkpoints within an epoch; each epoch ends with one.
-        strategy: the devices, see `train.distribution.strategies`; by default one.
-
-    Returns:
-        The records of `metrics.jsonl`, one for each epoch; none for workers other
-        than the chief.
-
-    Raises:
-        ValueError: if `workdir` holds another run or another training writes there, if
-            there are fewer images than a batch takes, or no image can be read.
-        FloatingPointError: if the loss is not finite.
-        Preempted: after SIGTERM, when everything is saved.
+    Returns the records of `metrics.jsonl`, one for each epoch; none for workers other
+    than the chief. Raises a ValueError if `workdir` holds another run, another training
+    writes there, or the images are too few or cannot be read, and a FloatingPointError
+    if the loss is not finite.
     """
     strategy = strategy or tf.distribute.get_strategy()
     run = Run(task, config, source, Path(workdir).expanduser(), strategy)

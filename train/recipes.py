@@ -155,9 +155,5 @@ RECIPES: dict[str, dict] = {
 
 
 def default_recipe(data: str, task: str = "classification") -> str:
-    """Returns the name of the recipe for a task and a kind of data.
-
-    Raises:
-        ValueError: if the task or the kind is unknown; the message lists all.
-    """
+    """Returns the name of the recipe for a task and a kind of data."""
     return find_kind(task, data).recipe

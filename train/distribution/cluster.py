@@ -26,15 +26,10 @@ EXAMPLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The workers of a run.
+    """The workers of a run."""
 
-    Attributes:
-        addresses: `host:port` of each worker.
-        index: of this process among them; the first is the chief.
-    """
-
-    addresses: tuple[str, ...]
-    index: int
+    addresses: tuple[str, ...]  # HOST:PORT of each
+    index: int  # of this process; 0 is the chief
 
     def resolver(self) -> tf.distribute.cluster_resolver.ClusterResolver:
         """Returns what `MultiWorkerMirroredStrategy` takes."""
@@ -46,17 +41,11 @@ class Cluster:
         )
 
     def rendezvous(self, seconds: float) -> None:
-        """Waits until all workers have started.
+        """Waits until all workers have started, or raises a ValueError.
 
         TensorFlow waits too, but without a limit, and in a call that neither a thread
         nor a signal can interrupt. So each worker first sends a handshake to the chief,
         at the address where TensorFlow's own server listens afterwards.
-
-        Args:
-            seconds: to wait at most.
-
-        Raises:
-            ValueError: if a worker is missing; the message names it.
         """
         deadline = time.monotonic() + seconds
         if self.index == 0:
@@ -146,17 +135,10 @@ def _port(address: str) -> int:
 
 
 def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
-    """Finds the workers that the environment names.
+    """Finds the workers that `os.environ` names; `None` if this is the only process.
 
-    Args:
-        environment: `os.environ`, which TensorFlow's resolvers read. `TF_CONFIG`
-            precedes SLURM.
-
-    Returns:
-        The `Cluster`, or `None` if this is the only process.
-
-    Raises:
-        ValueError: if the variables do not describe a cluster of workers.
+    `TF_CONFIG` precedes SLURM. Raises a ValueError if the variables do not describe a
+    cluster of workers.
     """
     if environment.get("TF_CONFIG"):
         cluster = _from_tf_config()

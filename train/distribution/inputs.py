@@ -13,11 +13,7 @@ from train.data.unreadable import refuse_nothing_read, with_reason
 
 
 class UnreadableLog:
-    """Logs each unreadable image and the reason, once per process.
-
-    Attributes:
-        names: of the unreadable images so far.
-    """
+    """Logs each unreadable image and the reason, once per process."""
 
     logged: typing.ClassVar[set[str]] = set()
 
@@ -41,10 +37,9 @@ class UnreadableLog:
 def take_strings(
     strategy: tf.distribute.Strategy, batch: dict
 ) -> list[dict[str, np.ndarray]]:
-    """Removes the targets that are strings from a batch; they stay on the host.
+    """Moves the targets that are strings out of a batch, since they stay on the host.
 
-    Returns:
-        `{name: [examples]}` for each replica of this worker.
+    Returns `{name: [examples]}` for each replica of this worker.
     """
     local = {
         name: strategy.experimental_local_results(value)

@@ -18,16 +18,8 @@ from train.distribution.devices import THIS_MACHINE, Devices
 def make_strategy(devices: Devices) -> tf.distribute.Strategy:
     """Makes the strategy of a training; no other TensorFlow call may come before.
 
-    Args:
-        devices: what to train on.
-
-    Returns:
-        `TPUStrategy`; `MultiWorkerMirroredStrategy` with more than one worker;
-        `MirroredStrategy` with more than one GPU; or the default, of one device.
-
-    Raises:
-        ValueError: if a device is missing, the environment does not describe a
-            cluster, or a worker is missing after the timeout.
+    Raises a ValueError if a device is missing, the environment does not describe a
+    cluster, or a worker is missing after the timeout.
     """
     if not math.isfinite(devices.cluster_timeout):
         raise ValueError(
@@ -75,11 +67,7 @@ def _use_gpus(count: int | None) -> list:
 
 
 def give_up(message: str) -> None:
-    """Ends the process from any thread.
-
-    Some calls of TensorFlow wait in C++ without a limit, and Python cannot interrupt
-    them.
-    """
+    """Ends the process from any thread, even if TensorFlow waits in C++."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 

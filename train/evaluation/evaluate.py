@@ -24,34 +24,21 @@ from train.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class EvalInputs:
-    """How validation images are prepared.
-
-    Attributes:
-        size: side in pixels.
-        crop_fraction: fraction of the short side that the center crop keeps.
-        batch_size: images in a batch, over all devices.
-    """
+    """How validation images are prepared."""
 
     size: int
-    crop_fraction: float
-    batch_size: int
+    crop_fraction: float  # of the short side that the center crop keeps
+    batch_size: int  # over all devices
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """What an evaluation found."""
 
-    Attributes:
-        seen: number of images that could be read.
-        metrics: the mean of each sum of the step, and the task's score.
-        statistics: what the score was computed from.
-        unreadable: names of the images that could not be read.
-    """
-
-    seen: int
-    metrics: dict[str, float]
-    statistics: dict[str, np.ndarray]
-    unreadable: list[str]
+    seen: int  # images that could be read
+    metrics: dict[str, float]  # means of the step's sums, and the task's score
+    statistics: dict[str, np.ndarray]  # from which the score was computed
+    unreadable: list[str]  # names of the images that could not be read
 
 
 def evaluate(
@@ -64,17 +51,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on the validation split.
 
-    Args:
-        task: prepares the images, and scores the predictions.
-        step: runs the model on a batch.
-        source: where the images come from.
-        inputs: how they are prepared.
-        strategy: the devices of the step.
-        after_batch: is called with the sums of each batch; may stop the evaluation by
-            an exception.
-
-    Raises:
-        ValueError: if no image can be read.
+    `after_batch` is called with the sums of each batch; it may stop the evaluation by
+    an exception. Raises a ValueError if no image can be read.
     """
     batches = distribute(
         strategy,
@@ -162,17 +140,7 @@ class _Statistics:
 def evaluate_predictor(
     task: Task, predictor: Predictor, source: Source, config: TrainConfig
 ) -> Evaluation:
-    """Evaluates a model from a file on the validation split, with a progress bar.
-
-    Args:
-        task: the predictor is of its kind.
-        predictor: what to evaluate.
-        source: where the images come from.
-        config: its `eval_crop` is used.
-
-    Raises:
-        ValueError: if no image can be read, or the predictions cannot be scored.
-    """
+    """Evaluates a model from a file on the validation split, with a progress bar."""
     kind, images = task.model_kind, source.num_examples["validation"]
     # Equal batches: the last one has little padding, which is predicted too.
     batches = max(1, -(-images // kind.batch_size))

@@ -28,17 +28,10 @@ def _named(groups: dict) -> dict:
 
 
 def save_checkpoint(path, groups: dict, progress: dict) -> None:
-    """Writes variables and progress into one safetensors file.
+    """Writes the variables of `{name: model or optimizer}`, and progress as JSON.
 
-    If the process is killed meanwhile, the previous checkpoint stays.
-
-    Args:
-        path: of the file.
-        groups: `{name: model or optimizer}`; all their variables are saved.
-        progress: numbers that describe the progress of the run; saved as JSON.
-
-    Raises:
-        OSError: if the file cannot be written.
+    All go into one safetensors file. If the process is killed meanwhile, the previous
+    checkpoint stays. Raises an OSError if the file cannot be written.
     """
     tensors = {
         name: np.array(keras.ops.convert_to_numpy(variable), order="C")
@@ -52,18 +45,10 @@ def save_checkpoint(path, groups: dict, progress: dict) -> None:
 
 
 def load_checkpoint(path, groups: dict) -> dict:
-    """Sets the variables of `groups` from a file of `save_checkpoint`.
+    """Sets the variables of `groups` from a file, and returns the saved progress.
 
-    Args:
-        path: of the file.
-        groups: the saved models and optimizers; optimizers must be built.
-
-    Returns:
-        The saved progress.
-
-    Raises:
-        ValueError: if the file is damaged, or its names or shapes differ from those
-            of `groups`; no variable is set then.
+    Optimizers must be built. Raises a ValueError if the file is damaged, or its names
+    or shapes differ from those of `groups`; no variable is set then.
     """
     variables = _named(groups)
     try:

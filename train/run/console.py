@@ -99,12 +99,8 @@ def quiet_libraries() -> Iterator[None]:
 
     Import TensorFlow, Keras, JAX or LiteRT inside the context. Errors of the libraries
     and everything that Python prints still appear, also if the process crashes: a
-    second process copies standard error line by line. The environment variable
-    TF_CPP_MIN_LOG_LEVEL=0 shows all lines.
-
-    Example:
-    >>> with quiet_libraries():
-    ...     import tensorflow as tf
+    second process copies standard error line by line. TF_CPP_MIN_LOG_LEVEL=0 shows all
+    lines.
     """
     level = os.environ.setdefault(LOG_LEVEL, "2")
     is_started = "tensorflow" in sys.modules or threading.active_count() > 1

@@ -17,14 +17,8 @@ def only_training(workdir: Path) -> Iterator[None]:
     """Creates a working directory, and locks it until the context ends.
 
     The operating system releases the lock when the process ends, even if it is killed.
-    A directory that is empty at the end is removed.
-
-    Args:
-        workdir: the directory.
-
-    Raises:
-        ValueError: if another training holds the lock (the message names the process
-            and its machine), or the directory cannot be written.
+    A directory that is empty at the end is removed. Raises a ValueError if another
+    training holds the lock.
     """
     made = _missing(workdir)
     try:

@@ -33,15 +33,7 @@ def read_records(path) -> list[dict]:
 
 
 def plot_curves(records: list[dict], best_metric: str) -> Figure:
-    """Draws loss, best metric and learning rate over the epochs.
-
-    Args:
-        records: from `read_records`.
-        best_metric: the metric of the second plot.
-
-    Returns:
-        A matplotlib `Figure`.
-    """
+    """Draws loss, best metric and learning rate over the epochs of `read_records`."""
     epochs = [record["epoch"] for record in records]
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     loss, metric, rate = figure.subplots(1, 3)
@@ -67,14 +59,8 @@ def plot_curves(records: list[dict], best_metric: str) -> Figure:
 class RecordWriter:
     """Writes the records of a run into its working directory.
 
-    Args:
-        workdir: folder of `metrics.jsonl`, `curves.png`, `predictions.png` and
-            `tensorboard/`.
-        epochs_done: records of later epochs, which a killed process leaves, are
-            dropped.
-        best_metric: the metric to plot.
-        draw: makes the pictures of an epoch, see `train.run.pictures`; by default
-            none.
+    Records after `epochs_done`, which a killed process leaves, are dropped. `draw`
+    makes the pictures of an epoch, see `train.run.pictures`; by default none.
     """
 
     def __init__(

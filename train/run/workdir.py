@@ -40,16 +40,10 @@ CHANGEABLE = {
 
 
 def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
-    """Creates a working directory, or checks that it belongs to the same run.
+    """Creates a working directory with `config.json` and `labels.txt`.
 
-    Args:
-        workdir: the directory.
-        config: the run's configuration, saved there as `config.json`.
-        source: its class names are saved there as `labels.txt`.
-
-    Raises:
-        ValueError: if the directory cannot be written, or holds a run with another
-            configuration or other classes; it is not changed then.
+    Raises a ValueError if it cannot be written, or holds a run with another
+    configuration or other classes; it is not changed then.
     """
     check_workdir(workdir, config, source)
     try:
@@ -111,16 +105,8 @@ def _is_changeable(name: str, saved, now) -> bool:
 def check_workdir(workdir: Path, config: TrainConfig, source: Source) -> dict:
     """Refuses the directory of another run; changes nothing.
 
-    Args:
-        workdir: the directory, which need not exist.
-        config: the run's configuration.
-        source: what it trains on.
-
-    Returns:
-        Allowed differences from the saved run: `{field: value of the saved run}`.
-
-    Raises:
-        ValueError: if it has another configuration or other classes.
+    Returns the allowed differences from the saved run, `{field: value of the saved
+    run}`. Raises a ValueError if it has another configuration or other classes.
     """
     if not (workdir / FILENAME).exists():
         return {}
@@ -151,12 +137,7 @@ def check_workdir(workdir: Path, config: TrainConfig, source: Source) -> dict:
 
 
 def log_changes(changes: dict, config: TrainConfig) -> None:
-    """Logs the changed flags of a run that continues.
-
-    Args:
-        changes: from `check_workdir`.
-        config: the run's configuration.
-    """
+    """Logs the changed flags of a run that continues, from `check_workdir`."""
     for name, before in changes.items():
         now = getattr(config, name)
         logging.info("--%s was %r and is %r: %s", name, before, now, CHANGEABLE[name])

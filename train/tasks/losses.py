@@ -4,15 +4,9 @@ import tensorflow as tf
 
 
 def smoothed_cross_entropy(labels, logits, label_smoothing: float = 0.0) -> tf.Tensor:
-    """Computes softmax cross-entropy against smoothed one-hot labels.
+    """Computes softmax cross-entropy against smoothed one-hot labels, `[batch]`.
 
-    Args:
-        labels: class indices `[batch]`.
-        logits: `[batch, classes]`.
-        label_smoothing: probability that is spread evenly over all classes.
-
-    Returns:
-        The loss of each example, `[batch]`.
+    The probability `label_smoothing` is spread evenly over all classes.
     """
     classes = logits.shape[-1]
     targets = tf.one_hot(

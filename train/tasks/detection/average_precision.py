@@ -74,29 +74,20 @@ def _rows(images: Sequence[dict]) -> np.ndarray:
 
 
 def average_precision(images: Sequence[dict], class_names: Sequence[str]) -> dict:
-    """Scores detections by COCO's rules.
+    """Scores detections by COCO's rules, with one dict of arrays for each image.
 
-    Args:
-        images: one dict of arrays for each image, boxes as corners in pixels:
+    Boxes are corners in pixels: `boxes` with `scores` and `classes` were found,
+    `true_boxes` with `true_classes` are there. `is_crowd` marks crowds and difficult
+    objects. A crowd matches any number of detections inside it; a difficult object
+    matches one detection with the usual overlap. These detections are neither right nor
+    wrong. `true_areas`, by default those of the boxes, decide whether an object is
+    small, medium or large. An infinite area marks a difficult object, since COCO counts
+    no object whose area is outside of all ranges. (VOC's own program lets a difficult
+    object match several detections.)
 
-            - `boxes` `[detections, 4]`, `scores` and `classes` `[detections]`
-            - `true_boxes` `[objects, 4]` and `true_classes` `[objects]`
-            - `is_crowd` `[objects]`: marks crowds and difficult objects. A crowd
-              matches any number of detections inside it; a difficult object matches
-              one detection with the usual overlap. These detections are neither right
-              nor wrong.
-            - `true_areas` `[objects]`, in pixels, which decide whether an object is
-              small, medium or large; by default the area of the box. An infinite area
-              marks a difficult object, since COCO counts no object whose area is
-              outside of all ranges. (VOC's own program lets a difficult object match
-              several detections.)
-
-        class_names: in the order of the classes.
-
-    Returns:
-        `AP` (the mean over overlaps of 0.5 to 0.95), `AP50`, `AP75`, `AP_small`,
-        `AP_medium` and `AP_large`, in [0, 1], and `AP/<class>` and `AP50/<class>` for
-        each class; -1, as in COCO, where there are no objects.
+    Returns `AP` (the mean over overlaps of 0.5 to 0.95), `AP50`, `AP75`, `AP_small`,
+    `AP_medium` and `AP_large`, in [0, 1], and `AP/<class>` and `AP50/<class>` for each
+    class; -1, as in COCO, where there are no objects.
     """
     truth, rows = _ground_truth(images, class_names), _rows(images)
     if len(rows):
