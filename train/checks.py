@@ -61,12 +61,6 @@ def _smaller_batch(
     return "Add images."
 
 
-def _refuse_empty_splits(source: Source) -> None:
-    for split, count in source.num_examples.items():
-        if count < 1:
-            raise ValueError(f"{source.name} has no {split} images. Add some.")
-
-
 def _warn_of_unused_sizes(shapes: list[BatchShape], source: Source) -> None:
     count = source.num_examples["train"]
     if count < sum(shape.batch for shape in shapes):
@@ -108,7 +102,9 @@ def check_training(
 
     An earlier version may have begun a run with fewer images than a batch takes.
     """
-    _refuse_empty_splits(source)
+    for split, count in source.num_examples.items():
+        if count < 1:
+            raise ValueError(f"{source.name} has no {split} images. Add some.")
     shapes = shared_shapes(config, strategy)
     if not is_begun:
         _refuse_too_few_images(config, strategy, source)

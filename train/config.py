@@ -271,7 +271,12 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
         raise ValueError(
             f"Unknown recipe {recipe!r}. Expected one of: {', '.join(RECIPES)}."
         )
-    _refuse_unknown(overrides, "the overrides")
+    valid = [field.name for field in dataclasses.fields(TrainConfig)]
+    if unknown := sorted(set(overrides) - set(valid)):
+        raise ValueError(
+            f"Unknown keys in the overrides: {', '.join(unknown)}. Valid: "
+            f"{', '.join(valid)}."
+        )
     # Absolute, so that the run continues from any working directory.
     kind, _, path = overrides.get("data", "").partition(":")
     if is_path_kind(kind) and path:
@@ -283,16 +288,6 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
 
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
-
-
-def _refuse_unknown(values: dict, where: str) -> None:
-    valid = [field.name for field in dataclasses.fields(TrainConfig)]
-    unknown = sorted(set(values) - set(valid))
-    if unknown:
-        names = ", ".join(unknown)
-        raise ValueError(
-            f"Unknown keys in {where}: {names}. Valid: {', '.join(valid)}."
-        )
 
 
 def load_config(path: Path | str, skip_unknown: bool = False) -> TrainConfig:

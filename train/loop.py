@@ -19,7 +19,8 @@ from train.data import pipeline as data
 from train.data import sampler
 from train.data.sampler import BatchShape
 from train.data.source import Source
-from train.distribution.inputs import UnreadableLog, distribute, refuse_nothing_seen
+from train.data.unreadable import refuse_nothing_read
+from train.distribution.inputs import UnreadableLog, distribute
 from train.distribution.strategies import is_chief
 from train.evaluation.evaluate import EvalInputs, evaluate
 from train.models import TrainState
@@ -30,13 +31,7 @@ from train.run.progress import CheckpointManager, Progress, stop_on_sigterm
 from train.run.records import RecordWriter
 from train.run.start import Run, start_or_continue
 from train.run.workdir import BEST_MODEL, check_workdir, prepare_workdir
-from train.step import (
-    EvalResult,
-    as_numbers,
-    make_eval_step,
-    make_train_step,
-    traces_of,
-)
+from train.step import EvalResult, as_numbers, make_eval_step, make_train_step
 from train.tasks.task import Task
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
@@ -69,7 +64,8 @@ def train_epoch(
             bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
             bar.update(round(sums["count"]))
             manager.after_step(progress, sums["stop"] > 0)
-    refuse_nothing_seen(progress.seen, run.source, "train", unreadable)
+    if not progress.seen:
+        refuse_nothing_read(run.source, "train", unreadable.names)
     return _epoch_record(run, progress)
 
 
@@ -256,7 +252,7 @@ def _train_and_evaluate(run: Run, save_seconds: float) -> list[dict]:
             record = train_epoch(run, train_step, progress, manager)
             record |= validate(run, eval_step, progress, manager)
             record["epoch"] = progress.epoch + 1
-            record["traces"] = traces_of(train_step)
+            record["traces"] = train_step.experimental_get_tracing_count()
             if writer:
                 _finish_epoch(run, state, writer, record, progress.best)
             progress = progress.next_epoch(record[run.task.best_metric])

@@ -74,7 +74,9 @@ def build_models(
         task.load_pretrained(model, file)
     ema_model.set_weights(model.get_weights())
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        _synchronize_batch_norm(model)
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = True
     return model, ema_model
 
 
@@ -88,12 +90,6 @@ def freeze_backbone(model: keras.Model, is_head: Callable[[str], bool]) -> None:
         layer.trainable = is_head(f"{layer.name}/")
         if isinstance(layer, keras.layers.Dropout) and not layer.trainable:
             layer.rate = 0.0
-
-
-def _synchronize_batch_norm(model: keras.Model) -> None:
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = True
 
 
 def separate_seeds(model: keras.Model, strategy: tf.distribute.Strategy) -> None:

@@ -40,11 +40,6 @@ def as_numbers(sums: dict) -> dict[str, float]:
     return {name: float(value) for name, value in sums.items()}
 
 
-def traces_of(step: Any) -> int:
-    """Returns how often a `tf.function` was traced: once for each batch shape."""
-    return step.experimental_get_tracing_count()
-
-
 def make_train_step(
     task: Task,
     config: TrainConfig,

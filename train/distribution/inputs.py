@@ -8,8 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from train.data import pipeline as data
-from train.data.source import Source
-from train.data.unreadable import refuse_nothing_read, with_reason
+from train.data.unreadable import with_reason
 
 
 class UnreadableLog:
@@ -52,14 +51,6 @@ def take_strings(
         {name: local[name][replica].numpy() for name in strings}
         for replica in range(len(local["weight"]))
     ]
-
-
-def refuse_nothing_seen(
-    seen: int, source: Source, split: str, unreadable: UnreadableLog
-) -> None:
-    """Raises a ValueError if no image of a split could be read."""
-    if not seen:
-        refuse_nothing_read(source, split, unreadable.names)
 
 
 def distribute(

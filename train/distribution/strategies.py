@@ -66,16 +66,18 @@ def _use_gpus(count: int | None) -> list:
     return gpus
 
 
-def give_up(message: str) -> None:
-    """Ends the process from any thread, even if TensorFlow waits in C++."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
 @contextlib.contextmanager
 def at_most(seconds: float, explain) -> Iterator[None]:
-    """Ends the process with an explanation if something takes longer."""
-    timer = threading.Timer(seconds, lambda: give_up(explain()))
+    """Ends the process with an explanation if something takes longer.
+
+    Some calls of TensorFlow wait in C++, and Python cannot interrupt them.
+    """
+
+    def give_up() -> None:
+        print(f"error: {explain()}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
     try:

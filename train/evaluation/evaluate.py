@@ -11,12 +11,8 @@ from tqdm import tqdm
 from train.config import TrainConfig
 from train.data import pipeline as data
 from train.data.source import Source
-from train.distribution.inputs import (
-    UnreadableLog,
-    distribute,
-    refuse_nothing_seen,
-    take_strings,
-)
+from train.data.unreadable import refuse_nothing_read
+from train.distribution.inputs import UnreadableLog, distribute, take_strings
 from train.evaluation.predictor import Predictor
 from train.step import EvalResult, as_numbers
 from train.tasks.task import Task
@@ -78,7 +74,8 @@ def evaluate(
         statistics.add(result, strings)
         after_batch(sums)
     seen = round(totals["count"])
-    refuse_nothing_seen(seen, source, "validation", unreadable)
+    if not seen:
+        refuse_nothing_read(source, "validation", unreadable.names)
     means = {
         name: value / seen
         for name, value in totals.items()

@@ -38,10 +38,7 @@ def plot_curves(records: list[dict], best_metric: str) -> Figure:
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     loss, metric, rate = figure.subplots(1, 3)
     marker = "o" if len(records) == 1 else None
-    for key, label in (
-        ("train_loss", "training"),
-        ("loss", "validation"),
-    ):
+    for key, label in (("train_loss", "training"), ("loss", "validation")):
         loss.plot(epochs, [r[key] for r in records], label=label, marker=marker)
     loss.set(title="Loss", xlabel="epoch", ylim=(0, None))
     loss.legend()

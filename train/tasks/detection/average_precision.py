@@ -15,12 +15,6 @@ from pycocotools.cocoeval import COCOeval
 METRICS = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5}
 
 
-def _quietly(function, *arguments):
-    """Calls a function that prints its progress, without the printing."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return function(*arguments)
-
-
 def _to_xywh(boxes: np.ndarray) -> np.ndarray:
     """Converts corners to corner and size, rounded as in an annotation file.
 
@@ -58,7 +52,7 @@ def _ground_truth(images: Sequence[dict], class_names: Sequence[str]) -> COCO:
         ],
         "annotations": annotations,
     }
-    _quietly(truth.createIndex)
+    truth.createIndex()
     return truth
 
 
@@ -89,16 +83,14 @@ def average_precision(images: Sequence[dict], class_names: Sequence[str]) -> dic
     `AP_medium` and `AP_large`, in [0, 1], and `AP/<class>` and `AP50/<class>` for each
     class; -1, as in COCO, where there are no objects.
     """
-    truth, rows = _ground_truth(images, class_names), _rows(images)
-    if len(rows):
-        found = _quietly(truth.loadRes, rows)
-    else:
-        found = COCO()
-        found.dataset = truth.dataset | {"annotations": []}
-        _quietly(found.createIndex)
-    evaluation = COCOeval(truth, found, "bbox")
-    for part in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
-        _quietly(part)
+    rows = _rows(images)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        truth = _ground_truth(images, class_names)
+        found = truth.loadRes(rows) if len(rows) else _ground_truth([], class_names)
+        evaluation = COCOeval(truth, found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
     metrics = {name: float(evaluation.stats[i]) for name, i in METRICS.items()}
     # [overlaps, recalls, classes, areas, detections]: all areas, 100 detections.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
