@@ -47,8 +47,8 @@ def learn_over_steps(
 ) -> list[str]:
     """Lets layers that see too few values use the statistics of successive steps.
 
-    Frozen layers keep their statistics. Several devices share theirs. Logs a warning,
-    and returns the names of the layers.
+    Frozen layers keep their statistics. Several devices share theirs. Returns the
+    names.
     """
     found: dict[str, tuple] = {}
     for shape in set(shapes):

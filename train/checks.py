@@ -36,7 +36,7 @@ def shared_shapes(
 def _refuse_too_few_images(
     config: TrainConfig, strategy: tf.distribute.Strategy, source: Source
 ) -> None:
-    """Refuses a training with fewer images than the smallest batch.
+    """Refuses fewer images than the smallest batch takes.
 
     Copies would fill up the batch, and batch normalization learns nothing from them.
     """
@@ -100,7 +100,7 @@ def check_training(
 ) -> None:
     """Refuses a training that cannot work, and warns of one that will learn little.
 
-    An earlier version may have begun a run with fewer images than a batch takes.
+    An earlier version may have begun it with fewer images than a batch takes.
     """
     for split, count in source.num_examples.items():
         if count < 1:

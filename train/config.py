@@ -259,11 +259,7 @@ def _check_type(field: dataclasses.Field, value: object) -> None:
 
 
 def make_config(recipe: str = "", **overrides) -> TrainConfig:
-    """Makes a configuration from a recipe, by default that of the data, and overrides.
-
-    Relative paths are made absolute. Raises a ValueError if a recipe, a field or a
-    value is not valid.
-    """
+    """Makes a configuration from a recipe, by default the data's, and overrides."""
     if not recipe:
         task = overrides.get("task", "classification")
         recipe = default_recipe(overrides.get("data", "digits"), task)
@@ -291,10 +287,9 @@ def _absolute(path: str) -> str:
 
 
 def load_config(path: Path | str, skip_unknown: bool = False) -> TrainConfig:
-    """Reads a configuration that this or an earlier version of `save_config` wrote.
+    """Reads a file that this or an earlier version of `save_config` wrote.
 
     With `skip_unknown` only a warning names the keys that this version does not know.
-    Raises a ValueError if the file is not a valid training configuration.
     """
     values = _read_values(path)
     missing = sorted(_CORE - set(values))

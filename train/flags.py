@@ -123,11 +123,7 @@ def _as_text(value: object) -> str:
 
 
 def read_training(path: str) -> dict:
-    """Returns how a `.keras` or `.tflite` file was trained and evaluated.
-
-    These are all fields of the `config.json` beside the file, or those that its card
-    has.
-    """
+    """Reads the `config.json` beside a model file, or else what its card says of it."""
     from keras_mobilevit.litert import read_card
 
     beside = Path(path).with_name(train_config.FILENAME)
@@ -196,11 +192,11 @@ def _given_fields(args: flags.FlagValues) -> dict:
 
 
 def config_from_flags(args: flags.FlagValues = flags.FLAGS) -> TrainConfig:
-    """Makes the configuration that the flags describe; raises a ValueError.
+    """Makes the configuration that the flags describe.
 
-    With --mode=eval, and without --recipe, the values of other flags come from the
-    config.json that a training left beside the file, or from the file's card, so that a
-    model is evaluated as its training evaluated it.
+    A model is evaluated as its training evaluated it: with --mode=eval, and without
+    --recipe, the values of other flags come from the config.json beside the file, or
+    from the file's card.
     """
     overrides = _given_fields(args)
     given = set(overrides)

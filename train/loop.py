@@ -40,11 +40,7 @@ SAVE_SECONDS = 600.0  # between checkpoints within an epoch
 def train_epoch(
     run: Run, train_step: Callable, progress: Progress, manager: CheckpointManager
 ) -> dict:
-    """Trains on the rest of an epoch, and returns its record.
-
-    Raises a FloatingPointError if loss or gradients are not finite, and `Preempted`
-    after a request to stop, when the run is saved.
-    """
+    """Trains on the rest of an epoch, and returns its record."""
     config, strategy = run.config, run.strategy
     schedule = _epoch_schedule(run, progress.epoch)
     iterator = iter(_train_batches(run, schedule, progress))
@@ -163,10 +159,7 @@ def _refuse_divergence(
 def validate(
     run: Run, eval_step: Callable, progress: Progress, manager: CheckpointManager
 ) -> dict:
-    """Returns the metrics of the validation split, between two epochs.
-
-    Raises `Preempted` after a request to stop, when the run is saved.
-    """
+    """Returns the metrics of the validation split, between two epochs."""
     config, replicas = run.config, run.strategy.num_replicas_in_sync
     part = -(-config.batch_size // (replicas * config.accumulation_steps))
     inputs = EvalInputs(config.eval_size, config.eval_crop, replicas * part)
@@ -213,14 +206,9 @@ def train_and_evaluate(
     """Trains for the configured epochs, evaluates after each, and saves as it goes.
 
     An interrupted run continues from its last checkpoint, also within an epoch, with
-    the images that an uninterrupted run has there. SIGTERM saves and stops the run, on
-    all workers if one of them receives it; `Preempted` is raised then. Only the chief
-    writes into `workdir`, all workers read there.
-
-    Returns the records of `metrics.jsonl`, one for each epoch; none for workers other
-    than the chief. Raises a ValueError if `workdir` holds another run, another training
-    writes there, or the images are too few or cannot be read, and a FloatingPointError
-    if the loss is not finite.
+    the images that an uninterrupted run has there. SIGTERM saves and stops the run with
+    `Preempted`, on all workers if one of them receives it. Only the chief writes into
+    `workdir` and returns records, one for each epoch; all workers read there.
     """
     strategy = strategy or tf.distribute.get_strategy()
     run = Run(task, config, source, Path(workdir).expanduser(), strategy)

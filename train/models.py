@@ -45,10 +45,7 @@ def dtype_policy(name: str) -> Iterator[None]:
 def build_state(
     task: Task, config: TrainConfig, source: Source, is_fresh: bool
 ) -> TrainState:
-    """Builds model, moving average and optimizer, within a strategy's scope.
-
-    A fresh run loads pretrained weights.
-    """
+    """Builds model, moving average and optimizer, within a strategy's scope."""
     model, ema_model = build_models(task, config, source, is_fresh)
     optimizer = make_optimizer(config, model, task.is_head)
     return TrainState(model, ema_model, optimizer)

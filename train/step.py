@@ -175,8 +175,8 @@ def _accumulate(gradients_of: Callable, batch: dict, parts: int) -> tuple[list, 
 def _mean_over_replicas(gradients: list, replicas: int) -> list:
     """Gives every replica the mean of the gradients.
 
-    On each replica, Keras's optimizer for scaled losses decides whether the gradients
-    overflow, before it sums them. Replicas that decide differently would diverge.
+    Keras's optimizer for scaled losses decides on each replica whether they overflow,
+    before it sums them. Replicas that decide differently would diverge.
     """
     if replicas == 1:
         return gradients

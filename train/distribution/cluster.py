@@ -135,11 +135,7 @@ def _port(address: str) -> int:
 
 
 def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
-    """Finds the workers that `os.environ` names; `None` if this is the only process.
-
-    `TF_CONFIG` precedes SLURM. Raises a ValueError if the variables do not describe a
-    cluster of workers.
-    """
+    """Finds the workers that `os.environ` names; `None` if this is the only process."""
     if environment.get("TF_CONFIG"):
         cluster = _from_tf_config()
     elif int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1:

@@ -16,11 +16,7 @@ from train.distribution.devices import THIS_MACHINE, Devices
 
 
 def make_strategy(devices: Devices) -> tf.distribute.Strategy:
-    """Makes the strategy of a training; no other TensorFlow call may come before.
-
-    Raises a ValueError if a device is missing, the environment does not describe a
-    cluster, or a worker is missing after the timeout.
-    """
+    """Makes the strategy of a training; no other TensorFlow call may come before."""
     if not math.isfinite(devices.cluster_timeout):
         raise ValueError(
             "--cluster_timeout must be a number of seconds. Received: "

@@ -47,8 +47,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on the validation split.
 
-    `after_batch` is called with the sums of each batch; it may stop the evaluation by
-    an exception. Raises a ValueError if no image can be read.
+    `after_batch` gets the sums of each batch; it may stop the evaluation by an
+    exception.
     """
     batches = distribute(
         strategy,
@@ -89,8 +89,8 @@ def evaluate(
 class _Statistics:
     """The statistics of all examples.
 
-    Summable ones are computed by the worker that reads the example, since strings
-    cannot be exchanged, and are summed over the workers at the end.
+    Each worker computes the summable ones of its own examples, since strings cannot be
+    exchanged; they are summed over the workers at the end.
     """
 
     def __init__(self, task: Task, source: Source, strategy: tf.distribute.Strategy):

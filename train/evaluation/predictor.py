@@ -21,23 +21,14 @@ from train.tasks.task import ModelKind, Task
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A model that can be evaluated.
-
-    It takes images `[batch, size, size, 3]` with values in [0, 255], and returns the
-    task's predictions; see `train.tasks.task.Task.predictions`.
-    """
+    """Makes the task's predictions of `[batch, size, size, 3]`, values in [0, 255]."""
 
     size: int
     predict: Callable[[tf.Tensor], dict[str, np.ndarray]]
 
 
 def load_predictor(task: Task, config: TrainConfig, source: Source) -> Predictor:
-    """Loads the model that `config.weights` names, with its head.
-
-    Raises a ValueError if there are no such weights, or the model has other classes
-    than the source or takes images that are not square; an OSError if the published
-    weights cannot be downloaded.
-    """
+    """Loads the model that `config.weights` names, with its head."""
     kind, weights = task.model_kind, config.weights
     if not weights:
         raise ValueError(

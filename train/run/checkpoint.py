@@ -30,8 +30,7 @@ def _named(groups: dict) -> dict:
 def save_checkpoint(path, groups: dict, progress: dict) -> None:
     """Writes the variables of `{name: model or optimizer}`, and progress as JSON.
 
-    All go into one safetensors file. If the process is killed meanwhile, the previous
-    checkpoint stays. Raises an OSError if the file cannot be written.
+    If the process is killed meanwhile, the previous checkpoint stays.
     """
     tensors = {
         name: np.array(keras.ops.convert_to_numpy(variable), order="C")
@@ -47,8 +46,7 @@ def save_checkpoint(path, groups: dict, progress: dict) -> None:
 def load_checkpoint(path, groups: dict) -> dict:
     """Sets the variables of `groups` from a file, and returns the saved progress.
 
-    Optimizers must be built. Raises a ValueError if the file is damaged, or its names
-    or shapes differ from those of `groups`; no variable is set then.
+    Optimizers must be built. If the file does not fit, no variable is set.
     """
     variables = _named(groups)
     try:

@@ -30,12 +30,11 @@ def run_command(
     groups: Mapping[str, Callable[[], None]],
     takes_files: bool = False,
 ) -> None:
-    """Defines the flags, parses the command line, and calls `main` with what is left.
+    """Defines the flags by heading, and calls `main` with the rest of the command line.
 
-    `groups` has, by heading, the function that defines the flags of a group. `--help`
-    prints the description and the flags by group, and exits with 0. A command line that
-    cannot be understood prints one line and exits with 2. Arguments without dashes are
-    refused unless `takes_files`.
+    `--help` prints the description and the flags, and exits with 0. A command line that
+    cannot be understood prints one line and exits with 2; arguments without dashes are
+    only allowed if it `takes_files`.
     """
     print_any_name()
     set_up_logging()

@@ -17,10 +17,7 @@ EXAMPLES = 8
 def first_examples(
     task: Task, source: Source, config: TrainConfig, count: int = EXAMPLES
 ) -> dict[str, np.ndarray]:
-    """Returns image and targets of the first validation examples that can be read.
-
-    There are fewer than `count`, `[examples, ...]`, if the split is smaller.
-    """
+    """Prepares the first validation examples that can be read, at most `count`."""
     batches = data.eval_batches(
         source,
         "validation",

@@ -74,11 +74,7 @@ class Progress:
 
 
 def end_on_sigterm() -> None:
-    """Lets SIGTERM end the process with the exit code `PREEMPTED`.
-
-    For the time before the first and after the last step, when there is nothing to
-    save. A second SIGTERM ends the process at once.
-    """
+    """Lets SIGTERM end the process at once, while there is nothing to save."""
 
     def end(*_):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -125,9 +121,7 @@ class CheckpointManager:
         return float(self.stop.is_set())
 
     def after_step(self, progress: Progress, shall_stop: bool) -> None:
-        """Saves if it is time; saves and raises `Preempted` if the run shall stop.
-
-        That is if any worker received a request, so that all stop after the same step.
+        """Saves if it is time, or if any worker shall stop; then all raise `Preempted`.
         """
         if not shall_stop and time.monotonic() - self.saved < self.seconds:
             return

@@ -16,10 +16,7 @@ JPEG_QUALITY = 90
 
 
 def read_records(path) -> list[dict]:
-    """Reads a `metrics.jsonl`; returns no records if it is missing.
-
-    An incomplete last line, which a killed process leaves, is ignored.
-    """
+    """Reads a `metrics.jsonl` that may be missing, or have an incomplete last line."""
     path = Path(path)
     if not path.exists():
         return []
@@ -54,10 +51,9 @@ def plot_curves(records: list[dict], best_metric: str) -> Figure:
 
 
 class RecordWriter:
-    """Writes the records of a run into its working directory.
+    """Writes the records of a run, and the pictures that `draw` makes of each epoch.
 
-    Records after `epochs_done`, which a killed process leaves, are dropped. `draw`
-    makes the pictures of an epoch, see `train.run.pictures`; by default none.
+    Records after `epochs_done`, which a killed process leaves, are dropped.
     """
 
     def __init__(

@@ -34,10 +34,7 @@ class Run:
 
 
 def start_or_continue(run: Run, changes: dict) -> tuple[TrainState, Progress]:
-    """Builds the state, and sets it to the last checkpoint if there is one.
-
-    The `changes` since the checkpoint come from `train.run.workdir.check_workdir`.
-    """
+    """Builds the state, and sets it to the last checkpoint if there is one."""
     config, is_fresh = run.config, not run.checkpoint.exists()
     if is_fresh:
         refuse_frozen_noise(config)

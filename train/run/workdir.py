@@ -40,8 +40,7 @@ CHANGEABLE = {
 def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
     """Creates a working directory with `config.json` and `labels.txt`.
 
-    Raises a ValueError if it cannot be written, or holds a run with another
-    configuration or other classes; it is not changed then.
+    One of another run is refused, and not changed.
     """
     check_workdir(workdir, config, source)
     try:
@@ -87,8 +86,7 @@ def _is_changeable(name: str, saved, now) -> bool:
 def check_workdir(workdir: Path, config: TrainConfig, source: Source) -> dict:
     """Refuses the directory of another run; changes nothing.
 
-    Returns the allowed differences from the saved run, `{field: value of the saved
-    run}`. Raises a ValueError if it has another configuration or other classes.
+    Returns the allowed differences from the saved run: `{field: its value there}`.
     """
     if not (workdir / FILENAME).exists():
         return {}

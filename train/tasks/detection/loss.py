@@ -1,7 +1,4 @@
-"""SSD's loss: smooth L1 of the boxes and cross-entropy of the classes.
-
-Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325.
-"""
+"""SSD's loss of boxes and classes: https://arxiv.org/abs/1512.02325, section 2.2."""
 
 import tensorflow as tf
 
@@ -13,9 +10,7 @@ from train.tasks.losses import smoothed_cross_entropy
 
 
 def smooth_l1(differences) -> tf.Tensor:
-    """Computes x² / 2 where |x| < 1, and |x| - 1/2 elsewhere.
-
-    Source: Fast R-CNN, https://arxiv.org/abs/1504.08083.
+    """Computes x² / 2 where |x| < 1, else |x| - 1/2: https://arxiv.org/abs/1504.08083.
     """
     absolute = tf.abs(differences)
     return tf.where(absolute < 1.0, 0.5 * differences**2, absolute - 0.5)

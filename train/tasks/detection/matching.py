@@ -43,8 +43,8 @@ def match(boxes, is_object, anchors) -> tuple[tf.Tensor, tf.Tensor]:
 def hard_negatives(losses, is_positive) -> tf.Tensor:
     """Chooses the background anchors with the highest losses, bool `[batch, anchors]`.
 
-    These are three for each positive anchor of the image, and those whose loss equals
-    that of the last one; none in an image without positive ones.
+    Each positive anchor of an image gives three, and those with the same loss as the
+    last.
     """
     losses = tf.where(is_positive, -1.0, losses)
     ranked = tf.sort(losses, axis=1, direction="DESCENDING")

@@ -12,11 +12,7 @@ def collect(
     predictions: dict[str, np.ndarray],
     targets: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Collects detections and true objects, without the padding of the latter.
-
-    Targets are padded with the class -1. They get names with `true_`, and become arrays
-    of arrays, one for each image.
-    """
+    """Collects detections and true objects, the latter without padding of class -1."""
     is_object = targets["classes"] >= 0
     collected = {**predictions, "true_image_size": targets["image_size"]}
     for name in ("boxes", "classes", "is_crowd", "areas"):

@@ -13,8 +13,7 @@ _compiled_nms = tf.function(non_max_suppression, autograph=False, reduce_retraci
 def suppress_file_outputs(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns what `keras_mobilevit.detect` does, from the outputs of a converted file.
 
-    These are `boxes` and `scores` of every anchor, or, from a file that contains the
-    suppression, what this function returns.
+    A file that contains the suppression has returned it itself.
     """
     if "classes" in outputs:
         return outputs

@@ -16,10 +16,7 @@ def _cells_at_centers(count: int, side: int) -> np.ndarray:
 
 
 def classes_at_pixels(class_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Looks up the class of every pixel of an image of `size` in a network's class map.
-
-    It is that of the cell that contains the pixel's center.
-    """
+    """Looks up each pixel of an image of `size` in the cell that has its center."""
     rows, columns = map(_cells_at_centers, size, class_map.shape)
     return class_map[rows[:, None], columns]
 
@@ -27,10 +24,9 @@ def classes_at_pixels(class_map: np.ndarray, size: tuple[int, int]) -> np.ndarra
 def count_pixels(
     mask: np.ndarray, class_map: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """Counts an image's pixels by label and prediction, int64 `[label, prediction]`.
+    """Counts an image's pixels by label and prediction; other labels do not count.
 
-    The class map has any size, as for `classes_at_pixels`. Labels that are no class do
-    not count.
+    The class map has any size, as for `classes_at_pixels`.
     """
     rows, columns = map(_cells_at_centers, mask.shape, class_map.shape)
     counts = np.zeros(num_classes**2, np.int64)
@@ -50,11 +46,7 @@ def count_confusion(
     predictions: dict[str, np.ndarray],
     targets: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Counts the pixels of some images, each at the size of its own mask.
-
-    Returns `confusion`, int64 `[classes, classes]`; rows are labels, columns
-    predictions.
-    """
+    """Counts the pixels of some images, each at the size of its own mask."""
     classes = len(class_names)
     confusion = np.zeros((classes, classes), np.int64)
     for mask, class_map in zip(targets["full_mask"], predictions["class_map"]):
