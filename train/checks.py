@@ -61,17 +61,6 @@ def _smaller_batch(
     return "Add images."
 
 
-def _warn_of_unused_sizes(shapes: list[BatchShape], source: Source) -> None:
-    count = source.num_examples["train"]
-    if count < sum(shape.batch for shape in shapes):
-        logging.warning(
-            "%d training images do not fill one batch of each size (%s), so an epoch "
-            "does not use every size. Lower --batch_size.",
-            count,
-            ", ".join(f"{shape.batch} at {shape.height}" for shape in shapes),
-        )
-
-
 def warn_of_warmup(config: TrainConfig, steps: int) -> None:
     """Warns if the warm-up takes most of the training."""
     if config.warmup_steps > steps // 2:
@@ -108,7 +97,13 @@ def check_training(
     shapes = shared_shapes(config, strategy)
     if not is_begun:
         _refuse_too_few_images(config, strategy, source)
-    _warn_of_unused_sizes(shapes, source)
     images = source.num_examples["train"]
+    if images < sum(shape.batch for shape in shapes):
+        logging.warning(
+            "%d training images do not fill one batch of each size (%s), so an epoch "
+            "does not use every size. Lower --batch_size.",
+            images,
+            ", ".join(f"{shape.batch} at {shape.height}" for shape in shapes),
+        )
     steps = sampler.epoch_schedule(shapes, images, 0, config.seed)
     warn_of_warmup(config, config.epochs * len(steps))

@@ -32,12 +32,8 @@ RETIRED: dict[str, tuple[object, str]] = {
 }
 _CORE = {"data", "eval_size"}  # every configuration of this project has these keys
 # Groups of fields in --help.
-DATA, IMAGES, OPTIMIZATION, COMPUTATION = (
-    "data",
-    "images",
-    "optimization",
-    "computation",
-)
+DATA, IMAGES = "data", "images"
+OPTIMIZATION, COMPUTATION = "optimization", "computation"
 
 
 def _field(default, group: str, help_text: str):
@@ -340,14 +336,6 @@ def _read_values(path: Path | str) -> dict:
 def is_config(path: Path | str) -> bool:
     """Tells whether a file exists and is a training configuration of this project."""
     return Path(path).is_file() and set(_read_values(path)) >= _CORE
-
-
-def has_one_low_rate(path: Path | str) -> bool:
-    """Tells whether the warm-up of a run starts at its `min_learning_rate`.
-
-    It does in runs that are older than `warmup_learning_rate`.
-    """
-    return is_config(path) and _read_values(path).get("warmup_learning_rate") is None
 
 
 def save_config(config: TrainConfig, path: Path | str) -> None:

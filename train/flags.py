@@ -159,9 +159,11 @@ def _with_initial_rates(
     Recipes gave one rate for both ends then, and some give two now.
     """
     file = Path(workdir).expanduser() / train_config.FILENAME
-    if not train_config.has_one_low_rate(file):
+    if not train_config.is_config(file):
         return config
     initial = train_config.load_config(file)
+    if initial.warmup_learning_rate is not None:
+        return config
     names = {"min_learning_rate", "warmup_learning_rate"} - given
     rates = {name: getattr(initial, name) for name in names}
     kept = dataclasses.replace(config, **rates)

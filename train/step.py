@@ -46,7 +46,7 @@ def make_train_step(
     state: TrainState,
     strategy: tf.distribute.Strategy,
     jit_compile: bool | None = None,
-) -> Callable:
+) -> tf.types.experimental.PolymorphicFunction:
     """Makes the function of training steps, traced once for each batch shape.
 
     It takes a tuple of batches of one shape, the learning rates and the momentums of
@@ -181,10 +181,7 @@ def _mean_over_replicas(gradients: list, replicas: int) -> list:
     if replicas == 1:
         return gradients
     context = tf.distribute.get_replica_context()
-    return [
-        gradient / replicas
-        for gradient in context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-    ]
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
 
 
 def _as_numeric(value):

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import select
 import socket
 import time
 from collections.abc import Mapping
@@ -82,7 +83,9 @@ class Cluster:
                     handshake = connection.makefile("rb").readline(MAX_HANDSHAKE)
                     if handshake in expected:
                         present[expected[handshake]] = connection
-                present = {i: c for i, c in present.items() if _is_open(c)}
+                # A worker sends nothing after its handshake, except that it has ended.
+                ended = select.select(list(present.values()), [], [], 0)[0]
+                present = {i: c for i, c in present.items() if c not in ended}
             missing = sorted(set(expected.values()) - set(present))
             for connection in present.values():
                 with contextlib.suppress(OSError):
@@ -104,19 +107,6 @@ class Cluster:
                         return json.loads(line.recv(MAX_HANDSHAKE))
                 time.sleep(POLL_SECONDS / 2)
         return [0]
-
-
-def _is_open(connection: socket.socket) -> bool:
-    """Tells whether the other end still waits: it sends nothing after its handshake."""
-    connection.setblocking(False)
-    try:
-        return bool(connection.recv(1, socket.MSG_PEEK))
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        connection.settimeout(POLL_SECONDS)
 
 
 def _listen(address: str) -> socket.socket:

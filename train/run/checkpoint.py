@@ -58,11 +58,7 @@ def load_checkpoint(path, groups: dict) -> dict:
     wanted = {name: tuple(variable.shape) for name, variable in variables.items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if wanted != found:
-        differing = sorted(
-            name
-            for name in wanted.keys() | found.keys()
-            if wanted.get(name) != found.get(name)
-        )
+        differing = sorted({name for name, _ in wanted.items() ^ found.items()})
         raise ValueError(
             f"{path} belongs to another model or optimizer. Different names or shapes: "
             f"{', '.join(differing[:10])} ({len(differing)} in all)."

@@ -121,8 +121,7 @@ class CheckpointManager:
         return float(self.stop.is_set())
 
     def after_step(self, progress: Progress, shall_stop: bool) -> None:
-        """Saves if it is time, or if any worker shall stop; then all raise `Preempted`.
-        """
+        """Saves if it is time, or before all workers stop and raise `Preempted`."""
         if not shall_stop and time.monotonic() - self.saved < self.seconds:
             return
         self.save(progress)

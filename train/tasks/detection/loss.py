@@ -10,8 +10,7 @@ from train.tasks.losses import smoothed_cross_entropy
 
 
 def smooth_l1(differences) -> tf.Tensor:
-    """Computes x² / 2 where |x| < 1, else |x| - 1/2: https://arxiv.org/abs/1504.08083.
-    """
+    """Computes x² / 2 where |x| < 1, else |x| - 1/2 (arxiv.org/abs/1504.08083)."""
     absolute = tf.abs(differences)
     return tf.where(absolute < 1.0, 0.5 * differences**2, absolute - 0.5)
 
