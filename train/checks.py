@@ -89,7 +89,8 @@ def check_training(
 ) -> None:
     """Refuses a training that cannot work, and warns of one that will learn little.
 
-    An earlier version may have begun it with fewer images than a batch takes.
+    One that has begun may have fewer images than a batch takes: earlier versions
+    allowed it.
     """
     for split, count in source.num_examples.items():
         if count < 1:

@@ -14,7 +14,6 @@ from train.distribution import devices
 from train.recipes import RECIPES
 from train.tasks.registry import tasks_with_field
 
-MODES = ("train", "eval")
 _OWN_FILES = (".keras", ".tflite")  # of a training run, with its config.json
 _FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 _DEFINE: dict[object, Callable] = {
@@ -48,7 +47,7 @@ def _define_data_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "mode",
         "train",
-        MODES,
+        ("train", "eval"),
         "train: train a model. eval: measure a file (--model=FILE.keras or "
         "FILE.tflite, or --weights) on the validation split, and print the metrics of "
         "the task, in total and per class.",

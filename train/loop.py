@@ -62,7 +62,15 @@ def train_epoch(
             manager.after_step(progress, sums["stop"] > 0)
     if not progress.seen:
         refuse_nothing_read(run.source, "train", unreadable.names)
-    return _epoch_record(run, progress)
+    last_step = progress.step - 1
+    return {
+        "step": progress.step,
+        "skipped_train": run.source.num_examples["train"] - progress.seen,
+        "train_loss": progress.loss / progress.seen,
+        "learning_rate": schedules.learning_rate(config, last_step, progress.epoch),
+        "images_per_second": progress.seen / progress.seconds,
+        "epoch_seconds": progress.seconds,
+    }
 
 
 def _epoch_schedule(run: Run, epoch: int) -> list[BatchShape]:
@@ -125,19 +133,6 @@ def _progress_bar(run: Run, progress: Progress) -> tqdm:
         disable=None,  # no bar where the output is no terminal
         leave=False,
     )
-
-
-def _epoch_record(run: Run, progress: Progress) -> dict:
-    """Returns the record of an epoch whose steps are all done."""
-    last_step = progress.step - 1
-    return {
-        "step": progress.step,
-        "skipped_train": run.source.num_examples["train"] - progress.seen,
-        "train_loss": progress.loss / progress.seen,
-        "learning_rate": schedules.learning_rate(run.config, last_step, progress.epoch),
-        "images_per_second": progress.seen / progress.seconds,
-        "epoch_seconds": progress.seconds,
-    }
 
 
 def _refuse_divergence(

@@ -83,8 +83,9 @@ class Cluster:
                     handshake = connection.makefile("rb").readline(MAX_HANDSHAKE)
                     if handshake in expected:
                         present[expected[handshake]] = connection
-                # A worker sends nothing after its handshake, except that it has ended.
-                ended = select.select(list(present.values()), [], [], 0)[0]
+                # After its handshake only the end of a worker makes it readable. The
+                # server is there for Windows, where `select` takes no empty list.
+                ended = select.select([server, *present.values()], [], [], 0)[0]
                 present = {i: c for i, c in present.items() if c not in ended}
             missing = sorted(set(expected.values()) - set(present))
             for connection in present.values():

@@ -38,8 +38,8 @@ def print_any_name() -> None:
 def readable(text: str) -> str:
     """Returns a text with file names as UTF-8 has them.
 
-    In other locales Python has a surrogate, which cannot be written, for a foreign
-    byte.
+    Where the locale is not UTF-8, Python represents each foreign byte of a name by a
+    surrogate, which cannot be written to a file.
     """
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 

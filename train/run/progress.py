@@ -74,7 +74,7 @@ class Progress:
 
 
 def end_on_sigterm() -> None:
-    """Lets SIGTERM end the process at once, while there is nothing to save."""
+    """Lets SIGTERM end the process with `PREEMPTED`, while nothing can be saved."""
 
     def end(*_):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -47,9 +47,9 @@ def _has_center(windows, boxes) -> tf.Tensor:
 
 
 def crop_boxes(boxes, is_object, window) -> tuple[tf.Tensor, tf.Tensor]:
-    """Clips boxes to a window of which they become fractions.
+    """Expresses boxes as fractions of a window, and clips them to it.
 
-    Also returns which are objects: those with a center outside are not.
+    Also returns which of them are objects: those with a center outside are not.
     """
     is_object &= _has_center(window, boxes)
     size = window[2:] - window[:2]

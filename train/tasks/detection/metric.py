@@ -12,7 +12,7 @@ def collect(
     predictions: dict[str, np.ndarray],
     targets: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Collects detections and true objects, the latter without padding of class -1."""
+    """Collects detections and true objects; padding, of class -1, is removed."""
     is_object = targets["classes"] >= 0
     collected = {**predictions, "true_image_size": targets["image_size"]}
     for name in ("boxes", "classes", "is_crowd", "areas"):

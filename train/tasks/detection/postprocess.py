@@ -13,7 +13,7 @@ _compiled_nms = tf.function(non_max_suppression, autograph=False, reduce_retraci
 def suppress_file_outputs(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns what `keras_mobilevit.detect` does, from the outputs of a converted file.
 
-    A file that contains the suppression has returned it itself.
+    A file that contains the suppression returns it already.
     """
     if "classes" in outputs:
         return outputs

@@ -16,7 +16,7 @@ def _cells_at_centers(count: int, side: int) -> np.ndarray:
 
 
 def classes_at_pixels(class_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Looks up each pixel of an image of `size` in the cell that has its center."""
+    """Returns the class of the cell at the center of each pixel, `[*size]`."""
     rows, columns = map(_cells_at_centers, size, class_map.shape)
     return class_map[rows[:, None], columns]
 
