@@ -70,11 +70,7 @@ def format_table(
     """Formats measurements as text, one table per device, times in milliseconds.
 
     Several measurements of a file on a device become one row of medians. The ratio is
-    to the first row of the device.
-
-    Args:
-        measurements: what was measured.
-        columns: `(heading, field)` pairs.
+    to the first row of the device. `columns` are `(heading, field)` pairs.
     """
     measured = [m for m in measurements if m.status == MEASURED]
     names = _short_names(measured)
@@ -151,15 +147,7 @@ def measure(
     output: str | None,
     measurements: list[Measurement],
 ) -> None:
-    """Measures files, and writes each record at once.
-
-    Args:
-        paths: of the files.
-        target: key of `targets.TARGETS`.
-        target_options: its options.
-        output: file that gets a JSON line per measurement.
-        measurements: list to which they are added.
-    """
+    """Measures files, appends them to a list, and writes each record at once."""
     if output:
         end_last_line(output)
     with open(output or os.devnull, "a", encoding="utf-8") as file:
@@ -182,9 +170,7 @@ def print_results(measurements: list[Measurement], target: str) -> None:
 def _failure(measurements: list[Measurement], may_refuse: bool) -> str | None:
     """Returns an error with the reasons of what was not measured, or `None`.
 
-    Args:
-        measurements: all measurements of a call.
-        may_refuse: whether it is enough that one file was measured.
+    With `may_refuse` it is enough that one file was measured.
     """
     failed = [m for m in measurements if m.status != MEASURED]
     if not failed or (may_refuse and len(failed) < len(measurements)):

@@ -27,11 +27,7 @@ MAX_GPU_RANK = 4  # of tensors that GPU delegates take
 
 @contextlib.contextmanager
 def only_conversion(folder: Path) -> Iterator[None]:
-    """Locks a folder against other conversions.
-
-    Raises:
-        ValueError: if another conversion has locked it.
-    """
+    """Locks a folder against other conversions. Raises a ValueError if it is locked."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
@@ -78,17 +74,16 @@ def convert(
 ) -> dict:
     """Converts a model, checks the file, and writes it with its card.
 
+    The card has the file's name and ends in `.json`.
+
     Args:
         conversion: the prepared conversion of the model.
         file_format: a key of `FORMATS`.
         references: the expected outputs, for each size of its images.
-        output: path of the file; the card has the same name and ends in `.json`.
+        output: path of the file.
         provenance: more entries of the card.
         allowed: names of checks that may fail, see `tflite.validation.checks.CHECKS`.
         check_gpu: whether to run a `.tflite` file on the GPU accelerator too.
-
-    Returns:
-        The card.
 
     Raises:
         ValueError: if the file exceeds a limit of its format. Then nothing is written,

@@ -29,27 +29,19 @@ DARK = 32  # of 255: the largest value of a photo is higher
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Some images of one split.
+    """Some images of one split."""
 
-    Attributes:
-        data: their name, a value of `--data`.
-        class_names: names of the classes, in the order of the labels.
-        images: uint8 `[images, height, width, 3]`.
-        targets: targets of the training task, `{name: [images, ...]}`.
-    """
-
-    data: str
-    class_names: tuple[str, ...]
-    images: np.ndarray
-    targets: dict[str, np.ndarray]
+    data: str  # a value of `--data`
+    class_names: tuple[str, ...]  # in the order of the labels
+    images: np.ndarray  # uint8 `[images, height, width, 3]`
+    targets: dict[str, np.ndarray]  # of the training task, `[images, ...]` each
 
 
 def photo_folder(data: str) -> Path | None:
     """Returns the folder of photos without classes that `--data` names, if it does.
 
-    Args:
-        data: the path of a folder, or `folder:PATH`. With folders `train` or
-            `validation` inside, `folder:PATH` has classes.
+    `data` is the path of a folder, or `folder:PATH`. With folders `train` or
+    `validation` inside, `folder:PATH` has classes.
     """
     kind, _, argument = data.partition(":")
     is_named = kind == "folder" and argument
@@ -112,17 +104,12 @@ def load_images(
 
     Args:
         task: the task; its training knows how to read the data.
-        data: a value of `--data`, or a folder of photos without classes.
+        data: a value of `--data`, or a folder of photos, which have no classes and no
+            targets.
         split: `train` or `validation`.
         count: approximate number of images; 0 for all.
         size: side of the images in pixels.
         crop_fraction: see `resize_and_center_crop`.
-
-    Returns:
-        The images; those of a folder of photos have no classes and no targets.
-
-    Raises:
-        ValueError: if there is no such data, or none of its images can be read.
     """
     folder = photo_folder(data)
     if folder is None:
@@ -154,12 +141,7 @@ def load_images(
 def check_calibration_images(calibration: ImageSet, wanted: int = 0) -> None:
     """Refuses calibration images that mislead, and warns if there are few.
 
-    Args:
-        calibration: the images.
-        wanted: the number that was asked for, 0 for any.
-
-    Raises:
-        ValueError: if there are fewer than 10, or all are equal or nearly black.
+    `wanted` is the number that was asked for, 0 for any.
     """
     images, data = calibration.images, calibration.data
     if len(images) < TOO_FEW_IMAGES:

@@ -59,11 +59,7 @@ def settle_size(options: Options, model: keras.Model) -> Options:
 
 
 def select_tasks(options: Options, model: keras.Model) -> dict[FileType, Task]:
-    """Returns what each type of file returns, and refuses flags of other models.
-
-    Raises:
-        ValueError: if a flag or a format does not fit the model.
-    """
+    """Returns what each type of file returns, and refuses flags of other models."""
     row = registry.row_of(model)
     for flag in registry.output_flags():
         if flag.name not in options.variants:
@@ -253,19 +249,12 @@ class References:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a format.
+    """What became of a format."""
 
-    Attributes:
-        name: a key of `FORMATS`.
-        path: path of the file.
-        card: its card, `None` if the file was not written.
-        error: why it was not written.
-    """
-
-    name: str
+    name: str  # a key of `FORMATS`
     path: Path
-    card: dict | None = None
-    error: str = ""
+    card: dict | None = None  # `None` if the file was not written
+    error: str = ""  # why it was not written
 
 
 def _prepare(
@@ -305,14 +294,7 @@ def _path(options: Options, name: str, task: Task) -> Path:
 
 
 def convert_all(options: Options) -> Iterator[Result]:
-    """Converts a model to each format, one after the other.
-
-    Yields:
-        What became of each format.
-
-    Raises:
-        ValueError: if the options do not fit the model, or there are no images.
-    """
+    """Converts a model to each format, and yields what became of each."""
     model = _load_model(options)
     options = settle_size(options, model)
     tasks = select_tasks(options, model)

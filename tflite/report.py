@@ -262,18 +262,7 @@ def render_markdown(records: list[Record], rows: list[Row]) -> str:
 
 
 def write_report(paths: Sequence[str | Path], output: Path) -> list[Row]:
-    """Writes the page, and the Markdown beside it.
-
-    Args:
-        paths: of files with JSON lines.
-        output: path of the page, `.html`.
-
-    Returns:
-        The rows of its tables.
-
-    Raises:
-        ValueError: if a line is not a measurement, or there are no lines.
-    """
+    """Writes the page (`.html`), and the Markdown beside it. Returns their rows."""
     if output.suffix != ".html":
         raise ValueError(f"--output must end in .html. Received: {output}.")
     if not output.parent.is_dir():

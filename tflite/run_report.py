@@ -49,23 +49,14 @@ SAMPLES = 24  # pictures of predictions, mistakes first
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Predictions of both models for the validation images.
+    """Predictions of both models for the validation images."""
 
-    Attributes:
-        images: the samples, uint8 `[samples, size, size, 3]`.
-        sample_indices: of the samples among the images.
-        labels: `[images]`.
-        keras: classes that best.keras predicts, `[images]`.
-        tflite: classes that the converted file predicts, `[images]`.
-        max_abs: largest absolute difference of the models' outputs.
-    """
-
-    images: "np.ndarray"
-    sample_indices: list[int]
-    labels: "np.ndarray"
-    keras: "np.ndarray"
-    tflite: "np.ndarray"
-    max_abs: float
+    images: "np.ndarray"  # the samples, uint8 `[samples, size, size, 3]`
+    sample_indices: list[int]  # of the samples among the images
+    labels: "np.ndarray"  # `[images]`
+    keras: "np.ndarray"  # classes that best.keras predicts, `[images]`
+    tflite: "np.ndarray"  # classes that the file predicts, `[images]`
+    max_abs: float  # largest absolute difference of the models' outputs
 
 
 def predict(
@@ -231,15 +222,7 @@ def render(
     class_names: Sequence[str],
     latency: dict[str, Any],
 ) -> str:
-    """Returns the page with embedded pictures.
-
-    Args:
-        report: content of report.json.
-        records: of the epochs.
-        predictions: for the validation images.
-        class_names: of the data.
-        latency: measurement of the converted file.
-    """
+    """Returns the page with embedded pictures; `report` is what report.json holds."""
     from train.run.records import plot_curves
     from train.tasks.classification.metric import confusion_matrix
 
@@ -318,15 +301,7 @@ def _load_classifier(path: Path) -> "keras.Model":
 def write_report(workdir: Path, tflite_path: Path) -> dict[str, Any]:
     """Evaluates the models, and writes report.html and report.json.
 
-    Args:
-        workdir: of the training run.
-        tflite_path: the converted `best.keras`.
-
-    Returns:
-        What report.json holds; accuracies are in [0, 1].
-
-    Raises:
-        ValueError: if a file or a measurement is missing.
+    Returns what report.json holds; accuracies are in [0, 1].
     """
     _check_files(workdir)
     with quiet_libraries():

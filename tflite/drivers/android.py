@@ -98,29 +98,17 @@ class AndroidOptions(RunOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AndroidMeasurement(Measurement):
-    """One run of the program.
-
-    Attributes:
-        tool: key of `tflite.drivers.benchmark_tool.TOOLS`.
-        tool_sha256: of the program.
-        cpu_mask: hexadecimal mask of the cores; "" for all.
-        tool_flags: more flags of the program.
-        command: the command that ran on the device.
-        repeat: 1, 2, ... for runs of the same command.
-        facts: what the device is.
-        before, after: states of the device around the run.
-        warnings: what makes the measurement doubtful.
-    """
+    """One run of the program."""
 
     runtime: str = "benchmark_model"
-    tool: str = "classic"
+    tool: str = "classic"  # key of `benchmark_tool.TOOLS`
     tool_sha256: str = ""
-    cpu_mask: str = ""
+    cpu_mask: str = ""  # hexadecimal; "" for all cores
     tool_flags: list[str] = dataclasses.field(default_factory=list)
-    command: str = ""
-    repeat: int = 1
+    command: str = ""  # that ran on the device
+    repeat: int = 1  # 1, 2, ... for runs of the same command
     facts: dict = dataclasses.field(default_factory=dict)
-    before: dict = dataclasses.field(default_factory=dict)
+    before: dict = dataclasses.field(default_factory=dict)  # state of the device
     after: dict = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
 
@@ -144,14 +132,7 @@ class AndroidMeasurement(Measurement):
 class Session:
     """Measures files on one device.
 
-    Args:
-        device: that runs the files.
-        facts: what the device is.
-        programs: path of each program on this machine, by its name in `TOOLS`.
-        options: how to measure.
-
-    Attributes:
-        cache: the files on the device.
+    `programs` are paths on this machine, by their names in `TOOLS`.
     """
 
     def __init__(
@@ -171,8 +152,7 @@ class Session:
     ) -> AndroidMeasurement:
         """Runs a program once on a file. The record says what the program refuses.
 
-        Raises:
-            AdbError: if the device is lost, or a file cannot be copied to it.
+        Raises an AdbError if the device is lost, or a file cannot be copied to it.
         """
         graph = self.cache.put(path)
         program = self.cache.put(self.programs[tool], executable=True)
@@ -227,9 +207,7 @@ class Session:
     def _run(self, command: str, tool: str, accelerator: str) -> dict[str, Any]:
         """Runs a program, and returns fields of its measurement.
 
-        Raises:
-            AdbTimeout: if the program does not end.
-            ValueError: if it fails.
+        Raises an AdbTimeout if the program does not end, or a ValueError if it fails.
         """
         self.device.shell(f"rm -f {self._result}; mkdir -p {self.folder}")
         run = self.device.shell(command, RUN_TIMEOUT_S)
@@ -267,18 +245,7 @@ class Session:
 def measure_all(
     session: Session, paths: Iterable[str | Path]
 ) -> Iterator[AndroidMeasurement]:
-    """Measures files in turns, with every program and accelerator.
-
-    Args:
-        session: on a device.
-        paths: of `.tflite` files.
-
-    Yields:
-        An `AndroidMeasurement` per run, as it ends.
-
-    Raises:
-        AdbError: if the device is lost, or a file cannot be copied to it.
-    """
+    """Measures files in turns, with every program and accelerator."""
     options = session.options
     runs = [
         (path, tool, accelerator, repeat)
@@ -300,13 +267,7 @@ def check(options: AndroidOptions) -> None:
 
 
 def measure(paths: list[str], options: AndroidOptions) -> Iterator[AndroidMeasurement]:
-    """Measures files on the device that the options name, and prints each result.
-
-    Raises:
-        AdbError: if no device can be used.
-        ValueError: if the device has fewer cores than threads are wanted, or no
-            program is published for it.
-    """
+    """Measures files on the device that the options name, and prints each result."""
     adb.use_client(options.adb)
     device = adb.find_device(options.serial)
     facts = read_facts(device)

@@ -26,15 +26,10 @@ KIB = 1024 / 1e6  # in MB
 
 @dataclasses.dataclass(frozen=True)
 class Tool:
-    """One of the programs.
+    """One of the programs."""
 
-    Attributes:
-        addresses: download address by the device's ABI.
-        accelerators: flags that choose an accelerator, by its name.
-    """
-
-    addresses: dict[str, str]
-    accelerators: dict[str, tuple[str, ...]]
+    addresses: dict[str, str]  # by the device's ABI
+    accelerators: dict[str, tuple[str, ...]]  # flags by accelerator
 
 
 _CLASSIC = (
@@ -146,16 +141,9 @@ def result_class() -> Any:
 
 
 def parse_result(content: bytes) -> dict[str, Any]:
-    """Reads a binary result.
+    """Reads a binary result, as fields of a `Measurement`.
 
-    Args:
-        content: of the file that `--result_file_path` names.
-
-    Returns:
-        Fields of a `Measurement`.
-
-    Raises:
-        ValueError: if the content is not a result, or has no median.
+    Raises a ValueError if the content is not a result, or has no median.
     """
     from google.protobuf.message import DecodeError
 
@@ -217,18 +205,7 @@ def check_accelerator(tool: str, accelerator: str, log: str) -> None:
 
 
 def download(tool: str, abi: str) -> Path:
-    """Downloads a published program once, and prints its address.
-
-    Args:
-        tool: key of `TOOLS`.
-        abi: of the device.
-
-    Returns:
-        Its path in the user's cache.
-
-    Raises:
-        ValueError: if no program is published for the ABI, or the download fails.
-    """
+    """Downloads a published program into the user's cache once."""
     from keras_mobilevit.files import atomic_write  # loads Keras
 
     address = TOOLS[tool].addresses.get(abi)
@@ -277,14 +254,10 @@ def failure_reason(log: str, code: int) -> str:
 def tool_flags(
     tool: str, accelerator: str, graph: str, options: RunOptions
 ) -> list[str]:
-    """Returns the flags of a program for a measurement.
+    """Returns the flags of a program for a measurement; `graph` is on the device.
 
-    Args:
-        tool: key of `TOOLS`.
-        accelerator: key of the tool's accelerators.
-        graph: path of the `.tflite` on the device.
-        options: the tool adds runs until the warm-up takes half a second and the
-            measured runs a second.
+    The tool adds runs until the warm-up takes half a second and the measured runs a
+    second.
     """
     return [
         f"--graph={graph}",

@@ -145,14 +145,9 @@ def _compared_values(path: str, outputs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def read_file(path: str, index: int) -> PageFile:
-    """Reads a `.tflite` and the card beside it, and runs it once.
+    """Reads a `.tflite` and the optional card beside it, and runs it once.
 
-    Args:
-        path: of the file; the card is optional.
-        index: of the file, in the page's addresses.
-
-    Raises:
-        ValueError: if it is not a classifier, detector or segmenter of one image.
+    `index` names the file in the page's addresses.
     """
     from keras_mobilevit.litert import LiteRTModel, read_card  # loads Keras
 

@@ -111,11 +111,7 @@ class BrowserOptions(RunOptions):
 
 
 def runtime_version() -> str:
-    """Returns the version of LiteRT.js that is installed.
-
-    Raises:
-        ValueError: if it is not installed.
-    """
+    """Returns the version of LiteRT.js; raises a ValueError if it is not installed."""
     file = RUNTIME / "core/package.json"
     if not file.exists():
         raise ValueError(
@@ -246,18 +242,8 @@ def _read_certificate(certificate: str, key: str | None) -> ssl.SSLContext:
 class PageServer(http.server.ThreadingHTTPServer):
     """Serves the page and collects its results, while the context lasts.
 
-    Args:
-        paths: of the files to measure.
-        options: how to serve and measure.
-
-    Attributes:
-        files: their descriptions for the page.
-        token: secret part of the page's address.
-        results: queue of the measurements.
-
-    Raises:
-        ValueError: if LiteRT.js is not installed, a file is not a classifier, detector
-            or segmenter, the certificate cannot be read, or the port is in use.
+    Raises a ValueError if LiteRT.js is not installed, a file is not a classifier,
+    detector or segmenter, the certificate cannot be read, or the port is in use.
     """
 
     daemon_threads = True
@@ -300,13 +286,10 @@ class PageServer(http.server.ThreadingHTTPServer):
         """Returns whether a request names this server.
 
         A foreign page can point its own name to our address (DNS rebinding). Its
-        requests then carry that name. They do not know the token, which is the second
-        protection. With HTTPS the browser has compared the name with the certificate,
-        so any name is allowed.
-
-        Args:
-            host: name of the server in the request, perhaps with a port.
-            own: address at which the request arrived.
+        requests then carry that name in `host`. They do not know the token, which is
+        the second protection. With HTTPS the browser has compared the name with the
+        certificate, so any name is allowed. `own` is the address at which the request
+        arrived.
         """
         name = re.sub(r":\d+$", "", host).lower().rstrip(".")
         if not name:

@@ -67,12 +67,9 @@ class PackageMeasurement(Measurement):
     """Latency of one package with some of a device's compute units.
 
     `accelerator` is a key of `COMPUTE_UNITS`. `init_ms` is the time to load the
-    compiled package, without its compilation.
-
-    Attributes:
-        operations: how many operations Core ML plans for each unit.
-        off_engine: operations that Core ML plans elsewhere though the Neural Engine may
-            be used, `type output: unit` each.
+    compiled package, without its compilation. `operations` counts those that Core ML
+    plans for each unit; `off_engine` lists those that it plans elsewhere though the
+    Neural Engine may be used, `type output: unit` each.
     """
 
     runtime: str = "coreml"
@@ -120,15 +117,7 @@ def _planned(operations: Iterable) -> list[tuple[str, str]]:
 async def measure_with(
     benchmarker: Any, path: str, unit: str, device: str, runs: int
 ) -> PackageMeasurement:
-    """Measures one package.
-
-    Args:
-        benchmarker: an `MLModelBenchmarker` of the package.
-        path: of the package.
-        unit: key of `COMPUTE_UNITS`.
-        device: name and system of the device.
-        runs: measured predictions.
-    """
+    """Measures one package with an `MLModelBenchmarker` of it."""
     load = await benchmarker.benchmark_load(iterations=1)
     first = await benchmarker.benchmark_predict(iterations=1)
     measured = await benchmarker.benchmark_predict(iterations=runs, warmup=True)
@@ -198,17 +187,7 @@ def _benchmarker(path: str, unit: str, device: Any) -> Any:
 def measure(paths: list[str], options: CoreMLOptions) -> Iterator[PackageMeasurement]:
     """Measures packages with each of the compute units.
 
-    Args:
-        paths: of the packages.
-        options: how to measure.
-
-    Yields:
-        A `PackageMeasurement` per package and unit, as it ends. It says why Core ML
-        does not run a package.
-
-    Raises:
-        ValueError: without coremltools, or without such a device.
-        RuntimeError: if the device cannot be used.
+    A measurement says why Core ML does not run a package.
     """
     pairs = [(path, unit) for path in paths for unit in options.compute_units]
     if not is_available():

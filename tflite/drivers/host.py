@@ -37,15 +37,10 @@ class HostOptions(RunOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A file and the runtime that runs it.
-
-    Attributes:
-        path: of the file.
-        runtime: key of `RUNTIMES`.
-    """
+    """A file and the runtime that runs it."""
 
     path: str
-    runtime: str = "litert"
+    runtime: str = "litert"  # key of `RUNTIMES`
 
 
 def _device_name() -> str:
@@ -201,18 +196,9 @@ def measure_all(
     """Measures candidates side by side: all are loaded, then they take turns.
 
     Other load on the machine affects all of them alike, so their ratios are more
-    reliable than their times. Each has its own process, memory and start.
-
-    Args:
-        candidates: what to measure.
-        options: how to measure.
-
-    Yields:
-        A `Measurement` per candidate. It says why a candidate could not be measured:
-        the file is damaged, the runtime is not installed or the process died.
-
-    Raises:
-        ValueError: if the machine has fewer threads than the options want.
+    reliable than their times. Each has its own process, memory and start. A measurement
+    says why a candidate could not be measured: the file is damaged, the runtime is not
+    installed or the process died.
     """
     options = options or HostOptions()
     threads = os.cpu_count() or 1

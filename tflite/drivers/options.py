@@ -16,11 +16,7 @@ from absl import flags
 def option(define: Callable, default: Any, help_text: str, **limits: Any) -> Any:
     """Returns a dataclass field from which a flag is made.
 
-    Args:
-        define: the function of `absl.flags` that defines the flag.
-        default: the value without the flag.
-        help_text: what `--help` says.
-        **limits: further arguments of `define`.
+    `limits` are further arguments of the function of `absl.flags` that defines it.
     """
     metadata = {"define": define, "help": help_text, "limits": limits}
     return dataclasses.field(default=default, metadata=metadata)
@@ -64,9 +60,6 @@ def flag_groups(classes: dict[str, type]) -> dict[str, Callable[[], None]]:
     """Returns functions that define the flags of all targets, by a heading.
 
     A group has the flags of the same targets.
-
-    Args:
-        classes: the options of each target, by its name.
     """
     users: dict[str, _Users] = {}
     for target, options in classes.items():
@@ -106,15 +99,7 @@ def _help_text(field: dataclasses.Field) -> str:
 
 
 def read_flags(options: type, values: flags.FlagValues) -> Any:
-    """Returns the options of a target as the flags give them.
-
-    Args:
-        options: the dataclass of the options.
-        values: all flags.
-
-    Raises:
-        ValueError: if a value does not fit.
-    """
+    """Returns the options of a target, a dataclass, as the flags give them."""
     given = {}
     for field in dataclasses.fields(options):
         value = values[field.name].value

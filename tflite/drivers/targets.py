@@ -29,27 +29,17 @@ _TFLITE_COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One kind of device.
-
-    Attributes:
-        purpose: in a few words.
-        options: dataclass of its options, each of which is a flag.
-        measure: yields measurements of paths with the options, as they end.
-        suffixes: of the files that it takes.
-        columns: `(heading, field)` of its table, before the ratio.
-        runs_until_interrupted: whether Ctrl-C is the usual end.
-        may_refuse: whether an accelerator that refuses a file is a result, not a
-            failure.
-        check: raises an error if nothing can be measured, before any file is read.
-    """
+    """One kind of device."""
 
     purpose: str
-    options: type
+    options: type  # dataclass; each of its fields is a flag
     measure: Callable[[list[str], Any], Iterator[Measurement]]
-    suffixes: tuple[str, ...]
-    columns: tuple[tuple[str, str], ...]
-    runs_until_interrupted: bool = False
+    suffixes: tuple[str, ...]  # of the files that it takes
+    columns: tuple[tuple[str, str], ...]  # `(heading, field)`, before the ratio
+    runs_until_interrupted: bool = False  # whether Ctrl-C is the usual end
+    # Whether an accelerator that refuses a file is a result, not a failure.
     may_refuse: bool = False
+    # Raises an error if nothing can be measured, before any file is read.
     check: Callable[[Any], None] = lambda options: None
 
 
@@ -108,11 +98,7 @@ def _names(target: Target) -> set[str]:
 
 
 def read_options(values: flags.FlagValues) -> Any:
-    """Returns the options of the chosen target.
-
-    Raises:
-        ValueError: if a value does not fit, or a flag is for another target.
-    """
+    """Returns the options of the chosen target, and refuses flags for another one."""
     chosen = TARGETS[values.target]
     for name in sorted(set().union(*map(_names, TARGETS.values())) - _names(chosen)):
         if values[name].value is not None:

@@ -35,24 +35,16 @@ POOL_KERNEL = 3
 class VitConfig:
     """The architecture of a vision transformer with a class token.
 
-    Attributes:
-        name: name of the model.
-        patch_size: side in pixels of the patches that become tokens.
-        patch_stride: distance between patches in pixels.
-        widths: channels of the tokens in each stage. Between two stages the map of
-            tokens is pooled to half its side.
-        depths: number of transformer layers in each stage.
-        heads: number of attention heads in each stage.
-        has_class_position: whether the class token has a position embedding too.
+    Between two stages the map of tokens is pooled to half its side.
     """
 
     name: str
-    patch_size: int
-    patch_stride: int
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
-    heads: tuple[int, ...]
-    has_class_position: bool
+    patch_size: int  # side in pixels of the patches that become tokens
+    patch_stride: int  # distance between patches in pixels
+    widths: tuple[int, ...]  # channels of the tokens in each stage
+    depths: tuple[int, ...]  # transformer layers in each stage
+    heads: tuple[int, ...]  # attention heads in each stage
+    has_class_position: bool  # the class token has a position embedding too
 
 
 # Table 1 of https://arxiv.org/abs/2012.12877, without the distillation token: timm's
@@ -106,14 +98,8 @@ def _class_token_of(tokens, name: str):
 def _pool(tokens, side: int, width: int, name: str):
     """Halves the side of the map and widens the tokens (Figure 4b of PiT's paper).
 
-    Args:
-        tokens: `[batch, 1 + side**2, channels]`, the class token first.
-        side: side of the map of the other tokens.
-        width: channels of the result, a multiple of the channels of `tokens`.
-        name: prefix of the layers' names.
-
-    Returns:
-        Tokens `[batch, 1 + ceil(side / 2)**2, width]`.
+    From `[batch, 1 + side**2, channels]`, the class token first, to
+    `[batch, 1 + ceil(side / 2)**2, width]`; width is a multiple of channels.
     """
     channels = tokens.shape[-1]
     class_token = _class_token_of(tokens, f"{name}_class_token")
@@ -132,13 +118,7 @@ def build_vit(
 ) -> keras.Model:
     """Builds a vision transformer such as DeiT or PiT.
 
-    Args:
-        config: architecture.
-        size: side of the images in pixels.
-        classes: number of classes.
-
-    Returns:
-        A model from images `[batch, size, size, 3]` to logits `[batch, classes]`.
+    It maps images `[batch, size, size, 3]` to logits `[batch, classes]`.
     """
     images = keras.Input((size, size, 3), name="images")
     x = layers.Conv2D(
@@ -207,16 +187,7 @@ BASELINES: dict[str, Callable[[int], keras.Model]] = {
 def build_baseline(name: str, size: int = SIZE) -> keras.Model:
     """Builds a network of the table, with random weights.
 
-    Args:
-        name: a key of `BASELINES`.
-        size: side of the images in pixels.
-
-    Returns:
-        A functional model from images `[batch, size, size, 3]` with values in
-        [0, 255] to logits `[batch, 1000]`.
-
-    Raises:
-        ValueError: if there is no such network, or the images are too small.
+    It maps images `[batch, size, size, 3]` in [0, 255] to logits `[batch, 1000]`.
     """
     if name not in BASELINES:
         raise ValueError(
