@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from absl import flags
 from tqdm import tqdm
 
 from tflite.drivers import adb, benchmark_tool
@@ -24,7 +23,7 @@ from tflite.drivers.android_device import (
     read_state,
 )
 from tflite.drivers.measurement import NOT_MEASURED, Measurement, print_progress
-from tflite.drivers.options import RunOptions, check_choices, option, path_option
+from tflite.drivers.options import RunOptions, check_choices, option
 
 RUN_TIMEOUT_S = 600  # without output; the tool itself stops after 150 s
 # Programs that this driver started. The pattern does not match the shell that looks.
@@ -36,44 +35,38 @@ class AndroidOptions(RunOptions):
     """Options of `--target=android`."""
 
     accelerators: tuple[str, ...] = option(
-        flags.DEFINE_list, benchmark_tool.ACCELERATORS, "What runs the files."
+        benchmark_tool.ACCELERATORS, "What runs the files."
     )
     tools: tuple[str, ...] = option(
-        flags.DEFINE_list,
         ("classic",),
         "Programs that measure: classic (TFLite's interpreter) or litert (LiteRT's "
         "compiled model).",
     )
     tool_flags: tuple[str, ...] = option(
-        flags.DEFINE_list,
-        (),
-        "More flags of the program, such as --xnnpack_force_fp16=true.",
+        (), "More flags of the program, such as --xnnpack_force_fp16=true."
     )
-    benchmark_binary: str | None = path_option(
-        "A program of your own. Without it the published one is downloaded once."
+    benchmark_binary: str | None = option(
+        None,
+        "A program of your own. Without it the published one is downloaded once.",
+        is_path=True,
     )
     cpu_mask: str = option(
-        flags.DEFINE_string,
-        "",
-        "Cores that may be used, in hexadecimal: f0 for cores 4 to 7.",
+        "", "Cores that may be used, in hexadecimal: f0 for cores 4 to 7."
     )
-    repeats: int = option(
-        flags.DEFINE_integer, 3, "Runs of the program per file.", lower_bound=1
-    )
+    repeats: int = option(3, "Runs of the program per file.", lower_bound=1)
     cool_down: float = option(
-        flags.DEFINE_float,
         5.0,
         "Seconds before each run; longer while the phone is throttled. 0: no wait.",
         lower_bound=0,
     )
-    clear: bool = option(
-        flags.DEFINE_bool, False, "Remove the files from the device at the end."
-    )
+    clear: bool = option(False, "Remove the files from the device at the end.")
     serial: str | None = option(
-        flags.DEFINE_string, None, "Serial number of the device, if there are several."
+        None, "Serial number of the device, if there are several."
     )
-    adb: str | None = path_option(
-        "The adb client. Without it the one on PATH or in adbutils is used."
+    adb: str | None = option(
+        None,
+        "The adb client. Without it the one on PATH or in adbutils is used.",
+        is_path=True,
     )
 
     def __post_init__(self) -> None:

@@ -22,8 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from absl import flags
-
 from tflite.drivers.browser_files import page_constants, read_file
 from tflite.drivers.browser_results import (
     ACCELERATORS,
@@ -32,7 +30,7 @@ from tflite.drivers.browser_results import (
     PageFile,
     parse_result,
 )
-from tflite.drivers.options import RunOptions, check_choices, option, path_option
+from tflite.drivers.options import RunOptions, check_choices, option
 
 WEB = Path(__file__).parents[1] / "web"
 RUNTIME = WEB / "node_modules/@litertjs"
@@ -70,29 +68,25 @@ POLICY = (
 class BrowserOptions(RunOptions):
     """Options of `--target=browser`."""
 
-    accelerators: tuple[str, ...] = option(
-        flags.DEFINE_list, ACCELERATORS, "What runs the files."
-    )
+    accelerators: tuple[str, ...] = option(ACCELERATORS, "What runs the files.")
     host: str = option(
-        flags.DEFINE_string,
         "127.0.0.1",
         "Address to serve on, or this machine's name for browsers. "
         f"{EVERY_ADDRESS}: the whole local network.",
     )
     port: int = option(
-        flags.DEFINE_integer,
-        0,
-        "TCP port to serve on. 0: any free port.",
-        lower_bound=0,
-        upper_bound=65535,
+        0, "TCP port to serve on. 0: any free port.", lower_bound=0, upper_bound=65535
     )
-    certificate: str | None = path_option(
+    certificate: str | None = option(
+        None,
         "PEM file, to serve HTTPS. Without it browsers have WebGPU and threads on "
-        "localhost only."
+        "localhost only.",
+        is_path=True,
     )
-    key: str | None = path_option("PEM file with the key of the certificate.")
+    key: str | None = option(
+        None, "PEM file with the key of the certificate.", is_path=True
+    )
     browsers: int | None = option(
-        flags.DEFINE_integer,
         None,
         "End after so many browsers have measured every file. Without it Ctrl-C ends.",
         lower_bound=1,

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from absl import flags
 from tqdm import tqdm
 
 from tflite.drivers.measurement import NOT_MEASURED, Measurement, summarize
@@ -40,22 +39,13 @@ class CoreMLOptions:
     """Options of `--target=coreml`."""
 
     compute_units: tuple[str, ...] = option(
-        flags.DEFINE_list,
-        tuple(COMPUTE_UNITS),
-        "What may run the packages, one after the other.",
+        tuple(COMPUTE_UNITS), "What may run the packages, one after the other."
     )
     device: str = option(
-        flags.DEFINE_enum,
-        THIS_MAC,
-        "This Mac, or the first such device on a cable.",
-        enum_values=DEVICES,
+        THIS_MAC, "This Mac, or the first such device on a cable.", enum_values=DEVICES
     )
-    team: str = option(
-        flags.DEFINE_string, "", "Development team that signs the runner for --device."
-    )
-    runs: int = option(
-        flags.DEFINE_integer, 100, "Measured runs, as in the paper.", lower_bound=1
-    )
+    team: str = option("", "Development team that signs the runner for --device.")
+    runs: int = option(100, "Measured runs, as in the paper.", lower_bound=1)
 
     def __post_init__(self) -> None:
         """Raises a ValueError if a compute unit is unknown."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
 from tflite.drivers.measurement import NOT_MEASURED, Measurement, summarize
@@ -28,7 +27,6 @@ class HostOptions(RunOptions):
     """Options of `--target=host`."""
 
     rounds: int = option(
-        flags.DEFINE_integer,
         10,
         "Rounds in which the files take turns with a part of their runs.",
         lower_bound=1,
