@@ -92,6 +92,7 @@ def _define_data_flags() -> None:
         200,
         "Approximate number of validation images, spread over the split; 0 for all. "
         "They are held in memory.",
+        lower_bound=0,
     )
     flags.DEFINE_string(
         "calibration",
@@ -105,6 +106,7 @@ def _define_data_flags() -> None:
         CALIBRATION_IMAGES,
         "Approximate number of calibration images; 0 for all. Fewer than 50 give a "
         "warning, fewer than 10 an error.",
+        lower_bound=0,
     )
     flags.DEFINE_float(
         "crop",

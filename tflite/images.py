@@ -1,7 +1,7 @@
 """Real images for calibration and validation, preprocessed as in training."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -85,16 +85,12 @@ def _refuse_no_folder(data: str) -> None:
     )
 
 
-def _photo_loader(crops: bool) -> Callable[..., dict]:
-    """Makes the function from an example to its image, without targets."""
-
-    def load(example, size, crop_fraction: float) -> dict:
-        if crops:
-            return {"image": decoding.center_crop(example, size, crop_fraction)}
-        image = decoding.decode(decoding.read(example))
-        return {"image": decoding.resize(image, size)}
-
-    return load
+def _load_photo(crops: bool, example, size, crop_fraction: float) -> dict:
+    """Loads the image of an example, without targets."""
+    if crops:
+        return {"image": decoding.center_crop(example, size, crop_fraction)}
+    image = decoding.decode(decoding.read(example))
+    return {"image": decoding.resize(image, size)}
 
 
 def load_images(
@@ -117,7 +113,7 @@ def load_images(
         source = load_source(task.training.name, data)
         load = task.training.eval_example
     else:
-        source, load = _photo_source(folder), _photo_loader(task.crops)
+        source, load = _photo_source(folder), functools.partial(_load_photo, task.crops)
     if count:
         source = evenly_spaced(source, split, count)
     rows, bad = [], []

@@ -8,15 +8,12 @@ import keras
 import numpy as np
 
 from keras_mobilevit.calls import is_listed
-from keras_mobilevit.configs import (
-    VARIANTS,
-    get_variant,
-)
+from keras_mobilevit.configs import VARIANTS, get_variant
 from keras_mobilevit.files import read_text
 from keras_mobilevit.preprocessing import decode_predictions
 from keras_mobilevit.value_range import input_max
 from keras_mobilevit.weights.file_formats import load_model_file
-from tflite.suites.baselines import BASELINES, build_baseline
+from tflite.suites.baselines import BASELINES
 from tflite.tasks import registry
 
 CHANNELS = (1, 3)
@@ -53,7 +50,7 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
             raise ValueError(
                 f"{model} has random weights only. Received: --weights={weights}."
             )
-        return build_baseline(model)
+        return BASELINES[model]()
     row, backbone = registry.split_name(model)
     try:
         get_variant(backbone)

@@ -12,11 +12,7 @@ from tflite.formats.coreml.options import PackageOptions, package_options
 from tflite.formats.table import COREML, FORMATS, TFLITE, FileType
 from tflite.images import photo_folder
 from tflite.suites.suites import BASELINE_NAMES
-from tflite.tasks.registry import (
-    output_flags,
-    published_weights,
-    split_name,
-)
+from tflite.tasks.registry import output_flags, published_weights, split_name
 from tflite.validation import gpu
 from tflite.validation.checks import CHECKS, RENAMED_CHECKS
 from train.config import TrainConfig, load_config
@@ -91,7 +87,7 @@ def options_from_flags(args) -> Options:
         size=args.size,
         output_dir=_make_folder(Path(args.output_dir).expanduser()),
         allowed=tuple(allowed),
-        variants=_given_variants(args),
+        variants={f.name: v for f in output_flags() if (v := getattr(args, f.name))},
         rewrite=not args.no_rewrite,
         check_gpu=args.check_gpu,
         data=data,
@@ -122,14 +118,6 @@ def _check_numbers(args) -> None:
         raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
     if args.crop is not None and not 0 < args.crop <= 1:
         raise ValueError(f"--crop must be in (0, 1]. Received: {args.crop}.")
-    for name in ("eval_images", "calibration_images"):
-        if args[name].value < 0:
-            raise ValueError(f"--{name} must not be negative.")
-
-
-def _given_variants(args) -> dict[str, str]:
-    chosen = {flag.name: getattr(args, flag.name) for flag in output_flags()}
-    return {name: variant for name, variant in chosen.items() if variant}
 
 
 def _make_folder(folder: Path) -> Path:

@@ -207,44 +207,27 @@ def _warn_of_no_accuracy(reference: Reference) -> None:
 # The conversion -----------------------------------------------------------------------
 
 
-class References:
-    """The expected outputs for each task and size, computed once.
-
-    Args:
-        options: options of the conversion, with a size.
-        model: the Keras model.
-        labels: names of its classes, if known.
-        crop: crop of the images.
-    """
-
-    def __init__(
-        self, options: Options, model: keras.Model, labels: list[str], crop: float
-    ):
-        self._options, self._model = options, model
-        self._labels, self._crop = labels, crop
-        self._images: dict[int, ImageSet] = {}  # by size
-        self._found: dict[tuple[Task, int], Reference] = {}
-
-    def _load_images(self, task: Task, size: int) -> ImageSet:
-        if size not in self._images:
-            self._images[size] = load_images(
-                task,
-                self._options.data.validation,
-                "validation",
-                self._options.validation_images,
-                size,
-                self._crop,
-            )
-        return self._images[size]
-
-    def get(self, task: Task, size: int) -> Reference:
-        """Returns the expected outputs of a task for images of a size."""
-        if (task, size) not in self._found:
-            images = self._load_images(task, size)
-            classes = task.num_classes(self._model)
-            names = _class_names(self._options, self._labels, classes, images)
-            self._found[task, size] = make_reference(self._model, images, names, task)
-        return self._found[task, size]
+def _make_references(
+    options: Options,
+    tasks: dict[FileType, Task],
+    model: keras.Model,
+    labels: list[str],
+    crop: float,
+) -> dict[tuple[Task, int], Reference]:
+    """Returns the expected outputs for each task and size."""
+    images: dict[int, ImageSet] = {}
+    found: dict[tuple[Task, int], Reference] = {}
+    for file_type, task in tasks.items():
+        for size in file_type.sizes(options):
+            if (task, size) in found:
+                continue
+            if size not in images:
+                data, count = options.data.validation, options.validation_images
+                images[size] = load_images(task, data, "validation", count, size, crop)
+            classes = task.num_classes(model)
+            names = _class_names(options, labels, classes, images[size])
+            found[task, size] = make_reference(model, images[size], names, task)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,14 +295,14 @@ def convert_all(options: Options) -> Iterator[Result]:
     for path in paths.values():
         check_earlier(path, provenance)
     conversion = _prepare(options, task, model, provenance, calibration)
-    references = References(options, model, provenance.get("labels", []), crop)
-    first = next(iter(tasks))
-    _warn_of_no_accuracy(references.get(tasks[first], first.sizes(options)[0]))
+    labels = provenance.get("labels", [])
+    references = _make_references(options, tasks, model, labels, crop)
+    _warn_of_no_accuracy(next(iter(references.values())))
     for name, path in paths.items():
         file_type = FORMATS[name].file_type
         origin = provenance | _origin_of_format(options, name, calibration)
         expected = [
-            references.get(tasks[file_type], size) for size in file_type.sizes(options)
+            references[tasks[file_type], size] for size in file_type.sizes(options)
         ]
         try:
             card = convert(

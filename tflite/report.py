@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 import html
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -205,10 +206,8 @@ ABOUT = (
 
 
 def _by_device(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    devices: dict[str, list[Row]] = {}
-    for row in rows:
-        devices.setdefault(row.device, []).append(row)
-    return devices
+    groups = itertools.groupby(rows, lambda row: row.device)
+    return {device: list(group) for device, group in groups}
 
 
 def render_html(records: list[Record], rows: list[Row]) -> str:

@@ -31,14 +31,9 @@ class AdbTimeout(AdbError):
 
 @dataclasses.dataclass(frozen=True)
 class ShellResult:
-    """Result of a command that ended on a device.
+    """Result of a command that ended on a device."""
 
-    Attributes:
-        output: what it wrote to stdout and stderr.
-        code: its exit code.
-    """
-
-    output: str
+    output: str  # stdout and stderr
     code: int
 
 

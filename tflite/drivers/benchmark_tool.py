@@ -84,9 +84,6 @@ _FLOAT, _INT64, _INT32, _STRING = 2, 3, 5, 9
 _FIELDS: dict[str, tuple[tuple[str, int, int | str], ...]] = {
     "LatencyMetrics": (
         ("avg_ms", 1, _FLOAT),
-        ("min_ms", 2, _FLOAT),
-        ("max_ms", 3, _FLOAT),
-        ("stddev_ms", 4, _FLOAT),
         ("median_ms", 5, _FLOAT),
         ("p5_ms", 6, _FLOAT),
         ("p95_ms", 7, _FLOAT),
@@ -94,11 +91,7 @@ _FIELDS: dict[str, tuple[tuple[str, int, int | str], ...]] = {
         ("first_inference_ms", 9, _FLOAT),
         ("average_warm_up_ms", 10, _FLOAT),
     ),
-    "MemoryMetrics": (
-        ("init_footprint_kb", 1, _INT64),
-        ("overall_footprint_kb", 2, _INT64),
-        ("peak_mem_mb", 3, _FLOAT),
-    ),
+    "MemoryMetrics": (("overall_footprint_kb", 2, _INT64),),
     "MiscMetrics": (
         ("model_size_mb", 1, _FLOAT),
         ("num_runs", 2, _INT32),
@@ -174,12 +167,8 @@ def parse_result(content: bytes) -> dict[str, Any]:
 def delegation(log: str, accelerator: str) -> dict[str, Any]:
     """Returns how much of the graph an accelerator's delegate took.
 
-    Args:
-        log: of the classic tool, which logs the delegates that its flags choose.
-        accelerator: key of `DELEGATES`.
-
-    Returns:
-        `{"partitions", "fully_accelerated"}`, both `None` if the log does not say.
+    The values are `None` if the log does not say. It is of the classic tool, which logs
+    the delegates that its flags choose.
     """
     name = DELEGATES[accelerator]
     if _WHOLE.format(name) in log:

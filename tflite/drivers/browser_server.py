@@ -19,7 +19,6 @@ import sys
 import threading
 from http import HTTPStatus
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tflite.drivers.browser_files import page_constants, read_file
@@ -330,12 +329,7 @@ class PageServer(http.server.ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stops the server."""
         self.shutdown()
         self.server_close()

@@ -126,15 +126,21 @@ async def measure_with(
     )
 
 
-async def _connect(kind: str, team: str) -> tuple[Any, str]:
-    """Finds a device on a cable and starts the runner of coremltools on it."""
+async def _find_device(options: CoreMLOptions) -> tuple[Any, str]:
+    """Returns a device with the runner of coremltools, and its name.
+
+    This Mac is `None`. All others are on a cable.
+    """
+    kind = options.device
+    if kind == THIS_MAC:
+        return None, f"{platform.node()}, macOS {platform.mac_ver()[0]}"
     from coremltools.models.ml_program.experimental.remote_device import (
         AppSigningCredentials,
         Device,
         DeviceType,
     )
 
-    if not team:
+    if not options.team:
         raise ValueError(
             f"--device={kind} needs --team: it signs the runner for the device."
         )
@@ -144,19 +150,12 @@ async def _connect(kind: str, team: str) -> tuple[Any, str]:
             f"No {kind} is connected. Plug it in, unlock it, trust this Mac, and turn "
             "on its developer mode (Settings, Privacy & Security)."
         )
-    credentials = AppSigningCredentials(development_team=team)
+    credentials = AppSigningCredentials(development_team=options.team)
     try:
         device = await connected[0].prepare_for_model_debugging(credentials)
     except Exception as error:  # coremltools has several kinds
         raise RuntimeError(f"{connected[0].name} cannot be used: {error}") from error
     return device, f"{device.name}, {device.type.value} {device.os_version}"
-
-
-async def _find_device(options: CoreMLOptions) -> tuple[Any, str]:
-    """Returns the device of coremltools, `None` for this Mac, and its name."""
-    if options.device != THIS_MAC:
-        return await _connect(options.device, options.team)
-    return None, f"{platform.node()}, macOS {platform.mac_ver()[0]}"
 
 
 def _benchmarker(path: str, unit: str, device: Any) -> Any:

@@ -122,18 +122,14 @@ def _answer_requests(
 
 
 class _Worker:
-    """The process of one candidate. It waits between its rounds.
-
-    Attributes:
-        reason: why it measures no more, or "".
-    """
+    """The process of one candidate. It waits between its rounds."""
 
     def __init__(self, candidate: Candidate, options: HostOptions):
         self.candidate, self.options = candidate, options
         self.times: list[float] = []
         self.start: dict[str, Any] = {}
         self.memory: float | None = None
-        self.reason = ""
+        self.reason = ""  # why it measures no more
         context = multiprocessing.get_context("spawn")
         self.connection, remote = context.Pipe()
         self.process = context.Process(

@@ -14,7 +14,6 @@ import numpy as np
 from keras import layers
 
 from keras_mobilevit.blocks import pad_for_stride
-from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.layers import DotProductAttention
 from tflite.graph.token_embedding import TokenEmbedding
 
@@ -143,8 +142,8 @@ def build_vit(
 # Convolutional networks ---------------------------------------------------------------
 
 
-def _build_mobilenet_v2(size: int) -> keras.Model:
-    images = keras.Input((size, size, 3), name="images")
+def _build_mobilenet_v2() -> keras.Model:
+    images = keras.Input((SIZE, SIZE, 3), name="images")
     built = keras.applications.MobileNetV2(
         input_tensor=layers.Rescaling(1 / 127.5, -1.0, name="normalize")(images),
         weights=None,
@@ -153,46 +152,23 @@ def _build_mobilenet_v2(size: int) -> keras.Model:
     return keras.Model(images, built.output, name="mobilenet_v2")
 
 
-def _build_mobilenet_v3_large(size: int) -> keras.Model:
-    return keras.applications.MobileNetV3Large(
-        input_shape=(size, size, 3),
-        weights=None,
-        classifier_activation=None,
-        name="mobilenet_v3_large",
-    )
-
-
-def _build_efficientnet_b0(size: int) -> keras.Model:
-    return keras.applications.EfficientNetB0(
-        input_shape=(size, size, 3),
-        weights=None,
-        classifier_activation=None,
-        name="efficientnet_b0",
-    )
-
-
 # The table ----------------------------------------------------------------------------
 
-# From the side of the images in pixels to the model. tflite/suites/suites.py has their
-# names and published accuracies.
-BASELINES: dict[str, Callable[[int], keras.Model]] = {
+_MODEL = {
+    "input_shape": (SIZE, SIZE, 3),
+    "weights": None,
+    "classifier_activation": None,
+}
+# Functional models from images `[batch, 224, 224, 3]` to logits `[batch, 1000]`.
+# tflite/suites/suites.py has their names and published accuracies.
+BASELINES: dict[str, Callable[[], keras.Model]] = {
     "mobilenet_v2": _build_mobilenet_v2,
-    "mobilenet_v3_large": _build_mobilenet_v3_large,
-    "efficientnet_b0": _build_efficientnet_b0,
+    "mobilenet_v3_large": functools.partial(
+        keras.applications.MobileNetV3Large, **_MODEL, name="mobilenet_v3_large"
+    ),
+    "efficientnet_b0": functools.partial(
+        keras.applications.EfficientNetB0, **_MODEL, name="efficientnet_b0"
+    ),
     "deit_tiny": functools.partial(build_vit, DEIT_TINY),
     "pit_tiny": functools.partial(build_vit, PIT_TINY),
 }
-
-
-def build_baseline(name: str, size: int = SIZE) -> keras.Model:
-    """Builds a network of the table, with random weights.
-
-    It maps images `[batch, size, size, 3]` in [0, 255] to logits `[batch, 1000]`.
-    """
-    if name not in BASELINES:
-        raise ValueError(
-            f"Unknown baseline: {name}. Expected one of: {', '.join(BASELINES)}."
-        )
-    if size < MIN_SIZE:
-        raise ValueError(f"`size` must be at least {MIN_SIZE}. Received: {size}.")
-    return BASELINES[name](size)
