@@ -56,6 +56,7 @@ from absl import flags
 
 from tflite.drivers import targets
 from tflite.drivers.measurement import MEASURED, Measurement
+from tflite.drivers.options import flag_groups
 from tflite.suites import suites
 from train.run.command import run_command
 from train.run.console import readable
@@ -127,12 +128,6 @@ def make_record(measurement: Measurement, target: str) -> dict[str, Any]:
     }
 
 
-def check_output(path: str | None) -> None:
-    """Raises a ValueError if the folder of the output is missing."""
-    if path and not Path(path).absolute().parent.is_dir():
-        raise ValueError(f"There is no folder for --output={path}.")
-
-
 def end_last_line(path: str) -> None:
     """Ends the last line of a file, which an interrupted run may have left open."""
     if Path(path).is_file() and Path(path).read_bytes()[-1:] not in (b"", b"\n"):
@@ -184,8 +179,10 @@ def _failure(measurements: list[Measurement], may_refuse: bool) -> str | None:
 
 
 def define_flags() -> None:
-    """Defines the flags that do not depend on the target."""
-    targets.define_target()
+    """Defines the flags of every target."""
+    kinds = targets.TARGETS
+    purposes = "; ".join(f"{name}: {row.purpose}" for name, row in kinds.items())
+    flags.DEFINE_enum("target", "host", list(kinds), f"What measures. {purposes}.")
     flags.DEFINE_enum(
         "suite", None, list(suites.SUITES), "Measure these networks instead of files."
     )
@@ -218,7 +215,8 @@ def main(argv: list[str]) -> None:
     missing = None
     output = args.output and os.path.expanduser(args.output)
     try:
-        check_output(output)
+        if output and not Path(output).absolute().parent.is_dir():
+            raise ValueError(f"There is no folder for --output={output}.")
         target_options = targets.read_options(args)
         target.check(target_options)
         paths = _paths(argv[1:], args)
@@ -237,9 +235,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(
-        main,
-        __doc__ or "",
-        {"For every target": define_flags} | targets.flag_groups(),
-        takes_files=True,
-    )
+    options = {name: row.options for name, row in targets.TARGETS.items()}
+    groups = {"For every target": define_flags} | flag_groups(options)
+    run_command(main, __doc__ or "", groups, takes_files=True)

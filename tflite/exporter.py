@@ -75,15 +75,9 @@ def convert(
     """Converts a model, checks the file, and writes it with its card.
 
     The card has the file's name and ends in `.json`.
-
-    Args:
-        conversion: the prepared conversion of the model.
-        file_format: a key of `FORMATS`.
-        references: the expected outputs, for each size of its images.
-        output: path of the file.
-        provenance: more entries of the card.
-        allowed: names of checks that may fail, see `tflite.validation.checks.CHECKS`.
-        check_gpu: whether to run a `.tflite` file on the GPU accelerator too.
+    It has `provenance` too. There is a reference for each size of the images. `allowed`
+    has names of `CHECKS` that may fail. `check_gpu` runs a `.tflite` file on the GPU
+    accelerator too.
 
     Raises:
         ValueError: if the file exceeds a limit of its format. Then nothing is written,

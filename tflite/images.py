@@ -98,14 +98,8 @@ def load_images(
 ) -> ImageSet:
     """Loads images that are spread over a split, cropped as for an evaluation.
 
-    Args:
-        task: the task; its training knows how to read the data.
-        data: a value of `--data`, or a folder of photos, which have no classes and no
-            targets.
-        split: `train` or `validation`.
-        count: approximate number of images; 0 for all.
-        size: side of the images in pixels.
-        crop_fraction: see `resize_and_center_crop`.
+    Photos of a folder have no classes and no targets. `count` is approximate; 0 means
+    all. `size` is the side of the images in pixels.
     """
     folder = photo_folder(data)
     if folder is None:

@@ -34,12 +34,9 @@ def default_size(name: str, model: keras.Model | None = None) -> int:
 def load_model(model: str, weights: str = "none") -> keras.Model:
     """Loads a `.keras` file, or builds a named model that returns logits.
 
-    Args:
-        model: `mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s`, one of these with a head
-            (`ssdlite_mobilevit_s`, `deeplabv3_mobilevit_s`), a key of `BASELINES` (for
-            images of 224x224 pixels), or the path of a `.keras` file.
-        weights: of a named model: `none` (random), the published weights of its task,
-            or a path. Baselines and files take `none` only.
+    A name is that of a backbone such as `mobilevit_s`, the same with a head's prefix
+    such as `ssdlite_`, or a key of `BASELINES`. Weights are `none` (random), the
+    published ones of its task, or a path. Baselines and files take `none` only.
     """
     if str(model).endswith(".keras"):
         if weights != "none":

@@ -160,16 +160,16 @@ def weights_from_flags(args) -> str:
     return str(Path(weights).expanduser()) if is_path else weights
 
 
-def config_file(model: str) -> Path | None:
+def training_config(model: str) -> TrainConfig | None:
     """Returns the configuration that a training left beside a `.keras` file."""
     file = Path(model).expanduser().with_name("config.json")
-    return file if model.endswith(".keras") and file.exists() else None
+    is_trained = model.endswith(".keras") and file.exists()
+    return load_config(file) if is_trained else None
 
 
 def data_from_flags(args) -> Data:
     """Returns the images of a conversion, which formats with 8 bits restrict."""
-    file = config_file(args.model)
-    config = load_config(file) if file else None
+    config = training_config(args.model)
     trained_on = config.data if config else None
     # Photos without classes are not what the model was trained on.
     labeled = trained_on if args.data and photo_folder(args.data) else None

@@ -21,13 +21,11 @@ from tflite.models import (
     labels_beside,
     load_model,
 )
-from tflite.options import Options, config_file
+from tflite.options import Options, training_config
 from tflite.reference import Reference, make_reference
 from tflite.tasks import registry
 from tflite.tasks.task import Task
-from train.config import TrainConfig, load_config, make_config
-
-# The model ----------------------------------------------------------------------------
+from train.config import TrainConfig, make_config
 
 
 def _load_model(options: Options) -> keras.Model:
@@ -51,10 +49,8 @@ def settle_size(options: Options, model: keras.Model) -> Options:
     """
     size = options.size or next(iter(options.core_ml.sizes), None) or fixed_size(model)
     if size is None:
-        file = config_file(options.model)
-        size = (
-            load_config(file).eval_size if file else default_size(options.model, model)
-        )
+        config = training_config(options.model)
+        size = config.eval_size if config else default_size(options.model, model)
     return dataclasses.replace(options, size=size)
 
 
@@ -103,9 +99,6 @@ def _variant(options: Options, row: registry.TaskRow, file_type: FileType) -> st
         return options.variants.get(flag.name, flag.choices[0])
     is_raw = options.core_ml.raw_outputs
     return flag.in_raw_package if is_raw else flag.in_package
-
-
-# The card -----------------------------------------------------------------------------
 
 
 def _provenance(options: Options, task: Task, model: keras.Model, crop: float) -> dict:
@@ -157,9 +150,6 @@ def _origin_of_format(
     return described
 
 
-# The images ---------------------------------------------------------------------------
-
-
 def _load_calibration(options: Options, task: Task, crop: float) -> ImageSet | None:
     """Loads the images that set the ranges of the int8 formats, if there are any."""
     data, count = options.data.calibration, options.calibration_images
@@ -173,10 +163,8 @@ def _load_calibration(options: Options, task: Task, crop: float) -> ImageSet | N
 
 def _training_config(options: Options) -> TrainConfig:
     """Returns the configuration of the training, with the schedule of int8-qat."""
-    file = config_file(options.model)
-    config = load_config(file) if file else make_config(data=options.data.validation)
     return dataclasses.replace(
-        config,
+        training_config(options.model) or make_config(data=options.data.validation),
         epochs=options.qat_epochs,
         learning_rate=options.qat_learning_rate,
         min_learning_rate=0.0,
@@ -202,9 +190,6 @@ def _warn_of_no_accuracy(reference: Reference) -> None:
             data,
             ", ".join(names[:3]),
         )
-
-
-# The conversion -----------------------------------------------------------------------
 
 
 def _make_references(

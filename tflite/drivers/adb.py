@@ -70,13 +70,6 @@ def _client():
     return adbutils.AdbClient()
 
 
-def list_devices() -> dict[str, str]:
-    """Returns `{serial: state}`; a device that can be used has the state `device`."""
-    client = _client()
-    with _adb_errors("Listing the Android devices failed"):
-        return {device.serial: device.state for device in client.list()}
-
-
 def find_device(serial: str | None = None) -> "Device":
     """Returns the device with a serial number.
 
@@ -84,7 +77,9 @@ def find_device(serial: str | None = None) -> "Device":
     device, several devices or an unusable device were found.
     """
     serial = serial or os.environ.get("ANDROID_SERIAL") or None
-    devices = list_devices()
+    client = _client()
+    with _adb_errors("Listing the Android devices failed"):
+        devices = {device.serial: device.state for device in client.list()}
     names = ", ".join(f"{name} ({state})" for name, state in devices.items())
     if not devices:
         raise AdbError(

@@ -1,6 +1,7 @@
 """Measures files on an Android device with its `benchmark_model`."""
 
 import dataclasses
+import itertools
 import secrets
 import shlex
 import string
@@ -137,7 +138,8 @@ class Session:
         self.device, self.facts = device, facts
         self.programs, self.options = programs, options
         self.cache = RemoteCache(device)
-        self.folder = f"{FOLDER}/run.{secrets.token_hex(4)}"  # for the results
+        self.folder = f"{FOLDER}/run.{secrets.token_hex(4)}"
+        self.result = f"{self.folder}/result.pb"
 
     def measure(
         self, path: str | Path, tool: str, accelerator: str, repeat: int
@@ -180,10 +182,6 @@ class Session:
             **fields,
         )
 
-    @property
-    def _result(self) -> str:
-        return f"{self.folder}/result.pb"
-
     def _command(self, program: str, tool_flags: list[str]) -> str:
         mask = self.options.cpu_mask
         return shlex.join(
@@ -192,7 +190,7 @@ class Session:
                 program,
                 *tool_flags,
                 *self.options.tool_flags,
-                f"--result_file_path={self._result}",
+                f"--result_file_path={self.result}",
             ]
         )
 
@@ -201,15 +199,15 @@ class Session:
 
         Raises an AdbTimeout if the program does not end, or a ValueError if it fails.
         """
-        self.device.shell(f"rm -f {self._result}; mkdir -p {self.folder}")
+        self.device.shell(f"rm -f {self.result}; mkdir -p {self.folder}")
         run = self.device.shell(command, RUN_TIMEOUT_S)
         if run.code:
             raise ValueError(benchmark_tool.failure_reason(run.output, run.code))
         benchmark_tool.check_accelerator(tool, accelerator, run.output)
-        if self.device.shell(f"test -s {self._result}").code:
+        if self.device.shell(f"test -s {self.result}").code:
             reason = benchmark_tool.failure_reason(run.output, 0)
             raise ValueError(f"The program wrote no result: {reason}")
-        fields = benchmark_tool.parse_result(self.device.read_bytes(self._result))
+        fields = benchmark_tool.parse_result(self.device.read_bytes(self.result))
         return fields | benchmark_tool.delegation(run.output, accelerator)
 
     def _stop_programs(self) -> None:
@@ -234,16 +232,10 @@ def measure_all(
 ) -> Iterator[AndroidMeasurement]:
     """Measures files in turns, with every program and accelerator."""
     options = session.options
-    runs = [
-        (path, tool, accelerator, repeat)
-        for repeat in range(1, options.repeats + 1)
-        for path in paths
-        for tool in session.programs
-        for accelerator in options.accelerators
-    ]
-    for path, tool, accelerator, repeat in tqdm(
-        runs, "measuring", disable=None, leave=False
-    ):
+    repeats = range(1, options.repeats + 1)
+    runs = [*itertools.product(repeats, paths, session.programs, options.accelerators)]
+    progress = tqdm(runs, "measuring", disable=None, leave=False)
+    for repeat, path, tool, accelerator in progress:
         yield session.measure(path, tool, accelerator, repeat)
 
 

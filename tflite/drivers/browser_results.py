@@ -53,10 +53,6 @@ class BrowserMeasurement(Measurement):
         found = super().notes()
         if self.has_fine_clock is False:
             found.append("the clock is coarse: the page is not on HTTPS or localhost")
-        return found + self._notes_on_outputs()
-
-    def _notes_on_outputs(self) -> list[str]:
-        found = []
         if self.classes_compared == 1:
             found.append("the test image has one class: the comparison says little")
         if self.unlabelled_class is not None:

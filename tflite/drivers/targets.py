@@ -8,8 +8,8 @@ from typing import Any
 from absl import flags
 
 from tflite.drivers import android, browser, coreml, host
-from tflite.drivers import options as options_module
 from tflite.drivers.measurement import Measurement
+from tflite.drivers.options import read_flags
 
 _RUNS = (
     # heading, field of a `Measurement`
@@ -80,19 +80,6 @@ TARGETS = {
 }
 
 
-def define_target() -> None:
-    """Defines the flag `--target`."""
-    purposes = "; ".join(f"{name}: {row.purpose}" for name, row in TARGETS.items())
-    flags.DEFINE_enum("target", "host", list(TARGETS), f"What measures. {purposes}.")
-
-
-def flag_groups() -> dict[str, Callable[[], None]]:
-    """Returns functions that define the options of all targets, by a heading."""
-    return options_module.flag_groups(
-        {name: row.options for name, row in TARGETS.items()}
-    )
-
-
 def _names(target: Target) -> set[str]:
     return {field.name for field in dataclasses.fields(target.options)}
 
@@ -106,7 +93,7 @@ def read_options(values: flags.FlagValues) -> Any:
             raise ValueError(
                 f"--{name} is for --target={' or '.join(users)}: remove it."
             )
-    return options_module.read_flags(chosen.options, values)
+    return read_flags(chosen.options, values)
 
 
 def check_paths(paths: list[str], target: str) -> None:
