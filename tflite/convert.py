@@ -45,10 +45,7 @@ from train.run.console import quiet_libraries
 __doc__ = (__doc__ or "").format(
     formats="\n".join(
         textwrap.fill(
-            row.purpose,
-            88,
-            initial_indent=f"  {name:<16}",
-            subsequent_indent=" " * 18,
+            row.purpose, 88, initial_indent=f"  {name:<16}", subsequent_indent=" " * 18
         )
         for name, row in FORMATS.items()
     )

@@ -119,16 +119,10 @@ def _define_data_flags() -> None:
 
 def _define_fine_tuning_flags() -> None:
     flags.DEFINE_integer(
-        "qat_epochs",
-        2,
-        "Epochs of the training on --data for int8-qat.",
-        lower_bound=1,
+        "qat_epochs", 2, "Epochs of the training on --data for int8-qat.", lower_bound=1
     )
     flags.DEFINE_float(
-        "qat_learning_rate",
-        1e-5,
-        "Initial learning rate for int8-qat.",
-        lower_bound=0,
+        "qat_learning_rate", 1e-5, "Initial learning rate for int8-qat.", lower_bound=0
     )
     flags.DEFINE_integer(
         "qat_batch_size", 32, "Batch size for int8-qat.", lower_bound=1

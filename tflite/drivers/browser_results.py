@@ -6,12 +6,7 @@ import re
 
 import numpy as np
 
-from tflite.drivers.measurement import (
-    NOT_MEASURED,
-    Measurement,
-    printable,
-    summarize,
-)
+from tflite.drivers.measurement import NOT_MEASURED, Measurement, printable, summarize
 
 ACCELERATORS = ("wasm", "webgpu")
 MAX_THREADS = 256
