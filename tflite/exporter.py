@@ -74,10 +74,9 @@ def convert(
 ) -> dict:
     """Converts a model, checks the file, and writes it with its card.
 
-    The card has the file's name and ends in `.json`.
-    It has `provenance` too. There is a reference for each size of the images. `allowed`
-    has names of `CHECKS` that may fail. `check_gpu` runs a `.tflite` file on the GPU
-    accelerator too.
+    The card has the name of the file, ends in `.json` and contains `provenance`. There
+    is a reference for each size of the images. Checks in `allowed` may fail.
+    `check_gpu` runs a `.tflite` file on the GPU accelerator too.
 
     Raises:
         ValueError: if the file exceeds a limit of its format. Then nothing is written,

@@ -91,7 +91,6 @@ def select_tasks(options: Options, model: keras.Model) -> dict[FileType, Task]:
 
 
 def _variant(options: Options, row: registry.TaskRow, file_type: FileType) -> str:
-    """Returns the name of a file type's output variant."""
     flag = row.output_flag
     if flag is None:
         return ""
@@ -253,7 +252,6 @@ def _prepare(
 
 
 def _path(options: Options, name: str, task: Task) -> Path:
-    """Returns the path of a format's file."""
     file_type = FORMATS[name].file_type
     sizes = file_type.sizes(options)
     more = file_type.name_parts(options, task)

@@ -89,15 +89,12 @@ def _is_measurement(record: object) -> bool:
 
 def name_devices(records: list[Record]) -> list[Record]:
     """Returns the records, with a number after the name of each further device."""
-    ids: dict[str, list[str | None]] = {}
-    for record in records:
-        known = ids.setdefault(record.get("device") or "unknown device", [])
-        if record.get("device_id") not in known:
-            known.append(record.get("device_id"))
+    numbers: dict[str, dict[str | None, int]] = {}
     named = []
     for record in records:
         device = record.get("device") or "unknown device"
-        number = ids[device].index(record.get("device_id")) + 1
+        known = numbers.setdefault(device, {})
+        number = known.setdefault(record.get("device_id"), len(known) + 1)
         name = device if number == 1 else f"{device} ({number})"
         named.append({**record, "device": name})
     return named

@@ -122,22 +122,18 @@ class AndroidMeasurement(Measurement):
         return " ".join(filter(None, parts))
 
 
+@dataclasses.dataclass
 class Session:
-    """Measures files on one device.
+    """Measures files on one device."""
 
-    `programs` are paths on this machine, by their names in `TOOLS`.
-    """
+    device: Device
+    facts: Facts
+    programs: dict[str, str]  # paths on this machine, by their names in `TOOLS`
+    options: AndroidOptions
 
-    def __init__(
-        self,
-        device: Device,
-        facts: Facts,
-        programs: dict[str, str],
-        options: AndroidOptions,
-    ):
-        self.device, self.facts = device, facts
-        self.programs, self.options = programs, options
-        self.cache = RemoteCache(device)
+    def __post_init__(self) -> None:
+        """Names the folder of the results."""
+        self.cache = RemoteCache(self.device)
         self.folder = f"{FOLDER}/run.{secrets.token_hex(4)}"
         self.result = f"{self.folder}/result.pb"
 

@@ -167,8 +167,8 @@ def parse_result(content: bytes) -> dict[str, Any]:
 def delegation(log: str, accelerator: str) -> dict[str, Any]:
     """Returns how much of the graph an accelerator's delegate took.
 
-    The values are `None` if the log does not say. It is of the classic tool, which logs
-    the delegates that its flags choose.
+    The log is of the classic tool, which logs the delegates that its flags choose. If
+    it does not say, the values are `None`.
     """
     name = DELEGATES[accelerator]
     if _WHOLE.format(name) in log:

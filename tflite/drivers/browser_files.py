@@ -98,7 +98,6 @@ def _is_segmenter(outputs: dict[str, list[int]], image: list[int]) -> bool:
 
 
 def _task(path: str, outputs: list[dict], image: list[int]) -> str:
-    """Returns the task of a file, by its outputs."""
     shapes = {output["name"]: output["shape"] for output in outputs}
     if [(len(shape), shape[:1]) for shape in shapes.values()] == [(2, [1])]:
         task = "classification"

@@ -128,7 +128,6 @@ def _refuse_constant(name: str) -> None:
 
 
 def _device_name(device: dict) -> str:
-    """Returns the names of a device and its browser."""
     user_agent = _text(device, "user_agent")
     system = re.search(r"\(([^)]*)\)", user_agent)
     name = _text(device, "platform") or (system[1] if system else "")

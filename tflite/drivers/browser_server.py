@@ -186,8 +186,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         found = self.server.routes.get(route)
         if found is None:
-            self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
-            return
+            return self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
         nonce, suffix = "", Path(route or "index.html").suffix
         content = found if isinstance(found, bytes) else found.read_bytes()
         if suffix == ".html":
@@ -200,23 +199,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if route is None:
             return
         if route != "results":
-            self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
-            return
+            return self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"[0-9]{1,9}", length):
-            self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing.")
-            return
+            return self._refuse(
+                HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing."
+            )
         if int(length) > MAX_BODY:
-            self._refuse(
+            return self._refuse(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"A result has at most {MAX_BODY} bytes.",
             )
-            return
         try:
             self.server.take(self.rfile.read(int(length)))
         except ValueError as error:
-            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
-            return
+            return self._refuse(HTTPStatus.BAD_REQUEST, str(error))
         self._answer(HTTPStatus.NO_CONTENT, b"", "text/plain")
 
 
@@ -241,8 +238,7 @@ class PageServer(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, paths: list[str], options: BrowserOptions | None = None):
-        options = options or BrowserOptions()
+    def __init__(self, paths: list[str], options: BrowserOptions):
         version = runtime_version()
         self.options = options
         self.files = [read_file(path, index) for index, path in enumerate(paths)]
@@ -259,9 +255,9 @@ class PageServer(http.server.ThreadingHTTPServer):
         self.routes = _routes(self.files, config)
         self.results: queue.Queue[BrowserMeasurement] = queue.Queue()
         self.connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        certificate, context = options.certificate, None
-        if certificate:
-            context = _read_certificate(certificate, options.key)
+        context = None
+        if options.certificate:
+            context = _read_certificate(options.certificate, options.key)
         try:
             super().__init__((options.host, options.port), _Handler)
         except OSError as error:

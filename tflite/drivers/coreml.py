@@ -159,7 +159,6 @@ async def _find_device(options: CoreMLOptions) -> tuple[Any, str]:
 
 
 def _benchmarker(path: str, unit: str, device: Any) -> Any:
-    """Returns the benchmarker of coremltools for a package."""
     from tflite.formats.coreml.package import load_coremltools
 
     ct = load_coremltools()

@@ -42,7 +42,6 @@ class Candidate:
 
 
 def _device_name() -> str:
-    """Returns the names of the processor and the system."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -128,7 +127,6 @@ class _Worker:
         self.candidate, self.options = candidate, options
         self.times: list[float] = []
         self.start: dict[str, Any] = {}
-        self.memory: float | None = None
         self.reason = ""  # why it measures no more
         context = multiprocessing.get_context("spawn")
         self.connection, remote = context.Pipe()
@@ -166,14 +164,14 @@ class _Worker:
 
     def finish(self) -> Measurement:
         """Ends the process. Returns its measurement, or why there is none."""
+        fields: dict[str, Any] = {}
         if not self.reason:
             self._send(None)
-            self.memory = self._receive()
-            self.process.join()
-        fields: dict[str, Any] = {"status": NOT_MEASURED, "reason": self.reason}
-        if not self.reason:
-            fields = {"peak_memory_mb": self.memory, **self.start}
+            fields = {"peak_memory_mb": self._receive(), **self.start}
             fields |= summarize(self.times)
+            self.process.join()
+        if self.reason:
+            fields = {"status": NOT_MEASURED, "reason": self.reason}
         return Measurement(
             file=self.candidate.path,
             sha256=sha256(self.candidate.path),

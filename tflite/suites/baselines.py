@@ -53,9 +53,6 @@ DEIT_TINY = VitConfig("deit_tiny", 16, 16, (192,), (12,), (3,), True)
 PIT_TINY = VitConfig("pit_tiny", 16, 8, (64, 128, 256), (2, 6, 4), (2, 4, 8), False)
 
 
-# Vision transformers ------------------------------------------------------------------
-
-
 def _normalize_images(x):
     """Normalizes pixels in [0, 255] with ImageNet's mean and standard deviation."""
     scale, offset = 1 / (255 * IMAGENET_STD), -IMAGENET_MEAN / IMAGENET_STD
@@ -139,9 +136,6 @@ def build_vit(
     return keras.Model(images, layers.Dense(classes, name="head")(x), name=config.name)
 
 
-# Convolutional networks ---------------------------------------------------------------
-
-
 def _build_mobilenet_v2() -> keras.Model:
     images = keras.Input((SIZE, SIZE, 3), name="images")
     built = keras.applications.MobileNetV2(
@@ -151,8 +145,6 @@ def _build_mobilenet_v2() -> keras.Model:
     )
     return keras.Model(images, built.output, name="mobilenet_v2")
 
-
-# The table ----------------------------------------------------------------------------
 
 _MODEL = {
     "input_shape": (SIZE, SIZE, 3),
