@@ -58,9 +58,9 @@ from tflite.drivers import targets
 from tflite.drivers.measurement import MEASURED, Measurement
 from tflite.drivers.options import flag_groups
 from tflite.suites import suites
+from train.run import tables
 from train.run.command import run_command
 from train.run.console import readable
-from train.run.tables import format_cell
 
 INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 
@@ -79,21 +79,18 @@ def format_table(
     for m in measured:
         device = rows.setdefault((m.device, m.device_id), {})
         device.setdefault(f"{names[m.file]} {m.variant}", []).append(m)
-    width = max(len(name) for device in rows.values() for name in device)
-    headings = [*(heading for heading, _ in columns), "ratio"]
-    lines = []
+    headings = ["file", *(heading for heading, _ in columns), "ratio"]
+    texts = []
     for (title, _), groups in rows.items():
-        lines.append(f"{title}, milliseconds")
-        lines.append("file".ljust(width) + "".join(f"{name:>11}" for name in headings))
+        lines: list[list] = []
         first = None
         for name, group in groups.items():
-            values = [_median(group, field) for _, field in columns]
             median = _median(group, "median_ms")
             first = first or median
-            values.append(median / first if median and first else None)
-            cells = "".join(f"{format_cell(value):>11}" for value in values)
-            lines.append(name.ljust(width) + cells)
-    return "\n".join(lines)
+            ratio = median / first if median and first else None
+            lines.append([name, *(_median(group, f) for _, f in columns), ratio])
+        texts += [f"{title}, milliseconds", tables.format_table(headings, lines)]
+    return "\n".join(texts)
 
 
 def _short_names(measurements: Iterable[Measurement]) -> dict[str, str]:

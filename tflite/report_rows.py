@@ -44,7 +44,7 @@ class Row:
     partitions: float | None
     entry: Entry | None  # published figures, if a suite has the model
     notes: tuple[str, ...]  # what makes the numbers doubtful
-    # of the median to MobileNetV2's in 32 bits in the same setting. Without a network
+    # Of the median to MobileNetV2's in 32 bits in the same setting. Without a network
     # of a suite, to the first row's.
     ratio: float | None = None
 

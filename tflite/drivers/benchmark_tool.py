@@ -79,8 +79,9 @@ _REASON = re.compile(
     re.IGNORECASE,
 )
 
-# tensorflow/lite/tools/benchmark/proto/benchmark_result.proto: name, number, type.
-_FLOAT, _INT64, _INT32, _STRING = 2, 3, 5, 9
+# Name, number and type of the fields that are read; all are in
+# tensorflow/lite/tools/benchmark/proto/benchmark_result.proto.
+_FLOAT, _INT64, _INT32 = 2, 3, 5
 _FIELDS: dict[str, tuple[tuple[str, int, int | str], ...]] = {
     "LatencyMetrics": (
         ("avg_ms", 1, _FLOAT),
@@ -92,14 +93,8 @@ _FIELDS: dict[str, tuple[tuple[str, int, int | str], ...]] = {
         ("average_warm_up_ms", 10, _FLOAT),
     ),
     "MemoryMetrics": (("overall_footprint_kb", 2, _INT64),),
-    "MiscMetrics": (
-        ("model_size_mb", 1, _FLOAT),
-        ("num_runs", 2, _INT32),
-        ("num_warmup_runs", 3, _INT32),
-        ("model_throughput_in_mb_per_sec", 4, _FLOAT),
-    ),
+    "MiscMetrics": (("num_runs", 2, _INT32),),
     "BenchmarkResult": (
-        ("name", 1, _STRING),
         ("latency_metrics", 2, "LatencyMetrics"),
         ("memory_metrics", 3, "MemoryMetrics"),
         ("misc_metrics", 4, "MiscMetrics"),

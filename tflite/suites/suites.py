@@ -6,14 +6,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# The networks of `tflite/suites/baselines.py`, by name: that module loads Keras.
-BASELINE_NAMES = (
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-    "deit_tiny",
-    "pit_tiny",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +45,10 @@ PAPER = Suite(
     ("fp32", "int8-mixed"),
 )
 SUITES = {"paper": PAPER}
+# The networks of `tflite/suites/baselines.py`, by name: that module loads Keras.
+BASELINE_NAMES = [
+    entry.model for entry in PAPER.entries if not entry.model.startswith("mobilevit")
+]
 
 
 def file_of(entry: Entry, name: str, folder: Path) -> Path:
