@@ -26,11 +26,8 @@ def flag_groups() -> dict[str, Callable[[], None]]:
 
 
 def _define_model_flags() -> None:
-    examples = [
-        f"{row.model_prefix}mobilevit_s ({row.name})"
-        for row in TASKS
-        if row.model_prefix
-    ]
+    heads = [row for row in TASKS if row.model_prefix]
+    examples = [f"{row.model_prefix}mobilevit_s ({row.name})" for row in heads]
     flags.DEFINE_string(
         "model",
         None,
@@ -38,11 +35,8 @@ def _define_model_flags() -> None:
         f"a head, such as {' or '.join(examples)}; or with --size=224 one of "
         f"{', '.join(BASELINE_NAMES)}.",
     )
-    published = [
-        f"{row.published_weights} ({row.name})"
-        for row in TASKS
-        if row.published_weights
-    ]
+    trained = [row for row in TASKS if row.published_weights]
+    published = [f"{row.published_weights} ({row.name})" for row in trained]
     flags.DEFINE_string(
         "weights",
         None,

@@ -111,9 +111,8 @@ def load_images(
     if count:
         source = evenly_spaced(source, split, count)
     rows, bad = [], []
-    for batch in eval_batches(
-        source, split, size, BATCH_SIZE, crop_fraction, load=load
-    ):
+    batches = eval_batches(source, split, size, BATCH_SIZE, crop_fraction, load=load)
+    for batch in batches:
         bad += unreadable(batch)
         del batch["id"]
         readable = batch.pop("weight").numpy() > 0

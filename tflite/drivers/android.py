@@ -180,15 +180,9 @@ class Session:
 
     def _command(self, program: str, tool_flags: list[str]) -> str:
         mask = self.options.cpu_mask
-        return shlex.join(
-            [
-                *(["taskset", mask] if mask else []),
-                program,
-                *tool_flags,
-                *self.options.tool_flags,
-                f"--result_file_path={self.result}",
-            ]
-        )
+        command = ["taskset", mask] if mask else []
+        command += [program, *tool_flags, *self.options.tool_flags]
+        return shlex.join([*command, f"--result_file_path={self.result}"])
 
     def _run(self, command: str, tool: str, accelerator: str) -> dict[str, Any]:
         """Runs a program, and returns fields of its measurement.

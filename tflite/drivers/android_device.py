@@ -39,9 +39,8 @@ class Facts:
     @property
     def title(self) -> str:
         """The model, its chip and its system."""
-        return ", ".join(
-            filter(None, [self.model, self.soc, f"Android {self.android}"])
-        )
+        parts = [self.model, self.soc, f"Android {self.android}"]
+        return ", ".join(filter(None, parts))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,9 +90,8 @@ def read_options(values: flags.FlagValues) -> Any:
     for name in sorted(set().union(*map(_names, TARGETS.values())) - _names(chosen)):
         if values[name].value is not None:
             users = [key for key, row in TARGETS.items() if name in _names(row)]
-            raise ValueError(
-                f"--{name} is for --target={' or '.join(users)}: remove it."
-            )
+            kinds = " or ".join(users)
+            raise ValueError(f"--{name} is for --target={kinds}: remove it.")
     return read_flags(chosen.options, values)
 
 
