@@ -167,7 +167,10 @@ def _without_half(config):
 
 
 def network_images(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Converts RGB images in [0, 255] to the channels and range that a model takes."""
+    """Converts RGB images in [0, 255] to the channels and range that a model takes.
+
+    The result is float32 `[images, height, width, channels]`.
+    """
     images = images.astype(np.float32)
     if model.inputs[0].shape[-1] == 1:
         images = np.round(images @ GRAY)[..., None]
