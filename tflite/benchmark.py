@@ -56,10 +56,11 @@ from absl import flags
 
 from tflite.drivers import targets
 from tflite.drivers.measurement import MEASURED, Measurement
+from tflite.drivers.options import flag_groups
 from tflite.suites import suites
+from train.run import tables
 from train.run.command import run_command
 from train.run.console import readable
-from train.run.tables import format_cell
 
 INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 
@@ -70,11 +71,7 @@ def format_table(
     """Formats measurements as text, one table per device, times in milliseconds.
 
     Several measurements of a file on a device become one row of medians. The ratio is
-    to the first row of the device.
-
-    Args:
-        measurements: what was measured.
-        columns: `(heading, field)` pairs.
+    to the first row of the device. `columns` are `(heading, field)` pairs.
     """
     measured = [m for m in measurements if m.status == MEASURED]
     names = _short_names(measured)
@@ -82,21 +79,18 @@ def format_table(
     for m in measured:
         device = rows.setdefault((m.device, m.device_id), {})
         device.setdefault(f"{names[m.file]} {m.variant}", []).append(m)
-    width = max(len(name) for device in rows.values() for name in device)
-    headings = [*(heading for heading, _ in columns), "ratio"]
-    lines = []
+    headings = ["file", *(heading for heading, _ in columns), "ratio"]
+    texts = []
     for (title, _), groups in rows.items():
-        lines.append(f"{title}, milliseconds")
-        lines.append("file".ljust(width) + "".join(f"{name:>11}" for name in headings))
+        lines: list[list] = []
         first = None
         for name, group in groups.items():
-            values = [_median(group, field) for _, field in columns]
             median = _median(group, "median_ms")
             first = first or median
-            values.append(median / first if median and first else None)
-            cells = "".join(f"{format_cell(value):>11}" for value in values)
-            lines.append(name.ljust(width) + cells)
-    return "\n".join(lines)
+            ratio = median / first if median and first else None
+            lines.append([name, *(_median(group, f) for _, f in columns), ratio])
+        texts += [f"{title}, milliseconds", tables.format_table(headings, lines)]
+    return "\n".join(texts)
 
 
 def _short_names(measurements: Iterable[Measurement]) -> dict[str, str]:
@@ -131,12 +125,6 @@ def make_record(measurement: Measurement, target: str) -> dict[str, Any]:
     }
 
 
-def check_output(path: str | None) -> None:
-    """Raises a ValueError if the folder of the output is missing."""
-    if path and not Path(path).absolute().parent.is_dir():
-        raise ValueError(f"There is no folder for --output={path}.")
-
-
 def end_last_line(path: str) -> None:
     """Ends the last line of a file, which an interrupted run may have left open."""
     if Path(path).is_file() and Path(path).read_bytes()[-1:] not in (b"", b"\n"):
@@ -151,15 +139,7 @@ def measure(
     output: str | None,
     measurements: list[Measurement],
 ) -> None:
-    """Measures files, and writes each record at once.
-
-    Args:
-        paths: of the files.
-        target: key of `targets.TARGETS`.
-        target_options: its options.
-        output: file that gets a JSON line per measurement.
-        measurements: list to which they are added.
-    """
+    """Measures files, appends them to a list, and writes each record at once."""
     if output:
         end_last_line(output)
     with open(output or os.devnull, "a", encoding="utf-8") as file:
@@ -182,9 +162,7 @@ def print_results(measurements: list[Measurement], target: str) -> None:
 def _failure(measurements: list[Measurement], may_refuse: bool) -> str | None:
     """Returns an error with the reasons of what was not measured, or `None`.
 
-    Args:
-        measurements: all measurements of a call.
-        may_refuse: whether it is enough that one file was measured.
+    With `may_refuse` it is enough that one file was measured.
     """
     failed = [m for m in measurements if m.status != MEASURED]
     if not failed or (may_refuse and len(failed) < len(measurements)):
@@ -198,8 +176,10 @@ def _failure(measurements: list[Measurement], may_refuse: bool) -> str | None:
 
 
 def define_flags() -> None:
-    """Defines the flags that do not depend on the target."""
-    targets.define_target()
+    """Defines the flags of every target."""
+    kinds = targets.TARGETS
+    purposes = "; ".join(f"{name}: {row.purpose}" for name, row in kinds.items())
+    flags.DEFINE_enum("target", "host", list(kinds), f"What measures. {purposes}.")
     flags.DEFINE_enum(
         "suite", None, list(suites.SUITES), "Measure these networks instead of files."
     )
@@ -232,7 +212,8 @@ def main(argv: list[str]) -> None:
     missing = None
     output = args.output and os.path.expanduser(args.output)
     try:
-        check_output(output)
+        if output and not Path(output).absolute().parent.is_dir():
+            raise ValueError(f"There is no folder for --output={output}.")
         target_options = targets.read_options(args)
         target.check(target_options)
         paths = _paths(argv[1:], args)
@@ -251,9 +232,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(
-        main,
-        __doc__ or "",
-        {"For every target": define_flags} | targets.flag_groups(),
-        takes_files=True,
-    )
+    options = {name: row.options for name, row in targets.TARGETS.items()}
+    groups = {"For every target": define_flags} | flag_groups(options)
+    run_command(main, __doc__ or "", groups, takes_files=True)

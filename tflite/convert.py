@@ -26,7 +26,6 @@ Formats:
 
 """
 
-import importlib
 import os
 import sys
 from pathlib import Path
@@ -46,10 +45,7 @@ from train.run.console import quiet_libraries
 __doc__ = (__doc__ or "").format(
     formats="\n".join(
         textwrap.fill(
-            row.purpose,
-            88,
-            initial_indent=f"  {name:<16}",
-            subsequent_indent=" " * 18,
+            row.purpose, 88, initial_indent=f"  {name:<16}", subsequent_indent=" " * 18
         )
         for name, row in FORMATS.items()
     )
@@ -86,26 +82,18 @@ def accuracy_words(accuracy: dict | None, parity: dict) -> list[str]:
     return [f"{n.replace('_', ' ')} {100 * parity[n]:.1f} %" for n in names[:1]]
 
 
-def load_libraries() -> None:
-    """Loads TensorFlow and the converter without their start-up lines."""
+def convert(args: flags.FlagValues) -> list[str]:
+    """Converts to all formats; returns those that were refused."""
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the converter is TensorFlow's
     # Makes the training for int8-qat three times as fast.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with quiet_libraries():
         import tensorflow as tf
 
-        importlib.import_module("tflite.options")
-        importlib.import_module("tflite.pipeline")
+        from tflite.exporter import only_conversion
+        from tflite.options import options_from_flags
+        from tflite.pipeline import convert_all
     tf.get_logger().setLevel("WARNING")  # INFO reports each step
-
-
-def convert(args: flags.FlagValues) -> list[str]:
-    """Converts to all formats; returns those that were refused."""
-    load_libraries()
-    from tflite.exporter import only_conversion
-    from tflite.options import options_from_flags
-    from tflite.pipeline import convert_all
-
     options, refused = options_from_flags(args), []
     with only_conversion(options.output_dir):
         for result in convert_all(options):

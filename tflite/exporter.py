@@ -27,11 +27,7 @@ MAX_GPU_RANK = 4  # of tensors that GPU delegates take
 
 @contextlib.contextmanager
 def only_conversion(folder: Path) -> Iterator[None]:
-    """Locks a folder against other conversions.
-
-    Raises:
-        ValueError: if another conversion has locked it.
-    """
+    """Locks a folder against other conversions. Raises a ValueError if it is locked."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
@@ -78,17 +74,9 @@ def convert(
 ) -> dict:
     """Converts a model, checks the file, and writes it with its card.
 
-    Args:
-        conversion: the prepared conversion of the model.
-        file_format: a key of `FORMATS`.
-        references: the expected outputs, for each size of its images.
-        output: path of the file; the card has the same name and ends in `.json`.
-        provenance: more entries of the card.
-        allowed: names of checks that may fail, see `tflite.validation.checks.CHECKS`.
-        check_gpu: whether to run a `.tflite` file on the GPU accelerator too.
-
-    Returns:
-        The card.
+    The card has the name of the file, ends in `.json` and contains `provenance`. There
+    is a reference for each size of the images. Checks in `allowed` may fail.
+    `check_gpu` runs a `.tflite` file on the GPU accelerator too.
 
     Raises:
         ValueError: if the file exceeds a limit of its format. Then nothing is written,

@@ -26,11 +26,8 @@ def flag_groups() -> dict[str, Callable[[], None]]:
 
 
 def _define_model_flags() -> None:
-    examples = [
-        f"{row.model_prefix}mobilevit_s ({row.name})"
-        for row in TASKS
-        if row.model_prefix
-    ]
+    heads = [row for row in TASKS if row.model_prefix]
+    examples = [f"{row.model_prefix}mobilevit_s ({row.name})" for row in heads]
     flags.DEFINE_string(
         "model",
         None,
@@ -38,11 +35,8 @@ def _define_model_flags() -> None:
         f"a head, such as {' or '.join(examples)}; or with --size=224 one of "
         f"{', '.join(BASELINE_NAMES)}.",
     )
-    published = [
-        f"{row.published_weights} ({row.name})"
-        for row in TASKS
-        if row.published_weights
-    ]
+    trained = [row for row in TASKS if row.published_weights]
+    published = [f"{row.published_weights} ({row.name})" for row in trained]
     flags.DEFINE_string(
         "weights",
         None,
@@ -92,6 +86,7 @@ def _define_data_flags() -> None:
         200,
         "Approximate number of validation images, spread over the split; 0 for all. "
         "They are held in memory.",
+        lower_bound=0,
     )
     flags.DEFINE_string(
         "calibration",
@@ -105,6 +100,7 @@ def _define_data_flags() -> None:
         CALIBRATION_IMAGES,
         "Approximate number of calibration images; 0 for all. Fewer than 50 give a "
         "warning, fewer than 10 an error.",
+        lower_bound=0,
     )
     flags.DEFINE_float(
         "crop",
@@ -117,16 +113,10 @@ def _define_data_flags() -> None:
 
 def _define_fine_tuning_flags() -> None:
     flags.DEFINE_integer(
-        "qat_epochs",
-        2,
-        "Epochs of the training on --data for int8-qat.",
-        lower_bound=1,
+        "qat_epochs", 2, "Epochs of the training on --data for int8-qat.", lower_bound=1
     )
     flags.DEFINE_float(
-        "qat_learning_rate",
-        1e-5,
-        "Initial learning rate for int8-qat.",
-        lower_bound=0,
+        "qat_learning_rate", 1e-5, "Initial learning rate for int8-qat.", lower_bound=0
     )
     flags.DEFINE_integer(
         "qat_batch_size", 32, "Batch size for int8-qat.", lower_bound=1

@@ -1,7 +1,7 @@
 """Real images for calibration and validation, preprocessed as in training."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -29,27 +29,19 @@ DARK = 32  # of 255: the largest value of a photo is higher
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Some images of one split.
+    """Some images of one split."""
 
-    Attributes:
-        data: their name, a value of `--data`.
-        class_names: names of the classes, in the order of the labels.
-        images: uint8 `[images, height, width, 3]`.
-        targets: targets of the training task, `{name: [images, ...]}`.
-    """
-
-    data: str
-    class_names: tuple[str, ...]
-    images: np.ndarray
-    targets: dict[str, np.ndarray]
+    data: str  # a value of `--data`
+    class_names: tuple[str, ...]  # in the order of the labels
+    images: np.ndarray  # uint8 `[images, height, width, 3]`
+    targets: dict[str, np.ndarray]  # of the training task, `[images, ...]` each
 
 
 def photo_folder(data: str) -> Path | None:
     """Returns the folder of photos without classes that `--data` names, if it does.
 
-    Args:
-        data: the path of a folder, or `folder:PATH`. With folders `train` or
-            `validation` inside, `folder:PATH` has classes.
+    `data` is the path of a folder, or `folder:PATH`. With folders `train` or
+    `validation` inside, `folder:PATH` has classes.
     """
     kind, _, argument = data.partition(":")
     is_named = kind == "folder" and argument
@@ -93,16 +85,12 @@ def _refuse_no_folder(data: str) -> None:
     )
 
 
-def _photo_loader(crops: bool) -> Callable[..., dict]:
-    """Makes the function from an example to its image, without targets."""
-
-    def load(example, size, crop_fraction: float) -> dict:
-        if crops:
-            return {"image": decoding.center_crop(example, size, crop_fraction)}
-        image = decoding.decode(decoding.read(example))
-        return {"image": decoding.resize(image, size)}
-
-    return load
+def _load_photo(crops: bool, example, size, crop_fraction: float) -> dict:
+    """Loads the image of an example, without targets."""
+    if crops:
+        return {"image": decoding.center_crop(example, size, crop_fraction)}
+    image = decoding.decode(decoding.read(example))
+    return {"image": decoding.resize(image, size)}
 
 
 def load_images(
@@ -110,19 +98,8 @@ def load_images(
 ) -> ImageSet:
     """Loads images that are spread over a split, cropped as for an evaluation.
 
-    Args:
-        task: the task; its training knows how to read the data.
-        data: a value of `--data`, or a folder of photos without classes.
-        split: `train` or `validation`.
-        count: approximate number of images; 0 for all.
-        size: side of the images in pixels.
-        crop_fraction: see `resize_and_center_crop`.
-
-    Returns:
-        The images; those of a folder of photos have no classes and no targets.
-
-    Raises:
-        ValueError: if there is no such data, or none of its images can be read.
+    Photos of a folder have no classes and no targets. `count` is approximate; 0 means
+    all. `size` is the side of the images in pixels.
     """
     folder = photo_folder(data)
     if folder is None:
@@ -130,13 +107,12 @@ def load_images(
         source = load_source(task.training.name, data)
         load = task.training.eval_example
     else:
-        source, load = _photo_source(folder), _photo_loader(task.crops)
+        source, load = _photo_source(folder), functools.partial(_load_photo, task.crops)
     if count:
         source = evenly_spaced(source, split, count)
     rows, bad = [], []
-    for batch in eval_batches(
-        source, split, size, BATCH_SIZE, crop_fraction, load=load
-    ):
+    batches = eval_batches(source, split, size, BATCH_SIZE, crop_fraction, load=load)
+    for batch in batches:
         bad += unreadable(batch)
         del batch["id"]
         readable = batch.pop("weight").numpy() > 0
@@ -154,12 +130,7 @@ def load_images(
 def check_calibration_images(calibration: ImageSet, wanted: int = 0) -> None:
     """Refuses calibration images that mislead, and warns if there are few.
 
-    Args:
-        calibration: the images.
-        wanted: the number that was asked for, 0 for any.
-
-    Raises:
-        ValueError: if there are fewer than 10, or all are equal or nearly black.
+    `wanted` is the number that was asked for, 0 for any.
     """
     images, data = calibration.images, calibration.data
     if len(images) < TOO_FEW_IMAGES:

@@ -8,15 +8,12 @@ import keras
 import numpy as np
 
 from keras_mobilevit.calls import is_listed
-from keras_mobilevit.configs import (
-    VARIANTS,
-    get_variant,
-)
+from keras_mobilevit.configs import VARIANTS, get_variant
 from keras_mobilevit.files import read_text
 from keras_mobilevit.preprocessing import decode_predictions
 from keras_mobilevit.value_range import input_max
 from keras_mobilevit.weights.file_formats import load_model_file
-from tflite.suites.baselines import BASELINES, build_baseline
+from tflite.suites.baselines import BASELINES
 from tflite.tasks import registry
 
 CHANNELS = (1, 3)
@@ -26,9 +23,7 @@ GRAY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as Pillow's "L"
 def default_size(name: str, model: keras.Model | None = None) -> int:
     """Returns the side of a model's images, if it takes any size.
 
-    Args:
-        name: name of the model, or path of its file.
-        model: the model itself, if `name` is a path.
+    `name` is a model's name, or the path of its file; then `model` is needed.
     """
     row, _ = registry.split_name(name)
     if model is not None and not row.model_prefix:
@@ -39,19 +34,9 @@ def default_size(name: str, model: keras.Model | None = None) -> int:
 def load_model(model: str, weights: str = "none") -> keras.Model:
     """Loads a `.keras` file, or builds a named model that returns logits.
 
-    Args:
-        model: `mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s`, one of these with a head
-            (`ssdlite_mobilevit_s`, `deeplabv3_mobilevit_s`), a key of `BASELINES` (for
-            images of 224x224 pixels), or the path of a `.keras` file.
-        weights: of a named model: `none` (random), the published weights of its task,
-            or a path. Baselines and files take `none` only.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: if there is no such model, or no such weights, or the file is not a
-            model that can be converted.
+    A name is that of a backbone such as `mobilevit_s`, the same with a head's prefix
+    such as `ssdlite_`, or a key of `BASELINES`. Weights are `none` (random), the
+    published ones of its task, or a path. Baselines and files take `none` only.
     """
     if str(model).endswith(".keras"):
         if weights != "none":
@@ -62,7 +47,7 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
             raise ValueError(
                 f"{model} has random weights only. Received: --weights={weights}."
             )
-        return build_baseline(model)
+        return BASELINES[model]()
     row, backbone = registry.split_name(model)
     try:
         get_variant(backbone)
@@ -151,13 +136,10 @@ def _refuse_other_weights(model: keras.Model, path: str) -> None:
 
 
 def in_float32(model: keras.Model) -> keras.Model:
-    """Returns a model that computes in float32 with the same weights.
+    """Returns a model with the same weights that computes in float32.
 
-    Args:
-        model: may have a dtype policy such as `mixed_float16`; it is not changed.
-
-    Returns:
-        A new model, or the same one if it computes in float32 already.
+    The model may have a dtype policy such as `mixed_float16`. It is not changed, and
+    returned if it computes in float32 already.
     """
     config = keras.saving.serialize_keras_object(model)
     changed = _without_half(config)
@@ -185,14 +167,9 @@ def _without_half(config):
 
 
 def network_images(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Converts images to the channels and the range that a model takes.
+    """Converts RGB images in [0, 255] to the channels and range that a model takes.
 
-    Args:
-        model: a model of RGB or gray images.
-        images: `[images, height, width, 3]`, values in [0, 255].
-
-    Returns:
-        float32 `[images, height, width, channels]`.
+    The result is float32 `[images, height, width, channels]`.
     """
     images = images.astype(np.float32)
     if model.inputs[0].shape[-1] == 1:
@@ -203,8 +180,7 @@ def network_images(model: keras.Model, images: np.ndarray) -> np.ndarray:
 def fixed_size(model: keras.Model) -> int | None:
     """Returns the side of the images that a model takes, `None` if it takes any.
 
-    Raises:
-        ValueError: if it takes images of one size that is not square.
+    Raises a ValueError if it takes images of one size that is not square.
     """
     height, width, _ = model.inputs[0].shape[1:]
     if None not in (height, width) and height != width:
@@ -256,8 +232,7 @@ def labels_beside(path: str, classes: int) -> list[str]:
 def imagenet_ids() -> list[str]:
     """Returns the WordNet ids of ImageNet's classes; data sets use them as names.
 
-    Raises:
-        OSError: if they are not cached and cannot be downloaded.
+    Raises an OSError if they are not cached and cannot be downloaded.
     """
     # Decreasing scores return the classes in their own order.
     (found,) = decode_predictions(-np.arange(1000.0)[None], top=1000)

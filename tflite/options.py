@@ -12,11 +12,7 @@ from tflite.formats.coreml.options import PackageOptions, package_options
 from tflite.formats.table import COREML, FORMATS, TFLITE, FileType
 from tflite.images import photo_folder
 from tflite.suites.suites import BASELINE_NAMES
-from tflite.tasks.registry import (
-    output_flags,
-    published_weights,
-    split_name,
-)
+from tflite.tasks.registry import output_flags, published_weights, split_name
 from tflite.validation import gpu
 from tflite.validation.checks import CHECKS, RENAMED_CHECKS
 from train.config import TrainConfig, load_config
@@ -24,58 +20,31 @@ from train.config import TrainConfig, load_config
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The images of a conversion, as `--data` names them.
+    """The images of a conversion, as `--data` names them."""
 
-    Attributes:
-        validation: images to compare and score files on.
-        calibration: images that set the ranges of the int8 formats, `None` if unknown.
-        crop: the fraction of an image's short side that the center crop keeps.
-    """
-
-    validation: str
-    calibration: str | None
-    crop: float
+    validation: str  # images to compare and score files on
+    calibration: str | None  # they set the ranges of int8; None if unknown
+    crop: float  # the fraction of an image's short side that the center crop keeps
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options of a conversion.
+    """The options of a conversion."""
 
-    Attributes:
-        model: path of a `.keras` file, or name of a model.
-        weights: published weights, a path, or `none`.
-        formats: keys of `FORMATS`.
-        size: side of the image in pixels; `None` until the model is loaded.
-        output_dir: an existing folder.
-        allowed: names of checks that may fail.
-        variants: the given output flags, `{flag: variant}`.
-        rewrite: whether to convert the deployment graph instead of the model as it is.
-        check_gpu: whether to run `.tflite` files on the GPU too.
-        data: which images.
-        crop: the given crop, `None` for the default.
-        validation_images: approximate number of them, 0 for all.
-        calibration_images: approximate number of them, 0 for all.
-        wants_calibration_images: whether that number was given.
-        qat_epochs: epochs of int8-qat's training.
-        qat_learning_rate: its initial learning rate.
-        qat_batch_size: its batch size.
-        core_ml: options of Core ML packages.
-    """
-
-    model: str
-    weights: str
-    formats: tuple[str, ...]
-    size: int | None
-    output_dir: Path
-    allowed: tuple[str, ...]
-    variants: dict[str, str]
-    rewrite: bool
-    check_gpu: bool
+    model: str  # path of a `.keras` file, or name of a model
+    weights: str  # published weights, a path, or `none`
+    formats: tuple[str, ...]  # keys of `FORMATS`
+    size: int | None  # side of the image in pixels; `None` until the model is loaded
+    output_dir: Path  # an existing folder
+    allowed: tuple[str, ...]  # checks that may fail
+    variants: dict[str, str]  # the given output flags, `{flag: variant}`
+    rewrite: bool  # convert the deployment graph instead of the model as it is
+    check_gpu: bool  # run `.tflite` files on the GPU too
     data: Data
-    crop: float | None
-    validation_images: int
-    calibration_images: int
-    wants_calibration_images: bool
+    crop: float | None  # the given crop, `None` for the default
+    validation_images: int  # approximate number, 0 for all
+    calibration_images: int  # approximate number, 0 for all
+    wants_calibration_images: bool  # whether that number was given
     qat_epochs: int
     qat_learning_rate: float
     qat_batch_size: int
@@ -95,11 +64,7 @@ class Options:
 
 
 def options_from_flags(args) -> Options:
-    """Checks the flags and returns them as options; makes the output folder.
-
-    Raises:
-        ValueError: if flags contradict each other or have no valid value.
-    """
+    """Checks the flags and returns them as options; makes the output folder."""
     _check_names("formats", args.formats, FORMATS)
     allowed = [RENAMED_CHECKS.get(name, name) for name in args.allow]
     _check_names("checks in --allow", allowed, CHECKS)
@@ -122,7 +87,7 @@ def options_from_flags(args) -> Options:
         size=args.size,
         output_dir=_make_folder(Path(args.output_dir).expanduser()),
         allowed=tuple(allowed),
-        variants=_given_variants(args),
+        variants={f.name: v for f in output_flags() if (v := getattr(args, f.name))},
         rewrite=not args.no_rewrite,
         check_gpu=args.check_gpu,
         data=data,
@@ -153,14 +118,6 @@ def _check_numbers(args) -> None:
         raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
     if args.crop is not None and not 0 < args.crop <= 1:
         raise ValueError(f"--crop must be in (0, 1]. Received: {args.crop}.")
-    for name in ("eval_images", "calibration_images"):
-        if args[name].value < 0:
-            raise ValueError(f"--{name} must not be negative.")
-
-
-def _given_variants(args) -> dict[str, str]:
-    chosen = {flag.name: getattr(args, flag.name) for flag in output_flags()}
-    return {name: variant for name, variant in chosen.items() if variant}
 
 
 def _make_folder(folder: Path) -> Path:
@@ -174,11 +131,7 @@ def _make_folder(folder: Path) -> Path:
 
 
 def weights_from_flags(args) -> str:
-    """Returns the weights of a conversion, `"none"` for a `.keras` file.
-
-    Raises:
-        ValueError: if the model has no published weights, or a file has its own.
-    """
+    """Returns the weights of a conversion, `"none"` for a `.keras` file."""
     if args.model.endswith(".keras"):
         if args.weights is not None:
             raise ValueError(f"{args.model} has its own weights; remove --weights.")
@@ -207,21 +160,16 @@ def weights_from_flags(args) -> str:
     return str(Path(weights).expanduser()) if is_path else weights
 
 
-def config_file(model: str) -> Path | None:
+def training_config(model: str) -> TrainConfig | None:
     """Returns the configuration that a training left beside a `.keras` file."""
     file = Path(model).expanduser().with_name("config.json")
-    return file if model.endswith(".keras") and file.exists() else None
+    is_trained = model.endswith(".keras") and file.exists()
+    return load_config(file) if is_trained else None
 
 
 def data_from_flags(args) -> Data:
-    """Returns the images of a conversion.
-
-    Raises:
-        ValueError: if a format has 8 bits, but the flags name no images of the model's
-            own kind.
-    """
-    file = config_file(args.model)
-    config = load_config(file) if file else None
+    """Returns the images of a conversion, which formats with 8 bits restrict."""
+    config = training_config(args.model)
     trained_on = config.data if config else None
     # Photos without classes are not what the model was trained on.
     labeled = trained_on if args.data and photo_folder(args.data) else None

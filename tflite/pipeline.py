@@ -21,13 +21,11 @@ from tflite.models import (
     labels_beside,
     load_model,
 )
-from tflite.options import Options, config_file
+from tflite.options import Options, training_config
 from tflite.reference import Reference, make_reference
 from tflite.tasks import registry
 from tflite.tasks.task import Task
-from train.config import TrainConfig, load_config, make_config
-
-# The model ----------------------------------------------------------------------------
+from train.config import TrainConfig, make_config
 
 
 def _load_model(options: Options) -> keras.Model:
@@ -51,19 +49,13 @@ def settle_size(options: Options, model: keras.Model) -> Options:
     """
     size = options.size or next(iter(options.core_ml.sizes), None) or fixed_size(model)
     if size is None:
-        file = config_file(options.model)
-        size = (
-            load_config(file).eval_size if file else default_size(options.model, model)
-        )
+        config = training_config(options.model)
+        size = config.eval_size if config else default_size(options.model, model)
     return dataclasses.replace(options, size=size)
 
 
 def select_tasks(options: Options, model: keras.Model) -> dict[FileType, Task]:
-    """Returns what each type of file returns, and refuses flags of other models.
-
-    Raises:
-        ValueError: if a flag or a format does not fit the model.
-    """
+    """Returns what each type of file returns, and refuses flags of other models."""
     row = registry.row_of(model)
     for flag in registry.output_flags():
         if flag.name not in options.variants:
@@ -99,7 +91,6 @@ def select_tasks(options: Options, model: keras.Model) -> dict[FileType, Task]:
 
 
 def _variant(options: Options, row: registry.TaskRow, file_type: FileType) -> str:
-    """Returns the name of a file type's output variant."""
     flag = row.output_flag
     if flag is None:
         return ""
@@ -107,9 +98,6 @@ def _variant(options: Options, row: registry.TaskRow, file_type: FileType) -> st
         return options.variants.get(flag.name, flag.choices[0])
     is_raw = options.core_ml.raw_outputs
     return flag.in_raw_package if is_raw else flag.in_package
-
-
-# The card -----------------------------------------------------------------------------
 
 
 def _provenance(options: Options, task: Task, model: keras.Model, crop: float) -> dict:
@@ -161,9 +149,6 @@ def _origin_of_format(
     return described
 
 
-# The images ---------------------------------------------------------------------------
-
-
 def _load_calibration(options: Options, task: Task, crop: float) -> ImageSet | None:
     """Loads the images that set the ranges of the int8 formats, if there are any."""
     data, count = options.data.calibration, options.calibration_images
@@ -177,10 +162,8 @@ def _load_calibration(options: Options, task: Task, crop: float) -> ImageSet | N
 
 def _training_config(options: Options) -> TrainConfig:
     """Returns the configuration of the training, with the schedule of int8-qat."""
-    file = config_file(options.model)
-    config = load_config(file) if file else make_config(data=options.data.validation)
     return dataclasses.replace(
-        config,
+        training_config(options.model) or make_config(data=options.data.validation),
         epochs=options.qat_epochs,
         learning_rate=options.qat_learning_rate,
         min_learning_rate=0.0,
@@ -208,64 +191,37 @@ def _warn_of_no_accuracy(reference: Reference) -> None:
         )
 
 
-# The conversion -----------------------------------------------------------------------
-
-
-class References:
-    """The expected outputs for each task and size, computed once.
-
-    Args:
-        options: options of the conversion, with a size.
-        model: the Keras model.
-        labels: names of its classes, if known.
-        crop: crop of the images.
-    """
-
-    def __init__(
-        self, options: Options, model: keras.Model, labels: list[str], crop: float
-    ):
-        self._options, self._model = options, model
-        self._labels, self._crop = labels, crop
-        self._images: dict[int, ImageSet] = {}  # by size
-        self._found: dict[tuple[Task, int], Reference] = {}
-
-    def _load_images(self, task: Task, size: int) -> ImageSet:
-        if size not in self._images:
-            self._images[size] = load_images(
-                task,
-                self._options.data.validation,
-                "validation",
-                self._options.validation_images,
-                size,
-                self._crop,
-            )
-        return self._images[size]
-
-    def get(self, task: Task, size: int) -> Reference:
-        """Returns the expected outputs of a task for images of a size."""
-        if (task, size) not in self._found:
-            images = self._load_images(task, size)
-            classes = task.num_classes(self._model)
-            names = _class_names(self._options, self._labels, classes, images)
-            self._found[task, size] = make_reference(self._model, images, names, task)
-        return self._found[task, size]
+def _make_references(
+    options: Options,
+    tasks: dict[FileType, Task],
+    model: keras.Model,
+    labels: list[str],
+    crop: float,
+) -> dict[tuple[Task, int], Reference]:
+    """Returns the expected outputs for each task and size."""
+    images: dict[int, ImageSet] = {}
+    found: dict[tuple[Task, int], Reference] = {}
+    for file_type, task in tasks.items():
+        for size in file_type.sizes(options):
+            if (task, size) in found:
+                continue
+            if size not in images:
+                data, count = options.data.validation, options.validation_images
+                images[size] = load_images(task, data, "validation", count, size, crop)
+            classes = task.num_classes(model)
+            names = _class_names(options, labels, classes, images[size])
+            found[task, size] = make_reference(model, images[size], names, task)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a format.
+    """What became of a format."""
 
-    Attributes:
-        name: a key of `FORMATS`.
-        path: path of the file.
-        card: its card, `None` if the file was not written.
-        error: why it was not written.
-    """
-
-    name: str
+    name: str  # a key of `FORMATS`
     path: Path
-    card: dict | None = None
-    error: str = ""
+    card: dict | None = None  # `None` if the file was not written
+    error: str = ""  # why it was not written
 
 
 def _prepare(
@@ -296,7 +252,6 @@ def _prepare(
 
 
 def _path(options: Options, name: str, task: Task) -> Path:
-    """Returns the path of a format's file."""
     file_type = FORMATS[name].file_type
     sizes = file_type.sizes(options)
     more = file_type.name_parts(options, task)
@@ -305,14 +260,7 @@ def _path(options: Options, name: str, task: Task) -> Path:
 
 
 def convert_all(options: Options) -> Iterator[Result]:
-    """Converts a model to each format, one after the other.
-
-    Yields:
-        What became of each format.
-
-    Raises:
-        ValueError: if the options do not fit the model, or there are no images.
-    """
+    """Converts a model to each format, and yields what became of each."""
     model = _load_model(options)
     options = settle_size(options, model)
     tasks = select_tasks(options, model)
@@ -330,14 +278,14 @@ def convert_all(options: Options) -> Iterator[Result]:
     for path in paths.values():
         check_earlier(path, provenance)
     conversion = _prepare(options, task, model, provenance, calibration)
-    references = References(options, model, provenance.get("labels", []), crop)
-    first = next(iter(tasks))
-    _warn_of_no_accuracy(references.get(tasks[first], first.sizes(options)[0]))
+    labels = provenance.get("labels", [])
+    references = _make_references(options, tasks, model, labels, crop)
+    _warn_of_no_accuracy(next(iter(references.values())))
     for name, path in paths.items():
         file_type = FORMATS[name].file_type
         origin = provenance | _origin_of_format(options, name, calibration)
         expected = [
-            references.get(tasks[file_type], size) for size in file_type.sizes(options)
+            references[tasks[file_type], size] for size in file_type.sizes(options)
         ]
         try:
             card = convert(

@@ -19,23 +19,14 @@ KERAS_BATCH = 8  # MobileViT_S at 256 needs 100 MB per image
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """The outputs of the Keras model for the validation images.
-
-    Attributes:
-        task: the model's task.
-        model: the Keras model.
-        validation: the images.
-        images: the images in float32, in the range that the model takes.
-        outputs: `{name: [images, ...]}`, the expected outputs of a file.
-        has_labels: whether the model's classes are those of the images.
-    """
+    """The outputs of the Keras model for the validation images."""
 
     task: Task
     model: keras.Model
     validation: ImageSet
-    images: np.ndarray
-    outputs: Outputs
-    has_labels: bool
+    images: np.ndarray  # float32, in the range that the model takes
+    outputs: Outputs  # `{name: [images, ...]}`, the expected outputs of a file
+    has_labels: bool  # whether the model's classes are those of the images
 
 
 def make_reference(
@@ -46,17 +37,7 @@ def make_reference(
 ) -> Reference:
     """Runs the Keras model on the validation images.
 
-    Args:
-        model: a Keras model of images.
-        validation: the images.
-        labels: names of the model's classes; without them there is no accuracy.
-        task: the model's task; by default what `task_of` finds.
-
-    Returns:
-        The reference.
-
-    Raises:
-        ValueError: if outputs are not finite.
+    `labels` are the names of the model's classes; without them there is no accuracy.
     """
     task = task or task_of(model)
     images = network_images(model, validation.images)
@@ -79,11 +60,7 @@ def make_reference(
 def compare_file(path: Path, file_type: FileType, reference: Reference) -> dict:
     """Runs a file on the validation images.
 
-    Returns:
-        The entries `parity` and `accuracy` of its card.
-
-    Raises:
-        ValueError: if its outputs are not finite.
+    Returns the entries `parity` and `accuracy` of its card.
     """
     task, validation = reference.task, reference.validation
     names = list(reference.outputs)

@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 import html
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,44 +49,31 @@ PICTURE_STYLE: dict[Any, Any] = {  # settings of matplotlib
     "svg.hashsalt": "report",  # the same rows give the same file
 }
 
-COLUMNS = (
-    "model",
-    "format",
-    "size",
-    "top-1 %",
-    "setting",
-    "median ms",
-    "5 to 95 %",
-    "ratio",
-    "init ms",
-    "memory MB",
-    "partitions",
-    "parameters",
-    "notes",
-)
 MISSING_COLUMNS = ("device", "what", "why")
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row) -> dict[str, str]:
+    """Returns the texts of a row by the headings of their columns."""
+
     def text(value: float | None, digits: int = 1) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
     spread = f"{text(row.low_ms, 2)} to {text(row.high_ms, 2)}"
-    return [
-        row.model,
-        row.format,
-        row.size,
-        text(row.entry.top1 if row.entry else None),
-        row.setting,
-        text(row.median_ms, 2),
-        "" if row.low_ms is None or row.high_ms is None else spread,
-        text(row.ratio, 2),
-        text(row.init_ms),
-        text(row.memory_mb),
-        text(row.partitions, 0),
-        f"{row.entry.millions} M" if row.entry else "",
-        "; ".join(row.notes),
-    ]
+    return {
+        "model": row.model,
+        "format": row.format,
+        "size": row.size,
+        "top-1 %": text(row.entry.top1 if row.entry else None),
+        "setting": row.setting,
+        "median ms": text(row.median_ms, 2),
+        "5 to 95 %": "" if row.low_ms is None or row.high_ms is None else spread,
+        "ratio": text(row.ratio, 2),
+        "init ms": text(row.init_ms),
+        "memory MB": text(row.memory_mb),
+        "partitions": text(row.partitions, 0),
+        "parameters": f"{row.entry.millions} M" if row.entry else "",
+        "notes": "; ".join(row.notes),
+    }
 
 
 def plot_latency(rows: Sequence[Row]) -> "Figure":
@@ -191,6 +179,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto
        padding: 0 1rem; color: #222; background: #fff; }
 .wide { overflow-x: auto; }
 svg { width: 100%; max-width: 64rem; height: auto; }
+img { max-width: 100%; }
 table { border-collapse: collapse; font-size: .85rem; margin: 1rem 0; }
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd;
          font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -205,10 +194,8 @@ ABOUT = (
 
 
 def _by_device(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    devices: dict[str, list[Row]] = {}
-    for row in rows:
-        devices.setdefault(row.device, []).append(row)
-    return devices
+    groups = itertools.groupby(rows, lambda row: row.device)
+    return {device: list(group) for device, group in groups}
 
 
 def render_html(records: list[Record], rows: list[Row]) -> str:
@@ -216,16 +203,21 @@ def render_html(records: list[Record], rows: list[Row]) -> str:
     import matplotlib
 
     with matplotlib.rc_context(PICTURE_STYLE):
-        body = "\n".join(_html_parts(records, rows))
+        return html_page(TITLE, "\n".join(_html_parts(records, rows)))
+
+
+def html_page(title: str, body: str) -> str:
+    """Returns a page; the title is text, the body HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{TITLE}</title>\n<style>{_STYLE}</style>\n{body}\n</html>\n"
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n"
+        f"<h1>{html.escape(title)}</h1>\n{body}\n</html>\n"
     )
 
 
 def _html_parts(records: list[Record], rows: list[Row]) -> list[str]:
-    parts = [f"<h1>{TITLE}</h1><p>{ABOUT}</p>"]
+    parts = [f"<p>{ABOUT}</p>"]
     accuracy = plot_accuracy(rows)
     if accuracy:
         parts.append("<h2>Latency and accuracy</h2>")
@@ -234,7 +226,8 @@ def _html_parts(records: list[Record], rows: list[Row]) -> list[str]:
         parts.append(f"<h2>{html.escape(device)}</h2>")
         facts = facts_of(records, device)
         parts.append(_html_table(("device", "value"), facts.items()))
-        table = _html_table(COLUMNS, map(_cells, measured))
+        cells = [_cells(row) for row in measured]
+        table = _html_table(cells[0], [row.values() for row in cells])
         parts.append(f'<div class="wide">{table}</div>')
         parts.append(_svg(plot_latency(measured), f"Latencies on {device}"))
     missing = not_measured(records)
@@ -253,7 +246,8 @@ def render_markdown(records: list[Record], rows: list[Row]) -> str:
         parts.append(
             "\n".join(f"- {name}: {_markdown(value)}" for name, value in facts)
         )
-        parts.append(_markdown_table(COLUMNS, map(_cells, measured)))
+        cells = [_cells(row) for row in measured]
+        parts.append(_markdown_table([*cells[0]], [row.values() for row in cells]))
     missing = not_measured(records)
     if missing:
         parts.append("## Not measured")
@@ -262,18 +256,7 @@ def render_markdown(records: list[Record], rows: list[Row]) -> str:
 
 
 def write_report(paths: Sequence[str | Path], output: Path) -> list[Row]:
-    """Writes the page, and the Markdown beside it.
-
-    Args:
-        paths: of files with JSON lines.
-        output: path of the page, `.html`.
-
-    Returns:
-        The rows of its tables.
-
-    Raises:
-        ValueError: if a line is not a measurement, or there are no lines.
-    """
+    """Writes the page (`.html`), and the Markdown beside it. Returns their rows."""
     if output.suffix != ".html":
         raise ValueError(f"--output must end in .html. Received: {output}.")
     if not output.parent.is_dir():

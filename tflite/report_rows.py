@@ -29,36 +29,23 @@ Record = dict[str, Any]  # one measurement
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """All measurements of one file in one setting on one device.
-
-    Attributes:
-        device: name of the device.
-        model: title of the model.
-        format: of the file, such as `fp32`.
-        size: side of the images in pixels, as text.
-        setting: runtime, accelerator, threads and more flags.
-        median_ms, low_ms, high_ms: medians of the measured medians, 5th and 95th
-            percentiles.
-        init_ms, memory_mb, partitions: medians, or `None`.
-        entry: published figures of the model, if a suite has it.
-        notes: what makes the numbers doubtful.
-        ratio: of the median to MobileNetV2's in 32 bits in the same setting. Without a
-            network of a suite, to the first row's.
-    """
+    """All measurements of one file in one setting on one device, as medians."""
 
     device: str
-    model: str
-    format: str
-    size: str
-    setting: str
+    model: str  # title
+    format: str  # such as `fp32`
+    size: str  # side of the images in pixels
+    setting: str  # runtime, accelerator, threads and more flags
     median_ms: float
-    low_ms: float | None
-    high_ms: float | None
+    low_ms: float | None  # 5th percentile
+    high_ms: float | None  # 95th percentile
     init_ms: float | None
     memory_mb: float | None
     partitions: float | None
-    entry: Entry | None
-    notes: tuple[str, ...]
+    entry: Entry | None  # published figures, if a suite has the model
+    notes: tuple[str, ...]  # what makes the numbers doubtful
+    # Of the median to MobileNetV2's in 32 bits in the same setting. Without a network
+    # of a suite, to the first row's.
     ratio: float | None = None
 
     @property
@@ -69,11 +56,7 @@ class Row:
 
 
 def read_measurements(path: str | Path) -> list[Record]:
-    """Reads JSON lines. Skips and reports a line that an interrupted run left open.
-
-    Raises:
-        ValueError: if a line is not a measurement.
-    """
+    """Reads JSON lines. Skips and reports a line that an interrupted run left open."""
     from keras_mobilevit.files import read_text  # loads Keras
 
     records = []
@@ -106,15 +89,12 @@ def _is_measurement(record: object) -> bool:
 
 def name_devices(records: list[Record]) -> list[Record]:
     """Returns the records, with a number after the name of each further device."""
-    ids: dict[str, list[str | None]] = {}
-    for record in records:
-        known = ids.setdefault(record.get("device") or "unknown device", [])
-        if record.get("device_id") not in known:
-            known.append(record.get("device_id"))
+    numbers: dict[str, dict[str | None, int]] = {}
     named = []
     for record in records:
         device = record.get("device") or "unknown device"
-        number = ids[device].index(record.get("device_id")) + 1
+        known = numbers.setdefault(device, {})
+        number = known.setdefault(record.get("device_id"), len(known) + 1)
         name = device if number == 1 else f"{device} ({number})"
         named.append({**record, "device": name})
     return named
@@ -145,9 +125,7 @@ def _is_measured(record: Record) -> bool:
 def _row(group: list[Record], has_duplicates: bool) -> Row:
     """Makes a row of a file's measurements, without throttled ones if there are others.
 
-    Args:
-        group: the measurements.
-        has_duplicates: whether another file has the same title, format and size.
+    `has_duplicates` says that another file has the same title, format and size.
     """
     title, format_name, size = _file(group[0])
     if has_duplicates:
@@ -194,11 +172,7 @@ def _order(row: Row) -> tuple[int, int]:
 
 
 def make_rows(records: list[Record]) -> list[Row]:
-    """Returns the rows by device, setting and then the order of the suite.
-
-    Args:
-        records: measurements, after `name_devices`.
-    """
+    """Returns the rows by device, setting and then the order of the suite."""
     groups: dict[tuple, dict[tuple, list[Record]]] = {}
     contents: dict[tuple, set] = {}
     for record in filter(_is_measured, records):
@@ -221,9 +195,6 @@ def not_measured(records: list[Record]) -> list[tuple[str, str, str]]:
     """Returns `(device, what, why)` of everything without a number.
 
     This includes files of a suite that only other devices have measured.
-
-    Args:
-        records: measurements, after `name_devices`.
     """
     found: dict[tuple[str, str, str], None] = {}
     measured: dict[str, set[str]] = {}

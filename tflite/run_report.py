@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags, logging
 
 from tflite.drivers.measurement import MEASURED
+from tflite.report import html_page
 from tflite.validation.checksum import sha256
 from train.run.command import run_command
 from train.run.console import quiet_libraries
@@ -49,23 +50,14 @@ SAMPLES = 24  # pictures of predictions, mistakes first
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Predictions of both models for the validation images.
+    """Predictions of both models for the validation images."""
 
-    Attributes:
-        images: the samples, uint8 `[samples, size, size, 3]`.
-        sample_indices: of the samples among the images.
-        labels: `[images]`.
-        keras: classes that best.keras predicts, `[images]`.
-        tflite: classes that the converted file predicts, `[images]`.
-        max_abs: largest absolute difference of the models' outputs.
-    """
-
-    images: "np.ndarray"
-    sample_indices: list[int]
-    labels: "np.ndarray"
-    keras: "np.ndarray"
-    tflite: "np.ndarray"
-    max_abs: float
+    images: "np.ndarray"  # the samples, uint8 `[samples, size, size, 3]`
+    sample_indices: list[int]  # of the samples among the images
+    labels: "np.ndarray"  # `[images]`
+    keras: "np.ndarray"  # classes that best.keras predicts, `[images]`
+    tflite: "np.ndarray"  # classes that the file predicts, `[images]`
+    max_abs: float  # largest absolute difference of the models' outputs
 
 
 def predict(
@@ -84,8 +76,8 @@ def predict(
     labels: list[int] = []
     by_keras: list[int] = []
     by_tflite: list[int] = []
-    mistakes: dict[int, np.ndarray] = {}  # images by index
-    others: dict[int, np.ndarray] = {}
+    mistakes: list[tuple[int, np.ndarray]] = []  # indices and images
+    others: list[tuple[int, np.ndarray]] = []
     max_abs = 0.0
     total = source.num_examples["validation"]
     with tqdm(total=total, unit="img", disable=None, leave=False) as progress:
@@ -96,17 +88,16 @@ def predict(
             (outputs,) = litert.predict(images.astype(np.float32)).values()
             max_abs = max(max_abs, _difference(reference, outputs, config.data))
             guesses = outputs.argmax(-1)
-            for image, label, guess in zip(
-                images, batch["label"].numpy()[real], guesses
-            ):
+            found = zip(images, batch["label"].numpy()[real], guesses)
+            for image, label, guess in found:
                 chosen = others if guess == label else mistakes
                 if len(chosen) < SAMPLES:
-                    chosen[len(labels)] = image
+                    chosen.append((len(labels), image))
                 labels.append(label)
             by_tflite.extend(guesses)
             by_keras.extend(reference.argmax(-1))
             progress.update(len(images))
-    samples = list({**mistakes, **others}.items())[:SAMPLES]
+    samples = [*mistakes, *others][:SAMPLES]
     return Predictions(
         images=np.stack([image for _, image in samples]),
         sample_indices=[index for index, _ in samples],
@@ -195,21 +186,7 @@ def _picture(figure: "Figure", description: str) -> str:
     return f'<img alt="{alt}" src="data:image/png;base64,{content}">'
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
-       padding: 0 1rem; color: #222; background: #fff; }}
-img {{ max-width: 100%; }}
-table {{ border-collapse: collapse; }}
-th, td {{ text-align: left; padding: .2rem 1.5rem .2rem 0;
-         border-bottom: 1px solid #ddd; }}
-</style>
-<h1>{title}</h1>
-<table>{rows}</table>
+_PAGE = """<table>{rows}</table>
 <h2>Training</h2>
 {curves}
 <h2>Confusion matrix of the TFLite file</h2>
@@ -220,7 +197,6 @@ th, td {{ text-align: left; padding: .2rem 1.5rem .2rem 0;
 <p>One image of {size}x{size} pixels with LiteRT and XNNPACK on {device};
 {partitions} XNNPACK partition(s).</p>
 {latency}
-</html>
 """
 
 
@@ -231,15 +207,7 @@ def render(
     class_names: Sequence[str],
     latency: dict[str, Any],
 ) -> str:
-    """Returns the page with embedded pictures.
-
-    Args:
-        report: content of report.json.
-        records: of the epochs.
-        predictions: for the validation images.
-        class_names: of the data.
-        latency: measurement of the converted file.
-    """
+    """Returns the page with embedded pictures; `report` is what report.json holds."""
     from train.run.records import plot_curves
     from train.tasks.classification.metric import confusion_matrix
 
@@ -262,8 +230,7 @@ def render(
         for name, value in figures.items()
     )
     matrix = confusion_matrix(predictions.labels, predictions.tflite, len(class_names))
-    return _PAGE.format(
-        title=html.escape(f"{report['model']} on {report['data']}"),
+    body = _PAGE.format(
         rows=rows,
         curves=_picture(plot_curves(records, "top1"), "Loss, accuracy, learning rate"),
         confusion=_picture(plot_confusion(matrix, class_names), "Confusion matrix"),
@@ -273,6 +240,7 @@ def render(
         partitions=latency["partitions"],
         device=html.escape(latency["device"]),
     )
+    return html_page(f"{report['model']} on {report['data']}", body)
 
 
 def _find_latency(path: Path, latency_file: Path) -> dict[str, Any]:
@@ -318,15 +286,7 @@ def _load_classifier(path: Path) -> "keras.Model":
 def write_report(workdir: Path, tflite_path: Path) -> dict[str, Any]:
     """Evaluates the models, and writes report.html and report.json.
 
-    Args:
-        workdir: of the training run.
-        tflite_path: the converted `best.keras`.
-
-    Returns:
-        What report.json holds; accuracies are in [0, 1].
-
-    Raises:
-        ValueError: if a file or a measurement is missing.
+    Returns what report.json holds; accuracies are in [0, 1].
     """
     _check_files(workdir)
     with quiet_libraries():

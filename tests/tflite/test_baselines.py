@@ -24,7 +24,6 @@ from tflite.suites.baselines import (
     TokenEmbedding,
     _pool,
     _transformer_layer,
-    build_baseline,
     build_vit,
 )
 from tflite.suites.suites import PAPER
@@ -121,7 +120,7 @@ def test_small_models_are_converted(name: str, tmp_path):
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_baseline_is_converted(name: str, tmp_path):
     keras.utils.set_random_seed(0)
-    model = trained(build_baseline(name))
+    model = trained(BASELINES[name]())
     assert model.count_params() == PARAMETERS[name]
     assert model.output_shape == (None, 1000)
     check_conversion(model, SIZE, tmp_path)
@@ -348,16 +347,6 @@ def test_a_cropped_stream_that_is_read_without_a_norm_is_not_centered():
 
 
 # Names and sizes.
-
-
-def test_an_unknown_baseline_is_refused():
-    with pytest.raises(ValueError, match="Unknown baseline: vgg.*mobilenet_v2, "):
-        build_baseline("vgg")
-
-
-def test_images_that_are_too_small_are_refused():
-    with pytest.raises(ValueError, match="`size` must be at least 32.*Received: 31"):
-        build_baseline("deit_tiny", 31)
 
 
 def test_a_free_number_of_tokens_is_refused():

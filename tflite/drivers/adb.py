@@ -31,23 +31,14 @@ class AdbTimeout(AdbError):
 
 @dataclasses.dataclass(frozen=True)
 class ShellResult:
-    """Result of a command that ended on a device.
+    """Result of a command that ended on a device."""
 
-    Attributes:
-        output: what it wrote to stdout and stderr.
-        code: its exit code.
-    """
-
-    output: str
+    output: str  # stdout and stderr
     code: int
 
 
 def use_client(path: str | None) -> None:
-    """Makes adbutils use the adb client at `path` instead of one that it finds.
-
-    Raises:
-        ValueError: if the file cannot be executed.
-    """
+    """Makes adbutils use the adb client at `path` instead of one that it finds."""
     if path is None:
         return
     if not os.access(path, os.X_OK):
@@ -57,11 +48,7 @@ def use_client(path: str | None) -> None:
 
 @contextlib.contextmanager
 def _adb_errors(failure: str) -> Iterator[None]:
-    """Turns an error of adbutils or of its connection into an `AdbError`.
-
-    Args:
-        failure: what failed.
-    """
+    """Turns an error of adbutils or of its connection into an `AdbError`."""
     import adbutils
 
     try:
@@ -83,24 +70,16 @@ def _client():
     return adbutils.AdbClient()
 
 
-def list_devices() -> dict[str, str]:
-    """Returns `{serial: state}`; a device that can be used has the state `device`."""
-    client = _client()
-    with _adb_errors("Listing the Android devices failed"):
-        return {device.serial: device.state for device in client.list()}
-
-
 def find_device(serial: str | None = None) -> "Device":
     """Returns the device with a serial number.
 
-    Args:
-        serial: by default `ANDROID_SERIAL`, or the only device.
-
-    Raises:
-        AdbError: if no device, several devices or an unusable device were found.
+    The default is `ANDROID_SERIAL`, or the only device. Raises an AdbError if no
+    device, several devices or an unusable device were found.
     """
     serial = serial or os.environ.get("ANDROID_SERIAL") or None
-    devices = list_devices()
+    client = _client()
+    with _adb_errors("Listing the Android devices failed"):
+        devices = {device.serial: device.state for device in client.list()}
     names = ", ".join(f"{name} ({state})" for name, state in devices.items())
     if not devices:
         raise AdbError(
@@ -121,24 +100,15 @@ def find_device(serial: str | None = None) -> "Device":
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A device that can be used.
-
-    Attributes:
-        serial: its serial number in adb.
-    """
+    """A device that can be used."""
 
     serial: str
 
     def shell(self, command: str, timeout: float = TIMEOUT_S) -> ShellResult:
         """Runs a shell command to its end, whatever its exit code.
 
-        Args:
-            command: for the shell of the device.
-            timeout: seconds without any output after which to give up.
-
-        Raises:
-            AdbTimeout: if the command prints nothing for so long.
-            AdbError: if the connection breaks.
+        Raises an AdbTimeout if the command prints nothing for so many seconds, or an
+        AdbError if the connection breaks.
         """
         device = _client().device(self.serial)
         try:

@@ -1,16 +1,15 @@
 """Measures files on an Android device with its `benchmark_model`."""
 
 import dataclasses
+import itertools
 import secrets
 import shlex
 import string
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from absl import flags
 from tqdm import tqdm
 
 from tflite.drivers import adb, benchmark_tool
@@ -24,7 +23,7 @@ from tflite.drivers.android_device import (
     read_state,
 )
 from tflite.drivers.measurement import NOT_MEASURED, Measurement, print_progress
-from tflite.drivers.options import RunOptions, check_choices, option, path_option
+from tflite.drivers.options import RunOptions, check_choices, option
 
 RUN_TIMEOUT_S = 600  # without output; the tool itself stops after 150 s
 # Programs that this driver started. The pattern does not match the shell that looks.
@@ -36,44 +35,38 @@ class AndroidOptions(RunOptions):
     """Options of `--target=android`."""
 
     accelerators: tuple[str, ...] = option(
-        flags.DEFINE_list, benchmark_tool.ACCELERATORS, "What runs the files."
+        benchmark_tool.ACCELERATORS, "What runs the files."
     )
     tools: tuple[str, ...] = option(
-        flags.DEFINE_list,
         ("classic",),
         "Programs that measure: classic (TFLite's interpreter) or litert (LiteRT's "
         "compiled model).",
     )
     tool_flags: tuple[str, ...] = option(
-        flags.DEFINE_list,
-        (),
-        "More flags of the program, such as --xnnpack_force_fp16=true.",
+        (), "More flags of the program, such as --xnnpack_force_fp16=true."
     )
-    benchmark_binary: str | None = path_option(
-        "A program of your own. Without it the published one is downloaded once."
+    benchmark_binary: str | None = option(
+        None,
+        "A program of your own. Without it the published one is downloaded once.",
+        is_path=True,
     )
     cpu_mask: str = option(
-        flags.DEFINE_string,
-        "",
-        "Cores that may be used, in hexadecimal: f0 for cores 4 to 7.",
+        "", "Cores that may be used, in hexadecimal: f0 for cores 4 to 7."
     )
-    repeats: int = option(
-        flags.DEFINE_integer, 3, "Runs of the program per file.", lower_bound=1
-    )
+    repeats: int = option(3, "Runs of the program per file.", lower_bound=1)
     cool_down: float = option(
-        flags.DEFINE_float,
         5.0,
         "Seconds before each run; longer while the phone is throttled. 0: no wait.",
         lower_bound=0,
     )
-    clear: bool = option(
-        flags.DEFINE_bool, False, "Remove the files from the device at the end."
-    )
+    clear: bool = option(False, "Remove the files from the device at the end.")
     serial: str | None = option(
-        flags.DEFINE_string, None, "Serial number of the device, if there are several."
+        None, "Serial number of the device, if there are several."
     )
-    adb: str | None = path_option(
-        "The adb client. Without it the one on PATH or in adbutils is used."
+    adb: str | None = option(
+        None,
+        "The adb client. Without it the one on PATH or in adbutils is used.",
+        is_path=True,
     )
 
     def __post_init__(self) -> None:
@@ -98,29 +91,17 @@ class AndroidOptions(RunOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AndroidMeasurement(Measurement):
-    """One run of the program.
-
-    Attributes:
-        tool: key of `tflite.drivers.benchmark_tool.TOOLS`.
-        tool_sha256: of the program.
-        cpu_mask: hexadecimal mask of the cores; "" for all.
-        tool_flags: more flags of the program.
-        command: the command that ran on the device.
-        repeat: 1, 2, ... for runs of the same command.
-        facts: what the device is.
-        before, after: states of the device around the run.
-        warnings: what makes the measurement doubtful.
-    """
+    """One run of the program."""
 
     runtime: str = "benchmark_model"
-    tool: str = "classic"
+    tool: str = "classic"  # key of `benchmark_tool.TOOLS`
     tool_sha256: str = ""
-    cpu_mask: str = ""
+    cpu_mask: str = ""  # hexadecimal; "" for all cores
     tool_flags: list[str] = dataclasses.field(default_factory=list)
-    command: str = ""
-    repeat: int = 1
+    command: str = ""  # that ran on the device
+    repeat: int = 1  # 1, 2, ... for runs of the same command
     facts: dict = dataclasses.field(default_factory=dict)
-    before: dict = dataclasses.field(default_factory=dict)
+    before: dict = dataclasses.field(default_factory=dict)  # state of the device
     after: dict = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
 
@@ -141,38 +122,27 @@ class AndroidMeasurement(Measurement):
         return " ".join(filter(None, parts))
 
 
+@dataclasses.dataclass
 class Session:
-    """Measures files on one device.
+    """Measures files on one device."""
 
-    Args:
-        device: that runs the files.
-        facts: what the device is.
-        programs: path of each program on this machine, by its name in `TOOLS`.
-        options: how to measure.
+    device: Device
+    facts: Facts
+    programs: dict[str, str]  # paths on this machine, by their names in `TOOLS`
+    options: AndroidOptions
 
-    Attributes:
-        cache: the files on the device.
-    """
-
-    def __init__(
-        self,
-        device: Device,
-        facts: Facts,
-        programs: dict[str, str],
-        options: AndroidOptions,
-    ):
-        self.device, self.facts = device, facts
-        self.programs, self.options = programs, options
-        self.cache = RemoteCache(device)
-        self.folder = f"{FOLDER}/run.{secrets.token_hex(4)}"  # for the results
+    def __post_init__(self) -> None:
+        """Names the folder of the results."""
+        self.cache = RemoteCache(self.device)
+        self.folder = f"{FOLDER}/run.{secrets.token_hex(4)}"
+        self.result = f"{self.folder}/result.pb"
 
     def measure(
         self, path: str | Path, tool: str, accelerator: str, repeat: int
     ) -> AndroidMeasurement:
         """Runs a program once on a file. The record says what the program refuses.
 
-        Raises:
-            AdbError: if the device is lost, or a file cannot be copied to it.
+        Raises an AdbError if the device is lost, or a file cannot be copied to it.
         """
         graph = self.cache.put(path)
         program = self.cache.put(self.programs[tool], executable=True)
@@ -208,38 +178,26 @@ class Session:
             **fields,
         )
 
-    @property
-    def _result(self) -> str:
-        return f"{self.folder}/result.pb"
-
     def _command(self, program: str, tool_flags: list[str]) -> str:
         mask = self.options.cpu_mask
-        return shlex.join(
-            [
-                *(["taskset", mask] if mask else []),
-                program,
-                *tool_flags,
-                *self.options.tool_flags,
-                f"--result_file_path={self._result}",
-            ]
-        )
+        command = ["taskset", mask] if mask else []
+        command += [program, *tool_flags, *self.options.tool_flags]
+        return shlex.join([*command, f"--result_file_path={self.result}"])
 
     def _run(self, command: str, tool: str, accelerator: str) -> dict[str, Any]:
         """Runs a program, and returns fields of its measurement.
 
-        Raises:
-            AdbTimeout: if the program does not end.
-            ValueError: if it fails.
+        Raises an AdbTimeout if the program does not end, or a ValueError if it fails.
         """
-        self.device.shell(f"rm -f {self._result}; mkdir -p {self.folder}")
+        self.device.shell(f"rm -f {self.result}; mkdir -p {self.folder}")
         run = self.device.shell(command, RUN_TIMEOUT_S)
         if run.code:
             raise ValueError(benchmark_tool.failure_reason(run.output, run.code))
         benchmark_tool.check_accelerator(tool, accelerator, run.output)
-        if self.device.shell(f"test -s {self._result}").code:
+        if self.device.shell(f"test -s {self.result}").code:
             reason = benchmark_tool.failure_reason(run.output, 0)
             raise ValueError(f"The program wrote no result: {reason}")
-        fields = benchmark_tool.parse_result(self.device.read_bytes(self._result))
+        fields = benchmark_tool.parse_result(self.device.read_bytes(self.result))
         return fields | benchmark_tool.delegation(run.output, accelerator)
 
     def _stop_programs(self) -> None:
@@ -249,12 +207,7 @@ class Session:
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Removes what the runs wrote. Keeps the files that the next session needs."""
         try:
             self._stop_programs()
@@ -267,29 +220,12 @@ class Session:
 def measure_all(
     session: Session, paths: Iterable[str | Path]
 ) -> Iterator[AndroidMeasurement]:
-    """Measures files in turns, with every program and accelerator.
-
-    Args:
-        session: on a device.
-        paths: of `.tflite` files.
-
-    Yields:
-        An `AndroidMeasurement` per run, as it ends.
-
-    Raises:
-        AdbError: if the device is lost, or a file cannot be copied to it.
-    """
+    """Measures files in turns, with every program and accelerator."""
     options = session.options
-    runs = [
-        (path, tool, accelerator, repeat)
-        for repeat in range(1, options.repeats + 1)
-        for path in paths
-        for tool in session.programs
-        for accelerator in options.accelerators
-    ]
-    for path, tool, accelerator, repeat in tqdm(
-        runs, "measuring", disable=None, leave=False
-    ):
+    repeats = range(1, options.repeats + 1)
+    runs = [*itertools.product(repeats, paths, session.programs, options.accelerators)]
+    progress = tqdm(runs, "measuring", disable=None, leave=False)
+    for repeat, path, tool, accelerator in progress:
         yield session.measure(path, tool, accelerator, repeat)
 
 
@@ -300,13 +236,7 @@ def check(options: AndroidOptions) -> None:
 
 
 def measure(paths: list[str], options: AndroidOptions) -> Iterator[AndroidMeasurement]:
-    """Measures files on the device that the options name, and prints each result.
-
-    Raises:
-        AdbError: if no device can be used.
-        ValueError: if the device has fewer cores than threads are wanted, or no
-            program is published for it.
-    """
+    """Measures files on the device that the options name, and prints each result."""
     adb.use_client(options.adb)
     device = adb.find_device(options.serial)
     facts = read_facts(device)

@@ -24,53 +24,33 @@ DIGESTS = {"sha256sum": "sha256", "md5sum": "md5"}
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a device is.
+    """What a device is."""
 
-    Attributes:
-        serial: its serial number in adb.
-        model: manufacturer and name.
-        soc: system on a chip.
-        abi: of the programs that it runs.
-        android: version of Android.
-        sdk: API level of Android.
-        fingerprint: of the system's build.
-        cores: number of CPU cores.
-        max_mhz: highest frequency of each core.
-    """
-
-    serial: str
-    model: str
-    soc: str
-    abi: str
-    android: str
-    sdk: str
-    fingerprint: str
+    serial: str  # in adb
+    model: str  # manufacturer and name
+    soc: str  # system on a chip
+    abi: str  # of the programs that it runs
+    android: str  # version
+    sdk: str  # API level
+    fingerprint: str  # of the system's build
     cores: int
-    max_mhz: list[int]
+    max_mhz: list[int]  # of each core
 
     @property
     def title(self) -> str:
         """The model, its chip and its system."""
-        return ", ".join(
-            filter(None, [self.model, self.soc, f"Android {self.android}"])
-        )
+        parts = [self.model, self.soc, f"Android {self.android}"]
+        return ", ".join(filter(None, parts))
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """A device's state at one moment. What it does not report is `None`.
-
-    Attributes:
-        battery_percent: charge.
-        battery_celsius: temperature.
-        thermal: one of `THERMAL`.
-        allowed_mhz: frequency that each core may reach now.
-    """
+    """A device's state at one moment. What it does not report is `None`."""
 
     battery_percent: int | None
     battery_celsius: float | None
-    thermal: str | None
-    allowed_mhz: list[int]
+    thermal: str | None  # one of `THERMAL`
+    allowed_mhz: list[int]  # frequency that each core may reach now
 
     def warnings(self, facts: Facts) -> list[str]:
         """Returns what makes a measurement doubtful."""
@@ -148,12 +128,7 @@ def cool_down(device: Device, seconds: float) -> State:
 
 @dataclasses.dataclass(frozen=True)
 class RemoteFile:
-    """A file on a device.
-
-    Attributes:
-        path: on the device.
-        sha256: of the local file.
-    """
+    """A file on a device, with the checksum of the local file."""
 
     path: str
     sha256: str
@@ -161,24 +136,14 @@ class RemoteFile:
 
 @dataclasses.dataclass
 class RemoteCache:
-    """The files on a device. Their names contain the checksum of their content.
-
-    Attributes:
-        device: that holds them.
-        pushed_bytes: size of all files that were copied.
-        files: by their local path.
-    """
+    """The files on a device. Their names contain the checksum of their content."""
 
     device: Device
     pushed_bytes: int = 0
     files: dict[str, RemoteFile] = dataclasses.field(default_factory=dict)
 
     def put(self, path: str | Path, executable: bool = False) -> RemoteFile:
-        """Copies a file unless the device has it.
-
-        Raises:
-            AdbError: if the copy fails.
-        """
+        """Copies a file unless the device has it."""
         key = str(path)
         if key not in self.files:
             self.files[key] = self._put(path, executable)

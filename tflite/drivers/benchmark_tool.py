@@ -26,15 +26,10 @@ KIB = 1024 / 1e6  # in MB
 
 @dataclasses.dataclass(frozen=True)
 class Tool:
-    """One of the programs.
+    """One of the programs."""
 
-    Attributes:
-        addresses: download address by the device's ABI.
-        accelerators: flags that choose an accelerator, by its name.
-    """
-
-    addresses: dict[str, str]
-    accelerators: dict[str, tuple[str, ...]]
+    addresses: dict[str, str]  # by the device's ABI
+    accelerators: dict[str, tuple[str, ...]]  # flags by accelerator
 
 
 _CLASSIC = (
@@ -84,14 +79,12 @@ _REASON = re.compile(
     re.IGNORECASE,
 )
 
-# tensorflow/lite/tools/benchmark/proto/benchmark_result.proto: name, number, type.
-_FLOAT, _INT64, _INT32, _STRING = 2, 3, 5, 9
+# Name, number and type of the fields that are read; all are in
+# tensorflow/lite/tools/benchmark/proto/benchmark_result.proto.
+_FLOAT, _INT64, _INT32 = 2, 3, 5
 _FIELDS: dict[str, tuple[tuple[str, int, int | str], ...]] = {
     "LatencyMetrics": (
         ("avg_ms", 1, _FLOAT),
-        ("min_ms", 2, _FLOAT),
-        ("max_ms", 3, _FLOAT),
-        ("stddev_ms", 4, _FLOAT),
         ("median_ms", 5, _FLOAT),
         ("p5_ms", 6, _FLOAT),
         ("p95_ms", 7, _FLOAT),
@@ -99,19 +92,9 @@ _FIELDS: dict[str, tuple[tuple[str, int, int | str], ...]] = {
         ("first_inference_ms", 9, _FLOAT),
         ("average_warm_up_ms", 10, _FLOAT),
     ),
-    "MemoryMetrics": (
-        ("init_footprint_kb", 1, _INT64),
-        ("overall_footprint_kb", 2, _INT64),
-        ("peak_mem_mb", 3, _FLOAT),
-    ),
-    "MiscMetrics": (
-        ("model_size_mb", 1, _FLOAT),
-        ("num_runs", 2, _INT32),
-        ("num_warmup_runs", 3, _INT32),
-        ("model_throughput_in_mb_per_sec", 4, _FLOAT),
-    ),
+    "MemoryMetrics": (("overall_footprint_kb", 2, _INT64),),
+    "MiscMetrics": (("num_runs", 2, _INT32),),
     "BenchmarkResult": (
-        ("name", 1, _STRING),
         ("latency_metrics", 2, "LatencyMetrics"),
         ("memory_metrics", 3, "MemoryMetrics"),
         ("misc_metrics", 4, "MiscMetrics"),
@@ -146,16 +129,9 @@ def result_class() -> Any:
 
 
 def parse_result(content: bytes) -> dict[str, Any]:
-    """Reads a binary result.
+    """Reads a binary result, as fields of a `Measurement`.
 
-    Args:
-        content: of the file that `--result_file_path` names.
-
-    Returns:
-        Fields of a `Measurement`.
-
-    Raises:
-        ValueError: if the content is not a result, or has no median.
+    Raises a ValueError if the content is not a result, or has no median.
     """
     from google.protobuf.message import DecodeError
 
@@ -186,12 +162,8 @@ def parse_result(content: bytes) -> dict[str, Any]:
 def delegation(log: str, accelerator: str) -> dict[str, Any]:
     """Returns how much of the graph an accelerator's delegate took.
 
-    Args:
-        log: of the classic tool, which logs the delegates that its flags choose.
-        accelerator: key of `DELEGATES`.
-
-    Returns:
-        `{"partitions", "fully_accelerated"}`, both `None` if the log does not say.
+    The log is of the classic tool, which logs the delegates that its flags choose. If
+    it does not say, the values are `None`.
     """
     name = DELEGATES[accelerator]
     if _WHOLE.format(name) in log:
@@ -217,18 +189,7 @@ def check_accelerator(tool: str, accelerator: str, log: str) -> None:
 
 
 def download(tool: str, abi: str) -> Path:
-    """Downloads a published program once, and prints its address.
-
-    Args:
-        tool: key of `TOOLS`.
-        abi: of the device.
-
-    Returns:
-        Its path in the user's cache.
-
-    Raises:
-        ValueError: if no program is published for the ABI, or the download fails.
-    """
+    """Downloads a published program into the user's cache once."""
     from keras_mobilevit.files import atomic_write  # loads Keras
 
     address = TOOLS[tool].addresses.get(abi)
@@ -277,14 +238,10 @@ def failure_reason(log: str, code: int) -> str:
 def tool_flags(
     tool: str, accelerator: str, graph: str, options: RunOptions
 ) -> list[str]:
-    """Returns the flags of a program for a measurement.
+    """Returns the flags of a program for a measurement; `graph` is on the device.
 
-    Args:
-        tool: key of `TOOLS`.
-        accelerator: key of the tool's accelerators.
-        graph: path of the `.tflite` on the device.
-        options: the tool adds runs until the warm-up takes half a second and the
-            measured runs a second.
+    The tool adds runs until the warm-up takes half a second and the measured runs a
+    second.
     """
     return [
         f"--graph={graph}",

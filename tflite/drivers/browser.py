@@ -50,11 +50,7 @@ def _print_address(address: str, browsers: int | None) -> None:
 
 
 def measure(paths: list[str], options: BrowserOptions) -> Iterator[BrowserMeasurement]:
-    """Serves the page and prints its results as they arrive.
-
-    Raises:
-        ValueError: if the page cannot be served, or not show a file.
-    """
+    """Serves the page and prints its results as they arrive."""
     with PageServer(paths, options) as server:
         _print_address(server.address, options.browsers)
         for measurement in measurements(server):

@@ -98,7 +98,6 @@ def _is_segmenter(outputs: dict[str, list[int]], image: list[int]) -> bool:
 
 
 def _task(path: str, outputs: list[dict], image: list[int]) -> str:
-    """Returns the task of a file, by its outputs."""
     shapes = {output["name"]: output["shape"] for output in outputs}
     if [(len(shape), shape[:1]) for shape in shapes.values()] == [(2, [1])]:
         task = "classification"
@@ -145,14 +144,9 @@ def _compared_values(path: str, outputs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def read_file(path: str, index: int) -> PageFile:
-    """Reads a `.tflite` and the card beside it, and runs it once.
+    """Reads a `.tflite` and the optional card beside it, and runs it once.
 
-    Args:
-        path: of the file; the card is optional.
-        index: of the file, in the page's addresses.
-
-    Raises:
-        ValueError: if it is not a classifier, detector or segmenter of one image.
+    `index` names the file in the page's addresses.
     """
     from keras_mobilevit.litert import LiteRTModel, read_card  # loads Keras
 

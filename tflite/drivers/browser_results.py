@@ -6,12 +6,7 @@ import re
 
 import numpy as np
 
-from tflite.drivers.measurement import (
-    NOT_MEASURED,
-    Measurement,
-    printable,
-    summarize,
-)
+from tflite.drivers.measurement import NOT_MEASURED, Measurement, printable, summarize
 
 ACCELERATORS = ("wasm", "webgpu")
 MAX_THREADS = 256
@@ -31,41 +26,28 @@ class BrowserMeasurement(Measurement):
 
     `accelerator` is `wasm` or `webgpu`. `init_ms` is the time to load a model from the
     file's bytes, without the download.
-
-    Attributes:
-        user_agent: name that the browser gives itself.
-        gpu: name that the browser gives the GPU.
-        has_fine_clock: whether the page was isolated, so that its clock resolves less
-            than a millisecond.
-        max_abs_difference: largest difference from LiteRT's output on this machine, for
-            a test image. For a class map the fraction of pixels with another class;
-            rounding changes a few pixels at borders.
-        max_abs_output: LiteRT's largest output; 1 for a class map.
-        classes_compared: number of classes in LiteRT's class map.
-        unlabelled_class: a class without a label in the class map. WebGPU's argmax
-            once took the zeros that pad the logits for a class.
-        visit: random name of one measurement by one page.
     """
 
     runtime: str = "litert.js"
-    user_agent: str = ""
-    gpu: str = ""
-    has_fine_clock: bool | None = None
+    user_agent: str = ""  # name that the browser gives itself
+    gpu: str = ""  # name that the browser gives the GPU
+    has_fine_clock: bool | None = None  # below 1 ms, as the page was isolated
+    # Largest difference from LiteRT's output on this machine, for a test image. For a
+    # class map the fraction of pixels with another class; rounding changes a few pixels
+    # at borders.
     max_abs_difference: float | None = None
-    max_abs_output: float | None = None
-    classes_compared: int | None = None
+    max_abs_output: float | None = None  # LiteRT's largest; 1 for a class map
+    classes_compared: int | None = None  # classes in LiteRT's class map
+    # A class without a label in the class map. WebGPU's argmax once took the zeros that
+    # pad the logits for a class.
     unlabelled_class: int | None = None
-    visit: str = ""
+    visit: str = ""  # random name of one measurement by one page
 
     def notes(self) -> list[str]:
         """Returns what a reader must know beside the numbers."""
         found = super().notes()
         if self.has_fine_clock is False:
             found.append("the clock is coarse: the page is not on HTTPS or localhost")
-        return found + self._notes_on_outputs()
-
-    def _notes_on_outputs(self) -> list[str]:
-        found = []
         if self.classes_compared == 1:
             found.append("the test image has one class: the comparison says little")
         if self.unlabelled_class is not None:
@@ -88,22 +70,14 @@ class BrowserMeasurement(Measurement):
 
 @dataclasses.dataclass(frozen=True)
 class PageFile:
-    """A file that the page measures.
-
-    Attributes:
-        path: of the `.tflite`.
-        sha256: of its content.
-        content: that the page downloads.
-        description: properties of the file for the page.
-        outputs: LiteRT's real values for the test image, at most `MAX_OUTPUTS` of all
-            outputs. For a list of objects only the scores: objects with equal scores
-            may change places.
-    """
+    """A file that the page measures."""
 
     path: str
     sha256: str
-    content: bytes
-    description: dict
+    content: bytes  # that the page downloads
+    description: dict  # properties of the file for the page
+    # LiteRT's real values for the test image, at most `MAX_OUTPUTS` of all outputs. For
+    # a list of objects only the scores: objects with equal scores may change places.
     outputs: np.ndarray
 
     @property
@@ -154,7 +128,6 @@ def _refuse_constant(name: str) -> None:
 
 
 def _device_name(device: dict) -> str:
-    """Returns the names of a device and its browser."""
     user_agent = _text(device, "user_agent")
     system = re.search(r"\(([^)]*)\)", user_agent)
     name = _text(device, "platform") or (system[1] if system else "")
@@ -180,15 +153,7 @@ def _comparison(file: PageFile, outputs: np.ndarray) -> dict:
 
 
 def parse_result(content: bytes, files: list[PageFile]) -> BrowserMeasurement:
-    """Reads a posted result.
-
-    Args:
-        content: of the request.
-        files: that the page measures.
-
-    Raises:
-        ValueError: if the page would not post this.
-    """
+    """Reads a posted result; raises a ValueError if the page would not post this."""
     try:
         result = json.loads(content, parse_constant=_refuse_constant)
     except (UnicodeDecodeError, RecursionError) as error:

@@ -19,10 +19,7 @@ import sys
 import threading
 from http import HTTPStatus
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-
-from absl import flags
 
 from tflite.drivers.browser_files import page_constants, read_file
 from tflite.drivers.browser_results import (
@@ -32,7 +29,7 @@ from tflite.drivers.browser_results import (
     PageFile,
     parse_result,
 )
-from tflite.drivers.options import RunOptions, check_choices, option, path_option
+from tflite.drivers.options import RunOptions, check_choices, option
 
 WEB = Path(__file__).parents[1] / "web"
 RUNTIME = WEB / "node_modules/@litertjs"
@@ -70,29 +67,25 @@ POLICY = (
 class BrowserOptions(RunOptions):
     """Options of `--target=browser`."""
 
-    accelerators: tuple[str, ...] = option(
-        flags.DEFINE_list, ACCELERATORS, "What runs the files."
-    )
+    accelerators: tuple[str, ...] = option(ACCELERATORS, "What runs the files.")
     host: str = option(
-        flags.DEFINE_string,
         "127.0.0.1",
         "Address to serve on, or this machine's name for browsers. "
         f"{EVERY_ADDRESS}: the whole local network.",
     )
     port: int = option(
-        flags.DEFINE_integer,
-        0,
-        "TCP port to serve on. 0: any free port.",
-        lower_bound=0,
-        upper_bound=65535,
+        0, "TCP port to serve on. 0: any free port.", lower_bound=0, upper_bound=65535
     )
-    certificate: str | None = path_option(
+    certificate: str | None = option(
+        None,
         "PEM file, to serve HTTPS. Without it browsers have WebGPU and threads on "
-        "localhost only."
+        "localhost only.",
+        is_path=True,
     )
-    key: str | None = path_option("PEM file with the key of the certificate.")
+    key: str | None = option(
+        None, "PEM file with the key of the certificate.", is_path=True
+    )
     browsers: int | None = option(
-        flags.DEFINE_integer,
         None,
         "End after so many browsers have measured every file. Without it Ctrl-C ends.",
         lower_bound=1,
@@ -111,11 +104,7 @@ class BrowserOptions(RunOptions):
 
 
 def runtime_version() -> str:
-    """Returns the version of LiteRT.js that is installed.
-
-    Raises:
-        ValueError: if it is not installed.
-    """
+    """Returns the version of LiteRT.js; raises a ValueError if it is not installed."""
     file = RUNTIME / "core/package.json"
     if not file.exists():
         raise ValueError(
@@ -197,8 +186,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         found = self.server.routes.get(route)
         if found is None:
-            self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
-            return
+            return self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
         nonce, suffix = "", Path(route or "index.html").suffix
         content = found if isinstance(found, bytes) else found.read_bytes()
         if suffix == ".html":
@@ -211,23 +199,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if route is None:
             return
         if route != "results":
-            self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
-            return
+            return self._refuse(HTTPStatus.NOT_FOUND, "There is no such page.")
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"[0-9]{1,9}", length):
-            self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing.")
-            return
+            return self._refuse(
+                HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing."
+            )
         if int(length) > MAX_BODY:
-            self._refuse(
+            return self._refuse(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"A result has at most {MAX_BODY} bytes.",
             )
-            return
         try:
             self.server.take(self.rfile.read(int(length)))
         except ValueError as error:
-            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
-            return
+            return self._refuse(HTTPStatus.BAD_REQUEST, str(error))
         self._answer(HTTPStatus.NO_CONTENT, b"", "text/plain")
 
 
@@ -246,24 +232,13 @@ def _read_certificate(certificate: str, key: str | None) -> ssl.SSLContext:
 class PageServer(http.server.ThreadingHTTPServer):
     """Serves the page and collects its results, while the context lasts.
 
-    Args:
-        paths: of the files to measure.
-        options: how to serve and measure.
-
-    Attributes:
-        files: their descriptions for the page.
-        token: secret part of the page's address.
-        results: queue of the measurements.
-
-    Raises:
-        ValueError: if LiteRT.js is not installed, a file is not a classifier, detector
-            or segmenter, the certificate cannot be read, or the port is in use.
+    Raises a ValueError if LiteRT.js is not installed, a file is not a classifier,
+    detector or segmenter, the certificate cannot be read, or the port is in use.
     """
 
     daemon_threads = True
 
-    def __init__(self, paths: list[str], options: BrowserOptions | None = None):
-        options = options or BrowserOptions()
+    def __init__(self, paths: list[str], options: BrowserOptions):
         version = runtime_version()
         self.options = options
         self.files = [read_file(path, index) for index, path in enumerate(paths)]
@@ -280,9 +255,9 @@ class PageServer(http.server.ThreadingHTTPServer):
         self.routes = _routes(self.files, config)
         self.results: queue.Queue[BrowserMeasurement] = queue.Queue()
         self.connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        certificate, context = options.certificate, None
-        if certificate:
-            context = _read_certificate(certificate, options.key)
+        context = None
+        if options.certificate:
+            context = _read_certificate(options.certificate, options.key)
         try:
             super().__init__((options.host, options.port), _Handler)
         except OSError as error:
@@ -300,13 +275,10 @@ class PageServer(http.server.ThreadingHTTPServer):
         """Returns whether a request names this server.
 
         A foreign page can point its own name to our address (DNS rebinding). Its
-        requests then carry that name. They do not know the token, which is the second
-        protection. With HTTPS the browser has compared the name with the certificate,
-        so any name is allowed.
-
-        Args:
-            host: name of the server in the request, perhaps with a port.
-            own: address at which the request arrived.
+        requests then carry that name in `host`. They do not know the token, which is
+        the second protection. With HTTPS the browser has compared the name with the
+        certificate, so any name is allowed. `own` is the address at which the request
+        arrived.
         """
         name = re.sub(r":\d+$", "", host).lower().rstrip(".")
         if not name:
@@ -353,12 +325,7 @@ class PageServer(http.server.ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stops the server."""
         self.shutdown()
         self.server_close()

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from absl import flags
 from tqdm import tqdm
 
 from tflite.drivers.measurement import NOT_MEASURED, Measurement, summarize
@@ -40,22 +39,13 @@ class CoreMLOptions:
     """Options of `--target=coreml`."""
 
     compute_units: tuple[str, ...] = option(
-        flags.DEFINE_list,
-        tuple(COMPUTE_UNITS),
-        "What may run the packages, one after the other.",
+        tuple(COMPUTE_UNITS), "What may run the packages, one after the other."
     )
     device: str = option(
-        flags.DEFINE_enum,
-        THIS_MAC,
-        "This Mac, or the first such device on a cable.",
-        enum_values=DEVICES,
+        THIS_MAC, "This Mac, or the first such device on a cable.", enum_values=DEVICES
     )
-    team: str = option(
-        flags.DEFINE_string, "", "Development team that signs the runner for --device."
-    )
-    runs: int = option(
-        flags.DEFINE_integer, 100, "Measured runs, as in the paper.", lower_bound=1
-    )
+    team: str = option("", "Development team that signs the runner for --device.")
+    runs: int = option(100, "Measured runs, as in the paper.", lower_bound=1)
 
     def __post_init__(self) -> None:
         """Raises a ValueError if a compute unit is unknown."""
@@ -67,12 +57,9 @@ class PackageMeasurement(Measurement):
     """Latency of one package with some of a device's compute units.
 
     `accelerator` is a key of `COMPUTE_UNITS`. `init_ms` is the time to load the
-    compiled package, without its compilation.
-
-    Attributes:
-        operations: how many operations Core ML plans for each unit.
-        off_engine: operations that Core ML plans elsewhere though the Neural Engine may
-            be used, `type output: unit` each.
+    compiled package, without its compilation. `operations` counts those that Core ML
+    plans for each unit; `off_engine` lists those that it plans elsewhere though the
+    Neural Engine may be used, `type output: unit` each.
     """
 
     runtime: str = "coreml"
@@ -120,15 +107,7 @@ def _planned(operations: Iterable) -> list[tuple[str, str]]:
 async def measure_with(
     benchmarker: Any, path: str, unit: str, device: str, runs: int
 ) -> PackageMeasurement:
-    """Measures one package.
-
-    Args:
-        benchmarker: an `MLModelBenchmarker` of the package.
-        path: of the package.
-        unit: key of `COMPUTE_UNITS`.
-        device: name and system of the device.
-        runs: measured predictions.
-    """
+    """Measures one package with an `MLModelBenchmarker` of it."""
     load = await benchmarker.benchmark_load(iterations=1)
     first = await benchmarker.benchmark_predict(iterations=1)
     measured = await benchmarker.benchmark_predict(iterations=runs, warmup=True)
@@ -147,15 +126,21 @@ async def measure_with(
     )
 
 
-async def _connect(kind: str, team: str) -> tuple[Any, str]:
-    """Finds a device on a cable and starts the runner of coremltools on it."""
+async def _find_device(options: CoreMLOptions) -> tuple[Any, str]:
+    """Returns a device with the runner of coremltools, and its name.
+
+    This Mac is `None`. All others are on a cable.
+    """
+    kind = options.device
+    if kind == THIS_MAC:
+        return None, f"{platform.node()}, macOS {platform.mac_ver()[0]}"
     from coremltools.models.ml_program.experimental.remote_device import (
         AppSigningCredentials,
         Device,
         DeviceType,
     )
 
-    if not team:
+    if not options.team:
         raise ValueError(
             f"--device={kind} needs --team: it signs the runner for the device."
         )
@@ -165,7 +150,7 @@ async def _connect(kind: str, team: str) -> tuple[Any, str]:
             f"No {kind} is connected. Plug it in, unlock it, trust this Mac, and turn "
             "on its developer mode (Settings, Privacy & Security)."
         )
-    credentials = AppSigningCredentials(development_team=team)
+    credentials = AppSigningCredentials(development_team=options.team)
     try:
         device = await connected[0].prepare_for_model_debugging(credentials)
     except Exception as error:  # coremltools has several kinds
@@ -173,15 +158,7 @@ async def _connect(kind: str, team: str) -> tuple[Any, str]:
     return device, f"{device.name}, {device.type.value} {device.os_version}"
 
 
-async def _find_device(options: CoreMLOptions) -> tuple[Any, str]:
-    """Returns the device of coremltools, `None` for this Mac, and its name."""
-    if options.device != THIS_MAC:
-        return await _connect(options.device, options.team)
-    return None, f"{platform.node()}, macOS {platform.mac_ver()[0]}"
-
-
 def _benchmarker(path: str, unit: str, device: Any) -> Any:
-    """Returns the benchmarker of coremltools for a package."""
     from tflite.formats.coreml.package import load_coremltools
 
     ct = load_coremltools()
@@ -198,17 +175,7 @@ def _benchmarker(path: str, unit: str, device: Any) -> Any:
 def measure(paths: list[str], options: CoreMLOptions) -> Iterator[PackageMeasurement]:
     """Measures packages with each of the compute units.
 
-    Args:
-        paths: of the packages.
-        options: how to measure.
-
-    Yields:
-        A `PackageMeasurement` per package and unit, as it ends. It says why Core ML
-        does not run a package.
-
-    Raises:
-        ValueError: without coremltools, or without such a device.
-        RuntimeError: if the device cannot be used.
+    A measurement says why Core ML does not run a package.
     """
     pairs = [(path, unit) for path in paths for unit in options.compute_units]
     if not is_available():

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
 from tflite.drivers.measurement import NOT_MEASURED, Measurement, summarize
@@ -28,7 +27,6 @@ class HostOptions(RunOptions):
     """Options of `--target=host`."""
 
     rounds: int = option(
-        flags.DEFINE_integer,
         10,
         "Rounds in which the files take turns with a part of their runs.",
         lower_bound=1,
@@ -37,19 +35,13 @@ class HostOptions(RunOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A file and the runtime that runs it.
-
-    Attributes:
-        path: of the file.
-        runtime: key of `RUNTIMES`.
-    """
+    """A file and the runtime that runs it."""
 
     path: str
-    runtime: str = "litert"
+    runtime: str = "litert"  # key of `RUNTIMES`
 
 
 def _device_name() -> str:
-    """Returns the names of the processor and the system."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -129,18 +121,13 @@ def _answer_requests(
 
 
 class _Worker:
-    """The process of one candidate. It waits between its rounds.
-
-    Attributes:
-        reason: why it measures no more, or "".
-    """
+    """The process of one candidate. It waits between its rounds."""
 
     def __init__(self, candidate: Candidate, options: HostOptions):
         self.candidate, self.options = candidate, options
         self.times: list[float] = []
         self.start: dict[str, Any] = {}
-        self.memory: float | None = None
-        self.reason = ""
+        self.reason = ""  # why it measures no more
         context = multiprocessing.get_context("spawn")
         self.connection, remote = context.Pipe()
         self.process = context.Process(
@@ -177,14 +164,14 @@ class _Worker:
 
     def finish(self) -> Measurement:
         """Ends the process. Returns its measurement, or why there is none."""
+        fields: dict[str, Any] = {}
         if not self.reason:
             self._send(None)
-            self.memory = self._receive()
-            self.process.join()
-        fields: dict[str, Any] = {"status": NOT_MEASURED, "reason": self.reason}
-        if not self.reason:
-            fields = {"peak_memory_mb": self.memory, **self.start}
+            fields = {"peak_memory_mb": self._receive(), **self.start}
             fields |= summarize(self.times)
+            self.process.join()
+        if self.reason:
+            fields = {"status": NOT_MEASURED, "reason": self.reason}
         return Measurement(
             file=self.candidate.path,
             sha256=sha256(self.candidate.path),
@@ -201,18 +188,9 @@ def measure_all(
     """Measures candidates side by side: all are loaded, then they take turns.
 
     Other load on the machine affects all of them alike, so their ratios are more
-    reliable than their times. Each has its own process, memory and start.
-
-    Args:
-        candidates: what to measure.
-        options: how to measure.
-
-    Yields:
-        A `Measurement` per candidate. It says why a candidate could not be measured:
-        the file is damaged, the runtime is not installed or the process died.
-
-    Raises:
-        ValueError: if the machine has fewer threads than the options want.
+    reliable than their times. Each has its own process, memory and start. A measurement
+    says why a candidate could not be measured: the file is damaged, the runtime is not
+    installed or the process died.
     """
     options = options or HostOptions()
     threads = os.cpu_count() or 1

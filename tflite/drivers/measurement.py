@@ -16,47 +16,28 @@ class Measurement:
     """Latency of one file. Times are in milliseconds, memory in MB (10**6 bytes).
 
     A value that the driver does not know is `None`.
-
-    Attributes:
-        file: path of the model.
-        sha256: of its content.
-        runtime: what ran it: `litert`, `onnxruntime`, `coreml`, ...
-        accelerator: what the runtime could use: `cpu`, `gpu`, ...
-        num_threads: CPU threads.
-        status: `MEASURED` or `NOT_MEASURED`.
-        reason: why the file was not measured.
-        device: name and system of the device.
-        device_id: distinguishes devices of the same name.
-        runs: measured runs.
-        init_ms: from the file to a model that is ready to run.
-        first_ms: the first run.
-        warmup_ms: mean of the runs between the first and the measured ones.
-        mean_ms, median_ms, p5_ms, p95_ms: of the measured runs.
-        peak_memory_mb: how much loading and running raised the peak.
-        partitions: pieces of the graph that the accelerator's delegate runs.
-        fully_accelerated: whether the accelerator runs every operation.
     """
 
     file: str
     sha256: str
-    runtime: str
-    accelerator: str = "cpu"
+    runtime: str  # `litert`, `onnxruntime`, `coreml`, ...
+    accelerator: str = "cpu"  # what the runtime could use: `cpu`, `gpu`, ...
     num_threads: int | None = None
-    status: str = MEASURED
-    reason: str = ""
-    device: str = ""
-    device_id: str = ""
-    runs: int = 0
-    init_ms: float | None = None
+    status: str = MEASURED  # or `NOT_MEASURED`
+    reason: str = ""  # why the file was not measured
+    device: str = ""  # name and system
+    device_id: str = ""  # distinguishes devices of the same name
+    runs: int = 0  # the measured ones
+    init_ms: float | None = None  # from the file to a model that is ready to run
     first_ms: float | None = None
-    warmup_ms: float | None = None
-    mean_ms: float | None = None
+    warmup_ms: float | None = None  # mean between the first and the measured runs
+    mean_ms: float | None = None  # mean, median and percentiles: of the measured runs
     median_ms: float | None = None
     p5_ms: float | None = None
     p95_ms: float | None = None
-    peak_memory_mb: float | None = None
-    partitions: int | None = None
-    fully_accelerated: bool | None = None
+    peak_memory_mb: float | None = None  # how much loading and running raised it
+    partitions: int | None = None  # pieces of the graph that the delegate runs
+    fully_accelerated: bool | None = None  # it runs every operation
 
     @property
     def variant(self) -> str:

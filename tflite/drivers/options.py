@@ -12,40 +12,32 @@ from typing import Any
 
 from absl import flags
 
+_DEFINE: dict[Any, Callable] = {
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_bool,
+    str: flags.DEFINE_string,
+    tuple[str, ...]: flags.DEFINE_list,
+}
 
-def option(define: Callable, default: Any, help_text: str, **limits: Any) -> Any:
-    """Returns a dataclass field from which a flag is made.
 
-    Args:
-        define: the function of `absl.flags` that defines the flag.
-        default: the value without the flag.
-        help_text: what `--help` says.
-        **limits: further arguments of `define`.
+def option(default: Any, help_text: str, is_path: bool = False, **limits: Any) -> Any:
+    """Returns a dataclass field from which a flag of its type is made.
+
+    In a path `~` is the home directory. `limits` are further arguments of the function
+    of `absl.flags` that defines the flag.
     """
-    metadata = {"define": define, "help": help_text, "limits": limits}
+    metadata = {"help": help_text, "is_path": is_path, "limits": limits}
     return dataclasses.field(default=default, metadata=metadata)
-
-
-def path_option(help_text: str) -> Any:
-    """Returns a field for a path, in which `~` is the home directory."""
-    field = option(flags.DEFINE_string, None, help_text)
-    return dataclasses.field(default=None, metadata=field.metadata | {"is_path": True})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Options of every target that runs `.tflite` files."""
 
-    num_threads: int = option(flags.DEFINE_integer, 1, "CPU threads.", lower_bound=1)
-    runs: int = option(
-        flags.DEFINE_integer, 50, "Measured runs of each file.", lower_bound=1
-    )
-    warmup_runs: int = option(
-        flags.DEFINE_integer,
-        5,
-        "Runs before the measured ones.",
-        lower_bound=1,
-    )
+    num_threads: int = option(1, "CPU threads.", lower_bound=1)
+    runs: int = option(50, "Measured runs of each file.", lower_bound=1)
+    warmup_runs: int = option(5, "Runs before the measured ones.", lower_bound=1)
 
 
 def check_choices(name: str, values: tuple[str, ...], allowed: Iterable[str]) -> None:
@@ -64,9 +56,6 @@ def flag_groups(classes: dict[str, type]) -> dict[str, Callable[[], None]]:
     """Returns functions that define the flags of all targets, by a heading.
 
     A group has the flags of the same targets.
-
-    Args:
-        classes: the options of each target, by its name.
     """
     users: dict[str, _Users] = {}
     for target, options in classes.items():
@@ -89,12 +78,12 @@ def _define_flags(group: list[_Users]) -> None:
             texts.setdefault(_help_text(field), []).append(target)
         parts = [f"{', '.join(targets)}: {text}" for text, targets in texts.items()]
         field = users[0][1]
-        field.metadata["define"](
-            field.name,
-            default=None,
-            help=" ".join(parts if len(parts) > 1 else texts),
-            **field.metadata["limits"],
-        )
+        limits = field.metadata["limits"]
+        define = next(_DEFINE[x] for x in _DEFINE if field.type in (x, x | None))
+        if "enum_values" in limits:
+            define = flags.DEFINE_enum
+        help_text = " ".join(parts if len(parts) > 1 else texts)
+        define(field.name, default=None, help=help_text, **limits)
 
 
 def _help_text(field: dataclasses.Field) -> str:
@@ -106,21 +95,13 @@ def _help_text(field: dataclasses.Field) -> str:
 
 
 def read_flags(options: type, values: flags.FlagValues) -> Any:
-    """Returns the options of a target as the flags give them.
-
-    Args:
-        options: the dataclass of the options.
-        values: all flags.
-
-    Raises:
-        ValueError: if a value does not fit.
-    """
+    """Returns the options of a target, a dataclass, as the flags give them."""
     given = {}
     for field in dataclasses.fields(options):
         value = values[field.name].value
         if value is None:
             continue
-        if field.metadata.get("is_path"):
+        if field.metadata["is_path"]:
             value = os.path.expanduser(value)
         given[field.name] = tuple(value) if isinstance(value, list) else value
     return options(**given)

@@ -9,20 +9,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """A model that is ready to run.
-
-    Attributes:
-        input_shape: shape of its only input.
-        dtype: type of its input.
-        invoke: runs the model on one input.
-        xnnpack_partitions: pieces of the graph that XNNPACK runs; `None` for a runtime
-            without XNNPACK.
-    """
+    """A model that is ready to run."""
 
     input_shape: tuple[int, ...]
-    dtype: np.dtype
-    invoke: Callable[[np.ndarray], object]
-    xnnpack_partitions: int | None = None
+    dtype: np.dtype  # of its only input
+    invoke: Callable[[np.ndarray], object]  # runs the model on one input
+    xnnpack_partitions: int | None = None  # pieces of the graph; `None` without XNNPACK
 
 
 def _missing(package: str, error: ImportError) -> ValueError:
@@ -81,17 +73,12 @@ def _openvino(path: str, num_threads: int) -> Session:
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """One runtime.
+    """One runtime."""
 
-    Attributes:
-        suffix: of its files.
-        modules: modules to import before the clock starts.
-        load: makes a `Session` from a path and a number of threads. Raises a ValueError
-            if the file is not such a model, or the runtime is not installed.
-    """
-
-    suffix: str
-    modules: tuple[str, ...]
+    suffix: str  # of its files
+    modules: tuple[str, ...]  # to import before the clock starts
+    # Makes a session from a path and a number of threads. Raises a ValueError if the
+    # file is not such a model, or the runtime is not installed.
     load: Callable[[str, int], Session]
 
 
@@ -105,11 +92,7 @@ RUNTIMES = {
 
 
 def runtimes_of(path: str | Path) -> list[str]:
-    """Returns the names of the runtimes that take a file.
-
-    Raises:
-        ValueError: if no runtime takes it.
-    """
+    """Returns the names of the runtimes that take a file, or raises a ValueError."""
     suffix = Path(path).suffix
     names = [name for name, runtime in RUNTIMES.items() if runtime.suffix == suffix]
     if not names:

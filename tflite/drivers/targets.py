@@ -8,8 +8,8 @@ from typing import Any
 from absl import flags
 
 from tflite.drivers import android, browser, coreml, host
-from tflite.drivers import options as options_module
 from tflite.drivers.measurement import Measurement
+from tflite.drivers.options import read_flags
 
 _RUNS = (
     # heading, field of a `Measurement`
@@ -29,27 +29,17 @@ _TFLITE_COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One kind of device.
-
-    Attributes:
-        purpose: in a few words.
-        options: dataclass of its options, each of which is a flag.
-        measure: yields measurements of paths with the options, as they end.
-        suffixes: of the files that it takes.
-        columns: `(heading, field)` of its table, before the ratio.
-        runs_until_interrupted: whether Ctrl-C is the usual end.
-        may_refuse: whether an accelerator that refuses a file is a result, not a
-            failure.
-        check: raises an error if nothing can be measured, before any file is read.
-    """
+    """One kind of device."""
 
     purpose: str
-    options: type
+    options: type  # dataclass; each of its fields is a flag
     measure: Callable[[list[str], Any], Iterator[Measurement]]
-    suffixes: tuple[str, ...]
-    columns: tuple[tuple[str, str], ...]
-    runs_until_interrupted: bool = False
+    suffixes: tuple[str, ...]  # of the files that it takes
+    columns: tuple[tuple[str, str], ...]  # `(heading, field)`, before the ratio
+    runs_until_interrupted: bool = False  # whether Ctrl-C is the usual end
+    # Whether an accelerator that refuses a file is a result, not a failure.
     may_refuse: bool = False
+    # Raises an error if nothing can be measured, before any file is read.
     check: Callable[[Any], None] = lambda options: None
 
 
@@ -90,37 +80,19 @@ TARGETS = {
 }
 
 
-def define_target() -> None:
-    """Defines the flag `--target`."""
-    purposes = "; ".join(f"{name}: {row.purpose}" for name, row in TARGETS.items())
-    flags.DEFINE_enum("target", "host", list(TARGETS), f"What measures. {purposes}.")
-
-
-def flag_groups() -> dict[str, Callable[[], None]]:
-    """Returns functions that define the options of all targets, by a heading."""
-    return options_module.flag_groups(
-        {name: row.options for name, row in TARGETS.items()}
-    )
-
-
 def _names(target: Target) -> set[str]:
     return {field.name for field in dataclasses.fields(target.options)}
 
 
 def read_options(values: flags.FlagValues) -> Any:
-    """Returns the options of the chosen target.
-
-    Raises:
-        ValueError: if a value does not fit, or a flag is for another target.
-    """
+    """Returns the options of the chosen target, and refuses flags for another one."""
     chosen = TARGETS[values.target]
     for name in sorted(set().union(*map(_names, TARGETS.values())) - _names(chosen)):
         if values[name].value is not None:
             users = [key for key, row in TARGETS.items() if name in _names(row)]
-            raise ValueError(
-                f"--{name} is for --target={' or '.join(users)}: remove it."
-            )
-    return options_module.read_flags(chosen.options, values)
+            kinds = " or ".join(users)
+            raise ValueError(f"--{name} is for --target={kinds}: remove it.")
+    return read_flags(chosen.options, values)
 
 
 def check_paths(paths: list[str], target: str) -> None:

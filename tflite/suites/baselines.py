@@ -14,7 +14,6 @@ import numpy as np
 from keras import layers
 
 from keras_mobilevit.blocks import pad_for_stride
-from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.layers import DotProductAttention
 from tflite.graph.token_embedding import TokenEmbedding
 
@@ -35,24 +34,16 @@ POOL_KERNEL = 3
 class VitConfig:
     """The architecture of a vision transformer with a class token.
 
-    Attributes:
-        name: name of the model.
-        patch_size: side in pixels of the patches that become tokens.
-        patch_stride: distance between patches in pixels.
-        widths: channels of the tokens in each stage. Between two stages the map of
-            tokens is pooled to half its side.
-        depths: number of transformer layers in each stage.
-        heads: number of attention heads in each stage.
-        has_class_position: whether the class token has a position embedding too.
+    Between two stages the map of tokens is pooled to half its side.
     """
 
     name: str
-    patch_size: int
-    patch_stride: int
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
-    heads: tuple[int, ...]
-    has_class_position: bool
+    patch_size: int  # side in pixels of the patches that become tokens
+    patch_stride: int  # distance between patches in pixels
+    widths: tuple[int, ...]  # channels of the tokens in each stage
+    depths: tuple[int, ...]  # transformer layers in each stage
+    heads: tuple[int, ...]  # attention heads in each stage
+    has_class_position: bool  # the class token has a position embedding too
 
 
 # Table 1 of https://arxiv.org/abs/2012.12877, without the distillation token: timm's
@@ -60,9 +51,6 @@ class VitConfig:
 DEIT_TINY = VitConfig("deit_tiny", 16, 16, (192,), (12,), (3,), True)
 # Table 2 of https://arxiv.org/abs/2103.16302: timm's pit_ti_224, 4,847,272 parameters.
 PIT_TINY = VitConfig("pit_tiny", 16, 8, (64, 128, 256), (2, 6, 4), (2, 4, 8), False)
-
-
-# Vision transformers ------------------------------------------------------------------
 
 
 def _normalize_images(x):
@@ -106,14 +94,8 @@ def _class_token_of(tokens, name: str):
 def _pool(tokens, side: int, width: int, name: str):
     """Halves the side of the map and widens the tokens (Figure 4b of PiT's paper).
 
-    Args:
-        tokens: `[batch, 1 + side**2, channels]`, the class token first.
-        side: side of the map of the other tokens.
-        width: channels of the result, a multiple of the channels of `tokens`.
-        name: prefix of the layers' names.
-
-    Returns:
-        Tokens `[batch, 1 + ceil(side / 2)**2, width]`.
+    From `[batch, 1 + side**2, channels]`, the class token first, to
+    `[batch, 1 + ceil(side / 2)**2, width]`; width is a multiple of channels.
     """
     channels = tokens.shape[-1]
     class_token = _class_token_of(tokens, f"{name}_class_token")
@@ -132,13 +114,7 @@ def build_vit(
 ) -> keras.Model:
     """Builds a vision transformer such as DeiT or PiT.
 
-    Args:
-        config: architecture.
-        size: side of the images in pixels.
-        classes: number of classes.
-
-    Returns:
-        A model from images `[batch, size, size, 3]` to logits `[batch, classes]`.
+    It maps images `[batch, size, size, 3]` to logits `[batch, classes]`.
     """
     images = keras.Input((size, size, 3), name="images")
     x = layers.Conv2D(
@@ -160,11 +136,8 @@ def build_vit(
     return keras.Model(images, layers.Dense(classes, name="head")(x), name=config.name)
 
 
-# Convolutional networks ---------------------------------------------------------------
-
-
-def _build_mobilenet_v2(size: int) -> keras.Model:
-    images = keras.Input((size, size, 3), name="images")
+def _build_mobilenet_v2() -> keras.Model:
+    images = keras.Input((SIZE, SIZE, 3), name="images")
     built = keras.applications.MobileNetV2(
         input_tensor=layers.Rescaling(1 / 127.5, -1.0, name="normalize")(images),
         weights=None,
@@ -173,55 +146,21 @@ def _build_mobilenet_v2(size: int) -> keras.Model:
     return keras.Model(images, built.output, name="mobilenet_v2")
 
 
-def _build_mobilenet_v3_large(size: int) -> keras.Model:
-    return keras.applications.MobileNetV3Large(
-        input_shape=(size, size, 3),
-        weights=None,
-        classifier_activation=None,
-        name="mobilenet_v3_large",
-    )
-
-
-def _build_efficientnet_b0(size: int) -> keras.Model:
-    return keras.applications.EfficientNetB0(
-        input_shape=(size, size, 3),
-        weights=None,
-        classifier_activation=None,
-        name="efficientnet_b0",
-    )
-
-
-# The table ----------------------------------------------------------------------------
-
-# From the side of the images in pixels to the model. tflite/suites/suites.py has their
-# names and published accuracies.
-BASELINES: dict[str, Callable[[int], keras.Model]] = {
+_MODEL = {
+    "input_shape": (SIZE, SIZE, 3),
+    "weights": None,
+    "classifier_activation": None,
+}
+# Functional models from images `[batch, 224, 224, 3]` to logits `[batch, 1000]`.
+# tflite/suites/suites.py has their names and published accuracies.
+BASELINES: dict[str, Callable[[], keras.Model]] = {
     "mobilenet_v2": _build_mobilenet_v2,
-    "mobilenet_v3_large": _build_mobilenet_v3_large,
-    "efficientnet_b0": _build_efficientnet_b0,
+    "mobilenet_v3_large": functools.partial(
+        keras.applications.MobileNetV3Large, **_MODEL, name="mobilenet_v3_large"
+    ),
+    "efficientnet_b0": functools.partial(
+        keras.applications.EfficientNetB0, **_MODEL, name="efficientnet_b0"
+    ),
     "deit_tiny": functools.partial(build_vit, DEIT_TINY),
     "pit_tiny": functools.partial(build_vit, PIT_TINY),
 }
-
-
-def build_baseline(name: str, size: int = SIZE) -> keras.Model:
-    """Builds a network of the table, with random weights.
-
-    Args:
-        name: a key of `BASELINES`.
-        size: side of the images in pixels.
-
-    Returns:
-        A functional model from images `[batch, size, size, 3]` with values in
-        [0, 255] to logits `[batch, 1000]`.
-
-    Raises:
-        ValueError: if there is no such network, or the images are too small.
-    """
-    if name not in BASELINES:
-        raise ValueError(
-            f"Unknown baseline: {name}. Expected one of: {', '.join(BASELINES)}."
-        )
-    if size < MIN_SIZE:
-        raise ValueError(f"`size` must be at least {MIN_SIZE}. Received: {size}.")
-    return BASELINES[name](size)

@@ -48,8 +48,7 @@ def settle_batch_norms(model: keras.Model, images: np.ndarray) -> None:
 def convert_entry(entry: Entry, formats: Sequence[str], folder: Path) -> list[str]:
     """Converts a model of a suite to the formats whose files are missing.
 
-    Returns:
-        Error messages; a refused format does not stop the others.
+    Returns error messages; a refused format does not stop the others.
     """
     missing = [name for name in formats if not file_of(entry, name, folder).exists()]
     if not missing:

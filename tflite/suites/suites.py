@@ -6,46 +6,25 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# The networks of `tflite/suites/baselines.py`, by name: that module loads Keras.
-BASELINE_NAMES = (
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-    "deit_tiny",
-    "pit_tiny",
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One model of a suite.
+    """One model of a suite."""
 
-    Attributes:
-        model: a value of `--model` of `tflite/convert.py`.
-        title: name for people.
-        size: side of its image in pixels.
-        top1: published ImageNet-1k accuracy in percent.
-        millions: millions of parameters.
-    """
-
-    model: str
-    title: str
-    size: int
-    top1: float
-    millions: float
+    model: str  # a value of `--model` of `tflite/convert.py`
+    title: str  # name for people
+    size: int  # side of its image in pixels
+    top1: float  # published ImageNet-1k accuracy in percent
+    millions: float  # of parameters
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Models, and the formats that all of them are converted to.
+    """Models, and the formats that all of them are converted to."""
 
-    Attributes:
-        entries: the models; the others are compared with the first.
-        formats: keys of `tflite.formats.table.FORMATS`.
-    """
-
-    entries: tuple[Entry, ...]
-    formats: tuple[str, ...]
+    entries: tuple[Entry, ...]  # the others are compared with the first
+    formats: tuple[str, ...]  # keys of `tflite.formats.table.FORMATS`
 
 
 # Accuracies and parameters of Table 3 of the paper (2110.02178), and two networks that
@@ -66,6 +45,10 @@ PAPER = Suite(
     ("fp32", "int8-mixed"),
 )
 SUITES = {"paper": PAPER}
+# The networks of `tflite/suites/baselines.py`, by name: that module loads Keras.
+BASELINE_NAMES = [
+    entry.model for entry in PAPER.entries if not entry.model.startswith("mobilevit")
+]
 
 
 def file_of(entry: Entry, name: str, folder: Path) -> Path:
@@ -80,18 +63,7 @@ def files_of(suite: str, folder: Path) -> list[Path]:
 
 
 def prepare(suite: str, folder: Path) -> list[str]:
-    """Converts the missing files of a suite.
-
-    Args:
-        suite: a key of `SUITES`.
-        folder: folder of the files.
-
-    Returns:
-        The paths of the files that exist then; see `missing` for the others.
-
-    Raises:
-        RuntimeError: if no file exists then.
-    """
+    """Converts the missing files of a suite, and returns the paths that exist then."""
     files = files_of(suite, folder)
     if not all(file.exists() for file in files):
         print(
