@@ -1,8 +1,7 @@
 """Measures the values of a network's tensors on calibration images.
 
 `measure_ranges` measures the tensors of a file, for the quantizer; `measure_channels`
-measures each channel of each node of a graph, for `equalization.py` and
-`bias_correction.py`.
+measures the channels of a graph's nodes.
 """
 
 import dataclasses
@@ -43,13 +42,9 @@ _REDUCTIONS = (tf.reduce_min, tf.reduce_max, tf.reduce_mean)
 
 @dataclasses.dataclass(frozen=True)
 class ChannelStats:
-    """The values of the channels of a node's output on the calibration images.
+    """The values `[channels]` of a node's output on the calibration images.
 
-    Attributes:
-        low: the least value of each channel, `[channels]`; at least `SWISH_FLOOR` if
-            only swish reads the node.
-        high: the greatest value of each channel.
-        mean: the mean of each channel.
+    `low`, the least, is at least `SWISH_FLOOR` if only swish reads the node.
     """
 
     low: np.ndarray
@@ -69,12 +64,8 @@ def _progress(images: np.ndarray, name: str) -> Iterable[np.ndarray]:
 def swish_floors(graph: Graph) -> dict[str, np.ndarray]:
     """Returns the values below which a node's output makes no difference.
 
-    Args:
-        graph: a deployment graph.
-
-    Returns:
-        `{node name: [channels]}`, or `[1]` if all channels have the same floor, for
-        nodes that only swish reads: `SWISH_FLOOR` in the units of the channels.
+    They are `{node name: [channels]}`, or `[1]` if all channels have the same floor,
+    for nodes that only swish reads: `SWISH_FLOOR` in the units of the channels.
     """
     floors = {}
     for node in graph.nodes.values():
@@ -88,17 +79,10 @@ def swish_floors(graph: Graph) -> dict[str, np.ndarray]:
 
 
 def measure_channels(graph: Graph, images) -> dict[str, ChannelStats]:
-    """Measures each channel of each node's output.
+    """Measures each channel of each node's output, and of the input.
 
-    Args:
-        graph: a deployment graph.
-        images: `[images, height, width, channels]`, in the graph's range.
-
-    Returns:
-        `{node name: ChannelStats}`, the input's too.
-
-    Raises:
-        ValueError: if an output is not finite for an image.
+    Raises a ValueError if an output is not finite for one of the `images`, `[images,
+    height, width, channels]` in the graph's range.
     """
 
     @tf.function(autograph=False, reduce_retracing=True)
@@ -141,16 +125,10 @@ def _interpreter(content: bytes) -> Interpreter:
 def _measure_extremes(
     content: bytes, images: np.ndarray, floors: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Runs a file on images.
+    """Runs a float32 file on images and returns `{tensor: [images, 2]}`.
 
-    Args:
-        content: content of a float32 `.tflite` file.
-        images: `[images, height, width, channels]`, in the file's range.
-        floors: what `swish_floors` returns.
-
-    Returns:
-        The least value above the floor and the greatest value of each tensor for each
-        image, `{name: [images, 2]}`.
+    These are the least value above the floor, see `swish_floors`, and the greatest
+    value for each image.
     """
     interpreter = _interpreter(content)
     interpreter.allocate_tensors()
@@ -176,20 +154,16 @@ def measure_ranges(
     input_max: float,
     floors: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Range]:
-    """Measures the ranges of a file's tensors on images.
+    """Measures the ranges of a float32 file's tensors on images, for the quantizer.
+
+    The second factors of products get symmetric ranges, because XNNPACK does not take
+    others. Raises a ValueError if a tensor is not finite for an image.
 
     Args:
-        content: content of a float32 `.tflite` file.
+        content: content of the file.
         images: `[images, height, width, channels]`, in the file's range.
         input_max: end of that range; with 255, an int8 input is the pixel - 128.
         floors: what `swish_floors` returns, for a file of a graph.
-
-    Returns:
-        `{tensor name: {"min", "max"}}`, as the quantizer takes it. The second factors
-        of products have symmetric ranges, because XNNPACK does not take others.
-
-    Raises:
-        ValueError: if a tensor is not finite for an image.
     """
     extremes = _measure_extremes(content, images, floors or {})
     for name, pairs in extremes.items():

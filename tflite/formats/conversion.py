@@ -40,8 +40,7 @@ class Conversion:
         calibration: images that set the ranges of the int8 formats, `[images, height,
             width, 3]` with values in [0, 255].
         fine_tuning: how int8-qat trains the network.
-        core_ml: from a precision, `float16` or `float32`, and optionally a function
-            that compresses weights to a Core ML model.
+        core_ml: see `core_ml_from_options`.
     """
 
     model: keras.Model
@@ -128,23 +127,11 @@ def prepare(
     fine_tuning: FineTuning | None = None,
     core_ml: Callable[..., object] | None = None,
 ) -> Conversion:
-    """Prepares the conversion of a model for square images.
+    """Prepares the conversion of a model for square images; see `Conversion`.
 
-    Args:
-        model: a Keras model of images.
-        size: side of the images in pixels.
-        task: what its files return; by default what `task_of` finds.
-        rewrite: whether to convert the deployment graph instead of the model as it is.
-        calibration: see `Conversion`.
-        fine_tuning: see `Conversion`.
-        core_ml: see `Conversion`.
-
-    Returns:
-        The conversion.
-
-    Raises:
-        ValueError: if the model takes images of another size, or has a layer that
-            cannot be expressed in any file.
+    Without `rewrite` it converts the model as it is. The task is by default what
+    `task_of` finds. Raises a ValueError if the model takes images of another size, or
+    has a layer that cannot be expressed in any file.
     """
     check_size(model, size)
     graph = deployment_graph(read_model(model, size, size)) if rewrite else None

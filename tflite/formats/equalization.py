@@ -181,14 +181,9 @@ def _in_steps(graph: Graph, scales: np.ndarray, channels: dict) -> np.ndarray:
 def channel_scales(
     graph: Graph, stats: dict[str, ChannelStats]
 ) -> dict[str, np.ndarray]:
-    """Returns the divisor of each channel of each node.
+    """Returns the divisor of each channel of each node, `{node name: [channels]}`.
 
-    Args:
-        graph: a deployment graph.
-        stats: what `tflite.formats.calibration.measure_channels` returns.
-
-    Returns:
-        `{node name: [channels]}`; 1 for channels that do not change.
+    It is 1 for channels that do not change. `stats` is what `measure_channels` returns.
     """
     channels = _group_channels(graph, stats)
     reaches = {name: _reach(found) for name, found in stats.items()}
@@ -230,12 +225,7 @@ def _scale_node(node: Node, given: np.ndarray, returned: np.ndarray) -> Node:
 def equalize(graph: Graph, stats: dict[str, ChannelStats]) -> Graph:
     """Equalizes the ranges of channels if a few are much larger than the others.
 
-    Args:
-        graph: a deployment graph.
-        stats: what `tflite.formats.calibration.measure_channels` returns.
-
-    Returns:
-        A graph with the same outputs; the same graph if no channels are so uneven.
+    Returns a graph with the same outputs; the same graph if no channels are so uneven.
     """
     scales = channel_scales(graph, stats)
     changed = []

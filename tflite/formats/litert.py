@@ -24,13 +24,7 @@ def _image_spec(shape) -> tf.TensorSpec:
 
 
 def trace_graph(graph: Graph, postprocess: Callable) -> Serve:
-    """Makes the traceable function from an image to a graph's `{name: output}`.
-
-    Args:
-        graph: graph of the network.
-        postprocess: from the network's outputs to those of the file, see
-            `tflite.tasks.task.Task`.
-    """
+    """Makes the traceable function from an image to a graph's `{name: output}`."""
 
     @tf.function(input_signature=[_image_spec(graph.input_shape)])
     def serve(images):
@@ -44,10 +38,7 @@ def trace_model(
 ) -> Serve:
     """Makes the traceable function of a model; its variables become constants.
 
-    Args:
-        function: from images `[1, height, width, channels]` to a list of outputs.
-        image_shape: `(height, width, channels)`.
-        postprocess: as in `trace_graph`.
+    `function` maps images `[1, height, width, channels]` to a list of outputs.
     """
     specification = _image_spec(image_shape)
     traced = tf.function(function).get_concrete_function(specification)
@@ -61,18 +52,10 @@ def trace_model(
 
 
 def tflite_content(serve: Serve) -> bytes:
-    """Converts a traceable function to a `.tflite` file with a signature.
+    """Converts a traceable function to the content of a file with a signature.
 
-    Args:
-        serve: what `trace_graph` or `trace_model` returned.
-
-    Returns:
-        The content of the file.
-
-    Raises:
-        ValueError: if TFLite's own operations cannot express it; names the remaining
-            operations of TensorFlow.
-        RuntimeError: if the converter fails for another reason.
+    Raises a ValueError if TFLite's own operations cannot express it, and a RuntimeError
+    if the converter fails for another reason.
     """
     module = tf.Module()
     module.serve = serve

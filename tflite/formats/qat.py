@@ -175,19 +175,12 @@ def _functional(graph: Graph, make_layer, tf_keras):
 
 
 def build_qat_model(graph: Graph, images):  # noqa: ANN201 - tf_keras is optional
-    """Builds the tf_keras model of a graph that rounds to 8 bits.
+    """Builds the tf_keras model of a graph with one output that rounds to 8 bits.
 
-    Args:
-        graph: a deployment graph with one output.
-        images: `[images, height, width, channels]`, on which the ranges of the rounding
-            are measured. tensorflow-model-optimization starts all ranges at 6, which
-            clips outputs, and changes them by a thousandth per step.
-
-    Returns:
-        A tf_keras model with the graph's weights.
-
-    Raises:
-        RuntimeError: if the model, without rounding, differs from the graph.
+    The ranges of the rounding are measured on images, `[images, height, width,
+    channels]`: tensorflow-model-optimization starts all ranges at 6, which clips
+    outputs, and changes them by a thousandth per step. Raises a RuntimeError if the
+    model, without rounding, differs from the graph.
     """
     tf_keras, quantization = _tfmot()
     graph_operation = _layer_types(tf_keras)
@@ -290,18 +283,9 @@ class FineTuning:
 
 
 def fine_tune_conversion(conversion: Conversion, settings: FineTuning) -> Graph:
-    """Trains the network of a conversion with rounding.
+    """Trains the equalized network of a conversion with rounding.
 
-    Args:
-        conversion: the equalized network.
-        settings: how to train.
-
-    Returns:
-        The graph with the trained weights.
-
-    Raises:
-        ValueError: if the network or the data do not allow it.
-        FloatingPointError: if the loss is not finite.
+    Raises a ValueError if the network or the data do not allow it.
     """
     graph = conversion.graph
     if graph is None:
@@ -362,21 +346,17 @@ def fine_tune(
     scale: float,
     returns_logits: bool,
 ) -> Graph:
-    """Trains a graph with rounding, on the training's own data and loss.
+    """Trains a classifier's graph with rounding, on the training's own data and loss.
+
+    Raises a FloatingPointError if the loss is not finite.
 
     Args:
-        graph: a deployment graph of a classifier.
+        graph: the deployment graph.
         config: its `epochs`, `learning_rate`, `batch_size`, `label_smoothing`,
             augmentation and seed are used, at the graph's size.
         source: source of the images.
         scale: scale of the images that the graph takes, relative to [0, 255].
         returns_logits: whether the graph returns logits instead of probabilities.
-
-    Returns:
-        The graph with the trained weights.
-
-    Raises:
-        FloatingPointError: if the loss is not finite.
     """
     size = graph.input_shape[:2]
     shapes = batch_shapes([size], size, config.batch_size)

@@ -43,8 +43,9 @@ class FileType:
     Attributes:
         suffix: end of their names.
         save: writes what a format built to a path.
-        describe: from a path, the `Task` and the names of the outputs to entries of
-            the card; at least `foreign_ops`, `max_rank`, `bytes` and `sha256`.
+        describe: from a path, the `Task`, the names of the outputs and the images'
+            largest value to the card; at least `foreign_ops`, `max_rank`, `bytes` and
+            `sha256`.
         run: from a path, images (uint8 `[images, height, width, 3]`), the same images
             in the network's range in float32, and the names of the outputs to the
             outputs `{name: [images, ...]}`.

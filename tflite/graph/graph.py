@@ -1,7 +1,4 @@
-"""A trained network as a flat list of operations with their weights, without Keras.
-
-The rewrites of `tflite/graph/rewrites.py` work on these plain values.
-"""
+"""A trained network as a flat list of operations with their weights, without Keras."""
 
 import dataclasses
 import graphlib
@@ -17,8 +14,8 @@ class Node:
         name: the name of its Keras layer, made unique in the graph.
         op: a key of `tflite.graph.tf_ops.OPERATIONS`.
         inputs: names of the nodes whose outputs it takes.
-        weights: arrays by name, for example `kernel` and `bias`.
-        options: other parameters by name, for example `strides`.
+        weights: for example `kernel` and `bias`.
+        options: other parameters, for example `strides`.
     """
 
     name: str
@@ -33,8 +30,7 @@ class Graph:
     """Operations, each of which takes the outputs of others.
 
     Attributes:
-        input_name: the name by which nodes refer to the image,
-            `[batch, height, width, channels]`.
+        input_name: the name by which nodes refer to the image.
         input_shape: `(height, width, channels)` of the image.
         nodes: the nodes by name.
         outputs: names of the nodes whose outputs the network returns.

@@ -1,8 +1,6 @@
 """The Keras layers that the reader knows, each as the operations that it consists of.
 
-`LAYERS` is the table. A row reads one layer class into steps; a step names an operation
-of `tflite.graph.tf_ops.OPERATIONS` with its weights and options. Any other layer is
-computed by Keras itself, see `tflite.graph.fallback`.
+A layer without a row in `LAYERS` is computed by Keras itself, see `fallback.py`.
 """
 
 import dataclasses
@@ -26,13 +24,7 @@ class UnknownLayer(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """An operation of a layer: a node that has neither name nor inputs yet.
-
-    Attributes:
-        op: a key of `tflite.graph.tf_ops.OPERATIONS`.
-        weights: see `Node`.
-        options: see `Node`.
-    """
+    """An operation of a layer: a `Node` that has neither name nor inputs yet."""
 
     op: str
     weights: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)

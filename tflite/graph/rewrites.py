@@ -128,15 +128,9 @@ def _rescale_inputs(conv: Node, scale, offset) -> Node:
 def fold_rescaling(graph: Graph, with_offsets: bool = True) -> Graph:
     """Folds the images' scale and offset into the first convolution.
 
-    An offset before padding stays, since folding it would shift the zeros too.
-
-    Args:
-        graph: the network.
-        with_offsets: whether to fold offsets where nothing pads. In 16-bit floats the
-            sums of pixels that are not centered lose digits.
-
-    Returns:
-        A graph with the same outputs.
+    An offset before padding stays, since folding it would shift the zeros too. Without
+    `with_offsets` all offsets stay: in 16-bit floats the sums of pixels that are not
+    centered lose digits.
     """
     for name in [node.name for node in graph.nodes.values() if node.op == "rescale"]:
         node = graph.nodes[name]  # earlier merges may have changed it
@@ -248,10 +242,9 @@ def _moves_tokens(node: Node) -> bool:
 def _residual_stream(graph: Graph, name: str) -> set[str] | None:
     """Finds the residual stream of a node: all nodes that are added to its output.
 
-    Returns:
-        Names of the linear layers that write to the stream, of the sums, and of the
-        nodes that move its tokens or add positions. `None` if another operation writes
-        to the stream, or another operation than a normalization reads it.
+    Returns the names of the linear layers that write to the stream, of the sums, and of
+    the nodes that move its tokens or add positions. `None` if another operation writes
+    to the stream, or another operation than a normalization reads it.
     """
     stream, open_names = set(), [name]
     while open_names:
@@ -357,15 +350,7 @@ COREML_REWRITES = tuple(
 
 
 def deployment_graph(graph: Graph, rewrites=REWRITES) -> Graph:
-    """Applies rewrites.
-
-    Args:
-        graph: a trained network, as `read_model` returns it.
-        rewrites: the rewrites, in their order.
-
-    Returns:
-        A graph with the same outputs.
-    """
+    """Applies rewrites to a trained network, as `read_model` returns it."""
     for rewrite in rewrites:
         graph = rewrite(graph)
     return graph

@@ -1,8 +1,7 @@
 """The operations of a `Graph` in TensorFlow, written for what TFLite makes of them.
 
-Each operation is one function, from a node and its inputs to the output, and one row of
-`OPERATIONS`. No tensor has a rank above 4, shapes are static wherever the input's are,
-and XNNPACK and GPU delegates take every operation but `keras`.
+No tensor has a rank above 4, shapes are static wherever the input's are, and XNNPACK
+and GPU delegates take every operation but `keras`.
 """
 
 import functools
@@ -173,10 +172,7 @@ def _times(batch: int | None, count: int) -> int:
 
 
 def _fold(node: Node, tokens, features):
-    """Puts patches back into a map `[batch, height, width, channels]`.
-
-    Its height and width are those of `features`.
-    """
+    """Puts patches back into a map with the height and width of `features`."""
     patch = node.options["patch_size"]
     _, height, width, _ = features.shape
     rows, columns = (_rounded_up(side, patch) // patch for side in (height, width))
@@ -283,12 +279,7 @@ OPERATIONS: dict[str, Callable] = {
 def run(graph: Graph, images) -> list[tf.Tensor]:
     """Computes a graph's outputs in the type of the images, eagerly or traced.
 
-    Args:
-        graph: the network.
-        images: `[batch, height, width, channels]`, float32 or float64.
-
-    Returns:
-        The outputs, in the order of `graph.outputs`.
+    `images` are `[batch, height, width, channels]`, in float32 or float64.
     """
     values = run_all(graph, images)
     return [values[name] for name in graph.outputs]

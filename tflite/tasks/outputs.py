@@ -1,7 +1,4 @@
-"""The task of any other network, such as one with two heads or an embedding.
-
-The file returns the model's outputs, under the names that the model gives them.
-"""
+"""The task of any other network: the file returns all of its outputs by name."""
 
 from collections.abc import Callable
 

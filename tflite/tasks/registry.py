@@ -117,14 +117,7 @@ def published_weights() -> list[str]:
 
 
 def split_name(model: str) -> tuple[TaskRow, str]:
-    """Splits the name of a model.
-
-    Args:
-        model: such as `"ssdlite_mobilevit_s"`.
-
-    Returns:
-        The row of its task, and the name of the backbone, `"mobilevit_s"`.
-    """
+    """Splits a model's name into its task's row and the name of the backbone."""
     rows = [row for row in TASKS if row.model_prefix is not None]
     row = max(
         (row for row in rows if model.startswith(row.model_prefix or "")),
@@ -139,10 +132,5 @@ def row_of(model: keras.Model) -> TaskRow:
 
 
 def task_of(model: keras.Model, variant: str = "") -> Task:
-    """Returns the task of a model.
-
-    Args:
-        model: a classifier, a detector, a segmenter, or another network of images.
-        variant: one of the `choices` of the task's output flag; "" for the default.
-    """
+    """Returns the task of a model with an output variant; "" is the default one."""
     return row_of(model).load().choose(model, variant)

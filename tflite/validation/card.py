@@ -48,15 +48,10 @@ def _position(litert: LiteRTModel, details) -> dict:
 
 
 def describe_file(path, meanings: dict[str, str], input_max: float) -> dict:
-    """Describes a `.tflite` file.
+    """Returns a `.tflite` file's entries of the card.
 
-    Args:
-        path: path of the file.
-        meanings: description of each output, by name.
-        input_max: largest value of the images that it takes, 255 or 1.
-
-    Returns:
-        Entries of the card.
+    `meanings` describe the outputs; `input_max`, 255 or 1, is the images' largest
+    value.
     """
     litert = LiteRTModel(path)
     colors = "gray" if litert.input_shape[-1] == 1 else "RGB"

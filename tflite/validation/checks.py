@@ -133,13 +133,7 @@ def _too_little(what: str, value: float, limit: float) -> str | None:
 def refuse_faults(
     card: dict, limits: dict[str, float], allowed: Collection[str] = ()
 ) -> None:
-    """Raises a ValueError if a card exceeds its limits.
-
-    Args:
-        card: card of the file.
-        limits: limits by the names of `CHECKS`.
-        allowed: names of checks that may fail.
-    """
+    """Raises a ValueError if a card exceeds limits, except of `allowed` checks."""
     faults = [
         f"{fault} (--allow={name})"
         for name, limit in ({"custom_ops": 0} | limits).items()

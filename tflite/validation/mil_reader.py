@@ -76,8 +76,7 @@ class Program:
         input: name of the image.
         outputs: names of the returned values.
         nms: a detector's non-maximum suppression, which takes these values.
-        classes: names of a detector's or a segmenter's classes, if the package has
-            them.
+        classes: names of a detector's or a segmenter's classes, if it has them.
     """
 
     description: Model_pb2.ModelDescription
@@ -113,11 +112,7 @@ def _decode(content: bytes, tensor_type) -> np.ndarray:
 
 
 class _Decoder:
-    """Decodes the values of one package.
-
-    Args:
-        folder: the folder of the model file; paths of weight files start here.
-    """
+    """Decodes the values of one package; paths of weight files start at `folder`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -218,14 +213,7 @@ def _class_names(specification, nms) -> tuple[str, ...]:
 def read_program(package) -> Program:
     """Reads a `.mlpackage`.
 
-    Args:
-        package: path of the folder.
-
-    Returns:
-        Its `Program`.
-
-    Raises:
-        ValueError: if it is not a Core ML package, or its weights are damaged.
+    Raises a ValueError if it is not a Core ML package, or its weights are damaged.
     """
     specification, folder = _read_specification(Path(package))
     program, nms = _find_program(specification, Path(package))

@@ -36,15 +36,11 @@ def computed_tensors(content: bytes) -> dict[int, str]:
 
 
 def layer_outputs(content: bytes, outputs: tuple[str, ...] = ()) -> dict[str, str]:
-    """Returns the tensor that holds the output of each node of the deployment graph.
+    """Returns the tensor that holds the output of each node of a float file's graph.
 
-    Args:
-        content: a float file of the graph.
-        outputs: the graph's outputs. The file names its own outputs after its
-            signature, so they are matched in order if there are as many.
-
-    Returns:
-        `{node: tensor}`, without nodes that the converter merged into others.
+    Nodes that the converter merged into others are missing. The file names its own
+    outputs after its signature, so the graph's `outputs` are matched in order, if
+    given.
     """
     _, graph = main_graph(content)
     # The last tensor in a node's scope is its output; padding comes before it.

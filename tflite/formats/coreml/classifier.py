@@ -45,17 +45,8 @@ def make_classifier(
 ) -> "MLModel":
     """Makes the Core ML model of a classifier.
 
-    Args:
-        graph: the network, rewritten with `tflite.graph.rewrites.COREML_REWRITES`.
-        spec: the package.
-        precision: the type of weights and maps, `float16` or `float32`.
-        output_name: name of the network's output, for a package without labels.
-
-    Returns:
-        A `coremltools.models.MLModel` that can be saved.
-
-    Raises:
-        ValueError: if coremltools cannot be used, or the target is too old.
+    The graph is rewritten with `COREML_REWRITES`. The precision is `float16` or
+    `float32`. A package without labels returns `output_name`.
     """
     ct = load_coremltools()
     if spec.labels:

@@ -163,20 +163,10 @@ def _postprocess(anchors: np.ndarray, spec: PackageSpec, offsets, logits):
 def make_program(graph: Graph, anchors, spec: PackageSpec, precision: str) -> "MLModel":
     """Makes the Core ML model of a detector without non-maximum suppression.
 
-    Args:
-        graph: the network, rewritten with `tflite.graph.rewrites.COREML_REWRITES`; it
-            returns offsets and logits, in this order.
-        anchors: `[anchors, 4]`, `anchor_boxes(size, size)`.
-        spec: the package. With labels the model returns the inputs of `add_nms`,
-            without labels `RAW_OUTPUTS`.
-        precision: the type of weights and maps, `float16` or `float32`.
-
-    Returns:
-        A `coremltools.models.MLModel`, whose weights can be compressed.
-
-    Raises:
-        ValueError: if coremltools cannot be used, there are several sizes, or the
-            anchors or labels do not fit the network.
+    The graph is rewritten with `COREML_REWRITES`; it returns offsets and logits, in
+    this order. `anchors` are `anchor_boxes(size, size)`. With labels the model returns
+    the inputs of `add_nms`, without labels `RAW_OUTPUTS`. Raises a ValueError if there
+    are several sizes, or the anchors or labels do not fit the network.
     """
     ct = load_coremltools()
     check_one_size(spec.sizes)
@@ -199,15 +189,7 @@ def make_program(graph: Graph, anchors, spec: PackageSpec, precision: str) -> "M
 
 
 def finalize_detector(program: "MLModel", spec: PackageSpec) -> "MLModel":
-    """Adds non-maximum suppression, if the package has labels, and descriptions.
-
-    Args:
-        program: the result of `make_program`, perhaps with compressed weights.
-        spec: the package.
-
-    Returns:
-        A `coremltools.models.MLModel`, ready to be saved.
-    """
+    """Adds non-maximum suppression, if the package has labels, and descriptions."""
     ct = load_coremltools()
     if not spec.labels:
         describe(program, spec, RAW_OUTPUTS)

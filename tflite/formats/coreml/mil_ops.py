@@ -1,10 +1,8 @@
 """The operations of a `Graph` in MIL, the language of Core ML's ML Programs.
 
-Each operation is one function, from a node and its inputs to the output, and one row of
-`OPERATIONS`, as in `tflite.graph.tf_ops`. Maps are channels first,
-`[1, channels, height, width]`. Operations on tokens depend on the layout of the tokens
-in memory, see `LAYOUTS`. No tensor has a rank above 4. The sides of maps are numbers,
-or symbols in a program for images of several sizes.
+Maps are channels first, `[1, channels, height, width]`. Operations on tokens depend on
+the layout of the tokens in memory, see `LAYOUTS`. No tensor has a rank above 4. The
+sides of maps are numbers, or symbols in a program for images of several sizes.
 """
 
 import functools
@@ -373,18 +371,9 @@ LAYOUTS: dict[str, dict[str, Callable]] = {
 
 
 def run_node(layout: str, node: Node, inputs: list) -> Any:
-    """Adds a node to the program that is being traced.
+    """Adds a node to the program that is being traced, and returns its output.
 
-    Args:
-        layout: the layout of tokens, a key of `LAYOUTS`.
-        node: the operation.
-        inputs: the values that it takes.
-
-    Returns:
-        The value of its output.
-
-    Raises:
-        ValueError: if the operation is not supported; the message names it.
+    Raises a ValueError if the operation is not supported; the message names it.
     """
     operations = OPERATIONS | LAYOUTS[layout]
     if node.op not in operations:

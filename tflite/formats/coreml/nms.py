@@ -51,13 +51,8 @@ def _describe_outputs(description, raw_outputs) -> None:
 def nms_model(network: "Model", labels) -> "Model":
     """Makes the model of non-maximum suppression, class by class.
 
-    Args:
-        network: specification of the model before it. It returns confidences
-            `[anchors, columns]` and coordinates `[anchors, 4]`.
-        labels: names of the columns.
-
-    Returns:
-        The model's specification, a `Model_pb2.Model`.
+    The network before it returns confidences `[anchors, columns]` and coordinates
+    `[anchors, 4]`. `labels` are the names of the columns.
     """
     from coremltools.proto import Model_pb2
 
@@ -83,15 +78,7 @@ def nms_model(network: "Model", labels) -> "Model":
 
 
 def add_nms(network: "Model", labels) -> "Model":
-    """Makes the pipeline of a network and its `nms_model`.
-
-    Args:
-        network: specification of the network, see `nms_model`.
-        labels: names of the columns.
-
-    Returns:
-        The pipeline's specification, a `Model_pb2.Model`.
-    """
+    """Makes the pipeline of a network and its `nms_model`."""
     from coremltools.proto import Model_pb2
 
     nms = nms_model(network, labels)

@@ -68,16 +68,9 @@ class PackageOptions:
 def package_options(
     args, model: str, weights: str, has_packages: bool
 ) -> PackageOptions:
-    """Checks the flags of Core ML packages.
+    """Checks the flags of Core ML packages; see `PackageOptions`.
 
-    Args:
-        args: the parsed flags.
-        model: see `PackageOptions`.
-        weights: see `PackageOptions`.
-        has_packages: whether packages are made.
-
-    Raises:
-        ValueError: if flags contradict each other or have no valid value.
+    Raises a ValueError if flags contradict each other or have no valid value.
     """
     if not has_packages:
         given = [name for name in coreml_flags.NAMES if args[name].present]
@@ -143,10 +136,7 @@ def class_labels(
 ) -> tuple[str, ...]:
     """Returns the labels of a package; none if it returns numbers.
 
-    Args:
-        options: options of the package.
-        model_labels: class names that come with the model.
-        classes: number of classes.
+    `model_labels` are the class names that come with the model.
     """
     if options.raw_outputs:
         return ()
@@ -221,7 +211,7 @@ class CoreMLTask:
         title: short description of the packages.
         preprocessing: from the sides of the images and the crop to a text on how
             applications prepare images.
-        make: from a model, its graph, an `PackageSpec` and the precision to a Core ML
+        make: from a model, its graph, a `PackageSpec` and the precision to a Core ML
             model.
         postprocess: from that model, perhaps with compressed weights, and the
             `PackageSpec` to the model that is saved.
@@ -278,21 +268,16 @@ def core_ml_from_options(
 ) -> Callable[..., object]:
     """Returns a function that makes the Core ML model of a precision.
 
+    It takes `float16` or `float32`, and optionally a function that compresses weights,
+    `int8_weights` or `palette_weights` of `package.py`. Raises a ValueError if the
+    labels do not fit the model, or there are several sizes for a detector.
+
     Args:
         options: options of the package, with at least one of `sizes`.
         task: the model's task.
         model: the network.
         labels: names of its classes, if known.
         crop: crop of a classifier, see `resize_and_center_crop`.
-
-    Returns:
-        A function of a precision, `float16` or `float32`, and optionally a function
-        that compresses weights, `int8_weights` or `palette_weights` of
-        `tflite.formats.coreml.package`.
-
-    Raises:
-        ValueError: if the labels do not fit the model, or there are several sizes for
-            a detector.
     """
     row, sizes = CORE_ML_TASKS[task.name], options.sizes
     row.check_sizes(sizes)

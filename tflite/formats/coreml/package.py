@@ -30,8 +30,7 @@ WEIGHT_OPS = {"conv", "layer_norm", "linear"}  # their constants are weights
 def load_coremltools() -> ModuleType:
     """Imports coremltools without its warnings about other frameworks.
 
-    Raises:
-        ValueError: if it is not installed or too old.
+    Raises a ValueError if it is not installed or too old.
     """
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     needed = f"Core ML packages need coremltools {NEEDED_VERSION}.0 or later: "
@@ -69,12 +68,7 @@ class PackageSpec:
 
 
 def check_labels(labels, classes: int) -> None:
-    """Checks that each class has a label of its own.
-
-    Raises:
-        ValueError: if there are not as many labels as classes, a label is empty, or
-            two are equal.
-    """
+    """Raises a ValueError unless each class has a label of its own."""
     if len(labels) != classes:
         raise ValueError(
             f"The model has {classes} classes, but {len(labels)} labels. Give one "
@@ -93,15 +87,8 @@ def split_input_scale(graph: Graph, input_max: float) -> tuple[Graph, float]:
     """Splits the images' scale between the package's input and the first convolution.
 
     Pixels are integers below 256. Times a power of two they stay exact in float16;
-    times 1/255 they would not. The input takes the power of two, and the weights take
-    the rest, 256/255.
-
-    Args:
-        graph: the network.
-        input_max: the largest value of the network's images, 255 or 1.
-
-    Returns:
-        The graph, and the power of two by which the input multiplies pixels.
+    times 1/255 they would not. The input takes the power of two, which is returned
+    beside the graph, and the weights take the rest, 256/255.
     """
     scale = input_max / 255
     first = graph.only_consumer(graph.input_name)
@@ -130,7 +117,7 @@ def split_input_scale(graph: Graph, input_max: float) -> tuple[Graph, float]:
 def trace(
     graph: Graph, shape, layout: str, opset, postprocess: Callable | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """Traces the MIL program of a graph.
+    """Returns the MIL program of a graph, and its values by the names of the nodes.
 
     Args:
         graph: the network.
@@ -139,9 +126,6 @@ def trace(
         opset: the version of iOS whose operations may be used, a `coremltools.target`.
         postprocess: function from the network's outputs to the tuple that the program
             returns; by default it returns the outputs themselves.
-
-    Returns:
-        The program, and its values by the names of the nodes.
     """
     from coremltools.converters.mil import Builder as mb
 
@@ -212,15 +196,8 @@ def convert_program(
 ) -> "MLModel":
     """Converts a traced program to a Core ML model.
 
-    Args:
-        program: the result of `trace`.
-        spec: the package.
-        target: the oldest version of iOS that runs it, a `coremltools.target`.
-        precision: the type of weights and maps, a `coremltools.precision`.
-        classifier: a classifier's labels, a `coremltools.ClassifierConfig`.
-
-    Returns:
-        A `coremltools.models.MLModel`.
+    `target`, `precision` and `classifier` are a `coremltools.target`, a
+    `coremltools.precision` and a classifier's labels, a `coremltools.ClassifierConfig`.
     """
     ct = load_coremltools()
     passes = ct.PassPipeline.DEFAULT
@@ -244,16 +221,8 @@ def convert_program(
 def fit_sizes(graph: Graph, spec: PackageSpec) -> tuple[Graph, tuple, Any]:
     """Fits a graph to the image sizes of a package.
 
-    Args:
-        graph: the network.
-        spec: the package.
-
-    Returns:
-        The graph, the shape of its image for `trace`, and the oldest version of iOS
-        that runs it, a `coremltools.target`.
-
-    Raises:
-        ValueError: if `spec.ios` is too old for these sizes.
+    Returns the graph, the shape of its image for `trace`, and the oldest version of iOS
+    that runs it, a `coremltools.target`. Raises a ValueError if `spec.ios` is too old.
     """
     ct = load_coremltools()
     size = spec.sizes[0]
@@ -279,13 +248,7 @@ def _quietly():
 
 
 def describe(model, spec: PackageSpec, outputs: dict[str, str]) -> None:
-    """Writes the descriptions that Xcode shows into a model.
-
-    Args:
-        model: a Core ML model.
-        spec: the package.
-        outputs: a description of each output, by name.
-    """
+    """Writes the descriptions that Xcode shows into a Core ML model."""
     known = ("author", "license", "version", "short_description")
     for name, text in spec.metadata.items():
         if name in known:

@@ -57,17 +57,8 @@ def _describe_classes(model, labels: tuple[str, ...]) -> None:
 def make_segmenter(graph: Graph, spec: PackageSpec, precision: str) -> "MLModel":
     """Makes the Core ML model of a segmenter.
 
-    Args:
-        graph: the network, rewritten with `tflite.graph.rewrites.COREML_REWRITES`; it
-            returns the logits at the output stride.
-        spec: the package; with labels it returns a class map, without `RAW_OUTPUTS`.
-        precision: the type of weights and maps, `float16` or `float32`.
-
-    Returns:
-        A `coremltools.models.MLModel`, whose weights can be compressed.
-
-    Raises:
-        ValueError: if coremltools cannot be used, or the target is too old.
+    The graph is rewritten with `COREML_REWRITES`; it returns the logits at the output
+    stride. With labels the package returns a class map, without `RAW_OUTPUTS`.
     """
     ct = load_coremltools()
     outputs = RAW_OUTPUTS
@@ -80,15 +71,7 @@ def make_segmenter(graph: Graph, spec: PackageSpec, precision: str) -> "MLModel"
 
 
 def finalize_segmenter(model: "MLModel", spec: PackageSpec) -> "MLModel":
-    """Writes the descriptions that Xcode shows into a segmenter.
-
-    Args:
-        model: the result of `make_segmenter`, perhaps with compressed weights.
-        spec: the package.
-
-    Returns:
-        The model, ready to be saved.
-    """
+    """Writes the descriptions that Xcode shows into a segmenter."""
     describe(model, spec, OUTPUTS if spec.labels else RAW_OUTPUTS)
     if spec.labels:
         _describe_classes(model, spec.labels)

@@ -15,14 +15,8 @@ def matched_scores(reference: Outputs, found: Outputs) -> tuple[np.ndarray, int]
     """Matches an image's objects with those of a reference.
 
     An object matches if its class is the same and its box overlaps by `SAME_BOX_IOU`.
-
-    Args:
-        reference: `boxes` `[n, 4]`, `scores` and `classes` `[n]` of one image.
-        found: the same of the objects to compare.
-
-    Returns:
-        The differences of the scores of the matched objects, and the number of the
-        reference's objects without a match.
+    Returns the differences of the scores of the matched objects, and the number of the
+    reference's objects without a match.
     """
     expected, actual = (np.asarray(x["boxes"], np.float32) for x in (reference, found))
     overlaps = np.asarray(box_math.iou(expected[:, None], actual[None]))
@@ -40,13 +34,9 @@ def matched_scores(reference: Outputs, found: Outputs) -> tuple[np.ndarray, int]
 def agreement(reference: Outputs, found: Outputs) -> tuple[np.ndarray, float]:
     """Compares the objects that score at least `MIN_COMPARED_SCORE` on many images.
 
-    Args:
-        reference: what `suppress_file_outputs` returns.
-        found: the same for the outputs to compare.
-
-    Returns:
-        The differences of the scores of the matched objects, and the fraction of the
-        reference's objects that have a match.
+    Both are what `suppress_file_outputs` returns. Returns the differences of the scores
+    of the matched objects, and the fraction of the reference's objects that have a
+    match.
     """
     differences, missing = [np.zeros(0)], 0
     for index, scores in enumerate(reference["scores"]):
