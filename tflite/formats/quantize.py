@@ -39,7 +39,7 @@ def _in_float(recipe, scope: str, op=Op.ALL_SUPPORTED) -> None:
 
 def _scope(graph: Graph, op: str) -> str:
     """Returns a regular expression for the tensors of one operation of a graph."""
-    names = [re.escape(node.name) for node in graph.nodes.values() if node.op == op]
+    names = [re.escape(node.name) for node in graph.of_kind(op)]
     return f"^({'|'.join(names)})/" if names else "^$"
 
 

@@ -24,6 +24,11 @@ class Node:
     weights: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     options: dict = dataclasses.field(default_factory=dict)
 
+    def rewire(self, names: dict[str, str]) -> "Node":
+        """Returns the node with other inputs, by the names of the present ones."""
+        inputs = tuple(names.get(name, name) for name in self.inputs)
+        return dataclasses.replace(self, inputs=inputs)
+
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
@@ -47,6 +52,10 @@ class Graph:
         order = graphlib.TopologicalSorter(sources).static_order()
         return [self.nodes[name] for name in order if name in self.nodes]
 
+    def of_kind(self, op: str) -> list[Node]:
+        """Returns the nodes of an operation."""
+        return [node for node in self.nodes.values() if node.op == op]
+
     def consumers(self, name: str) -> list[Node]:
         """Returns the nodes that take a node's output, once for each time."""
         nodes = self.nodes.values()
@@ -67,13 +76,10 @@ class Graph:
     def remove(self, name: str) -> "Graph":
         """Returns the graph without a node; its only input takes its place."""
         (source,) = self.nodes[name].inputs
-
-        def rename(names: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(source if other == name else other for other in names)
-
         nodes = {
-            node.name: dataclasses.replace(node, inputs=rename(node.inputs))
-            for node in self.nodes.values()
-            if node.name != name
+            other: node.rewire({name: source})
+            for other, node in self.nodes.items()
+            if other != name
         }
-        return dataclasses.replace(self, nodes=nodes, outputs=rename(self.outputs))
+        outputs = tuple(source if other == name else other for other in self.outputs)
+        return dataclasses.replace(self, nodes=nodes, outputs=outputs)

@@ -99,15 +99,8 @@ def split_input_scale(graph: Graph, input_max: float) -> tuple[Graph, float]:
     power = 2.0 ** round(math.log2(scale))
     weights = {"scale": np.array(scale / power), "offset": np.array(0.0)}
     rest = Node("rest_of_scale", "rescale", (graph.input_name,), weights)
-    moved = [
-        dataclasses.replace(
-            node,
-            inputs=tuple(
-                rest.name if name == graph.input_name else name for name in node.inputs
-            ),
-        )
-        for node in graph.consumers(graph.input_name)
-    ]
+    readers = graph.consumers(graph.input_name)
+    moved = [node.rewire({graph.input_name: rest.name}) for node in readers]
     return fold_rescaling(graph.replace(*moved, rest), with_offsets=False), power
 
 
@@ -156,12 +149,11 @@ def _resize_odd_maps(graph: Graph, spec: PackageSpec, opset) -> Graph:
                 if np.any(np.array(sides) % node.options["patch_size"]):
                     odd.add(node.name)
     nodes = (graph.nodes[name] for name in odd)
-    return graph.replace(
-        *(
-            dataclasses.replace(node, options=node.options | {"resizes": True})
-            for node in nodes
-        )
+    marked = (
+        dataclasses.replace(node, options=node.options | {"resizes": True})
+        for node in nodes
     )
+    return graph.replace(*marked)
 
 
 def _flexible(
