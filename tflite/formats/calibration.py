@@ -90,8 +90,8 @@ def measure_channels(graph: Graph, images) -> dict[str, ChannelStats]:
         found = {}
         for name, values in tf_ops.run_all(graph, image).items():
             axes = list(range(values.shape.rank - 1))  # all except the channels
-            reduced = (f(values, axes) for f in _REDUCTIONS)
-            found[name] = tf.stack(list(reduced))  # [3, channels]
+            reduced = [reduce(values, axes) for reduce in _REDUCTIONS]
+            found[name] = tf.stack(reduced)  # [3, channels]
         return found
 
     rows = []
@@ -123,14 +123,13 @@ def _interpreter(content: bytes) -> Interpreter:
 
 
 def _measure_extremes(
-    content: bytes, images: np.ndarray, floors: dict[str, np.ndarray]
+    interpreter: Interpreter, content: bytes, images: np.ndarray, floors: dict
 ) -> dict[str, np.ndarray]:
     """Runs a float32 file on images and returns `{tensor: [images, 2]}`.
 
     These are the least value above the floor, see `swish_floors`, and the greatest
     value for each image.
     """
-    interpreter = _interpreter(content)
     interpreter.allocate_tensors()
     (image_input,) = interpreter.get_input_details()
     names = tensors.computed_tensors(content)  # by index
@@ -165,14 +164,14 @@ def measure_ranges(
         input_max: end of that range; with 255, an int8 input is the pixel - 128.
         floors: what `swish_floors` returns, for a file of a graph.
     """
-    extremes = _measure_extremes(content, images, floors or {})
+    interpreter = _interpreter(content)
+    extremes = _measure_extremes(interpreter, content, images, floors or {})
     for name, pairs in extremes.items():
         if not np.all(np.isfinite(pairs[:, 1])):
             raise ValueError(
                 f"The tensor {name} is not finite for a calibration image, so it has "
                 "no range. Look for damaged images or weights."
             )
-    interpreter = _interpreter(content)
     (image_input,) = interpreter.get_input_details()
     outputs = {output["name"] for output in interpreter.get_output_details()}
     # The outputs of the network are never clipped.
@@ -180,10 +179,7 @@ def measure_ranges(
         name: _range(pairs, 1.0 if name in outputs else IMAGES_IN_RANGE)
         for name, pairs in extremes.items()
     }
-    ranges[image_input["name"]] = {
-        "min": np.zeros(1, np.float32),
-        "max": np.full(1, input_max, np.float32),
-    }
+    ranges[image_input["name"]] = _positive(input_max)
     return _for_xnnpack(content, ranges)
 
 
@@ -205,6 +201,10 @@ def _for_xnnpack(content: bytes, ranges: dict[str, Range]) -> dict[str, Range]:
     return ranges
 
 
+def _positive(limit: float) -> Range:
+    return {"min": np.zeros(1, np.float32), "max": np.full(1, limit, np.float32)}
+
+
 def _ends(limits: Range) -> np.ndarray:
     """Returns the ends of a range, widened to contain zero as the quantizer does."""
     return np.array([min(limits["min"][0], 0), max(limits["max"][0], 0)], np.float32)
@@ -216,7 +216,7 @@ def _at_least_as_wide(limits: Range, least: float) -> Range:
     if width >= least:
         return limits
     if width == 0:
-        return {"min": np.zeros(1, np.float32), "max": np.full(1, least, np.float32)}
+        return _positive(least)
     return {end: x * np.float32(least / width) for end, x in limits.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -73,8 +73,8 @@ class Conversion:
         if self.graph is not None:
             return tflite_content(trace_graph(self.graph, postprocess))
         shape = (self.size, self.size, self.model.inputs[0].shape[-1])
-        run = outputs_as_list(self.model)
-        return tflite_content(trace_model(run, shape, postprocess))
+        traced = trace_model(outputs_as_list(self.model), shape, postprocess)
+        return tflite_content(traced)
 
     @functools.cached_property
     def ranges(self) -> dict:
@@ -123,9 +123,7 @@ def prepare(
     *,
     task: Task | None = None,
     rewrite: bool = True,
-    calibration: np.ndarray | None = None,
-    fine_tuning: FineTuning | None = None,
-    core_ml: Callable[..., object] | None = None,
+    **settings: Any,
 ) -> Conversion:
     """Prepares the conversion of a model for square images; see `Conversion`.
 
@@ -135,12 +133,4 @@ def prepare(
     """
     check_size(model, size)
     graph = deployment_graph(read_model(model, size, size)) if rewrite else None
-    return Conversion(
-        model,
-        task or task_of(model),
-        size,
-        graph,
-        calibration,
-        fine_tuning,
-        core_ml,
-    )
+    return Conversion(model, task or task_of(model), size, graph, **settings)

@@ -269,12 +269,9 @@ def _with_weights(graph: Graph, weights: dict) -> Graph:
 
 @dataclasses.dataclass(frozen=True)
 class FineTuning:
-    """How int8-qat trains a network.
+    """How int8-qat trains a network, whose classes are `labels`.
 
-    Attributes:
-        config: the training's configuration, with the schedule of the fine-tuning.
-        data: the data to train on, a value of `--data`.
-        labels: names of the model's classes.
+    `config` has the schedule of the fine-tuning; `data` is a value of `--data`.
     """
 
     config: TrainConfig

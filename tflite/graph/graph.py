@@ -8,14 +8,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One operation.
+    """One operation, `op` of `tflite.graph.tf_ops.OPERATIONS`.
 
-    Attributes:
-        name: the name of its Keras layer, made unique in the graph.
-        op: a key of `tflite.graph.tf_ops.OPERATIONS`.
-        inputs: names of the nodes whose outputs it takes.
-        weights: for example `kernel` and `bias`.
-        options: other parameters, for example `strides`.
+    Its name is that of its Keras layer, made unique in the graph. `inputs` are the
+    names of the nodes whose outputs it takes. `weights` are for example `kernel` and
+    `bias`, and `options` for example `strides`.
     """
 
     name: str
@@ -34,11 +31,8 @@ class Node:
 class Graph:
     """Operations, each of which takes the outputs of others.
 
-    Attributes:
-        input_name: the name by which nodes refer to the image.
-        input_shape: `(height, width, channels)` of the image.
-        nodes: the nodes by name.
-        outputs: names of the nodes whose outputs the network returns.
+    Nodes refer to the image of the shape `(height, width, channels)` by `input_name`.
+    The network returns the outputs of the nodes that `outputs` names.
     """
 
     input_name: str

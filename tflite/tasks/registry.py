@@ -20,10 +20,8 @@ class OutputFlag:
     """The flag of `tflite/convert.py` that chooses between a task's output variants.
 
     Attributes:
-        name: name of the flag.
         models: the models that it is for, in the plural.
         choices: names of the variants, the default first.
-        help_text: help of the flag.
         in_package: the variant that a Core ML package is made from.
         in_raw_package: the same with `--raw_outputs`.
     """
@@ -41,7 +39,6 @@ class TaskRow:
     """One task.
 
     Attributes:
-        name: name of the task.
         location: `module:attribute` of its `TaskFamily`.
         model_prefix: beginning of the names of its models, before the backbone's name;
             `None` if it has no named models.

@@ -28,12 +28,9 @@ TIMEOUT_S = 600
 class GpuCheckResult:
     """What the accelerator makes of a file.
 
-    Attributes:
-        driver: path of the Vulkan driver's description.
-        fully_accelerated: whether the accelerator takes every operation.
-        max_abs: largest difference between the outputs on the GPU and on the CPU;
-            `None` if the file did not run.
-        error: what went wrong, or "".
+    `driver` is the path of the Vulkan driver's description. `max_abs` is the largest
+    difference between the outputs on the GPU and on the CPU; `None` if the file did not
+    run. `error` says what went wrong.
     """
 
     driver: str

@@ -31,7 +31,7 @@ from tflite.formats.coreml.package import (
     trace,
 )
 from tflite.graph.graph import Graph
-from tflite.validation.mil_reader import CLASS_COUNT
+from tflite.validation.metadata_keys import CLASS_COUNT
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel

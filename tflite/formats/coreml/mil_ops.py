@@ -22,6 +22,10 @@ def _constant(values) -> np.ndarray:
     return np.asarray(values, np.float32)
 
 
+def _bias(node: Node) -> np.ndarray | None:
+    return _constant(node.weights["bias"]) if "bias" in node.weights else None
+
+
 def _is_static(x) -> bool:
     return all(isinstance(side, (int, np.integer)) for side in x.shape)
 
@@ -50,11 +54,10 @@ def _conv_padding(options: dict) -> dict:
 
 
 def _convolve(node: Node, x, weight, groups: int = 1):
-    bias = node.weights.get("bias")
     return mb.conv(
         x=x,
         weight=_constant(weight),
-        bias=None if bias is None else _constant(bias),
+        bias=_bias(node),
         strides=node.options["strides"],
         dilations=node.options["dilations"],
         groups=groups,
@@ -75,22 +78,13 @@ def _depthwise(node: Node, x):
 
 
 def _linear(node: Node, x):
-    bias = node.weights.get("bias")
-    return mb.linear(
-        x=x,
-        weight=_constant(node.weights["kernel"].T),
-        bias=None if bias is None else _constant(bias),
-        name=node.name,
-    )
+    weight = _constant(node.weights["kernel"].T)
+    return mb.linear(x=x, weight=weight, bias=_bias(node), name=node.name)
 
 
 def _batch_norm(node: Node, x):
     scale, offset = batch_norm_scale(**node.weights, **node.options)
     return _scale_channels(x, scale, offset)
-
-
-def _rescale(node: Node, x):
-    return _scale_channels(x, node.weights["scale"], node.weights["offset"])
 
 
 def _layer_norm(node: Node, x):
@@ -136,10 +130,6 @@ def _reshape(node: Node, x):
     if len(x.shape) == 4:
         x = mb.transpose(x=x, perm=(0, 2, 3, 1))
     return mb.reshape(x=x, shape=(1, *shape), name=node.name)
-
-
-def _join_tokens(node: Node, *inputs):
-    return mb.concat(values=inputs, axis=1, name=node.name)
 
 
 def _slice_channels(node: Node, x):
@@ -210,13 +200,12 @@ def _resize(x, sides):
             interpolation_mode="LINEAR",
             sampling_mode="UNALIGN_CORNERS",
         )
-    height, width = sides
     if tuple(sides) == x.shape[2:]:
         return x
     return mb.resize_bilinear(
         x=x,
-        target_size_height=height,
-        target_size_width=width,
+        target_size_height=sides[0],
+        target_size_width=sides[1],
         sampling_mode="UNALIGN_CORNERS",
     )
 
@@ -249,10 +238,6 @@ def _to_map(node: Node, x, features):
     x = mb.reshape(x=x, shape=shape)  # [1, channels * patch**2, rows, columns]
     x = mb.pixel_shuffle(x=x, upscale_factor=np.int32(patch))
     return _resize(x, _sides(features)) if _resizes(node, features) else x
-
-
-def _resize_like(node: Node, x, like):
-    return _resize(x, _sides(like))
 
 
 def _best_class(node: Node, x):
@@ -345,28 +330,19 @@ OPERATIONS: dict[str, Callable] = {
     "conv": _conv,
     "depthwise": _depthwise,
     "global_average": _global_average,
-    "join_tokens": _join_tokens,
+    "join_tokens": lambda node, *x: mb.concat(values=x, axis=1, name=node.name),
     "layer_norm": _layer_norm,
     "pad": _pad,
-    "rescale": _rescale,
+    "rescale": lambda node, x: _scale_channels(x, **node.weights),
     "reshape": _reshape,
-    "resize_like": _resize_like,
+    "resize_like": lambda node, x, like: _resize(x, _sides(like)),
     "slice_channels": _slice_channels,
 }
 # By layout, the operations that depend on it.
+_ON_TOKENS = ("attention", "dense", "fold", "unfold")
 LAYOUTS: dict[str, dict[str, Callable]] = {
-    "tokens": {
-        "attention": _attention,
-        "dense": _linear,
-        "fold": _fold,
-        "unfold": _unfold,
-    },
-    "ane": {
-        "attention": _ane_attention,
-        "dense": _ane_dense,
-        "fold": _ane_fold,
-        "unfold": _ane_unfold,
-    },
+    "tokens": dict(zip(_ON_TOKENS, (_attention, _linear, _fold, _unfold))),
+    "ane": dict(zip(_ON_TOKENS, (_ane_attention, _ane_dense, _ane_fold, _ane_unfold))),
 }
 
 

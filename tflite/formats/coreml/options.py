@@ -15,7 +15,9 @@ from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.files import read_text
 from keras_mobilevit.preprocessing import decode_predictions
 from keras_mobilevit.value_range import input_max
+from tflite.formats.coreml import detector, segmenter
 from tflite.formats.coreml import flags as coreml_flags
+from tflite.formats.coreml.classifier import make_classifier
 from tflite.formats.coreml.package import (
     PackageSpec,
     check_labels,
@@ -40,18 +42,13 @@ IMAGENET_CLASSES = 1000  # detectors on an ImageNet backbone have another number
 
 @dataclasses.dataclass(frozen=True)
 class PackageOptions:
-    """The options of Core ML packages.
+    """The options of Core ML packages, like the flags of these names.
 
     Attributes:
-        model: path of a `.keras` file, or name of a model.
         weights: published weights, a path, or `none`.
         sizes: sides of the images in pixels, the default first; empty for one size.
         ios: oldest iOS version that runs the package, `None` for the oldest possible.
-        layout: memory layout of tokens.
-        raw_outputs: whether to return numbers instead of class names.
         labels: path of a file of class names.
-        author: author of the model.
-        license: license of the model.
     """
 
     model: str
@@ -163,46 +160,6 @@ def _whole_image_text(sizes: tuple[int, ...], crop: float) -> str:
     return f"the whole image resized to {sides} pixels, bilinearly, ignoring its aspect"
 
 
-# coremltools is optional, so these import the modules that need it when called.
-
-
-def _classifier(model, graph, spec: PackageSpec, precision: str):
-    from tflite.formats.coreml.classifier import make_classifier
-
-    return make_classifier(graph, spec, precision, output_name(model))
-
-
-def _detector(model, graph, spec: PackageSpec, precision: str):
-    from tflite.formats.coreml.detector import make_program
-
-    (size,) = spec.sizes
-    return make_program(graph, anchor_boxes(size, size), spec, precision)
-
-
-def _finalize_detector(made, spec: PackageSpec):
-    from tflite.formats.coreml.detector import finalize_detector
-
-    return finalize_detector(made, spec)
-
-
-def _check_one_size(sizes: tuple[int, ...]) -> None:
-    from tflite.formats.coreml.detector import check_one_size
-
-    check_one_size(sizes)
-
-
-def _segmenter(model, graph, spec: PackageSpec, precision: str):
-    from tflite.formats.coreml.segmenter import make_segmenter
-
-    return make_segmenter(graph, spec, precision)
-
-
-def _finalize_segmenter(made, spec: PackageSpec):
-    from tflite.formats.coreml.segmenter import finalize_segmenter
-
-    return finalize_segmenter(made, spec)
-
-
 @dataclasses.dataclass(frozen=True)
 class CoreMLTask:
     """The Core ML packages of a task.
@@ -225,19 +182,33 @@ class CoreMLTask:
     check_sizes: Callable[[tuple[int, ...]], None] = lambda sizes: None
 
 
+def _detector(model, graph, spec: PackageSpec, precision: str):
+    (size,) = spec.sizes
+    return detector.make_program(graph, anchor_boxes(size, size), spec, precision)
+
+
 CORE_ML_TASKS = {  # by the name of the task
     "classification": CoreMLTask(
-        "MobileViT image classifier", _center_crop_text, _classifier
+        "MobileViT image classifier",
+        _center_crop_text,
+        lambda model, graph, spec, precision: make_classifier(
+            graph, spec, precision, output_name(model)
+        ),
     ),
     "detection": CoreMLTask(
         "SSDLite object detector",
         _whole_image_text,
         _detector,
-        _finalize_detector,
-        _check_one_size,
+        detector.finalize_detector,
+        detector.check_one_size,
     ),
     "segmentation": CoreMLTask(
-        "DeepLabv3 image segmenter", _whole_image_text, _segmenter, _finalize_segmenter
+        "DeepLabv3 image segmenter",
+        _whole_image_text,
+        lambda model, graph, spec, precision: segmenter.make_segmenter(
+            graph, spec, precision
+        ),
+        segmenter.finalize_segmenter,
     ),
 }
 

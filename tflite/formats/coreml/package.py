@@ -55,8 +55,7 @@ class PackageSpec:
         pixel_scale: the factor from pixels in [0, 255] to the network's input.
         layout: the layout of tokens, a key of `tflite.formats.coreml.mil_ops.LAYOUTS`.
         ios: the oldest version of iOS that runs it; `None` for the oldest possible.
-        metadata: author, license, version, short_description, and further entries, as
-            Xcode shows them.
+        metadata: what Xcode shows: author, license, version, and further entries.
     """
 
     sizes: tuple[int, ...]
@@ -112,13 +111,8 @@ def trace(
 ) -> tuple[Any, dict[str, Any]]:
     """Returns the MIL program of a graph, and its values by the names of the nodes.
 
-    Args:
-        graph: the network.
-        shape: shape of the image.
-        layout: the layout of tokens, a key of `tflite.formats.coreml.mil_ops.LAYOUTS`.
-        opset: the version of iOS whose operations may be used, a `coremltools.target`.
-        postprocess: function from the network's outputs to the tuple that the program
-            returns; by default it returns the outputs themselves.
+    `shape` is the image's, and `opset` a `coremltools.target`. `postprocess` turns the
+    network's outputs into the tuple that the program returns instead of them.
     """
     from coremltools.converters.mil import Builder as mb
 
@@ -230,6 +224,23 @@ def fit_sizes(graph: Graph, spec: PackageSpec) -> tuple[Graph, tuple, Any]:
             "resizes nothing at multiples of 64."
         )
     return graph, shape, getattr(ct.target, f"iOS{ios}")
+
+
+def make_model(
+    graph: Graph, spec: PackageSpec, precision: str, name: str, classifier=None
+) -> "MLModel":
+    """Makes the Core ML model of a graph with one output.
+
+    The graph is rewritten with `COREML_REWRITES`. The precision is `float16` or
+    `float32`. `name` is the output's, except a classifier's, which has a
+    `ClassifierConfig`.
+    """
+    graph, shape, target = fit_sizes(graph, spec)
+    program, _ = trace(graph, shape, spec.layout, target)
+    if classifier is None:
+        program.functions["main"].outputs[0].set_name(name)
+    compute = load_coremltools().precision(precision)
+    return convert_program(program, spec, target, compute, classifier)
 
 
 @contextlib.contextmanager
