@@ -155,14 +155,10 @@ def measure_ranges(
 ) -> dict[str, Range]:
     """Measures the ranges of a float32 file's tensors on images, for the quantizer.
 
+    `images` are in the file's range, whose end is `input_max`: with 255, an int8 input
+    is the pixel - 128. `floors` is what `swish_floors` returns, for a file of a graph.
     The second factors of products get symmetric ranges, because XNNPACK does not take
     others. Raises a ValueError if a tensor is not finite for an image.
-
-    Args:
-        content: content of the file.
-        images: `[images, height, width, channels]`, in the file's range.
-        input_max: end of that range; with 255, an int8 input is the pixel - 128.
-        floors: what `swish_floors` returns, for a file of a graph.
     """
     interpreter = _interpreter(content)
     extremes = _measure_extremes(interpreter, content, images, floors or {})

@@ -33,13 +33,9 @@ class Conversion:
     The properties are computed when a format first asks for them, and kept.
 
     Attributes:
-        model: the Keras model.
-        task: what its files return.
-        size: side of the images in pixels.
         graph: the deployment graph; `None` to convert the model as it is.
         calibration: images that set the ranges of the int8 formats, `[images, height,
             width, 3]` with values in [0, 255].
-        fine_tuning: how int8-qat trains the network.
         core_ml: see `core_ml_from_options`.
     """
 
@@ -50,10 +46,6 @@ class Conversion:
     calibration: np.ndarray | None = None
     fine_tuning: FineTuning | None = None
     core_ml: Callable[..., object] | None = None
-
-    def with_graph(self, graph: Graph) -> Conversion:
-        """Returns the conversion of another graph with the same inputs and outputs."""
-        return dataclasses.replace(self, graph=graph)
 
     @property
     def input_max(self) -> float:
@@ -90,7 +82,7 @@ class Conversion:
             return self
         stats = measure_channels(self.graph, self.calibration_images())
         graph = equalize(self.graph, stats)
-        return self if graph is self.graph else self.with_graph(graph)
+        return self if graph is self.graph else dataclasses.replace(self, graph=graph)
 
     @functools.cached_property
     def bias_corrected(self) -> Conversion:
@@ -99,7 +91,7 @@ class Conversion:
         if graph is None:
             return self
         stats = measure_channels(graph, self.calibration_images())
-        return self.with_graph(correct_biases(graph, stats))
+        return dataclasses.replace(self, graph=correct_biases(graph, stats))
 
     @functools.cached_property
     def fine_tuned(self) -> Conversion:
@@ -108,7 +100,8 @@ class Conversion:
 
         if self.fine_tuning is None:
             raise ValueError("int8-qat needs images with labels to train on.")
-        return self.with_graph(fine_tune_conversion(self.equalized, self.fine_tuning))
+        graph = fine_tune_conversion(self.equalized, self.fine_tuning)
+        return dataclasses.replace(self, graph=graph)
 
 
 def outputs_as_list(model: keras.Model) -> Callable[[np.ndarray], list]:

@@ -84,11 +84,10 @@ def _channels_of(node: Node, inputs: list, groups: _Groups, count: int) -> np.nd
     """Returns the channels of a node's output; joins those that need one scale."""
     if node.op in LINEAR:
         return groups.new(count)
-    if is_swish(node) or node.options.get("function") in _HOMOGENEOUS:
+    function = node.options.get("function")
+    if node.op in _PASSES or is_swish(node) or function in _HOMOGENEOUS:
         return inputs[0]
-    if node.op in _PASSES:
-        return inputs[0]
-    if node.op == "reshape" and node.options["keeps_channels"]:
+    if node.options.get("keeps_channels"):  # a reshaping
         return inputs[0]
     if node.op == "concat":
         return np.concatenate(inputs)
@@ -110,7 +109,6 @@ def _channels_of(node: Node, inputs: list, groups: _Groups, count: int) -> np.nd
 def _group_channels(
     graph: Graph, stats: dict[str, ChannelStats]
 ) -> dict[str, np.ndarray]:
-    """Returns the group of each channel of each node."""
     groups = _Groups()
     channels = {graph.input_name: np.full(graph.input_shape[-1], _FIXED)}
     for node in graph.in_order():
@@ -187,7 +185,6 @@ def channel_scales(
 
 
 def _scale_linear(node: Node, given: np.ndarray, returned: np.ndarray) -> Node:
-    """Returns a linear layer from x / given to y / returned."""
     kernel = node.weights["kernel"] * given[:, None] / per_output(node, returned)
     weights = {**node.weights, "kernel": kernel}
     if "bias" in weights:

@@ -27,6 +27,8 @@ from train.tasks.classification.task import CLASSIFICATION
 
 # Operations that only move values need no rounding.
 _NOT_ROUNDED = ("fold", "pad", "unfold")
+# What tf_keras calls the kernels.
+_KERNELS = {"conv": "kernel", "dense": "kernel", "depthwise": "depthwise_kernel"}
 MIN_PROBABILITY = 1e-30  # whose logarithm is taken
 COPY_TOLERANCE = 1e-4  # relative difference of an output in float32
 
@@ -44,16 +46,13 @@ def _tfmot():
     return tf_keras, tfmot.quantization.keras
 
 
-def _padding_node(node: Node) -> Node:
-    options = {"padding": node.options["padding"]}
-    return Node(f"{node.name}_pad", "pad", node.inputs, options=options)
-
-
 def _split_padding(graph: Graph) -> Graph:
     """Moves explicit padding into operations of its own: tf_keras layers lack it."""
     for node in list(graph.nodes.values()):
-        if isinstance(node.options.get("padding"), tuple) and node.op != "pad":
-            pad = _padding_node(node)
+        padding = node.options.get("padding")
+        if isinstance(padding, tuple) and node.op != "pad":
+            name = f"{node.name}_pad"
+            pad = Node(name, "pad", node.inputs, options={"padding": padding})
             options = {**node.options, "padding": "VALID"}
             conv = dataclasses.replace(node, inputs=(pad.name,), options=options)
             graph = graph.replace(pad, conv)
@@ -143,13 +142,10 @@ def _rounding_type(quantization):
             pass
 
         def get_output_quantizers(self, layer):
-            if not self.rounds_output:
-                return []
-            return [
-                quantizers.MovingAverageQuantizer(
-                    num_bits=8, per_axis=False, symmetric=False, narrow_range=False
-                )
-            ]
+            quantizer = quantizers.MovingAverageQuantizer(
+                num_bits=8, per_axis=False, symmetric=False, narrow_range=False
+            )
+            return [quantizer] if self.rounds_output else []
 
         def get_config(self):
             return {"kernel": self.kernel, "rounds_output": self.rounds_output}
@@ -157,14 +153,7 @@ def _rounding_type(quantization):
     return Rounding
 
 
-def _rounding_of(node: Node, graph: Graph, rounding):
-    kernel = {"conv": "kernel", "dense": "kernel", "depthwise": "depthwise_kernel"}
-    rounds_output = node.op not in _NOT_ROUNDED and node.name not in graph.outputs
-    return rounding(kernel.get(node.op), rounds_output)
-
-
 def _functional(graph: Graph, make_layer, tf_keras):
-    """Builds a tf_keras model that calls a layer for each node."""
     images = tf_keras.Input(graph.input_shape, name=graph.input_name)
     values = {graph.input_name: images}
     for node in graph.in_order():
@@ -200,8 +189,9 @@ def build_qat_model(graph: Graph, images):  # noqa: ANN201 - tf_keras is optiona
         node = graph.nodes.get(layer.name)
         if node is None:
             return layer
+        rounds_output = node.op not in _NOT_ROUNDED and node.name not in graph.outputs
         return quantization.quantize_annotate_layer(
-            layer, _rounding_of(node, graph, rounding)
+            layer, rounding(_KERNELS.get(node.op), rounds_output)
         )
 
     rounding = _rounding_type(quantization)
@@ -322,10 +312,9 @@ def _make_step(
         images = tf.cast(batch["image"], tf.float32) * scale
         with tf.GradientTape() as tape:
             outputs = qat_model(images, training=True)
-            logits = (
-                outputs if returns_logits else tf.math.log(outputs + MIN_PROBABILITY)
-            )
-            losses = CLASSIFICATION.loss(config, batch, logits)
+            if not returns_logits:
+                outputs = tf.math.log(outputs + MIN_PROBABILITY)
+            losses = CLASSIFICATION.loss(config, batch, outputs)
             weight = batch["weight"]
             total = tf.reduce_sum(losses * weight)
             loss = tf.math.divide_no_nan(total, tf.reduce_sum(weight))
@@ -345,15 +334,9 @@ def fine_tune(
 ) -> Graph:
     """Trains a classifier's graph with rounding, on the training's own data and loss.
 
-    Raises a FloatingPointError if the loss is not finite.
-
-    Args:
-        graph: the deployment graph.
-        config: its `epochs`, `learning_rate`, `batch_size`, `label_smoothing`,
-            augmentation and seed are used, at the graph's size.
-        source: source of the images.
-        scale: scale of the images that the graph takes, relative to [0, 255].
-        returns_logits: whether the graph returns logits instead of probabilities.
+    Of `config`, the `epochs`, `learning_rate`, `batch_size`, `label_smoothing`,
+    augmentation and seed are used, at the graph's size. `scale` is that of the graph's
+    images relative to [0, 255]. Raises a FloatingPointError if the loss is not finite.
     """
     size = graph.input_shape[:2]
     shapes = batch_shapes([size], size, config.batch_size)

@@ -25,7 +25,6 @@ class FileType:
     """What is done with files of one suffix, whatever their precision.
 
     Attributes:
-        suffix: end of their names.
         save: writes what a format built to a path.
         describe: from a path, the `Task`, the names of the outputs and the images'
             largest value to the card; at least `foreign_ops`, `max_rank`, `bytes` and
@@ -33,11 +32,9 @@ class FileType:
         run: from a path, images (uint8 `[images, height, width, 3]`), the same images
             in the network's range in float32, and the names of the outputs to the
             outputs `{name: [images, ...]}`.
-        is_folder: whether a "file" is a folder.
         check_device: from a path and images as for `run`, and whether `--check_gpu` is
             given, to entries of the card: what other processors do with the file.
         summary: from a card to words for the line that is printed.
-        supports: whether there are such files for a task.
         sizes: sides of the images that the files take.
         name_parts: more parts of the files' names.
     """

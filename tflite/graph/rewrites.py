@@ -79,7 +79,6 @@ def _with(node: Node, kernel, bias, **changes) -> Node:
 
 
 def _is_pointwise(node: Node) -> bool:
-    """Tells whether a node is a 1x1 convolution that keeps the size."""
     return (
         node.op == "conv"
         and node.weights["kernel"].shape[:2] == (1, 1)

@@ -115,12 +115,9 @@ def published_weights() -> list[str]:
 
 def split_name(model: str) -> tuple[TaskRow, str]:
     """Splits a model's name into its task's row and the name of the backbone."""
-    rows = [row for row in TASKS if row.model_prefix is not None]
-    row = max(
-        (row for row in rows if model.startswith(row.model_prefix or "")),
-        key=lambda row: len(row.model_prefix or ""),
-    )
-    return row, model.removeprefix(row.model_prefix or "")
+    prefixes = {row.model_prefix: row for row in TASKS if row.model_prefix is not None}
+    prefix = max(filter(model.startswith, prefixes), key=len)
+    return prefixes[prefix], model.removeprefix(prefix)
 
 
 def row_of(model: keras.Model) -> TaskRow:

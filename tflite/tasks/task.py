@@ -23,7 +23,6 @@ class Task:
     """What the file of a network returns, and how good that is.
 
     Attributes:
-        name: name of the task.
         training: the training task; its sources and examples are used.
         num_classes: from a model to the number of its classes, `None` if unknown.
         postprocess: makes the function from the network's outputs for one image to
@@ -72,7 +71,6 @@ class TaskFamily:
     """The models of a task and the `Task` of each of its output variants.
 
     Attributes:
-        matches: whether a model is for this task.
         choose: from a model and the name of an output variant, "" for the default, to
             the `Task`.
         default_size: side in pixels of the images of models that take any size.

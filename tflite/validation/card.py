@@ -115,7 +115,6 @@ def _package_labels(program) -> list[str]:
 
 
 def _package_nms(program) -> dict:
-    """Returns the entry on non-maximum suppression, if a package has it."""
     nms = program.nms
     if nms is None:
         return {}

@@ -85,23 +85,18 @@ def _sigmoid(x):
     return 0.5 * (1 + np.tanh(0.5 * x))  # tanh, unlike exp, cannot overflow
 
 
+def _along(values, axis: int, x):
+    """Shapes one number for each place on an axis so that it broadcasts to `x`."""
+    return np.reshape(values, np.where(np.arange(x.ndim) == axis % x.ndim, -1, 1))
+
+
 def _layer_norm(x, axes, epsilon, gamma=None, beta=None):
     (axis,) = axes
     centered = x - x.mean(axis, keepdims=True)
     variance = np.mean(centered**2, axis, keepdims=True)
     y = centered / np.sqrt(variance + np.float32(epsilon))
-    shape = [1] * x.ndim
-    shape[axis] = -1
-    y = y if gamma is None else y * gamma.reshape(shape)
-    return y if beta is None else y + beta.reshape(shape)
-
-
-def _reduce_mean(x, axes, keep_dims):
-    return x.mean(tuple(axes), keepdims=bool(keep_dims))
-
-
-def _reshape(x, shape):
-    return x.reshape([int(side) for side in shape])
+    y = y if gamma is None else y * _along(gamma, axis, x)
+    return y if beta is None else y + _along(beta, axis, x)
 
 
 def _pixel_unshuffle(x, downscale_factor):
@@ -128,9 +123,7 @@ def _resize_side(x, axis: int, size: int):
     position = np.clip(position, 0, old - 1)
     low = np.floor(position).astype(int)
     high = np.minimum(low + 1, old - 1)
-    shape = [1] * x.ndim
-    shape[axis] = size
-    part = (position - low).astype(np.float32).reshape(shape)
+    part = _along((position - low).astype(np.float32), axis, x)
     return x.take(low, axis) * (1 - part) + x.take(high, axis) * part
 
 
@@ -235,10 +228,12 @@ OPERATIONS: dict[str, Callable] = {
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
     "reduce_argmax": _reduce_argmax,
-    "reduce_mean": _reduce_mean,
+    "reduce_mean": lambda x, axes, keep_dims: x.mean(
+        tuple(axes), keepdims=bool(keep_dims)
+    ),
     "relu": lambda x: np.maximum(x, 0),
     "relu6": lambda x: np.clip(x, 0, 6),
-    "reshape": _reshape,
+    "reshape": lambda x, shape: x.reshape([int(side) for side in shape]),
     "resize": _resize,
     "resize_bilinear": _resize_bilinear,
     "shape": lambda x: np.array(x.shape, np.int32),

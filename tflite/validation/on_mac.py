@@ -15,7 +15,6 @@ ELSEWHERE = "Core ML is on macOS only; the package was run in NumPy"
 
 
 def _predict(path, pixels: np.ndarray) -> dict:
-    """Returns Core ML's outputs for an image, by name."""
     import coremltools
 
     model = coremltools.models.MLModel(str(path))

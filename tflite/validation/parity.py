@@ -37,6 +37,15 @@ def compare(reference, outputs, are_probabilities: bool = False) -> dict[str, fl
     }
 
 
+def worst(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Returns the worst figures of several outputs that were compared."""
+    largest = ("max_abs", "mean_abs", "max_abs_reference")
+    return {
+        **{key: max(part[key] for part in parts) for key in largest},
+        "psnr_db": min(part["psnr_db"] for part in parts),
+    }
+
+
 def _psnr_db(reference, outputs) -> float:
     error = np.sqrt(np.mean((reference - outputs) ** 2))
     peak = np.ptp(reference)

@@ -47,19 +47,12 @@ def largest_errors(
     ]
 
 
-def _samples(content: bytes, images: np.ndarray) -> dict[str, list[dict]]:
-    """Returns images as inputs of a file's signature, one by one."""
-    model, _ = main_graph(content)
-    (signature,) = model.signatureDefs
-    (given,) = signature.inputs
-    samples = [{given.name.decode(): image[None]} for image in images]
-    return {signature.signatureKey.decode(): samples}
-
-
 def _signal_to_noise(
     graph: Graph, float_content: bytes, content: bytes, images: np.ndarray
 ) -> dict[str, float]:
-    """Returns the signal-to-noise ratio of each layer's output."""
+    (signature,) = main_graph(float_content)[0].signatureDefs
+    (given,) = signature.inputs
+    samples = [{given.name.decode(): image[None]} for image in images]
     # The validator prints its progress, and LiteRT warns about the memory that all
     # tensors take.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -67,7 +60,7 @@ def _signal_to_noise(
         compared = model_validator.compare_model(
             float_content,
             content,
-            _samples(float_content, images),
+            {signature.signatureKey.decode(): samples},
             [ValidationErrorMetric.SNR],
             [_ratio],
             use_xnnpack=False,  # XNNPACK would hide the tensors within its partitions

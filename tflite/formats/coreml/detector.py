@@ -102,15 +102,6 @@ def _class_scores(logits):
     )
 
 
-def _raw_outputs(anchors: np.ndarray, offsets, logits):
-    """Returns the values of `RAW_OUTPUTS`."""
-    from coremltools.converters.mil import Builder as mb
-
-    corners = _decode(offsets, anchors)
-    boxes = mb.concat(values=corners, axis=-1, name=f"{DECODE}boxes")
-    return boxes, _class_scores(logits)
-
-
 def _outputs_for_nms(anchors: np.ndarray, columns: int, offsets, logits):
     """Returns confidences `[anchors, columns]` and coordinates `[anchors, 4]`."""
     from coremltools.converters.mil import Builder as mb
@@ -152,10 +143,13 @@ def _check_shapes(anchors, spec: PackageSpec, offsets, logits) -> None:
 
 
 def _postprocess(anchors: np.ndarray, spec: PackageSpec, offsets, logits):
-    """Turns the network's outputs into the program's."""
+    from coremltools.converters.mil import Builder as mb
+
     _check_shapes(anchors, spec, offsets, logits)
     if not spec.labels:
-        return _raw_outputs(anchors, offsets, logits)
+        corners = _decode(offsets, anchors)
+        boxes = mb.concat(values=corners, axis=-1, name=f"{DECODE}boxes")
+        return boxes, _class_scores(logits)
     columns = len(pad_labels(spec.labels))
     return _outputs_for_nms(anchors, columns, offsets, logits)
 

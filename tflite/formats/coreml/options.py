@@ -165,7 +165,6 @@ class CoreMLTask:
     """The Core ML packages of a task.
 
     Attributes:
-        title: short description of the packages.
         preprocessing: from the sides of the images and the crop to a text on how
             applications prepare images.
         make: from a model, its graph, a `PackageSpec` and the precision to a Core ML
@@ -240,15 +239,9 @@ def core_ml_from_options(
     """Returns a function that makes the Core ML model of a precision.
 
     It takes `float16` or `float32`, and optionally a function that compresses weights,
-    `int8_weights` or `palette_weights` of `package.py`. Raises a ValueError if the
+    `int8_weights` or `palette_weights` of `package.py`. The options have `sizes`;
+    `crop` is a classifier's, see `resize_and_center_crop`. Raises a ValueError if the
     labels do not fit the model, or there are several sizes for a detector.
-
-    Args:
-        options: options of the package, with at least one of `sizes`.
-        task: the model's task.
-        model: the network.
-        labels: names of its classes, if known.
-        crop: crop of a classifier, see `resize_and_center_crop`.
     """
     row, sizes = CORE_ML_TASKS[task.name], options.sizes
     row.check_sizes(sizes)

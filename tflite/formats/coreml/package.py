@@ -150,21 +150,6 @@ def _resize_odd_maps(graph: Graph, spec: PackageSpec, opset) -> Graph:
     return graph.replace(*marked)
 
 
-def _flexible(
-    graph: Graph, spec: PackageSpec, ct: ModuleType
-) -> tuple[Graph, tuple, int]:
-    """Returns the graph for several sizes, the image's shape and the needed iOS."""
-    from coremltools.converters.mil.mil import get_new_symbol
-
-    marked = _resize_odd_maps(graph, spec, ct.target.iOS16)
-    resizes = any(
-        node.op == "resize_like" or "resizes" in node.options
-        for node in marked.nodes.values()
-    )
-    needed = 17 if resizes else 16  # `resize` came with iOS 17
-    return marked, (1, 3, get_new_symbol(), get_new_symbol()), needed
-
-
 def _image_type(spec: PackageSpec, ct: ModuleType):
     shape, *others = [(1, 3, size, size) for size in spec.sizes]
     if others:
@@ -214,7 +199,15 @@ def fit_sizes(graph: Graph, spec: PackageSpec) -> tuple[Graph, tuple, Any]:
     size = spec.sizes[0]
     shape, needed = (1, 3, size, size), IOS_VERSIONS[0]
     if len(spec.sizes) > 1:
-        graph, shape, needed = _flexible(graph, spec, ct)
+        from coremltools.converters.mil.mil import get_new_symbol
+
+        graph = _resize_odd_maps(graph, spec, ct.target.iOS16)
+        shape = (1, 3, get_new_symbol(), get_new_symbol())
+        if any(
+            node.op == "resize_like" or "resizes" in node.options
+            for node in graph.nodes.values()
+        ):
+            needed = 17  # `resize` came with iOS 17
     ios = spec.ios or needed
     if ios < needed:
         raise ValueError(
@@ -295,7 +288,11 @@ def palette_weights(model: "MLModel", bits: int = 6) -> "MLModel":
 
     with _quietly():
         known = optimize.get_weights_metadata(model, MIN_COMPRESSED)
-        depthwise = [name for name, found in known.items() if _is_depthwise(found.val)]
+        depthwise = [
+            name
+            for name, found in known.items()
+            if found.val.ndim == 4 and found.val.shape[1] == 1
+        ]
         return optimize.palettize_weights(
             model,
             optimize.OptimizationConfig(
@@ -305,10 +302,6 @@ def palette_weights(model: "MLModel", bits: int = 6) -> "MLModel":
                 op_name_configs=dict.fromkeys(depthwise + _other_constants(known)),
             ),
         )
-
-
-def _is_depthwise(weight: np.ndarray) -> bool:
-    return weight.ndim == 4 and weight.shape[1] == 1
 
 
 def _other_constants(known: dict) -> list[str]:

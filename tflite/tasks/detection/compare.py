@@ -54,16 +54,11 @@ def agreement(reference: Outputs, found: Outputs) -> tuple[np.ndarray, float]:
 def compare_raw(reference: Outputs, outputs: Outputs) -> dict[str, float]:
     """Compares the boxes and scores of all anchors."""
     found = [parity.compare(reference[n], outputs[n]) for n in ("boxes", "scores")]
-    worst = {key: max(part[key] for part in found) for key in ("max_abs", "mean_abs")}
     _, matched = agreement(
         suppress_file_outputs(reference), suppress_file_outputs(outputs)
     )
-    return {
-        **worst,
-        "max_abs_reference": 1.0,  # fractions and probabilities
-        "psnr_db": min(part["psnr_db"] for part in found),
-        "agreement": matched,
-    }
+    # The outputs are fractions and probabilities.
+    return parity.worst(found) | {"max_abs_reference": 1.0, "agreement": matched}
 
 
 def compare_suppressed(reference: Outputs, outputs: Outputs) -> dict[str, float]:
