@@ -1,5 +1,6 @@
 """Converts a network to the content of a `.tflite` file that takes one image."""
 
+import functools
 import re
 import tempfile
 from collections.abc import Callable
@@ -23,14 +24,17 @@ def _image_spec(shape) -> tf.TensorSpec:
     return tf.TensorSpec([1, *shape], tf.float32, INPUT_NAME)
 
 
-def trace_graph(graph: Graph, postprocess: Callable) -> Serve:
-    """Makes the traceable function from an image to a graph's `{name: output}`."""
-
-    @tf.function(input_signature=[_image_spec(graph.input_shape)])
+def _trace(network: Callable, image_shape, postprocess: Callable) -> Serve:
+    @tf.function(input_signature=[_image_spec(image_shape)])
     def serve(images):
-        return postprocess(tf_ops.run(graph, images))
+        return postprocess(network(images))
 
     return serve
+
+
+def trace_graph(graph: Graph, postprocess: Callable) -> Serve:
+    """Makes the traceable function from an image to a graph's `{name: output}`."""
+    return _trace(functools.partial(tf_ops.run, graph), graph.input_shape, postprocess)
 
 
 def trace_model(
@@ -40,15 +44,9 @@ def trace_model(
 
     `function` maps images `[1, height, width, channels]` to a list of outputs.
     """
-    specification = _image_spec(image_shape)
-    traced = tf.function(function).get_concrete_function(specification)
+    traced = tf.function(function).get_concrete_function(_image_spec(image_shape))
     frozen = convert_to_constants.convert_variables_to_constants_v2(traced)
-
-    @tf.function(input_signature=[specification])
-    def serve(images):
-        return postprocess(frozen(images))
-
-    return serve
+    return _trace(frozen, image_shape, postprocess)
 
 
 def tflite_content(serve: Serve) -> bytes:

@@ -204,7 +204,6 @@ def build_qat_model(graph: Graph, images):  # noqa: ANN201 - tf_keras is optiona
 
 
 def _set_ranges(qat_model, graph: Graph, images) -> None:
-    """Sets the ranges of the layers' outputs to those on some images."""
     values = tf_ops.run_all(graph, np.asarray(images, np.float32))
     limits = {}
     for name in graph.nodes:

@@ -174,7 +174,6 @@ class Format:
         build: from a `Conversion` to what the file type saves.
         purpose: the hardware or use that it is for, in a line of help.
         limits: limits of the card, by the names of `tflite.validation.checks.CHECKS`.
-        file_type: how its files are saved, described and run.
         has_8_bits: whether it rounds to 8 bits or fewer, so that only images of the
             model's own kind show its loss.
         compared_with: for a format with 8-bit activations, from a `Conversion` to the

@@ -92,7 +92,7 @@ def fold_batch_norms(graph: Graph) -> Graph:
         linear = graph.nodes.get(norm.inputs[0])
         if linear is None or linear.op not in LINEAR:
             continue
-        if graph.only_consumer(linear.name) is None:
+        if not graph.only_consumer(linear.name):
             continue
         scale, offset = batch_norm_scale(**norm.weights, **norm.options)
         kernel, bias = kernel_and_bias(linear)
@@ -103,7 +103,6 @@ def fold_batch_norms(graph: Graph) -> Graph:
 
 
 def _rescale_twice(first: Node, second: Node) -> Node:
-    """Returns the second rescaling with the first one merged into it."""
     scale, offset = second.weights["scale"], second.weights["offset"]
     weights = {
         "scale": first.weights["scale"] * scale,

@@ -61,10 +61,6 @@ def _convolve(function, node: Node, x):
     return _add(node, "bias", x)
 
 
-def _dense(node: Node, x):
-    return _add(node, "bias", tf.matmul(x, constant(node, "kernel", x)))
-
-
 def _batch_norm(node: Node, x):
     gamma, beta, mean, variance = (
         constant(node, name, x) for name in ("gamma", "beta", "mean", "variance")
@@ -88,10 +84,6 @@ def _rms_norm(node: Node, x):
     if "gamma" in node.weights:
         x *= constant(node, "gamma", x)
     return _add(node, "beta", x)
-
-
-def _rescale(node: Node, x):
-    return _add(node, "offset", x * constant(node, "scale", x))
 
 
 def _static_batch(x, times: int = 1) -> int:
@@ -238,7 +230,9 @@ OPERATIONS: dict[str, Callable] = {
     "concat": lambda node, *inputs: tf.concat(inputs, -1),
     "conv": functools.partial(_convolve, tf.nn.conv2d),
     "crop_tokens": _crop_tokens,
-    "dense": _dense,
+    "dense": lambda node, x: _add(
+        node, "bias", tf.matmul(x, constant(node, "kernel", x))
+    ),
     "depthwise": functools.partial(_convolve, tf.nn.depthwise_conv2d),
     "fold": _fold,
     "global_average": lambda node, x: tf.reduce_mean(x, (1, 2), **node.options),
@@ -250,7 +244,7 @@ OPERATIONS: dict[str, Callable] = {
     # Puts one token of zeros before those of `[batch, tokens, channels]`.
     "pad_tokens": lambda node, x: tf.pad(x, ((0, 0), (1, 0), (0, 0))),
     "positions": lambda node, x: _add(node, "positions", x),
-    "rescale": _rescale,
+    "rescale": lambda node, x: _add(node, "offset", x * constant(node, "scale", x)),
     "reshape": _reshape,
     "resize_like": lambda node, x, like: _resize(x, *like.shape[1:3]),
     "rms_norm": _rms_norm,

@@ -33,9 +33,8 @@ class Task:
             at least `max_abs` and `max_abs_reference`, and `mean_abs` and `psnr_db`
             for quantities or `agreement` for classes.
         metric: name of the accuracy metric, "" if there is none.
-        score: from an `ImageSet` and the outputs for it to that metric in percent.
-        tolerance: from the number of images to the points of the metric that may be
-            lost by chance.
+        score: from an `ImageSet` and its outputs to that metric in percent.
+        tolerance: from the number of images to the points that may be lost by chance.
         excluded_formats: formats that do not fit the task.
         limits: overrides of the formats' limits: `{format: {check: limit}}`, with the
             format `""` for all; `None` removes a limit.

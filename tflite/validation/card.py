@@ -98,17 +98,6 @@ def _shape(array) -> list[int | None] | None:
     return list(array.shape) or None
 
 
-def _package_outputs(program) -> list[dict]:
-    return [
-        {
-            "name": output.name,
-            "type": output.type.WhichOneof("Type"),
-            "shape": _shape(output.type.multiArrayType),
-        }
-        for output in program.description.output
-    ]
-
-
 def _package_labels(program) -> list[str]:
     found = [o.inputs["classes"] for o in program.operations if o.kind == "classify"]
     return [str(label) for labels in [*found, program.classes] for label in labels]
@@ -118,14 +107,13 @@ def _package_nms(program) -> dict:
     nms = program.nms
     if nms is None:
         return {}
-    return {
-        "nms": {
-            "where": "inside",
-            "score_threshold": nms.confidenceThreshold,
-            "iou_threshold": nms.iouThreshold,
-            "per_class": nms.pickTop.perClass,
-        }
+    described = {
+        "where": "inside",
+        "score_threshold": nms.confidenceThreshold,
+        "iou_threshold": nms.iouThreshold,
+        "per_class": nms.pickTop.perClass,
     }
+    return {"nms": described}
 
 
 # Operations that may run in float32 after a float16 network: decoding of boxes, and
@@ -146,16 +134,11 @@ def _casts(program) -> tuple[int, int]:
         if operation.inputs["x"][0] in ends:
             ends.add(operation.outputs[0])
     for operation in reversed(program.operations):
-        is_half = np.float16 in operation.dtypes
-        if (
-            operation.kind in POSTPROCESSING
-            and ends & {*operation.outputs}
-            and not is_half
-        ):
-            given = operation.inputs.values()
-            ends |= {
-                name for names in given if isinstance(names, list) for name in names
-            }
+        is_float32 = np.float16 not in operation.dtypes
+        is_after = operation.kind in POSTPROCESSING and ends & {*operation.outputs}
+        if is_after and is_float32:
+            given = [x for x in operation.inputs.values() if isinstance(x, list)]
+            ends.update(*given)
     casts = [o for o in program.operations if o.kind == "cast"]
     at_ends = [o for o in casts if ends & {*o.inputs["x"], *o.outputs}]
     return len(casts) - len(at_ends), len(at_ends)
@@ -170,7 +153,14 @@ def describe_package(path, meanings: dict[str, str], input_max: float) -> dict:
     casts, casts_at_ends = _casts(program)
     return {
         "input": _package_input(program),
-        "outputs": _package_outputs(program),
+        "outputs": [
+            {
+                "name": output.name,
+                "type": output.type.WhichOneof("Type"),
+                "shape": _shape(output.type.multiArrayType),
+            }
+            for output in program.description.output
+        ],
         "network_returns": " and ".join(meanings),
         # A package without labels keeps the labels of the training.
         **({"labels": labels} if (labels := _package_labels(program)) else {}),

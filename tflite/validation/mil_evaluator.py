@@ -30,12 +30,6 @@ def _as_keras(value: np.ndarray) -> np.ndarray:
     return np.moveaxis(value[0], 0, -1) if value.ndim == 4 else value[0]
 
 
-def _corners(coordinates: np.ndarray) -> np.ndarray:
-    """Turns centers and sizes `[..., 4]` into corners `x1, y1, x2, y2`."""
-    center, size = coordinates[..., :2], coordinates[..., 2:]
-    return np.concatenate([center - size / 2, center + size / 2], axis=-1)
-
-
 class Evaluator:
     """Runs a saved package.
 
@@ -120,10 +114,11 @@ class Evaluator:
         """Returns a detector's corners `[anchors, 4]` and scores."""
         nms = self.program.nms
         if nms is not None:
-            coordinates = values[nms.coordinatesInputFeatureName]
+            center, size = np.split(values[nms.coordinatesInputFeatureName], 2, -1)
+            corners = np.concatenate([center - size / 2, center + size / 2], axis=-1)
             scores = values[nms.confidenceInputFeatureName]
             # The columns after the classes are empty.
-            return _corners(coordinates), scores[:, : len(self.program.classes)]
+            return corners, scores[:, : len(self.program.classes)]
         if set(self.program.outputs) != {"boxes", "scores"}:
             raise ValueError(
                 "The package is not a detector. Expected the outputs boxes and scores, "

@@ -147,7 +147,6 @@ class _Decoder:
 
 
 def _read_specification(package: Path) -> tuple[Model_pb2.Model, Path]:
-    """Returns a package's specification and the folder that holds it."""
     try:
         manifest = json.loads((package / "Manifest.json").read_text("utf-8"))
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
@@ -161,11 +160,8 @@ def _read_specification(package: Path) -> tuple[Model_pb2.Model, Path]:
 
 def _find_program(specification, package: Path):
     """Returns a package's ML Program, and its non-maximum suppression or `None`."""
-    kinds = [specification.WhichOneof("Type")]
-    models = [specification]
-    if kinds == ["pipeline"]:
-        models = list(specification.pipeline.models)
-        kinds = [model.WhichOneof("Type") for model in models]
+    models = specification.pipeline.models or [specification]
+    kinds = [model.WhichOneof("Type") for model in models]
     if kinds == ["mlProgram"]:
         return models[0].mlProgram, None
     if kinds == ["mlProgram", "nonMaximumSuppression"]:

@@ -59,11 +59,6 @@ def _conv(x, weight, strides, pad_type, dilations, groups, bias=None, pad=()):
     return y if bias is None else y + bias[:, None, None]
 
 
-def _linear(x, weight, bias=None):
-    y = x @ weight.T
-    return y if bias is None else y + bias
-
-
 def _matmul(x, y, transpose_x=False, transpose_y=False):
     x = x.swapaxes(-1, -2) if transpose_x else x
     return x @ (y.swapaxes(-1, -2) if transpose_y else y)
@@ -173,13 +168,12 @@ def _pad(x, pad, mode, constant_val):
 
 
 def _affine_dequantize(quantized_data, scale, zero_point, axis):
-    shape = [1] * quantized_data.ndim
-    shape[int(axis)] = -1
+    data = quantized_data.astype(np.float32)
     scale, zero_point = (
-        np.asarray(values, np.float32).reshape(shape if np.size(values) > 1 else ())
+        _along(np.asarray(values, np.float32), int(axis), data)
         for values in (scale, zero_point)
     )
-    return (quantized_data.astype(np.float32) - zero_point) * scale
+    return (data - zero_point) * scale
 
 
 def _lut_to_dense(indices, lut, shape=None):
@@ -221,7 +215,7 @@ OPERATIONS: dict[str, Callable] = {
     "expand_dims": lambda x, axes: np.expand_dims(x, tuple(axes)),
     "floor_div": lambda x, y: x // y,
     "layer_norm": _layer_norm,
-    "linear": _linear,
+    "linear": lambda x, weight, bias=0: x @ weight.T + bias,
     "matmul": _matmul,
     "mul": lambda x, y: x * y,
     "pad": _pad,

@@ -82,11 +82,6 @@ def _linear(node: Node, x):
     return mb.linear(x=x, weight=weight, bias=_bias(node), name=node.name)
 
 
-def _batch_norm(node: Node, x):
-    scale, offset = batch_norm_scale(**node.weights, **node.options)
-    return _scale_channels(x, scale, offset)
-
-
 def _layer_norm(node: Node, x):
     weights = {name: _constant(values) for name, values in node.weights.items()}
     return mb.layer_norm(
@@ -101,19 +96,6 @@ def _layer_norm(node: Node, x):
 def _pad(node: Node, x):
     sides = np.ravel(node.options["padding"])
     return mb.pad(x=x, pad=[0, 0, 0, 0, *sides], mode="constant", constant_val=0.0)
-
-
-def _concat(node: Node, *inputs):
-    return mb.concat(values=inputs, axis=_channel_axis(inputs[0]), name=node.name)
-
-
-def _add(node: Node, *inputs):
-    return functools.reduce(lambda x, y: mb.add(x=x, y=y), inputs)
-
-
-def _global_average(node: Node, x):
-    keepdims = node.options["keepdims"]
-    return mb.reduce_mean(x=x, axes=SIDES, keep_dims=keepdims, name=node.name)
 
 
 def _reshape(node: Node, x):
@@ -323,13 +305,21 @@ def _ane_attention(node: Node, query, key, value):
 
 OPERATIONS: dict[str, Callable] = {
     "activation": _activation,
-    "add": _add,
-    "batch_norm": _batch_norm,
+    "add": lambda node, *inputs: functools.reduce(
+        lambda x, y: mb.add(x=x, y=y), inputs
+    ),
+    "batch_norm": lambda node, x: _scale_channels(
+        x, *batch_norm_scale(**node.weights, **node.options)
+    ),
     "best_class": _best_class,
-    "concat": _concat,
+    "concat": lambda node, *x: mb.concat(
+        values=x, axis=_channel_axis(x[0]), name=node.name
+    ),
     "conv": _conv,
     "depthwise": _depthwise,
-    "global_average": _global_average,
+    "global_average": lambda node, x: mb.reduce_mean(
+        x=x, axes=SIDES, keep_dims=node.options["keepdims"], name=node.name
+    ),
     "join_tokens": lambda node, *x: mb.concat(values=x, axis=1, name=node.name),
     "layer_norm": _layer_norm,
     "pad": _pad,

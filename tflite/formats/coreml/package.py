@@ -189,11 +189,15 @@ def convert_program(
         )
 
 
-def fit_sizes(graph: Graph, spec: PackageSpec) -> tuple[Graph, tuple, Any]:
-    """Fits a graph to the image sizes of a package.
+def make_model(
+    graph: Graph, spec: PackageSpec, precision: str, name: str, classifier=None
+) -> "MLModel":
+    """Makes the Core ML model of a graph with one output.
 
-    Returns the graph, the shape of its image for `trace`, and the oldest version of iOS
-    that runs it, a `coremltools.target`. Raises a ValueError if `spec.ios` is too old.
+    The graph is rewritten with `COREML_REWRITES`. The precision is `float16` or
+    `float32`. `name` is the output's, except a classifier's, which has a
+    `ClassifierConfig`. Raises a ValueError if `spec.ios` is too old for the image
+    sizes.
     """
     ct = load_coremltools()
     size = spec.sizes[0]
@@ -216,24 +220,11 @@ def fit_sizes(graph: Graph, spec: PackageSpec) -> tuple[Graph, tuple, Any]:
             f"Received: --ios={ios}. Omit --ios, or give one size. A classifier "
             "resizes nothing at multiples of 64."
         )
-    return graph, shape, getattr(ct.target, f"iOS{ios}")
-
-
-def make_model(
-    graph: Graph, spec: PackageSpec, precision: str, name: str, classifier=None
-) -> "MLModel":
-    """Makes the Core ML model of a graph with one output.
-
-    The graph is rewritten with `COREML_REWRITES`. The precision is `float16` or
-    `float32`. `name` is the output's, except a classifier's, which has a
-    `ClassifierConfig`.
-    """
-    graph, shape, target = fit_sizes(graph, spec)
+    target = getattr(ct.target, f"iOS{ios}")
     program, _ = trace(graph, shape, spec.layout, target)
     if classifier is None:
         program.functions["main"].outputs[0].set_name(name)
-    compute = load_coremltools().precision(precision)
-    return convert_program(program, spec, target, compute, classifier)
+    return convert_program(program, spec, target, ct.precision(precision), classifier)
 
 
 @contextlib.contextmanager
