@@ -2,11 +2,6 @@
 
 A pipeline is a function from settings and an order of the files to batches of random
 crops in uint8. It imports its own library; see `benchmarks.steps`.
-
-  ours          train.data.pipeline.train_batches
-  bare          the same crop and resizing in one tf.data map, without flip, handling of
-                unreadable files and several sizes
-  torchvision   ImageFolder, RandomResizedCrop and RandomHorizontalFlip in a DataLoader
 """
 
 import dataclasses
@@ -16,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.workers import processor, seconds_of, versions
+from benchmarks.workers import describe, seconds_of, set_tensorflow_threads
 
 ENVIRONMENT = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": ""}
 JPEG_SUFFIXES = (".jpg", ".jpeg")
@@ -26,23 +21,13 @@ AHEAD = 128  # a pipeline decodes at most so many images in advance
 
 @dataclasses.dataclass(frozen=True)
 class InputSettings:
-    """What a worker measures.
+    """What a worker measures."""
 
-    Attributes:
-        pipeline: a key of `PIPELINES`.
-        folder: holds the class folders.
-        files: paths of the JPEG files to read.
-        labels: of the files.
-        size: side of the images of a batch.
-        batch: images in a batch.
-        threads: number of CPU threads.
-    """
-
-    pipeline: str
-    folder: str
-    files: tuple[str, ...]
-    labels: tuple[int, ...]
-    size: int
+    pipeline: str  # a key of `PIPELINES`
+    folder: str  # of the class folders
+    files: tuple[str, ...]  # JPEG files to read
+    labels: tuple[int, ...]  # of the files
+    size: int  # side of the images of a batch
     batch: int
     threads: int
 
@@ -55,17 +40,9 @@ def _is_jpeg(path: Path) -> bool:
 
 
 def list_jpegs(folder: Path, at_most: int) -> tuple[list[str], list[int], list[str]]:
-    """Lists JPEG files, evenly spaced over a folder of class folders.
+    """Lists JPEG files among about `at_most`, evenly spaced over the class folders.
 
-    Args:
-        folder: holds `<class>/*`.
-        at_most: about the number of files to check.
-
-    Returns:
-        Paths, labels, and the paths that were skipped since they are not JPEG files.
-
-    Raises:
-        ValueError: if there is no such folder, or no JPEG in it.
+    Returns their paths and labels, and the paths that are not JPEG files.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder. Expected {folder}/<class>/*.")
@@ -86,13 +63,6 @@ def list_jpegs(folder: Path, at_most: int) -> tuple[list[str], list[int], list[s
     paths, labels = [path for path, _ in jpegs], [label for _, label in jpegs]
     taken = set(paths)
     return paths, labels, [str(file) for file, _ in found if str(file) not in taken]
-
-
-def _set_threads(count: int) -> None:
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(count)
-    tf.config.threading.set_inter_op_parallelism_threads(count)
 
 
 def _with_threads(dataset, count: int):
@@ -123,11 +93,15 @@ def our_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
 
 
 def bare_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
-    """Makes batches with the fewest steps that TensorFlow needs for random crops."""
+    """Makes batches with the fewest steps that TensorFlow needs for random crops.
+
+    Flips, several sizes and the handling of unreadable files are left out.
+    """
     import tensorflow as tf
 
     from train.config import TrainConfig
     from train.data.augment import random_crop_window
+    from train.data.images import resize
 
     crop_scale = TrainConfig().crop_scale
 
@@ -137,8 +111,7 @@ def bare_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
         seed = tf.stack([tf.constant(0, tf.int64), position])
         window = random_crop_window(height, width, crop_scale, seed)
         image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
-        image = tf.image.resize(image, [settings.size] * 2, antialias=True)
-        return tf.saturate_cast(tf.round(image), tf.uint8)
+        return resize(image, [settings.size] * 2)
 
     files = tf.data.Dataset.from_tensor_slices(np.array(settings.files)[order])
     images = files.enumerate().map(load, num_parallel_calls=settings.threads)
@@ -175,15 +148,11 @@ def torchvision_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
     return (images for images, _ in loader)
 
 
-PIPELINES = {
-    "ours": our_batches,
-    "bare": bare_batches,
-    "torchvision": torchvision_batches,
-}
-_PACKAGES = {
-    "ours": ("tensorflow",),
-    "bare": ("tensorflow",),
-    "torchvision": ("torchvision", "torch", "pillow"),
+# The function and the packages of each pipeline.
+PIPELINES: dict[str, tuple[Callable, tuple[str, ...]]] = {
+    "ours": (our_batches, ("tensorflow",)),
+    "bare": (bare_batches, ("tensorflow",)),
+    "torchvision": (torchvision_batches, ("torchvision", "torch", "pillow")),
 }
 
 
@@ -217,10 +186,9 @@ def images_of_turn(steps: int, batch: int, threads: int) -> int:
 def start(settings: dict) -> tuple[dict, Callable[[dict], dict]]:
     """Prepares a pipeline; see `benchmarks.workers.Candidate`."""
     own = InputSettings(**settings)
-    make_batches = PIPELINES[own.pipeline]
-    packages = _PACKAGES[own.pipeline]
+    make_batches, packages = PIPELINES[own.pipeline]
     if "tensorflow" in packages:
-        _set_threads(own.threads)
+        set_tensorflow_threads(own.threads)
     seeds = itertools.count()
 
     def measure(request: dict) -> dict:
@@ -234,9 +202,4 @@ def start(settings: dict) -> tuple[dict, Callable[[dict], dict]]:
         # Batches come in bursts, so only the mean counts.
         return {"seconds": [seconds / steps]}
 
-    info = {
-        "accelerator": "cpu",
-        "device": processor(),
-        "versions": versions(*packages),
-    }
-    return info, measure
+    return describe(packages), measure

@@ -46,13 +46,10 @@ def _build_segmenter(variant: str) -> Any:
     from keras_mobilevit.configs import VARIANTS
 
     ours = VARIANTS[variant]
+    channels = (ours.stem_channels, *ours.stage_channels, ours.head_channels)
     config = MobileViTConfig(
         hidden_sizes=ours.transformer_dims,
-        neck_hidden_sizes=(
-            ours.stem_channels,
-            *ours.stage_channels,
-            ours.head_channels,
-        ),
+        neck_hidden_sizes=channels,
         expand_ratio=float(ours.expansion),
         output_stride=16,
         num_labels=21,
@@ -77,13 +74,7 @@ BUILDERS: dict[str, Callable[[str], Any]] = {
 def export(model: str, size: int | None, output: Path) -> None:
     """Writes another project's version of a model as ONNX, for one image.
 
-    Args:
-        model: one of `CLASSIFIERS` or `SEGMENTERS`.
-        size: side of the image in pixels; by default the model's own.
-        output: the `.onnx` file.
-
-    Raises:
-        ValueError: if a package is not installed.
+    Without `size`, the image has the model's own.
     """
     from keras_mobilevit.files import atomic_write
     from tflite.models import default_size
@@ -113,12 +104,8 @@ def export(model: str, size: int | None, output: Path) -> None:
 def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_enum("model", None, CLASSIFIERS + SEGMENTERS, "Model to export.")
-    flags.DEFINE_integer(
-        "size",
-        None,
-        "Side of the input image in pixels. Default: 256, for a segmenter 512.",
-        lower_bound=1,
-    )
+    text = "Side of the input image in pixels. Default: 256, for a segmenter 512."
+    flags.DEFINE_integer("size", None, text, lower_bound=1)
     flags.DEFINE_string("output", None, "Path of the .onnx file.")
     flags.mark_flags_as_required(["model", "output"])
 

@@ -2,12 +2,7 @@
 
 A runtime is a function from settings to a `Runtime`. It imports its own library, since
 the thread pools of two libraries in one process would compete. A step starts from uint8
-images on the device and ends when the device has finished; nothing is copied or
-augmented.
-
-  tensorflow   the step that train/loop.py trains with
-  jax          the same Keras model and optimizer, stateless, under jax.jit
-  timm         timm's model of that name in PyTorch; it has no dropout
+images on the device and ends when the device has finished; nothing is augmented.
 """
 
 import contextlib
@@ -17,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.workers import processor, seconds_of, versions
+from benchmarks.workers import describe, seconds_of, set_tensorflow_threads
 
 CLASSES = 1000
 # Variables that a library reads when it is loaded.
@@ -26,22 +21,13 @@ ENVIRONMENTS = {name: {"KERAS_BACKEND": name} for name in ("tensorflow", "jax")}
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What a worker measures.
+    """What a worker measures."""
 
-    Attributes:
-        runtime: a key of `RUNTIMES`.
-        what: `"step"` or `"inference"`.
-        model: a key of `keras_mobilevit.VARIANTS`.
-        precision: one of `train.config.PRECISIONS`.
-        xla: whether XLA compiles TensorFlow's step.
-        threads: number of CPU threads.
-    """
-
-    runtime: str
-    what: str
-    model: str
-    precision: str
-    xla: bool
+    runtime: str  # a key of `RUNTIMES`
+    what: str  # "step" or "inference"
+    model: str  # a key of `keras_mobilevit.VARIANTS`
+    precision: str  # one of `train.config.PRECISIONS`
+    xla: bool  # compiles TensorFlow's step
     threads: int
 
 
@@ -49,15 +35,12 @@ class StepSettings:
 class Runtime:
     """A network that is ready to run.
 
-    Attributes:
-        gpu: name of its GPU; empty for the CPU.
-        packages: names of the loaded packages.
-        load: from images, uint8 `[batch, height, width, 3]`, and labels, int32
-            `[batch]`, to a function that runs one step on them and waits for its end.
+    `load` goes from images, uint8 `[batch, height, width, 3]`, and labels, int32
+    `[batch]`, to a function that runs one step on them and waits for its end.
     """
 
-    gpu: str
-    packages: tuple[str, ...]
+    gpu: str  # its name; empty for the CPU
+    packages: tuple[str, ...]  # that are loaded
     load: Callable
 
 
@@ -120,8 +103,7 @@ def tensorflow_runtime(settings: StepSettings) -> Runtime:
     """Prepares the TensorFlow that this project trains with."""
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(settings.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(settings.threads)
+    set_tensorflow_threads(settings.threads)
     make = {"step": _tensorflow_train_step, "inference": _tensorflow_forward}
     function = make[settings.what](settings)
     gpu = ""
@@ -325,7 +307,7 @@ def _timm_forward(network, autocast):
 
 
 def timm_runtime(settings: StepSettings) -> Runtime:
-    """Prepares timm's model in PyTorch, in its fastest configuration."""
+    """Prepares timm's model in PyTorch, without dropout, as fast as it can be."""
     import timm
     import torch
 
@@ -367,11 +349,7 @@ def timm_runtime(settings: StepSettings) -> Runtime:
     return Runtime(gpu, ("torch", "timm"), load)
 
 
-RUNTIMES = {
-    "tensorflow": tensorflow_runtime,
-    "jax": jax_runtime,
-    "timm": timm_runtime,
-}
+RUNTIMES = {"tensorflow": tensorflow_runtime, "jax": jax_runtime, "timm": timm_runtime}
 
 
 def start(settings: dict) -> tuple[dict, Callable[[dict], dict]]:
@@ -391,9 +369,4 @@ def start(settings: dict) -> tuple[dict, Callable[[dict], dict]]:
             step()
         return {"seconds": [seconds_of(step) for _ in range(request["steps"])]}
 
-    info = {
-        "accelerator": "gpu" if runtime.gpu else "cpu",
-        "device": runtime.gpu or processor(),
-        "versions": versions(*runtime.packages),
-    }
-    return info, measure
+    return describe(runtime.packages, runtime.gpu), measure

@@ -30,15 +30,11 @@ def format_input(records: list[dict]) -> str:
     """Lays out one row per pipeline: images per second, also relative to others."""
     speeds = _speeds(records, "pipeline")
     references = [name for name in _REFERENCES if name in speeds]
-    rows = [
-        [
-            record["pipeline"],
-            record["images_per_second"],
-            record["images_per_second"] / record["threads"],
-            *(_ratio(speeds, record["pipeline"], name) for name in references),
-        ]
-        for record in records
-    ]
+    rows = []
+    for record in records:
+        name, speed = record["pipeline"], record["images_per_second"]
+        ratios = [_ratio(speeds, name, reference) for reference in references]
+        rows.append([name, speed, speed / record["threads"], *ratios])
     headings = ["pipeline", "images/s", "per core"]
     return format_table(headings + [f"/{name}" for name in references], rows)
 

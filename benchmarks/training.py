@@ -26,6 +26,7 @@ reference in the column's name. --output adds one JSON line for each median.
 """
 
 import datetime
+import functools
 import importlib.util
 import json
 import os
@@ -56,7 +57,8 @@ from train.run.console import quiet_libraries
 WHAT = ("step", "inference", "input")
 STEPS, INPUT_STEPS = 5, 40  # per turn, by default
 INTERRUPTED = 130  # exit code of a shell after Ctrl-C
-_PACKAGES = {"tensorflow": "tensorflow", "jax": "jax", "timm": "timm"}
+# Defines a flag whose value is an integer of at least 1.
+_define_count = functools.partial(flags.DEFINE_integer, lower_bound=1)
 
 
 def is_installed(package: str) -> bool:
@@ -65,23 +67,19 @@ def is_installed(package: str) -> bool:
 
 
 def choose_runtimes(names: list[str] | None) -> list[str]:
-    """Returns the runtimes to measure: the given ones, or the usual ones.
-
-    Raises:
-        ValueError: if a runtime is unknown or not installed.
-    """
+    """Returns the runtimes to measure: the given ones, or the usual ones."""
     if names is None:
         if is_installed("timm"):
             return ["tensorflow", "timm"]
         print("timm is not measured, since it is not installed.")
         return ["tensorflow"]
     for name in names:
-        if name not in _PACKAGES:
+        if name not in steps.RUNTIMES:
             raise ValueError(
                 f"Unknown runtime {name!r} in --runtimes. Expected some of: "
-                f"{', '.join(_PACKAGES)}."
+                f"{', '.join(steps.RUNTIMES)}."
             )
-        if not is_installed(_PACKAGES[name]):
+        if not is_installed(name):
             extra = "peers" if name == "timm" else "dev"
             raise ValueError(
                 f"{name} is not installed: pip install '.[{extra}]', or remove it "
@@ -93,11 +91,7 @@ def choose_runtimes(names: list[str] | None) -> list[str]:
 
 
 def choose_models(names: list[str]) -> list[str]:
-    """Returns the variants to measure.
-
-    Raises:
-        ValueError: if there is none, or one is unknown.
-    """
+    """Returns the variants to measure."""
     if not names:
         raise ValueError("--model must name at least one variant. Received none.")
     # Workers load TensorFlow; here only the table of variants is needed.
@@ -109,25 +103,17 @@ def choose_models(names: list[str]) -> list[str]:
 
 
 def choose_threads(threads: int | None, default: int) -> int:
-    """Returns the number of threads.
-
-    Raises:
-        ValueError: if there are fewer cores.
-    """
-    cores = len(available_cores())
-    if (threads or default) > cores:
+    """Returns the number of threads, at most one for each core."""
+    threads, cores = threads or default, len(available_cores())
+    if threads > cores:
         raise ValueError(
             f"This process may use {cores} cores. Received: --threads={threads}."
         )
-    return threads or default
+    return threads
 
 
 def parse_sizes(sizes: list[str]) -> list[int]:
-    """Returns image sides as numbers.
-
-    Raises:
-        ValueError: if one is not an integer, or too small for the network.
-    """
+    """Returns image sides as numbers."""
     try:
         sides = [int(size) for size in sizes]
     except ValueError as error:
@@ -143,13 +129,7 @@ def parse_sizes(sizes: list[str]) -> list[int]:
 
 
 def make_record(subject: dict, seconds: list[float], info: dict) -> dict:
-    """Returns a measurement as a record for JSON.
-
-    Args:
-        subject: what was measured; has `batch`.
-        seconds: of each step or batch.
-        info: of the worker.
-    """
+    """Returns a measurement of a subject with `batch` as a record for JSON."""
     low, median, high = np.percentile(seconds, (25, 50, 75)).tolist()
     return {
         **subject,
@@ -164,14 +144,7 @@ def make_record(subject: dict, seconds: list[float], info: dict) -> dict:
 
 
 def measure_steps(args: flags.FlagValues) -> Iterator[dict]:
-    """Measures training steps or forward passes.
-
-    Args:
-        args: flags.
-
-    Yields:
-        A record for each model, size and runtime.
-    """
+    """Yields a record for each model, size and runtime."""
     shapes = batch_shapes(parse_sizes(args.sizes), args.base_size, args.batch_size)
     runtimes = choose_runtimes(args.runtimes)
     common = {
@@ -181,14 +154,11 @@ def measure_steps(args: flags.FlagValues) -> Iterator[dict]:
         "threads": choose_threads(args.threads, len(available_cores())),
     }
     for model in choose_models(args.model):
-        candidates = {
-            name: Candidate(
-                steps.start,
-                common | {"model": model, "runtime": name},
-                steps.ENVIRONMENTS.get(name, {}),
-            )
-            for name in runtimes
-        }
+        candidates = {}
+        for name in runtimes:
+            settings = common | {"model": model, "runtime": name}
+            environment = steps.ENVIRONMENTS.get(name, {})
+            candidates[name] = Candidate(steps.start, settings, environment)
         # New processes for each model: no memory is left over from the last.
         with started(candidates) as workers:
             for shape in shapes:
@@ -227,31 +197,21 @@ def _listed_files(args: flags.FlagValues, at_most: int) -> dict:
 
 
 def measure_input(args: flags.FlagValues) -> Iterator[dict]:
-    """Measures input pipelines.
-
-    Args:
-        args: flags.
-
-    Yields:
-        A record for each pipeline.
-    """
+    """Yields a record for each pipeline."""
     threads = choose_threads(args.threads, default=1)
     common = {"size": args.size, "batch": args.batch_size, "threads": threads}
     count = args.steps or INPUT_STEPS
     images = input_pipeline.images_of_turn(count, args.batch_size, threads)
     settings = common | _listed_files(args, images)
+    environment = input_pipeline.ENVIRONMENT
     pipelines = list(input_pipeline.PIPELINES)
     if not is_installed("torchvision"):
         pipelines.remove("torchvision")
         print("torchvision is not measured, since it is not installed.")
-    candidates = {
-        name: Candidate(
-            input_pipeline.start,
-            settings | {"pipeline": name},
-            input_pipeline.ENVIRONMENT,
-        )
-        for name in pipelines
-    }
+    candidates = {}
+    for name in pipelines:
+        own = settings | {"pipeline": name}
+        candidates[name] = Candidate(input_pipeline.start, own, environment)
     with started(candidates) as workers:
         seconds = measure_in_turns(workers, {"steps": count}, args.rounds)
         subject = {"what": "input", "data": args.data, "files": len(settings["files"])}
@@ -260,81 +220,46 @@ def measure_input(args: flags.FlagValues) -> Iterator[dict]:
             yield make_record(named, seconds[worker.name], worker.info)
 
 
-def check_output(path: str | None) -> None:
-    """Raises a ValueError if the folder of the output file is missing."""
-    if path and not Path(path).absolute().parent.is_dir():
-        raise ValueError(f"There is no folder for --output={path}.")
-
-
 def define_step_flags() -> None:
     """Defines the flags of --what=step and --what=inference."""
-    flags.DEFINE_list(
-        "model", ["mobilevit_xxs"], "Any of mobilevit_xxs, mobilevit_xs, mobilevit_s."
-    )
-    flags.DEFINE_list(
-        "runtimes",
-        None,
-        "Any of tensorflow, jax, timm. Default: tensorflow, and timm if installed.",
-    )
-    flags.DEFINE_list(
-        "sizes", ["160", "192", "256", "288", "320"], "Image sides in pixels."
-    )
-    flags.DEFINE_integer(
-        "base_size",
-        256,
-        "Size at which a batch has --batch_size images.",
-        lower_bound=1,
-    )
-    flags.DEFINE_enum(
-        "precision",
-        "float32",
-        PRECISIONS,
-        "Dtype policy of Keras; timm uses torch.autocast.",
-    )
+    text = "Any of mobilevit_xxs, mobilevit_xs, mobilevit_s."
+    flags.DEFINE_list("model", "mobilevit_xxs", text)
+    text = "Any of tensorflow, jax, timm. Default: tensorflow, and timm if installed."
+    flags.DEFINE_list("runtimes", None, text)
+    flags.DEFINE_list("sizes", "160,192,256,288,320", "Image sides in pixels.")
+    _define_count("base_size", 256, "Size at which a batch has --batch_size images.")
+    text = "Dtype policy of Keras; timm uses torch.autocast."
+    flags.DEFINE_enum("precision", "float32", PRECISIONS, text)
     flags.DEFINE_boolean("xla", False, "Compile the step of TensorFlow with XLA.")
-    flags.DEFINE_integer(
-        "warmup",
-        2,
-        "Steps before the first turn of each size, not measured.",
-        lower_bound=1,
-    )
+    _define_count("warmup", 2, "Steps before the first turn of each size, unmeasured.")
 
 
 def define_input_flags() -> None:
     """Defines the flags of --what=input."""
     flags.DEFINE_string("data", None, "folder:PATH. Its training images are read.")
-    flags.DEFINE_integer(
-        "size", 256, "Side of the images in pixels.", lower_bound=MIN_SIZE
-    )
+    text = "Side of the images in pixels."
+    flags.DEFINE_integer("size", 256, text, lower_bound=MIN_SIZE)
 
 
 def define_common_flags() -> None:
     """Defines the flags of every measurement."""
     flags.DEFINE_enum("what", "step", WHAT, "What to measure.")
-    flags.DEFINE_integer(
+    _define_count(
         "batch_size",
         32,
         "Images per batch at --base_size. At other sizes the number of pixels per "
         "batch stays the same. With --what=input: images in every batch.",
-        lower_bound=1,
     )
-    flags.DEFINE_integer(
-        "threads",
-        None,
-        "CPU threads, and cores. Default: all; with --what=input 1.",
-        lower_bound=1,
-    )
-    flags.DEFINE_integer("rounds", 5, "Turns of each candidate.", lower_bound=1)
-    flags.DEFINE_integer(
+    text = "CPU threads, and cores. Default: all; with --what=input 1."
+    _define_count("threads", None, text)
+    _define_count("rounds", 5, "Turns of each candidate.")
+    _define_count(
         "steps",
         None,
         f"Measured steps per turn. Default: {STEPS}; with --what=input {INPUT_STEPS} "
         "batches.",
-        lower_bound=1,
     )
-    flags.DEFINE_string(
-        "output", None, "File to which one JSON line per median is added."
-    )
+    flags.DEFINE_string("output", None, "File to which each median adds a JSON line.")
 
 
 FLAG_GROUPS = {
@@ -345,13 +270,9 @@ FLAG_GROUPS = {
 
 
 def measure(args: flags.FlagValues, records: list[dict]) -> None:
-    """Measures, and writes each record at once.
-
-    Args:
-        args: flags.
-        records: list to which the records are added.
-    """
-    check_output(args.output)
+    """Measures, and adds each record to the output and to `records` at once."""
+    if args.output and not Path(args.output).absolute().parent.is_dir():
+        raise ValueError(f"There is no folder for --output={args.output}.")
     measured = measure_input(args) if args.what == "input" else measure_steps(args)
     with open(args.output or os.devnull, "a", encoding="utf-8") as output:
         for record in measured:

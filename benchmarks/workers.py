@@ -13,7 +13,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -36,16 +36,14 @@ DEFAULTS = {
 class Candidate:
     """What a worker measures.
 
-    Attributes:
-        start: function of a module, from `settings` to information on the candidate
-            and a function that measures one turn, from a request to a dict with
-            `seconds`. It loads the library that is measured.
-        settings: has `threads`, the number of CPU threads.
-        environment: variables of the worker, set before a library is loaded.
+    `start`, a function of a module, loads the library that is measured. It goes from
+    `settings`, which have `threads`, to information on the candidate and a function
+    that measures one turn, from a request to a dict with `seconds`.
     """
 
     start: Callable[[dict], tuple[dict, Callable[[dict], dict]]]
     settings: dict
+    # Variables of the worker, set before a library is loaded.
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -56,30 +54,29 @@ def available_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def keep_to_cores(count: int) -> None:
-    """Restricts this process and its children to `count` cores, on Linux.
-
-    Every library sizes its thread pools by that, also one without a setting for it.
-    """
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, available_cores()[:count])
-
-
 def processor() -> str:
     """Returns the name of the CPU."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(
-            r"^model name\s*: (.+)$", cpuinfo.read_text("utf-8"), re.MULTILINE
-        )
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()
+    text = cpuinfo.read_text("utf-8") if cpuinfo.exists() else ""
+    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
-def versions(*packages: str) -> dict[str, str]:
-    """Returns `{package: version}` of installed packages."""
-    return {package: importlib.metadata.version(package) for package in packages}
+def describe(packages: Iterable[str], gpu: str = "") -> dict:
+    """Returns the device and the versions of packages, for a record."""
+    return {
+        "accelerator": "gpu" if gpu else "cpu",
+        "device": gpu or processor(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def set_tensorflow_threads(count: int) -> None:
+    """Sets the sizes of TensorFlow's thread pools."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(count)
+    tf.config.threading.set_inter_op_parallelism_threads(count)
 
 
 def seconds_of(function: Callable[[], object]) -> float:
@@ -94,7 +91,9 @@ def _serve(connection: Connection, log: str, candidate: Candidate) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    keep_to_cores(candidate.settings["threads"])
+    # Every library sizes its thread pools by the cores, also one without a setting.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, available_cores()[: candidate.settings["threads"]])
     try:
         answer, measure = candidate.start(candidate.settings)
         while True:
@@ -109,12 +108,7 @@ def _serve(connection: Connection, log: str, candidate: Candidate) -> None:
 class Worker:
     """A process that measures one candidate on request.
 
-    Args:
-        name: of the candidate.
-        candidate: what it measures.
-
-    Attributes:
-        info: what the candidate's `start` returned.
+    Its `info` is what the candidate's `start` returned.
 
     Raises:
         ValueError: if the candidate refuses its settings.
@@ -188,14 +182,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def started(candidates: Mapping[str, Candidate]) -> Iterator[list[Worker]]:
-    """Starts a worker for each candidate, and ends them.
-
-    Args:
-        candidates: by name.
-
-    Yields:
-        The workers.
-    """
+    """Starts a worker for each candidate, and ends them."""
     with contextlib.ExitStack() as stack:
         workers = []
         for name in tqdm(candidates, "starting", disable=None, leave=False):
@@ -207,16 +194,7 @@ def started(candidates: Mapping[str, Candidate]) -> Iterator[list[Worker]]:
 def measure_in_turns(
     workers: list[Worker], request: dict, rounds: int
 ) -> dict[str, list[float]]:
-    """Lets workers measure in turns, so that other load slows all of them equally.
-
-    Args:
-        workers: from `started`.
-        request: what each measures in a round.
-        rounds: turns of each worker.
-
-    Returns:
-        The measured seconds, by name.
-    """
+    """Measures seconds by name, in turns, so that other load slows all alike."""
     seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for _ in tqdm(range(rounds), "measuring", disable=None, leave=False):
         for worker in workers:

@@ -26,17 +26,7 @@ MIN_VALUES = 5
 def positions_by_layer(
     model: keras.Model, height: int, width: int
 ) -> dict[BatchNormalization, int]:
-    """Counts the positions of the maps that batch normalization sees.
-
-    Args:
-        model: takes images of any size.
-        height: of an image.
-        width: of an image.
-
-    Returns:
-        `{layer: positions}` for the layers that learn statistics: how many values of a
-        channel one image has there.
-    """
+    """Counts one image's values per channel, for layers that learn statistics."""
     layers = [
         layer
         for layer in model.layers
@@ -57,16 +47,8 @@ def learn_over_steps(
 ) -> list[str]:
     """Lets layers that see too few values use the statistics of successive steps.
 
-    Frozen layers keep their statistics. Several devices share theirs. A warning names
-    the layers.
-
-    Args:
-        model: the model in training; its layers are changed.
-        config: the run's configuration.
-        shapes: of the batches, over all devices.
-
-    Returns:
-        The names of the layers.
+    Frozen layers keep their statistics. Several devices share theirs. Returns the
+    names.
     """
     found: dict[str, tuple] = {}
     for shape in set(shapes):

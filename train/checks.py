@@ -36,7 +36,7 @@ def shared_shapes(
 def _refuse_too_few_images(
     config: TrainConfig, strategy: tf.distribute.Strategy, source: Source
 ) -> None:
-    """Refuses a training with fewer images than the smallest batch.
+    """Refuses fewer images than the smallest batch takes.
 
     Copies would fill up the batch, and batch normalization learns nothing from them.
     """
@@ -59,23 +59,6 @@ def _smaller_batch(
         if max(shape.batch for shape in shapes) <= images:
             return f"Add images, or give --batch_size={batch}."
     return "Add images."
-
-
-def _refuse_empty_splits(source: Source) -> None:
-    for split, count in source.num_examples.items():
-        if count < 1:
-            raise ValueError(f"{source.name} has no {split} images. Add some.")
-
-
-def _warn_of_unused_sizes(shapes: list[BatchShape], source: Source) -> None:
-    count = source.num_examples["train"]
-    if count < sum(shape.batch for shape in shapes):
-        logging.warning(
-            "%d training images do not fill one batch of each size (%s), so an epoch "
-            "does not use every size. Lower --batch_size.",
-            count,
-            ", ".join(f"{shape.batch} at {shape.height}" for shape in shapes),
-        )
 
 
 def warn_of_warmup(config: TrainConfig, steps: int) -> None:
@@ -106,22 +89,22 @@ def check_training(
 ) -> None:
     """Refuses a training that cannot work, and warns of one that will learn little.
 
-    Args:
-        config: the run's configuration.
-        source: what it trains on.
-        strategy: the `tf.distribute.Strategy`.
-        is_begun: whether the run continues. An earlier version may have started it
-            with fewer images than a batch takes.
-
-    Raises:
-        ValueError: if a split is empty, there are too few images for a batch, or the
-            devices cannot share a batch evenly.
+    One that has begun may have fewer images than a batch takes: earlier versions
+    allowed it.
     """
-    _refuse_empty_splits(source)
+    for split, count in source.num_examples.items():
+        if count < 1:
+            raise ValueError(f"{source.name} has no {split} images. Add some.")
     shapes = shared_shapes(config, strategy)
     if not is_begun:
         _refuse_too_few_images(config, strategy, source)
-    _warn_of_unused_sizes(shapes, source)
     images = source.num_examples["train"]
+    if images < sum(shape.batch for shape in shapes):
+        logging.warning(
+            "%d training images do not fill one batch of each size (%s), so an epoch "
+            "does not use every size. Lower --batch_size.",
+            images,
+            ", ".join(f"{shape.batch} at {shape.height}" for shape in shapes),
+        )
     steps = sampler.epoch_schedule(shapes, images, 0, config.seed)
     warn_of_warmup(config, config.epochs * len(steps))

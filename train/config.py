@@ -32,12 +32,8 @@ RETIRED: dict[str, tuple[object, str]] = {
 }
 _CORE = {"data", "eval_size"}  # every configuration of this project has these keys
 # Groups of fields in --help.
-DATA, IMAGES, OPTIMIZATION, COMPUTATION = (
-    "data",
-    "images",
-    "optimization",
-    "computation",
-)
+DATA, IMAGES = "data", "images"
+OPTIMIZATION, COMPUTATION = "optimization", "computation"
 
 
 def _field(default, group: str, help_text: str):
@@ -50,10 +46,7 @@ class TrainConfig:
     """Everything that determines the result of a run; a field is a flag of main.py.
 
     The defaults are the published ImageNet recipe (paper, section 4.1 and appendix).
-
-    Raises:
-        ValueError: on construction, if a value is out of range; the message names the
-            field, what was expected and what was received.
+    Raises a ValueError if a value is out of range.
     """
 
     task: str = _field("classification", DATA, f"What to train: {describe_tasks()}.")
@@ -262,23 +255,7 @@ def _check_type(field: dataclasses.Field, value: object) -> None:
 
 
 def make_config(recipe: str = "", **overrides) -> TrainConfig:
-    """Makes a configuration from a recipe and some other values.
-
-    Args:
-        recipe: a key of `train.recipes.RECIPES`; by default the one for the data.
-        **overrides: fields of `TrainConfig`; relative paths are made absolute.
-
-    Returns:
-        The `TrainConfig`.
-
-    Raises:
-        ValueError: if a recipe or field is unknown (the message lists the valid ones),
-            or a value is out of range.
-
-    Example:
-    >>> make_config(data="folder:photos", epochs=10).sizes
-    (128, 160, 192)
-    """
+    """Makes a configuration from a recipe, by default the data's, and overrides."""
     if not recipe:
         task = overrides.get("task", "classification")
         recipe = default_recipe(overrides.get("data", "digits"), task)
@@ -286,7 +263,12 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
         raise ValueError(
             f"Unknown recipe {recipe!r}. Expected one of: {', '.join(RECIPES)}."
         )
-    _refuse_unknown(overrides, "the overrides")
+    valid = [field.name for field in dataclasses.fields(TrainConfig)]
+    if unknown := sorted(set(overrides) - set(valid)):
+        raise ValueError(
+            f"Unknown keys in the overrides: {', '.join(unknown)}. Valid: "
+            f"{', '.join(valid)}."
+        )
     # Absolute, so that the run continues from any working directory.
     kind, _, path = overrides.get("data", "").partition(":")
     if is_path_kind(kind) and path:
@@ -300,30 +282,10 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _refuse_unknown(values: dict, where: str) -> None:
-    valid = [field.name for field in dataclasses.fields(TrainConfig)]
-    unknown = sorted(set(values) - set(valid))
-    if unknown:
-        names = ", ".join(unknown)
-        raise ValueError(
-            f"Unknown keys in {where}: {names}. Valid: {', '.join(valid)}."
-        )
-
-
 def load_config(path: Path | str, skip_unknown: bool = False) -> TrainConfig:
-    """Reads a configuration that this or an earlier version of `save_config` wrote.
+    """Reads a file that this or an earlier version of `save_config` wrote.
 
-    Args:
-        path: the file.
-        skip_unknown: ignore keys that this version does not know, with a warning.
-
-    Returns:
-        The `TrainConfig`.
-
-    Raises:
-        ValueError: if the file is not a training configuration, a value is not valid,
-            or a key is unknown and not skipped; the message names the file.
-        FileNotFoundError: if there is no file.
+    With `skip_unknown` only a warning names the keys that this version does not know.
     """
     values = _read_values(path)
     missing = sorted(_CORE - set(values))
@@ -372,20 +334,8 @@ def _read_values(path: Path | str) -> dict:
 
 
 def is_config(path: Path | str) -> bool:
-    """Tells whether a file exists and is a training configuration of this project.
-
-    Raises:
-        ValueError: if the file is not a JSON object.
-    """
+    """Tells whether a file exists and is a training configuration of this project."""
     return Path(path).is_file() and set(_read_values(path)) >= _CORE
-
-
-def has_one_low_rate(path: Path | str) -> bool:
-    """Tells whether the warm-up of a run starts at its `min_learning_rate`.
-
-    It does in runs that are older than `warmup_learning_rate`.
-    """
-    return is_config(path) and _read_values(path).get("warmup_learning_rate") is None
 
 
 def save_config(config: TrainConfig, path: Path | str) -> None:

@@ -14,7 +14,6 @@ from train.distribution import devices
 from train.recipes import RECIPES
 from train.tasks.registry import tasks_with_field
 
-MODES = ("train", "eval")
 _OWN_FILES = (".keras", ".tflite")  # of a training run, with its config.json
 _FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 _DEFINE: dict[object, Callable] = {
@@ -48,7 +47,7 @@ def _define_data_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "mode",
         "train",
-        MODES,
+        ("train", "eval"),
         "train: train a model. eval: measure a file (--model=FILE.keras or "
         "FILE.tflite, or --weights) on the validation split, and print the metrics of "
         "the task, in total and per class.",
@@ -123,15 +122,7 @@ def _as_text(value: object) -> str:
 
 
 def read_training(path: str) -> dict:
-    """Returns how a model file was trained and evaluated.
-
-    Args:
-        path: of a `.keras` or a `.tflite` file.
-
-    Returns:
-        All fields of the `config.json` beside the file; without one, the fields that
-        the file's card has.
-    """
+    """Reads the `config.json` beside a model file, or else what its card says of it."""
     from keras_mobilevit.litert import read_card
 
     beside = Path(path).with_name(train_config.FILENAME)
@@ -167,9 +158,11 @@ def _with_initial_rates(
     Recipes gave one rate for both ends then, and some give two now.
     """
     file = Path(workdir).expanduser() / train_config.FILENAME
-    if not train_config.has_one_low_rate(file):
+    if not train_config.is_config(file):
         return config
     initial = train_config.load_config(file)
+    if initial.warmup_learning_rate is not None:
+        return config
     names = {"min_learning_rate", "warmup_learning_rate"} - given
     rates = {name: getattr(initial, name) for name in names}
     kept = dataclasses.replace(config, **rates)
@@ -202,12 +195,9 @@ def _given_fields(args: flags.FlagValues) -> dict:
 def config_from_flags(args: flags.FlagValues = flags.FLAGS) -> TrainConfig:
     """Makes the configuration that the flags describe.
 
-    With --mode=eval, and without --recipe, the values of other flags come from the
-    config.json that a training left beside the file, or from the file's card, so that
-    a model is evaluated as its training evaluated it.
-
-    Raises:
-        ValueError: if a value is not valid.
+    A model is evaluated as its training evaluated it: with --mode=eval, and without
+    --recipe, the values of other flags come from the config.json beside the file, or
+    from the file's card.
     """
     overrides = _given_fields(args)
     given = set(overrides)

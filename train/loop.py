@@ -19,7 +19,8 @@ from train.data import pipeline as data
 from train.data import sampler
 from train.data.sampler import BatchShape
 from train.data.source import Source
-from train.distribution.inputs import UnreadableLog, distribute, refuse_nothing_seen
+from train.data.unreadable import refuse_nothing_read
+from train.distribution.inputs import UnreadableLog, distribute
 from train.distribution.strategies import is_chief
 from train.evaluation.evaluate import EvalInputs, evaluate
 from train.models import TrainState
@@ -30,13 +31,7 @@ from train.run.progress import CheckpointManager, Progress, stop_on_sigterm
 from train.run.records import RecordWriter
 from train.run.start import Run, start_or_continue
 from train.run.workdir import BEST_MODEL, check_workdir, prepare_workdir
-from train.step import (
-    EvalResult,
-    as_numbers,
-    make_eval_step,
-    make_train_step,
-    traces_of,
-)
+from train.step import EvalResult, as_numbers, make_eval_step, make_train_step
 from train.tasks.task import Task
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
@@ -45,22 +40,7 @@ SAVE_SECONDS = 600.0  # between checkpoints within an epoch
 def train_epoch(
     run: Run, train_step: Callable, progress: Progress, manager: CheckpointManager
 ) -> dict:
-    """Passes once over the training images, or over the rest of an epoch.
-
-    Args:
-        run: what is trained.
-        train_step: from `train.step.make_train_step`.
-        progress: where the run is; each step brings it forward.
-        manager: saves the run, and stops it on request.
-
-    Returns:
-        A dict: `step` (done after it), `train_loss`, `learning_rate`,
-        `images_per_second`, `epoch_seconds`, `skipped_train`.
-
-    Raises:
-        FloatingPointError: if loss or gradients are not finite.
-        Preempted: after a request to stop, when the run is saved.
-    """
+    """Trains on the rest of an epoch, and returns its record."""
     config, strategy = run.config, run.strategy
     schedule = _epoch_schedule(run, progress.epoch)
     iterator = iter(_train_batches(run, schedule, progress))
@@ -80,8 +60,17 @@ def train_epoch(
             bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
             bar.update(round(sums["count"]))
             manager.after_step(progress, sums["stop"] > 0)
-    refuse_nothing_seen(progress.seen, run.source, "train", unreadable)
-    return _epoch_record(run, progress)
+    if not progress.seen:
+        refuse_nothing_read(run.source, "train", unreadable.names)
+    last_step = progress.step - 1
+    return {
+        "step": progress.step,
+        "skipped_train": run.source.num_examples["train"] - progress.seen,
+        "train_loss": progress.loss / progress.seen,
+        "learning_rate": schedules.learning_rate(config, last_step, progress.epoch),
+        "images_per_second": progress.seen / progress.seconds,
+        "epoch_seconds": progress.seconds,
+    }
 
 
 def _epoch_schedule(run: Run, epoch: int) -> list[BatchShape]:
@@ -146,19 +135,6 @@ def _progress_bar(run: Run, progress: Progress) -> tqdm:
     )
 
 
-def _epoch_record(run: Run, progress: Progress) -> dict:
-    """Returns the record of an epoch whose steps are all done."""
-    last_step = progress.step - 1
-    return {
-        "step": progress.step,
-        "skipped_train": run.source.num_examples["train"] - progress.seen,
-        "train_loss": progress.loss / progress.seen,
-        "learning_rate": schedules.learning_rate(run.config, last_step, progress.epoch),
-        "images_per_second": progress.seen / progress.seconds,
-        "epoch_seconds": progress.seconds,
-    }
-
-
 def _refuse_divergence(
     sums: dict, steps: range, epoch: int, rate: float, shape: BatchShape
 ) -> None:
@@ -178,21 +154,7 @@ def _refuse_divergence(
 def validate(
     run: Run, eval_step: Callable, progress: Progress, manager: CheckpointManager
 ) -> dict:
-    """Evaluates on the validation split, between two epochs.
-
-    Args:
-        run: what is trained.
-        eval_step: from `train.step.make_eval_step`.
-        progress: where the run is.
-        manager: saves the run, and stops it on request.
-
-    Returns:
-        `loss`, the metrics of the task's `score`, and `skipped_validation`, the number
-        of images that could not be read.
-
-    Raises:
-        Preempted: after a request to stop, when the run is saved.
-    """
+    """Returns the metrics of the validation split, between two epochs."""
     config, replicas = run.config, run.strategy.num_replicas_in_sync
     part = -(-config.batch_size // (replicas * config.accumulation_steps))
     inputs = EvalInputs(config.eval_size, config.eval_crop, replicas * part)
@@ -239,30 +201,9 @@ def train_and_evaluate(
     """Trains for the configured epochs, evaluates after each, and saves as it goes.
 
     An interrupted run continues from its last checkpoint, also within an epoch, with
-    the images that an uninterrupted run has there. SIGTERM saves and stops the run, on
-    all workers if one of them receives it.
-
-    Args:
-        task: what to train.
-        config: how.
-        source: on which images.
-        workdir: where everything is written: `config.json`, `labels.txt`,
-            `metrics.jsonl`, `curves.png`, `predictions.png` (if the task draws
-            pictures), `tensorboard/`, `checkpoint.safetensors` (weights, moving
-            average, optimizer, random state, progress), `best.keras` (the moving
-            average at its best). Only the chief writes, all workers read.
-        save_seconds: between two checkpoints within an epoch; each epoch ends with one.
-        strategy: the devices, see `train.distribution.strategies`; by default one.
-
-    Returns:
-        The records of `metrics.jsonl`, one for each epoch; none for workers other
-        than the chief.
-
-    Raises:
-        ValueError: if `workdir` holds another run or another training writes there, if
-            there are fewer images than a batch takes, or no image can be read.
-        FloatingPointError: if the loss is not finite.
-        Preempted: after SIGTERM, when everything is saved.
+    the images that an uninterrupted run has there. SIGTERM saves and stops the run with
+    `Preempted`, on all workers if one of them receives it. Only the chief writes into
+    `workdir` and returns records, one for each epoch; all workers read there.
     """
     strategy = strategy or tf.distribute.get_strategy()
     run = Run(task, config, source, Path(workdir).expanduser(), strategy)
@@ -294,7 +235,7 @@ def _train_and_evaluate(run: Run, save_seconds: float) -> list[dict]:
             record = train_epoch(run, train_step, progress, manager)
             record |= validate(run, eval_step, progress, manager)
             record["epoch"] = progress.epoch + 1
-            record["traces"] = traces_of(train_step)
+            record["traces"] = train_step.experimental_get_tracing_count()
             if writer:
                 _finish_epoch(run, state, writer, record, progress.best)
             progress = progress.next_epoch(record[run.task.best_metric])

@@ -57,11 +57,7 @@ INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 
 
 def check_flags(args: flags.FlagValues, devices: Devices) -> None:
-    """Refuses flags that do not go together, before TensorFlow is loaded.
-
-    Raises:
-        ValueError: if a flag is missing or does not fit the mode.
-    """
+    """Refuses flags that do not go together, before TensorFlow is loaded."""
     if args.mode == "eval":
         if devices != Devices():
             raise ValueError(

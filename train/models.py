@@ -16,17 +16,10 @@ from train.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a training step updates.
+    """What a training step updates."""
 
-    Attributes:
-        model: computes in `config.precision`.
-        ema_model: has the moving average of the model's weights, including the
-            statistics of batch normalization, in float32.
-        optimizer: of the model.
-    """
-
-    model: keras.Model
-    ema_model: keras.Model
+    model: keras.Model  # computes in `config.precision`
+    ema_model: keras.Model  # average of weights and statistics, in float32
     optimizer: keras.optimizers.Optimizer
 
     def groups(self) -> dict:
@@ -52,14 +45,7 @@ def dtype_policy(name: str) -> Iterator[None]:
 def build_state(
     task: Task, config: TrainConfig, source: Source, is_fresh: bool
 ) -> TrainState:
-    """Builds model, moving average and optimizer, within a strategy's scope.
-
-    Args:
-        task: what to train.
-        config: the run's configuration.
-        source: gives the classes.
-        is_fresh: whether the run starts, so that pretrained weights are loaded.
-    """
+    """Builds model, moving average and optimizer, within a strategy's scope."""
     model, ema_model = build_models(task, config, source, is_fresh)
     optimizer = make_optimizer(config, model, task.is_head)
     return TrainState(model, ema_model, optimizer)
@@ -70,16 +56,8 @@ def build_models(
 ) -> tuple[keras.Model, keras.Model]:
     """Builds a task's model and its moving average, within a strategy's scope.
 
-    Args:
-        task: what to train.
-        config: the run's configuration.
-        source: gives the classes.
-        is_fresh: whether the run starts, so that pretrained weights are loaded.
-
-    Returns:
-        The model, which computes in `config.precision` and whose batch normalization
-        takes the statistics of all replicas; and a model of the same weights in
-        float32.
+    The model computes in `config.precision`, and its batch normalization takes the
+    statistics of all replicas. The moving average has the same weights in float32.
     """
     keras.utils.set_random_seed(config.seed)
     with dtype_policy(config.precision):
@@ -93,7 +71,9 @@ def build_models(
         task.load_pretrained(model, file)
     ema_model.set_weights(model.get_weights())
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        _synchronize_batch_norm(model)
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = True
     return model, ema_model
 
 
@@ -102,21 +82,11 @@ def freeze_backbone(model: keras.Model, is_head: Callable[[str], bool]) -> None:
 
     Frozen batch normalization keeps its statistics, and the backbone's dropout is off,
     so that its features are deterministic.
-
-    Args:
-        model: of a task.
-        is_head: see `train.tasks.task.Task.is_head`.
     """
     for layer in model.layers:
         layer.trainable = is_head(f"{layer.name}/")
         if isinstance(layer, keras.layers.Dropout) and not layer.trainable:
             layer.rate = 0.0
-
-
-def _synchronize_batch_norm(model: keras.Model) -> None:
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = True
 
 
 def separate_seeds(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
@@ -125,10 +95,6 @@ def separate_seeds(model: keras.Model, strategy: tf.distribute.Strategy) -> None
     Keras gives all replicas the same random state, so that they would drop the same
     positions of their examples. The first replica keeps its state, which is the one
     that a checkpoint saves.
-
-    Args:
-        model: whose random state is set.
-        strategy: the `tf.distribute.Strategy` in whose scope it was made.
     """
     if strategy.num_replicas_in_sync == 1:
         return

@@ -12,15 +12,10 @@ class AdamW(keras.optimizers.Adam):
     """Adam with decoupled weight decay and a separate learning rate for the head.
 
     `keras.optimizers.AdamW` has one learning rate for all variables. Decay applies to
-    every variable, including norms and biases, as in the published recipe. TensorFlow's
-    fused kernel updates the variables: its numbers equal those of Keras's formula, and
-    tracing a step takes a quarter less time.
-
-    Args:
-        is_head: tells by a variable's path whether it belongs to the head.
-        head_lr_multiplier: multiplies the learning rate of the head, also for decay.
-        decay: weight decay per step, as a multiple of the learning rate.
-        **kwargs: of `keras.optimizers.Adam`.
+    every variable, including norms and biases, as in the published recipe; it is a
+    multiple of the learning rate. TensorFlow's fused kernel updates the variables: its
+    numbers equal those of Keras's formula, and tracing a step takes a quarter less
+    time.
 
     Source: [Decoupled weight decay](https://arxiv.org/abs/1711.05101), algorithm 2.
     """
@@ -71,16 +66,8 @@ def make_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Makes AdamW with the recipe's constants, built for a model's variables.
 
-    Args:
-        config: the run's configuration. With mixed_float16 the loss is scaled up, so
-            that small gradients are not lost; a step with an overflow is skipped and
-            lowers the scale.
-        model: its trainable variables are optimized.
-        is_head: tells by a variable's path whether it belongs to the head, whose
-            learning rate is multiplied by `config.head_lr_multiplier`.
-
-    Returns:
-        The optimizer.
+    With mixed_float16 the loss is scaled up, so that small gradients are not lost; a
+    step with an overflow is skipped and lowers the scale.
     """
     optimizer = AdamW(
         is_head,

@@ -6,6 +6,43 @@ The defaults are the recipe for ImageNet. The others name what differs from it.
 
 from train.data.registry import find_kind
 
+# What the published recipes for detectors and segmenters have in common (section 4.2).
+# The cosine ends as in the released code; the paper's text says 9e-5.
+_PUBLISHED = dict(
+    batch_size=128,
+    learning_rate=9e-4,
+    min_learning_rate=1e-6,
+    warmup_learning_rate=9e-5,
+    learning_rate_batch=128,
+    warmup_steps=500,
+    label_smoothing=0.0,
+    weights="imagenet",
+)
+# A few hundred to a few thousand photographs, from scratch.
+_VOC_SMALL = dict(
+    data="voc:",
+    model="mobilevit_xxs",
+    batch_size=8,
+    eval_size=320,
+    learning_rate=0.0015,
+    min_learning_rate=0.00002,
+    warmup_steps=200,
+    label_smoothing=0.0,
+    ema_momentum=0.995,
+    color_jitter=True,
+)
+# 1,600 scenes of 128x128 pixels.
+_SCENES = dict(
+    data="digits",
+    model="mobilevit_xxs",
+    batch_size=16,
+    min_learning_rate=0.00002,
+    warmup_steps=100,
+    label_smoothing=0.0,
+    ema_momentum=0.99,
+    crop_scale=1.0,
+    flip=False,
+)
 RECIPES: dict[str, dict] = {
     "imagenet": dict(data="tfds:imagenet2012", learning_rate_batch=1024),
     # A few thousand photographs. Measured: 72.4 % top-1 on 10 classes of clothing (3068
@@ -35,129 +72,73 @@ RECIPES: dict[str, dict] = {
         crop_scale=0.5,
         flip=False,
     ),
-    # The published recipe for detectors (section 4.2): 200 epochs of COCO in batches of
-    # 128. The cosine ends as in the released code; the paper's text says 9e-5.
+    # 200 epochs of COCO.
     "coco": dict(
+        _PUBLISHED,
         task="detection",
         data="tfds:coco/2017",
         sizes=(320,),
         base_size=320,
-        batch_size=128,
         eval_size=320,
         epochs=200,
-        learning_rate=9e-4,
-        min_learning_rate=1e-6,
-        warmup_learning_rate=9e-5,
-        learning_rate_batch=128,
-        warmup_steps=500,
-        label_smoothing=0.0,
         crop_scale=0.09,
         color_jitter=True,
-        weights="imagenet",
     ),
-    # A few hundred to a few thousand photographs with boxes.
     "voc_detection_small": dict(
+        _VOC_SMALL,
         task="detection",
-        data="voc:",
-        model="mobilevit_xxs",
         sizes=(256, 320, 384),
         base_size=320,
-        batch_size=8,
-        eval_size=320,
         epochs=60,
-        learning_rate=0.0015,
-        min_learning_rate=0.00002,
-        warmup_steps=200,
-        label_smoothing=0.0,
-        ema_momentum=0.995,
         crop_scale=0.3,
-        color_jitter=True,
     ),
-    # 1,600 scenes of 128x128 pixels. In larger images more objects have an anchor that
-    # overlaps them by half: 45 % at 128, 57 % at 160. At these sizes and without crops,
-    # AP50 was 0.49 after 8 epochs; at 96 and 128 with crops, 0.12. The two effects were
-    # not measured separately.
+    # In larger images more objects have an anchor that overlaps them by half: 45 % at
+    # 128, 57 % at 160. At these sizes and without crops, AP50 was 0.49 after 8 epochs;
+    # at 96 and 128 with crops, 0.12. The two effects were not measured separately.
     "digits_detection": dict(
+        _SCENES,
         task="detection",
-        data="digits",
-        model="mobilevit_xxs",
         sizes=(128, 160),
         base_size=128,
-        batch_size=16,
         eval_size=160,
         epochs=20,
-        min_learning_rate=0.00002,
-        warmup_steps=100,
-        label_smoothing=0.0,
-        ema_momentum=0.99,
-        crop_scale=1.0,
-        flip=False,
     ),
-    # The published recipe for segmenters (section 4.2): 50 epochs of VOC with the masks
-    # of SBD.
+    # 50 epochs of VOC with the masks of SBD.
     "voc2012": dict(
+        _PUBLISHED,
         task="segmentation",
         data="voc:",
         sizes=(512,),
         base_size=512,
-        batch_size=128,
         eval_size=512,
         epochs=50,
-        learning_rate=9e-4,
-        min_learning_rate=1e-6,
-        warmup_learning_rate=9e-5,
-        learning_rate_batch=128,
-        warmup_steps=500,
-        label_smoothing=0.0,
         crop_scale=0.25,
         head_lr_multiplier=10.0,
-        weights="imagenet",
     ),
-    # A few hundred photographs with masks: made for 367 of 480x360 pixels, on two cores
-    # within an hour. From scratch, so the head has the learning rate of the backbone.
+    # Made for 367 photographs of 480x360 pixels, on two cores within an hour. The head
+    # has the learning rate of the backbone, which is also trained from scratch.
     "voc_segmentation_small": dict(
+        _VOC_SMALL,
         task="segmentation",
-        data="voc:",
-        model="mobilevit_xxs",
         sizes=(192, 256, 320),
         base_size=256,
-        batch_size=8,
-        eval_size=320,
         epochs=70,
-        learning_rate=0.0015,
-        min_learning_rate=0.00002,
-        warmup_steps=200,
-        label_smoothing=0.0,
-        ema_momentum=0.995,
         crop_scale=0.36,
-        color_jitter=True,
     ),
-    # 1,600 scenes of 128x128 pixels, enlarged because strokes are thinner than a cell
-    # of the head. The best possible mean IoU is 0.80 with 8x8 cells (128 pixels), 0.90
-    # with 12x12 (192) and 0.95 with 16x16 (256), as logits fitted to the masks show.
+    # Enlarged because strokes are thinner than a cell of the head. The best possible
+    # mean IoU is 0.80 with 8x8 cells (128 pixels), 0.90 with 12x12 (192) and 0.95 with
+    # 16x16 (256), as logits fitted to the masks show.
     "digits_segmentation": dict(
+        _SCENES,
         task="segmentation",
-        data="digits",
-        model="mobilevit_xxs",
         sizes=(192, 224),
         base_size=192,
-        batch_size=16,
         eval_size=224,
         epochs=7,
-        min_learning_rate=0.00002,
-        warmup_steps=100,
-        label_smoothing=0.0,
-        ema_momentum=0.99,
-        crop_scale=1.0,
-        flip=False,
     ),
 }
 
 
 def default_recipe(data: str, task: str = "classification") -> str:
-    """Returns the name of the recipe for a task and a kind of data.
-
-    Raises:
-        ValueError: if the task or the kind is unknown; the message lists all.
-    """
+    """Returns the name of the recipe for a task and a kind of data."""
     return find_kind(task, data).recipe

@@ -6,17 +6,9 @@ from train.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, epoch: int) -> float:
-    """Returns the learning rate: linear warm-up by step, then a cosine by epoch.
+    """Returns the rate of a step: linear warm-up by step, then a cosine by epoch.
 
     The cosine spans the whole run, including the warm-up, as in the published recipe.
-
-    Args:
-        config: the run's configuration.
-        step: steps done since the start of the run.
-        epoch: epochs done since the start of the run.
-
-    Returns:
-        The learning rate of the next step.
     """
     scale = config.batch_size / (config.learning_rate_batch or config.batch_size)
     low, high = scale * config.min_learning_rate, scale * config.learning_rate

@@ -16,17 +16,11 @@ _function = functools.partial(tf.function, autograph=False)
 
 
 class EvalResult(NamedTuple):
-    """The result of one evaluation step.
+    """The result of one evaluation step."""
 
-    Attributes:
-        sums: sums over the batch, from all replicas; `count` is the number of examples.
-        predictions: the task's predictions, `{name: [batch, ...]}`.
-        targets: the numeric targets and the `weight` of the same examples.
-    """
-
-    sums: dict[str, Any]
-    predictions: dict[str, Any]
-    targets: dict[str, Any]
+    sums: dict[str, Any]  # over the batch, from all replicas; `count`: of the examples
+    predictions: dict[str, Any]  # of the task, `{name: [batch, ...]}`
+    targets: dict[str, Any]  # numeric ones and `weight` of the same examples
 
 
 def _sum_over_replicas(strategy: tf.distribute.Strategy, sums: dict) -> dict:
@@ -46,36 +40,24 @@ def as_numbers(sums: dict) -> dict[str, float]:
     return {name: float(value) for name, value in sums.items()}
 
 
-def traces_of(step: Any) -> int:
-    """Returns how often a `tf.function` was traced: once for each batch shape."""
-    return step.experimental_get_tracing_count()
-
-
 def make_train_step(
     task: Task,
     config: TrainConfig,
     state: TrainState,
     strategy: tf.distribute.Strategy,
     jit_compile: bool | None = None,
-) -> Callable:
+) -> tf.types.experimental.PolymorphicFunction:
     """Makes the function of training steps, traced once for each batch shape.
 
-    Args:
-        task: gives the loss.
-        config: the run's configuration.
-        state: what the steps update.
-        strategy: the `tf.distribute.Strategy` in whose scope it was made.
-        jit_compile: whether one device compiles the step with XLA; TPUs always do.
+    It takes a tuple of batches of one shape, the learning rates and the momentums of
+    the moving average `[batches]`, and a number. With `jit_compile` XLA compiles the
+    step on one device; on TPUs it always does. It returns sums over the batches and all
+    replicas:
 
-    Returns:
-        A `tf.function` from a tuple of batches of one shape, the learning rates and
-        the momentums of the moving average `[batches]`, and a number, to a dict of sums
-        over the batches and all replicas:
-
-        - `loss`: of the examples, each times its weight
-        - `count`: number of the examples with a weight
-        - `not_finite`: steps and replicas whose loss or gradients are NaN or infinite
-        - `stop`: the number; so each worker learns that another was asked to stop
+    - `loss`: of the examples, each times its weight
+    - `count`: number of the examples with a weight
+    - `not_finite`: steps and replicas whose loss or gradients are NaN or infinite
+    - `stop`: the number; so each worker learns that another was asked to stop
     """
     one_step = _one_step(task, config, state, strategy.num_replicas_in_sync)
 
@@ -193,16 +175,13 @@ def _accumulate(gradients_of: Callable, batch: dict, parts: int) -> tuple[list, 
 def _mean_over_replicas(gradients: list, replicas: int) -> list:
     """Gives every replica the mean of the gradients.
 
-    On each replica, Keras's optimizer for scaled losses decides whether the gradients
-    overflow, before it sums them. Replicas that decide differently would diverge.
+    Keras's optimizer for scaled losses decides on each replica whether they overflow,
+    before it sums them. Replicas that decide differently would diverge.
     """
     if replicas == 1:
         return gradients
     context = tf.distribute.get_replica_context()
-    return [
-        gradient / replicas
-        for gradient in context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-    ]
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
 
 
 def _as_numeric(value):
@@ -212,18 +191,11 @@ def _as_numeric(value):
 
 
 def make_eval_step(task: Task, model, strategy: tf.distribute.Strategy) -> Callable:
-    """Makes the function of one evaluation step.
+    """Makes the function from a batch and a number to an `EvalResult`.
 
-    Args:
-        task: gives the loss and the predictions.
-        model: what is evaluated.
-        strategy: the `tf.distribute.Strategy` in whose scope it was made.
-
-    Returns:
-        A `tf.function` from a batch and a number to an `EvalResult`. Its sums over all
-        replicas are `loss` (times the examples' weights), and `count` and `stop` as in
-        `make_train_step`. Predictions and targets stay on their replica if the task's
-        statistics are summable, else each worker gets those of all replicas.
+    Its sums over all replicas are `loss` (times the examples' weights), and `count` and
+    `stop` as in `make_train_step`. Predictions and targets stay on their replica if the
+    task's statistics are summable, else each worker gets those of all replicas.
     """
 
     def one_step(batch, stop):

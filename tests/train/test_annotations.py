@@ -195,7 +195,7 @@ def test_coco_errors(tmp_path):
             load_source("detection", f"coco:{path}")
     other = coco((1, 7, [9, 6, 36, 24], 0), categories=[(7, "cat")])
     path = make_coco(tmp_path / "differing", good, other)
-    with pytest.raises(ValueError, match="different categories.*dog"):
+    with pytest.raises(ValueError, match="different classes.*dog"):
         load_source("detection", f"coco:{path}")
 
 

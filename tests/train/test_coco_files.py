@@ -113,7 +113,11 @@ def test_an_object_listed_twice_is_taken_once(tmp_path, caplog):
             "more than one category is called 'dog': the ids 2 and 3. Rename one",
         ),
         ([entry(1, "a.png")], [(1, "cup"), (2, " ")], "the category 2 has no name"),
-        ([entry(1, "a.png")], [(1, "cup")], r"Only in val: dog\. Write the same names"),
+        (
+            [entry(1, "a.png")],
+            [(1, "cup")],
+            r"Only in validation: dog\. Write the same",
+        ),
     ],
 )
 def test_what_is_ambiguous_is_refused(images, categories, message, tmp_path):

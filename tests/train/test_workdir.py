@@ -104,8 +104,6 @@ def test_only_what_a_dead_run_has_left_is_removed(tmp_path):
         ".notes.tmp.txt",
         ".best.tmp.keras",
         f".mine.{dead.pid}.tmp.keras",
-        f".best.{os.getpid()}.tmp.keras",  # of a process that still writes it
-        f".best.{os.getppid()}.tmp.keras",
         f".config.{dead.pid}.tmp.json.bak",
     ]
     left = [

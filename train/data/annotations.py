@@ -1,17 +1,8 @@
 """Images with boxes in memory, and how invalid boxes are fixed or skipped.
 
-An example has, beside `path` or `encoded` and `id`, as many objects as are in the
-image: `boxes` float32 `[objects, 4]` (see `keras_mobilevit.boxes`), `classes` int32,
-`is_crowd` bool and `areas` float32 `[objects]`, as fractions of the image's area.
-
-Before the training starts, readers fix or skip invalid annotations, and log the number
-of each kind with its first file:
-
-- Swapped corners are put in order, and boxes are clipped to the image.
-- A box without area, or with a coordinate that is not a number, is skipped.
-- An object that is listed twice, with the same class and box, is taken once.
-- An image that is missing, listed twice, or has no valid annotation is skipped.
-- An image without objects is kept: it is all background.
+An example has, beside `path` or `encoded` and `id`, the columns of `Objects`. Readers
+fix or skip invalid annotations before the training starts, and log the number of each
+kind with its first file. An image without objects is kept: it is all background.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +19,9 @@ from train.data.geometry import Canvas
 from train.data.source import (
     SPLITS,
     Source,
-    image_column,
+    image_columns,
     indexed_source,
-    join_names,
-    warn_of_shared_images,
+    warn_of_missing_classes,
     warn_of_similar_names,
 )
 
@@ -42,23 +32,15 @@ TINY = (
 
 
 class Objects(NamedTuple):
-    """The objects of one image.
-
-    Attributes:
-        path: of the image.
-        boxes: corners as fractions of the upright image, float32 `[objects, 4]`.
-        classes: int32 `[objects]`.
-        is_crowd: bool `[objects]`: crowds and objects marked as difficult, which
-            are neither learned nor counted.
-        areas: as fractions of the image's area, float32 `[objects]`; infinite for
-            objects marked as difficult, see
-            `train.tasks.detection.average_precision.average_precision`.
-    """
+    """The objects of the image `path`."""
 
     path: str
-    boxes: np.ndarray
-    classes: np.ndarray
+    boxes: np.ndarray  # corners as fractions of the upright image, float32 [objects, 4]
+    classes: np.ndarray  # int32 [objects]
+    # Crowds and difficult objects, neither learned nor counted, bool [objects].
     is_crowd: np.ndarray
+    # Fractions of the image's area, float32 [objects]; infinite for difficult objects,
+    # see `train.tasks.detection.average_precision.average_precision`.
     areas: np.ndarray
 
 
@@ -68,29 +50,24 @@ def object_source(
     splits: Mapping[str, Sequence[Objects]],
     images: Mapping[str, Mapping[str, Sequence]],
 ) -> Source:
-    """Makes a source of objects that are all in memory.
+    """Makes a source of the objects of each image, by split.
 
-    Args:
-        name: of the source.
-        class_names: in the order of the classes.
-        splits: the objects of each image, by split.
-        images: the column of images, `{"path" or "encoded": values}`, by split.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        ValueError: if a split has no boxes, or there is nothing to learn.
+    `images` has by split the columns `id` and `path` or `encoded`.
     """
     check_objects(name, splits)
-    _warn_of_missing_objects(name, class_names, splits)
+    train, validation = (splits[split] for split in SPLITS)
+    if not _has_learnable(validation):
+        logging.warning(
+            "%s: all validation objects are crowds or marked as difficult, which do "
+            "not count. The average precision will be -1.",
+            name,
+        )
+    learned = {label for image in train for label in image.classes[~image.is_crowd]}
+    problem = "have no training object that could be learned"
+    warn_of_missing_classes(name, class_names, learned, problem)
     warn_of_similar_names(class_names, name)
     columns = {
-        split: {
-            **images[split],
-            "id": [image.path for image in objects],
-            **object_columns(objects),
-        }
+        split: {**images[split], **object_columns(objects)}
         for split, objects in splits.items()
     }
     return indexed_source(name, class_names, columns)
@@ -106,8 +83,7 @@ def object_file_source(
     paths = {
         split: [image.path for image in objects] for split, objects in splits.items()
     }
-    warn_of_shared_images(name, paths)
-    images = {split: image_column(paths[split], split, cache) for split in splits}
+    images = image_columns(name, paths, cache)
     return object_source(name, class_names, splits, images)
 
 
@@ -141,47 +117,14 @@ def _has_learnable(images: Sequence[Objects]) -> bool:
     return any((~image.is_crowd).any() for image in images)
 
 
-def _warn_of_missing_objects(
-    name: str,
-    class_names: Sequence[str],
-    splits: Mapping[str, Sequence[Objects]],
-) -> None:
-    """Warns of classes that cannot be learned, and of a useless validation split."""
-    train, validation = (splits[split] for split in SPLITS)
-    if not _has_learnable(validation):
-        logging.warning(
-            "%s: all validation objects are crowds or marked as difficult, which do "
-            "not count. The average precision will be -1.",
-            name,
-        )
-    learned = {label for image in train for label in image.classes[~image.is_crowd]}
-    missing = [n for label, n in enumerate(class_names) if label not in learned]
-    if missing:
-        logging.warning(
-            "%s: %d of %d classes have no training object that could be learned, so "
-            "the model will not find them: %s.",
-            name,
-            len(missing),
-            len(class_names),
-            join_names(missing),
-        )
-
-
 def fix_boxes(
     corners, width: float, height: float, name: str, report: AnnotationReport
 ) -> tuple[np.ndarray, np.ndarray]:
     """Puts corners in order, clips boxes to the image, and drops invalid boxes.
 
-    Args:
-        corners: `[objects, 4]` in pixels; the two corners may be swapped.
-        width: of the image, in pixels.
-        height: likewise.
-        name: of the file, for `report`.
-        report: counts what is fixed or skipped.
-
-    Returns:
-        The valid boxes as fractions of the image, float32 `[kept, 4]`, and which
-        objects they belong to, bool `[objects]`.
+    The `corners` `[objects, 4]`, `width` and `height` are in pixels. Returns the valid
+    boxes as fractions of the image, float32 `[kept, 4]`, and which objects they belong
+    to, bool `[objects]`.
     """
     corners = np.asarray(corners, np.float64).reshape(-1, 4)
     is_finite = np.isfinite(corners).all(axis=1)
@@ -195,13 +138,12 @@ def fix_boxes(
     # Less than a hundredth of a pixel vanishes in float32.
     has_area = (sizes > 0.01).all(axis=1)
     kept = is_finite & has_area
-    is_tiny = kept & (sizes < 1).any(axis=1)
     for kind, is_case in (
         ("boxes with swapped corners, put in order", is_swapped),
         ("boxes beyond the image, clipped", is_clipped & has_area),
         ("boxes without area, skipped", is_finite & ~has_area),
         ("boxes with coordinates that are not numbers, skipped", ~is_finite),
-        (TINY, is_tiny),
+        (TINY, kept & (sizes < 1).any(axis=1)),
     ):
         report.add(kind, name, int(is_case.sum()))
     return (clipped[kept] / limits).astype(np.float32), kept
@@ -210,20 +152,10 @@ def fix_boxes(
 def place_boxes(
     corners, canvas: Canvas, name: str, report: AnnotationReport
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fixes boxes on the picture they were drawn on, and turns them upright.
+    """Fixes boxes on the picture that they were drawn on, and turns them upright.
 
-    Args:
-        corners: as for `fix_boxes`.
-        canvas: the picture that they were drawn on.
-        name: of the file, for `report` and errors.
-        report: counts what is fixed or skipped.
-
-    Returns:
-        As `fix_boxes`.
-
-    Raises:
-        ValueError: if a box does not lie on the picture, and another picture than the
-            canvas is possible.
+    It takes and returns what `fix_boxes` does.
+    If other pictures are possible, a box that does not lie on this one is refused.
     """
     corners = np.asarray(corners, np.float64).reshape(-1, 4)
     if not canvas.is_certain:
@@ -253,6 +185,11 @@ def image_header(path: Path, report: AnnotationReport) -> Header | None:
     return None
 
 
+def is_set(flag: object) -> bool:
+    """Reads a flag, which some tools write as a word or as a float."""
+    return str(flag).strip().lower() in ("1", "true", "1.0")
+
+
 def box_areas(boxes: np.ndarray) -> np.ndarray:
     """Returns the areas of corners `[objects, 4]`."""
     return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
@@ -260,28 +197,18 @@ def box_areas(boxes: np.ndarray) -> np.ndarray:
 
 def drop_repeats(objects: Objects, name: str, report: AnnotationReport) -> Objects:
     """Drops objects that are listed again with the same class and box."""
+    first: dict[tuple, int] = {}
     keys = zip(objects.classes, objects.is_crowd, map(tuple, objects.boxes.tolist()))
-    first = list(
-        {key: index for index, key in reversed(list(enumerate(keys)))}.values()
-    )
-    if len(first) == len(objects.boxes):
-        return objects
-    count = len(objects.boxes) - len(first)
-    report.add("objects listed twice, taken once", name, count)
-    first = sorted(first)
-    return Objects(objects.path, *(values[first] for values in objects[1:]))
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
+    repeats = len(objects.boxes) - len(first)
+    report.add("objects listed twice, taken once", name, repeats)
+    kept = np.array(list(first.values()), int)
+    return Objects(objects.path, *(values[kept] for values in objects[1:]))
 
 
 def object_columns(images: Sequence[Objects]) -> dict[str, tf.RaggedTensor]:
-    """Arranges objects in ragged columns, one row for each image.
-
-    Args:
-        images: their classes are numbers.
-
-    Returns:
-        `boxes` `[images, (objects), 4]`, `classes` int32 `[images, (objects)]`,
-        `is_crowd` bool and `areas` float32 `[images, (objects)]`.
-    """
+    """Arranges objects in ragged columns `[images, (objects), ...]`."""
     lengths = [len(image.boxes) for image in images]
 
     def column(name: str, dtype, *shape: int) -> tf.RaggedTensor:

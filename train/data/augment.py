@@ -4,6 +4,7 @@ All random choices depend only on the seed, so an example is augmented in the sa
 whatever thread does it, and in whatever order.
 """
 
+import functools
 import math
 
 import tensorflow as tf
@@ -14,21 +15,12 @@ CONTRAST, BRIGHTNESS, SATURATION, HUE = 0.5, 0.2, 0.5, 0.05
 
 
 def random_crop_window(height, width, min_scale: float, seed) -> tf.Tensor:
-    """Draws the window of a random resized crop.
+    """Draws the window of a random resized crop: top, left, height, width, int32 `[4]`.
 
     The area is uniform in [min_scale, 1] of the image's area, and the logarithm of the
     aspect ratio is uniform between log(3/4) and log(4/3). The first of ten draws that
     fits in the image is taken; if none fits, the largest central window whose aspect
     ratio is in this range.
-
-    Args:
-        height: of the image, an integer tensor.
-        width: likewise.
-        min_scale: in (0, 1].
-        seed: two integers.
-
-    Returns:
-        An int32 tensor: top, left, height and width, the last two at least 1.
     """
     size = tf.cast([height, width], tf.float32)
     seeds = tf.random.experimental.stateless_split(seed, 3)
@@ -54,46 +46,29 @@ def random_crop_window(height, width, min_scale: float, seed) -> tf.Tensor:
 
 
 def random_flip(image, seed) -> tf.Tensor:
-    """Mirrors an image left to right with probability 1/2.
-
-    Args:
-        image: `[height, width, channels]`.
-        seed: two integers.
-
-    Returns:
-        The image or its mirror image.
-    """
+    """Mirrors an image left to right with probability 1/2."""
     return tf.image.stateless_random_flip_left_right(image, seed)
 
 
 def random_colors(image, seed) -> tf.Tensor:
     """Changes contrast, brightness, saturation and hue, each with probability 1/2.
 
-    Args:
-        image: uint8 `[height, width, 3]`.
-        seed: two integers.
-
-    Returns:
-        The image, uint8.
+    The image is uint8 `[height, width, 3]`.
     """
     seeds = tf.random.experimental.stateless_split(seed, 5)
     is_changed = tf.random.stateless_uniform([4], seeds[4]) < 0.5
-    random = tf.image
     changes = (
-        lambda x, s: random.stateless_random_contrast(x, 1 - CONTRAST, 1 + CONTRAST, s),
-        lambda x, s: random.stateless_random_brightness(x, BRIGHTNESS, s),
-        lambda x, s: tf.image.stateless_random_saturation(
-            x, 1 - SATURATION, 1 + SATURATION, s
-        ),
-        lambda x, s: random.stateless_random_hue(x, HUE, s),
+        (tf.image.stateless_random_contrast, (1 - CONTRAST, 1 + CONTRAST)),
+        (tf.image.stateless_random_brightness, (BRIGHTNESS,)),
+        (tf.image.stateless_random_saturation, (1 - SATURATION, 1 + SATURATION)),
+        (tf.image.stateless_random_hue, (HUE,)),
     )
     image = tf.image.convert_image_dtype(image, tf.float32)
-    for index, change in enumerate(changes):
+    for index, (change, limits) in enumerate(changes):
+        make = functools.partial(change, image, *limits, seeds[index])
         image = tf.cond(
             is_changed[index],
-            lambda image=image, change=change, index=index: tf.clip_by_value(
-                change(image, seeds[index]), 0.0, 1.0
-            ),
+            lambda make=make: tf.clip_by_value(make(), 0.0, 1.0),
             lambda image=image: image,
         )
     return tf.image.convert_image_dtype(image, tf.uint8, saturate=True)

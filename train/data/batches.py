@@ -22,34 +22,22 @@ NEUTRAL = {"classes": -1, "mask": IGNORE_INDEX, "image_size": 1}
 class EncodedBatches(NamedTuple):
     """Batches of a plan before their images are decoded.
 
-    Attributes:
-        dataset: a `tf.data.Dataset` of dicts: `step`; `example_index` and `id`
-            `[batch]`; `slots`, the slots for the objects of each image; and what
-            `read_example` takes.
-        read_example: from a batch and a position in it to the example, a dict.
-        ragged_keys: of the targets that have one row for each object.
+    The dataset has dicts: `step`; `example_index` and `id` `[batch]`; `slots`, the
+    slots for the objects of each image; and what `read_example` takes.
     """
 
     dataset: tf.data.Dataset
-    read_example: Callable[[dict, tf.Tensor], dict]
-    ragged_keys: frozenset[str]
+    read_example: Callable[[dict, tf.Tensor], dict]  # from a batch and a position in it
+    ragged_keys: frozenset[str]  # of targets that have one row for each object
 
 
 def encoded_batches(
     source: Source, split: str, seed: int | None, plan: BatchPlan, calls: Sequence[int]
 ) -> EncodedBatches:
-    """Makes the batches of a plan.
+    """Makes the batches of a plan; the seed `None` stands for the stored order.
 
-    Args:
-        source: of the examples.
-        split: of the source.
-        seed: of the order of the examples; `None` for the stored order.
-        plan: of the batches.
-        calls: numbers of steps that one call executes, from the plan's first step on.
-            All images of a call have the same number of slots for objects.
-
-    Returns:
-        The `EncodedBatches`.
+    `calls` are the numbers of steps that one call executes, from the plan's first step
+    on. All images of a call have the same number of slots for objects.
     """
     if source.columns is None:
         return _stream_batches(source, split, seed, plan, calls)
@@ -61,24 +49,14 @@ def _indexed_batches(
     columns: Columns, order: np.ndarray, plan: BatchPlan, calls: Sequence[int]
 ) -> EncodedBatches:
     """Makes batches whose examples are looked up by their row in the columns."""
-    ragged = {
-        key: values
-        for key, values in columns.items()
-        if isinstance(values, tf.RaggedTensor)
-    }
+    ragged = {k: v for k, v in columns.items() if isinstance(v, tf.RaggedTensor)}
     slots = np.zeros(len(plan.steps), np.int64)
     if ragged:
         lengths = [values.row_lengths().numpy() for values in ragged.values()]
         slots = plan_object_slots(np.max(lengths, axis=0)[order], plan, calls)
+    rows = order[plan.example_indices % len(order)]
     steps, splits, indices, rows, slots = map(
-        tf.constant,
-        (
-            plan.steps,
-            plan.splits,
-            plan.example_indices,
-            order[plan.example_indices % len(order)],
-            slots,
-        ),
+        tf.constant, (plan.steps, plan.splits, plan.example_indices, rows, slots)
     )
 
     def describe(batch: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -112,16 +90,14 @@ def _stream_batches(
     examples = source.examples(split, seed)
     specs = examples.element_spec
     ragged = frozenset(key for key, spec in specs.items() if None in spec.shape)
-    steps = calls if ragged else [1] * len(plan.schedule[plan.first_step :])
-    starts = plan.starts()
-    first, end = starts[plan.first_step], starts[-1]
+    starts = plan.starts[plan.first_step :]
+    steps = calls if ragged else [1] * (len(starts) - 1)
     # The first example of each group, and its first batch in the plan.
-    bounds = plan.first_step + np.cumsum([0, *steps])
+    bounds = np.cumsum([0, *steps])
     group_starts = starts[bounds]
-    first_batches = np.searchsorted(plan.steps, bounds)
-    groups = _group(
-        examples.repeat().skip(first).take(end - first), np.diff(group_starts), ragged
-    )
+    first_batches = np.searchsorted(plan.steps, plan.first_step + bounds)
+    planned = examples.repeat().skip(starts[0]).take(starts[-1] - starts[0])
+    groups = _group(planned, np.diff(group_starts), ragged)
     group_starts, first_batches, batch_steps, splits, indices = map(
         tf.constant,
         (group_starts, first_batches, plan.steps, plan.splits, plan.example_indices),
@@ -154,16 +130,10 @@ def _stream_batches(
 def _group(
     examples: tf.data.Dataset, counts: np.ndarray, ragged: frozenset[str]
 ) -> tf.data.Dataset:
-    """Joins examples of a stream to groups of the given sizes.
+    """Joins examples of a stream to groups of `counts`, `{key: [count, ...]}`.
 
-    Args:
-        examples: of the stream.
-        counts: number of examples of each group.
-        ragged: keys with one row for each object; they are padded to one of
-            `OBJECT_SLOTS`.
-
-    Returns:
-        A `tf.data.Dataset` of `{key: [count, ...]}`.
+    The `ragged` keys have one row for each object, and are padded to one of
+    `OBJECT_SLOTS`.
     """
     specs = examples.element_spec
     fillers = {key: neutral_value(key, spec.dtype) for key, spec in specs.items()}

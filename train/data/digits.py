@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from train.data.annotations import Objects, object_source
+from train.data.annotations import Objects, box_areas, object_source
 from train.data.masks import encode_mask
 from train.data.source import SPLITS, Source, indexed_source
 
@@ -27,15 +27,7 @@ FOREGROUND = 0.15  # a pixel above it belongs to the digit
 
 
 def digits_source(argument: str = "", cache: bool = False) -> Source:
-    """Opens the single digits, images of 8x8 pixels with labels.
-
-    Args:
-        argument: none.
-        cache: not used; all images are in memory.
-
-    Returns:
-        The `Source`, with a fifth of each class held out.
-    """
+    """Opens the single digits, images of 8x8 pixels; a fifth of each is held out."""
     images, labels, parts = _load_digits()
     pixels = np.round(images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8]
     encoded = [tf.io.encode_png(image[..., None]).numpy() for image in pixels]
@@ -53,64 +45,45 @@ def digits_source(argument: str = "", cache: bool = False) -> Source:
 def box_scene_source(
     argument: str = "", cache: bool = False, counts: Mapping[str, int] = SCENES
 ) -> Source:
-    """Opens scenes of digits with boxes.
-
-    Args:
-        argument: none.
-        cache: not used; all images are in memory.
-        counts: number of scenes by split.
-
-    Returns:
-        The `Source`.
-    """
-    scenes = {split: make_scenes(split, count) for split, count in counts.items()}
-    splits = {
-        split: [scene.objects for scene in made] for split, made in scenes.items()
-    }
-    images = {
-        split: {"encoded": [scene.encoded for scene in made]}
-        for split, made in scenes.items()
-    }
+    """Opens scenes of digits with boxes, `counts` of them by split."""
+    splits, images = {}, {}
+    for split, count in counts.items():
+        scenes = make_scenes(split, count)
+        splits[split] = [scene.objects for scene in scenes]
+        images[split] = _image_columns(scenes)
     return object_source("digits", CLASS_NAMES, splits, images)
 
 
 def mask_scene_source(
     argument: str = "", cache: bool = False, counts: Mapping[str, int] = SCENES
 ) -> Source:
-    """Opens scenes of digits with masks, whose class 0 is the background.
-
-    Args:
-        argument: none.
-        cache: not used; all images are in memory.
-        counts: number of scenes by split.
-
-    Returns:
-        The `Source`.
-    """
+    """Opens scenes of digits with masks, whose class 0 is the background."""
     columns = {}
     for split, count in counts.items():
         scenes = make_scenes(split, count)
-        columns[split] = {
-            "encoded": [scene.encoded for scene in scenes],
-            "id": [scene.objects.path for scene in scenes],
-            "mask": [encode_mask(scene.mask) for scene in scenes],
-        }
+        masks = [encode_mask(scene.mask) for scene in scenes]
+        columns[split] = _image_columns(scenes) | {"mask": masks}
     return indexed_source("digits", ("background", *CLASS_NAMES), columns)
 
 
 class Scene(NamedTuple):
-    """An image of several digits with its boxes and its mask.
+    """An image of several digits, a PNG, with its boxes and its mask.
 
-    Attributes:
-        encoded: a PNG.
-        objects: the digits; `path` is the name of the scene.
-        mask: uint8 `[height, width]`: 0 for the background, and the digit plus 1 where
-            a digit was drawn; a later digit covers an earlier one.
+    The `path` of `objects` is the name of the scene. The mask, uint8 `[height, width]`,
+    is 0 for the background, and the digit plus 1 where a digit was drawn; a later digit
+    covers an earlier one.
     """
 
     encoded: bytes
     objects: Objects
     mask: np.ndarray
+
+
+def _image_columns(scenes: list[Scene]) -> dict[str, list]:
+    return {
+        "encoded": [scene.encoded for scene in scenes],
+        "id": [scene.objects.path for scene in scenes],
+    }
 
 
 @functools.cache
@@ -126,10 +99,7 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
 
 
 def _enlarge(digit: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes a digit `[8, 8]` to `[height, width]`, bilinearly.
-
-    In NumPy, since thousands of digits are resized at once.
-    """
+    """Resizes a digit `[8, 8]` bilinearly, in NumPy, since there are thousands."""
     for side in (height, width):
         positions = np.clip((np.arange(side) + 0.5) * len(digit) / side - 0.5, 0, 7)
         low = np.minimum(positions.astype(int), 6)
@@ -183,31 +153,18 @@ def _make_scene(name: str, images: np.ndarray, labels: np.ndarray, rng) -> Scene
         classes.append(labels[index])
     pixels = np.clip(np.round(scene), 0, 255).astype(np.uint8)
     corners = np.asarray(boxes, np.float32) / SIDE  # [digits, 4]
-    areas = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
-    is_crowd = np.zeros(len(boxes), bool)
-    objects = Objects(name, corners, np.asarray(classes, np.int32), is_crowd, areas)
+    labels, is_crowd = np.asarray(classes, np.int32), np.zeros(len(boxes), bool)
+    objects = Objects(name, corners, labels, is_crowd, box_areas(corners))
     return Scene(tf.io.encode_png(pixels).numpy(), objects, mask)
 
 
 def make_scenes(split: str, count: int) -> list[Scene]:
-    """Makes the first scenes of a split.
-
-    Args:
-        split: `"train"` or `"validation"`.
-        count: number of scenes.
-
-    Returns:
-        The scenes, 128x128 pixels each.
-    """
+    """Makes the first scenes of a split, 128x128 pixels each."""
     images, labels, parts = _load_digits()
     indices = parts[split]
     images, labels = images[indices] / 16, labels[indices]
-    return [
-        _make_scene(
-            f"digits/{split}/{index}",
-            images,
-            labels,
-            np.random.default_rng((SPLITS.index(split), index)),
-        )
-        for index in range(count)
-    ]
+    scenes = []
+    for index in range(count):
+        rng = np.random.default_rng((SPLITS.index(split), index))
+        scenes.append(_make_scene(f"digits/{split}/{index}", images, labels, rng))
+    return scenes

@@ -33,16 +33,11 @@ def may_turn(encoded) -> tf.Tensor:
 
 
 def jpeg_orientation(encoded) -> tf.Tensor:
-    """Returns the EXIF orientation of a JPEG.
+    """Returns the EXIF orientation, 1 to 8, of a JPEG for which `may_turn` is true.
 
-    TensorFlow spends time on every operation of a branch even if it is not taken. To
-    need few operations, this reads the fields of TIFF as 16-bit numbers.
-
-    Args:
-        encoded: the bytes of the JPEG, a scalar string for which `may_turn` is true.
-
-    Returns:
-        int32, 1 to 8; 1 (upright) if the directory is damaged or has no orientation.
+    It is 1 (upright) if the directory is damaged or has no orientation. TensorFlow
+    spends time on every operation of a branch even if it is not taken. To need few
+    operations, this reads the fields of TIFF as 16-bit numbers.
     """
     head = tf.strings.substr(encoded, 0, _SEARCHED)
     tiff = tf.strings.regex_replace(head, _BEFORE_TIFF, "", replace_global=False)
@@ -50,14 +45,9 @@ def jpeg_orientation(encoded) -> tf.Tensor:
     tiff = tf.strings.substr(tiff, 0, 2**16)
     tiff = tf.strings.join([tiff, b"\0" * 8])  # missing bytes read as zeros
     tiff = tf.strings.substr(tiff, 0, tf.strings.length(tiff) // 2 * 2)
-    pairs = tf.cast(
-        tf.where(
-            is_little,
-            tf.io.decode_raw(tiff, tf.uint16, little_endian=True),
-            tf.io.decode_raw(tiff, tf.uint16, little_endian=False),
-        ),
-        tf.int32,
-    )
+    little = tf.io.decode_raw(tiff, tf.uint16, little_endian=True)
+    big = tf.io.decode_raw(tiff, tf.uint16, little_endian=False)
+    pairs = tf.cast(tf.where(is_little, little, big), tf.int32)
     # Offsets within a segment fit in 16 bits.
     directory = tf.where(is_little, pairs[2], pairs[3]) // 2
     directory = tf.minimum(directory, tf.size(pairs) - 1)
@@ -76,15 +66,7 @@ def _is_in(value, values: tuple):
 
 
 def turn(image, orientation) -> tf.Tensor:
-    """Turns stored pixels upright.
-
-    Args:
-        image: `[height, width, channels]`.
-        orientation: int32, 1 to 8.
-
-    Returns:
-        `[height, width, channels]`, or `[width, height, channels]` from 5 on.
-    """
+    """Turns stored pixels `[height, width, channels]` upright."""
     sides = tf.where(_is_in(orientation, _SWAPS_SIDES), [1, 0, 2], [0, 1, 2])
     flipped = tf.boolean_mask([0, 1], _is_in(orientation, _FLIPS))
     return tf.reverse(tf.transpose(image, sides), flipped)
@@ -98,13 +80,8 @@ def upright_size(size, orientation) -> tf.Tensor:
 def stored_window(window, size, orientation) -> tf.Tensor:
     """Finds a window of the upright image among the stored pixels.
 
-    Args:
-        window: int32 `[4]`: top, left, height, width.
-        size: int32 `[2]`, height and width of the upright image.
-        orientation: int32, 1 to 8.
-
-    Returns:
-        int32 `[4]`: top, left, height, width in the stored pixels.
+    Windows are int32 `[4]`: top, left, height, width. `size` is the (height, width) of
+    the upright image.
     """
     corner, sides = window[:2], window[2:]
     is_flipped = _is_in(orientation, _FLIPS)

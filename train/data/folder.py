@@ -10,12 +10,12 @@ from train.data.source import (
     IMAGE_SUFFIXES,
     SPLITS,
     Source,
-    image_column,
+    image_columns,
     indexed_source,
     is_litter,
     join_names,
     refuse_one_class,
-    warn_of_shared_images,
+    refuse_other_classes,
     warn_of_similar_names,
 )
 
@@ -23,52 +23,26 @@ from train.data.source import (
 def folder_source(argument: str, cache: bool = False) -> Source:
     """Opens `PATH/train/<class>/*` and `PATH/validation/<class>/*`.
 
-    Images stay encoded until the pipeline crops them. A file that cannot be decoded is
-    listed like any other; the pipeline skips it.
-
-    Args:
-        argument: path of the folder.
-        cache: read all files now, and keep them in memory still encoded.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        ValueError: if a folder is missing, there are no images, a class is empty,
-            there is only one class, or the splits have different classes.
+    Images stay encoded until the pipeline crops them; with `cache` in memory. A file
+    that cannot be decoded is listed like any other; the pipeline skips it.
     """
     path = Path(argument).expanduser()
     name = f"folder:{path}"
     listing = {split: _list_classes(path, split) for split in SPLITS}
-    class_names = _common_classes(path, listing)
+    refuse_other_classes(str(path), *listing.values())
+    class_names = sorted(listing["train"])
     refuse_one_class(name, class_names, f"{path}/train/<class>/*")
     warn_of_similar_names(class_names, name)
     paths = {
         split: [file for class_name in class_names for file in classes[class_name]]
         for split, classes in listing.items()
     }
-    warn_of_shared_images(name, paths)
-    columns = {}
+    columns = image_columns(name, paths, cache)
+    labels = np.arange(len(class_names), dtype=np.int32)
     for split, classes in listing.items():
         counts = [len(classes[class_name]) for class_name in class_names]
-        columns[split] = {
-            **image_column(paths[split], split, cache),
-            "label": np.repeat(np.arange(len(class_names), dtype=np.int32), counts),
-            "id": paths[split],
-        }
+        columns[split]["label"] = np.repeat(labels, counts)
     return indexed_source(name, class_names, columns)
-
-
-def _common_classes(path: Path, listing: dict[str, dict[str, list[str]]]) -> list[str]:
-    """Returns the sorted class names, which both splits must share."""
-    train, validation = (set(listing[split]) for split in SPLITS)
-    if train != validation:
-        raise ValueError(
-            f"The splits of {path} have different classes. Only in train: "
-            f"{', '.join(sorted(train - validation)) or 'none'}. Only in validation: "
-            f"{', '.join(sorted(validation - train)) or 'none'}."
-        )
-    return sorted(train)
 
 
 def _list_classes(path: Path, split: str) -> dict[str, list[str]]:
@@ -89,9 +63,8 @@ def _list_classes(path: Path, split: str) -> dict[str, list[str]]:
             classes[child.name] = _list_images(child, others, litter)
         else:
             others["file outside of the class folders"] += 1
-    _warn_of_litter(folder, litter)
     _refuse_empty_classes(folder, classes)
-    _warn_of_other_files(folder, others)
+    _warn_of_skipped_files(folder, others, litter)
     return classes
 
 
@@ -123,16 +96,15 @@ def _refuse_empty_classes(folder: Path, classes: dict[str, list[str]]) -> None:
         )
 
 
-def _warn_of_litter(folder: Path, litter: list[str]) -> None:
+def _warn_of_skipped_files(
+    folder: Path, others: Counter[str], litter: list[str]
+) -> None:
     if litter:
         logging.warning(
             "%s: skipped hidden files and files of a system or tool: %s.",
             folder,
             join_names(litter),
         )
-
-
-def _warn_of_other_files(folder: Path, others: Counter[str]) -> None:
     if others:
         counts = ", ".join(f"{n} {ending}" for ending, n in others.most_common())
         logging.warning(

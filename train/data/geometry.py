@@ -48,38 +48,26 @@ _MASKS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Canvas(NamedTuple):
-    """The picture that an annotation was drawn on.
+    """The picture that an annotation was drawn on."""
 
-    Attributes:
-        size: (width, height), in the annotation's pixels.
-        orientation: EXIF orientation that turns it upright; 1 if it is upright.
-        is_certain: whether only the image as shown is possible.
-    """
-
-    size: tuple[int, int]
-    orientation: int
-    is_certain: bool
+    size: tuple[int, int]  # (width, height), in the annotation's pixels
+    orientation: int  # of EXIF, which turns it upright; 1 if it is upright
+    is_certain: bool  # only the image as shown is possible
 
     def turn_boxes(self, boxes: np.ndarray) -> np.ndarray:
         """Turns corners `[objects, 4]`, as fractions, to the upright image."""
         return np.stack(_BOXES[self.orientation](*boxes.T), axis=1)
 
     def turn_mask(self, mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Turns a mask upright, and resizes it to its image by the nearest pixel.
-
-        Args:
-            mask: `[height, width]`.
-            size: (width, height) of the upright image.
-
-        Returns:
-            `[size[1], size[0]]`.
-        """
+        """Turns a mask upright, and resizes it to (width, height) by nearest pixel."""
         mask = _MASKS[self.orientation](mask)
+        if mask.shape == size[::-1]:
+            return mask
         rows, columns = (
             ((np.arange(new) + 0.5) * old / new).astype(int)
             for old, new in zip(mask.shape, size[::-1])
         )
-        return mask if mask.shape == size[::-1] else mask[rows[:, None], columns]
+        return mask[rows[:, None], columns]
 
 
 def _has_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -104,18 +92,8 @@ def find_canvas(
 ) -> Canvas:
     """Finds the picture that an annotation was drawn on.
 
-    Args:
-        header: of the image file.
-        stated: (width, height) in the annotation; `None` if it states none.
-        subject: who states it, for errors: `"a.xml states"`.
-        image: path of the image.
-        report: counts images whose annotations are turned or scaled.
-
-    Returns:
-        The `Canvas`.
-
-    Raises:
-        ValueError: if the size belongs to another image.
+    `stated` is the (width, height) in the annotation, or `None`, and `subject` who
+    states it, for errors: `"a.xml states"`. The size of another image is refused.
     """
     shown, stored = header.size, header.stored_size
     is_turned, has_size = header.orientation != 1, stated is not None

@@ -16,15 +16,14 @@ _PNG_EXIF = b"eXIf"
 # Pillow's method, so that both give the same pixels. TensorFlow's default is a few
 # percent faster and differs in the last bits.
 _EXACT = "INTEGER_ACCURATE"
+_IMAGE = tf.TensorSpec([None, None, 3], tf.uint8)
 
 
 def read(example: dict) -> tf.Tensor:
     """Returns an example's encoded image, from memory or from its file."""
-    return (
-        example["encoded"]
-        if "path" not in example
-        else tf.io.read_file(example["path"])
-    )
+    if "path" in example:
+        return tf.io.read_file(example["path"])
+    return example["encoded"]
 
 
 def _is_plain_png(encoded):
@@ -38,21 +37,6 @@ def _with_pillow(function, encoded, dtype):
     if tf.executing_eagerly():  # numpy_function would lose zeros at the end
         return tf.constant(function(tf.convert_to_tensor(encoded).numpy()), dtype)
     return tf.numpy_function(function, [encoded], dtype, stateful=False)
-
-
-def _decode_with_pillow(encoded):
-    """Decodes the formats that TensorFlow lacks or decodes differently.
-
-    Among these are BMP with a palette, which it decodes as gray, and animated WebP.
-    """
-    return _with_pillow(image_files.decode, encoded, tf.uint8)
-
-
-def _size_with_pillow(encoded):
-    def size(content: bytes) -> np.ndarray:
-        return np.asarray(image_files.read_header(content).size[::-1], np.int32)
-
-    return _with_pillow(size, encoded, tf.int32)
 
 
 def _refuse_too_large(size):
@@ -105,10 +89,14 @@ def _crop_turned_jpeg(encoded, window):
 
 
 def _decode_other(encoded):
+    """Decodes with Pillow what TensorFlow lacks or decodes differently.
+
+    Among these are BMP with a palette, which it decodes as gray, and animated WebP.
+    """
     return tf.cond(
         _is_plain_png(encoded),
         lambda: _decode_png(encoded),
-        lambda: _decode_with_pillow(encoded),
+        lambda: _with_pillow(image_files.decode, encoded, tf.uint8),
     )
 
 
@@ -118,10 +106,13 @@ def _crop_other(encoded, window):
 
 
 def _other_size(encoded):
+    def size(content: bytes) -> np.ndarray:
+        return np.asarray(image_files.read_header(content).size[::-1], np.int32)
+
     return tf.cond(
         _is_plain_png(encoded),
         lambda: _png_size(encoded),
-        lambda: _size_with_pillow(encoded),
+        lambda: _with_pillow(size, encoded, tf.int32),
     )
 
 
@@ -148,80 +139,56 @@ def _rarely(condition, then, otherwise, dtype, *inputs):
     return result
 
 
-def _by_format(jpeg, turned_jpeg, other, dtype, encoded, *inputs):
-    """Calls the function for the format of the encoded image."""
+def _by_format(spec, functions, encoded, *inputs):
+    """Calls the function for upright JPEG, turned JPEG, or other formats."""
+    jpeg, turned_jpeg, other = functions
     is_jpeg = tf.io.is_jpeg(encoded)
-    return tf.cond(
+    result = tf.cond(
         is_jpeg & ~exif.may_turn(encoded),
         lambda: jpeg(encoded, *inputs),
-        lambda: _rarely(is_jpeg, turned_jpeg, other, dtype, encoded, *inputs),
+        lambda: _rarely(is_jpeg, turned_jpeg, other, spec.dtype, encoded, *inputs),
     )
+    result.set_shape(spec.shape)
+    return result
 
 
 def decode(encoded) -> tf.Tensor:
     """Decodes an image of any format, or the first frame of an animation, upright.
 
-    Args:
-        encoded: the bytes of the image, a scalar string.
-
     Returns:
         uint8 `[height, width, 3]`, RGB.
     """
-    image = _by_format(
-        _decode_jpeg, _decode_turned_jpeg, _decode_other, tf.uint8, encoded
-    )
-    image.set_shape([None, None, 3])
-    return image
+    functions = _decode_jpeg, _decode_turned_jpeg, _decode_other
+    return _by_format(_IMAGE, functions, encoded)
 
 
 def decode_window(encoded, window) -> tf.Tensor:
     """Decodes one window of an image; of a JPEG, only the part that is needed.
 
-    Args:
-        encoded: the bytes of an image of any format.
-        window: int32 `[4]`: top, left, height, width in the upright image.
-
-    Returns:
-        uint8 `[height, width, 3]`.
+    `window` is int32 `[4]`: top, left, height, width in the upright image. The result
+    is uint8 `[height, width, 3]`.
     """
-    image = _by_format(
-        _crop_jpeg, _crop_turned_jpeg, _crop_other, tf.uint8, encoded, window
-    )
-    image.set_shape([None, None, 3])
-    return image
+    functions = _crop_jpeg, _crop_turned_jpeg, _crop_other
+    return _by_format(_IMAGE, functions, encoded, window)
 
 
 def image_size(encoded) -> tf.Tensor:
-    """Reads the height and width of the upright image, int32 `[2]`.
-
-    No pixels are decoded.
-    """
-    size = _by_format(_jpeg_size, _turned_jpeg_size, _other_size, tf.int32, encoded)
-    size.set_shape([2])
-    return size
-
-
-def to_uint8(image) -> tf.Tensor:
-    """Rounds values and clips them to [0, 255]."""
-    return tf.saturate_cast(tf.round(image), tf.uint8)
+    """Reads the height and width of the upright image, int32 `[2]`, but no pixels."""
+    functions = _jpeg_size, _turned_jpeg_size, _other_size
+    return _by_format(tf.TensorSpec([2], tf.int32), functions, encoded)
 
 
 def resize(image, size) -> tf.Tensor:
     """Resizes an image of any type to uint8 `[*size, 3]`; its aspect may change."""
-    return to_uint8(tf.image.resize(image, size, antialias=True))
+    image = tf.image.resize(image, size, antialias=True)
+    return tf.saturate_cast(tf.round(image), tf.uint8)
 
 
 def train_example(example, size, seed, config) -> dict:
-    """Makes an example of classification for training.
+    """Makes an example of classification: a random crop, possibly mirrored.
 
-    Args:
-        example: of a source: `encoded` or `path`, and `label`.
-        size: (height, width) of the result.
-        seed: two integers, which determine crop and flip.
-        config: a `TrainConfig`; its `crop_scale` and `flip` are used.
-
-    Returns:
-        `image`, uint8 `[*size, 3]`: a random crop, possibly mirrored; and `label`.
+    `size` is (height, width), `seed` two integers, which determine crop and flip. Of
+    the `TrainConfig`, `crop_scale` and `flip` are used.
     """
     encoded = read(example)
     height, width = tf.unstack(image_size(encoded))

@@ -28,13 +28,9 @@ def decode_mask(encoded) -> tf.Tensor:
 
 
 def read_mask(file: Path) -> np.ndarray | None:
-    """Reads the file of a mask.
+    """Reads the classes of a mask with a palette or in gray, uint8 `[height, width]`.
 
-    Args:
-        file: an image with a palette or in gray.
-
-    Returns:
-        The classes, uint8 `[height, width]`; `None` if the file cannot be read.
+    The result is `None` if the file cannot be read.
 
     Raises:
         ValueError: if the file has colors, or its format does not keep exact values.

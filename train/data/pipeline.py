@@ -1,7 +1,4 @@
-"""From a source to decoded batches, as scheduled.
-
-    source -> planned batches of encoded examples -> the task's image and targets at the
-    scheduled size -> batch
+"""From a source to decoded batches of the task's images and targets, as scheduled.
 
 An image that cannot be decoded never stops a run: another image of the batch, with
 weight 0, takes its position, and `unreadable` names it. If no image of a batch can be
@@ -21,13 +18,9 @@ from train.data.plan import WHOLE, Shard, plan_batches, steps_of_calls
 from train.data.sampler import BatchShape
 from train.data.source import Source
 
-AUTOTUNE = tf.data.AUTOTUNE
 BATCHES_AHEAD = 2  # decoded at once
 BLACK = np.zeros((1, 1, 3), np.uint8)
 STAND_IN_SIDE, STAND_IN_TRIES = 256, 16
-
-# From an example, its index in the epoch and a (height, width) to image and targets.
-LoadExample = Callable[[dict, tf.Tensor, tf.Tensor], dict]
 
 
 def train_batches(
@@ -41,28 +34,19 @@ def train_batches(
 ) -> tf.data.Dataset:
     """Makes an epoch's training batches, each of the scheduled shape.
 
-    Args:
-        source: of the images.
-        config: a `TrainConfig`: its `seed`, and what `load` uses.
-        schedule: the epoch's batch shapes, in order; see `train.data.sampler`.
-        epoch: counted from 0; each epoch has another order and other crops.
-        first_step: the step of the schedule to start at. Its batches are the same as
-            in the whole epoch; earlier images are not decoded.
-        shard: the part of every batch to make; only its images are decoded. The shards
-            of all pipelines make up the whole batches, whatever their number.
-        load: the task's, see `train.tasks.task.Task.train_example`.
+    Each epoch has another order and other crops. From a later `first_step` on, the
+    batches are the same as in the whole epoch; earlier images are not decoded. The
+    shards of all pipelines make up the whole batches, whatever their number, and only
+    the shard's images are decoded. `load` is `train.tasks.task.Task.train_example`.
 
     Returns:
-        A `tf.data.Dataset` of one batch for each step from there on, or of one for each
-        replica of the shard, step by step:
+        A `tf.data.Dataset` of one batch for each step and replica of the shard, step by
+        step:
 
         - `image`: uint8 `[batch, height, width, 3]`
         - the task's targets; for classification `label`, int32 `[batch]`
         - `weight`: float32 `[batch]`, 0 for images that must not count
         - `id`: string `[batch]`, of the planned example; empty beyond the last one
-
-    Raises:
-        ValueError: if the shard's replicas cannot share a batch evenly.
     """
 
     def load_example(example: dict, example_index: tf.Tensor, size) -> dict:
@@ -89,17 +73,8 @@ def eval_batches(
 ) -> tf.data.Dataset:
     """Makes the batches of an evaluation: every example once, in the stored order.
 
-    Args:
-        source: of the images.
-        split: `"train"` or `"validation"`.
-        size: side of the images in pixels.
-        batch_size: images in a batch; the last is filled as in `train_batches`.
-        crop_fraction: see `keras_mobilevit.preprocessing.resize_and_center_crop`.
-        shard: the part of every batch to make.
-        load: the task's, see `train.tasks.task.Task.eval_example`.
-
-    Returns:
-        A `tf.data.Dataset` of the dicts that `train_batches` describes.
+    The batches are as in `train_batches`, `size` pixels wide and high, and the last is
+    filled likewise. `load` is `train.tasks.task.Task.eval_example`.
     """
 
     def load_example(example: dict, example_index: tf.Tensor, _) -> dict:
@@ -135,22 +110,14 @@ def _stand_in(source: Source, split: str) -> np.ndarray | tf.Tensor:
 
 def _decode(
     encoded: EncodedBatches,
-    load_example: LoadExample,
+    load_example: Callable[[dict, tf.Tensor, tf.Tensor], dict],
     schedule: Sequence[BatchShape],
     count: int,
     stand_in: np.ndarray | tf.Tensor = BLACK,
 ) -> tf.data.Dataset:
-    """Decodes batches.
+    """Decodes batches; examples from `count` on get the weight 0.
 
-    Args:
-        encoded: the batches.
-        load_example: makes image and targets of one example.
-        schedule: the batch shapes, one for each step.
-        count: number of examples in an epoch; those beyond get the weight 0.
-        stand_in: the image of batches without a readable image.
-
-    Returns:
-        A `tf.data.Dataset` of the batches that `train_batches` describes.
+    `load_example` takes an example, its index in the epoch and a (height, width).
     """
     sizes = tf.constant([shape[:2] for shape in schedule], tf.int32)  # [steps, 2]
 
@@ -184,28 +151,19 @@ def _decode_examples(
     load_position: Callable[[tf.Tensor], dict],
     make_neutral: Callable[[dict], dict],
 ) -> tf.data.Dataset:
-    """Decodes the readable examples of one batch.
+    """Decodes the readable ones of the `count` examples of one batch.
 
-    TensorFlow catches an error only inside a dataset, which then lacks the element.
-
-    Args:
-        count: number of examples.
-        load_position: from a position in the batch to image and targets.
-        make_neutral: from their `tf.TensorSpec`s to a whole batch of neutral values.
-
-    Returns:
-        A `tf.data.Dataset` of one element: the positions that are readable, and their
-        images and targets. If there are none, the neutral batch.
+    TensorFlow catches an error only inside a dataset, which then lacks the element. So
+    the result is a dataset of one element: the positions that are readable, and their
+    images and targets. If there are none, `make_neutral` makes a whole batch from their
+    specs.
     """
-    loaded = (
-        tf.data.Dataset.range(count)
-        .map(
-            lambda position: (position, load_position(position)),
-            num_parallel_calls=AUTOTUNE,
-            deterministic=True,
-        )
-        .ignore_errors()
+    loaded = tf.data.Dataset.range(count).map(
+        lambda position: (position, load_position(position)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
     )
+    loaded = loaded.ignore_errors()
     _, specs = loaded.element_spec
     # In a map, so that it is made only if it is asked for.
     neutral = tf.data.Dataset.range(1).map(
@@ -244,9 +202,6 @@ def _fill(ids, is_real, positions, loaded) -> dict[str, tf.Tensor]:
         is_real: bool `[batch]`, False for examples beyond the last.
         positions: int64 `[readable]`, ascending.
         loaded: images and targets at these positions; if there are none, of all.
-
-    Returns:
-        The batch as `train_batches` describes it.
     """
     count, size = tf.size(positions, tf.int64), tf.size(ids, tf.int64)
     own = tf.range(size)
@@ -274,14 +229,10 @@ def unreadable(batch) -> list[str]:
 
 
 def join(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Joins the images and targets of a few batches.
+    """Joins the NumPy images and targets of a few batches, `{name: [examples, ...]}`.
 
-    Args:
-        parts: `{name: [examples, ...]}` in NumPy.
-
-    Returns:
-        The same, with as many slots for objects as the part with the most; for many
-        images see `train.tasks.task.Task.unpad`.
+    All get as many slots for objects as the part with the most; for many images see
+    `train.tasks.task.Task.unpad`.
     """
     return {name: _join(name, [part[name] for part in parts]) for name in parts[0]}
 

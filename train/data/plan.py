@@ -20,11 +20,8 @@ OBJECT_SLOTS = 16 * 4 ** np.arange(8)
 class Shard:
     """The part of every batch that one input pipeline makes.
 
-    Attributes:
-        replicas: number of replicas that share a batch; replica `r` gets the examples
-            `r`, `r + replicas`, `r + 2 * replicas` and so on.
-        first: the pipeline's first replica.
-        count: number of the pipeline's replicas.
+    Replica `r` of all `replicas` gets the examples `r`, `r + replicas` and so on. The
+    pipeline has the `count` replicas from `first` on.
     """
 
     replicas: int = 1
@@ -46,43 +43,22 @@ WHOLE = Shard()
 class BatchPlan:
     """The batches of one shard: step by step, one batch for each of its replicas.
 
-    Attributes:
-        schedule: the batch shapes of the epoch, one for each step.
-        first_step: the first planned step of the schedule.
-        steps: `[batches]`, the step of each batch.
-        splits: `[batches + 1]`, where each batch starts in `example_indices`.
-        example_indices: `[images]`, positions in the epoch's order of examples. An
-            index beyond the last example stands for the first ones again: they fill the
-            last batch, so that all batches of a shape run through one compiled step.
+    `example_indices` are positions in the epoch's order of examples. An index beyond
+    the last example stands for the first ones again: they fill the last batch, so that
+    all batches of a shape run through one compiled step.
     """
 
-    schedule: tuple[BatchShape, ...]
-    first_step: int
-    steps: np.ndarray
-    splits: np.ndarray
-    example_indices: np.ndarray
-
-    def starts(self) -> np.ndarray:
-        """Returns the first example index of each step, and the end of the last."""
-        return np.cumsum([0, *(shape.batch for shape in self.schedule)])
+    first_step: int  # the first planned step of the schedule
+    starts: np.ndarray  # [steps + 1], where each step of the whole schedule starts
+    steps: np.ndarray  # [batches], the step of each batch
+    splits: np.ndarray  # [batches + 1], where each batch starts in `example_indices`
+    example_indices: np.ndarray  # [images]
 
 
 def plan_batches(
     schedule: Sequence[BatchShape], first_step: int = 0, shard: Shard = WHOLE
 ) -> BatchPlan:
-    """Cuts the examples of an epoch into the batches of a schedule.
-
-    Args:
-        schedule: the batch shapes, one for each step.
-        first_step: the first step to plan.
-        shard: the part of each batch to plan.
-
-    Returns:
-        The `BatchPlan`.
-
-    Raises:
-        ValueError: if the replicas cannot share a batch evenly.
-    """
+    """Cuts the examples of an epoch into the batches of a schedule."""
     for shape in schedule:
         if shape.batch % shard.replicas:
             raise ValueError(
@@ -96,27 +72,16 @@ def plan_batches(
         np.arange(starts[step] + replica, starts[step + 1], shard.replicas)
         for step, replica in zip(steps, replicas)
     ]
-    return BatchPlan(
-        schedule=tuple(schedule),
-        first_step=first_step,
-        steps=steps,
-        splits=np.cumsum([0, *map(len, batches)]),
-        example_indices=np.concatenate([np.zeros(0, np.int64), *batches]),
-    )
+    splits = np.cumsum([0, *map(len, batches)])
+    example_indices = np.concatenate([np.zeros(0, np.int64), *batches])
+    return BatchPlan(first_step, starts, steps, splits, example_indices)
 
 
 def steps_of_calls(schedule: Sequence[BatchShape], steps_per_call: int) -> list[int]:
-    """Divides steps into calls of the compiled training step.
+    """Returns how many steps each call of the compiled training step takes.
 
     A call takes `steps_per_call` steps of one shape, or a single step. Other numbers of
     steps would each be compiled.
-
-    Args:
-        schedule: the batch shapes, one for each step.
-        steps_per_call: steps of one shape that a call takes.
-
-    Returns:
-        The number of steps of each call.
     """
     calls: list[int] = []
     step = 0
@@ -131,20 +96,13 @@ def steps_of_calls(schedule: Sequence[BatchShape], steps_per_call: int) -> list[
 def plan_object_slots(
     num_objects: np.ndarray, plan: BatchPlan, calls: Sequence[int]
 ) -> np.ndarray:
-    """Plans how many slots for objects the images of each batch have.
+    """Plans the slots for objects of each image, int64 `[batches]`.
 
     All images of a call have as many slots: it is compiled for one shape, and devices
-    exchange their targets.
-
-    Args:
-        num_objects: `[examples]`, objects of each example in the epoch's order.
-        plan: of the batches.
-        calls: numbers of steps that each call executes, from the plan's first step on.
-
-    Returns:
-        int64 `[batches]`, one of `OBJECT_SLOTS` for each batch.
+    exchange their targets. `num_objects` `[examples]` is in the epoch's order. `calls`
+    are the numbers of steps that each call executes, from the plan's first step on.
     """
-    starts = plan.starts()
+    starts = plan.starts
     if not len(calls):
         return np.zeros(0, np.int64)
     indices = np.arange(starts[plan.first_step], starts[-1])

@@ -18,19 +18,14 @@ if TYPE_CHECKING:
 class SourceKind:
     """How one kind of source is read for one task.
 
-    Attributes:
-        reader: `"module:function"`; the function takes the text after the colon of
-            `--data` and whether to keep the encoded images in memory, and returns a
-            `train.data.source.Source`.
-        argument: what follows the kind and a colon: `PATH`, `NAME`, or nothing.
-        help: what the source consists of, for `--help`.
-        recipe: name of the default recipe, see `train.recipes`.
+    The reader takes the text after the colon of `--data` and whether to keep the
+    encoded images in memory, and returns a `train.data.source.Source`.
     """
 
-    reader: str
-    argument: str
+    reader: str  # "module:function"
+    argument: str  # what follows the kind and a colon: PATH, NAME, or nothing
     help: str
-    recipe: str
+    recipe: str  # the default, see `train.recipes`
 
 
 SOURCE_KINDS: dict[tuple[str, str], SourceKind] = {
@@ -85,19 +80,10 @@ SOURCE_KINDS: dict[tuple[str, str], SourceKind] = {
 
 
 def load_source(task: str, name: str, cache: bool = False) -> Source:
-    """Opens a data source.
-
-    Args:
-        task: name of the task.
-        name: as given to `--data`: a kind, or a kind, a colon and its argument.
-        cache: keep the encoded images of a folder in memory.
-
-    Returns:
-        The `Source`.
+    """Opens a data source; with `cache`, encoded images of a folder stay in memory.
 
     Raises:
-        ValueError: if the task has no such kind of source, or its data cannot be
-            trained on.
+        ValueError: if the task has no such source, or its data cannot be trained on.
     """
     kind = find_kind(task, name)
     module, _, function = kind.reader.partition(":")
@@ -106,18 +92,14 @@ def load_source(task: str, name: str, cache: bool = False) -> Source:
 
 
 def find_kind(task: str, name: str) -> SourceKind:
-    """Returns the row of a source.
-
-    Raises:
-        ValueError: if the task has no such kind; the message lists its kinds.
-    """
+    """Returns the row of a source; a ValueError lists the kinds if there is none."""
     kind, _, argument = name.partition(":")
     tasks = dict.fromkeys(name for name, _ in SOURCE_KINDS)
     if task not in tasks:
         raise ValueError(f"Unknown task {task!r}. Expected one of: {', '.join(tasks)}.")
     row = SOURCE_KINDS.get((task, kind))
     if row is None or bool(row.argument) != bool(argument):
-        forms = [f"`{form}`" for form in _forms(task)]
+        forms = [f"`{form}`" for form in _rows(task)]
         raise ValueError(
             f"Unknown data {name!r}. {task.capitalize()} takes "
             f"{' or '.join(filter(None, [', '.join(forms[:-1]), forms[-1]]))}."
@@ -127,28 +109,23 @@ def find_kind(task: str, name: str) -> SourceKind:
 
 def is_path_kind(kind: str) -> bool:
     """Tells whether the argument of a kind is a path."""
-    return any(
-        row.argument == "PATH"
-        for (_, name), row in SOURCE_KINDS.items()
-        if name == kind
-    )
+    rows = (row for (_, name), row in SOURCE_KINDS.items() if name == kind)
+    return any(row.argument == "PATH" for row in rows)
 
 
 def describe_kinds() -> str:
     """Describes all kinds of all tasks, for `--help`."""
-    tasks = dict.fromkeys(task for task, _ in SOURCE_KINDS)
-    return " ".join(f"{task.capitalize()}: {_describe(task)}." for task in tasks)
+    sentences = []
+    for task in dict.fromkeys(task for task, _ in SOURCE_KINDS):
+        kinds = [f"`{form}` ({row.help})" for form, row in _rows(task).items()]
+        sentences.append(f"{task.capitalize()}: {', '.join(kinds)}.")
+    return " ".join(sentences)
 
 
-def _describe(task: str) -> str:
-    rows = (row for (name, _), row in SOURCE_KINDS.items() if name == task)
-    return ", ".join(f"`{form}` ({row.help})" for form, row in zip(_forms(task), rows))
-
-
-def _forms(task: str) -> list[str]:
-    """Returns what `--data` may be for a task: `digits`, `folder:PATH` and so on."""
-    return [
-        f"{kind}:{row.argument}" if row.argument else kind
+def _rows(task: str) -> dict[str, SourceKind]:
+    """Returns a task's rows by the form of `--data`: `digits`, `folder:PATH`..."""
+    return {
+        f"{kind}:{row.argument}" if row.argument else kind: row
         for (name, kind), row in SOURCE_KINDS.items()
         if name == task
-    ]
+    }

@@ -27,23 +27,12 @@ def batch_shapes(
 ) -> list[BatchShape]:
     """Gives each image size the batch that has as many pixels as the base batch.
 
-    Args:
-        sizes: sides in pixels, or (height, width) pairs.
-        base_size: the side, or (height, width), at which the batch is `base_batch`.
-        base_batch: images in a batch at `base_size`.
-        batch_multiple: every batch is a multiple of it, so that replicas can share it
-            evenly.
-
-    Returns:
-        A `BatchShape` for each size, smallest area first. Its batch is
-        `base area * base_batch / area`, rounded to the nearest multiple, at least one.
+    Sizes are sides in pixels or (height, width) pairs. Batches are rounded to a
+    multiple of `batch_multiple`, so that replicas can share them evenly. The smallest
+    area is first.
 
     Raises:
         ValueError: if a size, the batch or the multiple is not a positive integer.
-
-    Example:
-    >>> batch_shapes((128, 160, 192), 160, 64)[0]
-    BatchShape(height=128, width=128, batch=100)
     """
     base_height, base_width = _pair(base_size)
     for name, value in (("base batch", base_batch), ("batch multiple", batch_multiple)):
@@ -87,20 +76,8 @@ def epoch_schedule(
     favors the smallest batches. The last batch has the smallest batch size, and only it
     can have more positions than examples are left.
 
-    Args:
-        shapes: what `batch_shapes` returned.
-        num_examples: examples in an epoch; each is used exactly once.
-        epoch: counted from 0.
-        seed: another seed draws another schedule.
-        repeats: batches of a shape that follow each other; only at the end, when few
-            examples are left, the smallest batches come singly.
-
-    Returns:
-        One `BatchShape` for each step. Their batches sum to `num_examples`, or exceed
-        it by less than one smallest batch.
-
-    Raises:
-        ValueError: if there are no examples.
+    `repeats` batches of a shape follow each other; only at the end, when few examples
+    are left, the smallest batches come singly.
     """
     if num_examples < 1:
         raise ValueError(f"Expected at least one example. Received: {num_examples}.")

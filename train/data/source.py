@@ -3,7 +3,7 @@
 import dataclasses
 import filecmp
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,14 @@ class Source:
     An example is a dict: `encoded` or `path`, `id`, and the task's targets; for
     classification `label`. It is read either from `columns`, in any order, or from a
     `stream`, in the order of the stream.
-
-    Attributes:
-        name: as given to `train.data.registry.load_source`.
-        class_names: in the order of the labels.
-        num_examples: number of images by split.
-        stream: a function of a split and a seed, or `None` for the stored order, to
-            a `tf.data.Dataset` of examples.
-        columns: by split the values of all examples, in the stored order, under the
-            keys of an example.
     """
 
-    name: str
-    class_names: tuple[str, ...]
-    num_examples: dict[str, int]
+    name: str  # as given to `train.data.registry.load_source`
+    class_names: tuple[str, ...]  # in the order of the labels
+    num_examples: dict[str, int]  # by split
+    # From a split and a seed, or `None` for the stored order, to examples.
     stream: Callable[[str, int | None], tf.data.Dataset] | None = None
-    columns: Mapping[str, Columns] | None = None
+    columns: Mapping[str, Columns] | None = None  # by split, in the stored order
 
     def examples(self, split: str, seed: int | None) -> tf.data.Dataset:
         """Returns the examples of a split, shuffled by a seed or as stored."""
@@ -65,28 +57,16 @@ class Source:
 def indexed_source(
     name: str, class_names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]
 ) -> Source:
-    """Makes a source whose examples can be read in any order.
-
-    Args:
-        name: of the source.
-        class_names: in the order of the labels.
-        columns: `{split: {key: values}}` with a value for each example; a
-            `tf.RaggedTensor` has values of different lengths.
-
-    Returns:
-        The `Source`.
-    """
+    """Makes a source, read in any order, of `{split: {key: values}}`."""
     tensors = {
-        split: {key: _to_tensor(values) for key, values in column.items()}
+        split: {
+            key: x if isinstance(x, tf.RaggedTensor) else tf.constant(x)
+            for key, x in column.items()
+        }
         for split, column in columns.items()
     }
     num_examples = {split: len(column["id"]) for split, column in columns.items()}
     return Source(name, tuple(class_names), num_examples, columns=tensors)
-
-
-def _to_tensor(values) -> tf.Tensor | tf.RaggedTensor:
-    is_ragged = isinstance(values, tf.RaggedTensor)
-    return values if is_ragged else tf.constant(values)
 
 
 def example_order(count: int, seed: int | None) -> np.ndarray:
@@ -139,11 +119,19 @@ def join_names(names: Sequence[str], at_most: int = 10) -> str:
     return ", ".join(names[:at_most]) + more
 
 
-def image_column(
-    paths: Sequence[str], split: str, cache: bool
-) -> dict[str, Sequence[str] | list[bytes]]:
-    """Makes the column of images: paths, or with `cache` the content of the files."""
-    return {"encoded": _read_files(paths, split)} if cache else {"path": paths}
+def image_columns(
+    name: str, paths: Mapping[str, Sequence[str]], cache: bool
+) -> dict[str, dict[str, Any]]:
+    """Makes the columns of images by split: `id`, and `path` or with `cache` `encoded`.
+
+    Warns of images in both splits of the source `name`.
+    """
+    _warn_of_shared_images(name, paths)
+    return {
+        split: {"id": files}
+        | ({"encoded": _read_files(files, split)} if cache else {"path": files})
+        for split, files in paths.items()
+    }
 
 
 def _read_files(paths: Sequence[str], split: str) -> list[bytes]:
@@ -158,13 +146,7 @@ def _read_files(paths: Sequence[str], split: str) -> list[bytes]:
 
 
 def refuse_one_class(name: str, class_names: Sequence[str], where: str) -> None:
-    """Raises a ValueError if a classifier would have nothing to tell apart.
-
-    Args:
-        name: of the source.
-        class_names: of the source.
-        where: the user finds the classes, for the message.
-    """
+    """Raises a ValueError for a single class; `where` says where classes belong."""
     if len(class_names) < 2:
         raise ValueError(
             f"{name} has only one class, {join_names(class_names)}: a classifier would "
@@ -172,13 +154,38 @@ def refuse_one_class(name: str, class_names: Sequence[str], where: str) -> None:
         )
 
 
-def warn_of_similar_names(names: Sequence[str], where: str) -> None:
-    """Warns of class names that differ only in case or spaces.
+def refuse_other_classes(
+    where: str, train: Iterable[str], validation: Iterable[str]
+) -> None:
+    """Raises a ValueError if the splits have different classes."""
+    first, second = set(train), set(validation)
+    if first != second:
+        raise ValueError(
+            f"The splits of {where} have different classes. Only in train: "
+            f"{join_names(sorted(first - second)) or 'none'}. Only in validation: "
+            f"{join_names(sorted(second - first)) or 'none'}. Write the same names in "
+            "both."
+        )
 
-    Args:
-        names: of the classes.
-        where: the classes are, for the warning.
-    """
+
+def warn_of_missing_classes(
+    name: str, class_names: Sequence[str], learned: Container[int], problem: str
+) -> None:
+    """Warns of classes that cannot be learned; `problem` is for the message."""
+    missing = [n for label, n in enumerate(class_names) if label not in learned]
+    if missing:
+        logging.warning(
+            "%s: %d of %d classes %s, so the model will not find them: %s.",
+            name,
+            len(missing),
+            len(class_names),
+            problem,
+            join_names(missing),
+        )
+
+
+def warn_of_similar_names(names: Sequence[str], where: str) -> None:
+    """Warns of class names in `where` that differ only in case or spaces."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault("".join(name.split()).casefold(), []).append(name)
@@ -193,12 +200,10 @@ def warn_of_similar_names(names: Sequence[str], where: str) -> None:
             )
 
 
-def warn_of_shared_images(name: str, paths: Mapping[str, Sequence[str]]) -> None:
+def _warn_of_shared_images(name: str, paths: Mapping[str, Sequence[str]]) -> None:
     """Warns of images in both splits, which make the validation score too high.
 
-    Args:
-        name: of the source.
-        paths: by split. Only files with the same name are compared.
+    Only files with the same name are compared.
     """
     train, validation = (paths[split] for split in SPLITS)
     by_name: dict[str, list[str]] = {}

@@ -17,24 +17,10 @@ SHUFFLE_BUFFER = 16_384  # encoded images held to shuffle a stream
 
 
 def label_source(argument: str, cache: bool = False) -> Source:
-    """Opens a classification data set; images stay encoded until they are cropped.
-
-    Its `validation` split is used, or `test` if there is none.
-
-    Args:
-        argument: name of the data set.
-        cache: not used; the stream's files are few and large.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        ValueError: if the data set has no images and labels, or no such splits.
-    """
+    """Opens a classification data set; images stay encoded until they are cropped."""
     builder = _builder(argument)
-    features = builder.info.features or {}
-    label = features["label"] if "label" in features else None
-    names = getattr(label, "names", None)
+    features = dict(builder.info.features or {})
+    names = getattr(features.get("label"), "names", None)
     if names is None or "image" not in features:
         raise ValueError(
             f"tfds:{argument} has no features `image` and `label` with named classes. "
@@ -45,26 +31,11 @@ def label_source(argument: str, cache: bool = False) -> Source:
 
 
 def box_source(argument: str, cache: bool = False) -> Source:
-    """Opens a detection data set, such as `coco/2017` or `voc`.
-
-    Its `validation` split is used, or `test` if there is none.
-
-    Args:
-        argument: name of the data set.
-        cache: not used; the stream's files are few and large.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        ValueError: if it has no boxes with named classes, or no such splits.
-    """
+    """Opens a detection data set, such as `coco/2017` or `voc`."""
     builder = _builder(argument)
-    features = builder.info.features or {}
+    features = dict(builder.info.features or {})
     # The feature of a sequence has keys; the sequence itself has not.
-    objects = (
-        getattr(features["objects"], "feature", {}) if "objects" in features else {}
-    )
+    objects = getattr(features.get("objects"), "feature", {})
     if "image" not in features or not {"bbox", "label"} <= set(objects):
         raise ValueError(
             f"tfds:{argument} has no features `image` and `objects` with `bbox` and "
@@ -87,17 +58,7 @@ def _stream(
 ) -> Source:
     """Downloads a data set and makes the source of its two splits.
 
-    Args:
-        name: of the data set.
-        builder: of the data set.
-        class_names: in the order of the labels.
-        to_example: from an example of the data set to one of the source.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        ValueError: if it lacks one of the splits.
+    `to_example` makes an example of the source from one of the data set.
     """
     import tensorflow_datasets as tfds
 

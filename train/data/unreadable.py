@@ -19,14 +19,7 @@ _SURROUNDINGS = re.compile(r"\{\{.*?\}\}\s*|\s*\[Op:.*", re.DOTALL)
 
 
 def reason(name: str) -> str:
-    """Explains why an image could not be read.
-
-    Args:
-        name: id of an example: the path of its file, or its name in a data set.
-
-    Returns:
-        The reason, for a message.
-    """
+    """Explains why an image, given by its path or id, could not be read."""
     if not os.path.isabs(name) and not os.path.exists(name):
         return "its data set has no image there that can be decoded"
     try:
@@ -48,13 +41,7 @@ def with_reason(name: str) -> str:
 
 
 def refuse_nothing_read(source: Source, split: str, names: Sequence[str]) -> None:
-    """Raises a ValueError that says that no image of a split can be read.
-
-    Args:
-        source: of the images.
-        split: of the source.
-        names: ids of the images.
-    """
+    """Raises a ValueError that says that no image of a split can be read."""
     first = "; ".join(map(with_reason, list(dict.fromkeys(names))[:NAMED]))
     raise ValueError(
         f"None of the {source.num_examples[split]} {split} images of {source.name} can "

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import select
 import socket
 import time
 from collections.abc import Mapping
@@ -26,15 +27,10 @@ EXAMPLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The workers of a run.
+    """The workers of a run."""
 
-    Attributes:
-        addresses: `host:port` of each worker.
-        index: of this process among them; the first is the chief.
-    """
-
-    addresses: tuple[str, ...]
-    index: int
+    addresses: tuple[str, ...]  # HOST:PORT of each
+    index: int  # of this process; 0 is the chief
 
     def resolver(self) -> tf.distribute.cluster_resolver.ClusterResolver:
         """Returns what `MultiWorkerMirroredStrategy` takes."""
@@ -46,17 +42,11 @@ class Cluster:
         )
 
     def rendezvous(self, seconds: float) -> None:
-        """Waits until all workers have started.
+        """Waits until all workers have started, or raises a ValueError.
 
         TensorFlow waits too, but without a limit, and in a call that neither a thread
         nor a signal can interrupt. So each worker first sends a handshake to the chief,
         at the address where TensorFlow's own server listens afterwards.
-
-        Args:
-            seconds: to wait at most.
-
-        Raises:
-            ValueError: if a worker is missing; the message names it.
         """
         deadline = time.monotonic() + seconds
         if self.index == 0:
@@ -93,7 +83,10 @@ class Cluster:
                     handshake = connection.makefile("rb").readline(MAX_HANDSHAKE)
                     if handshake in expected:
                         present[expected[handshake]] = connection
-                present = {i: c for i, c in present.items() if _is_open(c)}
+                # After its handshake only the end of a worker makes it readable. The
+                # server is there for Windows, where `select` takes no empty list.
+                ended = select.select([server, *present.values()], [], [], 0)[0]
+                present = {i: c for i, c in present.items() if c not in ended}
             missing = sorted(set(expected.values()) - set(present))
             for connection in present.values():
                 with contextlib.suppress(OSError):
@@ -117,19 +110,6 @@ class Cluster:
         return [0]
 
 
-def _is_open(connection: socket.socket) -> bool:
-    """Tells whether the other end still waits: it sends nothing after its handshake."""
-    connection.setblocking(False)
-    try:
-        return bool(connection.recv(1, socket.MSG_PEEK))
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        connection.settimeout(POLL_SECONDS)
-
-
 def _listen(address: str) -> socket.socket:
     try:
         if socket.has_dualstack_ipv6():
@@ -146,18 +126,7 @@ def _port(address: str) -> int:
 
 
 def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
-    """Finds the workers that the environment names.
-
-    Args:
-        environment: `os.environ`, which TensorFlow's resolvers read. `TF_CONFIG`
-            precedes SLURM.
-
-    Returns:
-        The `Cluster`, or `None` if this is the only process.
-
-    Raises:
-        ValueError: if the variables do not describe a cluster of workers.
-    """
+    """Finds the workers that `os.environ` names; `None` if this is the only process."""
     if environment.get("TF_CONFIG"):
         cluster = _from_tf_config()
     elif int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1:

@@ -10,19 +10,12 @@ THIS_MACHINE = "local"  # the TPU that `--tpu` without a name means
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """What to train on.
+    """What to train on."""
 
-    Attributes:
-        tpu: name of the TPU, or `"local"`; empty for none.
-        cluster: `"auto"` looks for other workers, `"none"` does not.
-        cluster_timeout: seconds to wait for a TPU or for the other workers.
-        gpus: how many GPUs to use; `None` for all.
-    """
-
-    tpu: str = ""
-    cluster: str = "auto"
-    cluster_timeout: float = 300.0
-    gpus: int | None = None
+    tpu: str = ""  # a name, or "local"; empty for none
+    cluster: str = "auto"  # looks for other workers; "none" does not
+    cluster_timeout: float = 300.0  # seconds to wait for a TPU or for other workers
+    gpus: int | None = None  # None: all
 
 
 class _TPUParser(flags.ArgumentParser):

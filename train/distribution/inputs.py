@@ -8,16 +8,11 @@ import tensorflow as tf
 from absl import logging
 
 from train.data import pipeline as data
-from train.data.source import Source
-from train.data.unreadable import refuse_nothing_read, with_reason
+from train.data.unreadable import with_reason
 
 
 class UnreadableLog:
-    """Logs each unreadable image and the reason, once per process.
-
-    Attributes:
-        names: of the unreadable images so far.
-    """
+    """Logs each unreadable image and the reason, once per process."""
 
     logged: typing.ClassVar[set[str]] = set()
 
@@ -41,10 +36,9 @@ class UnreadableLog:
 def take_strings(
     strategy: tf.distribute.Strategy, batch: dict
 ) -> list[dict[str, np.ndarray]]:
-    """Removes the targets that are strings from a batch; they stay on the host.
+    """Moves the targets that are strings out of a batch, since they stay on the host.
 
-    Returns:
-        `{name: [examples]}` for each replica of this worker.
+    Returns `{name: [examples]}` for each replica of this worker.
     """
     local = {
         name: strategy.experimental_local_results(value)
@@ -57,14 +51,6 @@ def take_strings(
         {name: local[name][replica].numpy() for name in strings}
         for replica in range(len(local["weight"]))
     ]
-
-
-def refuse_nothing_seen(
-    seen: int, source: Source, split: str, unreadable: UnreadableLog
-) -> None:
-    """Raises a ValueError if no image of a split could be read."""
-    if not seen:
-        refuse_nothing_read(source, split, unreadable.names)
 
 
 def distribute(

@@ -16,19 +16,7 @@ from train.distribution.devices import THIS_MACHINE, Devices
 
 
 def make_strategy(devices: Devices) -> tf.distribute.Strategy:
-    """Makes the strategy of a training; no other TensorFlow call may come before.
-
-    Args:
-        devices: what to train on.
-
-    Returns:
-        `TPUStrategy`; `MultiWorkerMirroredStrategy` with more than one worker;
-        `MirroredStrategy` with more than one GPU; or the default, of one device.
-
-    Raises:
-        ValueError: if a device is missing, the environment does not describe a
-            cluster, or a worker is missing after the timeout.
-    """
+    """Makes the strategy of a training; no other TensorFlow call may come before."""
     if not math.isfinite(devices.cluster_timeout):
         raise ValueError(
             "--cluster_timeout must be a number of seconds. Received: "
@@ -74,20 +62,18 @@ def _use_gpus(count: int | None) -> list:
     return gpus
 
 
-def give_up(message: str) -> None:
-    """Ends the process from any thread.
-
-    Some calls of TensorFlow wait in C++ without a limit, and Python cannot interrupt
-    them.
-    """
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
 @contextlib.contextmanager
 def at_most(seconds: float, explain) -> Iterator[None]:
-    """Ends the process with an explanation if something takes longer."""
-    timer = threading.Timer(seconds, lambda: give_up(explain()))
+    """Ends the process with an explanation if something takes longer.
+
+    Some calls of TensorFlow wait in C++, and Python cannot interrupt them.
+    """
+
+    def give_up() -> None:
+        print(f"error: {explain()}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
     try:

@@ -11,12 +11,8 @@ from tqdm import tqdm
 from train.config import TrainConfig
 from train.data import pipeline as data
 from train.data.source import Source
-from train.distribution.inputs import (
-    UnreadableLog,
-    distribute,
-    refuse_nothing_seen,
-    take_strings,
-)
+from train.data.unreadable import refuse_nothing_read
+from train.distribution.inputs import UnreadableLog, distribute, take_strings
 from train.evaluation.predictor import Predictor
 from train.step import EvalResult, as_numbers
 from train.tasks.task import Task
@@ -24,34 +20,21 @@ from train.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class EvalInputs:
-    """How validation images are prepared.
-
-    Attributes:
-        size: side in pixels.
-        crop_fraction: fraction of the short side that the center crop keeps.
-        batch_size: images in a batch, over all devices.
-    """
+    """How validation images are prepared."""
 
     size: int
-    crop_fraction: float
-    batch_size: int
+    crop_fraction: float  # of the short side that the center crop keeps
+    batch_size: int  # over all devices
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """What an evaluation found."""
 
-    Attributes:
-        seen: number of images that could be read.
-        metrics: the mean of each sum of the step, and the task's score.
-        statistics: what the score was computed from.
-        unreadable: names of the images that could not be read.
-    """
-
-    seen: int
-    metrics: dict[str, float]
-    statistics: dict[str, np.ndarray]
-    unreadable: list[str]
+    seen: int  # images that could be read
+    metrics: dict[str, float]  # means of the step's sums, and the task's score
+    statistics: dict[str, np.ndarray]  # from which the score was computed
+    unreadable: list[str]  # names of the images that could not be read
 
 
 def evaluate(
@@ -64,17 +47,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on the validation split.
 
-    Args:
-        task: prepares the images, and scores the predictions.
-        step: runs the model on a batch.
-        source: where the images come from.
-        inputs: how they are prepared.
-        strategy: the devices of the step.
-        after_batch: is called with the sums of each batch; may stop the evaluation by
-            an exception.
-
-    Raises:
-        ValueError: if no image can be read.
+    `after_batch` gets the sums of each batch; it may stop the evaluation by an
+    exception.
     """
     batches = distribute(
         strategy,
@@ -100,7 +74,8 @@ def evaluate(
         statistics.add(result, strings)
         after_batch(sums)
     seen = round(totals["count"])
-    refuse_nothing_seen(seen, source, "validation", unreadable)
+    if not seen:
+        refuse_nothing_read(source, "validation", unreadable.names)
     means = {
         name: value / seen
         for name, value in totals.items()
@@ -114,8 +89,8 @@ def evaluate(
 class _Statistics:
     """The statistics of all examples.
 
-    Summable ones are computed by the worker that reads the example, since strings
-    cannot be exchanged, and are summed over the workers at the end.
+    Each worker computes the summable ones of its own examples, since strings cannot be
+    exchanged; they are summed over the workers at the end.
     """
 
     def __init__(self, task: Task, source: Source, strategy: tf.distribute.Strategy):
@@ -162,17 +137,7 @@ class _Statistics:
 def evaluate_predictor(
     task: Task, predictor: Predictor, source: Source, config: TrainConfig
 ) -> Evaluation:
-    """Evaluates a model from a file on the validation split, with a progress bar.
-
-    Args:
-        task: the predictor is of its kind.
-        predictor: what to evaluate.
-        source: where the images come from.
-        config: its `eval_crop` is used.
-
-    Raises:
-        ValueError: if no image can be read, or the predictions cannot be scored.
-    """
+    """Evaluates a model from a file on the validation split, with a progress bar."""
     kind, images = task.model_kind, source.num_examples["validation"]
     # Equal batches: the last one has little padding, which is predicted too.
     batches = max(1, -(-images // kind.batch_size))

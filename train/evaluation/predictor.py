@@ -21,36 +21,14 @@ from train.tasks.task import ModelKind, Task
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A model that can be evaluated.
-
-    Attributes:
-        size: side of the images that it takes.
-        predict: from a batch of images, `[batch, size, size, 3]` with values in
-            [0, 255], to the task's predictions, `{name: [batch, ...]}` in NumPy; see
-            `train.tasks.task.Task.predictions`.
-    """
+    """Makes the task's predictions of `[batch, size, size, 3]`, values in [0, 255]."""
 
     size: int
     predict: Callable[[tf.Tensor], dict[str, np.ndarray]]
 
 
 def load_predictor(task: Task, config: TrainConfig, source: Source) -> Predictor:
-    """Loads the model that `config.weights` names, with its head.
-
-    Args:
-        task: the model must be of its kind.
-        config: `weights` names published weights, a weights file of `model`, a `.keras`
-            or a `.tflite` file; `eval_size` is the size for models that take any.
-        source: the model must have its classes.
-
-    Returns:
-        The `Predictor`.
-
-    Raises:
-        ValueError: if there are no such weights, or the model has other classes or
-            takes images that are not square.
-        OSError: if the published weights cannot be downloaded.
-    """
+    """Loads the model that `config.weights` names, with its head."""
     kind, weights = task.model_kind, config.weights
     if not weights:
         raise ValueError(
@@ -74,13 +52,7 @@ def load_predictor(task: Task, config: TrainConfig, source: Source) -> Predictor
 
 
 def keras_predictor(task: Task, model: keras.Model, size: int) -> Predictor:
-    """Makes the predictor of a Keras model.
-
-    Args:
-        task: the model is of its kind.
-        model: takes images of `size`.
-        size: side of the images in pixels.
-    """
+    """Makes the predictor of a Keras model that takes images of `size`."""
     kind = task.model_kind
     make_predictions = kind.keras_predictions
     predictions = make_predictions(model) if make_predictions else task.predictions

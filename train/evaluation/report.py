@@ -9,17 +9,7 @@ from train.tasks.task import Task
 
 
 def evaluation_report(task: Task, config: TrainConfig, source: Source) -> str:
-    """Evaluates the model that `config.weights` names, and formats the result.
-
-    Args:
-        task: the model is of its kind.
-        config: see `train.evaluation.predictor.load_predictor`; and `eval_crop`.
-        source: its validation images are used.
-
-    Raises:
-        ValueError: if the model cannot be evaluated on the source.
-        OSError: if the published weights cannot be downloaded.
-    """
+    """Evaluates the model that `config.weights` names, and formats the result."""
     predictor = load_predictor(task, config, source)
     found = evaluate_predictor(task, predictor, source, config)
     text = task.report(

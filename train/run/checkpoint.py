@@ -28,17 +28,9 @@ def _named(groups: dict) -> dict:
 
 
 def save_checkpoint(path, groups: dict, progress: dict) -> None:
-    """Writes variables and progress into one safetensors file.
+    """Writes the variables of `{name: model or optimizer}`, and progress as JSON.
 
     If the process is killed meanwhile, the previous checkpoint stays.
-
-    Args:
-        path: of the file.
-        groups: `{name: model or optimizer}`; all their variables are saved.
-        progress: numbers that describe the progress of the run; saved as JSON.
-
-    Raises:
-        OSError: if the file cannot be written.
     """
     tensors = {
         name: np.array(keras.ops.convert_to_numpy(variable), order="C")
@@ -52,18 +44,9 @@ def save_checkpoint(path, groups: dict, progress: dict) -> None:
 
 
 def load_checkpoint(path, groups: dict) -> dict:
-    """Sets the variables of `groups` from a file of `save_checkpoint`.
+    """Sets the variables of `groups` from a file, and returns the saved progress.
 
-    Args:
-        path: of the file.
-        groups: the saved models and optimizers; optimizers must be built.
-
-    Returns:
-        The saved progress.
-
-    Raises:
-        ValueError: if the file is damaged, or its names or shapes differ from those
-            of `groups`; no variable is set then.
+    Optimizers must be built. If the file does not fit, no variable is set.
     """
     variables = _named(groups)
     try:
@@ -75,11 +58,7 @@ def load_checkpoint(path, groups: dict) -> dict:
     wanted = {name: tuple(variable.shape) for name, variable in variables.items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if wanted != found:
-        differing = sorted(
-            name
-            for name in wanted.keys() | found.keys()
-            if wanted.get(name) != found.get(name)
-        )
+        differing = sorted({name for name, _ in wanted.items() ^ found.items()})
         raise ValueError(
             f"{path} belongs to another model or optimizer. Different names or shapes: "
             f"{', '.join(differing[:10])} ({len(differing)} in all)."

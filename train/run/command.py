@@ -30,17 +30,11 @@ def run_command(
     groups: Mapping[str, Callable[[], None]],
     takes_files: bool = False,
 ) -> None:
-    """Defines the flags, parses the command line, and calls `main`.
+    """Defines the flags by heading, and calls `main` with the rest of the command line.
 
-    `--help` prints the description and the flags by group, and exits with 0. A command
-    line that cannot be understood prints one line and exits with 2. Log messages of
-    absl go to standard error; a warning that is repeated appears once.
-
-    Args:
-        main: takes what is left of the command line, the program's name first.
-        description: such as the docstring of the module.
-        groups: by heading, the function that defines the flags of a group.
-        takes_files: whether arguments without dashes are allowed.
+    `--help` prints the description and the flags, and exits with 0. A command line that
+    cannot be understood prints one line and exits with 2; arguments without dashes are
+    only allowed if it `takes_files`.
     """
     print_any_name()
     set_up_logging()
@@ -82,15 +76,7 @@ def _refuse(message: str) -> None:
 
 
 def help_text(description: str, names: Mapping[str, list[str]]) -> str:
-    """Lays out the help of a command.
-
-    Args:
-        description: comes first, as it is.
-        names: by heading, the names of flags that are defined.
-
-    Returns:
-        The text: each flag with its kind of value, and what it does.
-    """
+    """Lays out the help of a command: the names of its flags come by heading."""
     parts = [description.strip()]
     for heading, group in names.items():
         parts += ["", f"{heading}:"]

@@ -47,9 +47,6 @@ def readable(text: str) -> str:
 class _Formatter(logging.Formatter):
     """Lays out a message as `18:30:12 warning: ...`."""
 
-    def __init__(self):
-        super().__init__("%(asctime)s %(level)s%(message)s", "%H:%M:%S")
-
     def format(self, record: logging.LogRecord) -> str:
         is_info = record.levelno == logging.INFO
         record.level = "" if is_info else f"{record.levelname.lower()}: "
@@ -88,7 +85,7 @@ def set_up_logging() -> None:
     """Makes log messages short, keeps bars whole, and logs equal warnings once."""
     absl_logging.use_absl_handler()
     handler = absl_logging.get_absl_handler()
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(_Formatter("%(asctime)s %(level)s%(message)s", "%H:%M:%S"))
     handler.python_handler.stream = _BarSafeStream()
     absl_logging.get_absl_logger().addFilter(_OnceFilter())
 
@@ -99,12 +96,8 @@ def quiet_libraries() -> Iterator[None]:
 
     Import TensorFlow, Keras, JAX or LiteRT inside the context. Errors of the libraries
     and everything that Python prints still appear, also if the process crashes: a
-    second process copies standard error line by line. The environment variable
-    TF_CPP_MIN_LOG_LEVEL=0 shows all lines.
-
-    Example:
-    >>> with quiet_libraries():
-    ...     import tensorflow as tf
+    second process copies standard error line by line. TF_CPP_MIN_LOG_LEVEL=0 shows all
+    lines.
     """
     level = os.environ.setdefault(LOG_LEVEL, "2")
     is_started = "tensorflow" in sys.modules or threading.active_count() > 1

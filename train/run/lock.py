@@ -17,16 +17,10 @@ def only_training(workdir: Path) -> Iterator[None]:
     """Creates a working directory, and locks it until the context ends.
 
     The operating system releases the lock when the process ends, even if it is killed.
-    A directory that is empty at the end is removed.
-
-    Args:
-        workdir: the directory.
-
-    Raises:
-        ValueError: if another training holds the lock (the message names the process
-            and its machine), or the directory cannot be written.
+    A directory that is empty at the end is removed. Raises a ValueError if another
+    training holds the lock.
     """
-    made = _missing(workdir)
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         handle = _acquire(workdir / LOCK)
@@ -51,11 +45,6 @@ def _release(handle: int, file: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _missing(folder: Path) -> list[Path]:
-    """Returns the folders to create, the innermost first."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
-
-
 def _acquire(file: Path) -> int:
     """Opens and locks the file, and writes the owner into it."""
     while True:
@@ -65,7 +54,7 @@ def _acquire(file: Path) -> int:
         except ValueError:
             os.close(handle)
             raise
-        if _is_file(handle, file):
+        if file.exists() and os.path.samestat(os.fstat(handle), os.stat(file)):
             break
         os.close(handle)  # its owner has just removed it
     owner = {"process": os.getpid(), "machine": socket.gethostname()}
@@ -74,32 +63,21 @@ def _acquire(file: Path) -> int:
     return handle
 
 
-def _is_file(handle: int, file: Path) -> bool:
-    return file.exists() and os.path.samestat(os.fstat(handle), os.stat(file))
-
-
 def _lock(handle: int, file: Path) -> None:
     try:
         import fcntl
-    except ImportError:  # not a POSIX system
-        logging.warning(
-            "%s cannot be locked on this system: make sure that no other training "
-            "writes there",
-            file.parent,
-        )
-        return
-    try:
+
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ValueError(
             f"Another training{_owner(file)} writes into {file.parent}. Wait for it, "
             "end it, or choose another --workdir."
         ) from error
-    except OSError as error:  # storage without locks
+    except (OSError, ImportError) as error:  # storage without locks, or Windows
         logging.warning(
             "%s cannot be locked (%s): make sure that no other training writes there",
             file.parent,
-            error.strerror,
+            error.strerror if isinstance(error, OSError) else "by this system",
         )
 
 

@@ -17,17 +17,7 @@ EXAMPLES = 8
 def first_examples(
     task: Task, source: Source, config: TrainConfig, count: int = EXAMPLES
 ) -> dict[str, np.ndarray]:
-    """Prepares the first validation examples that can be read.
-
-    Args:
-        task: prepares them.
-        source: where they come from.
-        config: gives size and crop.
-        count: number of examples; fewer if the validation split is smaller.
-
-    Returns:
-        `image` and the task's targets, `[examples, ...]`.
-    """
+    """Prepares the first validation examples that can be read, at most `count`."""
     batches = data.eval_batches(
         source,
         "validation",
@@ -50,20 +40,10 @@ def first_examples(
 def make_drawing(
     task: Task, model, source: Source, config: TrainConfig
 ) -> Callable[[], list[np.ndarray]]:
-    """Makes the function that draws a model's current predictions.
+    """Makes the function that draws a model's current predictions, see `Task.pictures`.
 
     It runs outside of the strategy, so that drawing changes neither weights nor random
     state, and only the chief has to draw.
-
-    Args:
-        task: its `pictures` draw.
-        model: of the task.
-        source: its first validation images are shown.
-        config: gives their size.
-
-    Returns:
-        A function without arguments that returns uint8 pictures `[height, width, 3]`;
-        an empty list if the task has no pictures.
     """
     draw_examples = task.pictures
     if draw_examples is None:

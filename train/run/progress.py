@@ -21,36 +21,19 @@ class Preempted(Exception):
 
 @dataclasses.dataclass
 class Progress:
-    """The progress of a run, saved with each checkpoint.
+    """The progress of a run, saved with each checkpoint."""
 
-    Attributes:
-        epoch: number of completed epochs.
-        step: number of completed steps.
-        best: best value of the task's metric.
-        epoch_step: completed steps of the current epoch.
-        seen: readable images in these steps.
-        loss: sum of the losses of these images.
-        seconds: duration of these steps.
-        multiple: batch sizes are multiples of it, see
-            `train.data.sampler.batch_shapes`.
-        num_examples: number of training images.
-        repeats: number of successive batches of one size, see
-            `train.data.sampler.epoch_schedule`; 0 in old checkpoints.
-        images: identifies the training images, see `train.run.workdir.fingerprint`; 0
-            in old checkpoints.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    best: float = -1.0
-    epoch_step: int = 0
-    seen: int = 0
-    loss: float = 0.0
-    seconds: float = 0.0
-    multiple: int = 0
-    num_examples: int = 0
-    repeats: int = 0
-    images: int = 0
+    epoch: int = 0  # completed epochs
+    step: int = 0  # completed steps
+    best: float = -1.0  # value of the task's metric
+    epoch_step: int = 0  # completed steps of the current epoch
+    seen: int = 0  # readable images in these steps
+    loss: float = 0.0  # sum of the losses of these images
+    seconds: float = 0.0  # duration of these steps
+    multiple: int = 0  # of which batch sizes are, see `train.checks.batch_multiple`
+    num_examples: int = 0  # training images
+    repeats: int = 0  # successive batches of one size; 0 in old checkpoints
+    images: int = 0  # `train.run.workdir.fingerprint`; 0 in old checkpoints
 
     def add(self, steps: int, sums: dict[str, float], seconds: float) -> None:
         """Adds steps and their sums, from `train.step`."""
@@ -61,13 +44,7 @@ class Progress:
         self.seconds = seconds
 
     def check_schedule(self, multiple: int, num_examples: int, repeats: int) -> None:
-        """Restarts the current epoch if its batches are not the same any more.
-
-        Args:
-            multiple: batch sizes are multiples of it.
-            num_examples: number of training images.
-            repeats: number of successive batches of one size.
-        """
+        """Restarts the current epoch if its batches are not the same any more."""
         found = multiple, num_examples, repeats
         began = self.multiple, self.num_examples, self.repeats or repeats
         if self.epoch_step and found != began:
@@ -97,11 +74,7 @@ class Progress:
 
 
 def end_on_sigterm() -> None:
-    """Lets SIGTERM end the process with the exit code `PREEMPTED`.
-
-    For the time before the first and after the last step, when there is nothing to
-    save. A second SIGTERM ends the process at once.
-    """
+    """Lets SIGTERM end the process with `PREEMPTED`, while nothing can be saved."""
 
     def end(*_):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -136,17 +109,10 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
 
 @dataclasses.dataclass
 class CheckpointManager:
-    """Saves a run at intervals, and on a request to stop.
-
-    Attributes:
-        save: saves the run with a `Progress`.
-        seconds: between two checkpoints.
-        stop: event that requests a stop.
-        saved: time of the last checkpoint.
-    """
+    """Saves a run at intervals, and on a request to stop."""
 
     save: Callable[[Progress], None]
-    seconds: float
+    seconds: float  # between two checkpoints
     stop: threading.Event
     saved: float = dataclasses.field(default_factory=time.monotonic)
 
@@ -155,16 +121,7 @@ class CheckpointManager:
         return float(self.stop.is_set())
 
     def after_step(self, progress: Progress, shall_stop: bool) -> None:
-        """Saves if it is time, or if the run shall stop.
-
-        Args:
-            progress: of the run.
-            shall_stop: whether any worker received a request, so that all stop after
-                the same step.
-
-        Raises:
-            Preempted: if the run shall stop.
-        """
+        """Saves if it is time, or before all workers stop and raise `Preempted`."""
         if not shall_stop and time.monotonic() - self.saved < self.seconds:
             return
         self.save(progress)

@@ -16,10 +16,7 @@ JPEG_QUALITY = 90
 
 
 def read_records(path) -> list[dict]:
-    """Reads a `metrics.jsonl`; returns no records if it is missing.
-
-    An incomplete last line, which a killed process leaves, is ignored.
-    """
+    """Reads a `metrics.jsonl` that may be missing, or have an incomplete last line."""
     path = Path(path)
     if not path.exists():
         return []
@@ -33,23 +30,12 @@ def read_records(path) -> list[dict]:
 
 
 def plot_curves(records: list[dict], best_metric: str) -> Figure:
-    """Draws loss, best metric and learning rate over the epochs.
-
-    Args:
-        records: from `read_records`.
-        best_metric: the metric of the second plot.
-
-    Returns:
-        A matplotlib `Figure`.
-    """
+    """Draws loss, best metric and learning rate over the epochs of `read_records`."""
     epochs = [record["epoch"] for record in records]
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     loss, metric, rate = figure.subplots(1, 3)
     marker = "o" if len(records) == 1 else None
-    for key, label in (
-        ("train_loss", "training"),
-        ("loss", "validation"),
-    ):
+    for key, label in (("train_loss", "training"), ("loss", "validation")):
         loss.plot(epochs, [r[key] for r in records], label=label, marker=marker)
     loss.set(title="Loss", xlabel="epoch", ylim=(0, None))
     loss.legend()
@@ -65,16 +51,9 @@ def plot_curves(records: list[dict], best_metric: str) -> Figure:
 
 
 class RecordWriter:
-    """Writes the records of a run into its working directory.
+    """Writes the records of a run, and the pictures that `draw` makes of each epoch.
 
-    Args:
-        workdir: folder of `metrics.jsonl`, `curves.png`, `predictions.png` and
-            `tensorboard/`.
-        epochs_done: records of later epochs, which a killed process leaves, are
-            dropped.
-        best_metric: the metric to plot.
-        draw: makes the pictures of an epoch, see `train.run.pictures`; by default
-            none.
+    Records after `epochs_done`, which a killed process leaves, are dropped.
     """
 
     def __init__(

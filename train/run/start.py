@@ -19,15 +19,7 @@ from train.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What stays the same during a run.
-
-    Attributes:
-        task: what is trained.
-        config: how.
-        source: on which images.
-        workdir: where everything is written.
-        strategy: the devices.
-    """
+    """What stays the same during a run."""
 
     task: Task
     config: TrainConfig
@@ -42,15 +34,7 @@ class Run:
 
 
 def start_or_continue(run: Run, changes: dict) -> tuple[TrainState, Progress]:
-    """Builds the state, and sets it to the last checkpoint if there is one.
-
-    Args:
-        run: what is trained.
-        changes: since the checkpoint, from `train.run.workdir.check_workdir`.
-
-    Returns:
-        The state, and where the run is.
-    """
+    """Builds the state, and sets it to the last checkpoint if there is one."""
     config, is_fresh = run.config, not run.checkpoint.exists()
     if is_fresh:
         refuse_frozen_noise(config)

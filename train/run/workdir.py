@@ -1,8 +1,6 @@
 """The directory of a run, and the check that it belongs to the same run."""
 
 import dataclasses
-import os
-import re
 import zlib
 from pathlib import Path
 
@@ -40,16 +38,9 @@ CHANGEABLE = {
 
 
 def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
-    """Creates a working directory, or checks that it belongs to the same run.
+    """Creates a working directory with `config.json` and `labels.txt`.
 
-    Args:
-        workdir: the directory.
-        config: the run's configuration, saved there as `config.json`.
-        source: its class names are saved there as `labels.txt`.
-
-    Raises:
-        ValueError: if the directory cannot be written, or holds a run with another
-            configuration or other classes; it is not changed then.
+    One of another run is refused, and not changed.
     """
     check_workdir(workdir, config, source)
     try:
@@ -63,26 +54,10 @@ def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
 
 
 def _remove_half_written(workdir: Path) -> None:
-    """Removes temporary files of killed processes."""
-    for name in _WRITTEN:
-        stem, suffix = re.escape(Path(name).stem), re.escape(Path(name).suffix)
-        pattern = re.compile(rf"\.{stem}\.(\d+)\.tmp{suffix}")
-        for file in workdir.iterdir():
-            match = pattern.fullmatch(file.name)
-            if match and not _is_running(int(match[1])):
-                file.unlink()
-
-
-def _is_running(process: int) -> bool:
-    if os.name == "nt":  # os.kill would end the process
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+    """Removes temporary files of killed processes; the lock keeps others away."""
+    for file in map(Path, _WRITTEN):
+        for left in workdir.glob(f".{file.stem}.[0-9]*.tmp{file.suffix}"):
+            left.unlink()
 
 
 def _labels(source: Source) -> str:
@@ -111,16 +86,7 @@ def _is_changeable(name: str, saved, now) -> bool:
 def check_workdir(workdir: Path, config: TrainConfig, source: Source) -> dict:
     """Refuses the directory of another run; changes nothing.
 
-    Args:
-        workdir: the directory, which need not exist.
-        config: the run's configuration.
-        source: what it trains on.
-
-    Returns:
-        Allowed differences from the saved run: `{field: value of the saved run}`.
-
-    Raises:
-        ValueError: if it has another configuration or other classes.
+    Returns the allowed differences from the saved run: `{field: its value there}`.
     """
     if not (workdir / FILENAME).exists():
         return {}
@@ -151,12 +117,7 @@ def check_workdir(workdir: Path, config: TrainConfig, source: Source) -> dict:
 
 
 def log_changes(changes: dict, config: TrainConfig) -> None:
-    """Logs the changed flags of a run that continues.
-
-    Args:
-        changes: from `check_workdir`.
-        config: the run's configuration.
-    """
+    """Logs the changed flags of a run that continues, from `check_workdir`."""
     for name, before in changes.items():
         now = getattr(config, name)
         logging.info("--%s was %r and is %r: %s", name, before, now, CHANGEABLE[name])

@@ -16,15 +16,7 @@ TEXT_GRAY = 230
 
 
 def at_viewing_size(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Resizes a network's input for viewing, to the aspect of the original image.
-
-    Args:
-        image: uint8 `[height, width, 3]`.
-        size: (height, width) of the original.
-
-    Returns:
-        uint8 `[height, width, 3]`, whose longer side is `SIDE`.
-    """
+    """Resizes an image to the longer side `SIDE`, in the aspect of (height, width)."""
     height, width = (max(1, round(SIDE * int(side) / int(max(size)))) for side in size)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized)
@@ -47,14 +39,7 @@ def _with_caption(text: str, picture: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Arranges pictures of any sizes in a grid that is about square.
-
-    Args:
-        pictures: uint8 `[height, width, 3]`, at least one.
-
-    Returns:
-        uint8 `[height, width, 3]`, row by row.
-    """
+    """Arranges uint8 pictures of any sizes in a grid that is about square."""
     height, width = np.max([picture.shape[:2] for picture in pictures], axis=0)
     columns = max(1, round(math.sqrt(len(pictures) * height / width)))
     sheet = _grid(pictures, min(columns, len(pictures)), GAP)

@@ -4,16 +4,7 @@ import tensorflow as tf
 
 
 def smoothed_cross_entropy(labels, logits, label_smoothing: float = 0.0) -> tf.Tensor:
-    """Computes softmax cross-entropy against smoothed one-hot labels.
-
-    Args:
-        labels: class indices `[batch]`.
-        logits: `[batch, classes]`.
-        label_smoothing: probability that is spread evenly over all classes.
-
-    Returns:
-        The loss of each example, `[batch]`.
-    """
+    """Computes cross-entropy, `[batch]`, against smoothed one-hot class indices."""
     classes = logits.shape[-1]
     targets = tf.one_hot(
         labels,

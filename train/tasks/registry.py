@@ -16,18 +16,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TaskRow:
-    """What the flags need of a task.
+    """What the flags need of a task."""
 
-    Attributes:
-        value: `"module:NAME"` of the `train.tasks.task.Task`.
-        help: what the model returns, for `--help`.
-        own_fields: the fields of `train.config.TrainConfig` that this task uses and
-            some others do not.
-    """
-
-    value: str
-    help: str
-    own_fields: tuple[str, ...] = ()
+    value: str  # "module:NAME" of the `train.tasks.task.Task`
+    help: str  # what the model returns
+    own_fields: tuple[str, ...] = ()  # of `TrainConfig`, that some others do not use
 
 
 TASKS: dict[str, TaskRow] = {

@@ -30,17 +30,9 @@ _RENUMBER = (
 
 
 def read_coco(file: Path) -> dict:
-    """Reads a file of COCO's annotations.
-
-    Returns:
-        Its content, with the names of the categories stripped.
-
-    Raises:
-        ValueError: if its content is invalid.
-    """
-    text = read_text(file)
+    """Reads and checks COCO's annotations; strips the names of the categories."""
     try:
-        content = json.loads(text)
+        content = json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not valid JSON: {error}.") from error
     keys = content if isinstance(content, dict) else {}
@@ -80,36 +72,27 @@ def _check_row(row, keys: dict[str, type], where: str) -> None:
 
 
 def drop_root_categories(contents: dict[Path, dict]) -> None:
-    """Drops categories that only group others, as Roboflow writes them.
+    """Drops categories that only group others from the content by file.
 
-    Such a category has no objects in any of the files, and is the supercategory of
-    others. A class may have the same name.
-
-    Args:
-        contents: from `read_coco`, by file; their categories are changed.
+    Roboflow writes such categories. They have no objects in any of the files, and are
+    the supercategory of others. A class may have the same name.
     """
-    names = [
-        {category["id"]: category["name"] for category in content["categories"]}
-        for content in contents.values()
-    ]
-    used = {
-        (a["category_id"], name.get(a["category_id"]))
-        for content, name in zip(contents.values(), names)
-        for a in content["annotations"]
-    }
+    used = set()  # ids and names
+    for content in contents.values():
+        names = {row["id"]: row["name"] for row in content["categories"]}
+        ids = {annotation["category_id"] for annotation in content["annotations"]}
+        used |= {(key, names.get(key)) for key in ids}
     for file, content in contents.items():
         members: dict[str, set[int]] = {}  # ids by their supercategory
         for row in content["categories"]:
             if isinstance(group := row.get("supercategory"), str):
                 members.setdefault(group.strip(), set()).add(row["id"])
-        kept: list[dict] = []
-        dropped: list[dict] = []
-        for row in content["categories"]:
+        rows, content["categories"] = content["categories"], []
+        for row in rows:
             is_group = members.get(row["name"], set()) - {row["id"]}
-            is_used = (row["id"], row["name"]) in used
-            (dropped if is_group and not is_used else kept).append(row)
-        content["categories"] = kept
-        for row in dropped:
+            if not is_group or (row["id"], row["name"]) in used:
+                content["categories"].append(row)
+                continue
             logging.warning(
                 "%s: the category %d, %r, is not a class: it has no objects, and it is "
                 "the supercategory of others.",
@@ -122,11 +105,7 @@ def drop_root_categories(contents: dict[Path, dict]) -> None:
 def coco_categories(
     content: dict, file: Path, report: AnnotationReport
 ) -> dict[int, str]:
-    """Returns the names of the classes by their ids, in the order of the ids.
-
-    Raises:
-        ValueError: if an id has two names, or a name two ids.
-    """
+    """Returns the names of the classes by their ids, in the order of the ids."""
     names: dict[int, str] = {}
     ids: dict[str, int] = {}
     for row in sorted(content["categories"], key=lambda category: category["id"]):
@@ -151,7 +130,7 @@ def coco_categories(
 def images_by_id(
     content: dict, file: Path, report: AnnotationReport
 ) -> dict[int, dict]:
-    """Returns the entries of images by their ids; see `coco_objects` for errors."""
+    """Returns the entries of images by their ids."""
     images: dict[int, dict] = {}
     for image in content["images"]:
         other = images.setdefault(image["id"], image)

@@ -14,6 +14,7 @@ from train.data.annotations import (
     box_areas,
     drop_repeats,
     image_header,
+    is_set,
     object_file_source,
     place_boxes,
     refuse_fractions,
@@ -26,7 +27,7 @@ from train.data.coco.annotation_file import (
     read_coco,
 )
 from train.data.geometry import find_canvas
-from train.data.source import SPLITS, Source, join_names
+from train.data.source import SPLITS, Source, refuse_other_classes
 
 _PARTS = dict(zip(SPLITS, ("train", "val")))
 
@@ -36,17 +37,6 @@ def coco_source(argument: str, cache: bool = False) -> Source:
 
     `PATH/annotations/instances_train*.json` and `instances_val*.json`. The images are
     in folders with the rest of these names, such as `PATH/train2017/*`.
-
-    Args:
-        argument: path of the data set.
-        cache: keep the encoded images in memory.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        ValueError: if a file or folder is missing or invalid, or the two parts have
-            different categories.
     """
     path, report = Path(argument).expanduser(), AnnotationReport()
     files = {split: _annotation_file(path, part) for split, part in _PARTS.items()}
@@ -84,21 +74,15 @@ def _annotation_file(path: Path, part: str) -> Path:
 
 def _common_names(path: Path, categories: dict[str, dict[int, str]]) -> list[str]:
     """Returns the names of the classes, in the order of their ids in training."""
-    train, validation = (list(categories[split].values()) for split in SPLITS)
-    if set(train) != set(validation):
-        raise ValueError(
-            f"The parts of {path} have different categories. Only in train: "
-            f"{join_names(sorted(set(train) - set(validation))) or 'none'}. Only in "
-            f"val: {join_names(sorted(set(validation) - set(train))) or 'none'}. Write "
-            "the same names in both files."
-        )
-    if categories["train"] != categories["validation"]:
+    train, validation = (categories[split] for split in SPLITS)
+    refuse_other_classes(str(path), train.values(), validation.values())
+    if train != validation:
         logging.warning(
             "The categories of %s have other ids in val than in train. Categories with "
             "the same name are taken as the same.",
             path,
         )
-    return train
+    return list(train.values())
 
 
 def _is_file(path: Path) -> bool:
@@ -119,8 +103,7 @@ class _Folder:
     def find(self, file_name: str) -> Path | None:
         """Returns the path of an image, if need be by the last part of its name.
 
-        Raises:
-            ValueError: if another name has led to the same file.
+        A name that leads to the file of another name is refused.
         """
         plain = normalize_name(file_name)
         # One listing finds names without folders; others need a look at the disk.
@@ -145,30 +128,17 @@ def coco_objects(
     file: Path,
     report: AnnotationReport,
 ) -> Iterator[Objects]:
-    """Reads the objects of all images in a file of COCO annotations.
+    """Yields the `Objects` of each image in the content of `file` that exists.
 
-    Args:
-        content: from `read_coco`.
-        labels: of the classes, by the categories' ids.
-        folder: of the images.
-        file: that the content was read from.
-        report: counts what is fixed or skipped.
-
-    Yields:
-        `Objects` for each image that exists. An image that is listed under several
-        ids has the objects of all of them.
-
-    Raises:
-        ValueError: if an object has an unlisted category, an image id stands for two
-            files, or an entry belongs to another image than its file.
+    `labels` are by the categories' ids. An image that is listed under several ids has
+    the objects of all of them.
     """
     images = images_by_id(content, file, report)
     found: dict[Path, list[Objects]] = {}
     by_image = _annotations_by_image(content, images, labels, file, report)
     files = _Folder(folder)
-    for key, image in tqdm(
-        images.items(), f"{file.stem}", unit="img", disable=None, leave=False
-    ):
+    progress = tqdm(images.items(), file.stem, unit="img", disable=None, leave=False)
+    for key, image in progress:
         path = files.find(image["file_name"])
         if path is None:
             path = folder / image["file_name"]
@@ -180,14 +150,8 @@ def coco_objects(
     for path, parts in found.items():
         kind = "images listed under several ids, with the objects of all of them"
         report.add(kind, str(path), len(parts) > 1)
-        objects = parts[0] if len(parts) == 1 else _join(parts)
-        yield drop_repeats(objects, str(path), report)
-
-
-def _join(parts: list[Objects]) -> Objects:
-    """Joins the objects of one image."""
-    columns = (np.concatenate(values) for values in zip(*(part[1:] for part in parts)))
-    return Objects(parts[0].path, *columns)
+        columns = map(np.concatenate, zip(*(part[1:] for part in parts)))
+        yield drop_repeats(Objects(str(path), *columns), str(path), report)
 
 
 def _annotations_by_image(
@@ -234,15 +198,10 @@ def _objects(
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     boxes, kept = place_boxes(corners, canvas, str(path), report)
     classes = np.array([labels[a["category_id"]] for a in found], np.int32)
-    is_crowd = np.array([_is_crowd(a) for a in found], bool)
+    is_crowd = np.array([is_set(a.get("iscrowd")) for a in found], bool)
     areas = np.array([_area(a) for a in found], np.float64)[kept] / (size[0] * size[1])
     areas = np.where(areas > 0, areas, box_areas(boxes))
     return Objects(str(path), boxes, classes[kept], is_crowd[kept], areas)
-
-
-def _is_crowd(annotation: dict) -> bool:
-    """Reads the flag, which some tools write as a string."""
-    return str(annotation.get("iscrowd", 0)).strip().lower() in ("1", "true", "1.0")
 
 
 def _area(annotation: dict) -> float:

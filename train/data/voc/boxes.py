@@ -17,6 +17,7 @@ from train.data.annotations import (
     check_objects,
     drop_repeats,
     image_header,
+    is_set,
     object_file_source,
     place_boxes,
     refuse_fractions,
@@ -27,6 +28,14 @@ from train.data.voc.files import Files, read_names, without_ending
 
 _ENCODING = re.compile(rb"""<\?xml[^>]*encoding=["']([\w.-]+)["']""")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_FOUND_BY_FILENAME = "images found by the <filename> of their annotation"
+_FILENAME_OF_ANOTHER = (
+    "annotations whose <filename> names the image of another annotation, skipped"
+)
+_OTHER_FILENAME = (
+    "annotations with the <filename> of another image, used for the image with the "
+    "annotation's own name"
+)
 
 
 def voc_box_source(argument: str, cache: bool = False) -> Source:
@@ -34,17 +43,6 @@ def voc_box_source(argument: str, cache: bool = False) -> Source:
 
     `PATH/Annotations/*.xml`, `PATH/JPEGImages/*`, `PATH/ImageSets/Main/train.txt` and
     `val.txt`. The classes are the names in the training part, sorted.
-
-    Args:
-        argument: path of the data set.
-        cache: keep the encoded images in memory.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        ValueError: if a list is missing, there are no boxes, an annotation belongs to
-            another image, or only the validation part has a class.
     """
     path, report = Path(argument).expanduser(), AnnotationReport()
     name = f"voc:{path}"
@@ -123,12 +121,7 @@ def _stated_size(root: Element) -> tuple[int, int] | None:
 
 
 class _ImageFinder:
-    """Finds the image of each annotation, and no image for two annotations.
-
-    Args:
-        path: the folder of Annotations and JPEGImages.
-        report: counts images that are not found by the annotation's own name.
-    """
+    """Finds the image of each annotation, and no image for two annotations."""
 
     def __init__(self, path: Path, report: AnnotationReport):
         self.images = Files(path / "JPEGImages", IMAGE_SUFFIXES)
@@ -137,29 +130,23 @@ class _ImageFinder:
         self._owners: dict[Path, Path] = {}
 
     def find(self, name: str, file: Path, root: Element) -> Path | None:
-        """Returns the image of an annotation, or `None`.
+        """Returns the image of the annotation `file`, listed as `name`, or `None`.
 
         The annotation's own name comes first. Its <filename> may be outdated, or copied
-        from another annotation.
-
-        Args:
-            name: in the list.
-            file: of the annotation.
-            root: of its XML.
-
-        Raises:
-            ValueError: if the name fits several images, or two annotations have the
-                same image.
+        from another annotation. A name that fits several images, or an image of two
+        annotations, is refused.
         """
         stated = [root.findtext(tag, "").strip() for tag in ("filename", "path")]
         own = self.images.find(name)
         if len(own) > 1:
             own = [image for image in own if image.name in stated] or own
         image = own[0] if len(own) == 1 else self.images.find_one(name)
-        if image is not None:
-            self._report_other_filename(image, stated[0], file)
-        else:
+        if image is None:
             image = self._find_stated(stated, file)
+        else:
+            stem = without_ending(Path(stated[0].replace("\\", "/")).name)
+            is_other = stem and stem.lower() != without_ending(image.name).lower()
+            self.report.add(_OTHER_FILENAME, str(file), int(bool(is_other)))
         if image is None:
             missing = self.images.folder / f"{without_ending(name)}.jpg"
             self.report.add("images that are missing, skipped", str(missing))
@@ -178,40 +165,14 @@ class _ImageFinder:
                 continue
             stem = without_ending(image.relative_to(self.images.folder).as_posix())
             if not self.annotations.find(stem):
-                kind = "images found by the <filename> of their annotation"
-                self.report.add(kind, str(file))
+                self.report.add(_FOUND_BY_FILENAME, str(file))
                 return image
-            kind = (
-                "annotations whose <filename> names the image of another annotation, "
-                "skipped"
-            )
-            self.report.add(kind, str(file))
+            self.report.add(_FILENAME_OF_ANOTHER, str(file))
         return None
-
-    def _report_other_filename(self, image: Path, stated: str, file: Path) -> None:
-        stem = without_ending(Path(stated.replace("\\", "/")).name)
-        if stem and stem.lower() != without_ending(image.name).lower():
-            kind = (
-                "annotations with the <filename> of another image, used for the image "
-                "with the annotation's own name"
-            )
-            self.report.add(kind, str(file))
 
 
 def voc_objects(path: Path, split: str, report: AnnotationReport) -> Iterator[Objects]:
-    """Reads one split.
-
-    Args:
-        path: the folder of Annotations, JPEGImages and ImageSets.
-        split: `"train"` or `"val"`.
-        report: counts what is fixed or skipped.
-
-    Yields:
-        `Objects` for each image; their classes are the names in the file.
-
-    Raises:
-        ValueError: if there is no such list, or an annotation belongs to another image.
-    """
+    """Yields the objects of each image of `train` or `val`; their classes are names."""
     listed = path / "ImageSets" / "Main" / f"{split}.txt"
     if not listed.is_file():
         raise ValueError(
@@ -236,10 +197,6 @@ def voc_objects(path: Path, split: str, report: AnnotationReport) -> Iterator[Ob
         yield _objects(root, image, file, canvas, report)
 
 
-def _is_difficult(node: Element) -> bool:
-    return node.findtext("difficult", "").strip().lower() in ("1", "true", "1.0")
-
-
 def _objects(
     root: Element, image: Path, file: Path, canvas: Canvas, report: AnnotationReport
 ) -> Objects:
@@ -251,7 +208,8 @@ def _objects(
     unnamed = int(np.count_nonzero(~is_named))
     report.add("objects without a name, skipped", str(file), unnamed)
     boxes, kept = boxes[is_named], np.flatnonzero(kept)[is_named]
-    difficult = np.array([_is_difficult(node) for node in nodes], bool)[kept]
+    flags = [is_set(node.findtext("difficult")) for node in nodes]
+    difficult = np.array(flags, bool)[kept]
     areas = np.where(difficult, np.inf, box_areas(boxes))
     objects = Objects(str(image), boxes, names[kept], difficult, areas)
     return drop_repeats(objects, str(file), report)

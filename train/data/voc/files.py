@@ -24,11 +24,7 @@ _NAME_AND_COLUMN = re.compile(r"(.*\S)\s+-?[01]")
 
 
 def read_lines(file: Path) -> list[str]:
-    """Reads the lines of a list, stripped, without empty lines.
-
-    Raises:
-        ValueError: if the file is not text in UTF-8; the message names it.
-    """
+    """Reads the lines of a list, stripped, without empty lines."""
     text = read_text(file)
     if "\0" in text:  # UTF-16 without a byte order mark looks like UTF-8 with zeros
         raise ValueError(
@@ -55,11 +51,9 @@ def _readings(line: str) -> Iterator[str]:
 
 
 class Files:
-    """Finds the files of a folder by their names in lists.
+    """Finds the files of a folder and its subfolders by their names in lists.
 
-    Args:
-        folder: searched with its subfolders.
-        suffixes: endings of the files, in lower case.
+    `suffixes` are the endings of the files, in lower case.
     """
 
     def __init__(self, folder: Path, suffixes: Sequence[str]):
@@ -92,11 +86,7 @@ class Files:
         return []
 
     def find_one(self, name: str) -> Path | None:
-        """Returns the file of a name, or `None`.
-
-        Raises:
-            ValueError: if there are several.
-        """
+        """Returns the file of a name, or `None`; several files are refused."""
         files = self.find(name)
         if len(files) > 1:
             raise ValueError(
@@ -109,18 +99,9 @@ class Files:
 def read_names(
     file: Path, folders: Sequence[Files], report: AnnotationReport
 ) -> list[str]:
-    """Reads a list of images.
+    """Reads names for `Files.find`, each once, from a list of images.
 
-    Args:
-        file: the list.
-        folders: hold the files that the lines name.
-        report: counts images that are listed twice.
-
-    Returns:
-        Names for `Files.find`, each once.
-
-    Raises:
-        ValueError: if the file is not text, or empty.
+    `folders` hold the files that the lines name.
     """
     names: dict[tuple[Path, ...] | str, str] = {}
     for line in read_lines(file):

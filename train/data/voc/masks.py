@@ -1,14 +1,9 @@
 """Images with masks in PASCAL VOC's layout, and SBD's additions to it.
 
 An example has, beside `path` or `encoded` and `id`, `mask`: a gray PNG whose values are
-the classes. All masks are read and checked before the training starts:
-
-- Images and masks that are missing, unreadable or listed twice are skipped and counted.
-- A mask drawn on the pixels as stored is turned with its image. A mask of another size
-  but the same aspect is resized by the nearest pixel (`train.data.geometry`).
-- An error ends the run if a mask has another aspect than its image, colors instead of
-  classes, gray levels without names, or an unknown class: other masks are then likely
-  to be wrong, too.
+the classes. All masks are read and checked before the training starts. Those that are
+missing or unreadable are skipped and counted. One that does not fit its image or the
+classes ends the run: other masks are then likely to be wrong, too.
 """
 
 from collections.abc import Sequence
@@ -16,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 from tqdm import tqdm
 
 from keras_mobilevit.class_names import VOC_NAMES
@@ -28,10 +22,10 @@ from train.data.source import (
     IMAGE_SUFFIXES,
     SPLITS,
     Source,
-    image_column,
+    image_columns,
     indexed_source,
     join_names,
-    warn_of_shared_images,
+    warn_of_missing_classes,
     warn_of_similar_names,
 )
 from train.data.voc.files import (
@@ -46,13 +40,9 @@ MAX_UNNAMED = len(VOC_NAMES)  # classes without a list of names
 
 
 class MaskedImage(NamedTuple):
-    """An image and the classes of its pixels.
+    """An image and the classes of its pixels, without `IGNORE_INDEX`.
 
-    Attributes:
-        path: of the image.
-        file: of the mask.
-        mask: a gray PNG, see `train.data.masks.encode_mask`.
-        classes: in the mask, without `IGNORE_INDEX`.
+    `file` is of the mask, and `mask` a gray PNG, see `train.data.masks.encode_mask`.
     """
 
     path: str
@@ -69,17 +59,6 @@ def voc_mask_source(argument: str, cache: bool = False) -> Source:
     `train_aug.txt`, it lists the training images, whose masks are in
     `PATH/SegmentationClassAug`. `PATH/classes.txt` names the classes; without it they
     have VOC's names if there are as many, or numbers.
-
-    Args:
-        argument: path of the data set.
-        cache: keep the encoded images in memory.
-
-    Returns:
-        The `Source`.
-
-    Raises:
-        ValueError: if a list is missing, a mask does not fit its image, a mask has an
-            unknown class, or the masks have levels of gray instead of classes.
     """
     path, report = Path(argument).expanduser(), AnnotationReport()
     name = f"voc:{path}"
@@ -91,33 +70,14 @@ def voc_mask_source(argument: str, cache: bool = False) -> Source:
     class_names = _class_names(path, splits)
     _check_classes(path, class_names, splits)
     paths = {split: [x.path for x in images] for split, images in splits.items()}
-    warn_of_shared_images(name, paths)
-    columns = {
-        split: {
-            **image_column(paths[split], split, cache),
-            "id": paths[split],
-            "mask": [image.mask for image in images],
-        }
-        for split, images in splits.items()
-    }
+    columns = image_columns(name, paths, cache)
+    for split, images in splits.items():
+        columns[split]["mask"] = [image.mask for image in images]
     return indexed_source(name, class_names, columns)
 
 
 def voc_masks(path: Path, split: str, report: AnnotationReport) -> list[MaskedImage]:
-    """Reads one split.
-
-    Args:
-        path: the folder of JPEGImages, SegmentationClass and ImageSets.
-        split: `"train"` or `"val"`.
-        report: counts what is skipped.
-
-    Returns:
-        The images whose masks can be read, in the order of the list.
-
-    Raises:
-        ValueError: if there is no such list or folder, no image of the list is left,
-            a mask does not fit its image, or a name fits several files.
-    """
+    """Reads the readable images and masks of `train` or `val`, in the list's order."""
     file, folder = _find_list(path, split)
     images = Files(path / "JPEGImages", IMAGE_SUFFIXES)
     masks = Files(folder, MASK_SUFFIXES)
@@ -227,9 +187,7 @@ def _class_names(path: Path, splits: dict[str, list[MaskedImage]]) -> list[str]:
         return names
     _refuse_gray_levels(path, sorted({*train, *validation}))
     count = max(train) + 1
-    if count == len(VOC_NAMES):
-        return list(VOC_NAMES)
-    return [str(label) for label in range(count)]
+    return list(VOC_NAMES if count == len(VOC_NAMES) else map(str, range(count)))
 
 
 def _present_classes(images: Sequence[MaskedImage]) -> list[int]:
@@ -251,14 +209,6 @@ def _check_classes(
                 f"{IGNORE_INDEX} is for ignored pixels."
             )
     train = _present_classes(splits["train"])
-    missing = [name for label, name in enumerate(class_names) if label not in train]
-    if missing:
-        logging.warning(
-            "voc:%s: %d of %d classes are in no training mask, so the model will not "
-            "find them: %s.",
-            path,
-            len(missing),
-            len(class_names),
-            join_names(missing),
-        )
+    problem = "are in no training mask"
+    warn_of_missing_classes(f"voc:{path}", class_names, train, problem)
     warn_of_similar_names(class_names, f"voc:{path}")

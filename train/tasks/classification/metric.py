@@ -9,17 +9,11 @@ BEST = 5  # classes that top-5 looks at
 
 
 def best_classes(scores) -> tf.Tensor:
-    """Ranks the five classes with the highest scores.
+    """Ranks the five classes with the highest scores, int32 `[batch, min(5, classes)]`.
 
     Of equal scores the lower class index ranks first, as in an argmax: a model that
-    gives all classes the same score is not correct everywhere.
-
-    Args:
-        scores: logits or probabilities `[batch, classes]`.
-
-    Returns:
-        int32 `[batch, min(5, classes)]`, the best first; -1 in rows with a score that
-        is not finite.
+    gives all classes the same score is not correct everywhere. A row with a score that
+    is not finite gets -1.
     """
     best = tf.math.top_k(scores, min(BEST, scores.shape[-1])).indices
     is_finite = tf.reduce_all(tf.math.is_finite(scores), axis=-1, keepdims=True)
@@ -31,17 +25,7 @@ def count_correct(
     predictions: dict[str, np.ndarray],
     targets: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Counts images and correct predictions by class.
-
-    Args:
-        class_names: in the order of the labels.
-        predictions: `best`, from `best_classes`.
-        targets: `label`, class indices `[examples]`.
-
-    Returns:
-        int64 `[classes]` each: `images`, `top1` (images whose best class is correct)
-        and `top5` (images whose class is among the best five).
-    """
+    """Counts `images`, and those correct in `top1` and `top5`, by class."""
     labels = targets["label"]
     hits = predictions["best"] == labels[:, None]  # [examples, 5]
 
@@ -64,14 +48,7 @@ def score(class_names: Sequence[str], counts: dict[str, np.ndarray]) -> dict:
 def report(
     class_names: Sequence[str], metrics: dict, counts: dict[str, np.ndarray], size: int
 ) -> str:
-    """Formats accuracies as text: a line for each class, then all classes together.
-
-    Args:
-        class_names: in the order of the labels.
-        metrics: from `score`.
-        counts: sums of `count_correct`.
-        size: side of the images in pixels.
-    """
+    """Formats accuracies as text: a line for each class, then all classes together."""
     width = max(len(name) for name in (*class_names, "class"))
     lines = [f"{'class':<{width}}  images   top-1   top-5"]
     rows = zip(class_names, counts["images"], counts["top1"], counts["top5"])
@@ -83,16 +60,7 @@ def report(
 
 
 def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:
-    """Counts predictions by label.
-
-    Args:
-        labels: class indices `[examples]`.
-        predictions: class indices `[examples]`.
-        num_classes: number of classes.
-
-    Returns:
-        `[num_classes, num_classes]` integers; rows are labels, columns predictions.
-    """
+    """Counts class indices, `[labels, predictions]`."""
     matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(matrix, (np.asarray(labels), np.asarray(predictions)), 1)
     return matrix

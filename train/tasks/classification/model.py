@@ -34,10 +34,6 @@ def _build_with_weights(config: TrainConfig, classes: int) -> keras.Model:
     )
 
 
-def _is_classifier(model: keras.Model) -> bool:
-    return [len(output.shape) for output in model.outputs] == [2]
-
-
 def _num_classes(units: int) -> int:
     """Returns the number of classes of a head: one unit tells two classes apart."""
     return max(units, 2)
@@ -100,7 +96,7 @@ CLASSIFIER = ModelKind(
     noun="classifier",
     published="imagenet",
     batch_size=64,  # 20 MB an image for MobileViT_S at 256
-    is_one=_is_classifier,
+    is_one=lambda model: [len(output.shape) for output in model.outputs] == [2],
     num_classes=lambda model: _num_classes(model.output_shape[-1]),
     build=_build_with_weights,
     file_classes=_file_classes,

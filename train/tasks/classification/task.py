@@ -20,10 +20,6 @@ def _validation_loss(batch, logits) -> tf.Tensor:
     return smoothed_cross_entropy(batch["label"], logits)
 
 
-def _predictions(logits, size) -> dict[str, tf.Tensor]:
-    return {"best": metric.best_classes(logits)}
-
-
 CLASSIFICATION = Task(
     name="classification",
     build_model=model.build,
@@ -33,7 +29,7 @@ CLASSIFICATION = Task(
     eval_example=images.eval_example,
     loss=_loss,
     validation_loss=_validation_loss,
-    predictions=_predictions,
+    predictions=lambda logits, size: {"best": metric.best_classes(logits)},
     statistics=metric.count_correct,
     summable=True,
     score=metric.score,

@@ -16,23 +16,13 @@ ASPECT_RATIOS = (0.5, 2.0)
 
 
 def random_crop(boxes, is_object, aspect, min_side: float, seed) -> tf.Tensor:
-    """Draws the window of SSD's crop, as fractions of the image.
+    """Draws the window of SSD's crop, corners `[4]` as fractions of the image.
 
     In one of seven cases the whole image is kept. In the others the crop is the first
     of 40 random windows that contains the center of an object and overlaps it by at
     least 0, 0.1, 0.3, 0.5, 0.7 or 0.9 (intersection over union), or the whole image if
-    no window does.
-
-    Args:
-        boxes: corners `[objects, 4]`.
-        is_object: bool `[objects]`, false for padding.
-        aspect: width of the image over its height.
-        min_side: smallest side of a window, as a fraction of the image's; sides are
-            uniform from it to 1. With 1 the whole image is always kept.
-        seed: two integers.
-
-    Returns:
-        Corners `[4]`.
+    no window does. Sides are uniform from `min_side` to 1; with 1 the whole image is
+    always kept. `aspect` is the image's width over its height.
     """
     seeds = tf.random.experimental.stateless_split(seed, 3)
     sides = tf.random.stateless_uniform([TRIES, 2], seeds[0], min_side, 1.0)  # w, h
@@ -57,16 +47,9 @@ def _has_center(windows, boxes) -> tf.Tensor:
 
 
 def crop_boxes(boxes, is_object, window) -> tuple[tf.Tensor, tf.Tensor]:
-    """Expresses boxes within a window; objects with a center outside are removed.
+    """Expresses boxes as fractions of a window, and clips them to it.
 
-    Args:
-        boxes: corners `[objects, 4]`.
-        is_object: bool `[objects]`.
-        window: corners `[4]`.
-
-    Returns:
-        Corners `[objects, 4]` as fractions of the window, clipped to it, and which of
-        them are objects.
+    Also returns which of them are objects: those with a center outside are not.
     """
     is_object &= _has_center(window, boxes)
     size = window[2:] - window[:2]
@@ -75,16 +58,7 @@ def crop_boxes(boxes, is_object, window) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def random_flip(image, boxes, seed) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mirrors image and boxes, left to right, in half of the cases.
-
-    Args:
-        image: `[height, width, 3]`.
-        boxes: corners `[objects, 4]`.
-        seed: two integers.
-
-    Returns:
-        Both.
-    """
+    """Mirrors image and corners, left to right, in half of the cases."""
     is_mirrored = tf.random.stateless_uniform([], seed) < 0.5
     x1, y1, x2, y2 = tf.unstack(boxes, axis=1)
     mirrored = tf.stack([1 - x2, y1, 1 - x1, y2], axis=1)

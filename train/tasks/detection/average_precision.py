@@ -15,12 +15,6 @@ from pycocotools.cocoeval import COCOeval
 METRICS = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5}
 
 
-def _quietly(function, *arguments):
-    """Calls a function that prints its progress, without the printing."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return function(*arguments)
-
-
 def _to_xywh(boxes: np.ndarray) -> np.ndarray:
     """Converts corners to corner and size, rounded as in an annotation file.
 
@@ -58,7 +52,7 @@ def _ground_truth(images: Sequence[dict], class_names: Sequence[str]) -> COCO:
         ],
         "annotations": annotations,
     }
-    _quietly(truth.createIndex)
+    truth.createIndex()
     return truth
 
 
@@ -74,40 +68,29 @@ def _rows(images: Sequence[dict]) -> np.ndarray:
 
 
 def average_precision(images: Sequence[dict], class_names: Sequence[str]) -> dict:
-    """Scores detections by COCO's rules.
+    """Scores detections by COCO's rules, with one dict of arrays for each image.
 
-    Args:
-        images: one dict of arrays for each image, boxes as corners in pixels:
+    Boxes are corners in pixels: `boxes` with `scores` and `classes` were found,
+    `true_boxes` with `true_classes` are there. `is_crowd` marks crowds and difficult
+    objects. A crowd matches any number of detections inside it; a difficult object
+    matches one detection with the usual overlap. These detections are neither right nor
+    wrong. `true_areas`, by default those of the boxes, decide whether an object is
+    small, medium or large. An infinite area marks a difficult object, since COCO counts
+    no object whose area is outside of all ranges. (VOC's own program lets a difficult
+    object match several detections.)
 
-            - `boxes` `[detections, 4]`, `scores` and `classes` `[detections]`
-            - `true_boxes` `[objects, 4]` and `true_classes` `[objects]`
-            - `is_crowd` `[objects]`: marks crowds and difficult objects. A crowd
-              matches any number of detections inside it; a difficult object matches
-              one detection with the usual overlap. These detections are neither right
-              nor wrong.
-            - `true_areas` `[objects]`, in pixels, which decide whether an object is
-              small, medium or large; by default the area of the box. An infinite area
-              marks a difficult object, since COCO counts no object whose area is
-              outside of all ranges. (VOC's own program lets a difficult object match
-              several detections.)
-
-        class_names: in the order of the classes.
-
-    Returns:
-        `AP` (the mean over overlaps of 0.5 to 0.95), `AP50`, `AP75`, `AP_small`,
-        `AP_medium` and `AP_large`, in [0, 1], and `AP/<class>` and `AP50/<class>` for
-        each class; -1, as in COCO, where there are no objects.
+    Returns `AP` (the mean over overlaps of 0.5 to 0.95), `AP50`, `AP75`, `AP_small`,
+    `AP_medium` and `AP_large`, in [0, 1], and `AP/<class>` and `AP50/<class>` for each
+    class; -1, as in COCO, where there are no objects.
     """
-    truth, rows = _ground_truth(images, class_names), _rows(images)
-    if len(rows):
-        found = _quietly(truth.loadRes, rows)
-    else:
-        found = COCO()
-        found.dataset = truth.dataset | {"annotations": []}
-        _quietly(found.createIndex)
-    evaluation = COCOeval(truth, found, "bbox")
-    for part in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
-        _quietly(part)
+    rows = _rows(images)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        truth = _ground_truth(images, class_names)
+        found = truth.loadRes(rows) if len(rows) else _ground_truth([], class_names)
+        evaluation = COCOeval(truth, found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
     metrics = {name: float(evaluation.stats[i]) for name, i in METRICS.items()}
     # [overlaps, recalls, classes, areas, detections]: all areas, 100 detections.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]

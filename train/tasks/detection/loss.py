@@ -1,7 +1,4 @@
-"""SSD's loss: smooth L1 of the boxes and cross-entropy of the classes.
-
-Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325.
-"""
+"""SSD's loss of boxes and classes: https://arxiv.org/abs/1512.02325, section 2.2."""
 
 import tensorflow as tf
 
@@ -13,16 +10,7 @@ from train.tasks.losses import smoothed_cross_entropy
 
 
 def smooth_l1(differences) -> tf.Tensor:
-    """Computes x² / 2 where |x| < 1, and |x| - 1/2 elsewhere.
-
-    Source: Fast R-CNN, https://arxiv.org/abs/1504.08083.
-
-    Args:
-        differences: of any shape.
-
-    Returns:
-        Losses of the same shape.
-    """
+    """Computes x² / 2 where |x| < 1, else |x| - 1/2 (arxiv.org/abs/1504.08083)."""
     absolute = tf.abs(differences)
     return tf.where(absolute < 1.0, 0.5 * differences**2, absolute - 0.5)
 
@@ -30,22 +18,15 @@ def smooth_l1(differences) -> tf.Tensor:
 def multibox(
     offsets, logits, target_offsets, labels, weights, label_smoothing: float = 0.0
 ) -> tf.Tensor:
-    """Computes SSD's loss from predicted and target boxes and classes.
+    """Computes SSD's loss of each example, `[batch]`, from predictions and targets.
 
-    Args:
-        offsets: predicted boxes, `[batch, anchors, 4]`.
-        logits: `[batch, anchors, classes + 1]`; class 0 is the background.
-        target_offsets: `[batch, anchors, 4]`, used where an anchor is positive.
-        labels: int32 `[batch, anchors]`: 0 for the background, else the class of a
-            positive anchor plus 1.
-        weights: of the examples, `[batch]`; 0 for padding.
-        label_smoothing: see `train.tasks.losses.smoothed_cross_entropy`.
+    Offsets are `[batch, anchors, 4]`, logits `[batch, anchors, classes + 1]`. `labels`
+    are 0 for the background, else the class of a positive anchor plus 1.
 
-    Returns:
-        The loss of each example, `[batch]`: the sum over its positive anchors and hard
-        negatives, times the number of weighted images, divided by the positive anchors
-        of all of them. The mean is then the published loss, in which an image with
-        more objects weighs more.
+    The sum over the positive anchors and hard negatives of an example is multiplied by
+    the number of weighted images, and divided by the positive anchors of all of them.
+    The mean is then the published loss, in which an image with more objects weighs
+    more.
     """
     is_positive = labels > 0
     entropy = smoothed_cross_entropy(labels, logits, label_smoothing)

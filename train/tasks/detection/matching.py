@@ -20,14 +20,9 @@ def match(boxes, is_object, anchors) -> tuple[tf.Tensor, tf.Tensor]:
     object has an anchor. If this anchor is the same for several objects, the last one
     is matched.
 
-    Args:
-        boxes: corners `[batch, objects, 4]`.
-        is_object: bool `[batch, objects]`, false for padding.
-        anchors: centers and sizes `[anchors, 4]`.
-
-    Returns:
-        The index of each anchor's object, int32 `[batch, anchors]`, and whether the
-        anchor is positive, bool `[batch, anchors]`. Ignore the index if it is not.
+    Boxes are corners `[batch, objects, 4]`, anchors centers and sizes `[anchors, 4]`.
+    Returns the index of each anchor's object, int32 `[batch, anchors]`, and whether the
+    anchor is positive. Ignore the index if it is not.
     """
     corners = box_math.cxcywh_to_xyxy(anchors)
     overlaps = box_math.iou(boxes[:, :, None], corners)  # [batch, objects, anchors]
@@ -46,15 +41,10 @@ def match(boxes, is_object, anchors) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def hard_negatives(losses, is_positive) -> tf.Tensor:
-    """Chooses the background anchors with the highest losses, image by image.
+    """Chooses the background anchors with the highest losses, bool `[batch, anchors]`.
 
-    Args:
-        losses: of each anchor as background, `[batch, anchors]`.
-        is_positive: bool `[batch, anchors]`.
-
-    Returns:
-        Bool `[batch, anchors]`: three for each positive anchor of the image, and those
-        whose loss equals that of the last one; none in an image without positive ones.
+    Each positive anchor of an image gives three, and those with the same loss as the
+    last.
     """
     losses = tf.where(is_positive, -1.0, losses)
     ranked = tf.sort(losses, axis=1, direction="DESCENDING")

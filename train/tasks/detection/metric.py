@@ -12,19 +12,7 @@ def collect(
     predictions: dict[str, np.ndarray],
     targets: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Collects detections and true objects, without the padding of the latter.
-
-    Args:
-        class_names: in the order of the classes.
-        predictions: what `keras_mobilevit.detect` returns for a batch.
-        targets: `image_size` `[images, 2]` and, padded with the class -1, `boxes`,
-            `classes`, `is_crowd` and `areas` `[images, objects, ...]`.
-
-    Returns:
-        `{name: [images, ...]}`: the predictions, and the targets under `true_` and
-        their names. Those that are padded become an array of arrays, one for each
-        image.
-    """
+    """Collects detections and true objects; padding, of class -1, is removed."""
     is_object = targets["classes"] >= 0
     collected = {**predictions, "true_image_size": targets["image_size"]}
     for name in ("boxes", "classes", "is_crowd", "areas"):
@@ -36,15 +24,7 @@ def collect(
 
 
 def score(class_names: Sequence[str], collected: dict[str, np.ndarray]) -> dict:
-    """Scores detections by COCO's rules, in the pixels of the original images.
-
-    Args:
-        class_names: in the order of the classes.
-        collected: from `collect`; padding with the class -1 is ignored.
-
-    Returns:
-        The metrics of `train.tasks.detection.average_precision.average_precision`.
-    """
+    """Scores detections by COCO's rules, in the pixels of the original images."""
     rows = [dict(zip(collected, values)) for values in zip(*collected.values())]
     return average_precision([_in_pixels(row) for row in rows], class_names)
 
@@ -70,14 +50,7 @@ def _in_pixels(row: dict) -> dict:
 def report(
     class_names: Sequence[str], metrics: dict, collected: dict, size: int
 ) -> str:
-    """Formats metrics as text: a line for each class, then all classes together.
-
-    Args:
-        class_names: in the order of the classes.
-        metrics: from `score`.
-        collected: from `collect`.
-        size: side of the images in pixels.
-    """
+    """Formats metrics as text: a line for each class, then all classes together."""
 
     def percent(name: str) -> str:
         value = metrics[name]

@@ -1,7 +1,6 @@
 """The detector: how it is built, and how detectors in files are read."""
 
 import keras
-import numpy as np
 
 from keras_mobilevit.ssdlite import SSDLite, is_detector
 from train.config import TrainConfig
@@ -38,10 +37,6 @@ def _file_classes(outputs: dict) -> int | None:
     return int(outputs["scores"]["shape"][-1])
 
 
-def _file_predictions(outputs: dict[str, np.ndarray], size: int) -> dict:
-    return suppress_file_outputs(outputs)
-
-
 DETECTOR = ModelKind(
     noun="detector",
     published="coco",
@@ -50,5 +45,5 @@ DETECTOR = ModelKind(
     num_classes=lambda model: model.output["logits"].shape[-1] - 1,
     build=_build_with_weights,
     file_classes=_file_classes,
-    file_predictions=_file_predictions,
+    file_predictions=lambda outputs, size: suppress_file_outputs(outputs),
 )

@@ -11,14 +11,9 @@ _compiled_nms = tf.function(non_max_suppression, autograph=False, reduce_retraci
 
 
 def suppress_file_outputs(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the objects that a converted detector found.
+    """Returns what `keras_mobilevit.detect` does, from the outputs of a converted file.
 
-    Args:
-        outputs: `{name: [images, ...]}`: `boxes` and `scores` of every anchor; or,
-            from a file that contains the suppression, what this function returns.
-
-    Returns:
-        What `keras_mobilevit.detect` returns, in NumPy.
+    A file that contains the suppression returns it already.
     """
     if "classes" in outputs:
         return outputs

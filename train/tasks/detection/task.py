@@ -12,11 +12,6 @@ from train.tasks.detection import examples, loss, metric, model
 from train.tasks.detection.pictures import draw_examples
 from train.tasks.task import Task
 
-
-def _predictions(outputs, size) -> dict[str, tf.Tensor]:
-    return detect(outputs, tf.constant(anchor_boxes(size, size)))
-
-
 DETECTION = Task(
     name="detection",
     build_model=model.build,
@@ -26,7 +21,9 @@ DETECTION = Task(
     eval_example=examples.eval_example,
     loss=loss.loss,
     validation_loss=loss.validation_loss,
-    predictions=_predictions,
+    predictions=lambda outputs, size: detect(
+        outputs, tf.constant(anchor_boxes(size, size))
+    ),
     statistics=metric.collect,
     summable=False,
     score=metric.score,

@@ -14,18 +14,11 @@ from train.data.masks import IGNORE_INDEX
 
 
 class Placement(NamedTuple):
-    """Which part of an image is placed where on its crop; int32 tensors.
+    """Which part of an image is placed where on its crop; int32 tensors."""
 
-    Attributes:
-        window: `[4]`: top, left, height and width of the part of the image, at least
-            one pixel.
-        size: `[2]`: height and width to which that part is resized.
-        corner: `[2]`: row and column of the crop at which the part begins.
-    """
-
-    window: tf.Tensor
-    size: tf.Tensor
-    corner: tf.Tensor
+    window: tf.Tensor  # top, left, height and width of the part, at least one pixel
+    size: tf.Tensor  # height and width to which that part is resized
+    corner: tf.Tensor  # row and column of the crop at which the part begins
 
 
 def random_placement(image_size, size, min_scale: float, seed) -> Placement:
@@ -35,15 +28,6 @@ def random_placement(image_size, size, min_scale: float, seed) -> Placement:
     The aspect is drawn between the image's own and that of a square, since an
     evaluation resizes every image to a square. If the image is larger than the crop, a
     random part of it is kept; if it is smaller, it is placed at random on the crop.
-
-    Args:
-        image_size: integers `[2]`: height and width.
-        size: height and width of the crop.
-        min_scale: in (0, 1], the smallest fraction of the image's area that is kept.
-        seed: two integers.
-
-    Returns:
-        The `Placement`.
     """
     image_size, size = tf.cast(image_size, tf.float32), tf.cast(size, tf.float32)
     seeds = tf.random.experimental.stateless_split(seed, 3)
@@ -74,30 +58,12 @@ def _pad(values, placement: Placement, size, filler: int) -> tf.Tensor:
 
 
 def place_image(part, placement: Placement, size) -> tf.Tensor:
-    """Resizes a part of an image and places it on its crop, which is black elsewhere.
-
-    Args:
-        part: `[height, width, 3]`: the image inside `placement.window`.
-        placement: from `random_placement`.
-        size: height and width of the crop.
-
-    Returns:
-        uint8 `[*size, 3]`.
-    """
+    """Resizes a part of an image and places it on its crop; the rest is black."""
     return _pad(images.resize(part, placement.size), placement, size, 0)
 
 
 def place_mask(mask, placement: Placement, size) -> tf.Tensor:
-    """Places a part of a mask on its crop, which is ignored elsewhere.
-
-    Args:
-        mask: uint8 `[height, width]`, of the whole image.
-        placement: from `random_placement`.
-        size: height and width of the crop.
-
-    Returns:
-        uint8 `[*size]`, with classes of the mask and `IGNORE_INDEX` only.
-    """
+    """Places a part of a whole mask on its crop, which is `IGNORE_INDEX` elsewhere."""
     top, left, height, width = tf.unstack(placement.window)
     part = mask[top : top + height, left : left + width]
     resized = resize_mask(part, placement.size)[..., None]
@@ -110,16 +76,7 @@ def resize_mask(mask, size) -> tf.Tensor:
 
 
 def random_flip(image, mask, seed) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mirrors image and mask, left to right, in half of the cases.
-
-    Args:
-        image: `[height, width, 3]`.
-        mask: `[height, width]`.
-        seed: two integers.
-
-    Returns:
-        Both.
-    """
+    """Mirrors image and mask, left to right, in half of the cases."""
     is_mirrored = tf.random.stateless_uniform([], seed) < 0.5
     return tf.cond(
         is_mirrored, lambda: (image[:, ::-1], mask[:, ::-1]), lambda: (image, mask)

@@ -10,19 +10,12 @@ from train.tasks.segmentation.postprocess import main_logits
 def pixel_cross_entropy(
     labels, logits, is_counted, weights, label_smoothing: float = 0.0
 ) -> tf.Tensor:
-    """Computes softmax cross-entropy over the pixels that count.
+    """Computes the cross-entropy of each example over its pixels that count, `[batch]`.
 
-    Args:
-        labels: int32 `[batch, height, width]`, classes where a pixel counts.
-        logits: `[batch, height, width, classes]`.
-        is_counted: bool `[batch, height, width]`.
-        weights: of the examples, `[batch]`; 0 for padding.
-        label_smoothing: see `train.tasks.losses.smoothed_cross_entropy`.
-
-    Returns:
-        The loss of each example, `[batch]`: the sum over its pixels, times the number
-        of weighted images, divided by the counted pixels of all of them; zero if no
-        pixel counts. The mean is then that over the pixels of the batch.
+    `labels` are int32 `[batch, height, width]`, classes where a pixel counts. The sum
+    over an example's pixels is multiplied by the number of weighted images, and divided
+    by the counted pixels of all of them; it is zero if no pixel counts. The mean is
+    then that over the pixels of the batch.
     """
     labels = tf.where(is_counted, labels, 0)
     # One-hot labels would take as much memory as the logits.

@@ -16,15 +16,7 @@ def _cells_at_centers(count: int, side: int) -> np.ndarray:
 
 
 def classes_at_pixels(class_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Looks up the class of every pixel of an image in a network's class map.
-
-    Args:
-        class_map: `[rows, columns]`, of the resized image.
-        size: (height, width) of the image.
-
-    Returns:
-        `[*size]`: for each pixel the class of the cell that contains its center.
-    """
+    """Returns the class of the cell at the center of each pixel, `[*size]`."""
     rows, columns = map(_cells_at_centers, size, class_map.shape)
     return class_map[rows[:, None], columns]
 
@@ -32,15 +24,9 @@ def classes_at_pixels(class_map: np.ndarray, size: tuple[int, int]) -> np.ndarra
 def count_pixels(
     mask: np.ndarray, class_map: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """Counts the pixels of an image by label and prediction.
+    """Counts an image's pixels by label and prediction; other labels do not count.
 
-    Args:
-        mask: uint8 `[height, width]`: labels; values that are no class do not count.
-        class_map: integers `[rows, columns]`: predictions, as for `classes_at_pixels`.
-        num_classes: number of classes.
-
-    Returns:
-        int64 `[num_classes, num_classes]`; rows are labels, columns predictions.
+    The class map has any size, as for `classes_at_pixels`.
     """
     rows, columns = map(_cells_at_centers, mask.shape, class_map.shape)
     counts = np.zeros(num_classes**2, np.int64)
@@ -60,16 +46,7 @@ def count_confusion(
     predictions: dict[str, np.ndarray],
     targets: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Counts the pixels of some images, each at the size of its own mask.
-
-    Args:
-        class_names: in the order of the classes.
-        predictions: `class_map`, integers `[images, rows, columns]`.
-        targets: `full_mask`, encoded masks `[images]`.
-
-    Returns:
-        `confusion`, int64 `[classes, classes]`; rows are labels, columns predictions.
-    """
+    """Counts the pixels of some images, each at the size of its own mask."""
     classes = len(class_names)
     confusion = np.zeros((classes, classes), np.int64)
     for mask, class_map in zip(targets["full_mask"], predictions["class_map"]):
@@ -78,17 +55,10 @@ def count_confusion(
 
 
 def score(class_names: Sequence[str], counts: dict[str, np.ndarray]) -> dict:
-    """Computes how well masks agree.
+    """Returns `mIoU`, `pixel_accuracy` and `IoU/<class>` of summed confusions.
 
-    Args:
-        class_names: in the order of the classes.
-        counts: sums of `count_confusion`.
-
-    Returns:
-        In [0, 1], or -1 where there is nothing to measure: `mIoU`, the mean over the
-        classes that occur in a mask or a prediction; `pixel_accuracy`, the fraction of
-        correct pixels; and `IoU/<class>`, the intersection of a class's pixels in mask
-        and prediction over their union.
+    They are in [0, 1], or -1 where there is nothing to measure. `mIoU` is the mean over
+    the classes that occur in a mask or a prediction.
     """
     confusion = np.asarray(counts["confusion"], np.int64)
     correct = np.diag(confusion)
@@ -106,14 +76,7 @@ def score(class_names: Sequence[str], counts: dict[str, np.ndarray]) -> dict:
 def report(
     class_names: Sequence[str], metrics: dict, counts: dict[str, np.ndarray], size: int
 ) -> str:
-    """Formats metrics as text: a line for each class, then all classes together.
-
-    Args:
-        class_names: in the order of the classes.
-        metrics: from `score`.
-        counts: sums of `count_confusion`.
-        size: side of the images in pixels.
-    """
+    """Formats metrics as text: a line for each class, then all classes together."""
     confusion = counts["confusion"]
     pixels, correct = confusion.sum(axis=1), np.diag(confusion)
     width = max(len(name) for name in (*class_names, "class"))

@@ -9,14 +9,6 @@ def main_logits(outputs) -> tf.Tensor:
 
 
 def class_maps(logits, size: int) -> tf.Tensor:
-    """Finds the class of every pixel from logits of any resolution.
-
-    Args:
-        logits: `[batch, rows, columns, classes]`.
-        size: side of the images in pixels, to which the logits are resized bilinearly.
-
-    Returns:
-        int32 `[batch, size, size]`.
-    """
+    """Finds the class of each pixel, int32 `[batch, size, size]`, from any logits."""
     resized = tf.image.resize(logits, (size, size))
     return tf.argmax(resized, axis=-1, output_type=tf.int32)

@@ -3,18 +3,11 @@
 Source: section 4.2 of MobileViT, https://arxiv.org/abs/2110.02178.
 """
 
-import tensorflow as tf
-
 from keras_mobilevit.weights.load import load_backbone
 from train.tasks.segmentation import examples, loss, metric, model
 from train.tasks.segmentation.pictures import draw_examples
 from train.tasks.segmentation.postprocess import class_maps, main_logits
 from train.tasks.task import Task
-
-
-def _predictions(outputs, size) -> dict[str, tf.Tensor]:
-    return {"class_map": class_maps(main_logits(outputs), size)}
-
 
 SEGMENTATION = Task(
     name="segmentation",
@@ -25,7 +18,9 @@ SEGMENTATION = Task(
     eval_example=examples.eval_example,
     loss=loss.loss,
     validation_loss=loss.validation_loss,
-    predictions=_predictions,
+    predictions=lambda outputs, size: {
+        "class_map": class_maps(main_logits(outputs), size)
+    },
     statistics=metric.count_confusion,
     summable=True,
     score=metric.score,
