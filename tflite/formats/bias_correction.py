@@ -16,14 +16,7 @@ from tflite.graph.rewrites import LINEAR, kernel_and_bias
 
 
 def rounding_error(node: Node) -> np.ndarray:
-    """Returns the error of a kernel in 8 bits, with a range for each output channel.
-
-    Args:
-        node: a convolution, a depthwise convolution or a dense layer.
-
-    Returns:
-        The rounded kernel minus the kernel.
-    """
+    """Returns a linear layer's kernel in 8 bits, by channel, minus the kernel."""
     kernel = node.weights["kernel"]
     outputs = (2, 3) if node.op == "depthwise" else (kernel.ndim - 1,)
     others = tuple(axis for axis in range(kernel.ndim) if axis not in outputs)
@@ -45,13 +38,8 @@ def _mean_error(node: Node, mean: np.ndarray) -> np.ndarray:
 def correct_biases(graph: Graph, stats: dict[str, ChannelStats]) -> Graph:
     """Corrects the biases of a graph for the rounding of its kernels to 8 bits.
 
-    Args:
-        graph: a deployment graph.
-        stats: what `tflite.formats.calibration.measure_channels` returns for the graph.
-
-    Returns:
-        A graph whose outputs differ from those of `graph`, but whose 8-bit file has
-        layer outputs with the same means as `graph`, except at padded borders.
+    The 8-bit file of the result has layer outputs with the same means as `graph`,
+    except at padded borders. `stats` is what `measure_channels` returns for the graph.
     """
     changed = []
     for node in graph.nodes.values():

@@ -1,8 +1,7 @@
 """Measures the values of a network's tensors on calibration images.
 
 `measure_ranges` measures the tensors of a file, for the quantizer; `measure_channels`
-measures each channel of each node of a graph, for `equalization.py` and
-`bias_correction.py`.
+measures the channels of a graph's nodes.
 """
 
 import dataclasses
@@ -43,13 +42,9 @@ _REDUCTIONS = (tf.reduce_min, tf.reduce_max, tf.reduce_mean)
 
 @dataclasses.dataclass(frozen=True)
 class ChannelStats:
-    """The values of the channels of a node's output on the calibration images.
+    """The values `[channels]` of a node's output on the calibration images.
 
-    Attributes:
-        low: the least value of each channel, `[channels]`; at least `SWISH_FLOOR` if
-            only swish reads the node.
-        high: the greatest value of each channel.
-        mean: the mean of each channel.
+    `low`, the least, is at least `SWISH_FLOOR` if only swish reads the node.
     """
 
     low: np.ndarray
@@ -69,12 +64,8 @@ def _progress(images: np.ndarray, name: str) -> Iterable[np.ndarray]:
 def swish_floors(graph: Graph) -> dict[str, np.ndarray]:
     """Returns the values below which a node's output makes no difference.
 
-    Args:
-        graph: a deployment graph.
-
-    Returns:
-        `{node name: [channels]}`, or `[1]` if all channels have the same floor, for
-        nodes that only swish reads: `SWISH_FLOOR` in the units of the channels.
+    They are `{node name: [channels]}`, or `[1]` if all channels have the same floor,
+    for nodes that only swish reads: `SWISH_FLOOR` in the units of the channels.
     """
     floors = {}
     for node in graph.nodes.values():
@@ -88,17 +79,10 @@ def swish_floors(graph: Graph) -> dict[str, np.ndarray]:
 
 
 def measure_channels(graph: Graph, images) -> dict[str, ChannelStats]:
-    """Measures each channel of each node's output.
+    """Measures each channel of each node's output, and of the input.
 
-    Args:
-        graph: a deployment graph.
-        images: `[images, height, width, channels]`, in the graph's range.
-
-    Returns:
-        `{node name: ChannelStats}`, the input's too.
-
-    Raises:
-        ValueError: if an output is not finite for an image.
+    Raises a ValueError if an output is not finite for one of the `images`, `[images,
+    height, width, channels]` in the graph's range.
     """
 
     @tf.function(autograph=False, reduce_retracing=True)
@@ -106,8 +90,8 @@ def measure_channels(graph: Graph, images) -> dict[str, ChannelStats]:
         found = {}
         for name, values in tf_ops.run_all(graph, image).items():
             axes = list(range(values.shape.rank - 1))  # all except the channels
-            reduced = (f(values, axes) for f in _REDUCTIONS)
-            found[name] = tf.stack(list(reduced))  # [3, channels]
+            reduced = [reduce(values, axes) for reduce in _REDUCTIONS]
+            found[name] = tf.stack(reduced)  # [3, channels]
         return found
 
     rows = []
@@ -139,20 +123,13 @@ def _interpreter(content: bytes) -> Interpreter:
 
 
 def _measure_extremes(
-    content: bytes, images: np.ndarray, floors: dict[str, np.ndarray]
+    interpreter: Interpreter, content: bytes, images: np.ndarray, floors: dict
 ) -> dict[str, np.ndarray]:
-    """Runs a file on images.
+    """Runs a float32 file on images and returns `{tensor: [images, 2]}`.
 
-    Args:
-        content: content of a float32 `.tflite` file.
-        images: `[images, height, width, channels]`, in the file's range.
-        floors: what `swish_floors` returns.
-
-    Returns:
-        The least value above the floor and the greatest value of each tensor for each
-        image, `{name: [images, 2]}`.
+    These are the least value above the floor, see `swish_floors`, and the greatest
+    value for each image.
     """
-    interpreter = _interpreter(content)
     interpreter.allocate_tensors()
     (image_input,) = interpreter.get_input_details()
     names = tensors.computed_tensors(content)  # by index
@@ -176,29 +153,21 @@ def measure_ranges(
     input_max: float,
     floors: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Range]:
-    """Measures the ranges of a file's tensors on images.
+    """Measures the ranges of a float32 file's tensors on images, for the quantizer.
 
-    Args:
-        content: content of a float32 `.tflite` file.
-        images: `[images, height, width, channels]`, in the file's range.
-        input_max: end of that range; with 255, an int8 input is the pixel - 128.
-        floors: what `swish_floors` returns, for a file of a graph.
-
-    Returns:
-        `{tensor name: {"min", "max"}}`, as the quantizer takes it. The second factors
-        of products have symmetric ranges, because XNNPACK does not take others.
-
-    Raises:
-        ValueError: if a tensor is not finite for an image.
+    `images` are in the file's range, whose end is `input_max`: with 255, an int8 input
+    is the pixel - 128. `floors` is what `swish_floors` returns, for a file of a graph.
+    The second factors of products get symmetric ranges, because XNNPACK does not take
+    others. Raises a ValueError if a tensor is not finite for an image.
     """
-    extremes = _measure_extremes(content, images, floors or {})
+    interpreter = _interpreter(content)
+    extremes = _measure_extremes(interpreter, content, images, floors or {})
     for name, pairs in extremes.items():
         if not np.all(np.isfinite(pairs[:, 1])):
             raise ValueError(
                 f"The tensor {name} is not finite for a calibration image, so it has "
                 "no range. Look for damaged images or weights."
             )
-    interpreter = _interpreter(content)
     (image_input,) = interpreter.get_input_details()
     outputs = {output["name"] for output in interpreter.get_output_details()}
     # The outputs of the network are never clipped.
@@ -206,10 +175,7 @@ def measure_ranges(
         name: _range(pairs, 1.0 if name in outputs else IMAGES_IN_RANGE)
         for name, pairs in extremes.items()
     }
-    ranges[image_input["name"]] = {
-        "min": np.zeros(1, np.float32),
-        "max": np.full(1, input_max, np.float32),
-    }
+    ranges[image_input["name"]] = _positive(input_max)
     return _for_xnnpack(content, ranges)
 
 
@@ -231,6 +197,10 @@ def _for_xnnpack(content: bytes, ranges: dict[str, Range]) -> dict[str, Range]:
     return ranges
 
 
+def _positive(limit: float) -> Range:
+    return {"min": np.zeros(1, np.float32), "max": np.full(1, limit, np.float32)}
+
+
 def _ends(limits: Range) -> np.ndarray:
     """Returns the ends of a range, widened to contain zero as the quantizer does."""
     return np.array([min(limits["min"][0], 0), max(limits["max"][0], 0)], np.float32)
@@ -242,7 +212,7 @@ def _at_least_as_wide(limits: Range, least: float) -> Range:
     if width >= least:
         return limits
     if width == 0:
-        return {"min": np.zeros(1, np.float32), "max": np.full(1, least, np.float32)}
+        return _positive(least)
     return {end: x * np.float32(least / width) for end, x in limits.items()}
 
 

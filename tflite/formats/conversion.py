@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -33,15 +33,10 @@ class Conversion:
     The properties are computed when a format first asks for them, and kept.
 
     Attributes:
-        model: the Keras model.
-        task: what its files return.
-        size: side of the images in pixels.
         graph: the deployment graph; `None` to convert the model as it is.
         calibration: images that set the ranges of the int8 formats, `[images, height,
             width, 3]` with values in [0, 255].
-        fine_tuning: how int8-qat trains the network.
-        core_ml: from a precision, `float16` or `float32`, and optionally a function
-            that compresses weights to a Core ML model.
+        core_ml: see `core_ml_from_options`.
     """
 
     model: keras.Model
@@ -51,10 +46,6 @@ class Conversion:
     calibration: np.ndarray | None = None
     fine_tuning: FineTuning | None = None
     core_ml: Callable[..., object] | None = None
-
-    def with_graph(self, graph: Graph) -> Conversion:
-        """Returns the conversion of another graph with the same inputs and outputs."""
-        return dataclasses.replace(self, graph=graph)
 
     @property
     def input_max(self) -> float:
@@ -74,8 +65,8 @@ class Conversion:
         if self.graph is not None:
             return tflite_content(trace_graph(self.graph, postprocess))
         shape = (self.size, self.size, self.model.inputs[0].shape[-1])
-        run = outputs_as_list(self.model)
-        return tflite_content(trace_model(run, shape, postprocess))
+        traced = trace_model(outputs_as_list(self.model), shape, postprocess)
+        return tflite_content(traced)
 
     @functools.cached_property
     def ranges(self) -> dict:
@@ -91,7 +82,7 @@ class Conversion:
             return self
         stats = measure_channels(self.graph, self.calibration_images())
         graph = equalize(self.graph, stats)
-        return self if graph is self.graph else self.with_graph(graph)
+        return self if graph is self.graph else dataclasses.replace(self, graph=graph)
 
     @functools.cached_property
     def bias_corrected(self) -> Conversion:
@@ -100,7 +91,7 @@ class Conversion:
         if graph is None:
             return self
         stats = measure_channels(graph, self.calibration_images())
-        return self.with_graph(correct_biases(graph, stats))
+        return dataclasses.replace(self, graph=correct_biases(graph, stats))
 
     @functools.cached_property
     def fine_tuned(self) -> Conversion:
@@ -109,7 +100,8 @@ class Conversion:
 
         if self.fine_tuning is None:
             raise ValueError("int8-qat needs images with labels to train on.")
-        return self.with_graph(fine_tune_conversion(self.equalized, self.fine_tuning))
+        graph = fine_tune_conversion(self.equalized, self.fine_tuning)
+        return dataclasses.replace(self, graph=graph)
 
 
 def outputs_as_list(model: keras.Model) -> Callable[[np.ndarray], list]:
@@ -124,36 +116,14 @@ def prepare(
     *,
     task: Task | None = None,
     rewrite: bool = True,
-    calibration: np.ndarray | None = None,
-    fine_tuning: FineTuning | None = None,
-    core_ml: Callable[..., object] | None = None,
+    **settings: Any,
 ) -> Conversion:
-    """Prepares the conversion of a model for square images.
+    """Prepares the conversion of a model for square images; see `Conversion`.
 
-    Args:
-        model: a Keras model of images.
-        size: side of the images in pixels.
-        task: what its files return; by default what `task_of` finds.
-        rewrite: whether to convert the deployment graph instead of the model as it is.
-        calibration: see `Conversion`.
-        fine_tuning: see `Conversion`.
-        core_ml: see `Conversion`.
-
-    Returns:
-        The conversion.
-
-    Raises:
-        ValueError: if the model takes images of another size, or has a layer that
-            cannot be expressed in any file.
+    Without `rewrite` it converts the model as it is. The task is by default what
+    `task_of` finds. Raises a ValueError if the model takes images of another size, or
+    has a layer that cannot be expressed in any file.
     """
     check_size(model, size)
     graph = deployment_graph(read_model(model, size, size)) if rewrite else None
-    return Conversion(
-        model,
-        task or task_of(model),
-        size,
-        graph,
-        calibration,
-        fine_tuning,
-        core_ml,
-    )
+    return Conversion(model, task or task_of(model), size, graph, **settings)

@@ -21,7 +21,7 @@ import numpy as np
 
 from tflite.formats.calibration import ChannelStats, is_swish
 from tflite.graph.graph import Graph, Node
-from tflite.graph.rewrites import LINEAR
+from tflite.graph.rewrites import LINEAR, per_output
 
 # A depthwise kernel has a range for each channel, so scales do not widen it. Other
 # kernels have one range for all inputs: the square root balances input and kernel.
@@ -62,43 +62,32 @@ _FIXED = 0  # group of the channels that must not be scaled
 
 
 class _Groups:
-    """A union-find of channels: the channels of a group have the same scale."""
+    """The groups of channels: the channels of a group have the same scale."""
 
     def __init__(self):
-        self._parents = [_FIXED]
+        self.of = np.array([_FIXED])  # the lowest channel of each channel's group
 
     def new(self, count: int) -> np.ndarray:
         """Adds channels, each in a group of its own, and returns them."""
-        start = len(self._parents)
-        self._parents.extend(range(start, start + count))
-        return np.arange(start, start + count)
-
-    def _root(self, channel: int) -> int:
-        while self._parents[channel] != channel:
-            self._parents[channel] = self._parents[self._parents[channel]]
-            channel = self._parents[channel]
-        return channel
+        channels = np.arange(len(self.of), len(self.of) + count)
+        self.of = np.concatenate([self.of, channels])
+        return channels
 
     def join(self, first, second) -> None:
         """Unites the groups of channels, pair by pair."""
-        for a, b in zip(*np.broadcast_arrays(first, second)):
-            a, b = sorted((self._root(a), self._root(b)))
-            self._parents[b] = a  # the lower one, so that _FIXED stays a root
-
-    def roots(self, channels) -> np.ndarray:
-        """Returns the groups of channels."""
-        return np.array([self._root(channel) for channel in channels])
+        for pair in zip(*np.broadcast_arrays(first, second)):
+            lower, upper = sorted(self.of[list(pair)])
+            self.of[self.of == upper] = lower
 
 
 def _channels_of(node: Node, inputs: list, groups: _Groups, count: int) -> np.ndarray:
     """Returns the channels of a node's output; joins those that need one scale."""
     if node.op in LINEAR:
         return groups.new(count)
-    if is_swish(node) or node.options.get("function") in _HOMOGENEOUS:
+    function = node.options.get("function")
+    if node.op in _PASSES or is_swish(node) or function in _HOMOGENEOUS:
         return inputs[0]
-    if node.op in _PASSES:
-        return inputs[0]
-    if node.op == "reshape" and node.options["keeps_channels"]:
+    if node.options.get("keeps_channels"):  # a reshaping
         return inputs[0]
     if node.op == "concat":
         return np.concatenate(inputs)
@@ -109,7 +98,7 @@ def _channels_of(node: Node, inputs: list, groups: _Groups, count: int) -> np.nd
             groups.join(inputs[0], channels)
         return inputs[0]
     if node.op == "multiply":  # by a gate, as in squeeze-and-excite
-        scaled = [channels for channels in inputs if groups.roots(channels).any()]
+        scaled = [channels for channels in inputs if groups.of[channels].any()]
         if len(scaled) == 1 and len(scaled[0]) == count:
             return scaled[0]
     for channels in inputs:
@@ -120,7 +109,6 @@ def _channels_of(node: Node, inputs: list, groups: _Groups, count: int) -> np.nd
 def _group_channels(
     graph: Graph, stats: dict[str, ChannelStats]
 ) -> dict[str, np.ndarray]:
-    """Returns the group of each channel of each node."""
     groups = _Groups()
     channels = {graph.input_name: np.full(graph.input_shape[-1], _FIXED)}
     for node in graph.in_order():
@@ -129,7 +117,7 @@ def _group_channels(
         channels[node.name] = _channels_of(node, inputs, groups, count)
     for name in graph.outputs:
         groups.join(channels[name], _FIXED)
-    return {name: groups.roots(found) for name, found in channels.items()}
+    return {name: groups.of[found] for name, found in channels.items()}
 
 
 def _reach(stats: ChannelStats) -> np.ndarray:
@@ -181,14 +169,9 @@ def _in_steps(graph: Graph, scales: np.ndarray, channels: dict) -> np.ndarray:
 def channel_scales(
     graph: Graph, stats: dict[str, ChannelStats]
 ) -> dict[str, np.ndarray]:
-    """Returns the divisor of each channel of each node.
+    """Returns the divisor of each channel of each node, `{node name: [channels]}`.
 
-    Args:
-        graph: a deployment graph.
-        stats: what `tflite.formats.calibration.measure_channels` returns.
-
-    Returns:
-        `{node name: [channels]}`; 1 for channels that do not change.
+    It is 1 for channels that do not change. `stats` is what `measure_channels` returns.
     """
     channels = _group_channels(graph, stats)
     reaches = {name: _reach(found) for name, found in stats.items()}
@@ -202,12 +185,7 @@ def channel_scales(
 
 
 def _scale_linear(node: Node, given: np.ndarray, returned: np.ndarray) -> Node:
-    """Returns a linear layer from x / given to y / returned."""
-    kernel = node.weights["kernel"] * given[:, None]
-    if node.op == "depthwise":  # [height, width, inputs, multiplier]
-        kernel = kernel / returned.reshape(kernel.shape[2:])
-    else:
-        kernel = kernel / returned
+    kernel = node.weights["kernel"] * given[:, None] / per_output(node, returned)
     weights = {**node.weights, "kernel": kernel}
     if "bias" in weights:
         weights["bias"] = weights["bias"] / returned
@@ -230,12 +208,7 @@ def _scale_node(node: Node, given: np.ndarray, returned: np.ndarray) -> Node:
 def equalize(graph: Graph, stats: dict[str, ChannelStats]) -> Graph:
     """Equalizes the ranges of channels if a few are much larger than the others.
 
-    Args:
-        graph: a deployment graph.
-        stats: what `tflite.formats.calibration.measure_channels` returns.
-
-    Returns:
-        A graph with the same outputs; the same graph if no channels are so uneven.
+    Returns a graph with the same outputs; the same graph if no channels are so uneven.
     """
     scales = channel_scales(graph, stats)
     changed = []

@@ -1,5 +1,6 @@
 """Converts a network to the content of a `.tflite` file that takes one image."""
 
+import functools
 import re
 import tempfile
 from collections.abc import Callable
@@ -23,20 +24,17 @@ def _image_spec(shape) -> tf.TensorSpec:
     return tf.TensorSpec([1, *shape], tf.float32, INPUT_NAME)
 
 
-def trace_graph(graph: Graph, postprocess: Callable) -> Serve:
-    """Makes the traceable function from an image to a graph's `{name: output}`.
-
-    Args:
-        graph: graph of the network.
-        postprocess: from the network's outputs to those of the file, see
-            `tflite.tasks.task.Task`.
-    """
-
-    @tf.function(input_signature=[_image_spec(graph.input_shape)])
+def _trace(network: Callable, image_shape, postprocess: Callable) -> Serve:
+    @tf.function(input_signature=[_image_spec(image_shape)])
     def serve(images):
-        return postprocess(tf_ops.run(graph, images))
+        return postprocess(network(images))
 
     return serve
+
+
+def trace_graph(graph: Graph, postprocess: Callable) -> Serve:
+    """Makes the traceable function from an image to a graph's `{name: output}`."""
+    return _trace(functools.partial(tf_ops.run, graph), graph.input_shape, postprocess)
 
 
 def trace_model(
@@ -44,35 +42,18 @@ def trace_model(
 ) -> Serve:
     """Makes the traceable function of a model; its variables become constants.
 
-    Args:
-        function: from images `[1, height, width, channels]` to a list of outputs.
-        image_shape: `(height, width, channels)`.
-        postprocess: as in `trace_graph`.
+    `function` maps images `[1, height, width, channels]` to a list of outputs.
     """
-    specification = _image_spec(image_shape)
-    traced = tf.function(function).get_concrete_function(specification)
+    traced = tf.function(function).get_concrete_function(_image_spec(image_shape))
     frozen = convert_to_constants.convert_variables_to_constants_v2(traced)
-
-    @tf.function(input_signature=[specification])
-    def serve(images):
-        return postprocess(frozen(images))
-
-    return serve
+    return _trace(frozen, image_shape, postprocess)
 
 
 def tflite_content(serve: Serve) -> bytes:
-    """Converts a traceable function to a `.tflite` file with a signature.
+    """Converts a traceable function to the content of a file with a signature.
 
-    Args:
-        serve: what `trace_graph` or `trace_model` returned.
-
-    Returns:
-        The content of the file.
-
-    Raises:
-        ValueError: if TFLite's own operations cannot express it; names the remaining
-            operations of TensorFlow.
-        RuntimeError: if the converter fails for another reason.
+    Raises a ValueError if TFLite's own operations cannot express it, and a RuntimeError
+    if the converter fails for another reason.
     """
     module = tf.Module()
     module.serve = serve

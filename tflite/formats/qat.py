@@ -27,6 +27,8 @@ from train.tasks.classification.task import CLASSIFICATION
 
 # Operations that only move values need no rounding.
 _NOT_ROUNDED = ("fold", "pad", "unfold")
+# What tf_keras calls the kernels.
+_KERNELS = {"conv": "kernel", "dense": "kernel", "depthwise": "depthwise_kernel"}
 MIN_PROBABILITY = 1e-30  # whose logarithm is taken
 COPY_TOLERANCE = 1e-4  # relative difference of an output in float32
 
@@ -44,16 +46,13 @@ def _tfmot():
     return tf_keras, tfmot.quantization.keras
 
 
-def _padding_node(node: Node) -> Node:
-    options = {"padding": node.options["padding"]}
-    return Node(f"{node.name}_pad", "pad", node.inputs, options=options)
-
-
 def _split_padding(graph: Graph) -> Graph:
     """Moves explicit padding into operations of its own: tf_keras layers lack it."""
     for node in list(graph.nodes.values()):
-        if isinstance(node.options.get("padding"), tuple) and node.op != "pad":
-            pad = _padding_node(node)
+        padding = node.options.get("padding")
+        if isinstance(padding, tuple) and node.op != "pad":
+            name = f"{node.name}_pad"
+            pad = Node(name, "pad", node.inputs, options={"padding": padding})
             options = {**node.options, "padding": "VALID"}
             conv = dataclasses.replace(node, inputs=(pad.name,), options=options)
             graph = graph.replace(pad, conv)
@@ -143,13 +142,10 @@ def _rounding_type(quantization):
             pass
 
         def get_output_quantizers(self, layer):
-            if not self.rounds_output:
-                return []
-            return [
-                quantizers.MovingAverageQuantizer(
-                    num_bits=8, per_axis=False, symmetric=False, narrow_range=False
-                )
-            ]
+            quantizer = quantizers.MovingAverageQuantizer(
+                num_bits=8, per_axis=False, symmetric=False, narrow_range=False
+            )
+            return [quantizer] if self.rounds_output else []
 
         def get_config(self):
             return {"kernel": self.kernel, "rounds_output": self.rounds_output}
@@ -157,14 +153,7 @@ def _rounding_type(quantization):
     return Rounding
 
 
-def _rounding_of(node: Node, graph: Graph, rounding):
-    kernel = {"conv": "kernel", "dense": "kernel", "depthwise": "depthwise_kernel"}
-    rounds_output = node.op not in _NOT_ROUNDED and node.name not in graph.outputs
-    return rounding(kernel.get(node.op), rounds_output)
-
-
 def _functional(graph: Graph, make_layer, tf_keras):
-    """Builds a tf_keras model that calls a layer for each node."""
     images = tf_keras.Input(graph.input_shape, name=graph.input_name)
     values = {graph.input_name: images}
     for node in graph.in_order():
@@ -175,19 +164,12 @@ def _functional(graph: Graph, make_layer, tf_keras):
 
 
 def build_qat_model(graph: Graph, images):  # noqa: ANN201 - tf_keras is optional
-    """Builds the tf_keras model of a graph that rounds to 8 bits.
+    """Builds the tf_keras model of a graph with one output that rounds to 8 bits.
 
-    Args:
-        graph: a deployment graph with one output.
-        images: `[images, height, width, channels]`, on which the ranges of the rounding
-            are measured. tensorflow-model-optimization starts all ranges at 6, which
-            clips outputs, and changes them by a thousandth per step.
-
-    Returns:
-        A tf_keras model with the graph's weights.
-
-    Raises:
-        RuntimeError: if the model, without rounding, differs from the graph.
+    The ranges of the rounding are measured on images, `[images, height, width,
+    channels]`: tensorflow-model-optimization starts all ranges at 6, which clips
+    outputs, and changes them by a thousandth per step. Raises a RuntimeError if the
+    model, without rounding, differs from the graph.
     """
     tf_keras, quantization = _tfmot()
     graph_operation = _layer_types(tf_keras)
@@ -207,8 +189,9 @@ def build_qat_model(graph: Graph, images):  # noqa: ANN201 - tf_keras is optiona
         node = graph.nodes.get(layer.name)
         if node is None:
             return layer
+        rounds_output = node.op not in _NOT_ROUNDED and node.name not in graph.outputs
         return quantization.quantize_annotate_layer(
-            layer, _rounding_of(node, graph, rounding)
+            layer, rounding(_KERNELS.get(node.op), rounds_output)
         )
 
     rounding = _rounding_type(quantization)
@@ -221,7 +204,6 @@ def build_qat_model(graph: Graph, images):  # noqa: ANN201 - tf_keras is optiona
 
 
 def _set_ranges(qat_model, graph: Graph, images) -> None:
-    """Sets the ranges of the layers' outputs to those on some images."""
     values = tf_ops.run_all(graph, np.asarray(images, np.float32))
     limits = {}
     for name in graph.nodes:
@@ -276,12 +258,9 @@ def _with_weights(graph: Graph, weights: dict) -> Graph:
 
 @dataclasses.dataclass(frozen=True)
 class FineTuning:
-    """How int8-qat trains a network.
+    """How int8-qat trains a network, whose classes are `labels`.
 
-    Attributes:
-        config: the training's configuration, with the schedule of the fine-tuning.
-        data: the data to train on, a value of `--data`.
-        labels: names of the model's classes.
+    `config` has the schedule of the fine-tuning; `data` is a value of `--data`.
     """
 
     config: TrainConfig
@@ -290,18 +269,9 @@ class FineTuning:
 
 
 def fine_tune_conversion(conversion: Conversion, settings: FineTuning) -> Graph:
-    """Trains the network of a conversion with rounding.
+    """Trains the equalized network of a conversion with rounding.
 
-    Args:
-        conversion: the equalized network.
-        settings: how to train.
-
-    Returns:
-        The graph with the trained weights.
-
-    Raises:
-        ValueError: if the network or the data do not allow it.
-        FloatingPointError: if the loss is not finite.
+    Raises a ValueError if the network or the data do not allow it.
     """
     graph = conversion.graph
     if graph is None:
@@ -341,10 +311,9 @@ def _make_step(
         images = tf.cast(batch["image"], tf.float32) * scale
         with tf.GradientTape() as tape:
             outputs = qat_model(images, training=True)
-            logits = (
-                outputs if returns_logits else tf.math.log(outputs + MIN_PROBABILITY)
-            )
-            losses = CLASSIFICATION.loss(config, batch, logits)
+            if not returns_logits:
+                outputs = tf.math.log(outputs + MIN_PROBABILITY)
+            losses = CLASSIFICATION.loss(config, batch, outputs)
             weight = batch["weight"]
             total = tf.reduce_sum(losses * weight)
             loss = tf.math.divide_no_nan(total, tf.reduce_sum(weight))
@@ -362,21 +331,11 @@ def fine_tune(
     scale: float,
     returns_logits: bool,
 ) -> Graph:
-    """Trains a graph with rounding, on the training's own data and loss.
+    """Trains a classifier's graph with rounding, on the training's own data and loss.
 
-    Args:
-        graph: a deployment graph of a classifier.
-        config: its `epochs`, `learning_rate`, `batch_size`, `label_smoothing`,
-            augmentation and seed are used, at the graph's size.
-        source: source of the images.
-        scale: scale of the images that the graph takes, relative to [0, 255].
-        returns_logits: whether the graph returns logits instead of probabilities.
-
-    Returns:
-        The graph with the trained weights.
-
-    Raises:
-        FloatingPointError: if the loss is not finite.
+    Of `config`, the `epochs`, `learning_rate`, `batch_size`, `label_smoothing`,
+    augmentation and seed are used, at the graph's size. `scale` is that of the graph's
+    images relative to [0, 255]. Raises a FloatingPointError if the loss is not finite.
     """
     size = graph.input_shape[:2]
     shapes = batch_shapes([size], size, config.batch_size)

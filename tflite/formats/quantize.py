@@ -39,7 +39,7 @@ def _in_float(recipe, scope: str, op=Op.ALL_SUPPORTED) -> None:
 
 def _scope(graph: Graph, op: str) -> str:
     """Returns a regular expression for the tensors of one operation of a graph."""
-    names = [re.escape(node.name) for node in graph.nodes.values() if node.op == op]
+    names = [re.escape(node.name) for node in graph.of_kind(op)]
     return f"^({'|'.join(names)})/" if names else "^$"
 
 
@@ -112,12 +112,9 @@ def integer_recipe() -> list[dict]:
 def mixed_recipe(graph: Graph | None, float_scopes: tuple[str, ...] = ()) -> list[dict]:
     """Returns the recipe for 8 bits except norms, `_FLOAT_FUNCTIONS`, input and output.
 
-    Args:
-        graph: the graph that the file was made from. Without it, only operations with
-            weights are quantized.
-        float_scopes: regular expressions for the beginnings of names of more tensors
-            that stay float; the weights of the operations that return them have 8
-            bits.
+    Without the graph of the file, only operations with weights are quantized.
+    `float_scopes` are regular expressions for the beginnings of names of more tensors
+    that stay float; the weights of the operations that return them have 8 bits.
     """
     recipe = recipe_manager.RecipeManager()
     bits = {"activation_num_bits": 8, "weight_num_bits": 8}
@@ -138,16 +135,7 @@ def mixed_recipe(graph: Graph | None, float_scopes: tuple[str, ...] = ()) -> lis
 
 
 def quantize(content: bytes, recipe: list[dict], ranges: dict | None = None) -> bytes:
-    """Quantizes a file.
-
-    Args:
-        content: content of a float32 `.tflite` file.
-        recipe: what one of the functions above returns.
-        ranges: what `measure_ranges` returns, for static recipes.
-
-    Returns:
-        The content of the quantized file.
-    """
+    """Quantizes a float32 file; static recipes need the ranges of `measure_ranges`."""
     # The quantizer prints its progress, although it takes less than a second.
     with (
         contextlib.redirect_stdout(io.StringIO()),

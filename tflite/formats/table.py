@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,60 +20,38 @@ if TYPE_CHECKING:
     from tflite.tasks.task import Task
 
 
-def _nothing(card: dict) -> list[str]:
-    return []
-
-
-def _any_task(task: Task) -> bool:
-    return True
-
-
-def _one_size(options: Options) -> tuple[int, ...]:
-    return (options.image_size,)
-
-
-def _no_name_parts(options: Options, task: Task) -> list[str]:
-    return []
-
-
 @dataclasses.dataclass(frozen=True)
 class FileType:
     """What is done with files of one suffix, whatever their precision.
 
     Attributes:
-        suffix: end of their names.
         save: writes what a format built to a path.
-        describe: from a path, the `Task` and the names of the outputs to entries of
-            the card; at least `foreign_ops`, `max_rank`, `bytes` and `sha256`.
+        describe: from a path, the `Task`, the names of the outputs and the images'
+            largest value to the card; at least `foreign_ops`, `max_rank`, `bytes` and
+            `sha256`.
         run: from a path, images (uint8 `[images, height, width, 3]`), the same images
             in the network's range in float32, and the names of the outputs to the
             outputs `{name: [images, ...]}`.
-        is_folder: whether a "file" is a folder.
         check_device: from a path and images as for `run`, and whether `--check_gpu` is
             given, to entries of the card: what other processors do with the file.
         summary: from a card to words for the line that is printed.
-        supports: whether there are such files for a task.
         sizes: sides of the images that the files take.
         name_parts: more parts of the files' names.
     """
 
     suffix: str
-    save: Callable[[object, Path], None]
+    save: Callable[[Any, Path], object]
     describe: Callable[[Path, Task, list[str], float], dict]
     run: Callable[[Path, np.ndarray, np.ndarray, list[str]], dict[str, np.ndarray]]
     is_folder: bool = False
     check_device: Callable[..., dict] = lambda path, pixels, images, check_gpu: {}
-    summary: Callable[[dict], list[str]] = _nothing
-    supports: Callable[[Task], bool] = _any_task
-    sizes: Callable[[Options], tuple[int, ...]] = _one_size
-    name_parts: Callable[[Options, Task], list[str]] = _no_name_parts
+    summary: Callable[[dict], list[str]] = lambda card: []
+    supports: Callable[[Task], bool] = lambda task: True
+    sizes: Callable[[Options], tuple[int, ...]] = lambda options: (options.image_size,)
+    name_parts: Callable[[Options, Task], list[str]] = lambda options, task: []
 
 
 # TFLite -------------------------------------------------------------------------------
-
-
-def _save_tflite(content, path: Path) -> None:
-    path.write_bytes(content)
 
 
 def _describe_tflite(path: Path, task: Task, names: list[str], input_max: float):
@@ -111,18 +89,14 @@ def _tflite_summary(card: dict) -> list[str]:
     return words
 
 
-def _variant_suffix(options: Options, task: Task) -> list[str]:
-    return [task.suffix] if task.suffix else []
-
-
 TFLITE = FileType(
     ".tflite",
-    save=_save_tflite,
+    save=lambda content, path: path.write_bytes(content),
     describe=_describe_tflite,
     run=_run_tflite,
     check_device=_check_gpu,
     summary=_tflite_summary,
-    name_parts=_variant_suffix,
+    name_parts=lambda options, task: [task.suffix] if task.suffix else [],
 )
 
 
@@ -163,18 +137,10 @@ def _check_in_core_ml(path: Path, pixels, images, check_gpu: bool) -> dict:
     return {"core_ml": verdict}
 
 
-def _package_summary(card: dict) -> list[str]:
-    return [f"iOS {card['ios']}"]
-
-
 def _has_packages(task: Task) -> bool:
     from tflite.formats.coreml.options import CORE_ML_TASKS
 
     return task.name in CORE_ML_TASKS
-
-
-def _package_sizes(options: Options) -> tuple[int, ...]:
-    return options.core_ml.sizes or (options.image_size,)
 
 
 def _package_name_parts(options: Options, task: Task) -> list[str]:
@@ -190,9 +156,9 @@ COREML = FileType(
     run=_run_package,
     is_folder=True,
     check_device=_check_in_core_ml,
-    summary=_package_summary,
+    summary=lambda card: [f"iOS {card['ios']}"],
     supports=_has_packages,
-    sizes=_package_sizes,
+    sizes=lambda options: options.core_ml.sizes or (options.image_size,),
     name_parts=_package_name_parts,
 )
 
@@ -208,7 +174,6 @@ class Format:
         build: from a `Conversion` to what the file type saves.
         purpose: the hardware or use that it is for, in a line of help.
         limits: limits of the card, by the names of `tflite.validation.checks.CHECKS`.
-        file_type: how its files are saved, described and run.
         has_8_bits: whether it rounds to 8 bits or fewer, so that only images of the
             model's own kind show its loss.
         compared_with: for a format with 8-bit activations, from a `Conversion` to the
@@ -270,31 +235,19 @@ def _package(precision: str, compress: str | None = None) -> Callable:
     return build
 
 
+_FLOAT_LIMITS = {"accuracy": 0.0, "rank": 4, "undelegated_ops": 0, "gpu": 1e-3}
+
+
 FORMATS = {
     "fp32": Format(
         lambda conversion: conversion.float32,
         "the reference; any CPU or GPU",
-        {
-            "custom_ops": 0,
-            "parity": 1e-4,
-            "agreement": 0.999,
-            "accuracy": 0.0,
-            "rank": 4,
-            "undelegated_ops": 0,
-            "gpu": 1e-3,
-        },
+        {"custom_ops": 0, "parity": 1e-4, "agreement": 0.999} | _FLOAT_LIMITS,
     ),
     "fp16": Format(
         _fp16,
         "half the size; GPUs, and ARM CPUs since 8.2, which compute in 16 bits",
-        {
-            "custom_ops": 0,
-            "psnr": 50.0,
-            "accuracy": 0.0,
-            "rank": 4,
-            "undelegated_ops": 0,
-            "gpu": 1e-3,
-        },
+        {"custom_ops": 0, "psnr": 50.0} | _FLOAT_LIMITS,
     ),
     "dynamic": Format(
         _dynamic,

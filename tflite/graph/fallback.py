@@ -29,13 +29,11 @@ def _step(call: Call, index: int) -> Step:
         )
         return keras.tree.flatten(run(*args, **kwargs))[index]
 
-    return Step("keras", options={"run": output, "dtypes": _dtypes(call)})
-
-
-def _dtypes(call: Call) -> tuple[str, ...]:
-    """Returns the types of a call's inputs, with float32 for every float."""
-    given = [x.dtype for x in keras.tree.flatten(call.operation.input)]
-    return tuple("float32" if "float" in dtype else dtype for dtype in given)
+    dtypes = tuple(
+        "float32" if "float" in x.dtype else x.dtype
+        for x in keras.tree.flatten(call.operation.input)
+    )
+    return Step("keras", options={"run": output, "dtypes": dtypes})
 
 
 def _function(operation: keras.Operation) -> Callable:

@@ -1,7 +1,4 @@
-"""A trained network as a flat list of operations with their weights, without Keras.
-
-The rewrites of `tflite/graph/rewrites.py` work on these plain values.
-"""
+"""A trained network as a flat list of operations with their weights, without Keras."""
 
 import dataclasses
 import graphlib
@@ -11,14 +8,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One operation.
+    """One operation, `op` of `tflite.graph.tf_ops.OPERATIONS`.
 
-    Attributes:
-        name: the name of its Keras layer, made unique in the graph.
-        op: a key of `tflite.graph.tf_ops.OPERATIONS`.
-        inputs: names of the nodes whose outputs it takes.
-        weights: arrays by name, for example `kernel` and `bias`.
-        options: other parameters by name, for example `strides`.
+    Its name is that of its Keras layer, made unique in the graph. `inputs` are the
+    names of the nodes whose outputs it takes. `weights` are for example `kernel` and
+    `bias`, and `options` for example `strides`.
     """
 
     name: str
@@ -27,17 +21,18 @@ class Node:
     weights: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     options: dict = dataclasses.field(default_factory=dict)
 
+    def rewire(self, names: dict[str, str]) -> "Node":
+        """Returns the node with other inputs, by the names of the present ones."""
+        inputs = tuple(names.get(name, name) for name in self.inputs)
+        return dataclasses.replace(self, inputs=inputs)
+
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
     """Operations, each of which takes the outputs of others.
 
-    Attributes:
-        input_name: the name by which nodes refer to the image,
-            `[batch, height, width, channels]`.
-        input_shape: `(height, width, channels)` of the image.
-        nodes: the nodes by name.
-        outputs: names of the nodes whose outputs the network returns.
+    Nodes refer to the image of the shape `(height, width, channels)` by `input_name`.
+    The network returns the outputs of the nodes that `outputs` names.
     """
 
     input_name: str
@@ -50,6 +45,10 @@ class Graph:
         sources = {node.name: node.inputs for node in self.nodes.values()}
         order = graphlib.TopologicalSorter(sources).static_order()
         return [self.nodes[name] for name in order if name in self.nodes]
+
+    def of_kind(self, op: str) -> list[Node]:
+        """Returns the nodes of an operation."""
+        return [node for node in self.nodes.values() if node.op == op]
 
     def consumers(self, name: str) -> list[Node]:
         """Returns the nodes that take a node's output, once for each time."""
@@ -71,13 +70,10 @@ class Graph:
     def remove(self, name: str) -> "Graph":
         """Returns the graph without a node; its only input takes its place."""
         (source,) = self.nodes[name].inputs
-
-        def rename(names: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(source if other == name else other for other in names)
-
         nodes = {
-            node.name: dataclasses.replace(node, inputs=rename(node.inputs))
-            for node in self.nodes.values()
-            if node.name != name
+            other: node.rewire({name: source})
+            for other, node in self.nodes.items()
+            if other != name
         }
-        return dataclasses.replace(self, nodes=nodes, outputs=rename(self.outputs))
+        outputs = tuple(source if other == name else other for other in self.outputs)
+        return dataclasses.replace(self, nodes=nodes, outputs=outputs)

@@ -1,8 +1,6 @@
 """The Keras layers that the reader knows, each as the operations that it consists of.
 
-`LAYERS` is the table. A row reads one layer class into steps; a step names an operation
-of `tflite.graph.tf_ops.OPERATIONS` with its weights and options. Any other layer is
-computed by Keras itself, see `tflite.graph.fallback`.
+A layer without a row in `LAYERS` is computed by Keras itself, see `fallback.py`.
 """
 
 import dataclasses
@@ -26,13 +24,7 @@ class UnknownLayer(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """An operation of a layer: a node that has neither name nor inputs yet.
-
-    Attributes:
-        op: a key of `tflite.graph.tf_ops.OPERATIONS`.
-        weights: see `Node`.
-        options: see `Node`.
-    """
+    """An operation of a layer: a `Node` that has neither name nor inputs yet."""
 
     op: str
     weights: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -61,7 +53,6 @@ def _activation(layer) -> Step:
 
 
 def _linear(layer, op: str, options: dict | None = None) -> Steps:
-    """Reads a linear layer, and its activation if it has one."""
     weights = variables(kernel=layer.kernel, bias=layer.bias)
     steps = [Step(op, weights, options or {})]
     if layer.activation not in (None, keras.activations.linear):
@@ -70,7 +61,7 @@ def _linear(layer, op: str, options: dict | None = None) -> Steps:
 
 
 def _require_channels_last(layer) -> None:
-    if layer.data_format != "channels_last":
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
         raise UnknownLayer(f"Layer {layer.name!r} is not channels-last.")
 
 
@@ -95,10 +86,6 @@ def _conv(layer) -> Steps:
     if layer.groups != 1:
         raise UnknownLayer(f"Layer {layer.name!r} is a convolution in groups.")
     return _linear(layer, "conv", _convolution_options(layer))
-
-
-def _depthwise(layer) -> Steps:
-    return _linear(layer, "depthwise", _convolution_options(layer))
 
 
 def _batch_norm(layer) -> Steps:
@@ -134,11 +121,6 @@ def _softmax(layer) -> Steps:
     return [Step("activation", options={"function": "softmax"})]
 
 
-def _padding(layer) -> Steps:
-    _require_channels_last(layer)
-    return [Step("pad", options={"padding": tuple(map(tuple, layer.padding))})]
-
-
 def _concatenate(layer) -> Steps:
     rank = len(layer.output.shape)
     if layer.axis in (-1, rank - 1):
@@ -158,11 +140,6 @@ def _reshape(layer, shape) -> Steps:
 def _flatten(layer) -> Steps:
     _require_channels_last(layer)
     return _reshape(layer, [side or -1 for side in layer.output.shape[1:]])
-
-
-def _pooling(layer) -> Steps:
-    _require_channels_last(layer)
-    return [Step("global_average", options={"keepdims": layer.keepdims})]
 
 
 def _elementwise(op: str) -> Callable[[keras.Layer], Steps]:
@@ -191,9 +168,12 @@ def _split_predictions(layer) -> Steps:
 
 def _options(op: str, *attributes: str) -> Callable[[keras.Layer], Steps]:
     """Makes the reader of a layer without weights, whose attributes are options."""
-    return lambda layer: [
-        Step(op, options={name: getattr(layer, name) for name in attributes})
-    ]
+
+    def read(layer) -> Steps:
+        _require_channels_last(layer)
+        return [Step(op, options={name: getattr(layer, name) for name in attributes})]
+
+    return read
 
 
 LAYERS: dict[type, Callable[[keras.Layer], Steps]] = {
@@ -206,14 +186,16 @@ LAYERS: dict[type, Callable[[keras.Layer], Steps]] = {
     layers.Conv2D: _conv,
     layers.Cropping1D: _options("crop_tokens", "cropping"),
     layers.Dense: lambda layer: _linear(layer, "dense"),
-    layers.DepthwiseConv2D: _depthwise,
+    layers.DepthwiseConv2D: lambda layer: _linear(
+        layer, "depthwise", _convolution_options(layer)
+    ),
     DilatedConv2D: _conv,
     DotProductAttention: lambda layer: [
         Step("attention", options={"num_heads": layer.num_heads, "scaled": False})
     ],
     layers.Flatten: _flatten,
     Fold: _options("fold", "patch_size"),
-    layers.GlobalAveragePooling2D: _pooling,
+    layers.GlobalAveragePooling2D: _options("global_average", "keepdims"),
     layers.LayerNormalization: _layer_norm,
     layers.Multiply: _elementwise("multiply"),
     layers.ReLU: _relu,
@@ -223,7 +205,7 @@ LAYERS: dict[type, Callable[[keras.Layer], Steps]] = {
     SplitPredictions: _split_predictions,
     TokenEmbedding: _token_embedding,
     Unfold: _options("unfold", "patch_size"),
-    layers.ZeroPadding2D: _padding,
+    layers.ZeroPadding2D: _options("pad", "padding"),
 }
 
 # `x + y` and `x * y` of tensors are not layers, and their types are not public. From

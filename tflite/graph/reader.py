@@ -79,11 +79,7 @@ def _node_name(name: str) -> str:
 
 
 class _Writer:
-    """Writes calls down as nodes.
-
-    Args:
-        input_name: the name by which nodes refer to the image.
-    """
+    """Writes calls down as nodes; these refer to the image as `input_name`."""
 
     def __init__(self, input_name: str):
         self.input_name = input_name
@@ -114,20 +110,10 @@ class _Writer:
 
 
 def read_model(model: keras.Model, height: int, width: int) -> Graph:
-    """Reads a network that takes one image.
+    """Reads a functional or sequential network of one image as a graph in float64.
 
-    Args:
-        model: a functional or sequential model, also with such models as layers.
-        height: height of the image in pixels.
-        width: width of the image in pixels.
-
-    Returns:
-        Its `Graph`, in float64. A layer that has no row in `LAYERS` is a node `keras`,
-        which calls Keras, in float32.
-
-    Raises:
-        UnknownLayer: if no file can express a layer; the message names the layer.
-        ValueError: if the model's class has a `call` of its own.
+    A layer without a row in `LAYERS` is a node `keras`, which calls Keras in float32.
+    Raises an UnknownLayer if no file can express a layer.
     """
     calls, writer = list_calls(model, outputs_of(model)), _Writer("images")
     (images,) = calls.inputs
@@ -144,4 +130,4 @@ def read_model(model: keras.Model, height: int, width: int) -> Graph:
 
 def kept_layers(graph: Graph) -> list[str]:
     """Returns the names of the layers that Keras itself computes."""
-    return [node.name for node in graph.nodes.values() if node.op == "keras"]
+    return [node.name for node in graph.of_kind("keras")]

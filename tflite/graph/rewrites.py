@@ -55,11 +55,6 @@ def center_outputs(kernel, bias) -> Arrays:
     return kernel - kernel.mean(-1, keepdims=True), bias - bias.mean()
 
 
-def depthwise_outputs(kernel) -> np.ndarray:
-    """Views a depthwise kernel `[h, w, inputs, multiplier]` as `[h, w, 1, outputs]`."""
-    return kernel.reshape(*kernel.shape[:2], 1, -1)
-
-
 # The rewrites -----------------------------------------------------------------------
 
 
@@ -71,13 +66,19 @@ def kernel_and_bias(node: Node) -> Arrays:
     return kernel, node.weights.get("bias", zeros)
 
 
+def per_output(node: Node, values: np.ndarray) -> np.ndarray:
+    """Shapes numbers `[outputs]` so that they broadcast to a linear layer's kernel."""
+    if node.op == "depthwise":  # [height, width, inputs, multiplier]
+        return values.reshape(node.weights["kernel"].shape[2:])
+    return values
+
+
 def _with(node: Node, kernel, bias, **changes) -> Node:
     weights = {"kernel": kernel, "bias": bias}
     return dataclasses.replace(node, weights=weights, **changes)
 
 
 def _is_pointwise(node: Node) -> bool:
-    """Tells whether a node is a 1x1 convolution that keeps the size."""
     return (
         node.op == "conv"
         and node.weights["kernel"].shape[:2] == (1, 1)
@@ -87,25 +88,21 @@ def _is_pointwise(node: Node) -> bool:
 
 def fold_batch_norms(graph: Graph) -> Graph:
     """Folds batch normalization into the linear layer before it."""
-    for norm in [node for node in graph.nodes.values() if node.op == "batch_norm"]:
+    for norm in graph.of_kind("batch_norm"):
         linear = graph.nodes.get(norm.inputs[0])
         if linear is None or linear.op not in LINEAR:
             continue
-        if graph.only_consumer(linear.name) is None:
+        if not graph.only_consumer(linear.name):
             continue
         scale, offset = batch_norm_scale(**norm.weights, **norm.options)
         kernel, bias = kernel_and_bias(linear)
-        if linear.op == "depthwise":
-            scaled, bias = scale_outputs(depthwise_outputs(kernel), bias, scale, offset)
-            kernel = scaled.reshape(kernel.shape)
-        else:
-            kernel, bias = scale_outputs(kernel, bias, scale, offset)
-        graph = graph.replace(_with(linear, kernel, bias)).remove(norm.name)
+        kernel = kernel * per_output(linear, scale)
+        linear = _with(linear, kernel, bias * scale + offset)
+        graph = graph.replace(linear).remove(norm.name)
     return graph
 
 
 def _rescale_twice(first: Node, second: Node) -> Node:
-    """Returns the second rescaling with the first one merged into it."""
     scale, offset = second.weights["scale"], second.weights["offset"]
     weights = {
         "scale": first.weights["scale"] * scale,
@@ -128,17 +125,11 @@ def _rescale_inputs(conv: Node, scale, offset) -> Node:
 def fold_rescaling(graph: Graph, with_offsets: bool = True) -> Graph:
     """Folds the images' scale and offset into the first convolution.
 
-    An offset before padding stays, since folding it would shift the zeros too.
-
-    Args:
-        graph: the network.
-        with_offsets: whether to fold offsets where nothing pads. In 16-bit floats the
-            sums of pixels that are not centered lose digits.
-
-    Returns:
-        A graph with the same outputs.
+    An offset before padding stays, since folding it would shift the zeros too. Without
+    `with_offsets` all offsets stay: in 16-bit floats the sums of pixels that are not
+    centered lose digits.
     """
-    for name in [node.name for node in graph.nodes.values() if node.op == "rescale"]:
+    for name in [node.name for node in graph.of_kind("rescale")]:
         node = graph.nodes[name]  # earlier merges may have changed it
         after = graph.only_consumer(name)
         if after is not None and after.op == "rescale":
@@ -159,7 +150,7 @@ def fold_rescaling(graph: Graph, with_offsets: bool = True) -> Graph:
 
 def scale_queries(graph: Graph) -> Graph:
     """Folds attention's `1 / sqrt(head_dim)` into the projection of the queries."""
-    for node in [node for node in graph.nodes.values() if node.op == "attention"]:
+    for node in graph.of_kind("attention"):
         query = graph.nodes.get(node.inputs[0])
         if query is None or query.op != "dense" or not graph.only_consumer(query.name):
             continue
@@ -180,34 +171,19 @@ def _swap_with_unfold(graph: Graph, conv: Node) -> Graph:
     """Turns `unfold(conv(x))` into `dense(unfold(x))`."""
     (unfold,) = (n for n in graph.consumers(conv.name) if n.op == "unfold")
     (source,) = conv.inputs
-    changed = [
-        dataclasses.replace(
-            node,
-            inputs=tuple(
-                # Readers of the tokens now read the projected tokens. A fold reads
-                # only the size of the map, which the convolution's input has too.
-                {unfold.name: conv.name, conv.name: source}.get(name, name)
-                for name in node.inputs
-            ),
-        )
-        for node in graph.nodes.values()
-        if node.name != conv.name
-    ]
+    # Readers of the tokens now read the projected tokens. A fold reads only the size of
+    # the map, which the convolution's input has too.
+    names = {unfold.name: conv.name, conv.name: source}
+    changed = [node.rewire(names) for node in graph.nodes.values()]
     return graph.replace(*changed, _as_dense(conv, inputs=(unfold.name,)))
 
 
 def _swap_with_fold(graph: Graph, fold: Node, conv: Node) -> Graph:
     """Turns `conv(fold(tokens))` into `fold(dense(tokens))`."""
     tokens, features = fold.inputs
-    changed = [
-        dataclasses.replace(
-            node,
-            inputs=tuple(fold.name if n == conv.name else n for n in node.inputs),
-        )
-        for node in graph.consumers(conv.name)
-    ]
+    readers = graph.consumers(conv.name)
     return graph.replace(
-        *changed,
+        *(node.rewire({conv.name: fold.name}) for node in readers),
         _as_dense(conv, inputs=(tokens,)),
         dataclasses.replace(fold, inputs=(conv.name, features)),
     )
@@ -248,10 +224,9 @@ def _moves_tokens(node: Node) -> bool:
 def _residual_stream(graph: Graph, name: str) -> set[str] | None:
     """Finds the residual stream of a node: all nodes that are added to its output.
 
-    Returns:
-        Names of the linear layers that write to the stream, of the sums, and of the
-        nodes that move its tokens or add positions. `None` if another operation writes
-        to the stream, or another operation than a normalization reads it.
+    Returns the names of the linear layers that write to the stream, of the sums, and of
+    the nodes that move its tokens or add positions. `None` if another operation writes
+    to the stream, or another operation than a normalization reads it.
     """
     stream, open_names = set(), [name]
     while open_names:
@@ -294,7 +269,7 @@ def reduce_layer_norms(graph: Graph) -> Graph:
     variance is the mean of the squares, and every normalization returns the same as
     before.
     """
-    for norm in [node for node in graph.nodes.values() if node.op == "layer_norm"]:
+    for norm in graph.of_kind("layer_norm"):
         stream = _residual_stream(graph, norm.inputs[0])
         if stream is None:
             continue
@@ -327,15 +302,15 @@ def fold_norm_scales(graph: Graph) -> Graph:
 
 def merge_padding(graph: Graph) -> Graph:
     """Merges zero padding into the convolution after it."""
-    for pad in [node for node in graph.nodes.values() if node.op == "pad"]:
+    for pad in graph.of_kind("pad"):
         conv = graph.only_consumer(pad.name)
         if conv is None or conv.op not in ("conv", "depthwise"):
             continue
         if conv.options["padding"] != "VALID":
             continue
         options = {**conv.options, "padding": pad.options["padding"]}
-        graph = graph.replace(dataclasses.replace(conv, options=options))
-        graph = graph.remove(pad.name)
+        merged = dataclasses.replace(conv, options=options)
+        graph = graph.replace(merged).remove(pad.name)
     return graph
 
 
@@ -357,15 +332,7 @@ COREML_REWRITES = tuple(
 
 
 def deployment_graph(graph: Graph, rewrites=REWRITES) -> Graph:
-    """Applies rewrites.
-
-    Args:
-        graph: a trained network, as `read_model` returns it.
-        rewrites: the rewrites, in their order.
-
-    Returns:
-        A graph with the same outputs.
-    """
+    """Applies rewrites to a trained network, as `read_model` returns it."""
     for rewrite in rewrites:
         graph = rewrite(graph)
     return graph

@@ -1,8 +1,7 @@
 """The operations of a `Graph` in TensorFlow, written for what TFLite makes of them.
 
-Each operation is one function, from a node and its inputs to the output, and one row of
-`OPERATIONS`. No tensor has a rank above 4, shapes are static wherever the input's are,
-and XNNPACK and GPU delegates take every operation but `keras`.
+No tensor has a rank above 4, shapes are static wherever the input's are, and XNNPACK
+and GPU delegates take every operation but `keras`.
 """
 
 import functools
@@ -21,8 +20,9 @@ def constant(node: Node, name: str, like) -> tf.Tensor:
     return tf.constant(node.weights[name], like.dtype)
 
 
-def _add_bias(node: Node, x):
-    return x + constant(node, "bias", x) if "bias" in node.weights else x
+def _add(node: Node, name: str, x):
+    """Adds a weight, if the node has it."""
+    return x + constant(node, name, x) if name in node.weights else x
 
 
 def _padded(x, kernel: np.ndarray, options: dict):
@@ -58,11 +58,7 @@ def _convolve(function, node: Node, x):
         padding,
         dilations=options["dilations"],
     )
-    return _add_bias(node, x)
-
-
-def _dense(node: Node, x):
-    return _add_bias(node, tf.matmul(x, constant(node, "kernel", x)))
+    return _add(node, "bias", x)
 
 
 def _batch_norm(node: Node, x):
@@ -87,20 +83,12 @@ def _rms_norm(node: Node, x):
     x = x * tf.math.rsqrt(mean_square + node.options["epsilon"])
     if "gamma" in node.weights:
         x *= constant(node, "gamma", x)
-    return x + constant(node, "beta", x) if "beta" in node.weights else x
+    return _add(node, "beta", x)
 
 
-def _rescale(node: Node, x):
-    return x * constant(node, "scale", x) + constant(node, "offset", x)
-
-
-def _pad(node: Node, x):
-    return tf.pad(x, [(0, 0), *node.options["padding"], (0, 0)])
-
-
-def _static_batch(x) -> int:
-    """Returns a tensor's batch as a reshaping takes it."""
-    return -1 if x.shape[0] is None else x.shape[0]
+def _static_batch(x, times: int = 1) -> int:
+    """Returns a tensor's batch, multiplied, as a reshaping takes it."""
+    return -1 if x.shape[0] is None else x.shape[0] * times
 
 
 def _reshape(node: Node, x):
@@ -115,11 +103,6 @@ def _crop_tokens(node: Node, x):
     _, tokens, channels = x.shape
     sizes = (_static_batch(x), tokens - before - after, channels)
     return tf.slice(x, (0, before, 0), sizes)
-
-
-def _pad_tokens(node: Node, x):
-    """Puts one token of zeros before those of `[batch, tokens, channels]`."""
-    return tf.pad(x, ((0, 0), (1, 0), (0, 0)))
 
 
 def _resize(x, height: int, width: int):
@@ -139,13 +122,13 @@ def _unfold(node: Node, x):
     P is the number of pixels in a patch and N the number of patches.
     """
     patch = node.options["patch_size"]
-    _, height, width, channels = x.shape
+    batch, (_, height, width, channels) = _static_batch(x, patch**2), x.shape
     x = _resize(x, _rounded_up(height, patch), _rounded_up(width, patch))
     x = tf.nn.space_to_depth(x, patch)  # [B, rows, columns, P * channels]
     patches = x.shape[1] * x.shape[2]
     x = tf.reshape(x, (-1, patches, patch**2, channels))
     x = tf.transpose(x, (0, 2, 1, 3))  # [B, P, N, channels]
-    return tf.reshape(x, (_times(x.shape[0], patch**2), patches, channels))
+    return tf.reshape(x, (batch, patches, channels))
 
 
 def _slice_channels(node: Node, x):
@@ -168,15 +151,8 @@ def _join_tokens(node: Node, *tensors):
     return tf.concat(inputs, 1)
 
 
-def _times(batch: int | None, count: int) -> int:
-    return -1 if batch is None else batch * count
-
-
 def _fold(node: Node, tokens, features):
-    """Puts patches back into a map `[batch, height, width, channels]`.
-
-    Its height and width are those of `features`.
-    """
+    """Puts patches back into a map with the height and width of `features`."""
     patch = node.options["patch_size"]
     _, height, width, _ = features.shape
     rows, columns = (_rounded_up(side, patch) // patch for side in (height, width))
@@ -198,10 +174,9 @@ def _attention(node: Node, query, key, value):
     Both products take their second factor transposed, so that the summed axis is
     contiguous in memory. int8 kernels need this, and float kernels lose nothing.
     """
-    batch, tokens, channels = query.shape
+    batch, (_, tokens, channels) = _static_batch(query), query.shape
     num_heads = node.options["num_heads"]
     head_dim = channels // num_heads
-    batch = -1 if batch is None else batch
 
     def split_heads(x, order):
         return tf.transpose(tf.reshape(x, (batch, tokens, num_heads, head_dim)), order)
@@ -234,18 +209,13 @@ def _activation(node: Node, x):
     return ACTIVATIONS[node.options["function"]](x)
 
 
-def _global_average(node: Node, x):
-    return tf.reduce_mean(x, (1, 2), keepdims=node.options["keepdims"])
-
-
 def _keras(node: Node, *inputs):
     """Calls Keras, which computes in float32."""
     run = node.options["run"]
     given = [tf.cast(x, dtype) for x, dtype in zip(inputs, node.options["dtypes"])]
     y = tf.convert_to_tensor(run(*given))
-    if not y.shape.is_fully_defined() and all(
-        x.shape.is_fully_defined() for x in given
-    ):
+    is_static = all(x.shape.is_fully_defined() for x in given)
+    if is_static and not y.shape.is_fully_defined():
         with tf.init_scope():  # an eager run knows every shape
             y.set_shape(run(*(tf.zeros(x.shape, x.dtype) for x in given)).shape)
     is_double = any(x.dtype == tf.float64 for x in inputs)
@@ -260,18 +230,21 @@ OPERATIONS: dict[str, Callable] = {
     "concat": lambda node, *inputs: tf.concat(inputs, -1),
     "conv": functools.partial(_convolve, tf.nn.conv2d),
     "crop_tokens": _crop_tokens,
-    "dense": _dense,
+    "dense": lambda node, x: _add(
+        node, "bias", tf.matmul(x, constant(node, "kernel", x))
+    ),
     "depthwise": functools.partial(_convolve, tf.nn.depthwise_conv2d),
     "fold": _fold,
-    "global_average": _global_average,
+    "global_average": lambda node, x: tf.reduce_mean(x, (1, 2), **node.options),
     "join_tokens": _join_tokens,
     "keras": _keras,
     "layer_norm": _layer_norm,
     "multiply": lambda node, *inputs: functools.reduce(tf.multiply, inputs),
-    "pad": _pad,
-    "pad_tokens": _pad_tokens,
-    "positions": lambda node, x: x + constant(node, "positions", x),
-    "rescale": _rescale,
+    "pad": lambda node, x: tf.pad(x, [(0, 0), *node.options["padding"], (0, 0)]),
+    # Puts one token of zeros before those of `[batch, tokens, channels]`.
+    "pad_tokens": lambda node, x: tf.pad(x, ((0, 0), (1, 0), (0, 0))),
+    "positions": lambda node, x: _add(node, "positions", x),
+    "rescale": lambda node, x: _add(node, "offset", x * constant(node, "scale", x)),
     "reshape": _reshape,
     "resize_like": lambda node, x, like: _resize(x, *like.shape[1:3]),
     "rms_norm": _rms_norm,
@@ -283,12 +256,7 @@ OPERATIONS: dict[str, Callable] = {
 def run(graph: Graph, images) -> list[tf.Tensor]:
     """Computes a graph's outputs in the type of the images, eagerly or traced.
 
-    Args:
-        graph: the network.
-        images: `[batch, height, width, channels]`, float32 or float64.
-
-    Returns:
-        The outputs, in the order of `graph.outputs`.
+    `images` are `[batch, height, width, channels]`, in float32 or float64.
     """
     values = run_all(graph, images)
     return [values[name] for name in graph.outputs]

@@ -1,7 +1,4 @@
-"""The Keras layer with which the vision transformers among the baselines begin.
-
-It stands in this room because the reader turns it into nodes.
-"""
+"""The first layer of the vision transformers among the baselines."""
 
 import keras
 from keras import initializers, layers, ops
@@ -11,12 +8,8 @@ from keras import initializers, layers, ops
 class TokenEmbedding(layers.Layer):
     """Prepends a learned class token and adds learned positions.
 
-    Args:
-        has_class_position: whether the class token has a position too.
-
-    Input shape: `[batch, tokens, channels]`, with a fixed number of tokens.
-
-    Output shape: `[batch, 1 + tokens, channels]`.
+    Maps `[batch, tokens, channels]` to `[batch, 1 + tokens, channels]`.
+    `has_class_position` tells whether the class token has a position too.
     """
 
     def __init__(self, has_class_position: bool = True, **kwargs):

@@ -1,7 +1,4 @@
-"""The task of any other network, such as one with two heads or an embedding.
-
-The file returns the model's outputs, under the names that the model gives them.
-"""
+"""The task of any other network: the file returns all of its outputs by name."""
 
 from collections.abc import Callable
 
@@ -39,18 +36,13 @@ def _postprocess(model: keras.Model, size: int) -> Callable[[list], dict]:
 
 
 def _compare(reference: Outputs, outputs: Outputs) -> dict[str, float]:
-    """Returns the worst figure of all outputs."""
     found = []
     for name, values in reference.items():
         expected, actual = (
             np.reshape(x, (len(values), -1)) for x in (values, outputs[name])
         )
         found.append(parity.compare(expected, actual))
-    largest = ("max_abs", "mean_abs", "max_abs_reference")
-    return {
-        **{key: max(part[key] for part in found) for key in largest},
-        "psnr_db": min(part["psnr_db"] for part in found),
-    }
+    return parity.worst(found)
 
 
 def _choose(model: keras.Model, variant: str) -> Task:

@@ -20,10 +20,8 @@ class OutputFlag:
     """The flag of `tflite/convert.py` that chooses between a task's output variants.
 
     Attributes:
-        name: name of the flag.
         models: the models that it is for, in the plural.
         choices: names of the variants, the default first.
-        help_text: help of the flag.
         in_package: the variant that a Core ML package is made from.
         in_raw_package: the same with `--raw_outputs`.
     """
@@ -41,7 +39,6 @@ class TaskRow:
     """One task.
 
     Attributes:
-        name: name of the task.
         location: `module:attribute` of its `TaskFamily`.
         model_prefix: beginning of the names of its models, before the backbone's name;
             `None` if it has no named models.
@@ -117,20 +114,10 @@ def published_weights() -> list[str]:
 
 
 def split_name(model: str) -> tuple[TaskRow, str]:
-    """Splits the name of a model.
-
-    Args:
-        model: such as `"ssdlite_mobilevit_s"`.
-
-    Returns:
-        The row of its task, and the name of the backbone, `"mobilevit_s"`.
-    """
-    rows = [row for row in TASKS if row.model_prefix is not None]
-    row = max(
-        (row for row in rows if model.startswith(row.model_prefix or "")),
-        key=lambda row: len(row.model_prefix or ""),
-    )
-    return row, model.removeprefix(row.model_prefix or "")
+    """Splits a model's name into its task's row and the name of the backbone."""
+    prefixes = {row.model_prefix: row for row in TASKS if row.model_prefix is not None}
+    prefix = max(filter(model.startswith, prefixes), key=len)
+    return prefixes[prefix], model.removeprefix(prefix)
 
 
 def row_of(model: keras.Model) -> TaskRow:
@@ -139,10 +126,5 @@ def row_of(model: keras.Model) -> TaskRow:
 
 
 def task_of(model: keras.Model, variant: str = "") -> Task:
-    """Returns the task of a model.
-
-    Args:
-        model: a classifier, a detector, a segmenter, or another network of images.
-        variant: one of the `choices` of the task's output flag; "" for the default.
-    """
+    """Returns the task of a model with an output variant; "" is the default one."""
     return row_of(model).load().choose(model, variant)

@@ -23,7 +23,6 @@ class Task:
     """What the file of a network returns, and how good that is.
 
     Attributes:
-        name: name of the task.
         training: the training task; its sources and examples are used.
         num_classes: from a model to the number of its classes, `None` if unknown.
         postprocess: makes the function from the network's outputs for one image to
@@ -34,9 +33,8 @@ class Task:
             at least `max_abs` and `max_abs_reference`, and `mean_abs` and `psnr_db`
             for quantities or `agreement` for classes.
         metric: name of the accuracy metric, "" if there is none.
-        score: from an `ImageSet` and the outputs for it to that metric in percent.
-        tolerance: from the number of images to the points of the metric that may be
-            lost by chance.
+        score: from an `ImageSet` and its outputs to that metric in percent.
+        tolerance: from the number of images to the points that may be lost by chance.
         excluded_formats: formats that do not fit the task.
         limits: overrides of the formats' limits: `{format: {check: limit}}`, with the
             format `""` for all; `None` removes a limit.
@@ -72,7 +70,6 @@ class TaskFamily:
     """The models of a task and the `Task` of each of its output variants.
 
     Attributes:
-        matches: whether a model is for this task.
         choose: from a model and the name of an output variant, "" for the default, to
             the `Task`.
         default_size: side in pixels of the images of models that take any size.

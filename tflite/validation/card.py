@@ -48,15 +48,10 @@ def _position(litert: LiteRTModel, details) -> dict:
 
 
 def describe_file(path, meanings: dict[str, str], input_max: float) -> dict:
-    """Describes a `.tflite` file.
+    """Returns a `.tflite` file's entries of the card.
 
-    Args:
-        path: path of the file.
-        meanings: description of each output, by name.
-        input_max: largest value of the images that it takes, 255 or 1.
-
-    Returns:
-        Entries of the card.
+    `meanings` describe the outputs; `input_max`, 255 or 1, is the images' largest
+    value.
     """
     litert = LiteRTModel(path)
     colors = "gray" if litert.input_shape[-1] == 1 else "RGB"
@@ -103,35 +98,22 @@ def _shape(array) -> list[int | None] | None:
     return list(array.shape) or None
 
 
-def _package_outputs(program) -> list[dict]:
-    return [
-        {
-            "name": output.name,
-            "type": output.type.WhichOneof("Type"),
-            "shape": _shape(output.type.multiArrayType),
-        }
-        for output in program.description.output
-    ]
-
-
 def _package_labels(program) -> list[str]:
     found = [o.inputs["classes"] for o in program.operations if o.kind == "classify"]
     return [str(label) for labels in [*found, program.classes] for label in labels]
 
 
 def _package_nms(program) -> dict:
-    """Returns the entry on non-maximum suppression, if a package has it."""
     nms = program.nms
     if nms is None:
         return {}
-    return {
-        "nms": {
-            "where": "inside",
-            "score_threshold": nms.confidenceThreshold,
-            "iou_threshold": nms.iouThreshold,
-            "per_class": nms.pickTop.perClass,
-        }
+    described = {
+        "where": "inside",
+        "score_threshold": nms.confidenceThreshold,
+        "iou_threshold": nms.iouThreshold,
+        "per_class": nms.pickTop.perClass,
     }
+    return {"nms": described}
 
 
 # Operations that may run in float32 after a float16 network: decoding of boxes, and
@@ -152,16 +134,11 @@ def _casts(program) -> tuple[int, int]:
         if operation.inputs["x"][0] in ends:
             ends.add(operation.outputs[0])
     for operation in reversed(program.operations):
-        is_half = np.float16 in operation.dtypes
-        if (
-            operation.kind in POSTPROCESSING
-            and ends & {*operation.outputs}
-            and not is_half
-        ):
-            given = operation.inputs.values()
-            ends |= {
-                name for names in given if isinstance(names, list) for name in names
-            }
+        is_float32 = np.float16 not in operation.dtypes
+        is_after = operation.kind in POSTPROCESSING and ends & {*operation.outputs}
+        if is_after and is_float32:
+            given = [x for x in operation.inputs.values() if isinstance(x, list)]
+            ends.update(*given)
     casts = [o for o in program.operations if o.kind == "cast"]
     at_ends = [o for o in casts if ends & {*o.inputs["x"], *o.outputs}]
     return len(casts) - len(at_ends), len(at_ends)
@@ -176,7 +153,14 @@ def describe_package(path, meanings: dict[str, str], input_max: float) -> dict:
     casts, casts_at_ends = _casts(program)
     return {
         "input": _package_input(program),
-        "outputs": _package_outputs(program),
+        "outputs": [
+            {
+                "name": output.name,
+                "type": output.type.WhichOneof("Type"),
+                "shape": _shape(output.type.multiArrayType),
+            }
+            for output in program.description.output
+        ],
         "network_returns": " and ".join(meanings),
         # A package without labels keeps the labels of the training.
         **({"labels": labels} if (labels := _package_labels(program)) else {}),

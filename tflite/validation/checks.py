@@ -6,6 +6,31 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
+# From a card and a limit to what is wrong, or `None`.
+Check = Callable[[dict, float], str | None]
+
+
+def _too_much(
+    what: str, value: float | None, limit: float, allowed: str = "at most"
+) -> str | None:
+    if value is None or value <= limit:  # NaN is too much
+        return None
+    return f"{what} {value:.3g}; {allowed} {limit:.3g}"
+
+
+def _at_most(what: str, value: Callable, allowed: str = "at most") -> Check:
+    return lambda card, limit: _too_much(what, value(card), limit, allowed)
+
+
+def _at_least(what: str, value: Callable) -> Check:
+    def check(card: dict, limit: float) -> str | None:
+        found = value(card)
+        if found >= limit:  # NaN is too little
+            return None
+        return f"{what} {found:.3g}; at least {limit:.3g}"
+
+    return check
+
 
 def _accuracy_loss(card: dict) -> float | None:
     """Returns the lost points of accuracy beyond the tolerance."""
@@ -29,27 +54,6 @@ def _check_custom_ops(card: dict, limit: float) -> str | None:
     return f"needs unsupported operations: {', '.join(custom)}" if custom else None
 
 
-def _check_rank(card: dict, limit: float) -> str | None:
-    return _too_much(
-        "has tensors of rank", card["max_rank"], limit, "phones take at most"
-    )
-
-
-def _check_internal_casts(card: dict, limit: float) -> str | None:
-    return _too_much("has casts within the network:", card["casts"], limit)
-
-
-def _check_undelegated_ops(card: dict, limit: float) -> str | None:
-    count = sum(card["xnnpack"]["ops_outside"].values())
-    return _too_much("has operations that XNNPACK does not run:", count, limit)
-
-
-def _check_float(card: dict, limit: float) -> str | None:
-    return _too_much(
-        "has operations on floats:", sum(card["float_ops"].values()), limit
-    )
-
-
 def _check_parity(card: dict, limit: float) -> str | None:
     what = _difference_of(card, "Keras's by up to")
     return _too_much(what, card["parity"]["max_abs"], limit)
@@ -60,24 +64,6 @@ def _check_max_relative_error(card: dict, limit: float) -> str | None:
     relative = parity["max_abs"] / (parity["max_abs_reference"] or 1.0)
     what = _difference_of(card, "Keras's, relative to the largest, by up to")
     return _too_much(what, relative, limit)
-
-
-def _check_agreement(card: dict, limit: float) -> str | None:
-    return _too_little(
-        "finds the same as Keras in a fraction of only",
-        card["parity"].get("agreement", 1.0),
-        limit,
-    )
-
-
-def _check_psnr(card: dict, limit: float) -> str | None:
-    what = "has outputs whose PSNR against Keras's in dB is"
-    return _too_little(what, card["parity"]["psnr_db"], limit)
-
-
-def _check_accuracy(card: dict, limit: float) -> str | None:
-    what = "loses points of accuracy against Keras, beyond the tolerance:"
-    return _too_much(what, _accuracy_loss(card), limit)
 
 
 def _check_gpu(card: dict, limit: float) -> str | None:
@@ -93,18 +79,35 @@ def _check_gpu(card: dict, limit: float) -> str | None:
     return _too_much(what, gpu["max_abs"], limit)
 
 
-# From a card and a limit to what is wrong, or `None`.
-CHECKS: dict[str, Callable[[dict, float], str | None]] = {
-    "custom_ops": _check_custom_ops,  # operations outside TFLite's or Core ML's own
-    "rank": _check_rank,  # largest rank of a tensor
-    "internal_casts": _check_internal_casts,  # casts within a Core ML program
-    "undelegated_ops": _check_undelegated_ops,  # operations that XNNPACK does not run
-    "float": _check_float,  # operations on floats
+CHECKS: dict[str, Check] = {
+    # Operations outside TFLite's or Core ML's own.
+    "custom_ops": _check_custom_ops,
+    "rank": _at_most(
+        "has tensors of rank", lambda card: card["max_rank"], "phones take at most"
+    ),
+    "internal_casts": _at_most(
+        "has casts within the network:", lambda card: card["casts"]
+    ),
+    "undelegated_ops": _at_most(
+        "has operations that XNNPACK does not run:",
+        lambda card: sum(card["xnnpack"]["ops_outside"].values()),
+    ),
+    "float": _at_most(
+        "has operations on floats:", lambda card: sum(card["float_ops"].values())
+    ),
     "parity": _check_parity,  # largest difference of an output
     "max_relative_error": _check_max_relative_error,  # that over the largest output
-    "agreement": _check_agreement,  # fraction of equal objects or pixels
-    "psnr": _check_psnr,  # in dB
-    "accuracy": _check_accuracy,  # points lost beyond the task's tolerance
+    "agreement": _at_least(  # fraction of equal objects or pixels
+        "finds the same as Keras in a fraction of only",
+        lambda card: card["parity"].get("agreement", 1.0),
+    ),
+    "psnr": _at_least(
+        "has outputs whose PSNR against Keras's in dB is",
+        lambda card: card["parity"]["psnr_db"],
+    ),
+    "accuracy": _at_most(
+        "loses points of accuracy against Keras, beyond the tolerance:", _accuracy_loss
+    ),
     "gpu": _check_gpu,  # largest difference between GPU and CPU
 }
 # Earlier names of checks, which --allow still takes.
@@ -116,30 +119,10 @@ RENAMED_CHECKS = {
 }
 
 
-def _too_much(
-    what: str, value: float | None, limit: float, allowed: str = "at most"
-) -> str | None:
-    if value is None or value <= limit:  # NaN is too much
-        return None
-    return f"{what} {value:.3g}; {allowed} {limit:.3g}"
-
-
-def _too_little(what: str, value: float, limit: float) -> str | None:
-    if value >= limit:  # NaN is too little
-        return None
-    return f"{what} {value:.3g}; at least {limit:.3g}"
-
-
 def refuse_faults(
     card: dict, limits: dict[str, float], allowed: Collection[str] = ()
 ) -> None:
-    """Raises a ValueError if a card exceeds its limits.
-
-    Args:
-        card: card of the file.
-        limits: limits by the names of `CHECKS`.
-        allowed: names of checks that may fail.
-    """
+    """Raises a ValueError if a card exceeds limits, except of `allowed` checks."""
     faults = [
         f"{fault} (--allow={name})"
         for name, limit in ({"custom_ops": 0} | limits).items()

@@ -28,12 +28,9 @@ TIMEOUT_S = 600
 class GpuCheckResult:
     """What the accelerator makes of a file.
 
-    Attributes:
-        driver: path of the Vulkan driver's description.
-        fully_accelerated: whether the accelerator takes every operation.
-        max_abs: largest difference between the outputs on the GPU and on the CPU;
-            `None` if the file did not run.
-        error: what went wrong, or "".
+    `driver` is the path of the Vulkan driver's description. `max_abs` is the largest
+    difference between the outputs on the GPU and on the CPU; `None` if the file did not
+    run. `error` says what went wrong.
     """
 
     driver: str
@@ -49,11 +46,7 @@ def find_driver() -> str | None:
 
 
 def require_driver() -> str:
-    """Returns the Vulkan driver.
-
-    Raises:
-        ValueError: if there is none; the message says how to install one.
-    """
+    """Returns the Vulkan driver; raises a ValueError if there is none."""
     driver = find_driver()
     if driver is None:
         raise ValueError(
@@ -77,15 +70,8 @@ def _environment(driver: str, folder: str) -> dict[str, str]:
 def check_gpu(path, image: np.ndarray) -> GpuCheckResult:
     """Runs a file on the GPU accelerator, in a process of its own, which may crash.
 
-    Args:
-        path: path of a `.tflite` with a signature.
-        image: an input of the file's shape.
-
-    Returns:
-        The `GpuCheckResult`, also of a crash.
-
-    Raises:
-        ValueError: if there is no Vulkan driver, or it does not start.
+    `image` is an input of the file's shape. Raises a ValueError if there is no Vulkan
+    driver, or it does not start.
     """
     driver = require_driver()
     with tempfile.TemporaryDirectory() as folder:

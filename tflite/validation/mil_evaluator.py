@@ -30,24 +30,10 @@ def _as_keras(value: np.ndarray) -> np.ndarray:
     return np.moveaxis(value[0], 0, -1) if value.ndim == 4 else value[0]
 
 
-def _corners(coordinates: np.ndarray) -> np.ndarray:
-    """Turns centers and sizes `[..., 4]` into corners `x1, y1, x2, y2`."""
-    center, size = coordinates[..., :2], coordinates[..., 2:]
-    return np.concatenate([center - size / 2, center + size / 2], axis=-1)
-
-
 class Evaluator:
     """Runs a saved package.
 
-    Args:
-        package: path of the `.mlpackage`.
-
-    Raises:
-        ValueError: if it is not a Core ML package, or has an unsupported operation.
-
-    Example:
-    >>> Evaluator("best_160_coreml.mlpackage").predict(images).shape
-    (8, 10)
+    Raises a ValueError if it is not a Core ML package, or has an unsupported operation.
     """
 
     def __init__(self, package):
@@ -85,14 +71,7 @@ class Evaluator:
             values[name] = _rounded(result, dtype)
 
     def run(self, image) -> dict:
-        """Runs one image.
-
-        Args:
-            image: `[height, width, 3]`, RGB, values in [0, 255].
-
-        Returns:
-            Every value of the program by name.
-        """
+        """Returns all values of the program for an RGB image in [0, 255], by name."""
         x = np.asarray(image, np.float32).transpose(2, 0, 1)[None]
         values = self.constants | {self.program.input: x}
         for operation in self.operations:
@@ -112,31 +91,20 @@ class Evaluator:
         return name
 
     def predict(self, images, logits: bool = False) -> np.ndarray:
-        """Runs images one by one.
+        """Runs RGB images `[images, height, width, 3]` in [0, 255] one by one.
 
-        Args:
-            images: `[images, height, width, 3]`, RGB, values in [0, 255].
-            logits: whether to return the input of a classifier's last softmax.
-
-        Returns:
-            A classifier's outputs `[images, classes]`; a segmenter's class maps
-            `[images, height, width]`, or logits `[images, rows, columns, classes]`.
+        Returns a classifier's outputs `[images, classes]`, with `logits` the input of
+        its last softmax; a segmenter's class maps `[images, height, width]`, or logits
+        `[images, rows, columns, classes]`.
         """
         name = self._output_name(logits)
         return np.stack([_as_keras(self.run(image)[name]) for image in images])
 
     def predict_outputs(self, pixels) -> dict[str, np.ndarray]:
-        """Runs a detector's images one by one, without non-maximum suppression.
+        """Runs a detector's RGB images one by one, without non-maximum suppression.
 
-        Args:
-            pixels: uint8 `[images, height, width, 3]`, RGB.
-
-        Returns:
-            `boxes` `[images, anchors, 4]`, corners as fractions of the image, and
-            `scores` `[images, anchors, classes]`.
-
-        Raises:
-            ValueError: if the package is not a detector.
+        Returns `boxes` `[images, anchors, 4]`, corners as fractions of the image, and
+        `scores` `[images, anchors, classes]`.
         """
         found = [self._boxes_and_scores(self.run(image)) for image in pixels]
         boxes, scores = (np.stack(values) for values in zip(*found))
@@ -146,10 +114,11 @@ class Evaluator:
         """Returns a detector's corners `[anchors, 4]` and scores."""
         nms = self.program.nms
         if nms is not None:
-            coordinates = values[nms.coordinatesInputFeatureName]
+            center, size = np.split(values[nms.coordinatesInputFeatureName], 2, -1)
+            corners = np.concatenate([center - size / 2, center + size / 2], axis=-1)
             scores = values[nms.confidenceInputFeatureName]
             # The columns after the classes are empty.
-            return _corners(coordinates), scores[:, : len(self.program.classes)]
+            return corners, scores[:, : len(self.program.classes)]
         if set(self.program.outputs) != {"boxes", "scores"}:
             raise ValueError(
                 "The package is not a detector. Expected the outputs boxes and scores, "

@@ -12,32 +12,18 @@ from pathlib import Path
 import numpy as np
 from coremltools.proto import MIL_pb2, Model_pb2, NonMaximumSuppression_pb2
 
-# Keys of a package's metadata that hold class names, or count them.
-PREVIEW_LABELS = "com.apple.coreml.model.preview.params"  # a segmenter's, for Xcode
-CLASS_COUNT = "class_count"  # a detector's, without the labels of empty columns
+from tflite.validation.metadata_keys import CLASS_COUNT, PREVIEW_LABELS
 
 _TYPES = MIL_pb2.DataType
 DTYPES = {
-    _TYPES.FLOAT16: np.float16,
-    _TYPES.FLOAT32: np.float32,
-    _TYPES.INT8: np.int8,
-    _TYPES.INT16: np.int16,
-    _TYPES.INT32: np.int32,
-    _TYPES.INT64: np.int64,
-    _TYPES.UINT8: np.uint8,
-    _TYPES.UINT16: np.uint16,
-    _TYPES.UINT32: np.uint32,
-    _TYPES.BOOL: np.bool_,
-    _TYPES.STRING: np.str_,
-}
+    _TYPES.Value(dtype.__name__.upper()): dtype
+    for dtype in (
+        *(np.float16, np.float32, np.int8, np.int16, np.int32, np.int64),
+        *(np.uint8, np.uint16, np.uint32),
+    )
+} | {_TYPES.BOOL: np.bool_, _TYPES.STRING: np.str_}
 # Integers of fewer than 8 bits are packed, the lowest bits first.
-PACKED_BITS = {
-    _TYPES.UINT1: 1,
-    _TYPES.UINT2: 2,
-    _TYPES.UINT3: 3,
-    _TYPES.UINT4: 4,
-    _TYPES.UINT6: 6,
-}
+PACKED_BITS = {_TYPES.Value(f"UINT{bits}"): bits for bits in (1, 2, 3, 4, 6)}
 OPSET_IOS = {"CoreML6": 16, "CoreML7": 17, "CoreML8": 18, "CoreML9": 26}
 BLOB_SENTINEL = 0xDEADBEEF  # the first field of each weight's header
 BLOB_HEADER = np.dtype(
@@ -47,14 +33,10 @@ BLOB_HEADER = np.dtype(
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation of a program.
+    """One operation of a program, such as `conv`.
 
-    Attributes:
-        kind: its name in MIL, `conv` for example.
-        inputs: by parameter, the names of values, or a constant array.
-        outputs: names of the values that it returns.
-        dtypes: the NumPy types of these values; `None` for a dictionary.
-        ranks: the ranks of these values.
+    `inputs` has the names of values, or a constant array, by parameter. `dtypes` and
+    `ranks` are those of the outputs; the type of a dictionary is `None`.
     """
 
     kind: str
@@ -68,16 +50,9 @@ class Operation:
 class Program:
     """The main function of a package.
 
-    Attributes:
-        description: the package's inputs, outputs and metadata.
-        opset: a key of `OPSET_IOS`.
-        constants: arrays by name.
-        operations: the operations in their order, without constants.
-        input: name of the image.
-        outputs: names of the returned values.
-        nms: a detector's non-maximum suppression, which takes these values.
-        classes: names of a detector's or a segmenter's classes, if the package has
-            them.
+    `description` has the package's inputs, outputs and metadata. `opset` is a key of
+    `OPSET_IOS`. `operations` lacks the constants. `nms` is a detector's non-maximum
+    suppression, which takes the outputs. `classes` is empty for a classifier.
     """
 
     description: Model_pb2.ModelDescription
@@ -113,11 +88,7 @@ def _decode(content: bytes, tensor_type) -> np.ndarray:
 
 
 class _Decoder:
-    """Decodes the values of one package.
-
-    Args:
-        folder: the folder of the model file; paths of weight files start here.
-    """
+    """Decodes the values of one package; paths of weight files start at `folder`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -176,7 +147,6 @@ class _Decoder:
 
 
 def _read_specification(package: Path) -> tuple[Model_pb2.Model, Path]:
-    """Returns a package's specification and the folder that holds it."""
     try:
         manifest = json.loads((package / "Manifest.json").read_text("utf-8"))
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
@@ -190,11 +160,8 @@ def _read_specification(package: Path) -> tuple[Model_pb2.Model, Path]:
 
 def _find_program(specification, package: Path):
     """Returns a package's ML Program, and its non-maximum suppression or `None`."""
-    kinds = [specification.WhichOneof("Type")]
-    models = [specification]
-    if kinds == ["pipeline"]:
-        models = list(specification.pipeline.models)
-        kinds = [model.WhichOneof("Type") for model in models]
+    models = specification.pipeline.models or [specification]
+    kinds = [model.WhichOneof("Type") for model in models]
     if kinds == ["mlProgram"]:
         return models[0].mlProgram, None
     if kinds == ["mlProgram", "nonMaximumSuppression"]:
@@ -218,14 +185,7 @@ def _class_names(specification, nms) -> tuple[str, ...]:
 def read_program(package) -> Program:
     """Reads a `.mlpackage`.
 
-    Args:
-        package: path of the folder.
-
-    Returns:
-        Its `Program`.
-
-    Raises:
-        ValueError: if it is not a Core ML package, or its weights are damaged.
+    Raises a ValueError if it is not a Core ML package, or its weights are damaged.
     """
     specification, folder = _read_specification(Path(package))
     program, nms = _find_program(specification, Path(package))

@@ -59,11 +59,6 @@ def _conv(x, weight, strides, pad_type, dilations, groups, bias=None, pad=()):
     return y if bias is None else y + bias[:, None, None]
 
 
-def _linear(x, weight, bias=None):
-    y = x @ weight.T
-    return y if bias is None else y + bias
-
-
 def _matmul(x, y, transpose_x=False, transpose_y=False):
     x = x.swapaxes(-1, -2) if transpose_x else x
     return x @ (y.swapaxes(-1, -2) if transpose_y else y)
@@ -85,23 +80,18 @@ def _sigmoid(x):
     return 0.5 * (1 + np.tanh(0.5 * x))  # tanh, unlike exp, cannot overflow
 
 
+def _along(values, axis: int, x):
+    """Shapes one number for each place on an axis so that it broadcasts to `x`."""
+    return np.reshape(values, np.where(np.arange(x.ndim) == axis % x.ndim, -1, 1))
+
+
 def _layer_norm(x, axes, epsilon, gamma=None, beta=None):
     (axis,) = axes
     centered = x - x.mean(axis, keepdims=True)
     variance = np.mean(centered**2, axis, keepdims=True)
     y = centered / np.sqrt(variance + np.float32(epsilon))
-    shape = [1] * x.ndim
-    shape[axis] = -1
-    y = y if gamma is None else y * gamma.reshape(shape)
-    return y if beta is None else y + beta.reshape(shape)
-
-
-def _reduce_mean(x, axes, keep_dims):
-    return x.mean(tuple(axes), keepdims=bool(keep_dims))
-
-
-def _reshape(x, shape):
-    return x.reshape([int(side) for side in shape])
+    y = y if gamma is None else y * _along(gamma, axis, x)
+    return y if beta is None else y + _along(beta, axis, x)
 
 
 def _pixel_unshuffle(x, downscale_factor):
@@ -128,9 +118,7 @@ def _resize_side(x, axis: int, size: int):
     position = np.clip(position, 0, old - 1)
     low = np.floor(position).astype(int)
     high = np.minimum(low + 1, old - 1)
-    shape = [1] * x.ndim
-    shape[axis] = size
-    part = (position - low).astype(np.float32).reshape(shape)
+    part = _along((position - low).astype(np.float32), axis, x)
     return x.take(low, axis) * (1 - part) + x.take(high, axis) * part
 
 
@@ -180,13 +168,12 @@ def _pad(x, pad, mode, constant_val):
 
 
 def _affine_dequantize(quantized_data, scale, zero_point, axis):
-    shape = [1] * quantized_data.ndim
-    shape[int(axis)] = -1
+    data = quantized_data.astype(np.float32)
     scale, zero_point = (
-        np.asarray(values, np.float32).reshape(shape if np.size(values) > 1 else ())
+        _along(np.asarray(values, np.float32), int(axis), data)
         for values in (scale, zero_point)
     )
-    return (quantized_data.astype(np.float32) - zero_point) * scale
+    return (data - zero_point) * scale
 
 
 def _lut_to_dense(indices, lut, shape=None):
@@ -228,17 +215,19 @@ OPERATIONS: dict[str, Callable] = {
     "expand_dims": lambda x, axes: np.expand_dims(x, tuple(axes)),
     "floor_div": lambda x, y: x // y,
     "layer_norm": _layer_norm,
-    "linear": _linear,
+    "linear": lambda x, weight, bias=0: x @ weight.T + bias,
     "matmul": _matmul,
     "mul": lambda x, y: x * y,
     "pad": _pad,
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
     "reduce_argmax": _reduce_argmax,
-    "reduce_mean": _reduce_mean,
+    "reduce_mean": lambda x, axes, keep_dims: x.mean(
+        tuple(axes), keepdims=bool(keep_dims)
+    ),
     "relu": lambda x: np.maximum(x, 0),
     "relu6": lambda x: np.clip(x, 0, 6),
-    "reshape": _reshape,
+    "reshape": lambda x, shape: x.reshape([int(side) for side in shape]),
     "resize": _resize,
     "resize_bilinear": _resize_bilinear,
     "shape": lambda x: np.array(x.shape, np.int32),

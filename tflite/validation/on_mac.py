@@ -15,7 +15,6 @@ ELSEWHERE = "Core ML is on macOS only; the package was run in NumPy"
 
 
 def _predict(path, pixels: np.ndarray) -> dict:
-    """Returns Core ML's outputs for an image, by name."""
     import coremltools
 
     model = coremltools.models.MLModel(str(path))
@@ -31,16 +30,11 @@ def _numbers(value) -> np.ndarray | None:
 
 
 def run_in_core_ml(path, pixels: np.ndarray) -> dict:
-    """Runs a package on an image and compares the outputs with NumPy's.
+    """Runs a package on an image, and compares the outputs with NumPy's.
 
-    Args:
-        path: path of the package.
-        pixels: uint8 `[height, width, 3]`.
-
-    Returns:
-        An entry of the card: whether it `ran`, and the largest difference `max_abs`
-        from NumPy's outputs, or the `reason` for its absence. A failure is not a fault
-        of the package: a macOS that is older than the package may refuse it.
+    Returns an entry of the card: whether it `ran`, and the largest difference `max_abs`
+    from NumPy's outputs, or the `reason` for its absence. A failure is not a fault of
+    the package: a macOS that is older than the package may refuse it.
     """
     if sys.platform != "darwin":
         return {"ran": False, "reason": ELSEWHERE}

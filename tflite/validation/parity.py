@@ -7,18 +7,12 @@ MIN_ERROR = 1e-10  # relative to the range; keeps the PSNR finite
 
 
 def compare(reference, outputs, are_probabilities: bool = False) -> dict[str, float]:
-    """Compares the outputs of a classifier.
+    """Compares the outputs `[images, classes]` of a classifier with Keras's.
 
-    Args:
-        reference: outputs of the Keras model, `[images, classes]`.
-        outputs: outputs of the file, `[images, classes]`.
-        are_probabilities: compares logarithms, which are logits up to a constant.
-            Small probabilities differ too little to tell networks apart.
-
-    Returns:
-        `max_abs` and `mean_abs` of the differences, `max_abs_reference` of the
-        reference, `psnr_db` of the outputs (not their logarithms) relative to their
-        range, at most 200, and `top1_agreement` in [0, 1].
+    `max_abs` and `mean_abs` are of the differences, `psnr_db`, at most 200, of the
+    outputs relative to their range. Of probabilities the first two compare the
+    logarithms, which are logits up to a constant: small probabilities differ too little
+    to tell networks apart.
     """
     reference = np.asarray(reference, np.float64)
     outputs = np.asarray(outputs, np.float64)
@@ -40,6 +34,15 @@ def compare(reference, outputs, are_probabilities: bool = False) -> dict[str, fl
         "max_abs_reference": float(np.abs(reference).max()),
         "psnr_db": psnr_db,
         "top1_agreement": float(agree.mean()),
+    }
+
+
+def worst(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Returns the worst figures of several outputs that were compared."""
+    largest = ("max_abs", "mean_abs", "max_abs_reference")
+    return {
+        **{key: max(part[key] for part in parts) for key in largest},
+        "psnr_db": min(part["psnr_db"] for part in parts),
     }
 
 

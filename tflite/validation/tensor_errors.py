@@ -20,22 +20,12 @@ MIN_NOISE = 1e-30  # the noise of a tensor without error
 def largest_errors(
     graph: Graph, float_content: bytes, content: bytes, images: np.ndarray
 ) -> list[dict[str, float | str]]:
-    """Finds the layers at which the error grows most.
+    """Finds the `SHOWN` layers at which the error of an 8-bit file grows most.
 
     Every layer passes on the errors of its inputs. So layers are ranked by the
-    noise-to-signal ratio of their output minus that of their inputs.
-
-    Args:
-        graph: the graph of both files; its nodes have the names of the Keras model's
-            layers.
-        float_content: the float `.tflite` file.
-        content: the 8-bit file.
-        images: `[images, height, width, channels]`, in the files' range; the first
-            `IMAGES` are used.
-
-    Returns:
-        The first `SHOWN` layers of that ranking: `layer`, and `snr_db`, the power of
-        its output divided by that of its error.
+    noise-to-signal ratio of their output minus that of their inputs. `snr_db` is the
+    power of a layer's output divided by that of its error. Of the images, `[images,
+    height, width, channels]` in the files' range, the first `IMAGES` are used.
     """
     ratios = _signal_to_noise(graph, float_content, content, images[:IMAGES])
     noise = {layer: 1 / max(ratio, MIN_RATIO) for layer, ratio in ratios.items()}
@@ -57,19 +47,12 @@ def largest_errors(
     ]
 
 
-def _samples(content: bytes, images: np.ndarray) -> dict[str, list[dict]]:
-    """Returns images as inputs of a file's signature, one by one."""
-    model, _ = main_graph(content)
-    (signature,) = model.signatureDefs
-    (given,) = signature.inputs
-    samples = [{given.name.decode(): image[None]} for image in images]
-    return {signature.signatureKey.decode(): samples}
-
-
 def _signal_to_noise(
     graph: Graph, float_content: bytes, content: bytes, images: np.ndarray
 ) -> dict[str, float]:
-    """Returns the signal-to-noise ratio of each layer's output."""
+    (signature,) = main_graph(float_content)[0].signatureDefs
+    (given,) = signature.inputs
+    samples = [{given.name.decode(): image[None]} for image in images]
     # The validator prints its progress, and LiteRT warns about the memory that all
     # tensors take.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -77,7 +60,7 @@ def _signal_to_noise(
         compared = model_validator.compare_model(
             float_content,
             content,
-            _samples(float_content, images),
+            {signature.signatureKey.decode(): samples},
             [ValidationErrorMetric.SNR],
             [_ratio],
             use_xnnpack=False,  # XNNPACK would hide the tensors within its partitions

@@ -1,5 +1,7 @@
 """The tensors of a `.tflite` file: which are computed, and what reads them."""
 
+import collections
+
 from ai_edge_litert import schema_py_generated as schema
 
 from tflite.validation.op_stats import op_name
@@ -11,6 +13,10 @@ def main_graph(content: bytes) -> tuple[schema.ModelT, schema.SubGraphT]:
     """Returns a file's model and its only graph, as the schema's objects."""
     model = schema.ModelT.InitFromPackedBuf(content)
     return model, model.subgraphs[0]
+
+
+def _name(graph: schema.SubGraphT, index: int) -> str:
+    return graph.tensors[index].name.decode()
 
 
 def node_of(tensor: str) -> str:
@@ -25,45 +31,38 @@ def node_of(tensor: str) -> str:
 def computed_tensors(content: bytes) -> dict[int, str]:
     """Returns the names of the float tensors that inference computes, by index."""
     _, graph = main_graph(content)
-    indices = set(graph.inputs)
-    indices.update(i for operator in graph.operators for i in operator.outputs)
-    found = {i: graph.tensors[i] for i in sorted(indices)}
+    indices = set(graph.inputs).union(*(op.outputs for op in graph.operators))
     return {
-        i: tensor.name.decode()
-        for i, tensor in found.items()
-        if tensor.type == schema.TensorType.FLOAT32
+        index: _name(graph, index)
+        for index in sorted(indices)
+        if graph.tensors[index].type == schema.TensorType.FLOAT32
     }
 
 
 def layer_outputs(content: bytes, outputs: tuple[str, ...] = ()) -> dict[str, str]:
-    """Returns the tensor that holds the output of each node of the deployment graph.
+    """Returns the tensor that holds the output of each node of a float file's graph.
 
-    Args:
-        content: a float file of the graph.
-        outputs: the graph's outputs. The file names its own outputs after its
-            signature, so they are matched in order if there are as many.
-
-    Returns:
-        `{node: tensor}`, without nodes that the converter merged into others.
+    Nodes that the converter merged into others are missing. The file names its own
+    outputs after its signature, so the graph's `outputs` are matched in order, if
+    given.
     """
     _, graph = main_graph(content)
     # The last tensor in a node's scope is its output; padding comes before it.
     found = {node_of(name): name for name in computed_tensors(content).values()}
     if len(outputs) == len(graph.outputs):
-        names = [graph.tensors[index].name.decode() for index in graph.outputs]
-        found |= dict(zip(outputs, names))
+        found |= dict(zip(outputs, (_name(graph, index) for index in graph.outputs)))
     return found
 
 
 def sigmoid_arguments(content: bytes) -> set[str]:
     """Returns the tensors that only sigmoids read."""
     model, graph = main_graph(content)
-    readers: dict[int, set[str]] = {}
+    readers = collections.defaultdict(set)
     for operator in graph.operators:
         for index in operator.inputs:
-            readers.setdefault(index, set()).add(op_name(model, operator))
+            readers[index].add(op_name(model, operator))
     return {
-        graph.tensors[index].name.decode()
+        _name(graph, index)
         for index, ops in readers.items()
         if ops == {"LOGISTIC"} and index not in graph.outputs
     }
@@ -81,12 +80,10 @@ def second_factors(content: bytes) -> set[str]:
         if op_name(model, operator) != "BATCH_MATMUL":
             continue
         index = operator.inputs[1]
-        while True:
-            names.add(graph.tensors[index].name.decode())
-            producer = producers.get(index)
-            if producer is None or op_name(model, producer) not in _MOVES:
-                break
-            index = producer.inputs[0]
+        names.add(_name(graph, index))
+        while index in producers and op_name(model, producers[index]) in _MOVES:
+            index = producers[index].inputs[0]
+            names.add(_name(graph, index))
     return names
 
 
@@ -95,8 +92,8 @@ def concatenations(content: bytes) -> list[tuple[list[str], str]]:
     model, graph = main_graph(content)
     return [
         (
-            [graph.tensors[index].name.decode() for index in operator.inputs],
-            graph.tensors[operator.outputs[0]].name.decode(),
+            [_name(graph, index) for index in operator.inputs],
+            _name(graph, operator.outputs[0]),
         )
         for operator in reversed(graph.operators)
         if op_name(model, operator) == "CONCATENATION"

@@ -5,11 +5,9 @@ from typing import TYPE_CHECKING
 
 from tflite.formats.coreml.package import (
     PackageSpec,
-    convert_program,
     describe,
-    fit_sizes,
     load_coremltools,
-    trace,
+    make_model,
 )
 from tflite.graph.graph import Graph, Node
 
@@ -45,30 +43,16 @@ def make_classifier(
 ) -> "MLModel":
     """Makes the Core ML model of a classifier.
 
-    Args:
-        graph: the network, rewritten with `tflite.graph.rewrites.COREML_REWRITES`.
-        spec: the package.
-        precision: the type of weights and maps, `float16` or `float32`.
-        output_name: name of the network's output, for a package without labels.
-
-    Returns:
-        A `coremltools.models.MLModel` that can be saved.
-
-    Raises:
-        ValueError: if coremltools cannot be used, or the target is too old.
+    The graph is rewritten with `COREML_REWRITES`. The precision is `float16` or
+    `float32`. A package without labels returns `output_name`.
     """
-    ct = load_coremltools()
-    if spec.labels:
-        graph = _end_in_probabilities(graph, len(spec.labels))
-    graph, shape, target = fit_sizes(graph, spec)
-    program, _ = trace(graph, shape, spec.layout, target)
     descriptions, classifier = {}, None
     if spec.labels:
-        classifier = ct.ClassifierConfig(list(spec.labels), LABEL_NAME)
+        graph = _end_in_probabilities(graph, len(spec.labels))
+        config = load_coremltools().ClassifierConfig
+        classifier = config(list(spec.labels), LABEL_NAME)
         (last,) = graph.outputs
         descriptions = DESCRIPTIONS[graph.nodes[last].options["function"]]
-    else:
-        program.functions["main"].outputs[0].set_name(output_name)
-    model = convert_program(program, spec, target, ct.precision(precision), classifier)
+    model = make_model(graph, spec, precision, output_name, classifier)
     describe(model, spec, descriptions)
     return model

@@ -31,7 +31,7 @@ from tflite.formats.coreml.package import (
     trace,
 )
 from tflite.graph.graph import Graph
-from tflite.validation.mil_reader import CLASS_COUNT
+from tflite.validation.metadata_keys import CLASS_COUNT
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel
@@ -102,15 +102,6 @@ def _class_scores(logits):
     )
 
 
-def _raw_outputs(anchors: np.ndarray, offsets, logits):
-    """Returns the values of `RAW_OUTPUTS`."""
-    from coremltools.converters.mil import Builder as mb
-
-    corners = _decode(offsets, anchors)
-    boxes = mb.concat(values=corners, axis=-1, name=f"{DECODE}boxes")
-    return boxes, _class_scores(logits)
-
-
 def _outputs_for_nms(anchors: np.ndarray, columns: int, offsets, logits):
     """Returns confidences `[anchors, columns]` and coordinates `[anchors, 4]`."""
     from coremltools.converters.mil import Builder as mb
@@ -152,10 +143,13 @@ def _check_shapes(anchors, spec: PackageSpec, offsets, logits) -> None:
 
 
 def _postprocess(anchors: np.ndarray, spec: PackageSpec, offsets, logits):
-    """Turns the network's outputs into the program's."""
+    from coremltools.converters.mil import Builder as mb
+
     _check_shapes(anchors, spec, offsets, logits)
     if not spec.labels:
-        return _raw_outputs(anchors, offsets, logits)
+        corners = _decode(offsets, anchors)
+        boxes = mb.concat(values=corners, axis=-1, name=f"{DECODE}boxes")
+        return boxes, _class_scores(logits)
     columns = len(pad_labels(spec.labels))
     return _outputs_for_nms(anchors, columns, offsets, logits)
 
@@ -163,20 +157,10 @@ def _postprocess(anchors: np.ndarray, spec: PackageSpec, offsets, logits):
 def make_program(graph: Graph, anchors, spec: PackageSpec, precision: str) -> "MLModel":
     """Makes the Core ML model of a detector without non-maximum suppression.
 
-    Args:
-        graph: the network, rewritten with `tflite.graph.rewrites.COREML_REWRITES`; it
-            returns offsets and logits, in this order.
-        anchors: `[anchors, 4]`, `anchor_boxes(size, size)`.
-        spec: the package. With labels the model returns the inputs of `add_nms`,
-            without labels `RAW_OUTPUTS`.
-        precision: the type of weights and maps, `float16` or `float32`.
-
-    Returns:
-        A `coremltools.models.MLModel`, whose weights can be compressed.
-
-    Raises:
-        ValueError: if coremltools cannot be used, there are several sizes, or the
-            anchors or labels do not fit the network.
+    The graph is rewritten with `COREML_REWRITES`; it returns offsets and logits, in
+    this order. `anchors` are `anchor_boxes(size, size)`. With labels the model returns
+    the inputs of `add_nms`, without labels `RAW_OUTPUTS`. Raises a ValueError if there
+    are several sizes, or the anchors or labels do not fit the network.
     """
     ct = load_coremltools()
     check_one_size(spec.sizes)
@@ -199,15 +183,7 @@ def make_program(graph: Graph, anchors, spec: PackageSpec, precision: str) -> "M
 
 
 def finalize_detector(program: "MLModel", spec: PackageSpec) -> "MLModel":
-    """Adds non-maximum suppression, if the package has labels, and descriptions.
-
-    Args:
-        program: the result of `make_program`, perhaps with compressed weights.
-        spec: the package.
-
-    Returns:
-        A `coremltools.models.MLModel`, ready to be saved.
-    """
+    """Adds non-maximum suppression, if the package has labels, and descriptions."""
     ct = load_coremltools()
     if not spec.labels:
         describe(program, spec, RAW_OUTPUTS)

@@ -1,10 +1,8 @@
 """The operations of a `Graph` in MIL, the language of Core ML's ML Programs.
 
-Each operation is one function, from a node and its inputs to the output, and one row of
-`OPERATIONS`, as in `tflite.graph.tf_ops`. Maps are channels first,
-`[1, channels, height, width]`. Operations on tokens depend on the layout of the tokens
-in memory, see `LAYOUTS`. No tensor has a rank above 4. The sides of maps are numbers,
-or symbols in a program for images of several sizes.
+Maps are channels first, `[1, channels, height, width]`. Operations on tokens depend on
+the layout of the tokens in memory, see `LAYOUTS`. No tensor has a rank above 4. The
+sides of maps are numbers, or symbols in a program for images of several sizes.
 """
 
 import functools
@@ -22,6 +20,10 @@ SIDES = (2, 3)  # axes of a map's height and width
 
 def _constant(values) -> np.ndarray:
     return np.asarray(values, np.float32)
+
+
+def _bias(node: Node) -> np.ndarray | None:
+    return _constant(node.weights["bias"]) if "bias" in node.weights else None
 
 
 def _is_static(x) -> bool:
@@ -52,11 +54,10 @@ def _conv_padding(options: dict) -> dict:
 
 
 def _convolve(node: Node, x, weight, groups: int = 1):
-    bias = node.weights.get("bias")
     return mb.conv(
         x=x,
         weight=_constant(weight),
-        bias=None if bias is None else _constant(bias),
+        bias=_bias(node),
         strides=node.options["strides"],
         dilations=node.options["dilations"],
         groups=groups,
@@ -77,22 +78,8 @@ def _depthwise(node: Node, x):
 
 
 def _linear(node: Node, x):
-    bias = node.weights.get("bias")
-    return mb.linear(
-        x=x,
-        weight=_constant(node.weights["kernel"].T),
-        bias=None if bias is None else _constant(bias),
-        name=node.name,
-    )
-
-
-def _batch_norm(node: Node, x):
-    scale, offset = batch_norm_scale(**node.weights, **node.options)
-    return _scale_channels(x, scale, offset)
-
-
-def _rescale(node: Node, x):
-    return _scale_channels(x, node.weights["scale"], node.weights["offset"])
+    weight = _constant(node.weights["kernel"].T)
+    return mb.linear(x=x, weight=weight, bias=_bias(node), name=node.name)
 
 
 def _layer_norm(node: Node, x):
@@ -111,19 +98,6 @@ def _pad(node: Node, x):
     return mb.pad(x=x, pad=[0, 0, 0, 0, *sides], mode="constant", constant_val=0.0)
 
 
-def _concat(node: Node, *inputs):
-    return mb.concat(values=inputs, axis=_channel_axis(inputs[0]), name=node.name)
-
-
-def _add(node: Node, *inputs):
-    return functools.reduce(lambda x, y: mb.add(x=x, y=y), inputs)
-
-
-def _global_average(node: Node, x):
-    keepdims = node.options["keepdims"]
-    return mb.reduce_mean(x=x, axes=SIDES, keep_dims=keepdims, name=node.name)
-
-
 def _reshape(node: Node, x):
     """Reshapes a map or rows to rows: `[1, rows, numbers]` or `[1, numbers]`.
 
@@ -138,10 +112,6 @@ def _reshape(node: Node, x):
     if len(x.shape) == 4:
         x = mb.transpose(x=x, perm=(0, 2, 3, 1))
     return mb.reshape(x=x, shape=(1, *shape), name=node.name)
-
-
-def _join_tokens(node: Node, *inputs):
-    return mb.concat(values=inputs, axis=1, name=node.name)
 
 
 def _slice_channels(node: Node, x):
@@ -212,13 +182,12 @@ def _resize(x, sides):
             interpolation_mode="LINEAR",
             sampling_mode="UNALIGN_CORNERS",
         )
-    height, width = sides
     if tuple(sides) == x.shape[2:]:
         return x
     return mb.resize_bilinear(
         x=x,
-        target_size_height=height,
-        target_size_width=width,
+        target_size_height=sides[0],
+        target_size_width=sides[1],
         sampling_mode="UNALIGN_CORNERS",
     )
 
@@ -251,10 +220,6 @@ def _to_map(node: Node, x, features):
     x = mb.reshape(x=x, shape=shape)  # [1, channels * patch**2, rows, columns]
     x = mb.pixel_shuffle(x=x, upscale_factor=np.int32(patch))
     return _resize(x, _sides(features)) if _resizes(node, features) else x
-
-
-def _resize_like(node: Node, x, like):
-    return _resize(x, _sides(like))
 
 
 def _best_class(node: Node, x):
@@ -340,51 +305,41 @@ def _ane_attention(node: Node, query, key, value):
 
 OPERATIONS: dict[str, Callable] = {
     "activation": _activation,
-    "add": _add,
-    "batch_norm": _batch_norm,
+    "add": lambda node, *inputs: functools.reduce(
+        lambda x, y: mb.add(x=x, y=y), inputs
+    ),
+    "batch_norm": lambda node, x: _scale_channels(
+        x, *batch_norm_scale(**node.weights, **node.options)
+    ),
     "best_class": _best_class,
-    "concat": _concat,
+    "concat": lambda node, *x: mb.concat(
+        values=x, axis=_channel_axis(x[0]), name=node.name
+    ),
     "conv": _conv,
     "depthwise": _depthwise,
-    "global_average": _global_average,
-    "join_tokens": _join_tokens,
+    "global_average": lambda node, x: mb.reduce_mean(
+        x=x, axes=SIDES, keep_dims=node.options["keepdims"], name=node.name
+    ),
+    "join_tokens": lambda node, *x: mb.concat(values=x, axis=1, name=node.name),
     "layer_norm": _layer_norm,
     "pad": _pad,
-    "rescale": _rescale,
+    "rescale": lambda node, x: _scale_channels(x, **node.weights),
     "reshape": _reshape,
-    "resize_like": _resize_like,
+    "resize_like": lambda node, x, like: _resize(x, _sides(like)),
     "slice_channels": _slice_channels,
 }
 # By layout, the operations that depend on it.
+_ON_TOKENS = ("attention", "dense", "fold", "unfold")
 LAYOUTS: dict[str, dict[str, Callable]] = {
-    "tokens": {
-        "attention": _attention,
-        "dense": _linear,
-        "fold": _fold,
-        "unfold": _unfold,
-    },
-    "ane": {
-        "attention": _ane_attention,
-        "dense": _ane_dense,
-        "fold": _ane_fold,
-        "unfold": _ane_unfold,
-    },
+    "tokens": dict(zip(_ON_TOKENS, (_attention, _linear, _fold, _unfold))),
+    "ane": dict(zip(_ON_TOKENS, (_ane_attention, _ane_dense, _ane_fold, _ane_unfold))),
 }
 
 
 def run_node(layout: str, node: Node, inputs: list) -> Any:
-    """Adds a node to the program that is being traced.
+    """Adds a node to the program that is being traced, and returns its output.
 
-    Args:
-        layout: the layout of tokens, a key of `LAYOUTS`.
-        node: the operation.
-        inputs: the values that it takes.
-
-    Returns:
-        The value of its output.
-
-    Raises:
-        ValueError: if the operation is not supported; the message names it.
+    Raises a ValueError if the operation is not supported; the message names it.
     """
     operations = OPERATIONS | LAYOUTS[layout]
     if node.op not in operations:

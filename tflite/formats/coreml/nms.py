@@ -48,27 +48,25 @@ def _describe_outputs(description, raw_outputs) -> None:
         kept.shapeRange.sizeRanges.add(lowerBound=columns, upperBound=columns)
 
 
-def nms_model(network: "Model", labels) -> "Model":
-    """Makes the model of non-maximum suppression, class by class.
+def add_nms(network: "Model", labels) -> "Model":
+    """Makes the pipeline of a network and non-maximum suppression, class by class.
 
-    Args:
-        network: specification of the model before it. It returns confidences
-            `[anchors, columns]` and coordinates `[anchors, 4]`.
-        labels: names of the columns.
-
-    Returns:
-        The model's specification, a `Model_pb2.Model`.
+    The network returns confidences `[anchors, columns]` and coordinates `[anchors, 4]`.
+    `labels` are the names of the columns.
     """
     from coremltools.proto import Model_pb2
 
-    model = Model_pb2.Model(specificationVersion=network.specificationVersion)
-    description = model.description
+    pipeline, suppression = (
+        Model_pb2.Model(specificationVersion=network.specificationVersion)
+        for _ in range(2)
+    )
+    description = suppression.description
     description.input.extend(network.description.output)
     for name in (IOU_INPUT, CONFIDENCE_INPUT):
         # Only a pipeline's inputs may be optional, not those of this model.
         description.input.add(name=name).type.doubleType.SetInParent()
     _describe_outputs(description, network.description.output)
-    nms = model.nonMaximumSuppression
+    nms = suppression.nonMaximumSuppression
     nms.pickTop.perClass = True
     nms.stringClassLabels.vector.extend(labels)
     nms.iouThreshold = IOU_THRESHOLD
@@ -79,29 +77,11 @@ def nms_model(network: "Model", labels) -> "Model":
     nms.confidenceThresholdInputFeatureName = CONFIDENCE_INPUT
     nms.confidenceOutputFeatureName = CONFIDENCE
     nms.coordinatesOutputFeatureName = COORDINATES
-    return model
-
-
-def add_nms(network: "Model", labels) -> "Model":
-    """Makes the pipeline of a network and its `nms_model`.
-
-    Args:
-        network: specification of the network, see `nms_model`.
-        labels: names of the columns.
-
-    Returns:
-        The pipeline's specification, a `Model_pb2.Model`.
-    """
-    from coremltools.proto import Model_pb2
-
-    nms = nms_model(network, labels)
-    model = Model_pb2.Model(specificationVersion=network.specificationVersion)
-    model.pipeline.models.extend([network, nms])
-    model.pipeline.names.extend(["detector", "suppression"])
-    description = model.description
-    description.input.extend(network.description.input)
-    for threshold in nms.description.input[2:]:
-        description.input.add().CopyFrom(threshold)
-        description.input[-1].type.isOptional = True
-    description.output.extend(nms.description.output)
-    return model
+    pipeline.pipeline.models.extend([network, suppression])
+    pipeline.pipeline.names.extend(["detector", "suppression"])
+    pipeline.description.input.extend(network.description.input)
+    for threshold in description.input[2:]:
+        pipeline.description.input.add().CopyFrom(threshold)
+        pipeline.description.input[-1].type.isOptional = True
+    pipeline.description.output.extend(description.output)
+    return pipeline

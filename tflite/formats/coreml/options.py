@@ -15,7 +15,9 @@ from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.files import read_text
 from keras_mobilevit.preprocessing import decode_predictions
 from keras_mobilevit.value_range import input_max
+from tflite.formats.coreml import detector, segmenter
 from tflite.formats.coreml import flags as coreml_flags
+from tflite.formats.coreml.classifier import make_classifier
 from tflite.formats.coreml.package import (
     PackageSpec,
     check_labels,
@@ -40,18 +42,13 @@ IMAGENET_CLASSES = 1000  # detectors on an ImageNet backbone have another number
 
 @dataclasses.dataclass(frozen=True)
 class PackageOptions:
-    """The options of Core ML packages.
+    """The options of Core ML packages, like the flags of these names.
 
     Attributes:
-        model: path of a `.keras` file, or name of a model.
         weights: published weights, a path, or `none`.
         sizes: sides of the images in pixels, the default first; empty for one size.
         ios: oldest iOS version that runs the package, `None` for the oldest possible.
-        layout: memory layout of tokens.
-        raw_outputs: whether to return numbers instead of class names.
         labels: path of a file of class names.
-        author: author of the model.
-        license: license of the model.
     """
 
     model: str
@@ -68,16 +65,9 @@ class PackageOptions:
 def package_options(
     args, model: str, weights: str, has_packages: bool
 ) -> PackageOptions:
-    """Checks the flags of Core ML packages.
+    """Checks the flags of Core ML packages; see `PackageOptions`.
 
-    Args:
-        args: the parsed flags.
-        model: see `PackageOptions`.
-        weights: see `PackageOptions`.
-        has_packages: whether packages are made.
-
-    Raises:
-        ValueError: if flags contradict each other or have no valid value.
+    Raises a ValueError if flags contradict each other or have no valid value.
     """
     if not has_packages:
         given = [name for name in coreml_flags.NAMES if args[name].present]
@@ -143,10 +133,7 @@ def class_labels(
 ) -> tuple[str, ...]:
     """Returns the labels of a package; none if it returns numbers.
 
-    Args:
-        options: options of the package.
-        model_labels: class names that come with the model.
-        classes: number of classes.
+    `model_labels` are the class names that come with the model.
     """
     if options.raw_outputs:
         return ()
@@ -173,55 +160,14 @@ def _whole_image_text(sizes: tuple[int, ...], crop: float) -> str:
     return f"the whole image resized to {sides} pixels, bilinearly, ignoring its aspect"
 
 
-# coremltools is optional, so these import the modules that need it when called.
-
-
-def _classifier(model, graph, spec: PackageSpec, precision: str):
-    from tflite.formats.coreml.classifier import make_classifier
-
-    return make_classifier(graph, spec, precision, output_name(model))
-
-
-def _detector(model, graph, spec: PackageSpec, precision: str):
-    from tflite.formats.coreml.detector import make_program
-
-    (size,) = spec.sizes
-    return make_program(graph, anchor_boxes(size, size), spec, precision)
-
-
-def _finalize_detector(made, spec: PackageSpec):
-    from tflite.formats.coreml.detector import finalize_detector
-
-    return finalize_detector(made, spec)
-
-
-def _check_one_size(sizes: tuple[int, ...]) -> None:
-    from tflite.formats.coreml.detector import check_one_size
-
-    check_one_size(sizes)
-
-
-def _segmenter(model, graph, spec: PackageSpec, precision: str):
-    from tflite.formats.coreml.segmenter import make_segmenter
-
-    return make_segmenter(graph, spec, precision)
-
-
-def _finalize_segmenter(made, spec: PackageSpec):
-    from tflite.formats.coreml.segmenter import finalize_segmenter
-
-    return finalize_segmenter(made, spec)
-
-
 @dataclasses.dataclass(frozen=True)
 class CoreMLTask:
     """The Core ML packages of a task.
 
     Attributes:
-        title: short description of the packages.
         preprocessing: from the sides of the images and the crop to a text on how
             applications prepare images.
-        make: from a model, its graph, an `PackageSpec` and the precision to a Core ML
+        make: from a model, its graph, a `PackageSpec` and the precision to a Core ML
             model.
         postprocess: from that model, perhaps with compressed weights, and the
             `PackageSpec` to the model that is saved.
@@ -235,19 +181,33 @@ class CoreMLTask:
     check_sizes: Callable[[tuple[int, ...]], None] = lambda sizes: None
 
 
+def _detector(model, graph, spec: PackageSpec, precision: str):
+    (size,) = spec.sizes
+    return detector.make_program(graph, anchor_boxes(size, size), spec, precision)
+
+
 CORE_ML_TASKS = {  # by the name of the task
     "classification": CoreMLTask(
-        "MobileViT image classifier", _center_crop_text, _classifier
+        "MobileViT image classifier",
+        _center_crop_text,
+        lambda model, graph, spec, precision: make_classifier(
+            graph, spec, precision, output_name(model)
+        ),
     ),
     "detection": CoreMLTask(
         "SSDLite object detector",
         _whole_image_text,
         _detector,
-        _finalize_detector,
-        _check_one_size,
+        detector.finalize_detector,
+        detector.check_one_size,
     ),
     "segmentation": CoreMLTask(
-        "DeepLabv3 image segmenter", _whole_image_text, _segmenter, _finalize_segmenter
+        "DeepLabv3 image segmenter",
+        _whole_image_text,
+        lambda model, graph, spec, precision: segmenter.make_segmenter(
+            graph, spec, precision
+        ),
+        segmenter.finalize_segmenter,
     ),
 }
 
@@ -278,21 +238,10 @@ def core_ml_from_options(
 ) -> Callable[..., object]:
     """Returns a function that makes the Core ML model of a precision.
 
-    Args:
-        options: options of the package, with at least one of `sizes`.
-        task: the model's task.
-        model: the network.
-        labels: names of its classes, if known.
-        crop: crop of a classifier, see `resize_and_center_crop`.
-
-    Returns:
-        A function of a precision, `float16` or `float32`, and optionally a function
-        that compresses weights, `int8_weights` or `palette_weights` of
-        `tflite.formats.coreml.package`.
-
-    Raises:
-        ValueError: if the labels do not fit the model, or there are several sizes for
-            a detector.
+    It takes `float16` or `float32`, and optionally a function that compresses weights,
+    `int8_weights` or `palette_weights` of `package.py`. The options have `sizes`;
+    `crop` is a classifier's, see `resize_and_center_crop`. Raises a ValueError if the
+    labels do not fit the model, or there are several sizes for a detector.
     """
     row, sizes = CORE_ML_TASKS[task.name], options.sizes
     row.check_sizes(sizes)

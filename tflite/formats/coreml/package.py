@@ -30,8 +30,7 @@ WEIGHT_OPS = {"conv", "layer_norm", "linear"}  # their constants are weights
 def load_coremltools() -> ModuleType:
     """Imports coremltools without its warnings about other frameworks.
 
-    Raises:
-        ValueError: if it is not installed or too old.
+    Raises a ValueError if it is not installed or too old.
     """
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     needed = f"Core ML packages need coremltools {NEEDED_VERSION}.0 or later: "
@@ -56,8 +55,7 @@ class PackageSpec:
         pixel_scale: the factor from pixels in [0, 255] to the network's input.
         layout: the layout of tokens, a key of `tflite.formats.coreml.mil_ops.LAYOUTS`.
         ios: the oldest version of iOS that runs it; `None` for the oldest possible.
-        metadata: author, license, version, short_description, and further entries, as
-            Xcode shows them.
+        metadata: what Xcode shows: author, license, version, and further entries.
     """
 
     sizes: tuple[int, ...]
@@ -69,12 +67,7 @@ class PackageSpec:
 
 
 def check_labels(labels, classes: int) -> None:
-    """Checks that each class has a label of its own.
-
-    Raises:
-        ValueError: if there are not as many labels as classes, a label is empty, or
-            two are equal.
-    """
+    """Raises a ValueError unless each class has a label of its own."""
     if len(labels) != classes:
         raise ValueError(
             f"The model has {classes} classes, but {len(labels)} labels. Give one "
@@ -93,15 +86,8 @@ def split_input_scale(graph: Graph, input_max: float) -> tuple[Graph, float]:
     """Splits the images' scale between the package's input and the first convolution.
 
     Pixels are integers below 256. Times a power of two they stay exact in float16;
-    times 1/255 they would not. The input takes the power of two, and the weights take
-    the rest, 256/255.
-
-    Args:
-        graph: the network.
-        input_max: the largest value of the network's images, 255 or 1.
-
-    Returns:
-        The graph, and the power of two by which the input multiplies pixels.
+    times 1/255 they would not. The input takes the power of two, which is returned
+    beside the graph, and the weights take the rest, 256/255.
     """
     scale = input_max / 255
     first = graph.only_consumer(graph.input_name)
@@ -112,15 +98,8 @@ def split_input_scale(graph: Graph, input_max: float) -> tuple[Graph, float]:
     power = 2.0 ** round(math.log2(scale))
     weights = {"scale": np.array(scale / power), "offset": np.array(0.0)}
     rest = Node("rest_of_scale", "rescale", (graph.input_name,), weights)
-    moved = [
-        dataclasses.replace(
-            node,
-            inputs=tuple(
-                rest.name if name == graph.input_name else name for name in node.inputs
-            ),
-        )
-        for node in graph.consumers(graph.input_name)
-    ]
+    readers = graph.consumers(graph.input_name)
+    moved = [node.rewire({graph.input_name: rest.name}) for node in readers]
     return fold_rescaling(graph.replace(*moved, rest), with_offsets=False), power
 
 
@@ -130,18 +109,10 @@ def split_input_scale(graph: Graph, input_max: float) -> tuple[Graph, float]:
 def trace(
     graph: Graph, shape, layout: str, opset, postprocess: Callable | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """Traces the MIL program of a graph.
+    """Returns the MIL program of a graph, and its values by the names of the nodes.
 
-    Args:
-        graph: the network.
-        shape: shape of the image.
-        layout: the layout of tokens, a key of `tflite.formats.coreml.mil_ops.LAYOUTS`.
-        opset: the version of iOS whose operations may be used, a `coremltools.target`.
-        postprocess: function from the network's outputs to the tuple that the program
-            returns; by default it returns the outputs themselves.
-
-    Returns:
-        The program, and its values by the names of the nodes.
+    `shape` is the image's, and `opset` a `coremltools.target`. `postprocess` turns the
+    network's outputs into the tuple that the program returns instead of them.
     """
     from coremltools.converters.mil import Builder as mb
 
@@ -172,27 +143,11 @@ def _resize_odd_maps(graph: Graph, spec: PackageSpec, opset) -> Graph:
                 if np.any(np.array(sides) % node.options["patch_size"]):
                     odd.add(node.name)
     nodes = (graph.nodes[name] for name in odd)
-    return graph.replace(
-        *(
-            dataclasses.replace(node, options=node.options | {"resizes": True})
-            for node in nodes
-        )
+    marked = (
+        dataclasses.replace(node, options=node.options | {"resizes": True})
+        for node in nodes
     )
-
-
-def _flexible(
-    graph: Graph, spec: PackageSpec, ct: ModuleType
-) -> tuple[Graph, tuple, int]:
-    """Returns the graph for several sizes, the image's shape and the needed iOS."""
-    from coremltools.converters.mil.mil import get_new_symbol
-
-    marked = _resize_odd_maps(graph, spec, ct.target.iOS16)
-    resizes = any(
-        node.op == "resize_like" or "resizes" in node.options
-        for node in marked.nodes.values()
-    )
-    needed = 17 if resizes else 16  # `resize` came with iOS 17
-    return marked, (1, 3, get_new_symbol(), get_new_symbol()), needed
+    return graph.replace(*marked)
 
 
 def _image_type(spec: PackageSpec, ct: ModuleType):
@@ -212,15 +167,8 @@ def convert_program(
 ) -> "MLModel":
     """Converts a traced program to a Core ML model.
 
-    Args:
-        program: the result of `trace`.
-        spec: the package.
-        target: the oldest version of iOS that runs it, a `coremltools.target`.
-        precision: the type of weights and maps, a `coremltools.precision`.
-        classifier: a classifier's labels, a `coremltools.ClassifierConfig`.
-
-    Returns:
-        A `coremltools.models.MLModel`.
+    `target`, `precision` and `classifier` are a `coremltools.target`, a
+    `coremltools.precision` and a classifier's labels, a `coremltools.ClassifierConfig`.
     """
     ct = load_coremltools()
     passes = ct.PassPipeline.DEFAULT
@@ -241,25 +189,29 @@ def convert_program(
         )
 
 
-def fit_sizes(graph: Graph, spec: PackageSpec) -> tuple[Graph, tuple, Any]:
-    """Fits a graph to the image sizes of a package.
+def make_model(
+    graph: Graph, spec: PackageSpec, precision: str, name: str, classifier=None
+) -> "MLModel":
+    """Makes the Core ML model of a graph with one output.
 
-    Args:
-        graph: the network.
-        spec: the package.
-
-    Returns:
-        The graph, the shape of its image for `trace`, and the oldest version of iOS
-        that runs it, a `coremltools.target`.
-
-    Raises:
-        ValueError: if `spec.ios` is too old for these sizes.
+    The graph is rewritten with `COREML_REWRITES`. The precision is `float16` or
+    `float32`. `name` is the output's, except a classifier's, which has a
+    `ClassifierConfig`. Raises a ValueError if `spec.ios` is too old for the image
+    sizes.
     """
     ct = load_coremltools()
     size = spec.sizes[0]
     shape, needed = (1, 3, size, size), IOS_VERSIONS[0]
     if len(spec.sizes) > 1:
-        graph, shape, needed = _flexible(graph, spec, ct)
+        from coremltools.converters.mil.mil import get_new_symbol
+
+        graph = _resize_odd_maps(graph, spec, ct.target.iOS16)
+        shape = (1, 3, get_new_symbol(), get_new_symbol())
+        if any(
+            node.op == "resize_like" or "resizes" in node.options
+            for node in graph.nodes.values()
+        ):
+            needed = 17  # `resize` came with iOS 17
     ios = spec.ios or needed
     if ios < needed:
         raise ValueError(
@@ -268,7 +220,11 @@ def fit_sizes(graph: Graph, spec: PackageSpec) -> tuple[Graph, tuple, Any]:
             f"Received: --ios={ios}. Omit --ios, or give one size. A classifier "
             "resizes nothing at multiples of 64."
         )
-    return graph, shape, getattr(ct.target, f"iOS{ios}")
+    target = getattr(ct.target, f"iOS{ios}")
+    program, _ = trace(graph, shape, spec.layout, target)
+    if classifier is None:
+        program.functions["main"].outputs[0].set_name(name)
+    return convert_program(program, spec, target, ct.precision(precision), classifier)
 
 
 @contextlib.contextmanager
@@ -279,13 +235,7 @@ def _quietly():
 
 
 def describe(model, spec: PackageSpec, outputs: dict[str, str]) -> None:
-    """Writes the descriptions that Xcode shows into a model.
-
-    Args:
-        model: a Core ML model.
-        spec: the package.
-        outputs: a description of each output, by name.
-    """
+    """Writes the descriptions that Xcode shows into a Core ML model."""
     known = ("author", "license", "version", "short_description")
     for name, text in spec.metadata.items():
         if name in known:
@@ -329,7 +279,11 @@ def palette_weights(model: "MLModel", bits: int = 6) -> "MLModel":
 
     with _quietly():
         known = optimize.get_weights_metadata(model, MIN_COMPRESSED)
-        depthwise = [name for name, found in known.items() if _is_depthwise(found.val)]
+        depthwise = [
+            name
+            for name, found in known.items()
+            if found.val.ndim == 4 and found.val.shape[1] == 1
+        ]
         return optimize.palettize_weights(
             model,
             optimize.OptimizationConfig(
@@ -339,10 +293,6 @@ def palette_weights(model: "MLModel", bits: int = 6) -> "MLModel":
                 op_name_configs=dict.fromkeys(depthwise + _other_constants(known)),
             ),
         )
-
-
-def _is_depthwise(weight: np.ndarray) -> bool:
-    return weight.ndim == 4 and weight.shape[1] == 1
 
 
 def _other_constants(known: dict) -> list[str]:

@@ -9,16 +9,9 @@ import json
 from typing import TYPE_CHECKING
 
 from keras_mobilevit.drawing import BACKGROUND, class_color
-from tflite.formats.coreml.package import (
-    PackageSpec,
-    convert_program,
-    describe,
-    fit_sizes,
-    load_coremltools,
-    trace,
-)
+from tflite.formats.coreml.package import PackageSpec, describe, make_model
 from tflite.graph.graph import Graph, Node
-from tflite.validation.mil_reader import PREVIEW_LABELS
+from tflite.validation.metadata_keys import PREVIEW_LABELS
 
 if TYPE_CHECKING:
     from coremltools.models import MLModel
@@ -45,51 +38,25 @@ def _hexadecimal_color(label: int, name: str) -> str:
     return "#{:02X}{:02X}{:02X}".format(*color)
 
 
-def _describe_classes(model, labels: tuple[str, ...]) -> None:
-    """Writes the names and colors of the classes into the metadata."""
-    colors = [_hexadecimal_color(*numbered) for numbered in enumerate(labels)]
-    model.user_defined_metadata[PREVIEW_TYPE] = "imageSegmenter"
-    model.user_defined_metadata[PREVIEW_LABELS] = json.dumps(
-        {"labels": labels, "colors": colors}
-    )
-
-
 def make_segmenter(graph: Graph, spec: PackageSpec, precision: str) -> "MLModel":
     """Makes the Core ML model of a segmenter.
 
-    Args:
-        graph: the network, rewritten with `tflite.graph.rewrites.COREML_REWRITES`; it
-            returns the logits at the output stride.
-        spec: the package; with labels it returns a class map, without `RAW_OUTPUTS`.
-        precision: the type of weights and maps, `float16` or `float32`.
-
-    Returns:
-        A `coremltools.models.MLModel`, whose weights can be compressed.
-
-    Raises:
-        ValueError: if coremltools cannot be used, or the target is too old.
+    The graph is rewritten with `COREML_REWRITES`; it returns the logits at the output
+    stride. With labels the package returns a class map, without `RAW_OUTPUTS`.
     """
-    ct = load_coremltools()
     outputs = RAW_OUTPUTS
     if spec.labels:
         graph, outputs = _end_in_classes(graph), OUTPUTS
-    graph, shape, target = fit_sizes(graph, spec)
-    program, _ = trace(graph, shape, spec.layout, target)
-    program.functions["main"].outputs[0].set_name(next(iter(outputs)))
-    return convert_program(program, spec, target, ct.precision(precision))
+    return make_model(graph, spec, precision, *outputs)
 
 
 def finalize_segmenter(model: "MLModel", spec: PackageSpec) -> "MLModel":
-    """Writes the descriptions that Xcode shows into a segmenter.
-
-    Args:
-        model: the result of `make_segmenter`, perhaps with compressed weights.
-        spec: the package.
-
-    Returns:
-        The model, ready to be saved.
-    """
+    """Writes the descriptions that Xcode shows into a segmenter."""
     describe(model, spec, OUTPUTS if spec.labels else RAW_OUTPUTS)
-    if spec.labels:
-        _describe_classes(model, spec.labels)
+    if spec.labels:  # the names and colors of the classes
+        colors = [_hexadecimal_color(*numbered) for numbered in enumerate(spec.labels)]
+        model.user_defined_metadata[PREVIEW_TYPE] = "imageSegmenter"
+        model.user_defined_metadata[PREVIEW_LABELS] = json.dumps(
+            {"labels": spec.labels, "colors": colors}
+        )
     return model

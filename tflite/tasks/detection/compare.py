@@ -15,14 +15,8 @@ def matched_scores(reference: Outputs, found: Outputs) -> tuple[np.ndarray, int]
     """Matches an image's objects with those of a reference.
 
     An object matches if its class is the same and its box overlaps by `SAME_BOX_IOU`.
-
-    Args:
-        reference: `boxes` `[n, 4]`, `scores` and `classes` `[n]` of one image.
-        found: the same of the objects to compare.
-
-    Returns:
-        The differences of the scores of the matched objects, and the number of the
-        reference's objects without a match.
+    Returns the differences of the scores of the matched objects, and the number of the
+    reference's objects without a match.
     """
     expected, actual = (np.asarray(x["boxes"], np.float32) for x in (reference, found))
     overlaps = np.asarray(box_math.iou(expected[:, None], actual[None]))
@@ -40,13 +34,9 @@ def matched_scores(reference: Outputs, found: Outputs) -> tuple[np.ndarray, int]
 def agreement(reference: Outputs, found: Outputs) -> tuple[np.ndarray, float]:
     """Compares the objects that score at least `MIN_COMPARED_SCORE` on many images.
 
-    Args:
-        reference: what `suppress_file_outputs` returns.
-        found: the same for the outputs to compare.
-
-    Returns:
-        The differences of the scores of the matched objects, and the fraction of the
-        reference's objects that have a match.
+    Both are what `suppress_file_outputs` returns. Returns the differences of the scores
+    of the matched objects, and the fraction of the reference's objects that have a
+    match.
     """
     differences, missing = [np.zeros(0)], 0
     for index, scores in enumerate(reference["scores"]):
@@ -64,16 +54,11 @@ def agreement(reference: Outputs, found: Outputs) -> tuple[np.ndarray, float]:
 def compare_raw(reference: Outputs, outputs: Outputs) -> dict[str, float]:
     """Compares the boxes and scores of all anchors."""
     found = [parity.compare(reference[n], outputs[n]) for n in ("boxes", "scores")]
-    worst = {key: max(part[key] for part in found) for key in ("max_abs", "mean_abs")}
     _, matched = agreement(
         suppress_file_outputs(reference), suppress_file_outputs(outputs)
     )
-    return {
-        **worst,
-        "max_abs_reference": 1.0,  # fractions and probabilities
-        "psnr_db": min(part["psnr_db"] for part in found),
-        "agreement": matched,
-    }
+    # The outputs are fractions and probabilities.
+    return parity.worst(found) | {"max_abs_reference": 1.0, "agreement": matched}
 
 
 def compare_suppressed(reference: Outputs, outputs: Outputs) -> dict[str, float]:

@@ -66,14 +66,8 @@ def _separate_classes(boxes: tf.Tensor, classes: int) -> tf.Tensor:
     """Moves the boxes of each class into a cell of its own on a grid.
 
     Boxes of different classes then never overlap, so one NMS serves all classes. The
-    cells are near the origin, where floats are precise.
-
-    Args:
-        boxes: corners in [0, 1], `[anchors, 4]`.
-        classes: number of classes.
-
-    Returns:
-        Corners `[anchors * classes, 4]`.
+    cells are near the origin, where floats are precise. Corners `[anchors, 4]` in [0,
+    1] become `[anchors * classes, 4]`.
     """
     columns = math.ceil(math.sqrt(classes))
     cells = np.array([divmod(label, columns) for label in range(classes)], np.float32)
@@ -82,17 +76,12 @@ def _separate_classes(boxes: tf.Tensor, classes: int) -> tf.Tensor:
 
 
 def suppress(boxes: tf.Tensor, scores: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Non-maximum suppression of one image with TFLite's operation.
+    """Suppresses non-maxima of one image with TFLite's operation.
 
-    Gives the results of `keras_mobilevit.detection.non_max_suppression`.
-
-    Args:
-        boxes: corners `[1, anchors, 4]`.
-        scores: `[1, anchors, classes]`.
-
-    Returns:
-        `boxes` `[1, 200, 4]`, `scores` `[1, 200]` and `classes` int32 `[1, 200]`.
-        Unused places have the class -1 and zeros.
+    Gives the results of `keras_mobilevit.detection.non_max_suppression`. From corners
+    `[1, anchors, 4]` and scores `[1, anchors, classes]` it returns `boxes` `[1, 200,
+    4]`, `scores` `[1, 200]` and `classes` int32 `[1, 200]`. Unused places have the
+    class -1 and zeros.
     """
     _, anchors, classes = scores.shape
     boxes, scores = (tf.reshape(x, x.shape[1:]) for x in (boxes, scores))
