@@ -7,6 +7,8 @@ RUN ?= runs/demo
 DEMO_FLAGS ?= --data=digits
 DEMO_SIZE ?= 48
 BIN := $(VENV)/bin
+# A file of tests stays in one process, which builds its networks once.
+PARALLEL ?= --numprocesses 2 --dist loadfile
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
 WEB := tflite/web/node_modules/.package-lock.json
@@ -52,10 +54,10 @@ web: $(WEB)  ## Install what measuring in a browser needs (takes npm).
 test test-all: $(if $(shell command -v npm),$(WEB))
 
 test: $(VENV)/.dev  ## Install what the tests need and run them.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)/.dev  ## The slow tests too.
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest $(PARALLEL) -m ''
 
 test-arm: $(VENV)/.dev  ## Run files on an emulated ARM CPU (takes Debian 12).
 	REQUIRE_ARM=1 $(BIN)/python -m pytest -m slow -s tests/tflite/test_arm.py

@@ -56,6 +56,7 @@ DEV = [
     "keras-cv",  # an independent reference for boxes
     "mypy",
     "pytest",
+    "pytest-xdist",
     "ruff",
 ]
 
