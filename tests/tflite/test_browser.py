@@ -1,5 +1,6 @@
 """Measuring in a browser: the server alone, and with headless Chromium."""
 
+import contextlib
 import http.client
 import json
 import re
@@ -50,16 +51,17 @@ def server(tflite_file):
 
 def request(server, method, path, body=None, **headers):
     connection = http.client.HTTPConnection(*server.server_address, timeout=10)
-    connection.request(
-        method,
-        path,
-        body,
-        {name.replace("_", "-"): value for name, value in headers.items()},
-    )
-    response = connection.getresponse()
-    return SimpleNamespace(
-        status=response.status, headers=response.headers, text=response.read()
-    )
+    with contextlib.closing(connection):
+        connection.request(
+            method,
+            path,
+            body,
+            {name.replace("_", "-"): value for name, value in headers.items()},
+        )
+        response = connection.getresponse()
+        return SimpleNamespace(
+            status=response.status, headers=response.headers, text=response.read()
+        )
 
 
 def good_result(server) -> dict:

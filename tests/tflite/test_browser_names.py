@@ -1,5 +1,6 @@
 """The names to which the page's server answers. LiteRT.js is not needed."""
 
+import contextlib
 import http.client
 import shutil
 import ssl
@@ -48,7 +49,8 @@ def status_of(connection, server, name: str) -> int:
 def test_without_a_certificate_names_are_refused(name, status, start_server):
     server = start_server()
     connection = http.client.HTTPConnection(*server.server_address, timeout=10)
-    assert status_of(connection, server, name) == status
+    with contextlib.closing(connection):
+        assert status_of(connection, server, name) == status
 
 
 def test_the_name_to_serve_on_is_answered_and_printed(start_server):

@@ -19,6 +19,9 @@ from tflite import models
 from tflite.formats import litert as converter
 from tflite.images import ImageSet
 
+# Not every small network here scales its images, which the library warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:Model .* does not show whether")
+
 
 def settle(model: keras.Model) -> None:
     """Sets statistics and biases to plausible values of a training."""
@@ -132,21 +135,21 @@ REFUSED = {
     ),
     "layer of its own": (
         lambda: scaled(lambda x: head(Doubled()(x)))(),
-        "Could not locate class 'Doubled'.*Build the model of Keras's layers",
+        "Could not locate class 'Doubled'.*Build the model from Keras's layers",
     ),
     "subclassed": (
         lambda: called(Subclassed()),
-        "Could not locate class 'Subclassed'.*Build the model of Keras's layers",
+        "Could not locate class 'Subclassed'.*Build the model from Keras's layers",
     ),
     "subclassed, registered": (
         lambda: called(Registered()),
-        "class Registered, whose call.. is code.*keras.Sequential",
+        "class Registered, whose call.. is custom code.*keras.Sequential",
     ),
     "int8 of Keras": (quantized, "was quantized by Keras, in layer .*int8-mixed"),
     "LoRA": (with_lora, r"LoRA weights in layer .*save_weights\(\)"),
     "channels first": (
         lambda: keras.Sequential([keras.Input((3, SIZE, SIZE)), layers.Flatten()]),
-        "Expected one of RGB images, .None, height, width, 3., or of gray ones",
+        "Expected one of RGB images, .None, height, width, 3., or one of gray images",
     ),
     "two images": (
         lambda: keras.Model(

@@ -6,6 +6,7 @@ Static recipes need the ranges of all tensors, see `measure_ranges` in `calibrat
 import contextlib
 import io
 import re
+import warnings
 
 import flatbuffers
 import numpy as np
@@ -136,10 +137,13 @@ def mixed_recipe(graph: Graph | None, float_scopes: tuple[str, ...] = ()) -> lis
 
 def quantize(content: bytes, recipe: list[dict], ranges: dict | None = None) -> bytes:
     """Quantizes a float32 file; static recipes need the ranges of `measure_ranges`."""
-    # The quantizer prints its progress, although it takes less than a second.
+    # The quantizer prints its progress, although it takes less than a second, and runs
+    # LiteRT in a way that LiteRT warns of.
     with (
+        warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
     ):
+        warnings.simplefilter("ignore", UserWarning)
         result = quantizer.Quantizer(bytearray(content), recipe).quantize(ranges)
     return bytes(result.quantized_model)
