@@ -209,7 +209,8 @@ def build_classifier(
         x = layers.GlobalMaxPooling2D(name="head_pool")(x)
 
     if input_tensor is not None:
-        inputs = keras.utils.get_source_inputs(inputs)
+        sources = keras.utils.get_source_inputs(inputs)
+        inputs = sources[0] if len(sources) == 1 else sources
     model = keras.Model(inputs, x, name=name or config.name)
     if weights is not None:
         load_weights(model, weights_file(weights, config.name))

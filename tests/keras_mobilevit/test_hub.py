@@ -308,7 +308,8 @@ def photo_of_two_cats(folder: Path, side: int) -> np.ndarray:
         "http://images.cocodataset.org/val2017/000000039769.jpg",
         cache_dir=folder,
     )
-    image = Image.open(path).convert("RGB")
+    with Image.open(path) as file:
+        image = file.convert("RGB")
     scale = (side + 32) / min(image.size)
     size = [round(length * scale) for length in image.size]
     image = image.resize(size, Image.Resampling.BILINEAR)

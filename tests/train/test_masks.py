@@ -58,7 +58,8 @@ def test_gray_masks_of_few_bits_hold_classes_too(bits, tmp_path):
     count = 2**bits
     file = tmp_path / "mask.png"
     write_mask(file, np.arange(count, dtype=np.uint8)[None])
-    Image.open(file).save(file, bits=bits)  # a palette's indices, in as many bits
+    with Image.open(file) as image:
+        image.save(file, bits=bits)  # a palette's indices, in as many bits
     content = bytearray(file.read_bytes())
     assert content[24:26] == bytes([bits, 3])
     content[25] = 0  # gray
@@ -67,7 +68,8 @@ def test_gray_masks_of_few_bits_hold_classes_too(bits, tmp_path):
     length = int.from_bytes(content[start : start + 4], "big")
     del content[start : start + 12 + length]
     file.write_bytes(content)
-    assert Image.open(file).mode == "L"
+    with Image.open(file) as image:
+        assert image.mode == "L"
     np.testing.assert_array_equal(read_mask(file), [range(count)])
 
 
@@ -100,7 +102,8 @@ def smeared(classes: np.ndarray) -> np.ndarray:
     """Returns what JPEG makes of a mask."""
     file = io.BytesIO()
     Image.fromarray(classes).save(file, "JPEG", quality=80)
-    return np.asarray(Image.open(file))
+    with Image.open(file) as image:
+        return np.asarray(image)
 
 
 LEVELS = [
