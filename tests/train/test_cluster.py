@@ -7,9 +7,10 @@ import threading
 import time
 
 import pytest
+import tensorflow as tf
 
 from tests.helpers.ports import free_port
-from train.distribution.cluster import Cluster, find_cluster
+from train.distribution.cluster import Cluster, expand_node_list, find_cluster
 
 TWO = ["a:1", "b:2"]
 
@@ -48,6 +49,20 @@ def test_workers_of_tf_config(find):
     assert resolver.task_id == 2
 
 
+def test_workers_train_on_all_visible_gpus(monkeypatch):
+    def visible(kind):
+        return {"GPU": ["GPU:0", "GPU:1"]}.get(kind, [])
+
+    monkeypatch.setattr(tf.config, "get_visible_devices", visible)
+    assert Cluster(tuple(TWO), 0).resolver().num_accelerators() == {"GPU": 2}
+
+
+@pytest.mark.parametrize("task", [{"index": 0}, {"type": "worker"}, {"id": "x"}])
+def test_a_task_is_worker_0_unless_it_says_otherwise(find, task):
+    text = json.dumps({"cluster": {"chief": ["c:3"], "worker": TWO}, "task": task})
+    assert find(TF_CONFIG=text) == Cluster(("c:3", *TWO), 1)
+
+
 @pytest.mark.parametrize(
     "variables",
     [
@@ -66,13 +81,19 @@ def test_one_process_is_no_cluster(find, variables):
     ("text", "message"),
     [
         ("{", "TF_CONFIG cannot be read.*Expected for example"),
+        ("[]", "TF_CONFIG cannot be read"),
+        ("null", "TF_CONFIG cannot be read"),
         ('{"cluster": {"worker": 3}}', "TF_CONFIG cannot be read"),
+        ('{"cluster": {"worker": "a:1"}}', "each job must have a list of addresses"),
+        ('{"cluster": {"worker": []}}', "is worker 0, which its cluster"),
         (tf_config({}), "is worker 0, which its cluster does not have"),
         (tf_config({"worker": TWO}, index=2), "is worker 2, which its cluster"),
         (tf_config({"worker": TWO}, "chief"), "is chief 0, which its cluster"),
         (tf_config({"ps": ["p:1"], "worker": TWO}), "the jobs ps, worker"),
         (tf_config({"worker": ["a:1", "a:1"]}), "Expected different addresses"),
         (tf_config({"worker": ["a:1", "b"]}), "a:1, b. Expected.*HOST:PORT"),
+        (tf_config({"worker": ["a:1", "b:0"]}), "b:0. Expected.*from 1 to 65535"),
+        (tf_config({"worker": ["a:1", "b:65536"]}), "b:65536. Expected.*HOST:PORT"),
         ('{"cluster": {"worker": ["a:1", "b:2"]}}', "no task: which worker is this"),
     ],
 )
@@ -96,9 +117,10 @@ def slurm(**changes) -> dict:
 
 
 def test_tasks_of_slurm_find_themselves_by_their_address(find):
-    """TensorFlow sorts n10 before n9, and takes the second task for the first on n9."""
-    addresses = ("n10:20112", "n9:20112", "n9:20113", "x:20112")
-    assert find(**slurm()) == Cluster(addresses, 2)
+    """Also if SLURM deals the tasks out to the nodes in turn."""
+    addresses = ("n9:20112", "n9:20113", "n10:20112", "x:20112")
+    assert find(**slurm()) == Cluster(addresses, 1)
+    assert find(**slurm(SLURM_PROCID="3")) == Cluster(addresses, 1)
     on_x = slurm(SLURM_PROCID="3", SLURM_LOCALID="0", SLURMD_NODENAME="x")
     assert find(**on_x) == Cluster(addresses, 3)
 
@@ -111,11 +133,41 @@ def test_tasks_of_slurm_find_themselves_by_their_address(find):
         {"SLURM_STEP_TASKS_PER_NODE": "two"},
         {"SLURM_STEP_NODELIST": "n[1"},
         {"SLURM_STEP_NUM_TASKS": "9"},
+        {"SLURM_STEP_TASKS_PER_NODE": "2,2"},
     ],
 )
 def test_variables_of_slurm_that_do_not_fit_together(find, changes):
     with pytest.raises(ValueError, match="not describe a cluster.*cluster=none"):
         find(**slurm(**changes))
+
+
+def test_racks_of_nodes_with_the_same_number_of_tasks(find):
+    variables = slurm(
+        SLURM_STEP_NODELIST="r[1-2]n[1-2]",
+        SLURM_STEP_TASKS_PER_NODE="1(x4)",
+        SLURM_LOCALID="0",
+        SLURMD_NODENAME="r2n1",
+    )
+    addresses = tuple(f"{node}:20112" for node in ("r1n1", "r1n2", "r2n1", "r2n2"))
+    assert find(**variables) == Cluster(addresses, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"),
+    [
+        ("a,n[08-10]-x", ["a", "n08-x", "n09-x", "n10-x"]),
+        ("n[9-10,12]", ["n9", "n10", "n12"]),
+        ("n[1,3]-[01-02],b", ["n1-01", "n1-02", "n3-01", "n3-02", "b"]),
+    ],
+)
+def test_node_lists(text, nodes):
+    assert expand_node_list(text) == nodes
+
+
+@pytest.mark.parametrize("text", ["", "n[1", "n1]", "n[a-b]", "a,,b", "n[]", "n[1-]"])
+def test_what_is_no_node_list(text):
+    with pytest.raises(ValueError, match="expected nodes such as"):
+        expand_node_list(text)
 
 
 def addresses(count: int) -> tuple[str, ...]:

@@ -1,11 +1,12 @@
 """Which processes train together: the addresses of all workers, and this one's index.
 
 They come from `TF_CONFIG` (https://www.tensorflow.org/guide/distributed_training) or
-from SLURM, read by TensorFlow's resolvers.
+from the variables that SLURM sets for the tasks of a job step.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import re
 import select
@@ -38,6 +39,9 @@ class Cluster:
             tf.train.ClusterSpec({"worker": list(self.addresses)}),
             task_type="worker",
             task_id=self.index,
+            # Without this number TensorFlow trains on the CPU. To count logical
+            # devices would start TensorFlow, before it knows the other workers.
+            num_accelerators={"GPU": len(tf.config.get_visible_devices("GPU"))},
             rpc_layer="grpc",
         )
 
@@ -128,7 +132,7 @@ def _port(address: str) -> int:
 def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
     """Finds the workers that `os.environ` names; `None` if this is the only process."""
     if environment.get("TF_CONFIG"):
-        cluster = _from_tf_config()
+        cluster = _from_tf_config(environment["TF_CONFIG"])
     elif int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
         cluster = _from_slurm(environment)
     else:
@@ -136,66 +140,108 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
     return cluster if cluster and len(cluster.addresses) > 1 else None
 
 
-def _from_tf_config() -> Cluster | None:
+def _from_tf_config(text: str) -> Cluster | None:
     """Reads `TF_CONFIG`; a chief becomes the first of the workers."""
-    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     try:
-        jobs = resolver.cluster_spec().as_dict()
-        job, index = resolver.task_type, resolver.task_id
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        values = json.loads(text)
+        jobs, task = values.get("cluster", {}), values.get("task", {})
+        if not all(isinstance(addresses, list) for addresses in jobs.values()):
+            raise ValueError("each job must have a list of addresses")
+        job, index = str(task.get("type", "worker")), int(task.get("index", 0))
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"TF_CONFIG cannot be read: {error}. {EXAMPLE}") from error
     addresses = [*jobs.get("chief", []), *jobs.get("worker", [])]
-    if not jobs and not job:
+    if not jobs and not task:
         return None
     if set(jobs) - {"chief", "worker"}:
         raise ValueError(
             f"TF_CONFIG has the jobs {', '.join(jobs)}. A training has workers, and "
             f"one of them may be called chief. {EXAMPLE}"
         )
-    if index is None:
-        if len(addresses) == 1:
-            return None
+    if not task and len(addresses) > 1:
         raise ValueError(f"TF_CONFIG has no task: which worker is this? {EXAMPLE}")
-    if not 0 <= index < len(jobs.get(job, [])):
+    if (task or not addresses) and not 0 <= index < len(jobs.get(job, [])):
         raise ValueError(
             f"TF_CONFIG says that this process is {job} {index}, which its cluster "
             f"does not have. {EXAMPLE}"
         )
-    is_valid = all(re.fullmatch(r".+:\d{1,5}", address) for address in addresses)
+    is_valid = all(map(_is_address, addresses))
     if not is_valid or len(set(addresses)) < len(addresses):
         raise ValueError(
-            f"TF_CONFIG names the workers {', '.join(addresses)}. Expected different "
-            "addresses HOST:PORT."
+            f"TF_CONFIG names the workers {', '.join(map(str, addresses))}. Expected "
+            "different addresses HOST:PORT, with ports from 1 to 65535."
         )
     offset = len(jobs.get("chief", [])) if job == "worker" else 0
     return Cluster(tuple(addresses), offset + index)
 
 
+def _is_address(value: object) -> bool:
+    match = re.fullmatch(r".+:([0-9]{1,5})", value) if isinstance(value, str) else None
+    return match is not None and 0 < int(match[1]) < 2**16
+
+
 def _from_slurm(environment: Mapping[str, str]) -> Cluster:
     """Reads the variables that SLURM sets for the tasks of a job step.
 
-    The resolver sorts the nodes by name, so that its own task index is wrong where
-    SLURM has n9 before n10: a worker finds itself by its address instead.
+    A worker finds itself by its address, since `srun --distribution` decides whether
+    SLURM numbers the tasks node by node.
     """
     job = environment.get("SLURM_JOB_ID", "")
     first = FIRST_PORT + int(job if job.isdigit() else 0) * PORTS_PER_JOB % PORTS
     try:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            port_base=first,
-            # `train.distribution.strategies` chooses GPUs; one per task is a
-            # placeholder, without which the resolver calls nvidia-smi.
-            gpus_per_node=int(environment["SLURM_STEP_NUM_TASKS"]),
-            gpus_per_task=1,
-            auto_set_gpu=False,
-        )
-        addresses = resolver.cluster_spec().as_dict()["worker"]
+        nodes = expand_node_list(environment["SLURM_STEP_NODELIST"])
+        counts = _expand_counts(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+        counts = counts * len(nodes) if len(counts) == 1 else counts
+        addresses = [
+            f"{node}:{first + task}"
+            for node, count in zip(nodes, counts, strict=True)
+            for task in range(count)
+        ]
+        if len(addresses) != int(environment["SLURM_STEP_NUM_TASKS"]):
+            raise ValueError(f"the nodes have {len(addresses)} tasks")
         port = first + int(environment["SLURM_LOCALID"])
         own = f"{environment['SLURMD_NODENAME']}:{port}"
         return Cluster(tuple(addresses), addresses.index(own))
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError) as error:
         names = [name for name in sorted(environment) if name.startswith("SLURM")]
         found = ", ".join(f"{name}={environment[name]}" for name in names)
         raise ValueError(
             f"SLURM's variables do not describe a cluster ({error}): {found}. "
             "--cluster=none trains in this process alone."
         ) from error
+
+
+def _expand_counts(text: str) -> list[int]:
+    """Expands SLURM's `2(x3),1` to `[2, 2, 2, 1]`."""
+    if not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", text):
+        raise ValueError(f"expected counts such as 2(x3),1, received {text!r}")
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(count) for count, times in found for _ in range(int(times or 1))]
+
+
+def expand_node_list(text: str) -> list[str]:
+    """Expands SLURM's list of nodes, in its order.
+
+    >>> expand_node_list("a,n[08-10]-x")
+    ['a', 'n08-x', 'n09-x', 'n10-x']
+    """
+    item = r"\d+(?:-\d+)?"
+    name = rf"(?:[^,\[\]]|\[{item}(?:,{item})*\])+"
+    if not re.fullmatch(f"{name}(,{name})*", text):
+        raise ValueError(f"expected nodes such as a,n[01-03], received {text!r}")
+    nodes = []
+    for node in re.findall(name, text):
+        parts = re.split(r"\[(.+?)\]", node)  # every second part was in brackets
+        choices = [_numbers(p) if i % 2 else [p] for i, p in enumerate(parts)]
+        nodes += ["".join(chosen) for chosen in itertools.product(*choices)]
+    return nodes
+
+
+def _numbers(ranges: str) -> list[str]:
+    """Expands `08-10,12` to `["08", "09", "10", "12"]`."""
+    ends = [item.partition("-")[::2] for item in ranges.split(",")]
+    return [
+        f"{number:0{len(first)}d}"
+        for first, last in ends
+        for number in range(int(first), int(last or first) + 1)
+    ]
