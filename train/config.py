@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -319,6 +320,11 @@ def load_config(path: Path | str, skip_unknown: bool = False) -> TrainConfig:
         return TrainConfig(**{key: values[key] for key in values if key in known})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def retired_value(path: Path | str, name: str) -> Any:
+    """Returns the value of a field of `RETIRED` in a file."""
+    return _read_values(path).get(name, RETIRED[name][0])
 
 
 def _read_values(path: Path | str) -> dict:

@@ -14,6 +14,7 @@ from tests.helpers.runs import CLASSIFIER as NETWORK
 from tests.helpers.runs import SMALL
 from tests.helpers.runs import TWO_EPOCHS_OF_DIGITS as CONFIG
 from train import loop
+from train.checks import batch_multiple
 from train.config import FILENAME, make_config, save_config
 from train.data.digits import digits_source
 from train.data.source import indexed_source
@@ -22,6 +23,7 @@ from train.run.lock import LOCK, only_training
 from train.run.progress import Progress
 from train.run.workdir import (
     CHANGEABLE,
+    CHECKPOINT,
     LABELS,
     check_workdir,
     fingerprint,
@@ -48,7 +50,7 @@ def other_process(tmp_path):
     assert process.stdout.readline() == "locked\n"
     yield process
     process.kill()
-    process.wait()
+    process.communicate()  # closes the pipe
 
 
 def test_a_second_training_is_refused_until_the_first_is_dead(other_process, tmp_path):
@@ -105,6 +107,8 @@ def test_only_what_a_dead_run_has_left_is_removed(tmp_path):
         ".best.tmp.keras",
         f".mine.{dead.pid}.tmp.keras",
         f".config.{dead.pid}.tmp.json.bak",
+        f".best.{dead.pid}.mine.tmp.keras",
+        f".best.{os.getppid()}.tmp.keras",  # of a process that still runs
     ]
     left = [
         f".best.{dead.pid}.tmp.keras",
@@ -235,6 +239,34 @@ def test_an_epoch_with_sizes_in_another_order_begins_again(caplog):
     old = Progress(epoch_step=3, multiple=1, num_examples=40)
     old.check_schedule(1, 40, 4)
     assert old.epoch_step == 3  # of an earlier version, which refused the change
+
+
+@pytest.mark.parametrize(
+    ("epoch", "grow_epochs", "epoch_step"), [(1, 2, 0), (2, 2, 3), (1, 0, 3)]
+)
+def test_an_epoch_begun_with_fewer_sizes_begins_again(
+    epoch, grow_epochs, epoch_step, tmp_path, caplog, monkeypatch
+):
+    save_config(CONFIG, tmp_path / FILENAME)
+    values = json.loads((tmp_path / FILENAME).read_text())
+    values["grow_epochs"] = grow_epochs
+    (tmp_path / FILENAME).write_text(json.dumps(values))
+    (tmp_path / CHECKPOINT).touch()
+    source, strategy = digits_source(), tf.distribute.get_strategy()
+    run = start.Run(SMALL, CONFIG, source, tmp_path, strategy)
+    saved = Progress(
+        epoch=epoch,
+        epoch_step=3,
+        seen=9,
+        loss=2.0,
+        multiple=batch_multiple(CONFIG, strategy),
+        num_examples=source.num_examples["train"],
+    )
+    monkeypatch.setattr(start, "_continue", lambda *_: saved)
+    _, progress = start.start_or_continue(run, {})
+    assert progress.epoch_step == epoch_step
+    assert (progress.seen, progress.loss) == ((9, 2.0) if epoch_step else (0, 0.0))
+    assert ("epoch 2 starts again" in caplog.text) == (epoch_step == 0)
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\u2028b", "caf\udce9", ""])

@@ -47,18 +47,24 @@ class Progress:
         """Restarts the current epoch if its batches are not the same any more."""
         found = multiple, num_examples, repeats
         began = self.multiple, self.num_examples, self.repeats or repeats
-        if self.epoch_step and found != began:
+        if found != began:
+            self.restart_epoch(
+                "Multiple of the batch size, training images and successive batches of "
+                f"one size were {began}, and are {found}"
+            )
+        self.multiple, self.num_examples, self.repeats = found
+
+    def restart_epoch(self, reason: str) -> None:
+        """Starts the current epoch again, with a warning if it has begun."""
+        if self.epoch_step:
             logging.warning(
                 "epoch %d starts again, so that some of its images count twice: its "
-                "batches changed. Multiple of the batch size, training images and "
-                "successive batches of one size were %s, and are %s",
+                "batches changed. %s",
                 self.epoch + 1,
-                began,
-                found,
+                reason,
             )
-            self.epoch_step = self.seen = 0
-            self.loss = self.seconds = 0.0
-        self.multiple, self.num_examples, self.repeats = found
+        self.epoch_step = self.seen = 0
+        self.loss = self.seconds = 0.0
 
     def next_epoch(self, metric: float) -> "Progress":
         """Returns the progress after the current epoch."""

@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from train.checks import batch_multiple, refuse_frozen_noise
-from train.config import TrainConfig
+from train.config import FILENAME, TrainConfig, retired_value
 from train.data.source import Source
 from train.models import TrainState, build_state, separate_seeds
 from train.run.checkpoint import load_checkpoint
@@ -44,6 +44,7 @@ def start_or_continue(run: Run, changes: dict) -> tuple[TrainState, Progress]:
     if not is_fresh:
         _refuse_other_images(run, progress, changes)
         log_changes(changes, config)
+        _restart_smaller_epoch(run, progress)
         earlier = changes.get("steps_per_execution", config.steps_per_execution)
         progress.repeats = progress.repeats or earlier
     separate_seeds(state.model, run.strategy)
@@ -69,6 +70,14 @@ def _continue(file: Path, state: TrainState) -> Progress:
         )
     logging.info("continuing after step %d", saved["step"])
     return Progress(**saved)
+
+
+def _restart_smaller_epoch(run: Run, progress: Progress) -> None:
+    """Restarts an epoch that an earlier version began with fewer sizes."""
+    file = run.workdir / FILENAME
+    grow_epochs = retired_value(file, "grow_epochs") if file.exists() else 0
+    if progress.epoch < grow_epochs and len(run.config.sizes) > 1:
+        progress.restart_epoch("Only some of the sizes were used, and all are")
 
 
 def _refuse_other_workers(run: Run, progress: Progress) -> None:

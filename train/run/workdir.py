@@ -1,6 +1,8 @@
 """The directory of a run, and the check that it belongs to the same run."""
 
 import dataclasses
+import os
+import re
 import zlib
 from pathlib import Path
 
@@ -54,10 +56,26 @@ def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
 
 
 def _remove_half_written(workdir: Path) -> None:
-    """Removes temporary files of killed processes; the lock keeps others away."""
-    for file in map(Path, _WRITTEN):
-        for left in workdir.glob(f".{file.stem}.[0-9]*.tmp{file.suffix}"):
-            left.unlink()
+    """Removes temporary files of killed processes, and no others."""
+    for name in _WRITTEN:
+        stem, suffix = re.escape(Path(name).stem), re.escape(Path(name).suffix)
+        pattern = re.compile(rf"\.{stem}\.([0-9]+)\.tmp{suffix}")
+        for file in workdir.iterdir():
+            match = pattern.fullmatch(file.name)
+            if match and not _is_running(int(match[1])):
+                file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # `os.kill` would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _labels(source: Source) -> str:
