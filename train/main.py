@@ -32,17 +32,11 @@ saves the run and ends it with the exit code 75. --workdir then holds:
 
 import math
 import os
-import signal
 import sys
 from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-from train.run.progress import PREEMPTED, Preempted, end_on_sigterm
-
-if __name__ == "__main__":
-    end_on_sigterm()  # also while TensorFlow is loaded, which takes seconds
-
 from absl import flags, logging
 
 from train.config import TrainConfig
@@ -51,6 +45,7 @@ from train.distribution.devices import Devices, devices_from_flags
 from train.flags import config_from_flags, flag_groups
 from train.run.command import run_command
 from train.run.console import quiet_libraries
+from train.run.progress import PREEMPTED, Preempted, end_on_sigterm
 from train.tasks.registry import load_task
 
 INTERRUPTED = 130  # exit code of a shell after Ctrl-C
@@ -117,7 +112,6 @@ def evaluate(args: flags.FlagValues, config: TrainConfig) -> None:
     """Measures a model on the validation split, and prints the metrics."""
     from train.evaluation.report import evaluation_report
 
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is nothing to continue
     source = _load_source(args, config)
     print(evaluation_report(load_task(config.task), config, source))
 
@@ -138,6 +132,8 @@ def _load_source(args: flags.FlagValues, config: TrainConfig):
 def _run(args: flags.FlagValues) -> None:
     devices = devices_from_flags(args)
     check_flags(args, devices)
+    if args.mode == "train":  # an evaluation has nothing to continue
+        end_on_sigterm()  # also while TensorFlow is loaded, which takes seconds
     config = load(args)
     import tensorflow as tf
 

@@ -141,10 +141,17 @@ def test_sigterm_ends_an_evaluation_as_any_program(tmp_path):
     assert process.returncode == -signal.SIGTERM
 
 
-def test_sigterm_while_tensorflow_is_loaded(tmp_path):
-    code = (
+@pytest.mark.parametrize(
+    ("flag", "code", "message"),
+    [
+        ("--workdir=run", PREEMPTED, "the same command continues"),
+        ("--mode=eval", -signal.SIGTERM, ""),
+    ],
+)
+def test_sigterm_while_tensorflow_is_loaded(flag, code, message, tmp_path):
+    program = (
         "import os, runpy, signal, sys\n"
-        "sys.argv = ['main.py', '--workdir=run']\n"
+        f"sys.argv = ['main.py', {flag!r}]\n"
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
         "        if name == 'tensorflow':\n"
@@ -152,9 +159,9 @@ def test_sigterm_while_tensorflow_is_loaded(tmp_path):
         "sys.meta_path.insert(0, Finder())\n"
         f"runpy.run_path({str(ROOT / 'train/main.py')!r}, run_name='__main__')\n"
     )
-    result = run(["-c", code], tmp_path)
-    assert result.returncode == PREEMPTED, result.stderr
-    assert "the same command continues" in result.stderr
+    result = run(["-c", program], tmp_path)
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize(
