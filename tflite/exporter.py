@@ -13,12 +13,12 @@ from absl import logging
 from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.files import atomic_write, atomic_write_folder
 from keras_mobilevit.litert import read_card
+from tflite.compare_with_keras import Reference, compare_file, make_reference
 from tflite.formats.conversion import Conversion, prepare
 from tflite.formats.table import FORMATS, FileType, Format
 from tflite.graph.reader import kept_layers
-from tflite.reference import Reference, compare_file, make_reference
 from tflite.validation import checks, tensor_errors
-from train.run.console import readable
+from train.cli.console import readable
 
 __all__ = ["convert", "make_reference", "prepare"]
 

@@ -13,7 +13,7 @@ from keras_mobilevit.files import read_text
 from keras_mobilevit.preprocessing import decode_predictions
 from keras_mobilevit.value_range import input_max
 from keras_mobilevit.weights.file_formats import load_model_file
-from tflite.suites.baselines import BASELINES
+from tflite.baselines import BASELINES
 from tflite.tasks import registry
 
 CHANNELS = (1, 3)

@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 from absl import logging
 
+from tflite.compare_with_keras import Reference, make_reference
 from tflite.exporter import check_earlier, convert
 from tflite.formats.conversion import Conversion, prepare
 from tflite.formats.coreml.options import IMAGENET_CLASSES, core_ml_from_options
@@ -22,7 +23,6 @@ from tflite.models import (
     load_model,
 )
 from tflite.options import Options, training_config
-from tflite.reference import Reference, make_reference
 from tflite.tasks import registry
 from tflite.tasks.task import Task
 from train.config import TrainConfig, make_config

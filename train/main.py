@@ -45,12 +45,12 @@ if __name__ == "__main__":
 
 from absl import flags, logging
 
+from train.cli.command import run_command
+from train.cli.console import quiet_libraries
 from train.config import TrainConfig
 from train.data.registry import load_source
 from train.distribution.devices import Devices, devices_from_flags
 from train.flags import config_from_flags, flag_groups
-from train.run.command import run_command
-from train.run.console import quiet_libraries
 from train.tasks.registry import load_task
 
 INTERRUPTED = 130  # exit code of a shell after Ctrl-C

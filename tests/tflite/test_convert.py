@@ -19,8 +19,8 @@ from tflite import convert, models, options, pipeline
 from tflite import exporter as conversion
 from tflite.drivers.browser_files import read_file
 from tflite.formats import calibration
-from tflite.formats.litert import tflite_content
 from tflite.formats.table import FORMATS, formats_of
+from tflite.formats.to_tflite import tflite_content
 from tflite.images import ImageSet, check_calibration_images, load_images
 from tflite.tasks.classification.task import SINGLE_LABEL, output_name
 from tflite.tasks.detection.task import RAW

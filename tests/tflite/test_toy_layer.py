@@ -7,7 +7,7 @@ from keras import layers
 
 from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.graphs import random_images, run_graph
-from tflite.formats.litert import tflite_content, trace_graph
+from tflite.formats.to_tflite import tflite_content, trace_graph
 from tflite.graph import tf_ops
 from tflite.graph.layers import LAYERS, Step, variables
 from tflite.graph.reader import kept_layers, read_model
