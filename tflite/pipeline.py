@@ -42,9 +42,9 @@ def _load_model(options: Options) -> keras.Model:
 
 
 def settle_size(options: Options, model: keras.Model) -> Options:
-    """Returns options whose size is settled.
+    """Returns options with the image size filled in.
 
-    It is that of the flags, or the only one that the model takes, or that of the
+    It is the size of the flags, or the only one that the model takes, or that of the
     training's evaluation, or the default of the model's task.
     """
     size = options.size or next(iter(options.core_ml.sizes), None) or fixed_size(model)
@@ -55,7 +55,7 @@ def settle_size(options: Options, model: keras.Model) -> Options:
 
 
 def select_tasks(options: Options, model: keras.Model) -> dict[FileType, Task]:
-    """Returns what each type of file returns, and refuses flags of other models."""
+    """Chooses the conversion task of each file type; rejects flags of other models."""
     row = registry.row_of(model)
     for flag in registry.output_flags():
         if flag.name not in options.variants:

@@ -591,7 +591,7 @@ GOOD_CARD = {
         ({"parity": {"max_abs": 0.0, "psnr_db": np.nan}}, "PSNR .* in dB is nan"),
         (
             {"parity": {"max_abs": 0.0, "psnr_db": 140.0, "agreement": 0.9}},
-            "finds the same as Keras in a fraction of only 0.9; at least",
+            "fraction of the objects or pixels: 0.9; at least",
         ),
         ({"accuracy": accuracy_of(69.0)}, "beyond the tolerance: 0.9; at most 0"),
         ({"accuracy": accuracy_of(69.9)}, None),

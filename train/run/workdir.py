@@ -40,7 +40,7 @@ CHANGEABLE = {
 def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
     """Creates a working directory with `config.json` and `labels.txt`.
 
-    One of another run is refused, and not changed.
+    Raises a ValueError, and changes nothing, if the directory belongs to another run.
     """
     check_workdir(workdir, config, source)
     try:

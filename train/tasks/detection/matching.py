@@ -33,7 +33,7 @@ def match(boxes, is_object, anchors) -> tuple[tf.Tensor, tf.Tensor]:
 
     best = tf.argmax(overlaps, axis=2, output_type=tf.int32)  # [batch, objects]
     is_best = tf.one_hot(best, tf.shape(anchors)[0], dtype=tf.int32)
-    # The last object, counted from 1, that an anchor is the best for; 0 for none.
+    # Number, from 1, of the last object whose best anchor this is; 0 for none.
     numbers = tf.range(1, tf.shape(boxes)[1] + 1) * tf.cast(is_object, tf.int32)
     forced = tf.reduce_max(is_best * numbers[..., None], axis=1)  # [batch, anchors]
     matched_index = tf.where(forced > 0, forced - 1, matched_index)
@@ -43,8 +43,8 @@ def match(boxes, is_object, anchors) -> tuple[tf.Tensor, tf.Tensor]:
 def hard_negatives(losses, is_positive) -> tf.Tensor:
     """Chooses the background anchors with the highest losses, bool `[batch, anchors]`.
 
-    Each positive anchor of an image gives three, and those with the same loss as the
-    last.
+    For each positive anchor of an image, three background anchors are kept, and any
+    that tie with the last one.
     """
     losses = tf.where(is_positive, -1.0, losses)
     ranked = tf.sort(losses, axis=1, direction="DESCENDING")
