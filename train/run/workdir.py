@@ -11,7 +11,7 @@ from train.config import FILENAME, TrainConfig, load_config, save_config
 from train.data.registry import is_path_kind
 from train.data.source import Source
 
-_NAMES = 64  # of training images, which identify them
+_NAMES = 64  # names of training images in a fingerprint
 CHECKPOINT = "checkpoint.safetensors"
 BEST_MODEL = "best.keras"
 LABELS = "labels.txt"
@@ -86,7 +86,7 @@ def _is_changeable(name: str, saved, now) -> bool:
 def check_workdir(workdir: Path, config: TrainConfig, source: Source) -> dict:
     """Refuses the directory of another run; changes nothing.
 
-    Returns the allowed differences from the saved run: `{field: its value there}`.
+    Returns the allowed differences from the saved run: `{field: saved value}`.
     """
     if not (workdir / FILENAME).exists():
         return {}

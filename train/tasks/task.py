@@ -1,4 +1,4 @@
-"""What is trained, as a value: the loop knows nothing of classes, boxes or masks."""
+"""The value that describes a task; the loop knows no classes, boxes or masks."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -15,10 +15,9 @@ NEGATIVES_PER_POSITIVE = 3
 def match(boxes, is_object, anchors) -> tuple[tf.Tensor, tf.Tensor]:
     """Matches each anchor with the object that it overlaps most.
 
-    An anchor is positive if their intersection over union is at least 0.5. The anchor
-    that overlaps an object most is positive for it whatever the overlap, so that every
-    object has an anchor. If this anchor is the same for several objects, the last one
-    is matched.
+    An anchor is positive if their intersection over union is at least 0.5. The best
+    anchor of an object is always positive for it, so that every object has an anchor.
+    If several objects have the same best anchor, the last object is matched.
 
     Boxes are corners `[batch, objects, 4]`, anchors centers and sizes `[anchors, 4]`.
     Returns the index of each anchor's object, int32 `[batch, anchors]`, and whether the
