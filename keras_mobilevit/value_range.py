@@ -164,12 +164,12 @@ class _Scaling(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """What the model subtracts from images, before it divides by `std`."""
+        """The number that the model subtracts from images; `std` then divides them."""
         return -self.offset / self.scale
 
     @property
     def std(self) -> float:
-        """What the model divides images by."""
+        """The number by which the model divides images."""
         return 1 / abs(self.scale)
 
     @property

@@ -216,7 +216,7 @@ def _make_references(
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a format."""
+    """The result of the conversion to one format."""
 
     name: str  # a key of `FORMATS`
     path: Path

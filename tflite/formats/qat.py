@@ -258,7 +258,7 @@ def _with_weights(graph: Graph, weights: dict) -> Graph:
 
 @dataclasses.dataclass(frozen=True)
 class FineTuning:
-    """How int8-qat trains a network, whose classes are `labels`.
+    """The training of a network by int8-qat; its classes are `labels`.
 
     `config` has the schedule of the fine-tuning; `data` is a value of `--data`.
     """

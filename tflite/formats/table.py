@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class FileType:
-    """What is done with files of one suffix, whatever their precision.
+    """The operations on files of one suffix, at any precision.
 
     Attributes:
         save: writes the result of `Format.build` to a path.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
-# From a card and a limit to what is wrong, or `None`.
+# Takes a card and a limit; returns what is wrong, or `None`.
 Check = Callable[[dict, float], str | None]
 
 

@@ -1,4 +1,4 @@
-"""Which examples go into which batch, planned on the host for a whole epoch.
+"""The plan of an epoch: the examples of each batch, chosen on the host.
 
 All processes of a run make the same plan, and each takes its own shard of every batch.
 """

@@ -37,7 +37,7 @@ class Source:
     name: str  # as given to `train.data.registry.load_source`
     class_names: tuple[str, ...]  # in the order of the labels
     num_examples: dict[str, int]  # by split
-    # From a split and a seed, or `None` for the stored order, to examples.
+    # Takes a split and a seed, or `None` for the stored order; returns examples.
     stream: Callable[[str, int | None], tf.data.Dataset] | None = None
     columns: Mapping[str, Columns] | None = None  # by split, in the stored order
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TaskRow:
-    """What the flags need of a task."""
+    """The parts of a task that the flags need."""
 
     value: str  # "module:NAME" of the `train.tasks.task.Task`
     help: str  # what the model returns

@@ -1,4 +1,4 @@
-"""Which anchor learns which object, and which anchors learn the background.
+"""Chooses the anchors that learn each object, and those that learn the background.
 
 Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325. All images of a batch are
 padded to the same number of objects, so that shapes are static.
