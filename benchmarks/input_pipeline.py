@@ -21,7 +21,7 @@ AHEAD = 128  # a pipeline decodes at most so many images in advance
 
 @dataclasses.dataclass(frozen=True)
 class InputSettings:
-    """What a worker measures."""
+    """The input pipeline that a worker measures."""
 
     pipeline: str  # a key of `PIPELINES`
     folder: str  # of the class folders

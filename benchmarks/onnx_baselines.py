@@ -10,7 +10,7 @@ output stride 16 and 21 classes. ONNX Runtime and OpenVINO run the files. Their 
 are random: only their latency is meaningful. Needs pip install '.[peers]'.
 
 tflite/convert.py converts MobileNetV2 and other baselines, which
-tflite/suites/baselines.py builds.
+tflite/baselines.py builds.
 """
 
 import importlib.util
@@ -25,8 +25,8 @@ if not __package__:
 
 from absl import flags, logging
 
-from train.run.command import run_command
-from train.run.console import quiet_libraries
+from train.cli.command import run_command
+from train.cli.console import quiet_libraries
 
 CLASSIFIERS = ("mobilevit_xxs", "mobilevit_xs", "mobilevit_s")
 SEGMENTERS = tuple(f"deeplabv3_{name}" for name in CLASSIFIERS)

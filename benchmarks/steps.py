@@ -21,7 +21,7 @@ ENVIRONMENTS = {name: {"KERAS_BACKEND": name} for name in ("tensorflow", "jax")}
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What a worker measures."""
+    """The training step or inference that a worker measures."""
 
     runtime: str  # a key of `RUNTIMES`
     what: str  # "step" or "inference"

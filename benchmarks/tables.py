@@ -1,6 +1,6 @@
 """Tables of what `benchmarks/training.py` measures."""
 
-from train.run.tables import format_table
+from train.cli.tables import format_table
 
 _REFERENCES = ("bare", "timm", "torchvision")
 

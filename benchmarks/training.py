@@ -49,10 +49,10 @@ from benchmarks.workers import (
     measure_in_turns,
     started,
 )
+from train.cli.command import run_command
+from train.cli.console import quiet_libraries
 from train.config import MIN_SIZE, PRECISIONS
 from train.data.sampler import batch_shapes
-from train.run.command import run_command
-from train.run.console import quiet_libraries
 
 WHAT = ("step", "inference", "input")
 STEPS, INPUT_STEPS = 5, 40  # per turn, by default

@@ -34,11 +34,12 @@ DEFAULTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """What a worker measures.
+    """The measurement that a worker makes.
 
-    `start`, a function of a module, loads the library that is measured. It goes from
-    `settings`, which have `threads`, to information on the candidate and a function
-    that measures one turn, from a request to a dict with `seconds`.
+    `start`, a function of a module, loads the library that is measured. It takes
+    `settings`, which have `threads`; it returns information on the candidate and a
+    function that measures one turn. That function takes a request and returns a dict
+    with `seconds`.
     """
 
     start: Callable[[dict], tuple[dict, Callable[[dict], dict]]]

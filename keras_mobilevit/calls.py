@@ -48,13 +48,14 @@ class Calls:
 
 
 def list_calls(model: keras.Model, outputs: list | None = None) -> Calls:
-    """Lists the calls of a functional or sequential model, which stays as it is.
+    """Lists the calls of a functional or sequential model.
 
-    Such models within the model are replaced by their own calls, to any depth; a nested
-    model of another kind is one call. The outputs are `outputs`, by default the
-    model's. Raises a ValueError if the model itself is of another kind.
+    The model is not changed. Functional and sequential models within it are replaced by
+    their own calls, to any depth; a nested model of another kind is one call. The
+    outputs are `outputs`, by default the model's. Raises a ValueError if the model
+    itself is of another kind.
     """
-    if not is_listed(model):
+    if not is_functional(model):
         raise ValueError(
             f"Model {model.name!r} is of the class {type(model).__name__}, whose "
             "call() is code that cannot be read. Build the model as "
@@ -66,7 +67,7 @@ def list_calls(model: keras.Model, outputs: list | None = None) -> Calls:
     return Calls(tuple(inputs), tuple(recorder.calls), tuple(found))
 
 
-def is_listed(layer) -> bool:
+def is_functional(layer) -> bool:
     """Tells whether a layer is a functional or sequential model."""
     if not isinstance(layer, keras.Model) or not getattr(layer, "inputs", None):
         return False
@@ -135,7 +136,7 @@ class _Recorder:
         values = tuple(self.new_value() for _ in specs)
         call = Call(operation, found_args, found_kwargs, values, trained_by)
         outputs: Sequence[Value] = values
-        if is_listed(operation) and len(operation.inputs) == len(call.inputs):
+        if is_functional(operation) and len(operation.inputs) == len(call.inputs):
             outputs = self.follow(operation, call.inputs, operation.outputs, trained_by)
         else:
             self.calls.append(call)

@@ -1,4 +1,6 @@
-"""Identifies the objects in a photo, which shows that the installation works.
+"""Classifies a photo, or finds its objects or regions.
+
+Also a quick test of the installation.
 
 Examples:
   python -m keras_mobilevit predict photo.jpg --model=mobilevit_s

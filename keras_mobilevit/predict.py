@@ -154,7 +154,7 @@ def _probabilities(model: keras.Model, image: np.ndarray) -> np.ndarray:
     return scores[0]
 
 
-def best_classes(
+def top_classes(
     scores: np.ndarray, labels: list[str] | None
 ) -> list[tuple[str, float]]:
     """Returns names and probabilities of the best `TOP_CLASSES`, the best first.
@@ -193,7 +193,7 @@ def _print_classes(
         image = resize_and_center_crop(load_image(path), size, crop_fraction)
         scores = _probabilities(model, ops.convert_to_numpy(image))
         # A first call downloads the names and prints a progress bar: before the path.
-        best = best_classes(scores, labels)
+        best = top_classes(scores, labels)
         print(path)
         if is_multi_label:
             print("  independent probability of each class:")

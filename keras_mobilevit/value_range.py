@@ -118,7 +118,7 @@ def _scale_and_offset(call: Call) -> tuple[np.ndarray, np.ndarray] | None:
 def scale_and_offset(call: Call) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns scale and offset, each `[channels]` or `[]`, of a call that only scales.
 
-    Such are `Rescaling`, `Normalization`, and operators between a tensor and numbers,
+    These are `Rescaling`, `Normalization`, and operators between a tensor and numbers,
     such as `x / 127.5`. The result is `None` for all other calls.
     """
     found = _scale_and_offset(call)
@@ -143,9 +143,9 @@ def is_identity(call: Call) -> bool:
 # Models for [0, 1] subtract 0.3 to 0.6 and divide by 0.2 to 1. Models for [0, 255]
 # subtract 80 to 150 and divide by 50 to 255. Numbers between these limits, or far
 # outside, fit neither range.
-_MAX_CENTER_OF_UNIT_RANGE = 2.0
-_MAX_SPREAD_OF_UNIT_RANGE, _MIN_SPREAD_OF_PIXELS = 2.0, 32.0
-_MIN_CENTER, _MAX_CENTER, _MAX_SPREAD = -1e-3, 300.0, 1024.0
+_MAX_MEAN_OF_UNIT_RANGE = 2.0
+_MAX_STD_OF_UNIT_RANGE, _MIN_STD_OF_PIXELS = 2.0, 32.0
+_MIN_MEAN, _MAX_MEAN, _MAX_STD = -1e-3, 300.0, 1024.0
 
 
 class _Scaling(NamedTuple):
@@ -163,44 +163,44 @@ class _Scaling(NamedTuple):
         return _Scaling(self.scale * scale, self.offset * scale + offset, operation)
 
     @property
-    def center(self) -> float:
-        """What the model subtracts from images, before it divides by `spread`."""
+    def mean(self) -> float:
+        """The number that the model subtracts from images; `std` then divides them."""
         return -self.offset / self.scale
 
     @property
-    def spread(self) -> float:
-        """What the model divides images by."""
+    def std(self) -> float:
+        """The number by which the model divides images."""
         return 1 / abs(self.scale)
 
     @property
     def is_active(self) -> bool:
         """Whether the scaling changes the images."""
-        return (self.center, self.spread) != (0.0, 1.0)
+        return (self.mean, self.std) != (0.0, 1.0)
 
     def doubt(self) -> str | None:
         """Returns the reason why the numbers fit neither range, or `None`."""
-        numbers = f"center {self.center:.3g}, spread {self.spread:.3g}"
-        # Then center and spread are the statistics of images.
+        numbers = f"mean {self.mean:.3g}, std {self.std:.3g}"
+        # Then mean and std were measured on images.
         is_measured = isinstance(
             self.operation, layers.Normalization | layers.BatchNormalization
         )
         if not self.is_active:
             return "has not been adapted or trained" if is_measured else None
-        if is_measured and self.center <= _MIN_CENTER:
+        if is_measured and self.mean <= _MIN_MEAN:
             return f"was adapted to values below 0 ({numbers})"
-        if self.center > _MAX_CENTER or self.spread > _MAX_SPREAD:
+        if self.mean > _MAX_MEAN or self.std > _MAX_STD:
             return f"is for values far above 255 ({numbers})"
         if (
-            self.center <= _MAX_CENTER_OF_UNIT_RANGE
-            and _MAX_SPREAD_OF_UNIT_RANGE < self.spread < _MIN_SPREAD_OF_PIXELS
+            self.mean <= _MAX_MEAN_OF_UNIT_RANGE
+            and _MAX_STD_OF_UNIT_RANGE < self.std < _MIN_STD_OF_PIXELS
         ):
             return f"fits neither [0, 1] nor [0, 255] ({numbers})"
         return None
 
     def input_max(self) -> int:
         """Returns the more likely maximum of the images, 1 or 255."""
-        limit = (_MAX_SPREAD_OF_UNIT_RANGE * _MIN_SPREAD_OF_PIXELS) ** 0.5
-        is_for_pixels = self.center > _MAX_CENTER_OF_UNIT_RANGE or self.spread > limit
+        limit = (_MAX_STD_OF_UNIT_RANGE * _MIN_STD_OF_PIXELS) ** 0.5
+        is_for_pixels = self.mean > _MAX_MEAN_OF_UNIT_RANGE or self.std > limit
         return 255 if is_for_pixels else 1
 
 
@@ -261,7 +261,7 @@ def input_max(model: keras.Model) -> int:
     result = max(found, default=1)
     doubts = [f"{x.operation.name!r} {x.doubt()}" for x in active if x.doubt()]
     if not scalings:
-        doubts = ["it does not scale them"]
+        doubts = ["the model does not scale its images"]
     if len(found) > 1:
         names = ", ".join(repr(scaling.operation.name) for scaling in active)
         doubts = [f"of its first layers, {names}, some are for [0, 1], others [0, 255]"]

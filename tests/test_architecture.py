@@ -28,7 +28,7 @@ LIBRARIES = {
 # and from those before it. Files outside a room may import from every room.
 ROOMS = {
     "keras_mobilevit": (),
-    "train": ("data", "tasks", "run", "distribution", "evaluation"),
+    "train": ("cli", "data", "tasks", "run", "distribution", "evaluation"),
     "tflite": ("graph", "validation", "tasks", "formats", "drivers", "suites"),
     "benchmarks": (),
 }

@@ -58,9 +58,9 @@ from tflite.drivers import targets
 from tflite.drivers.measurement import MEASURED, Measurement
 from tflite.drivers.options import flag_groups
 from tflite.suites import suites
-from train.run import tables
-from train.run.command import run_command
-from train.run.console import readable
+from train.cli import tables
+from train.cli.command import run_command
+from train.cli.console import readable
 
 INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 

@@ -39,8 +39,8 @@ from absl import flags, logging
 
 from tflite.flags import flag_groups
 from tflite.formats.table import FORMATS
-from train.run.command import run_command
-from train.run.console import quiet_libraries
+from train.cli.command import run_command
+from train.cli.console import quiet_libraries
 
 __doc__ = (__doc__ or "").format(
     formats="\n".join(

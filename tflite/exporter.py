@@ -13,12 +13,12 @@ from absl import logging
 from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.files import atomic_write, atomic_write_folder
 from keras_mobilevit.litert import read_card
+from tflite.compare_with_keras import Reference, compare_file, make_reference
 from tflite.formats.conversion import Conversion, prepare
 from tflite.formats.table import FORMATS, FileType, Format
-from tflite.graph.reader import kept_layers
-from tflite.reference import Reference, compare_file, make_reference
+from tflite.graph.reader import fallback_layers
 from tflite.validation import checks, tensor_errors
-from train.run.console import readable
+from train.cli.console import readable
 
 __all__ = ["convert", "make_reference", "prepare"]
 
@@ -47,7 +47,7 @@ def only_conversion(folder: Path) -> Iterator[None]:
 
 
 def check_earlier(path: Path, provenance: dict) -> None:
-    """Raises a ValueError if a path has the file of another model."""
+    """Raises a ValueError if the file at `path` was made from another model."""
     card = read_card(path)
     if not path.exists() or "model" not in card:
         return
@@ -106,12 +106,12 @@ def convert(
                 raise
             raise ValueError(f"{error} An earlier {output} stays as it was.") from error
         _write(unchecked, output, card, row.file_type)
-    _warn_of_kept_layers(card, output)
+    _warn_of_fallback_layers(card, output)
     return card
 
 
-def _kept_layers(conversion: Conversion) -> list[str]:
-    return kept_layers(conversion.graph) if conversion.graph else []
+def _fallback_layers(conversion: Conversion) -> list[str]:
+    return fallback_layers(conversion.graph) if conversion.graph else []
 
 
 def _limits(
@@ -121,7 +121,7 @@ def _limits(
     overrides = reference.task.limits
     limits: dict[str, float | None] = dict(FORMATS[file_format].limits)
     limits |= overrides.get("", {}) | overrides.get(file_format, {})
-    if _kept_layers(conversion):  # their operations may be slow on phones
+    if _fallback_layers(conversion):  # their operations may be slow on phones
         limits |= dict.fromkeys(("undelegated_ops", "rank"))
     return {name: limit for name, limit in limits.items() if limit is not None}
 
@@ -133,7 +133,7 @@ def _describe_model(conversion: Conversion, reference: Reference) -> dict:
         "task": task.name,
         "classes": task.num_classes(model),
         "rewritten": conversion.graph is not None,
-        "kept_layers": _kept_layers(conversion),
+        "kept_layers": _fallback_layers(conversion),
     }
     if task.name == "classification":
         described["activation"] = output_activation(model)
@@ -192,7 +192,7 @@ def _write(unchecked: Path, output: Path, card: dict, file_type: FileType) -> No
         card_path.write_text(readable(f"{text}\n"), "utf-8")
 
 
-def _warn_of_kept_layers(card: dict, output: Path) -> None:
+def _warn_of_fallback_layers(card: dict, output: Path) -> None:
     """Warns if layers without a rewrite have operations that are slow on phones."""
     undelegated = card.get("xnnpack", {}).get("ops_outside", {})
     slow = [f"{name} ({count})" for name, count in undelegated.items()]

@@ -17,7 +17,7 @@ from train.data.source import (
     Source,
     evenly_spaced,
     indexed_source,
-    is_litter,
+    is_ignored_file,
 )
 from train.data.unreadable import NAMED, refuse_nothing_read, with_reason
 
@@ -38,7 +38,7 @@ class ImageSet:
 
 
 def photo_folder(data: str) -> Path | None:
-    """Returns the folder of photos without classes that `--data` names, if it does.
+    """Returns the folder of photos without classes named by `--data`, or `None`.
 
     `data` is the path of a folder, or `folder:PATH`. With folders `train` or
     `validation` inside, `folder:PATH` has classes.
@@ -56,7 +56,7 @@ def photo_folder(data: str) -> Path | None:
 def _photo_source(path: Path) -> Source:
     """Opens a folder of photos without classes; each split has all of them."""
     entries = sorted(path.iterdir())
-    entries = [entry for entry in entries if not is_litter(entry.name)]
+    entries = [entry for entry in entries if not is_ignored_file(entry.name)]
     files = [f for f in entries if f.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         folders = [f.name for f in entries if f.is_dir()]

@@ -7,13 +7,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_mobilevit.calls import is_listed
+from keras_mobilevit.calls import is_functional
 from keras_mobilevit.configs import VARIANTS, get_variant
 from keras_mobilevit.files import read_text
 from keras_mobilevit.preprocessing import decode_predictions
 from keras_mobilevit.value_range import input_max
 from keras_mobilevit.weights.file_formats import load_model_file
-from tflite.suites.baselines import BASELINES
+from tflite.baselines import BASELINES
 from tflite.tasks import registry
 
 CHANNELS = (1, 3)
@@ -99,7 +99,7 @@ def _load(path: str) -> keras.Model:
 
 def _load_keras_file(path: str) -> keras.Model:
     loaded = _load(path)
-    if not is_listed(loaded):
+    if not is_functional(loaded):
         raise ValueError(
             f"{path} is a model of the class {type(loaded).__name__}, whose call() is "
             "custom code. Build it as keras.Model(inputs, outputs) or "
@@ -224,7 +224,7 @@ def labels_beside(path: str, classes: int) -> list[str]:
     if labels and len(labels) != classes:
         raise ValueError(
             f"{file} names {len(labels)} classes, but {path} has {classes}. "
-            "Move away the file that does not belong to the other."
+            "Remove labels.txt, or put it beside its own model."
         )
     return labels
 

@@ -23,7 +23,7 @@ class Data:
     """The images of a conversion, as `--data` names them."""
 
     validation: str  # images to compare and score files on
-    calibration: str | None  # they set the ranges of int8; None if unknown
+    calibration: str | None  # images that set the int8 ranges; None if unknown
     crop: float  # the fraction of an image's short side that the center crop keeps
 
 
@@ -168,7 +168,10 @@ def training_config(model: str) -> TrainConfig | None:
 
 
 def data_from_flags(args) -> Data:
-    """Returns the images of a conversion, which formats with 8 bits restrict."""
+    """Returns the images of a conversion.
+
+    Raises a ValueError if they do not suit an 8-bit format.
+    """
     config = training_config(args.model)
     trained_on = config.data if config else None
     # Photos without classes are not what the model was trained on.

@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 from absl import logging
 
+from tflite.compare_with_keras import Reference, make_reference
 from tflite.exporter import check_earlier, convert
 from tflite.formats.conversion import Conversion, prepare
 from tflite.formats.coreml.options import IMAGENET_CLASSES, core_ml_from_options
@@ -22,7 +23,6 @@ from tflite.models import (
     load_model,
 )
 from tflite.options import Options, training_config
-from tflite.reference import Reference, make_reference
 from tflite.tasks import registry
 from tflite.tasks.task import Task
 from train.config import TrainConfig, make_config
@@ -42,9 +42,9 @@ def _load_model(options: Options) -> keras.Model:
 
 
 def settle_size(options: Options, model: keras.Model) -> Options:
-    """Returns options whose size is settled.
+    """Returns options with the image size filled in.
 
-    It is that of the flags, or the only one that the model takes, or that of the
+    It is the size of the flags, or the only one that the model takes, or that of the
     training's evaluation, or the default of the model's task.
     """
     size = options.size or next(iter(options.core_ml.sizes), None) or fixed_size(model)
@@ -55,7 +55,7 @@ def settle_size(options: Options, model: keras.Model) -> Options:
 
 
 def select_tasks(options: Options, model: keras.Model) -> dict[FileType, Task]:
-    """Returns what each type of file returns, and refuses flags of other models."""
+    """Chooses the conversion task of each file type; rejects flags of other models."""
     row = registry.row_of(model)
     for flag in registry.output_flags():
         if flag.name not in options.variants:
@@ -216,7 +216,7 @@ def _make_references(
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a format."""
+    """The result of the conversion to one format."""
 
     name: str  # a key of `FORMATS`
     path: Path

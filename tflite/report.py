@@ -36,8 +36,8 @@ from tflite.report_rows import (
     not_measured,
     read_measurements,
 )
-from train.run.command import run_command
-from train.run.console import readable
+from train.cli.command import run_command
+from train.cli.console import readable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -31,8 +31,8 @@ from absl import flags, logging
 from tflite.drivers.measurement import MEASURED
 from tflite.report import html_page
 from tflite.validation.checksum import sha256
-from train.run.command import run_command
-from train.run.console import quiet_libraries
+from train.cli.command import run_command
+from train.cli.console import quiet_libraries
 
 if TYPE_CHECKING:
     import keras

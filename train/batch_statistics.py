@@ -47,8 +47,8 @@ def learn_over_steps(
 ) -> list[str]:
     """Lets layers that see too few values use the statistics of successive steps.
 
-    Frozen layers keep their statistics. Several devices share theirs. Returns the
-    names.
+    Frozen layers keep their statistics. Devices share these statistics. Returns the
+    names of the changed layers.
     """
     found: dict[str, tuple] = {}
     for shape in set(shapes):

@@ -65,7 +65,7 @@ def _define_data_flags(flag_values: flags.FlagValues) -> None:
         "cache",
         False,
         "Read the files of folder:PATH once and keep them in memory, encoded as they "
-        "are. Helps with slow storage; Linux already does it for local disks.",
+        "are. Helps with slow storage; Linux already caches local files.",
         flag_values=flag_values,
     )
 

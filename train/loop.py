@@ -201,9 +201,10 @@ def train_and_evaluate(
     """Trains for the configured epochs, evaluates after each, and saves as it goes.
 
     An interrupted run continues from its last checkpoint, also within an epoch, with
-    the images that an uninterrupted run has there. SIGTERM saves and stops the run with
-    `Preempted`, on all workers if one of them receives it. Only the chief writes into
-    `workdir` and returns records, one for each epoch; all workers read there.
+    the images that an uninterrupted run would use at that step. SIGTERM saves and stops
+    the run with `Preempted`, on all workers if one of them receives it. Only the chief
+    writes into `workdir` and returns records, one for each epoch; all workers read
+    there.
     """
     strategy = strategy or tf.distribute.get_strategy()
     run = Run(task, config, source, Path(workdir).expanduser(), strategy)

@@ -39,12 +39,12 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 from absl import flags, logging
 
+from train.cli.command import run_command
+from train.cli.console import quiet_libraries
 from train.config import TrainConfig
 from train.data.registry import load_source
 from train.distribution.devices import Devices, devices_from_flags
 from train.flags import config_from_flags, flag_groups
-from train.run.command import run_command
-from train.run.console import quiet_libraries
 from train.run.progress import PREEMPTED, Preempted, end_on_sigterm
 from train.tasks.registry import load_task
 

@@ -16,7 +16,7 @@ from train.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a training step updates."""
+    """The variables that a training step updates."""
 
     model: keras.Model  # computes in `config.precision`
     ema_model: keras.Model  # average of weights and statistics, in float32

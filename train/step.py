@@ -54,10 +54,10 @@ def make_train_step(
     step on one device; on TPUs it always does. It returns sums over the batches and all
     replicas:
 
-    - `loss`: of the examples, each times its weight
+    - `loss`: weighted sum of the examples' losses
     - `count`: number of the examples with a weight
     - `not_finite`: steps and replicas whose loss or gradients are NaN or infinite
-    - `stop`: the number; so each worker learns that another was asked to stop
+    - `stop`: the number; it tells every worker when one was asked to stop
     """
     one_step = _one_step(task, config, state, strategy.num_replicas_in_sync)
 

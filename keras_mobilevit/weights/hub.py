@@ -36,7 +36,7 @@ class HubFile:
 
 
 # ImageNet-1k, ported to RGB by timm. Apple's license, see docs/weights.md.
-IMAGENET = {
+IMAGENET_FILES = {
     "mobilevit_xxs": HubFile(
         "timm/mobilevit_xxs.cvnets_in1k", "26e21ac95801b64f865338915b29721e59be50e3"
     ),
@@ -53,7 +53,7 @@ IMAGENET = {
 }
 
 # DeepLabv3 on PASCAL VOC 2012, 21 classes, transformers' names. Apple's license.
-VOC = {
+VOC_FILES = {
     # The safetensors file exists only in a pull request, and its commit and hash are
     # not known. Its content is compared only with the Hub's ETag.
     "mobilevit_xxs": HubFile("apple/deeplabv3-mobilevit-xx-small", "refs/pr/2"),
@@ -69,7 +69,7 @@ VOC = {
 
 # SSDLite at 320x320 on COCO, 80 classes. Apple's license. Apple publishes neither a
 # checksum nor a version, so the content cannot be pinned.
-COCO = "https://docs-assets.developer.apple.com/ml-research/models/cvnets/detection"
+COCO_URL = "https://docs-assets.developer.apple.com/ml-research/models/cvnets/detection"
 
 # Git's SHA-1 of Apple's classifiers: mobilevit_xxs.pt, _xs.pt and _s.pt.
 APPLE_BLOBS = (
@@ -128,13 +128,13 @@ def fetch(file: HubFile) -> Path:
     """
     import huggingface_hub
 
-    repo, commit = file.repository, file.revision
-    path = huggingface_hub.try_to_load_from_cache(repo, FILENAME, revision=commit)
+    repo, revision = file.repository, file.revision
+    path = huggingface_hub.try_to_load_from_cache(repo, FILENAME, revision=revision)
     if not isinstance(path, str):
-        url = huggingface_hub.hf_hub_url(repo, FILENAME, revision=commit)
+        url = huggingface_hub.hf_hub_url(repo, FILENAME, revision=revision)
         try:
             _require_network(url)
-            path = huggingface_hub.hf_hub_download(repo, FILENAME, revision=commit)
+            path = huggingface_hub.hf_hub_download(repo, FILENAME, revision=revision)
         except Exception as error:  # network, Hub and disk raise many types
             raise _not_downloaded(f"{FILENAME} of {repo}", url, error) from error
     _verify(file, Path(path))
@@ -163,7 +163,7 @@ def _fetch_coco(variant: str) -> Path:
     path = _coco_path(variant)
     if path.exists():
         return path
-    url = f"{COCO}/{path.name}"
+    url = f"{COCO_URL}/{path.name}"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_write(path) as temporary:
@@ -197,7 +197,7 @@ def weights_file(weights: str | os.PathLike, variant: str) -> Path:
         return _fetch_coco(variant)
     if weights not in ("imagenet", "voc"):
         return Path(weights)
-    files = IMAGENET if weights == "imagenet" else VOC
+    files = IMAGENET_FILES if weights == "imagenet" else VOC_FILES
     if variant not in files:
         raise ValueError(
             f'There are no weights "{weights}" of {variant!r}. '

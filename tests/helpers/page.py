@@ -10,7 +10,7 @@ from tests.helpers import chromium
 from tests.helpers.chromium import Chromium
 from tflite.drivers import browser_server
 from tflite.drivers.browser_server import BrowserOptions, PageServer
-from tflite.formats.litert import tflite_content
+from tflite.formats.to_tflite import tflite_content
 
 SIZE = 64  # side of the images that `converted` files take
 WASM = BrowserOptions(accelerators=("wasm",), runs=2)

@@ -49,7 +49,7 @@ def server(tmp_path, monkeypatch):
         yield server
 
 
-def publish(server, variant: str, content: bytes, files=hub.IMAGENET) -> str:
+def publish(server, variant: str, content: bytes, files=hub.IMAGENET_FILES) -> str:
     """Serves a file as the weights of a variant and returns its name."""
     name = f"{files[variant].repository}/{hub.FILENAME}"
     server.files[name] = content
@@ -58,11 +58,11 @@ def publish(server, variant: str, content: bytes, files=hub.IMAGENET) -> str:
 
 def pin(monkeypatch, variant: str, content: bytes) -> None:
     """Makes this content the expected one of a variant."""
-    file = hub.IMAGENET[variant]
+    file = hub.IMAGENET_FILES[variant]
     if file.sha256:
         sha256 = hashlib.sha256(content).hexdigest()
         pinned = hub.HubFile(file.repository, file.revision, sha256)
-        monkeypatch.setitem(hub.IMAGENET, variant, pinned)
+        monkeypatch.setitem(hub.IMAGENET_FILES, variant, pinned)
 
 
 def leftovers(tmp_path) -> list[str]:
@@ -86,7 +86,7 @@ def test_content_is_pinned(weights: str, variant: str, server):
 
     Of VOC's XXS neither commit nor hash is known.
     """
-    files = hub.IMAGENET if weights == "imagenet" else hub.VOC
+    files = hub.IMAGENET_FILES if weights == "imagenet" else hub.VOC_FILES
     publish(server, variant, b"another content", files)
     try:
         hub.weights_file(weights, variant)
@@ -126,7 +126,7 @@ def test_imagenet_weights_give_the_logits_of_timm(
 
 def test_voc_weights_give_the_logits_of_transformers(server, tmp_path):
     content = write_segmenter(tmp_path).read_bytes()
-    publish(server, "mobilevit_xxs", content, hub.VOC)
+    publish(server, "mobilevit_xxs", content, hub.VOC_FILES)
     check_segmenter(build_segmenter("voc", 16), 16)
     requests = len(server.requests)
     again = hub.weights_file("voc", "mobilevit_xxs")
@@ -136,7 +136,7 @@ def test_voc_weights_give_the_logits_of_transformers(server, tmp_path):
 
 
 def test_an_unknown_segmenter_is_refused(server):
-    publish(server, "mobilevit_s", CONTENT, hub.VOC)
+    publish(server, "mobilevit_s", CONTENT, hub.VOC_FILES)
     with pytest.raises(ValueError, match="Expected: 5b12c75c.*has changed since"):
         hub.weights_file("voc", "mobilevit_s")
 

@@ -12,7 +12,7 @@ import pytest
 import keras_mobilevit
 from keras_mobilevit.__main__ import main
 from keras_mobilevit.drawing import class_color
-from keras_mobilevit.predict import best_classes
+from keras_mobilevit.predict import top_classes
 from tests.helpers.image_files import pil_file
 
 ROOT = Path(__file__).parents[2]
@@ -91,11 +91,11 @@ def test_errors(arguments, message, folder, monkeypatch, capsys):
 
 def test_other_labels_are_refused():
     with pytest.raises(ValueError, match="2 class names for 3 classes"):
-        best_classes(np.array([0.1, 0.2, 0.7]), ["cat", "dog"])
+        top_classes(np.array([0.1, 0.2, 0.7]), ["cat", "dog"])
 
 
 def test_without_names_classes_have_numbers():
-    best = best_classes(np.array([0.1, 0.2, 0.7]), None)
+    best = top_classes(np.array([0.1, 0.2, 0.7]), None)
     assert best == [("class 2", 0.7), ("class 1", 0.2), ("class 0", 0.1)]
 
 
@@ -230,7 +230,7 @@ def test_colors_of_classes_differ():
     colors = np.array([class_color(label) for label in range(21)])
     apart = np.abs(colors[:, None] - colors[None]).sum(axis=-1)
     assert apart[np.triu_indices(21, 1)].min() > 80
-    assert np.diagonal(apart, 1).min() > 150  # neighbours
+    assert np.diagonal(apart, 1).min() > 150  # neighbors
 
 
 def save_head(folder: Path, activation, values, names: str, shape=(32, 32, 3)) -> Path:

@@ -120,7 +120,7 @@ def test_published_detectors(tmp_path, monkeypatch):
     """A folder replaces Apple's server."""
     served, home = tmp_path / "served", tmp_path / "home"
     served.mkdir()
-    monkeypatch.setattr(hub, "COCO", served.as_uri())
+    monkeypatch.setattr(hub, "COCO_URL", served.as_uri())
     monkeypatch.setattr(hub, "_check_has_torch", lambda: None)
     monkeypatch.setenv("KERAS_HOME", str(home))
     with pytest.raises(OSError, match=r"fetch file:.*ssd_mobilevit_s_320\.pt on"):
@@ -138,7 +138,7 @@ def test_published_detectors(tmp_path, monkeypatch):
 
 
 def test_published_detectors_without_pytorch(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "COCO", "file:///nowhere")  # it is not used
+    monkeypatch.setattr(hub, "COCO_URL", "file:///nowhere")  # it is not used
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match="pip install torch.*imagenet.*random"):

@@ -55,7 +55,9 @@ def test_the_range_of_an_idiom_is_found_without_a_warning(name: str):
 )
 def test_a_model_that_does_not_scale_its_images_warns(function):
     """It may have been trained on any range."""
-    with pytest.warns(UserWarning, match=r"does not scale them. Assumed: \[0, 1\]"):
+    with pytest.warns(
+        UserWarning, match=r"does not scale its images. Assumed: \[0, 1\]"
+    ):
         assert input_max(model_of(function)) == 1
 
 

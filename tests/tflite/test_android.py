@@ -74,7 +74,7 @@ def make_session(phone, tmp_path, kind="classic", fault=None, **options):
     device = adb.Device(phone.address)
     return android.Session(
         device,
-        android_device.read_facts(device),
+        android_device.read_device_info(device),
         {kind: str(tool)},
         AndroidOptions(cool_down=0.0, **options),
     )
@@ -83,7 +83,7 @@ def make_session(phone, tmp_path, kind="classic", fault=None, **options):
 def test_the_device_is_read(start_phone):
     phone = start_phone(dumpsys={"thermalservice": "Thermal Status: 2\n"})
     device = adb.find_device()
-    facts = android_device.read_facts(device)
+    facts = android_device.read_device_info(device)
     assert facts.serial == phone.address
     assert facts.title == "Google Pixel 8 Pro, Google Tensor G3, Android 15"
     assert (facts.abi, facts.sdk, facts.cores) == ("arm64-v8a", "35", os.cpu_count())

@@ -12,11 +12,7 @@ from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.graphs import random_images, randomized, run_graph
 from tflite import exporter as conversion
 from tflite import models
-from tflite.formats.table import FORMATS
-from tflite.graph.reader import read_model
-from tflite.graph.rewrites import deployment_graph
-from tflite.graph.tf_ops import ACTIVATIONS
-from tflite.suites.baselines import (
+from tflite.baselines import (
     BASELINES,
     DEIT_TINY,
     PIT_TINY,
@@ -26,6 +22,10 @@ from tflite.suites.baselines import (
     _transformer_layer,
     build_vit,
 )
+from tflite.formats.table import FORMATS
+from tflite.graph.reader import read_model
+from tflite.graph.rewrites import deployment_graph
+from tflite.graph.tf_ops import ACTIVATIONS
 from tflite.suites.suites import PAPER
 from tflite.validation import op_stats
 

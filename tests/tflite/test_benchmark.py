@@ -20,7 +20,7 @@ from tflite.drivers.host import Candidate, HostOptions
 from tflite.drivers.measurement import Measurement
 from tflite.drivers.runtimes import RUNTIMES
 from tflite.formats.coreml import package as package_module
-from tflite.formats.litert import tflite_content
+from tflite.formats.to_tflite import tflite_content
 from tflite.suites import conversion as suite_conversion
 from tflite.suites import suites
 from tflite.validation.checksum import sha256

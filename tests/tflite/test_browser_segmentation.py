@@ -314,5 +314,5 @@ def test_webgpu_takes_segmenters_whole(network_files, tmp_path):
         assert measurement.status == "measured", measurement.reason
         assert measurement.fully_accelerated
     assert logits.max_abs_difference <= 1e-3
-    assert classes.unlabelled_class is None
+    assert classes.unlabeled_class is None
     assert classes.max_abs_difference <= 0.01

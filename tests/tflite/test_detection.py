@@ -20,7 +20,7 @@ from tests.helpers.networks import build_detector
 from tests.helpers.options import make_options
 from tflite import exporter as conversion
 from tflite import models
-from tflite.formats import litert as converter
+from tflite.formats import to_tflite as converter
 from tflite.formats.conversion import outputs_as_list
 from tflite.formats.table import COREML, FORMATS, TFLITE, formats_of
 from tflite.images import load_images

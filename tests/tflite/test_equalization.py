@@ -16,9 +16,9 @@ from keras_mobilevit.litert import LiteRTModel
 from keras_mobilevit.ssdlite import SSDLite
 from tflite import exporter as conversion
 from tflite.formats import bias_correction, calibration, equalization
-from tflite.formats.litert import tflite_content, trace_graph
 from tflite.formats.quantize import integer_recipe, mixed_recipe, quantize
 from tflite.formats.table import FORMATS
+from tflite.formats.to_tflite import tflite_content, trace_graph
 from tflite.graph import tf_ops
 from tflite.graph.graph import Graph, Node
 from tflite.graph.reader import read_model

@@ -16,7 +16,7 @@ from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.idioms import IDIOMS, SIZE, head, image, scaled
 from tflite import exporter as conversion
 from tflite import models
-from tflite.formats import litert as converter
+from tflite.formats import to_tflite as converter
 from tflite.images import ImageSet
 
 # Not every small network here scales its images, which the library warns of.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tflite.formats import calibration
-from tflite.formats.litert import tflite_content, trace_graph
 from tflite.formats.quantize import integer_recipe, quantize
+from tflite.formats.to_tflite import tflite_content, trace_graph
 from tflite.graph.graph import Graph, Node
 from tflite.validation import tensor_errors
 

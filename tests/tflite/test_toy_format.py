@@ -9,9 +9,9 @@ import pytest
 
 from tests.helpers.options import make_options
 from tflite import exporter, pipeline
+from tflite.compare_with_keras import make_reference
 from tflite.formats.table import FORMATS, FileType, Format, formats_of
 from tflite.images import ImageSet
-from tflite.reference import make_reference
 
 # A toy format: the kernel and bias of a network's dense layer on the mean color.
 

@@ -7,10 +7,10 @@ from keras import layers
 
 from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.graphs import random_images, run_graph
-from tflite.formats.litert import tflite_content, trace_graph
+from tflite.formats.to_tflite import tflite_content, trace_graph
 from tflite.graph import tf_ops
 from tflite.graph.layers import LAYERS, Step, variables
-from tflite.graph.reader import kept_layers, read_model
+from tflite.graph.reader import fallback_layers, read_model
 
 SIZE = 8
 
@@ -57,7 +57,7 @@ def model(monkeypatch) -> keras.Model:
 def test_a_toy_layer_is_converted_to_tflite(model, tmp_path):
     graph = read_model(model, SIZE, SIZE)
     assert [node.op for node in graph.nodes.values()] == ["conv", "gain"]
-    assert kept_layers(graph) == []
+    assert fallback_layers(graph) == []
     images = random_images(SIZE, SIZE).astype(np.float32)
     expected = model(images).numpy()
     np.testing.assert_allclose(run_graph(graph, images), expected, atol=1e-3)

@@ -7,10 +7,10 @@ import pytest
 from tests.fakes.halving_task import VARIANTS
 from tests.helpers.options import make_options
 from tflite import exporter, pipeline
+from tflite.compare_with_keras import make_reference
 from tflite.formats.table import TFLITE, formats_of
 from tflite.images import ImageSet
 from tflite.models import default_size
-from tflite.reference import make_reference
 from tflite.tasks import registry
 from tflite.tasks.registry import OutputFlag, TaskRow
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.helpers.image_files import pil_file
 from tests.helpers.voc_files import examples_of, make_voc_boxes, voc_xml
 from train.data.annotation_report import AnnotationReport
-from train.data.annotations import fix_boxes
+from train.data.box_annotations import fix_boxes
 from train.data.registry import load_source
 
 NUMBERS = st.one_of(st.floats(-500, 1500), st.just(float("nan")), st.just(np.inf))

@@ -1,4 +1,4 @@
-"""Random crops, flips and colours, as functions of a seed."""
+"""Random crops, flips and colors, as functions of a seed."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_area_and_ratio_are_in_range(height, ratio, scale, seed):
 
 
 @pytest.mark.parametrize("height, width", [(30, 3000), (3000, 30)])
-def test_a_very_long_image_yields_its_centre(height, width):
+def test_a_very_long_image_yields_its_center(height, width):
     top, left, *window = draw(height, width, 1.0, [0, 0]).numpy()
     assert sorted(window) == [30, 40]
     assert max(top, left) == (3000 - 40) // 2 and min(top, left) == 0

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from train.run.console import START_UP_LINE
+from train.cli.console import START_UP_LINE
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(code: str, **environment) -> subprocess.CompletedProcess:
     """Runs Python code in which `quiet_libraries` is imported."""
-    prelude = "import os, sys\nfrom train.run.console import quiet_libraries\n"
+    prelude = "import os, sys\nfrom train.cli.console import quiet_libraries\n"
     return subprocess.run(
         [sys.executable, "-c", prelude + code],
         cwd=ROOT,
@@ -103,7 +103,7 @@ def test_a_process_that_outlives_the_context_does_not_delay_it():
 def test_warnings_are_logged_once_and_messages_are_short():
     code = (
         "from absl import logging\n"
-        "from train.run.console import set_up_logging\n"
+        "from train.cli.console import set_up_logging\n"
         "set_up_logging()\n"
         "logging.set_verbosity(logging.INFO)\n"
         "for i in range(2):\n"

@@ -277,7 +277,7 @@ def test_camvid():
 
 
 def test_scenes_have_exact_masks():
-    """The ground is one colour, and each digit another."""
+    """The ground is one color, and each digit another."""
     source = mask_scene_source(counts={"train": 1, "validation": 30})
     assert source.class_names == ("background", *"0123456789")
     for example in examples_of(source, "validation"):
@@ -333,14 +333,14 @@ def test_scales_and_aspects_that_are_drawn():
 
 
 def blobs(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Makes a mask of large patches, and an image whose colours tell the class."""
+    """Makes a mask of large patches, and an image whose colors tell the class."""
     coarse = np.random.default_rng(0).integers(0, 4, (4, 5))
     mask = np.kron(coarse, np.ones((height // 4, width // 5), int)).astype(np.uint8)
     return np.stack([60 + 40 * mask] * 3, axis=-1).astype(np.uint8), mask
 
 
 def agreement(image: np.ndarray, mask: np.ndarray) -> float:
-    """Returns the part of the pixels with the colour of their class."""
+    """Returns the part of the pixels with the color of their class."""
     expected = np.where(mask == IGNORE_INDEX, 0, 60 + 40 * mask.astype(int))
     return (np.abs(image[..., 0].astype(int) - expected) < 20).mean()
 

@@ -76,7 +76,7 @@ def outputs_of(objects, size: int, classes: int) -> dict[str, np.ndarray]:
 
 
 def is_drawn(picture, box, label: int) -> bool:
-    """Tells whether all four edges of a box have its class's colour."""
+    """Tells whether all four edges of a box have its class's color."""
     height, width = picture.shape[:2]
     corners = np.array(box) * [width, height, width, height]
     x1, y1, x2, y2 = corners.round().astype(int)

@@ -105,7 +105,7 @@ def test_scores_are_those_of_counted_pixels(masks, found):
 
 @settings(max_examples=60, deadline=None)
 @given(*[st.tuples(st.integers(1, 40), st.integers(1, 40))] * 2)
-def test_each_pixel_gets_the_class_at_its_centre(map_size, image_size):
+def test_each_pixel_gets_the_class_at_its_center(map_size, image_size):
     class_map = np.arange(np.prod(map_size)).reshape(map_size)
     found = metric.classes_at_pixels(class_map, image_size)
     rows, columns = (

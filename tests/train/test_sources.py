@@ -126,9 +126,9 @@ def test_one_class_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "litter", [".ipynb_checkpoints", "__MACOSX", "@eaDir", ".git", "#recycle"]
+    "ignored", [".ipynb_checkpoints", "__MACOSX", "@eaDir", ".git", "#recycle"]
 )
-def test_folders_of_systems_and_tools_are_no_classes(litter, tmp_path, caplog):
+def test_folders_of_systems_and_tools_are_no_classes(ignored, tmp_path, caplog):
     photos = {
         "1.png": PNG,
         "._1.png": b"AppleDouble",
@@ -136,15 +136,15 @@ def test_folders_of_systems_and_tools_are_no_classes(litter, tmp_path, caplog):
         ".DS_Store": b"",
     }
     make_folder(tmp_path, {"a": photos, "b": {"1.png": PNG}})
-    (tmp_path / "train" / litter).mkdir()
-    (tmp_path / "train" / litter / "1-checkpoint.png").write_bytes(PNG)
+    (tmp_path / "train" / ignored).mkdir()
+    (tmp_path / "train" / ignored / "1-checkpoint.png").write_bytes(PNG)
     (tmp_path / "train" / "._a").write_bytes(b"AppleDouble")
     with caplog.at_level("WARNING", logger="absl"):
         source = load_source("classification", f"folder:{tmp_path}")
     assert source.class_names == ("a", "b")
     assert source.num_examples == {"train": 2, "validation": 2}
     assert "train: skipped hidden files and files of a system or tool" in caplog.text
-    for name in (litter, "._a", "a/._1.png", "a/Thumbs.db", "a/.DS_Store"):
+    for name in (ignored, "._a", "a/._1.png", "a/Thumbs.db", "a/.DS_Store"):
         assert name in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Measures files on an Android device with its `benchmark_model`."""
+"""Measures files on an Android device with TFLite's `benchmark_model`."""
 
 import dataclasses
 import itertools
@@ -16,10 +16,10 @@ from tflite.drivers import adb, benchmark_tool
 from tflite.drivers.adb import AdbError, AdbTimeout, Device
 from tflite.drivers.android_device import (
     FOLDER,
-    Facts,
+    DeviceInfo,
     RemoteCache,
     cool_down,
-    read_facts,
+    read_device_info,
     read_state,
 )
 from tflite.drivers.measurement import NOT_MEASURED, Measurement, print_progress
@@ -127,7 +127,7 @@ class Session:
     """Measures files on one device."""
 
     device: Device
-    facts: Facts
+    info: DeviceInfo
     programs: dict[str, str]  # paths on this machine, by their names in `TOOLS`
     options: AndroidOptions
 
@@ -157,21 +157,21 @@ class Session:
             self._stop_programs()
             fields = {"status": NOT_MEASURED, "reason": str(error)}
         after = read_state(self.device)
-        warnings = before.warnings(self.facts) + after.warnings(self.facts)
+        warnings = before.warnings(self.info) + after.warnings(self.info)
         return AndroidMeasurement(
             file=str(path),
             sha256=graph.sha256,
             accelerator=accelerator,
             num_threads=self.options.num_threads,
-            device=self.facts.title,
-            device_id=self.facts.serial,
+            device=self.info.title,
+            device_id=self.info.serial,
             tool=tool,
             tool_sha256=program.sha256,
             cpu_mask=self.options.cpu_mask,
             tool_flags=list(self.options.tool_flags),
             command=command,
             repeat=repeat,
-            facts=dataclasses.asdict(self.facts),
+            facts=dataclasses.asdict(self.info),
             before=dataclasses.asdict(before),
             after=dataclasses.asdict(after),
             warnings=list(dict.fromkeys(warnings)),
@@ -239,18 +239,18 @@ def measure(paths: list[str], options: AndroidOptions) -> Iterator[AndroidMeasur
     """Measures files on the device that the options name, and prints each result."""
     adb.use_client(options.adb)
     device = adb.find_device(options.serial)
-    facts = read_facts(device)
-    print(f"{facts.title} ({device.serial})", file=sys.stderr, flush=True)
-    if facts.cores and options.num_threads > facts.cores:
+    info = read_device_info(device)
+    print(f"{info.title} ({device.serial})", file=sys.stderr, flush=True)
+    if info.cores and options.num_threads > info.cores:
         raise ValueError(
-            f"{facts.model} has {facts.cores} cores. "
+            f"{info.model} has {info.cores} cores. "
             f"Received: --num_threads={options.num_threads}."
         )
     programs = {
-        name: options.benchmark_binary or str(benchmark_tool.download(name, facts.abi))
+        name: options.benchmark_binary or str(benchmark_tool.download(name, info.abi))
         for name in options.tools
     }
-    with Session(device, facts, programs, options) as session:
+    with Session(device, info, programs, options) as session:
         try:
             for measurement in measure_all(session, paths):
                 print_progress(measurement)

@@ -23,8 +23,8 @@ DIGESTS = {"sha256sum": "sha256", "md5sum": "md5"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
-    """What a device is."""
+class DeviceInfo:
+    """The model, chip and system of a device."""
 
     serial: str  # in adb
     model: str  # manufacturer and name
@@ -52,15 +52,15 @@ class State:
     thermal: str | None  # one of `THERMAL`
     allowed_mhz: list[int]  # frequency that each core may reach now
 
-    def warnings(self, facts: Facts) -> list[str]:
+    def warnings(self, info: DeviceInfo) -> list[str]:
         """Returns what makes a measurement doubtful."""
         found = []
         if self.thermal not in (None, "none"):
             found.append(f"throttled: thermal status {self.thermal}")
         if self.battery_celsius is not None and self.battery_celsius >= HOT_CELSIUS:
             found.append(f"hot: battery at {self.battery_celsius} °C")
-        if any(now < most for now, most in zip(self.allowed_mhz, facts.max_mhz)):
-            found.append(f"cores may reach {self.allowed_mhz} MHz of {facts.max_mhz}")
+        if any(now < most for now, most in zip(self.allowed_mhz, info.max_mhz)):
+            found.append(f"cores may reach {self.allowed_mhz} MHz of {info.max_mhz}")
         percent = self.battery_percent
         if percent is not None and percent < LOW_BATTERY_PERCENT:
             found.append(f"battery at {percent} %")
@@ -74,8 +74,8 @@ def _frequencies(device: Device, name: str) -> list[int]:
     return [int(line) // 1000 for line in output.split() if line.isdecimal()]
 
 
-def read_facts(device: Device) -> Facts:
-    """Reads what a device is."""
+def read_device_info(device: Device) -> DeviceInfo:
+    """Reads the model, chip and system of a device."""
 
     def prop(name: str) -> str:
         return printable(device.shell_output(f"getprop {name}"))
@@ -83,7 +83,7 @@ def read_facts(device: Device) -> Facts:
     maker, model = prop("ro.product.manufacturer"), prop("ro.product.model")
     soc = f"{prop('ro.soc.manufacturer')} {prop('ro.soc.model')}".strip()
     cores = device.shell_output("ls -d /sys/devices/system/cpu/cpu[0-9]*").split()
-    return Facts(
+    return DeviceInfo(
         serial=device.serial,
         model=model if model.lower().startswith(maker.lower()) else f"{maker} {model}",
         soc=soc or prop("ro.board.platform"),

@@ -40,7 +40,7 @@ class BrowserMeasurement(Measurement):
     classes_compared: int | None = None  # classes in LiteRT's class map
     # A class without a label in the class map. WebGPU's argmax once took the zeros that
     # pad the logits for a class.
-    unlabelled_class: int | None = None
+    unlabeled_class: int | None = None
     visit: str = ""  # random name of one measurement by one page
 
     def notes(self) -> list[str]:
@@ -50,8 +50,8 @@ class BrowserMeasurement(Measurement):
             found.append("the clock is coarse: the page is not on HTTPS or localhost")
         if self.classes_compared == 1:
             found.append("the test image has one class: the comparison says little")
-        if self.unlabelled_class is not None:
-            found.append(f"class {self.unlabelled_class} of its output has no label")
+        if self.unlabeled_class is not None:
+            found.append(f"class {self.unlabeled_class} of its output has no label")
         difference, largest = self.max_abs_difference, self.max_abs_output
         if difference is None or largest is None or difference <= TOLERANCE * largest:
             return found
@@ -144,7 +144,7 @@ def _comparison(file: PageFile, outputs: np.ndarray) -> dict:
             "max_abs_difference": float(np.mean(outputs != file.outputs)),
             "max_abs_output": 1.0,
             "classes_compared": len(np.unique(file.outputs)),
-            "unlabelled_class": last if labels and last >= labels else None,
+            "unlabeled_class": last if labels and last >= labels else None,
         }
     return {
         "max_abs_difference": float(np.abs(outputs - file.outputs).max()),

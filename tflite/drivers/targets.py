@@ -1,4 +1,4 @@
-"""What can measure files, as one table."""
+"""The table of the kinds of devices that can measure files."""
 
 import dataclasses
 from collections.abc import Callable, Iterator

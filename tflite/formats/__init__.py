@@ -2,5 +2,6 @@
 
 `table.py` has one row a format and loads no TensorFlow; the other modules do the work.
 `coreml/` makes Core ML packages.
-May import `tflite.graph`, `tflite.tasks` and `tflite.validation`.
+May import `keras_mobilevit`, `tflite.graph`, `tflite.tasks`, `tflite.validation` and
+`tflite.models`; to fine-tune, also `train.config`, `train.data` and `train.tasks`.
 """

@@ -14,7 +14,7 @@ from keras_mobilevit import value_range
 from tflite.formats.bias_correction import correct_biases
 from tflite.formats.calibration import measure_channels, measure_ranges, swish_floors
 from tflite.formats.equalization import equalize
-from tflite.formats.litert import tflite_content, trace_graph, trace_model
+from tflite.formats.to_tflite import tflite_content, trace_graph, trace_model
 from tflite.graph.graph import Graph
 from tflite.graph.reader import outputs_of, read_model
 from tflite.graph.rewrites import deployment_graph

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tflite.formats.conversion import Conversion
 from tflite.graph import tf_ops
 from tflite.graph.graph import Graph, Node
-from tflite.graph.reader import kept_layers
+from tflite.graph.reader import fallback_layers
 from tflite.models import has_classes_of
 from tflite.tasks.classification.task import output_name
 from train.config import TrainConfig
@@ -258,7 +258,7 @@ def _with_weights(graph: Graph, weights: dict) -> Graph:
 
 @dataclasses.dataclass(frozen=True)
 class FineTuning:
-    """How int8-qat trains a network, whose classes are `labels`.
+    """The training of a network by int8-qat; its classes are `labels`.
 
     `config` has the schedule of the fine-tuning; `data` is a value of `--data`.
     """
@@ -276,7 +276,7 @@ def fine_tune_conversion(conversion: Conversion, settings: FineTuning) -> Graph:
     graph = conversion.graph
     if graph is None:
         raise ValueError("int8-qat trains the rewritten network: remove --no_rewrite.")
-    kept = kept_layers(graph)
+    kept = fallback_layers(graph)
     if kept:
         raise ValueError(
             f"int8-qat cannot train the layers {', '.join(kept)}, which have no "

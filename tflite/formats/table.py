@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class FileType:
-    """What is done with files of one suffix, whatever their precision.
+    """The operations on files of one suffix, at any precision.
 
     Attributes:
-        save: writes what a format built to a path.
-        describe: from a path, the `Task`, the names of the outputs and the images'
-            largest value to the card; at least `foreign_ops`, `max_rank`, `bytes` and
-            `sha256`.
-        run: from a path, images (uint8 `[images, height, width, 3]`), the same images
-            in the network's range in float32, and the names of the outputs to the
-            outputs `{name: [images, ...]}`.
-        check_device: from a path and images as for `run`, and whether `--check_gpu` is
-            given, to entries of the card: what other processors do with the file.
-        summary: from a card to words for the line that is printed.
-        sizes: sides of the images that the files take.
+        save: writes the result of `Format.build` to a path.
+        describe: takes a path, the `Task`, the names of the outputs and the images'
+            largest value; returns entries of the card, at least `foreign_ops`,
+            `max_rank`, `bytes` and `sha256`.
+        run: takes a path, images (uint8 `[images, height, width, 3]`), the same images
+            in the network's range in float32, and the names of the outputs; returns
+            the outputs `{name: [images, ...]}`.
+        check_device: takes a path, images as for `run`, and whether `--check_gpu` is
+            given; returns entries of the card on other processors.
+        summary: takes a card; returns words for the line that is printed.
+        sizes: takes the options; returns the sides of the images that the files take.
         name_parts: more parts of the files' names.
     """
 
@@ -171,13 +171,13 @@ class Format:
     """One format: a precision and a type of file.
 
     Attributes:
-        build: from a `Conversion` to what the file type saves.
+        build: takes a `Conversion`; returns what the file type saves.
         purpose: the hardware or use that it is for, in a line of help.
         limits: limits of the card, by the names of `tflite.validation.checks.CHECKS`.
         has_8_bits: whether it rounds to 8 bits or fewer, so that only images of the
             model's own kind show its loss.
-        compared_with: for a format with 8-bit activations, from a `Conversion` to the
-            one whose float file it is compared with, layer by layer.
+        compared_with: for a format with 8-bit activations. Takes a `Conversion`;
+            returns the one whose float file it is compared with, layer by layer.
     """
 
     build: Callable[[Conversion], object]

@@ -128,6 +128,6 @@ def read_model(model: keras.Model, height: int, width: int) -> Graph:
     )
 
 
-def kept_layers(graph: Graph) -> list[str]:
+def fallback_layers(graph: Graph) -> list[str]:
     """Returns the names of the layers that Keras itself computes."""
     return [node.name for node in graph.of_kind("keras")]

@@ -225,8 +225,8 @@ def _residual_stream(graph: Graph, name: str) -> set[str] | None:
     """Finds the residual stream of a node: all nodes that are added to its output.
 
     Returns the names of the linear layers that write to the stream, of the sums, and of
-    the nodes that move its tokens or add positions. `None` if another operation writes
-    to the stream, or another operation than a normalization reads it.
+    the nodes that move its tokens or add positions. Returns `None` if another operation
+    writes to the stream, or anything but a normalization reads it.
     """
     stream, open_names = set(), [name]
     while open_names:
@@ -260,7 +260,7 @@ def _center_writer(node: Node) -> Node:
     return dataclasses.replace(node, weights={"positions": centered})
 
 
-def reduce_layer_norms(graph: Graph) -> Graph:
+def layer_norms_to_rms_norms(graph: Graph) -> Graph:
     """Replaces layer normalization by RMS normalization, which subtracts no mean.
 
     In a pre-norm transformer only linear layers and positions write to the residual
@@ -319,7 +319,7 @@ REWRITES = (
     fold_rescaling,
     scale_queries,
     project_tokens,
-    reduce_layer_norms,
+    layer_norms_to_rms_norms,
     fold_norm_scales,
     merge_padding,
 )
@@ -327,7 +327,7 @@ REWRITES = (
 COREML_REWRITES = tuple(
     rewrite
     for rewrite in REWRITES
-    if rewrite not in (fold_rescaling, reduce_layer_norms)
+    if rewrite not in (fold_rescaling, layer_norms_to_rms_norms)
 )
 
 

@@ -1,5 +1,6 @@
 """Networks that are measured side by side: the paper's table 3.
 
-Holds the list, the networks in Keras and their conversion.
-May import the rest of `tflite`.
+Holds their list and their conversion; `tflite/baselines.py` builds those in Keras.
+May import `keras_mobilevit` and the rest of `tflite`. Files outside a room import only
+`suites.py`, which loads no Keras.
 """

@@ -45,7 +45,7 @@ PAPER = Suite(
     ("fp32", "int8-mixed"),
 )
 SUITES = {"paper": PAPER}
-# The networks of `tflite/suites/baselines.py`, by name: that module loads Keras.
+# The networks of `tflite/baselines.py`, by name: that module loads Keras.
 BASELINE_NAMES = [
     entry.model for entry in PAPER.entries if not entry.model.startswith("mobilevit")
 ]

@@ -1,4 +1,4 @@
-"""The tasks of conversion: what the files of each kind of network return.
+"""The tasks of conversion: the outputs of the files of each kind of network.
 
 `registry.py` has one row a task and loads no TensorFlow; a task's folder holds its
 outputs, postprocessing, score and limits.

@@ -20,8 +20,8 @@ def returned_structure(model: keras.Model):  # noqa: ANN201 - any nested structu
 def output_names(model: keras.Model) -> list[str]:
     """Returns names for the outputs, in the order of the model's outputs.
 
-    They are the keys of a dict, or those of Keras's export. TFLite sorts outputs by
-    name, so the numbers of these have leading zeros.
+    They are the keys of a dict, or names as in Keras's export. TFLite sorts outputs by
+    name, so the numbers in these names have leading zeros.
     """
     returned = returned_structure(model)
     if isinstance(returned, dict):
@@ -53,7 +53,7 @@ def _choose(model: keras.Model, variant: str) -> Task:
     }
     return Task(
         name="outputs",
-        training=TRAINING,  # it is compared on the images of a classifier
+        training=TRAINING,  # outputs are compared on the images of a classifier
         num_classes=lambda model: None,
         postprocess=_postprocess,
         reference=_postprocess,

@@ -22,8 +22,8 @@ class OutputFlag:
     Attributes:
         models: the models that it is for, in the plural.
         choices: names of the variants, the default first.
-        in_package: the variant that a Core ML package is made from.
-        in_raw_package: the same with `--raw_outputs`.
+        in_package: the variant of a Core ML package.
+        in_raw_package: the variant of a Core ML package with `--raw_outputs`.
     """
 
     name: str

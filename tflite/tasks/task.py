@@ -9,8 +9,8 @@ import numpy as np
 from train.tasks.task import Task as TrainingTask
 
 Outputs = dict[str, np.ndarray]  # {name: [images, ...]}
-# From a model and the side of its images to a function from the network's outputs, a
-# list of tensors, to {name: tensor}.
+# Takes a model and the side of its images; returns a function that takes the network's
+# outputs, a list of tensors, and returns {name: tensor}.
 MakePostprocess = Callable[[keras.Model, int], Callable[[list], dict]]
 
 # An output that is a whole picture gets one int8 scale per tensor, which is too coarse;
@@ -20,26 +20,28 @@ NOT_FOR_PICTURES = ("int8", "int8-qat")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """What the file of a network returns, and how good that is.
+    """The outputs of a network's file, and their score.
 
     Attributes:
         training: the training task; its sources and examples are used.
-        num_classes: from a model to the number of its classes, `None` if unknown.
-        postprocess: makes the function from the network's outputs for one image to
-            what a `.tflite` file returns; must be traceable.
+        num_classes: takes a model; returns the number of its classes, `None` if
+            unknown.
+        postprocess: makes the function that converts the network's outputs for one
+            image to the outputs of a `.tflite` file; it must be traceable.
         reference: makes the same function for Keras and a batch of images.
         meanings: description of each output, by name.
-        compare: from the outputs of Keras and of a file to their differences; has
+        compare: takes the outputs of Keras and of a file; returns their differences,
             at least `max_abs` and `max_abs_reference`, and `mean_abs` and `psnr_db`
             for quantities or `agreement` for classes.
         metric: name of the accuracy metric, "" if there is none.
-        score: from an `ImageSet` and its outputs to that metric in percent.
-        tolerance: from the number of images to the points that may be lost by chance.
+        score: takes an `ImageSet` and its outputs; returns that metric in percent.
+        tolerance: takes the number of images; returns the points that may be lost by
+            chance.
         excluded_formats: formats that do not fit the task.
         limits: overrides of the formats' limits: `{format: {check: limit}}`, with the
             format `""` for all; `None` removes a limit.
-        float_scopes: regular expressions; nodes whose names begin so stay in float in
-            8-bit files.
+        float_scopes: regular expressions; nodes whose names begin with a match stay in
+            float in 8-bit files.
         metadata: more entries of the card of a `.tflite` file.
         suffix: part of the names of the files, to tell variants apart.
         crops: whether an evaluation sees the center crop of an image, not all of it.
@@ -70,11 +72,11 @@ class TaskFamily:
     """The models of a task and the `Task` of each of its output variants.
 
     Attributes:
-        choose: from a model and the name of an output variant, "" for the default, to
-            the `Task`.
+        choose: takes a model and the name of an output variant, "" for the default;
+            returns the `Task`.
         default_size: side in pixels of the images of models that take any size.
-        build_model: from the name of a backbone, weights and an input shape to a
-            model; `None` if the task has no named models.
+        build_model: takes the name of a backbone, weights and an input shape; returns a
+            model. `None` if the task has no named models.
         published_labels: class names of the published weights, if they are fixed.
     """
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
-# From a card and a limit to what is wrong, or `None`.
+# Takes a card and a limit; returns what is wrong, or `None`.
 Check = Callable[[dict, float], str | None]
 
 
@@ -98,7 +98,7 @@ CHECKS: dict[str, Check] = {
     "parity": _check_parity,  # largest difference of an output
     "max_relative_error": _check_max_relative_error,  # that over the largest output
     "agreement": _at_least(  # fraction of equal objects or pixels
-        "finds the same as Keras in a fraction of only",
+        "agrees with Keras on only this fraction of the objects or pixels:",
         lambda card: card["parity"].get("agreement", 1.0),
     ),
     "psnr": _at_least(
@@ -122,7 +122,7 @@ RENAMED_CHECKS = {
 def refuse_faults(
     card: dict, limits: dict[str, float], allowed: Collection[str] = ()
 ) -> None:
-    """Raises a ValueError if a card exceeds limits, except of `allowed` checks."""
+    """Raises a ValueError if a card exceeds limits, except those in `allowed`."""
     faults = [
         f"{fault} (--allow={name})"
         for name, limit in ({"custom_ops": 0} | limits).items()

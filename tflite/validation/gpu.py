@@ -26,7 +26,7 @@ TIMEOUT_S = 600
 
 @dataclasses.dataclass(frozen=True)
 class GpuCheckResult:
-    """What the accelerator makes of a file.
+    """Result of running a file on the GPU accelerator.
 
     `driver` is the path of the Vulkan driver's description. `max_abs` is the largest
     difference between the outputs on the GPU and on the CPU; `None` if the file did not

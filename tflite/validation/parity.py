@@ -9,8 +9,8 @@ MIN_ERROR = 1e-10  # relative to the range; keeps the PSNR finite
 def compare(reference, outputs, are_probabilities: bool = False) -> dict[str, float]:
     """Compares the outputs `[images, classes]` of a classifier with Keras's.
 
-    `max_abs` and `mean_abs` are of the differences, `psnr_db`, at most 200, of the
-    outputs relative to their range. Of probabilities the first two compare the
+    `max_abs` and `mean_abs` are absolute differences. `psnr_db`, at most 200, compares
+    the outputs relative to their range. For probabilities, the first two compare
     logarithms, which are logits up to a constant: small probabilities differ too little
     to tell networks apart.
     """

@@ -1,4 +1,4 @@
-"""From a source and a plan to batches of examples that are not decoded yet.
+"""Makes batches of examples, not decoded yet, from a source and a plan.
 
 An indexed source gives any example of a batch when it is asked for. A stream is read
 in order, and cut into the same batches.

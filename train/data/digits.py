@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from train.data.annotations import Objects, box_areas, object_source
+from train.data.box_annotations import Objects, box_areas, object_source
 from train.data.masks import encode_mask
 from train.data.source import SPLITS, Source, indexed_source
 

@@ -12,7 +12,7 @@ from train.data.source import (
     Source,
     image_columns,
     indexed_source,
-    is_litter,
+    is_ignored_file,
     join_names,
     refuse_one_class,
     refuse_other_classes,
@@ -54,26 +54,26 @@ def _list_classes(path: Path, split: str) -> dict[str, list[str]]:
             f"{path}/validation/<class>/*."
         )
     others: Counter[str] = Counter()
-    litter: list[str] = []
+    ignored: list[str] = []
     classes = {}
     for child in sorted(folder.iterdir()):
-        if is_litter(child.name):
-            litter.append(child.name)
+        if is_ignored_file(child.name):
+            ignored.append(child.name)
         elif child.is_dir():
-            classes[child.name] = _list_images(child, others, litter)
+            classes[child.name] = _list_images(child, others, ignored)
         else:
             others["file outside of the class folders"] += 1
     _refuse_empty_classes(folder, classes)
-    _warn_of_skipped_files(folder, others, litter)
+    _warn_of_skipped_files(folder, others, ignored)
     return classes
 
 
-def _list_images(folder: Path, others: Counter[str], litter: list[str]) -> list[str]:
-    """Lists the images of a class; adds the rest to `others` and `litter`."""
+def _list_images(folder: Path, others: Counter[str], ignored: list[str]) -> list[str]:
+    """Lists the images of a class; adds the rest to `others` and `ignored`."""
     files = []
     for entry in sorted(folder.iterdir()):
-        if is_litter(entry.name):
-            litter.append(f"{folder.name}/{entry.name}")
+        if is_ignored_file(entry.name):
+            ignored.append(f"{folder.name}/{entry.name}")
         elif entry.is_file() and entry.suffix.lower() in IMAGE_SUFFIXES:
             files.append(str(entry))
         else:
@@ -97,13 +97,13 @@ def _refuse_empty_classes(folder: Path, classes: dict[str, list[str]]) -> None:
 
 
 def _warn_of_skipped_files(
-    folder: Path, others: Counter[str], litter: list[str]
+    folder: Path, others: Counter[str], ignored: list[str]
 ) -> None:
-    if litter:
+    if ignored:
         logging.warning(
             "%s: skipped hidden files and files of a system or tool: %s.",
             folder,
-            join_names(litter),
+            join_names(ignored),
         )
     if others:
         counts = ", ".join(f"{n} {ending}" for ending, n in others.most_common())

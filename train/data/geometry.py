@@ -92,8 +92,8 @@ def find_canvas(
 ) -> Canvas:
     """Finds the picture that an annotation was drawn on.
 
-    `stated` is the (width, height) in the annotation, or `None`, and `subject` who
-    states it, for errors: `"a.xml states"`. The size of another image is refused.
+    `stated` is the (width, height) in the annotation, or `None`. `subject` begins the
+    error message, such as "a.xml states". The size of another image is refused.
     """
     shown, stored = header.size, header.stored_size
     is_turned, has_size = header.orientation != 1, stated is not None

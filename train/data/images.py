@@ -43,7 +43,9 @@ def _refuse_too_large(size):
     """Returns the assertion that an image of (height, width) is small enough."""
     pixels = tf.reduce_prod(tf.cast(size, tf.int64))
     limit = tf.constant(image_files.MAX_PIXELS, tf.int64)
-    return tf.debugging.assert_less_equal(pixels, limit, "The image has more pixels")
+    return tf.debugging.assert_less_equal(
+        pixels, limit, "The image has more pixels than the limit"
+    )
 
 
 def _decode_png(encoded):
@@ -91,7 +93,8 @@ def _crop_turned_jpeg(encoded, window):
 def _decode_other(encoded):
     """Decodes with Pillow what TensorFlow lacks or decodes differently.
 
-    Among these are BMP with a palette, which it decodes as gray, and animated WebP.
+    Among these are BMP with a palette, which TensorFlow decodes as gray, and animated
+    WebP.
     """
     return tf.cond(
         _is_plain_png(encoded),

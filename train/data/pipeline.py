@@ -1,4 +1,4 @@
-"""From a source to decoded batches of the task's images and targets, as scheduled.
+"""Makes the scheduled batches of a source: decoded images and targets of the task.
 
 An image that cannot be decoded never stops a run: another image of the batch, with
 weight 0, takes its position, and `unreadable` names it. If no image of a batch can be

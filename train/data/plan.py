@@ -1,4 +1,4 @@
-"""Which examples go into which batch, planned on the host for a whole epoch.
+"""The plan of an epoch: the examples of each batch, chosen on the host.
 
 All processes of a run make the same plan, and each takes its own shard of every batch.
 """
@@ -96,11 +96,12 @@ def steps_of_calls(schedule: Sequence[BatchShape], steps_per_call: int) -> list[
 def plan_object_slots(
     num_objects: np.ndarray, plan: BatchPlan, calls: Sequence[int]
 ) -> np.ndarray:
-    """Plans the slots for objects of each image, int64 `[batches]`.
+    """Plans how many object slots the images of each batch have, int64 `[batches]`.
 
-    All images of a call have as many slots: it is compiled for one shape, and devices
-    exchange their targets. `num_objects` `[examples]` is in the epoch's order. `calls`
-    are the numbers of steps that each call executes, from the plan's first step on.
+    All images of a call have the same number of slots: the call is compiled for one
+    shape, and devices exchange their targets. `num_objects` `[examples]` is in the
+    epoch's order. `calls` holds the number of steps of each call, from the plan's first
+    step on.
     """
     starts = plan.starts
     if not len(calls):

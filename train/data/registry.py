@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class SourceKind:
-    """How one kind of source is read for one task.
+    """The reader of one kind of source for one task.
 
     The reader takes the text after the colon of `--data` and whether to keep the
     encoded images in memory, and returns a `train.data.source.Source`.

@@ -1,6 +1,6 @@
 """The multi-scale sampler: which image size, and so which batch size, at each step.
 
-A batch of small images holds more of them, so that every step costs about as much
+Batches of small images hold more images, so that every step costs about as much
 (paper, section 3.2). The schedule depends only on its arguments: all processes of a run
 compute the same one, and the data pipeline follows it.
 """
@@ -73,8 +73,8 @@ def epoch_schedule(
     Shapes come in rounds, each a shuffle of all shapes. So all are compiled in the
     first epoch and used equally often. The last round is an exception: it skips shapes
     for which too few examples are left, so an epoch of fewer examples than one round
-    favors the smallest batches. The last batch has the smallest batch size, and only it
-    can have more positions than examples are left.
+    favors the smallest batches. The last batch has the smallest batch size, and only
+    the last batch may be larger than the number of remaining examples.
 
     `repeats` batches of a shape follow each other; only at the end, when few examples
     are left, the smallest batches come singly.

@@ -17,7 +17,7 @@ from keras_mobilevit.image_files import SUFFIXES
 SPLITS = ("train", "validation")
 IMAGE_SUFFIXES = SUFFIXES
 # Systems and tools put these beside data, besides hidden files.
-LITTER = frozenset(
+IGNORED_FILES = frozenset(
     "__MACOSX @eaDir #recycle $RECYCLE.BIN __pycache__ lost+found "
     "Thumbs.db desktop.ini".split()
 )
@@ -37,7 +37,7 @@ class Source:
     name: str  # as given to `train.data.registry.load_source`
     class_names: tuple[str, ...]  # in the order of the labels
     num_examples: dict[str, int]  # by split
-    # From a split and a seed, or `None` for the stored order, to examples.
+    # Takes a split and a seed, or `None` for the stored order; returns examples.
     stream: Callable[[str, int | None], tf.data.Dataset] | None = None
     columns: Mapping[str, Columns] | None = None  # by split, in the stored order
 
@@ -108,9 +108,9 @@ def evenly_spaced(source: Source, split: str, count: int) -> Source:
     return dataclasses.replace(source, num_examples=num_examples, stream=stream)
 
 
-def is_litter(name: str) -> bool:
+def is_ignored_file(name: str) -> bool:
     """Tells whether a file or folder is hidden or was left by a system or tool."""
-    return name.startswith(".") or name in LITTER
+    return name.startswith(".") or name in IGNORED_FILES
 
 
 def join_names(names: Sequence[str], at_most: int = 10) -> str:

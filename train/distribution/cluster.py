@@ -1,4 +1,4 @@
-"""Which processes train together: the addresses of all workers, and this one's index.
+"""The processes that train together: the addresses of all workers, and our index.
 
 They come from `TF_CONFIG` (https://www.tensorflow.org/guide/distributed_training) or
 from the variables that SLURM sets for the tasks of a job step.

@@ -1,4 +1,4 @@
-"""Which devices and machines a run asks for, as flags; loads no TensorFlow."""
+"""The flags of a run's devices and machines; loads no TensorFlow."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ THIS_MACHINE = "local"  # the TPU that `--tpu` without a name means
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """What to train on."""
+    """The devices and machines of a run."""
 
     tpu: str = ""  # a name, or "local"; empty for none
     cluster: str = "auto"  # looks for other workers; "none" does not

@@ -20,7 +20,7 @@ from train.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class EvalInputs:
-    """How validation images are prepared."""
+    """The preparation of validation images."""
 
     size: int
     crop_fraction: float  # of the short side that the center crop keeps
@@ -29,7 +29,7 @@ class EvalInputs:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found."""
+    """The results of an evaluation."""
 
     seen: int  # images that could be read
     metrics: dict[str, float]  # means of the step's sums, and the task's score

@@ -1,4 +1,4 @@
-"""What `--mode=eval` prints: a model's metrics, and the images that were skipped."""
+"""The report of `--mode=eval`: a model's metrics, and the images it skipped."""
 
 from train.config import TrainConfig
 from train.data.source import Source

@@ -1,5 +1,5 @@
-"""The command line and the folder of a run: how a run starts, stops and continues.
+"""The folder of a run: how a run starts, stops and continues.
 
-`command` and `console` load no library; they are for every program of the repository.
-May import `keras_mobilevit`, `train.config`, `train.data` and `train.tasks.task`.
+Holds its checkpoints, records, pictures and lock. May import `keras_mobilevit`,
+`train.checks`, `train.config`, `train.data`, `train.models` and `train.tasks`.
 """

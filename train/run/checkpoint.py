@@ -17,8 +17,8 @@ def _named(groups: dict) -> dict:
     named = {}
     for group, owner in groups.items():
         for index, variable in enumerate(owner.variables):
-            # Keras numbers the dropout seeds of a process, so the path differs in
-            # another one. The position among the owner's variables does not.
+            # Keras numbers the dropout seeds of a process: another one has other paths.
+            # Their positions among the owner's variables are the same.
             is_seed = variable.path.endswith("seed_generator_state")
             name = f"{group}/seed_{index}" if is_seed else f"{group}/{variable.path}"
             if name in named:
@@ -30,7 +30,7 @@ def _named(groups: dict) -> dict:
 def save_checkpoint(path, groups: dict, progress: dict) -> None:
     """Writes the variables of `{name: model or optimizer}`, and progress as JSON.
 
-    If the process is killed meanwhile, the previous checkpoint stays.
+    If the process is killed while it writes, the previous checkpoint stays.
     """
     tensors = {
         name: np.array(keras.ops.convert_to_numpy(variable), order="C")
@@ -53,7 +53,7 @@ def load_checkpoint(path, groups: dict) -> dict:
         with safe_open(path, framework="numpy") as file:
             progress = json.loads(file.metadata()[_PROGRESS])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except Exception as error:  # safetensors raises its own kind for each defect
+    except Exception as error:  # safetensors raises many types
         raise ValueError(f"{path} is not a complete checkpoint: {error}") from error
     wanted = {name: tuple(variable.shape) for name, variable in variables.items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}

@@ -36,7 +36,7 @@ def only_training(workdir: Path) -> Iterator[None]:
 
 
 def _release(handle: int, file: Path) -> None:
-    """Removes the lock's file: while it is locked, or on Windows afterwards."""
+    """Removes the lock's file before the lock is released; on Windows, after it."""
     with contextlib.suppress(OSError):  # Windows does not remove an open file
         file.unlink(missing_ok=True)
     os.close(handle)

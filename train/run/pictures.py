@@ -1,4 +1,4 @@
-"""Pictures of a model's predictions on the same validation images every epoch."""
+"""Pictures of a model's predictions, on the same validation images in each epoch."""
 
 import functools
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def first_examples(
 def make_drawing(
     task: Task, model, source: Source, config: TrainConfig
 ) -> Callable[[], list[np.ndarray]]:
-    """Makes the function that draws a model's current predictions, see `Task.pictures`.
+    """Makes a function that draws the model's current predictions with `Task.pictures`.
 
     It runs outside of the strategy, so that drawing changes neither weights nor random
     state, and only the chief has to draw.
@@ -48,7 +48,7 @@ def make_drawing(
     draw_examples = task.pictures
     if draw_examples is None:
         return list
-    # Read when they are first drawn: the evaluation before it reports bad images.
+    # Read at the first call: the evaluation before it reports images it cannot read.
     examples = functools.cache(lambda: first_examples(task, source, config))
     predict = tf.function(
         lambda images: model(tf.cast(images, tf.float32), training=False),

@@ -30,7 +30,7 @@ class Progress:
     seen: int = 0  # readable images in these steps
     loss: float = 0.0  # sum of the losses of these images
     seconds: float = 0.0  # duration of these steps
-    multiple: int = 0  # of which batch sizes are, see `train.checks.batch_multiple`
+    multiple: int = 0  # divides every batch size: `train.checks.batch_multiple`
     num_examples: int = 0  # training images
     repeats: int = 0  # successive batches of one size; 0 in old checkpoints
     images: int = 0  # `train.run.workdir.fingerprint`; 0 in old checkpoints
@@ -44,7 +44,7 @@ class Progress:
         self.seconds = seconds
 
     def check_schedule(self, multiple: int, num_examples: int, repeats: int) -> None:
-        """Restarts the current epoch if its batches are not the same any more."""
+        """Restarts the current epoch if its batches have changed."""
         found = multiple, num_examples, repeats
         began = self.multiple, self.num_examples, self.repeats or repeats
         if found != began:
@@ -80,7 +80,7 @@ class Progress:
 
 
 def end_on_sigterm() -> None:
-    """Lets SIGTERM end the process with `PREEMPTED`, while nothing can be saved."""
+    """Makes SIGTERM end the process with `PREEMPTED`: there is nothing to save yet."""
 
     def end(*_):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -123,11 +123,11 @@ class CheckpointManager:
     saved: float = dataclasses.field(default_factory=time.monotonic)
 
     def stop_requested(self) -> float:
-        """Returns 1.0 after a request to stop; the workers exchange the number."""
+        """Returns 1.0 after a request to stop, else 0.0; the workers exchange it."""
         return float(self.stop.is_set())
 
     def after_step(self, progress: Progress, shall_stop: bool) -> None:
-        """Saves if it is time, or before all workers stop and raise `Preempted`."""
+        """Saves if it is time. If all workers stop, saves and raises `Preempted`."""
         if not shall_stop and time.monotonic() - self.saved < self.seconds:
             return
         self.save(progress)

@@ -53,7 +53,7 @@ def plot_curves(records: list[dict], best_metric: str) -> Figure:
 class RecordWriter:
     """Writes the records of a run, and the pictures that `draw` makes of each epoch.
 
-    Records after `epochs_done`, which a killed process leaves, are dropped.
+    Drops records after `epochs_done`: a killed process may have left them.
     """
 
     def __init__(

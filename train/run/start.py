@@ -1,4 +1,4 @@
-"""A run, and how it starts or continues from its checkpoint."""
+"""A run: its fixed parts, and its start or continuation from a checkpoint."""
 
 import dataclasses
 import zlib
@@ -19,7 +19,7 @@ from train.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What stays the same during a run."""
+    """The parts of a run that do not change."""
 
     task: Task
     config: TrainConfig
@@ -34,7 +34,7 @@ class Run:
 
 
 def start_or_continue(run: Run, changes: dict) -> tuple[TrainState, Progress]:
-    """Builds the state, and sets it to the last checkpoint if there is one."""
+    """Builds the state, and loads the last checkpoint if there is one."""
     config, is_fresh = run.config, not run.checkpoint.exists()
     if is_fresh:
         refuse_frozen_noise(config)
@@ -59,7 +59,7 @@ def start_or_continue(run: Run, changes: dict) -> tuple[TrainState, Progress]:
 
 
 def _continue(file: Path, state: TrainState) -> Progress:
-    """Sets the state from a checkpoint, and returns where the run was saved."""
+    """Sets the state from a checkpoint, and returns the saved progress."""
     saved = load_checkpoint(file, state.groups())
     unknown = set(saved) - {field.name for field in dataclasses.fields(Progress)}
     if unknown:
@@ -81,7 +81,7 @@ def _restart_smaller_epoch(run: Run, progress: Progress) -> None:
 
 
 def _refuse_other_workers(run: Run, progress: Progress) -> None:
-    """Checks that all workers do the same run, from the same step."""
+    """Raises a ValueError unless all workers continue the same run at the same step."""
     source, steps = run.source, (progress.step, progress.epoch_step)
     subject = run.config, source.num_examples, source.class_names, steps
     digest = tf.constant([zlib.crc32(repr(subject).encode()) >> 1])
@@ -97,7 +97,7 @@ def _refuse_other_workers(run: Run, progress: Progress) -> None:
 
 
 def _refuse_other_images(run: Run, progress: Progress, changes: dict) -> None:
-    """Checks that a folder with another path has the images of the run."""
+    """Raises a ValueError if a folder with another path has other images."""
     if "data" not in changes:
         return
     found = run.source.num_examples["train"], fingerprint(run.source)

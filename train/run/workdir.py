@@ -13,7 +13,7 @@ from train.config import FILENAME, TrainConfig, load_config, save_config
 from train.data.registry import is_path_kind
 from train.data.source import Source
 
-_NAMES = 64  # of training images, which identify them
+_NAMES = 64  # names of training images in a fingerprint
 CHECKPOINT = "checkpoint.safetensors"
 BEST_MODEL = "best.keras"
 LABELS = "labels.txt"
@@ -42,7 +42,7 @@ CHANGEABLE = {
 def prepare_workdir(workdir: Path, config: TrainConfig, source: Source) -> None:
     """Creates a working directory with `config.json` and `labels.txt`.
 
-    One of another run is refused, and not changed.
+    Raises a ValueError, and changes nothing, if the directory belongs to another run.
     """
     check_workdir(workdir, config, source)
     try:
@@ -104,7 +104,7 @@ def _is_changeable(name: str, saved, now) -> bool:
 def check_workdir(workdir: Path, config: TrainConfig, source: Source) -> dict:
     """Refuses the directory of another run; changes nothing.
 
-    Returns the allowed differences from the saved run: `{field: its value there}`.
+    Returns the allowed differences from the saved run: `{field: saved value}`.
     """
     if not (workdir / FILENAME).exists():
         return {}

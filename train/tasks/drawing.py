@@ -16,7 +16,7 @@ TEXT_GRAY = 230
 
 
 def at_viewing_size(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Resizes an image to the longer side `SIDE`, in the aspect of (height, width)."""
+    """Resizes an image to the aspect of `size`, with the longer side `SIDE`."""
     height, width = (max(1, round(SIDE * int(side) / int(max(size)))) for side in size)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized)
@@ -47,7 +47,7 @@ def contact_sheet(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _grid(pictures: Sequence[np.ndarray], columns: int, gap: int) -> np.ndarray:
-    """Arranges pictures in cells of the largest one's size."""
+    """Arranges pictures in cells of the size of the largest picture."""
     height, width = np.max([picture.shape[:2] for picture in pictures], axis=0) + gap
     rows = -(-len(pictures) // columns)
     sheet = np.full((rows * height, columns * width, 3), GRAY, np.uint8)

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 
 def smoothed_cross_entropy(labels, logits, label_smoothing: float = 0.0) -> tf.Tensor:
-    """Computes cross-entropy, `[batch]`, against smoothed one-hot class indices."""
+    """Computes the cross-entropy with smoothed labels, `[batch]`."""
     classes = logits.shape[-1]
     targets = tf.one_hot(
         labels,

@@ -1,7 +1,8 @@
-"""Every task, one row each, and the function that loads one.
+"""The table of the tasks, and the function that loads one.
 
 To add a task, make a folder with its value, a `train.tasks.task.Task`, and add one row
-to `TASKS`. Values are named, not imported: they load TensorFlow, and `--help` must not.
+to `TASKS`. The row names the value and does not import it: the value loads TensorFlow,
+and `--help` must not.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TaskRow:
-    """What the flags need of a task."""
+    """The parts of a task that the flags need."""
 
     value: str  # "module:NAME" of the `train.tasks.task.Task`
     help: str  # what the model returns
-    own_fields: tuple[str, ...] = ()  # of `TrainConfig`, that some others do not use
+    own_fields: tuple[str, ...] = ()  # fields of `TrainConfig` that not all tasks use
 
 
 TASKS: dict[str, TaskRow] = {

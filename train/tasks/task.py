@@ -1,4 +1,4 @@
-"""What is trained, as a value: the loop knows nothing of classes, boxes or masks."""
+"""The value that describes a task; the loop knows no classes, boxes or masks."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -23,17 +23,18 @@ class ModelKind:
     batch_size: int  # images that are evaluated at once; they must fit in memory
     is_one: Callable[[keras.Model], bool]
     num_classes: Callable[[keras.Model], int]
-    # From a number of classes to a model for images of any size, with the weights that
-    # `config.weights` names.
+    # Takes a number of classes; returns a model for images of any size, with the
+    # weights that `config.weights` names.
     build: Callable[[TrainConfig, int], keras.Model]
-    # From LiteRT's details of a file's outputs, by name, to the number of classes, or
-    # `None` where only the file's card knows it. Raises a ValueError if the outputs are
-    # not those of such a model.
+    # Takes LiteRT's details of a file's outputs, by name; returns the number of
+    # classes, or `None` if only the file's card knows it. Raises a ValueError if the
+    # outputs are not those of such a model.
     file_classes: Callable[[dict], int | None]
-    # From a file's outputs and the side of the images to `Task.predictions`.
+    # Takes a file's outputs and the side of the images; returns predictions as
+    # `Task.predictions` does.
     file_predictions: Callable[[dict[str, np.ndarray], int], dict]
-    # Makes the function that is used in place of `Task.predictions`, for models that
-    # end otherwise than the trained ones.
+    # Takes a model; returns the function that replaces `Task.predictions`, for models
+    # that end otherwise than the trained ones.
     keras_predictions: Callable[[keras.Model], Callable] | None = None
     # Raises a ValueError if the predictions cannot be scored on the source.
     check: Callable[[dict[str, np.ndarray], Source], None] = _accept
@@ -47,38 +48,41 @@ class Task:
     """
 
     name: str  # key of the task in `train.tasks.registry.TASKS`
-    # Random weights; takes images of any size, values in [0, 255].
+    # Returns a model with random weights for images of any size, values in [0, 255].
     build_model: Callable[[TrainConfig, Source], keras.Model]
-    # From a model and a weights file; sets the weights that both have in common.
+    # Takes a model and a weights file; sets the weights that both have in common.
     load_pretrained: Callable
-    # From a path, `layer/...`, to whether that layer belongs to the head.
+    # Takes a path, `layer/...`; tells whether that layer belongs to the head.
     is_head: Callable[[str], bool]
-    # From an example of the source, a (height, width), a seed of two integers and a
-    # `TrainConfig` to a dict of tensors without a batch axis: `image`, uint8
-    # `[height, width, 3]`, augmented, and the targets.
+    # Takes an example of the source, a (height, width), a seed of two integers and a
+    # `TrainConfig`; returns a dict of tensors without a batch axis: the augmented
+    # `image`, uint8 `[height, width, 3]`, and the targets.
     train_example: Callable
-    # From an example, a (height, width) and the fraction of the image to keep to the
-    # same dict, without augmentation.
+    # Takes an example, a (height, width) and the fraction of the image to keep; returns
+    # the same dict, without augmentation.
     eval_example: Callable
-    # From a `TrainConfig`, a batch and the model's outputs to the loss of each example.
+    # Takes a `TrainConfig`, a batch and the model's outputs; returns the loss of each
+    # example, `[batch]`.
     loss: Callable
-    # From a batch and the outputs to the loss that an evaluation reports, `[batch]`.
+    # Takes a batch and the outputs; returns the loss that an evaluation reports,
+    # `[batch]`.
     validation_loss: Callable
-    # From the outputs and the side of the images to tensors `{name: [batch, ...]}`.
+    # Takes the outputs and the side of the images; returns tensors
+    # `{name: [batch, ...]}`.
     predictions: Callable
-    # From class names, predictions and targets of some examples, both
-    # `{name: [examples, ...]}`, to what `score` needs. Includes targets of strings.
+    # Takes class names, and predictions and targets of some examples, both
+    # `{name: [examples, ...]}`, also targets of strings; returns what `score` needs.
     statistics: Callable[[Sequence[str], dict, dict], dict[str, np.ndarray]]
     # Whether the statistics of all batches and workers are summed. If not, they are
     # concatenated, and no target may be a string.
     summable: bool
-    # From the class names and the statistics to `{metric: value}`.
+    # Takes the class names and the statistics; returns `{metric: value}`.
     score: Callable[[Sequence[str], dict], dict[str, float]]
-    best_metric: str  # the one whose maximum decides which weights are the best
-    # From class names, metrics, statistics and side of the images to the text that
-    # `--mode=eval` prints.
+    best_metric: str  # the weights with its highest value are the best
+    # Takes class names, metrics, statistics and the side of the images; returns the
+    # text that `--mode=eval` prints.
     report: Callable[[Sequence[str], dict, dict, int], str]
     model_kind: ModelKind
-    # From class names, a batch and the outputs for it to a list of uint8
-    # `[height, width, 3]` that show targets and predictions.
+    # Takes class names, a batch and its outputs; returns a list of pictures, uint8
+    # `[height, width, 3]`, that show targets and predictions.
     pictures: Callable | None = None

@@ -47,7 +47,7 @@ def load_coremltools() -> ModuleType:
 
 @dataclasses.dataclass(frozen=True)
 class PackageSpec:
-    """What a package takes, what it returns, and what it says about itself.
+    """The inputs, outputs and description of a package.
 
     Attributes:
         sizes: sides of the images in pixels, the default first.

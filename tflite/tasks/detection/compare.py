@@ -1,4 +1,4 @@
-"""How far the detections of a file are from Keras's."""
+"""Compares the detections of a file with Keras's."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from tflite.validation import parity
 from train.tasks.detection.postprocess import suppress_file_outputs
 
 MIN_COMPARED_SCORE = 0.05  # objects with lower scores are not compared one by one
-SAME_BOX_IOU = 0.9  # intersection over union from which on two boxes are the same
+SAME_BOX_IOU = 0.9  # boxes with at least this intersection over union are the same
 
 
 def matched_scores(reference: Outputs, found: Outputs) -> tuple[np.ndarray, int]:
@@ -34,7 +34,7 @@ def matched_scores(reference: Outputs, found: Outputs) -> tuple[np.ndarray, int]
 def agreement(reference: Outputs, found: Outputs) -> tuple[np.ndarray, float]:
     """Compares the objects that score at least `MIN_COMPARED_SCORE` on many images.
 
-    Both are what `suppress_file_outputs` returns. Returns the differences of the scores
+    Both are results of `suppress_file_outputs`. Returns the differences of the scores
     of the matched objects, and the fraction of the reference's objects that have a
     match.
     """

@@ -1,4 +1,4 @@
-"""What detection adds after the network: decoding of boxes and suppression (NMS)."""
+"""The steps after a detector's network: decoding of boxes and suppression (NMS)."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def _named(tensors: list) -> dict:
 
 
 def decoder(model: keras.Model, size: int) -> Callable[[list], dict]:
-    """Makes the function from offsets and logits to boxes and scores of all anchors."""
+    """Makes a function that decodes offsets and logits to boxes and scores."""
     anchors = anchor_boxes(size, size)
 
     def decode(tensors: list) -> dict:
@@ -40,7 +40,7 @@ def decoder(model: keras.Model, size: int) -> Callable[[list], dict]:
 
 
 def suppressor(model: keras.Model, size: int) -> Callable[[list], dict]:
-    """Makes the function from offsets and logits to the objects on one image."""
+    """Makes a function that converts offsets and logits to the objects on one image."""
     decode = decoder(model, size)
 
     def decode_and_suppress(tensors: list) -> dict:
@@ -52,7 +52,7 @@ def suppressor(model: keras.Model, size: int) -> Callable[[list], dict]:
 
 
 def detector(model: keras.Model, size: int) -> Callable[[list], dict]:
-    """Makes the function from offsets and logits to the objects that Keras finds."""
+    """Makes a function that converts offsets and logits to the objects Keras finds."""
     anchors = anchor_boxes(size, size)
     # Compiled, because NMS runs a thousand small operations.
     return tf.function(
@@ -78,10 +78,10 @@ def _separate_classes(boxes: tf.Tensor, classes: int) -> tf.Tensor:
 def suppress(boxes: tf.Tensor, scores: tf.Tensor) -> dict[str, tf.Tensor]:
     """Suppresses non-maxima of one image with TFLite's operation.
 
-    Gives the results of `keras_mobilevit.detection.non_max_suppression`. From corners
-    `[1, anchors, 4]` and scores `[1, anchors, classes]` it returns `boxes` `[1, 200,
-    4]`, `scores` `[1, 200]` and `classes` int32 `[1, 200]`. Unused places have the
-    class -1 and zeros.
+    Gives the results of `keras_mobilevit.detection.non_max_suppression`. Takes corners
+    `[1, anchors, 4]` and scores `[1, anchors, classes]`; returns `boxes` `[1, 200, 4]`,
+    `scores` `[1, 200]` and `classes` int32 `[1, 200]`. Unused places have the class -1
+    and zeros.
     """
     _, anchors, classes = scores.shape
     boxes, scores = (tf.reshape(x, x.shape[1:]) for x in (boxes, scores))

@@ -1,7 +1,8 @@
 """Detection as a task of conversion: boxes and the probabilities of their classes.
 
-`RAW` files return those of every anchor. `SUPPRESSED` files include non-maximum
-suppression (NMS) and return what `keras_mobilevit.detect` does, for one image.
+`RAW` files return the box and the probabilities of every anchor. `SUPPRESSED` files
+include non-maximum suppression (NMS): they return the results of
+`keras_mobilevit.detect` for one image.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from train.tasks.detection.task import DETECTION as TRAINING
 AP_TOLERANCE = 0.2  # points: boxes with nearly equal scores may swap ranks
 # `agreement` is the fraction of Keras's objects that the file finds too; it needs no
 # labels. Trained detectors gave 0.999 in fp16, 0.988 in dynamic and 0.95 in int8-mixed.
-# `accuracy` comes on top of the tolerance: 1 point together.
+# `accuracy` is added to the tolerance: together they allow 1 point.
 LIMITS = {
     "fp16": {"agreement": 0.98},
     "dynamic": {"agreement": 0.8},

@@ -1,8 +1,8 @@
-"""Segmentation as a task of conversion: the classes of an image's pixels.
+"""Segmentation as a task of conversion: the class of each pixel of an image.
 
-`LOGITS` files return the logits at the output stride, half a percent of the size of
-full-size logits; the application resizes them. `CLASS_MAP` files resize them and return
-the class of each pixel.
+`LOGITS` files return the logits at the output stride, which the application resizes;
+they take half a percent of the memory of full-size logits. `CLASS_MAP` files resize
+them and return the class of each pixel.
 """
 
 import dataclasses

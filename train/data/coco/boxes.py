@@ -9,7 +9,7 @@ from absl import logging
 from tqdm import tqdm
 
 from train.data.annotation_report import AnnotationReport
-from train.data.annotations import (
+from train.data.box_annotations import (
     Objects,
     box_areas,
     drop_repeats,

@@ -11,7 +11,7 @@ from defusedxml import DefusedXmlException
 from tqdm import tqdm
 
 from train.data.annotation_report import AnnotationReport
-from train.data.annotations import (
+from train.data.box_annotations import (
     Objects,
     box_areas,
     check_objects,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from keras_mobilevit.files import read_text
 from train.data.annotation_report import AnnotationReport
-from train.data.source import IMAGE_SUFFIXES, is_litter
+from train.data.source import IMAGE_SUFFIXES, is_ignored_file
 
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff")
 ENDINGS = (*MASK_SUFFIXES, ".xml")
@@ -61,9 +61,9 @@ class Files:
         self._exact: dict[str, list[Path]] = defaultdict(list)
         self._in_any_case: dict[str, list[Path]] = defaultdict(list)
         for parent, folders, names in os.walk(folder, followlinks=True):
-            folders[:] = sorted(name for name in folders if not is_litter(name))
+            folders[:] = sorted(name for name in folders if not is_ignored_file(name))
             for name in sorted(names):
-                if name.lower().endswith(tuple(suffixes)) and not is_litter(name):
+                if name.lower().endswith(tuple(suffixes)) and not is_ignored_file(name):
                     file = Path(parent, name)
                     key = without_ending(file.relative_to(folder).as_posix())
                     self._exact[key].append(file)

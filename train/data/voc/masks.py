@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from keras_mobilevit.class_names import VOC_NAMES
 from train.data.annotation_report import AnnotationReport
-from train.data.annotations import image_header
+from train.data.box_annotations import image_header
 from train.data.geometry import find_canvas
 from train.data.masks import IGNORE_INDEX, encode_mask, read_mask
 from train.data.source import (

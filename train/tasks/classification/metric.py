@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-BEST = 5  # classes that top-5 looks at
+BEST = 5  # classes that top-5 counts
 
 
 def best_classes(scores) -> tf.Tensor:
     """Ranks the five classes with the highest scores, int32 `[batch, min(5, classes)]`.
 
-    Of equal scores the lower class index ranks first, as in an argmax: a model that
-    gives all classes the same score is not correct everywhere. A row with a score that
-    is not finite gets -1.
+    Among equal scores the lower class index ranks first, as in an argmax, so that a
+    model with equal scores does not count as always correct. A row is -1 everywhere if
+    one of its scores is not finite.
     """
     best = tf.math.top_k(scores, min(BEST, scores.shape[-1])).indices
     is_finite = tf.reduce_all(tf.math.is_finite(scores), axis=-1, keepdims=True)
@@ -25,7 +25,7 @@ def count_correct(
     predictions: dict[str, np.ndarray],
     targets: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Counts `images`, and those correct in `top1` and `top5`, by class."""
+    """Counts, by class, `images` and those correct in `top1` and in `top5`."""
     labels = targets["label"]
     hits = predictions["best"] == labels[:, None]  # [examples, 5]
 
@@ -60,7 +60,7 @@ def report(
 
 
 def confusion_matrix(labels, predictions, num_classes: int) -> np.ndarray:
-    """Counts class indices, `[labels, predictions]`."""
+    """Counts the images of each pair, `[labels, predictions]`."""
     matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(matrix, (np.asarray(labels), np.asarray(predictions)), 1)
     return matrix

@@ -40,9 +40,9 @@ def _num_classes(units: int) -> int:
 
 
 def _two_scores(scores: tf.Tensor, are_probabilities: bool) -> tf.Tensor:
-    """Adds the first class's score where one unit scores the second class alone.
+    """Adds the score of the first class if one unit scores only the second class.
 
-    Keras numbers the labels of a binary classifier in this order.
+    Keras numbers the classes of a binary classifier in this order.
     """
     if scores.shape[-1] > 1:
         return scores

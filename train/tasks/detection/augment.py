@@ -10,8 +10,10 @@ import tensorflow as tf
 from keras_mobilevit import boxes as box_math
 
 TRIES = 40  # windows that are drawn for a crop
-MIN_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # one of them is drawn for each crop
-UNREACHABLE_IOU = 2.0  # drawn in place of one of these, it leaves the image whole
+# One of these is drawn for each crop. If it is `UNREACHABLE_IOU`, no window fits, and
+# the whole image is kept.
+MIN_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+UNREACHABLE_IOU = 2.0
 ASPECT_RATIOS = (0.5, 2.0)
 
 
@@ -19,10 +21,10 @@ def random_crop(boxes, is_object, aspect, min_side: float, seed) -> tf.Tensor:
     """Draws the window of SSD's crop, corners `[4]` as fractions of the image.
 
     In one of seven cases the whole image is kept. In the others the crop is the first
-    of 40 random windows that contains the center of an object and overlaps it by at
-    least 0, 0.1, 0.3, 0.5, 0.7 or 0.9 (intersection over union), or the whole image if
-    no window does. Sides are uniform from `min_side` to 1; with 1 the whole image is
-    always kept. `aspect` is the image's width over its height.
+    of 40 random windows that contains the center of an object and overlaps the object
+    by at least 0, 0.1, 0.3, 0.5, 0.7 or 0.9 (intersection over union). If no window
+    does, the whole image is kept. Sides are uniform from `min_side` to 1; with 1 the
+    whole image is always kept. `aspect` is the image's width over its height.
     """
     seeds = tf.random.experimental.stateless_split(seed, 3)
     sides = tf.random.stateless_uniform([TRIES, 2], seeds[0], min_side, 1.0)  # w, h
@@ -49,7 +51,7 @@ def _has_center(windows, boxes) -> tf.Tensor:
 def crop_boxes(boxes, is_object, window) -> tuple[tf.Tensor, tf.Tensor]:
     """Expresses boxes as fractions of a window, and clips them to it.
 
-    Also returns which of them are objects: those with a center outside are not.
+    Also returns which boxes are objects: those with their center inside the window.
     """
     is_object &= _has_center(window, boxes)
     size = window[2:] - window[:2]

@@ -70,18 +70,21 @@ def _rows(images: Sequence[dict]) -> np.ndarray:
 def average_precision(images: Sequence[dict], class_names: Sequence[str]) -> dict:
     """Scores detections by COCO's rules, with one dict of arrays for each image.
 
-    Boxes are corners in pixels: `boxes` with `scores` and `classes` were found,
-    `true_boxes` with `true_classes` are there. `is_crowd` marks crowds and difficult
-    objects. A crowd matches any number of detections inside it; a difficult object
-    matches one detection with the usual overlap. These detections are neither right nor
-    wrong. `true_areas`, by default those of the boxes, decide whether an object is
-    small, medium or large. An infinite area marks a difficult object, since COCO counts
-    no object whose area is outside of all ranges. (VOC's own program lets a difficult
-    object match several detections.)
+    Boxes are corners in pixels. `boxes`, `scores` and `classes` are the detections,
+    `true_boxes` and `true_classes` the true objects.
+
+    `is_crowd` marks crowds and difficult objects. A crowd matches any number of
+    detections inside it; a difficult object matches one detection with the usual
+    overlap. These detections are neither right nor wrong. (VOC's own program lets a
+    difficult object match several detections.)
+
+    `true_areas`, by default the areas of the boxes, decide whether an object is small,
+    medium or large. An infinite area marks a difficult object: COCO does not count
+    objects whose area is outside of all ranges.
 
     Returns `AP` (the mean over overlaps of 0.5 to 0.95), `AP50`, `AP75`, `AP_small`,
     `AP_medium` and `AP_large`, in [0, 1], and `AP/<class>` and `AP50/<class>` for each
-    class; -1, as in COCO, where there are no objects.
+    class. A value without objects is -1, as in COCO.
     """
     rows = _rows(images)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress

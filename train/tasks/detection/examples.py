@@ -9,7 +9,10 @@ from train.tasks.detection import augment
 
 
 def train_example(example, size, seed, config: TrainConfig) -> dict[str, tf.Tensor]:
-    """Crops, resizes, mirrors and distorts an image; crowds are not targets."""
+    """Crops, resizes and mirrors an image, and changes its colors.
+
+    Crowds are not targets.
+    """
     encoded = images.read(example)
     shape = tf.cast(images.image_size(encoded), tf.float32)  # height, width
     seeds = tf.random.experimental.stateless_split(seed, 3)

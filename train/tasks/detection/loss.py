@@ -24,9 +24,9 @@ def multibox(
     are 0 for the background, else the class of a positive anchor plus 1.
 
     The sum over the positive anchors and hard negatives of an example is multiplied by
-    the number of weighted images, and divided by the positive anchors of all of them.
-    The mean is then the published loss, in which an image with more objects weighs
-    more.
+    the number of images with a weight, and divided by the number of their positive
+    anchors. The mean over the examples is then the published loss, in which an image
+    with more objects weighs more.
     """
     is_positive = labels > 0
     entropy = smoothed_cross_entropy(labels, logits, label_smoothing)
@@ -47,8 +47,8 @@ def _multibox_of_batch(batch, is_object, outputs, label_smoothing: float) -> tf.
     matched_index, is_positive = match(batch["boxes"], is_object, anchors)
     boxes = tf.gather(batch["boxes"], matched_index, batch_dims=1)
     classes = tf.gather(batch["classes"], matched_index, batch_dims=1)
-    # [batch, anchors, 4]; an anchor without an object may have matched padding, whose
-    # size has no logarithm.
+    # [batch, anchors, 4]. An anchor without an object may have matched padding of size
+    # zero, which has no logarithm.
     boxes = tf.where(is_positive[..., None], boxes, box_math.cxcywh_to_xyxy(anchors))
     return multibox(
         outputs["offsets"],

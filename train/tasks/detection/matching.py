@@ -1,4 +1,4 @@
-"""Which anchor learns which object, and which anchors learn the background.
+"""Chooses the anchors that learn each object, and those that learn the background.
 
 Source: section 2.2 of SSD, https://arxiv.org/abs/1512.02325. All images of a batch are
 padded to the same number of objects, so that shapes are static.
@@ -15,10 +15,9 @@ NEGATIVES_PER_POSITIVE = 3
 def match(boxes, is_object, anchors) -> tuple[tf.Tensor, tf.Tensor]:
     """Matches each anchor with the object that it overlaps most.
 
-    An anchor is positive if their intersection over union is at least 0.5. The anchor
-    that overlaps an object most is positive for it whatever the overlap, so that every
-    object has an anchor. If this anchor is the same for several objects, the last one
-    is matched.
+    An anchor is positive if their intersection over union is at least 0.5. The best
+    anchor of an object is always positive for it, so that every object has an anchor.
+    If several objects have the same best anchor, the last object is matched.
 
     Boxes are corners `[batch, objects, 4]`, anchors centers and sizes `[anchors, 4]`.
     Returns the index of each anchor's object, int32 `[batch, anchors]`, and whether the
@@ -33,7 +32,7 @@ def match(boxes, is_object, anchors) -> tuple[tf.Tensor, tf.Tensor]:
 
     best = tf.argmax(overlaps, axis=2, output_type=tf.int32)  # [batch, objects]
     is_best = tf.one_hot(best, tf.shape(anchors)[0], dtype=tf.int32)
-    # The last object, counted from 1, that an anchor is the best for; 0 for none.
+    # Number, from 1, of the last object whose best anchor this is; 0 for none.
     numbers = tf.range(1, tf.shape(boxes)[1] + 1) * tf.cast(is_object, tf.int32)
     forced = tf.reduce_max(is_best * numbers[..., None], axis=1)  # [batch, anchors]
     matched_index = tf.where(forced > 0, forced - 1, matched_index)
@@ -43,8 +42,8 @@ def match(boxes, is_object, anchors) -> tuple[tf.Tensor, tf.Tensor]:
 def hard_negatives(losses, is_positive) -> tf.Tensor:
     """Chooses the background anchors with the highest losses, bool `[batch, anchors]`.
 
-    Each positive anchor of an image gives three, and those with the same loss as the
-    last.
+    For each positive anchor of an image, three background anchors are kept, and any
+    that tie with the last one.
     """
     losses = tf.where(is_positive, -1.0, losses)
     ranked = tf.sort(losses, axis=1, direction="DESCENDING")

@@ -1,4 +1,4 @@
-"""Non-maximum suppression of what a converted detector returns."""
+"""Non-maximum suppression (NMS) of the outputs of a converted detector."""
 
 import keras
 import numpy as np
@@ -6,14 +6,14 @@ import tensorflow as tf
 
 from keras_mobilevit.detection import non_max_suppression
 
-# A thousand small operations an image, which are slow one by one.
+# NMS runs a thousand small operations for each image, which are slow one by one.
 _compiled_nms = tf.function(non_max_suppression, autograph=False, reduce_retracing=True)
 
 
 def suppress_file_outputs(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns what `keras_mobilevit.detect` does, from the outputs of a converted file.
+    """Converts a file's outputs to the results of `keras_mobilevit.detect`.
 
-    A file that contains the suppression returns it already.
+    Outputs of a file that contains NMS are returned as they are.
     """
     if "classes" in outputs:
         return outputs

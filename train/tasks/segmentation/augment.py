@@ -14,10 +14,10 @@ from train.data.masks import IGNORE_INDEX
 
 
 class Placement(NamedTuple):
-    """Which part of an image is placed where on its crop; int32 tensors."""
+    """A part of an image, and its place on the crop; int32 tensors."""
 
     window: tf.Tensor  # top, left, height and width of the part, at least one pixel
-    size: tf.Tensor  # height and width to which that part is resized
+    size: tf.Tensor  # height and width of the resized part
     corner: tf.Tensor  # row and column of the crop at which the part begins
 
 
@@ -25,9 +25,9 @@ def random_placement(image_size, size, min_scale: float, seed) -> Placement:
     """Draws the scale of an image, and the position of its crop.
 
     The short side becomes `sqrt(min_scale)` to `1 / sqrt(min_scale)` times the crop's.
-    The aspect is drawn between the image's own and that of a square, since an
-    evaluation resizes every image to a square. If the image is larger than the crop, a
-    random part of it is kept; if it is smaller, it is placed at random on the crop.
+    The aspect is drawn between the image's own and a square's, since an evaluation
+    resizes every image to a square. If the image is larger than the crop, a random part
+    of it is kept; if it is smaller, it is placed at random on the crop.
     """
     image_size, size = tf.cast(image_size, tf.float32), tf.cast(size, tf.float32)
     seeds = tf.random.experimental.stateless_split(seed, 3)

@@ -10,7 +10,7 @@ from train.tasks.segmentation import augment
 
 
 def train_example(example, size, seed, config: TrainConfig) -> dict[str, tf.Tensor]:
-    """Scales, crops, mirrors and distorts an image, and its mask with it."""
+    """Scales, crops and mirrors an image and its mask, and changes the colors."""
     encoded = images.read(example)
     # The second seed is unused, so that runs of earlier versions draw the same crops.
     seeds = tf.random.experimental.stateless_split(seed, 4)
@@ -30,14 +30,14 @@ def train_example(example, size, seed, config: TrainConfig) -> dict[str, tf.Tens
 def eval_example(example, size, crop_fraction: float) -> dict[str, tf.Tensor]:
     """Resizes the whole image, whatever its aspect; the mask keeps its pixels.
 
-    Nothing is cropped: the network sees the whole image at its size, as on a phone.
-    The score counts the pixels of the original mask, since resizing would lose what is
-    thin. `full_mask` stays encoded, so that masks of all sizes go into one batch and
-    none takes more memory because another is larger.
+    Nothing is cropped: the network sees the whole image, as on a phone. The score
+    counts the pixels of the original mask, since resizing would lose thin objects.
+    `full_mask` stays encoded, so that masks of different sizes go into one batch
+    without padding.
     """
     full_mask = decode_mask(example["mask"])
     mask, image_size = augment.resize_mask(full_mask, size), tf.shape(full_mask)
-    # One after the other: both of a large photo take much memory.
+    # One after the other: together, a large photo and its mask take much memory.
     with tf.control_dependencies([mask, image_size]):
         image = images.resize(images.decode(images.read(example)), size)
     return {

@@ -12,10 +12,10 @@ def pixel_cross_entropy(
 ) -> tf.Tensor:
     """Computes the cross-entropy of each example over its pixels that count, `[batch]`.
 
-    `labels` are int32 `[batch, height, width]`, classes where a pixel counts. The sum
-    over an example's pixels is multiplied by the number of weighted images, and divided
-    by the counted pixels of all of them; it is zero if no pixel counts. The mean is
-    then that over the pixels of the batch.
+    `labels` are int32 `[batch, height, width]`, and classes wherever a pixel counts.
+    The sum over an example's pixels is multiplied by the number of images with a
+    weight, and divided by the number of their counted pixels; it is zero if no pixel
+    counts. The mean over the examples is then the mean over the pixels of the batch.
     """
     labels = tf.where(is_counted, labels, 0)
     # One-hot labels would take as much memory as the logits.

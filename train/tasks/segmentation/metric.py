@@ -10,8 +10,8 @@ PIXELS_AT_ONCE = 2**20
 
 
 def _cells_at_centers(count: int, side: int) -> np.ndarray:
-    """Returns, for each of `count` pixels, the one of `side` cells at its center."""
-    # In integers: (i + 0.5) * side / count has to be exact at the edges.
+    """Returns which of `side` cells is at the center of each of `count` pixels."""
+    # Integers, since (i + 0.5) * side / count must be exact at the edges of cells.
     return (2 * np.arange(count) + 1) * side // (2 * count)
 
 
@@ -24,9 +24,9 @@ def classes_at_pixels(class_map: np.ndarray, size: tuple[int, int]) -> np.ndarra
 def count_pixels(
     mask: np.ndarray, class_map: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """Counts an image's pixels by label and prediction; other labels do not count.
+    """Counts an image's pixels, `[labels, predictions]`.
 
-    The class map has any size, as for `classes_at_pixels`.
+    Labels from `num_classes` on do not count. The class map may have any size.
     """
     rows, columns = map(_cells_at_centers, mask.shape, class_map.shape)
     counts = np.zeros(num_classes**2, np.int64)
@@ -57,8 +57,8 @@ def count_confusion(
 def score(class_names: Sequence[str], counts: dict[str, np.ndarray]) -> dict:
     """Returns `mIoU`, `pixel_accuracy` and `IoU/<class>` of summed confusions.
 
-    They are in [0, 1], or -1 where there is nothing to measure. `mIoU` is the mean over
-    the classes that occur in a mask or a prediction.
+    They are in [0, 1], or -1 without pixels to measure. `mIoU` is the mean over the
+    classes that occur in a mask or a prediction.
     """
     confusion = np.asarray(counts["confusion"], np.int64)
     correct = np.diag(confusion)

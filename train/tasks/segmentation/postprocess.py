@@ -9,6 +9,6 @@ def main_logits(outputs) -> tf.Tensor:
 
 
 def class_maps(logits, size: int) -> tf.Tensor:
-    """Finds the class of each pixel, int32 `[batch, size, size]`, from any logits."""
+    """Resizes logits of any size; returns classes, int32 `[batch, size, size]`."""
     resized = tf.image.resize(logits, (size, size))
     return tf.argmax(resized, axis=-1, output_type=tf.int32)

@@ -1,4 +1,4 @@
-"""What a program prints: names in any script, and no chatter of its libraries."""
+"""The output of a program: names in any script, no messages of its libraries."""
 
 import contextlib
 import io

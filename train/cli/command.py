@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from absl import app, flags
 
-from train.run.console import print_any_name, set_up_logging
+from train.cli.console import print_any_name, set_up_logging
 
 USAGE_ERROR = 2  # exit code of a command line that cannot be understood
 WIDTH = 88

@@ -1,4 +1,4 @@
-"""What Keras returns for the validation images, and how a file compares with it."""
+"""Keras's outputs for the validation images, and their comparison with a file's."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -97,7 +97,7 @@ def check_objects(name: str, splits: Mapping[str, Sequence[Objects]]) -> None:
     if not _has_learnable(splits["train"]):
         raise ValueError(
             f"{name}: all training objects are crowds or marked as difficult, which "
-            "are not learned. Expected others."
+            "are not learned. Expected at least one object that is neither."
         )
 
 
@@ -154,7 +154,7 @@ def place_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fixes boxes on the picture that they were drawn on, and turns them upright.
 
-    It takes and returns what `fix_boxes` does.
+    Arguments and results are those of `fix_boxes`, with `canvas` for the size.
     If other pictures are possible, a box that does not lie on this one is refused.
     """
     corners = np.asarray(corners, np.float64).reshape(-1, 4)
