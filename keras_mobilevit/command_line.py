@@ -20,9 +20,10 @@ photo_classes.png.
 import argparse
 import contextlib
 import os
+import signal
 import sys
-import tempfile
 from collections.abc import Iterator
+from typing import NoReturn
 
 from keras_mobilevit.configs import (
     CLASSIFIER_SIZE,
@@ -90,28 +91,43 @@ def quiet_start() -> Iterator[None]:
     `python -m` imports the package, which loads Keras in this context, before it runs
     the command. The arguments are parsed first, so that `--help` and mistakes are
     answered at once. TensorFlow writes its lines to the file descriptor, and no setting
-    turns all of them off. If TF_CPP_MIN_LOG_LEVEL is set, they are shown.
+    turns all of them off. If the start fails or crashes, a second process shows them.
+    If TF_CPP_MIN_LOG_LEVEL is set, they are always shown.
     """
     # While `-m` imports the package, the first argument is "-m".
     if sys.argv[:1] != ["-m"] or "keras_mobilevit" not in sys.orig_argv:
         yield
         return
     make_parser().parse_args()
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ or not hasattr(os, "fork"):
         yield
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     sys.stderr.flush()
     original = os.dup(2)
-    with tempfile.TemporaryFile() as hidden:
-        os.dup2(hidden.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            hidden.seek(0)
-            os.write(original, hidden.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(original, 2)
-            os.close(original)
+    source, target = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(target)
+        _copy_at_end(source, original)
+    os.dup2(target, 2)
+    os.close(source)
+    os.close(target)
+    try:
+        yield
+        os.kill(child, signal.SIGKILL)  # so it does not copy
+    finally:
+        sys.stderr.flush()
+        os.dup2(original, 2)  # closes the pipe
+        os.close(original)
+        os.waitpid(child, 0)
+
+
+def _copy_at_end(source: int, target: int) -> NoReturn:
+    """Copies a pipe when the other end closes, and exits."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process decides
+        with os.fdopen(source, "rb") as pipe, os.fdopen(target, "wb") as output:
+            output.write(pipe.read())
+    finally:
+        os._exit(0)

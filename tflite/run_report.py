@@ -119,7 +119,7 @@ def _difference(reference: "np.ndarray", outputs: "np.ndarray", data: str) -> fl
 
 
 def plot_confusion(matrix: "np.ndarray", class_names: Sequence[str]) -> "Figure":
-    """Draws a confusion matrix in percent of each label."""
+    """Draws a confusion matrix: counts, and colors by the share of each label."""
     import numpy as np
     from matplotlib.figure import Figure
     from sklearn.metrics import ConfusionMatrixDisplay
@@ -128,16 +128,18 @@ def plot_confusion(matrix: "np.ndarray", class_names: Sequence[str]) -> "Figure"
     side = 2.5 + 0.38 * min(len(class_names), MAX_NAMED_CLASSES)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    ConfusionMatrixDisplay(percent, display_labels=class_names).plot(
+    display = ConfusionMatrixDisplay(percent, display_labels=class_names).plot(
         ax=axes,
         cmap="Blues",
         include_values=len(class_names) <= MAX_COUNTED_CLASSES,
-        values_format=".0f",
         xticks_rotation="vertical",
         colorbar=False,
         im_kw={"vmin": 0, "vmax": 100},
     )
-    axes.set(xlabel="prediction", ylabel="label (100 % per row)")
+    if display.text_ is not None:
+        for text, count in zip(display.text_.flat, matrix.flat):
+            text.set_text(count or "")
+    axes.set(xlabel="prediction", ylabel="label")
     if len(class_names) > MAX_NAMED_CLASSES:
         axes.set(xticks=[], yticks=[])
     return figure

@@ -127,6 +127,18 @@ def test_help_does_not_load_keras():
     assert "--weights" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [("os.abort()", ""), ("raise ImportError('no backend')", "no backend")],
+)
+def test_a_failed_start_says_everything(end, message, tmp_path):
+    code = f"import os\nos.write(2, b'needs AVX')\n{end}\n"
+    (tmp_path / "keras.py").write_text(code)  # stands in for the real one
+    result = run_in_a_process("predict", "a.jpg", PYTHONPATH=str(tmp_path))
+    assert result.returncode and result.stderr.startswith("needs AVX")
+    assert message in result.stderr
+
+
 @pytest.mark.slow
 def test_start_up_lines_of_tensorflow_are_not_shown(folder):
     weights = f"--weights={folder / 'best.keras'}"

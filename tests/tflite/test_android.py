@@ -292,6 +292,32 @@ def test_exactly_one_device_must_accept_the_connection(start_phone):
         adb.find_device(locked.address)
 
 
+def test_the_client_of_the_sdk_is_found(tmp_path, monkeypatch):
+    tools = tmp_path / "sdk" / "platform-tools"
+    tools.mkdir(parents=True)
+    (tools / "adb").touch(mode=0o755)
+    monkeypatch.setenv("ADBUTILS_ADB_PATH", "")  # to restore it at the end
+    monkeypatch.delenv("ADBUTILS_ADB_PATH")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("ANDROID_HOME", raising=False)
+    monkeypatch.setenv("ANDROID_SDK_ROOT", str(tmp_path / "sdk"))
+    adb.use_client(None)
+    assert adbutils.adb_path() == str(tools / "adb")
+
+
+@pytest.mark.parametrize("error", [adbutils.AdbError, RuntimeError])
+def test_a_missing_client_is_reported(error, monkeypatch):
+    def fail():
+        raise error("No adb exe could be found.")
+
+    monkeypatch.setattr(adbutils, "adb_path", fail)
+    monkeypatch.setenv("ADBUTILS_ADB_PATH", "")
+    for name in adb.SDK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(adb.AdbError, match="on PATH, .* ANDROID_HOME .* set --adb"):
+        adb.use_client(None)
+
+
 def test_the_command_measures_and_the_record_repeats_it(
     start_phone, tflite_file, tmp_path
 ):

@@ -323,6 +323,14 @@ def test_a_confusion_matrix_of_many_classes_stays_a_picture():
     assert max(figure.get_size_inches()) < 20
 
 
+def test_a_confusion_matrix_shows_counts():
+    matrix = np.array([[1234, 0], [3, 1]])
+    (axes,) = run_report.plot_confusion(matrix, ["cat", "dog"]).axes
+    assert [text.get_text() for text in axes.texts] == ["1234", "", "3", "1"]
+    shares = axes.images[0].get_array()  # the colors
+    np.testing.assert_allclose(shares, [[100, 0], [75, 25]])
+
+
 # Core ML exists on macOS only. `FakeBenchmarker` stands in for that of coremltools.
 
 

@@ -7,12 +7,15 @@ device's reason for a failure.
 import contextlib
 import dataclasses
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 TIMEOUT_S = 60  # for commands that take a moment
 PUSH_BYTES_PER_S = 1e5  # the slowest connection that a push still waits for
+SDK_VARIABLES = ("ANDROID_HOME", "ANDROID_SDK_ROOT")
 # What to do about a state that `adb devices` shows.
 _ADVICE = {
     "unauthorized": "Unlock it and allow USB debugging from this computer.",
@@ -38,12 +41,39 @@ class ShellResult:
 
 
 def use_client(path: str | None) -> None:
-    """Makes adbutils use the adb client at `path` instead of one that it finds."""
-    if path is None:
+    """Makes adbutils use the adb client at `path`, or else one that is found.
+
+    The order is PATH, the Android SDK, and the client that adbutils includes.
+    """
+    if path is not None:
+        if not os.access(path, os.X_OK):
+            raise ValueError(f"--adb={path} is not an executable file.")
+        os.environ["ADBUTILS_ADB_PATH"] = path
         return
-    if not os.access(path, os.X_OK):
-        raise ValueError(f"--adb={path} is not an executable file.")
-    os.environ["ADBUTILS_ADB_PATH"] = path
+    client = _sdk_client()
+    if client and not shutil.which("adb"):
+        os.environ.setdefault("ADBUTILS_ADB_PATH", client)
+    _find_client()
+
+
+def _sdk_client() -> str | None:
+    """Returns the adb client of the SDK that an environment variable names, if any."""
+    sdks = [os.environ[name] for name in SDK_VARIABLES if os.environ.get(name)]
+    folders = [os.path.join(sdk, "platform-tools") for sdk in sdks]
+    return shutil.which("adb", path=os.pathsep.join(folders)) if folders else None
+
+
+def _find_client() -> str:
+    """Returns the path of the adb client that adbutils uses."""
+    adbutils = _import_adbutils()
+    try:
+        return adbutils.adb_path()
+    except (adbutils.AdbError, RuntimeError) as error:  # depends on the version
+        raise AdbError(
+            "No adb client was found on PATH, in the Android SDK that ANDROID_HOME or "
+            "ANDROID_SDK_ROOT names, or in the package adbutils. Install Android's "
+            "platform tools, or set --adb to the path of the client."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -60,14 +90,18 @@ def _adb_errors(failure: str) -> Iterator[None]:
         raise AdbError(f"{failure}: {reason}") from error
 
 
-def _client():
+def _import_adbutils() -> ModuleType:
     try:
         import adbutils
     except ImportError as error:
         raise AdbError(
             f"--target=android needs adbutils: pip install '.[tflite]' ({error})."
         ) from error
-    return adbutils.AdbClient()
+    return adbutils
+
+
+def _client():
+    return _import_adbutils().AdbClient()
 
 
 def find_device(serial: str | None = None) -> "Device":
@@ -131,10 +165,8 @@ class Device:
 
     def push(self, local: str | Path, remote: str) -> None:
         """Copies a file to the device. Removes a partial copy."""
-        import adbutils
-
         seconds = TIMEOUT_S + Path(local).stat().st_size / PUSH_BYTES_PER_S
-        command = [adbutils.adb_path(), "-s", self.serial, "push", str(local), remote]
+        command = [_find_client(), "-s", self.serial, "push", str(local), remote]
         try:
             result = subprocess.run(
                 command,
