@@ -186,6 +186,8 @@ def test_fit_in_plain_keras(kind: str):
     assert losses[-1] < 0.9 * losses[0]
 
 
+# Keras says so of every layer that stays in floats.
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_quantized_models_are_close_and_are_saved(models, tmp_path):
     model = keras.models.clone_model(models["classifier"])
     model.set_weights(models["classifier"].get_weights())

@@ -206,7 +206,7 @@ def test_the_command_on_a_converted_file(files, tmp_path):
 def test_a_file_and_other_weights_for_it_are_refused(files, tmp_path):
     flags = ("--data=digits", f"--model={files['tflite']}", "--weights=imagenet")
     result = run_command(*flags, cwd=tmp_path)
-    assert "has its own weights; remove --weights" in result.stderr
+    assert "has its own weights. Remove --weights." in result.stderr
 
 
 def test_integers_are_rounded_and_clipped():
@@ -267,6 +267,7 @@ def test_outputs_that_are_not_finite_are_refused(digits):
         evaluate_scores(digits, np.full(10, np.nan))
 
 
+@pytest.mark.filterwarnings("ignore:Model .* does not show whether")
 def test_a_model_that_takes_values_up_to_1_gets_them(tmp_path, digits):
     paths = []
     weights = None
