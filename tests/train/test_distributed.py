@@ -45,7 +45,7 @@ def test_devices_that_are_not_there(monkeypatch):
     with pytest.raises(ValueError, match="exclude each other"):
         strategies.make_strategy(devices.Devices(tpu="pod", gpus=1))
     monkeypatch.setenv("TF_CONFIG", tf_config(("a:1", "b:1"), 0))
-    with pytest.raises(ValueError, match="--tpu, and a cluster of 2 workers"):
+    with pytest.raises(ValueError, match="--tpu was given, but the environment names a cluster of 2 workers"):
         strategies.make_strategy(devices.Devices(tpu="pod"))
 
 
