@@ -7,8 +7,8 @@ RUN ?= runs/demo
 DEMO_FLAGS ?= --data=digits
 DEMO_SIZE ?= 48
 BIN := $(VENV)/bin
-# A file of tests stays in one process, which builds its networks once.
-PARALLEL ?= --numprocesses 2 --dist loadfile
+# Each process takes one half of the tests, and what the other has left when it is done.
+PARALLEL ?= --numprocesses 2 --dist worksteal
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
 WEB := tflite/web/node_modules/.package-lock.json

@@ -1,8 +1,19 @@
 """What several test modules need, made once."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+BACKEND = os.environ.get("KERAS_BACKEND")  # of the whole run
+
+
+def pytest_runtest_setup() -> None:
+    """Takes back the backend that a command chose for itself in an earlier test."""
+    if BACKEND is None:
+        os.environ.pop("KERAS_BACKEND", None)
+    else:
+        os.environ["KERAS_BACKEND"] = BACKEND
 
 
 @pytest.fixture(scope="session")

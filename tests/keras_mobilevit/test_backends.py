@@ -88,6 +88,7 @@ def write_detector(folder: Path) -> None:
     np.savez(folder / "detector.npz", images=images, anchors=anchors, **values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_outputs_equal_the_reference(backend: str, tmp_path):
     if importlib.util.find_spec(backend) is None:

@@ -212,6 +212,7 @@ def test_detectors_and_segmenters_have_their_common_arguments_in_one_order():
         assert one.name == "mine" and one.input_shape == (None, 64, 96, 1)
 
 
+@pytest.mark.slow
 def test_a_saved_segmenter_is_the_same(tmp_path):
     arguments = {"auxiliary": True, "output_stride": 8, "input_shape": (None, None, 3)}
     model = small(**arguments)

@@ -236,6 +236,7 @@ def fetch_in_a_process(server, cache, stderr=subprocess.PIPE, **environment):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_and_the_environments_variables(server, tmp_path):
     publish(server, "mobilevit_xxs", CONTENT)
     cache = tmp_path / "home"

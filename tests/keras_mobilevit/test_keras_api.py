@@ -68,6 +68,7 @@ def test_a_clone_gives_the_same(kind: str, models):
     assert_close(run(clone), run(models[kind]), 0)
 
 
+@pytest.mark.slow
 def test_a_clone_of_kerass_own_layers_is_saved_and_loaded(models, tmp_path):
     model = models["classifier"]
     clone = keras.models.clone_model(model, clone_function=with_kerass_own)
@@ -172,6 +173,7 @@ def test_float32_layers_have_no_policy_of_their_own(models):
         assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TRACED)
 def test_fit_in_plain_keras(kind: str):
     keras.utils.set_random_seed(1)
@@ -198,6 +200,7 @@ def test_quantized_models_are_close_and_are_saved(models, tmp_path):
     assert_close(run(keras.models.load_model(tmp_path / "int8.keras")), found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TRACED)
 def test_export_takes_other_sizes_and_batches(kind: str, models, tmp_path):
     tf = pytest.importorskip("tensorflow")
@@ -209,6 +212,7 @@ def test_export_takes_other_sizes_and_batches(kind: str, models, tmp_path):
         assert_close(run(loaded.serve, images), run(model, images))
 
 
+@pytest.mark.slow
 def test_objects_are_found_inside_a_graph_of_any_size(models):
     tf = pytest.importorskip("tensorflow")
     model = build("detector", (None, None, 3))

@@ -223,6 +223,7 @@ def test_a_segmenter_colors_its_classes(tmp_path, monkeypatch, capsys):
             main()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ['{"eval_size": 96}', '{"eval_size": "x"}', "["])
 def test_the_size_comes_from_the_trainings_evaluation(
     content, tmp_path, monkeypatch, capsys

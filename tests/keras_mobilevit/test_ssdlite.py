@@ -99,6 +99,7 @@ def test_a_file_of_another_kind_says_what_is_missing(tmp_path):
         small(weights=str(file))
 
 
+@pytest.mark.slow
 def test_a_saved_detector_is_the_same(tmp_path):
     model, images = small(), np.random.default_rng(0).uniform(0, 255, (1, 64, 96, 3))
     for ending in ("keras", "weights.h5"):

@@ -111,6 +111,7 @@ def check_conversion(model: keras.Model, size: int, folder) -> None:
         assert litert.xnnpack_partitions() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_small_models_are_converted(name: str, tmp_path):
     check_conversion(SMALL_MODELS[name](), SMALL_SIZE, tmp_path)

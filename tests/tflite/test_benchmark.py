@@ -127,6 +127,7 @@ def test_a_cut_line_is_ended_before_the_next(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_files_take_turns(tflite_file, monkeypatch):
     turns = []
 
@@ -171,6 +172,7 @@ def test_one_file_that_fails_leaves_the_results_of_the_others(tflite_file, tmp_p
     assert [r["status"] for r in records] == ["not measured", "measured"]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_leaves_the_results_of_the_others(tflite_file, monkeypatch):
     class Dies(host._Worker):
         def run_round(self, runs):
@@ -259,6 +261,7 @@ def test_more_threads_than_the_machine_has(tflite_file):
         list(host.measure_all([Candidate(str(tflite_file))], options))
 
 
+@pytest.mark.slow
 def test_the_memory_is_that_of_the_network(tflite_file, tmp_path):
     """Not the peak of this process, with which some measures of a child begin."""
     weights = np.ones((8 * 8 * 3, 65_536), np.float32)  # 50 MB

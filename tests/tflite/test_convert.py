@@ -518,6 +518,7 @@ def test_one_refused_format_does_not_stop_the_others(tmp_path):
     assert written == ["mobilevit_xxs_32_fp32.json", "mobilevit_xxs_32_fp32.tflite"]
 
 
+@pytest.mark.slow
 def test_a_file_is_calibrated_and_proven_on_photos_without_classes(tmp_path):
     folder = save_photos(tmp_path / "photos", 60)
     subprocess.run(
@@ -753,6 +754,7 @@ def test_bad_flags(flags: list[str], message: str, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_demo(tmp_path):
     """`make demo`'s own steps with a tiny schedule."""
     flags = "--data=digits --sizes=32,48 --base_size=32 --batch_size=256 --epochs=1"

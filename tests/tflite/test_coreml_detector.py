@@ -127,6 +127,7 @@ def test_raw_outputs_are_boxes_and_scores(tmp_path):
     assert "nms" not in card and "labels" not in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compress", "limit"),
     [(package.int8_weights, 0.02), (package.palette_weights, 0.05)],

@@ -107,6 +107,7 @@ def test_float16_is_near_and_chooses_without_a_cast(tmp_path):
     assert best.dtypes == (np.int32,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compress", "limit"),
     [(package.int8_weights, 0.9), (package.palette_weights, 0.8)],
@@ -132,6 +133,7 @@ def test_the_logits_alone(tmp_path):
     assert "labels" not in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "limit"), [("float32", 0.9999), ("float16", 0.99)]
 )

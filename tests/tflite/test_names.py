@@ -62,6 +62,7 @@ def converted(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_conversion_does_not_depend_on_the_locale(converted):
     content = (converted / "käse_32_fp32.json").read_bytes().decode("utf-8")
     assert json.loads(content)["labels"] == NAMES

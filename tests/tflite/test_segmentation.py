@@ -161,6 +161,7 @@ def test_a_class_map_has_bytes():
         _ = prepared.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["fp32", "fp16", "dynamic", "int8-mixed"])
 def test_a_class_map_of_another_network_is_not_written(
     validation, file_format, tmp_path

@@ -45,7 +45,10 @@ def test_devices_that_are_not_there(monkeypatch):
     with pytest.raises(ValueError, match="exclude each other"):
         strategies.make_strategy(devices.Devices(tpu="pod", gpus=1))
     monkeypatch.setenv("TF_CONFIG", tf_config(("a:1", "b:1"), 0))
-    with pytest.raises(ValueError, match="--tpu was given, but the environment names a cluster of 2 workers"):
+    with pytest.raises(
+        ValueError,
+        match="--tpu was given, but the environment names a cluster of 2 workers",
+    ):
         strategies.make_strategy(devices.Devices(tpu="pod"))
 
 
@@ -190,6 +193,7 @@ def assert_same_evaluation(found: dict, expected: dict) -> None:
     assert found["segmentation"]["mIoU"] == expected["segmentation"]["mIoU"]
 
 
+@pytest.mark.slow
 def test_two_devices_evaluate_as_one(evaluated_once):
     """Masks of their own sizes are counted on the host, boxes are exchanged."""
     (found,) = evaluated(devices=2)

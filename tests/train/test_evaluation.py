@@ -82,6 +82,7 @@ def counts_of(found: Evaluation) -> tuple[np.ndarray, ...]:
     return tuple(found.statistics[name] for name in ("images", "top1", "top5"))
 
 
+@pytest.mark.slow
 def test_every_kind_of_file_gives_the_same(digits, files):
     found = {
         ending: counts_of(evaluate(digits, weights=str(path)))
@@ -197,6 +198,7 @@ def test_the_command(files, tmp_path):
     assert lines[-1] == "at 48x48 pixels, in percent"
 
 
+@pytest.mark.slow
 def test_the_command_on_a_converted_file(files, tmp_path):
     result = run_command("--data=digits", f"--model={files['tflite']}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

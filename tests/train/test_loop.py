@@ -213,6 +213,7 @@ def test_fine_tuning_starts_from_the_backbone_of_a_file_of_other_classes(tmp_pat
     build_models(CLASSIFICATION, config, source, is_fresh=False)
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_is_deterministic():
     config = dataclasses.replace(CONFIG, freeze="backbone")
     model, _ = build_models(CLASSIFICATION, config, digits_source(), is_fresh=False)
@@ -261,6 +262,7 @@ def rates(model) -> dict:
     return {layer.name: layer.rate for layer in layers}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_the_average_of_a_frozen_backbone_is_noisy_and_trainable(name):
     task = load_task(name)

@@ -217,6 +217,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypa
     assert sorted(images_of(tmp_path)) == [1]
 
 
+@pytest.mark.slow
 def test_any_task_draws_without_a_trace_in_its_training(tmp_path):
     """Weights, averages, optimizer and random state stay what they are, to the bit."""
 

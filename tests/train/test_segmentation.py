@@ -299,6 +299,7 @@ def test_the_loop_trains_a_segmenter(scenes, tmp_path, auxiliary_weight):
     assert_same_evaluation(SEGMENTATION, config, scenes, tmp_path, record)
 
 
+@pytest.mark.slow
 def test_the_real_network_trains(scenes):
     """One step of MobileViT with the head; its rate is ten times the others'."""
     config = dataclasses.replace(CONFIG, auxiliary_weight=0.4, head_lr_multiplier=10.0)

@@ -201,6 +201,7 @@ def test_a_run_knows_its_images_in_another_folder(tmp_path):
             start._refuse_other_images(run_on(names), began, changes)
 
 
+@pytest.mark.slow
 def test_moved_images_continue_with_fewer_parts(tmp_path, caplog):
     """A whole run of two epochs, stopped after one and continued otherwise."""
     source = digits_source()
