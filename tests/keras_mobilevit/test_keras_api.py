@@ -189,6 +189,7 @@ def test_fit_in_plain_keras(kind: str):
 
 
 # Keras says so of every layer that stays in floats.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_quantized_models_are_close_and_are_saved(models, tmp_path):
     model = keras.models.clone_model(models["classifier"])

@@ -178,6 +178,7 @@ def test_a_detector_draws_its_boxes(tmp_path, monkeypatch, capsys):
         main()
 
 
+@pytest.mark.slow
 def test_a_segmenter_colors_its_classes(tmp_path, monkeypatch, capsys):
     model = keras_mobilevit.DeepLabV3(
         "mobilevit_xxs", classes=3, weights=None, input_shape=(64, 96, 3)

@@ -156,6 +156,7 @@ def cut(path: Path, folder: Path) -> Path:
     return folder / "cut.tflite"
 
 
+@pytest.mark.slow
 def test_one_file_that_fails_leaves_the_results_of_the_others(tflite_file, tmp_path):
     output = tmp_path / "latency.jsonl"
     result = run(

@@ -497,6 +497,7 @@ def test_what_no_rewrite_costs_is_told(caplog):
     assert "channels are not equalized" in caplog.text
 
 
+@pytest.mark.slow
 def test_one_refused_format_does_not_stop_the_others(tmp_path):
     result = subprocess.run(
         [

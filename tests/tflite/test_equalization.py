@@ -122,6 +122,7 @@ def outlier_model(settled_model) -> keras.Model:
     return with_outliers(model, factor=60.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["int8-mixed", "int8"])
 def test_eight_bits_collapse_without_and_hold_with(recipe, outlier_model, tmp_path):
     images = photos(24)
@@ -271,6 +272,7 @@ def test_numbers_that_are_not_finite_are_refused():
         calibration.measure_channels(graph.replace(bad), images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [256.0, 1e9])
 def test_concatenations_stay_within_what_xnnpack_takes(limit, tmp_path, monkeypatch):
     """XNNPACK does not run a change of scale by 2,000; its limit is 256."""

@@ -70,6 +70,7 @@ def test_a_conversion_does_not_depend_on_the_locale(converted):
     assert read_card(converted / "käse_32_fp32.tflite")["labels"] == NAMES
 
 
+@pytest.mark.slow
 def test_a_report_does_not_depend_on_the_locale(converted, tmp_path):
     latency, page = tmp_path / "latency.jsonl", tmp_path / "latency.html"
     file = converted / "käse_32_fp32.tflite"

@@ -89,6 +89,7 @@ def test_depthwise_kernels_have_a_range_for_each_channel(graph, qat_model):
     np.testing.assert_allclose(largest.numpy(), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_scaled_swish_is_in_the_qat_model(graph, images):
     """What equalization makes: a constant for each channel before the sigmoid."""
     stats = calibration.measure_channels(graph, images[:4])

@@ -269,6 +269,7 @@ def test_outputs_that_are_not_finite_are_refused(digits):
         evaluate_scores(digits, np.full(10, np.nan))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Model .* does not show whether")
 def test_a_model_that_takes_values_up_to_1_gets_them(tmp_path, digits):
     paths = []

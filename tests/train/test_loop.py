@@ -181,6 +181,7 @@ def test_the_training_loss_is_the_mean_over_the_examples(tmp_path):
     assert record["loss"] == pytest.approx(np.log(10), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_kill_between_record_and_checkpoint_loses_no_record(tmp_path, monkeypatch):
     def killed(*args):
         raise KeyboardInterrupt

@@ -164,6 +164,7 @@ def test_sigterm_while_tensorflow_is_loaded(flag, code, message, tmp_path):
     assert message in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "encoding, name",
     [("ascii", "\\u732b\\xe9"), ("latin-1", "\\u732b\xe9"), ("utf-8", "\u732b\xe9")],

@@ -180,6 +180,7 @@ def test_examples_are_the_first_that_can_be_read(tmp_path):
     assert len(pictures.first_examples(DETECTION, source, CONFIG)["image"]) == 5
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_predictions(scenes, tmp_path):
     config = dataclasses.replace(CONFIG, epochs=2, sizes=(64,))
     records = loop.train_and_evaluate(DETECTOR, config, scenes, tmp_path)
