@@ -224,8 +224,8 @@ def _moves_tokens(node: Node) -> bool:
 def _residual_stream(graph: Graph, name: str) -> set[str] | None:
     """Finds the residual stream of a node: all nodes that are added to its output.
 
-    Returns the names of the linear layers that write to the stream, of the sums, and of
-    the nodes that move its tokens or add positions. Returns `None` if another operation
+    Returns three kinds of names: linear layers that write to the stream, sums, and
+    nodes that move its tokens or add positions. Returns `None` if another operation
     writes to the stream, or anything but a normalization reads it.
     """
     stream, open_names = set(), [name]

@@ -5,6 +5,7 @@ so that `--help` answers at once.
 """
 
 import functools
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
@@ -64,10 +65,18 @@ def _parse(
     try:
         left = flags.FLAGS(argv)
     except flags.Error as error:
-        _refuse(str(error))
+        _refuse(_explain(str(error)))
     if len(left) > 1 and not takes_files:
         _refuse(f"Unexpected arguments: {' '.join(left[1:])}.")
     return left
+
+
+def _explain(message: str) -> str:
+    """Replaces absl's sentences on required flags, which nobody has set to None."""
+    missing = re.findall(r"Flag (--\w+) must have a value other than None", message)
+    if missing:
+        return f"This command needs {' and '.join(missing)}."
+    return message if message.endswith((".", "?")) else f"{message}."
 
 
 def _refuse(message: str) -> None:
