@@ -179,9 +179,12 @@ def define_flags() -> None:
     """Defines the flags of every target."""
     kinds = targets.TARGETS
     purposes = "; ".join(f"{name}: {row.purpose}" for name, row in kinds.items())
-    flags.DEFINE_enum("target", "host", list(kinds), f"What measures. {purposes}.")
+    flags.DEFINE_enum("target", "host", list(kinds), f"Where to measure. {purposes}.")
     flags.DEFINE_enum(
-        "suite", None, list(suites.SUITES), "Measure these networks instead of files."
+        "suite",
+        None,
+        list(suites.SUITES),
+        "Measure the networks of this suite instead of files.",
     )
     flags.DEFINE_string(
         "suite_dir", "runs/suite", "Folder of the suite's converted files."

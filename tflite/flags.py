@@ -61,7 +61,9 @@ def _define_file_flags() -> None:
     flags.mark_flag_as_required("output_dir")
     flags.DEFINE_list("allow", [], f"Checks that may fail: {', '.join(CHECKS)}.")
     flags.DEFINE_bool(
-        "no_rewrite", False, "Convert the model as it is, with any layers."
+        "no_rewrite",
+        False,
+        "Convert the model unchanged, without the rewrite into a faster network.",
     )
     flags.DEFINE_bool(
         "check_gpu",
@@ -75,17 +77,18 @@ def _define_data_flags() -> None:
     flags.DEFINE_string(
         "data",
         None,
-        "Validation images, for parity and accuracy: a value of --data of "
-        "train/main.py, or a folder of photos without classes, for parity only. "
-        "Default: the training data of the .keras file, from the config.json beside "
-        "it. Named models have no training data: their float formats are compared on "
-        "the digits, and formats with 8 bits or fewer need --data or --calibration.",
+        "Validation images, to compare outputs with Keras and to measure accuracy: a "
+        "value of --data of train/main.py, or a folder of photos without classes, "
+        "which does not measure accuracy. Default: the training data of the .keras "
+        "file, from the config.json beside it. Named models have no training data: "
+        "their float formats are compared on the digits, and formats with 8 bits or "
+        "fewer need --data or --calibration.",
     )
     flags.DEFINE_integer(
         "eval_images",
         200,
-        "Approximate number of validation images, spread over the split; 0 for all. "
-        "They are held in memory.",
+        "Approximate number of validation images, spread evenly over the split; 0: "
+        "all. They are held in memory.",
         lower_bound=0,
     )
     flags.DEFINE_string(
@@ -98,8 +101,8 @@ def _define_data_flags() -> None:
     flags.DEFINE_integer(
         "calibration_images",
         CALIBRATION_IMAGES,
-        "Approximate number of calibration images; 0 for all. Fewer than 50 give a "
-        "warning, fewer than 10 an error.",
+        "Approximate number of calibration images; 0: all. Fewer than 50 give a "
+        "warning, and fewer than 10 an error.",
         lower_bound=0,
     )
     flags.DEFINE_float(
@@ -113,7 +116,7 @@ def _define_data_flags() -> None:
 
 def _define_fine_tuning_flags() -> None:
     flags.DEFINE_integer(
-        "qat_epochs", 2, "Epochs of the training on --data for int8-qat.", lower_bound=1
+        "qat_epochs", 2, "Epochs of training for int8-qat, on --data.", lower_bound=1
     )
     flags.DEFINE_float(
         "qat_learning_rate", 1e-5, "Initial learning rate for int8-qat.", lower_bound=0

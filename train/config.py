@@ -82,8 +82,8 @@ class TrainConfig:
     accumulation_steps: int = _field(
         1,
         COMPUTATION,
-        "Split each batch into so many parts, one after the other, to save memory. "
-        "Batch normalization takes its statistics from each part.",
+        "Split each device's batch into this many parts, which run one after the "
+        "other, to save memory. Batch normalization uses the statistics of each part.",
     )
     learning_rate: float = _field(0.002, OPTIMIZATION, "Peak of the learning rate.")
     min_learning_rate: float = _field(
@@ -92,13 +92,14 @@ class TrainConfig:
     warmup_learning_rate: float | None = _field(
         None,
         OPTIMIZATION,
-        "Learning rate at the start of the warm-up. None: --min_learning_rate.",
+        "Learning rate at the start of the warm-up. None: the same as "
+        "--min_learning_rate.",
     )
     learning_rate_batch: int = _field(
         0,
         OPTIMIZATION,
-        "Batch size that the learning rates are meant for. They are scaled in "
-        "proportion to --batch_size. 0: not scaled.",
+        "Batch size for which the learning rates are meant. For another --batch_size "
+        "they are scaled in proportion. 0: not scaled.",
     )
     warmup_steps: int = _field(3000, OPTIMIZATION, "Steps of linear warm-up.")
     weight_decay: float = _field(
@@ -127,14 +128,14 @@ class TrainConfig:
         "",
         DATA,
         "Initial weights of the backbone: `imagenet` (as published), or a .keras, "
-        ".safetensors or .pt file with any classes. With --mode=eval: the weights to "
-        "evaluate.",
+        ".safetensors or .pt file with any classes. Empty: random weights. With "
+        "--mode=eval: the weights to evaluate.",
     )
     freeze: str = _field(
         "none",
         OPTIMIZATION,
-        "backbone: train only the head, on a backbone with the given --weights, whose "
-        "batch normalization works as in inference. none: train everything.",
+        "backbone: train only the head. The backbone keeps the given --weights, and "
+        "its batch normalization works as in inference. none: train everything.",
     )
     head_lr_multiplier: float = _field(
         1.0, OPTIMIZATION, "Multiplies the learning rate of the head."
@@ -147,8 +148,8 @@ class TrainConfig:
     auxiliary_weight: float = _field(
         0.0,
         OPTIMIZATION,
-        "Weight of the loss of an auxiliary head on stage 4; 0.4 is usual, 0 means no "
-        "such head. Segmentation only.",
+        "Weight of the loss of an auxiliary head on stage 4. 0.4 is usual; 0: no "
+        "auxiliary head. Segmentation only.",
     )
     precision: str = _field(
         "float32",
@@ -160,13 +161,14 @@ class TrainConfig:
     steps_per_execution: int = _field(
         1,
         COMPUTATION,
-        "Steps per call of the compiled function, all of one size. More steps reduce "
-        "the overhead on a TPU, and take longer to compile.",
+        "Training steps per call of the compiled function; they have one image size. "
+        "More steps reduce the overhead on a TPU, but take longer to compile.",
     )
     seed: int = _field(
         0,
         COMPUTATION,
-        "Seed of the initialization, the order, the sizes and the augmentation.",
+        "Seed of the initial weights, the order of the images, the sizes and the "
+        "augmentation.",
     )
 
     def __post_init__(self):

@@ -57,15 +57,16 @@ def _define_data_flags(flag_values: flags.FlagValues) -> None:
         "recipe",
         None,
         list(RECIPES),
-        "Sets every flag that is not given. Default: by --task and the kind of --data.",
+        "Named set of values for all flags that are not given. By default, --task and "
+        "the kind of --data choose it.",
         flag_values=flag_values,
     )
     _define_fields(DATA, flag_values)
     flags.DEFINE_boolean(
         "cache",
         False,
-        "Read the files of folder:PATH once and keep them in memory, encoded as they "
-        "are. Helps with slow storage; Linux already caches local files.",
+        "Read the files of folder:PATH once and keep them in memory, without decoding "
+        "them. Helps with slow storage; Linux already caches local files.",
         flag_values=flag_values,
     )
 
@@ -80,7 +81,8 @@ def _define_run_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "save_minutes",
         10.0,
-        "Minutes between checkpoints within an epoch. Every epoch ends with one.",
+        "Minutes between checkpoints within an epoch. Each epoch ends with a "
+        "checkpoint, too.",
         lower_bound=0.0,
         upper_bound=1e6,
         flag_values=flag_values,
@@ -88,8 +90,8 @@ def _define_run_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_boolean(
         "deterministic",
         False,
-        "Train with deterministic operations only: an interrupted run then ends with "
-        "the same weights as an uninterrupted one, bit for bit. Slower.",
+        "Train with deterministic operations only, which are slower. A run that was "
+        "interrupted then ends with the same weights as one that was not, bit for bit.",
         flag_values=flag_values,
     )
     _define_fields(COMPUTATION, flag_values)
@@ -142,8 +144,8 @@ def _warn_of_defaults(path: str, task: str, given: set[str]) -> None:
     ]
     if path.endswith(".keras") and guessed:
         logging.warning(
-            "There is no %s of a training beside %s, so the recipe sets %s (a model of "
-            "a fixed size keeps its own).",
+            "Training writes %s beside a model, but there is none beside %s, so the "
+            "recipe sets %s. A model with a fixed input size keeps that size.",
             train_config.FILENAME,
             path,
             " and ".join(guessed),

@@ -348,7 +348,7 @@ def test_a_report_of_a_file(scenes, tmp_path):
     keras.Model(inputs, keras.layers.Conv2D(11, 1)(inputs)).save(tmp_path / "x.keras")
     (tmp_path / "labels.txt").unlink()
     config = dataclasses.replace(CONFIG, weights=str(tmp_path / "x.keras"))
-    with pytest.raises(ValueError, match="x.keras is no segmenter"):
+    with pytest.raises(ValueError, match="x.keras is not a segmenter"):
         evaluation_report(SEGMENTATION, config, scenes)
 
 

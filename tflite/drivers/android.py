@@ -35,7 +35,7 @@ class AndroidOptions(RunOptions):
     """Options of `--target=android`."""
 
     accelerators: tuple[str, ...] = option(
-        benchmark_tool.ACCELERATORS, "What runs the files."
+        benchmark_tool.ACCELERATORS, "Processors that run the files."
     )
     tools: tuple[str, ...] = option(
         ("classic",),
@@ -43,20 +43,21 @@ class AndroidOptions(RunOptions):
         "compiled model).",
     )
     tool_flags: tuple[str, ...] = option(
-        (), "More flags of the program, such as --xnnpack_force_fp16=true."
+        (), "More flags for the program, such as --xnnpack_force_fp16=true."
     )
     benchmark_binary: str | None = option(
         None,
-        "A program of your own. Without it the published one is downloaded once.",
+        "Path of your own program. Default: the published one, downloaded once.",
         is_path=True,
     )
     cpu_mask: str = option(
-        "", "Cores that may be used, in hexadecimal: f0 for cores 4 to 7."
+        "", "Hexadecimal mask of the cores to use, such as f0 for cores 4 to 7."
     )
     repeats: int = option(3, "Runs of the program per file.", lower_bound=1)
     cool_down: float = option(
         5.0,
-        "Seconds before each run; longer while the phone is throttled. 0: no wait.",
+        "Seconds to wait before each run; more while the phone is throttled. 0: do "
+        "not wait.",
         lower_bound=0,
     )
     clear: bool = option(False, "Remove the files from the device at the end.")
@@ -65,7 +66,8 @@ class AndroidOptions(RunOptions):
     )
     adb: str | None = option(
         None,
-        "The adb client. Without it the one on PATH or in adbutils is used.",
+        "Path of the adb client. Default: the one on PATH, in the Android SDK or in "
+        "adbutils.",
         is_path=True,
     )
 

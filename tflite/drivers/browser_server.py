@@ -67,27 +67,27 @@ POLICY = (
 class BrowserOptions(RunOptions):
     """Options of `--target=browser`."""
 
-    accelerators: tuple[str, ...] = option(ACCELERATORS, "What runs the files.")
+    accelerators: tuple[str, ...] = option(ACCELERATORS, "Runtimes that run the files.")
     host: str = option(
         "127.0.0.1",
-        "Address to serve on, or this machine's name for browsers. "
-        f"{EVERY_ADDRESS}: the whole local network.",
+        "Address to serve on, or the name by which browsers reach this machine. "
+        f"{EVERY_ADDRESS}: serve the whole local network.",
     )
     port: int = option(
         0, "TCP port to serve on. 0: any free port.", lower_bound=0, upper_bound=65535
     )
     certificate: str | None = option(
         None,
-        "PEM file, to serve HTTPS. Without it browsers have WebGPU and threads on "
-        "localhost only.",
+        "PEM file of a certificate, to serve HTTPS. Without it, browsers offer WebGPU "
+        "and threads on localhost only.",
         is_path=True,
     )
     key: str | None = option(
-        None, "PEM file with the key of the certificate.", is_path=True
+        None, "PEM file of the certificate's private key.", is_path=True
     )
     browsers: int | None = option(
         None,
-        "End after so many browsers have measured every file. Without it Ctrl-C ends.",
+        "End after this many browsers have measured every file. Default: Ctrl-C ends.",
         lower_bound=1,
     )
 

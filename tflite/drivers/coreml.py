@@ -39,13 +39,21 @@ class CoreMLOptions:
     """Options of `--target=coreml`."""
 
     compute_units: tuple[str, ...] = option(
-        tuple(COMPUTE_UNITS), "What may run the packages, one after the other."
+        tuple(COMPUTE_UNITS),
+        "Processors that may run the packages, one choice after the other. ane: the "
+        "Neural Engine.",
     )
     device: str = option(
-        THIS_MAC, "This Mac, or the first such device on a cable.", enum_values=DEVICES
+        THIS_MAC,
+        "Device to measure: this Mac, or the first iPhone or iPad on a cable.",
+        enum_values=DEVICES,
     )
-    team: str = option("", "Development team that signs the runner for --device.")
-    runs: int = option(100, "Measured runs, as in the paper.", lower_bound=1)
+    team: str = option(
+        "", "Apple development team, which signs the program for --device."
+    )
+    runs: int = option(
+        100, "Measured runs of each package; the paper has 100.", lower_bound=1
+    )
 
     def __post_init__(self) -> None:
         """Raises a ValueError if a compute unit is unknown."""
@@ -142,7 +150,7 @@ async def _find_device(options: CoreMLOptions) -> tuple[Any, str]:
 
     if not options.team:
         raise ValueError(
-            f"--device={kind} needs --team: it signs the runner for the device."
+            f"--device={kind} needs --team, which signs the program for the device."
         )
     connected = Device.get_connected_devices(DeviceType(kind))
     if not connected:

@@ -28,7 +28,7 @@ class HostOptions(RunOptions):
 
     rounds: int = option(
         10,
-        "Rounds in which the files take turns with a part of their runs.",
+        "Turns of each file. The runs are divided among them.",
         lower_bound=1,
     )
 

@@ -35,9 +35,11 @@ def option(default: Any, help_text: str, is_path: bool = False, **limits: Any) -
 class RunOptions:
     """Options of every target that runs `.tflite` files."""
 
-    num_threads: int = option(1, "CPU threads.", lower_bound=1)
+    num_threads: int = option(1, "Number of CPU threads.", lower_bound=1)
     runs: int = option(50, "Measured runs of each file.", lower_bound=1)
-    warmup_runs: int = option(5, "Runs before the measured ones.", lower_bound=1)
+    warmup_runs: int = option(
+        5, "Runs of each file before the measured ones.", lower_bound=1
+    )
 
 
 def check_choices(name: str, values: tuple[str, ...], allowed: Iterable[str]) -> None:

@@ -43,7 +43,7 @@ def load_predictor(task: Task, config: TrainConfig, source: Source) -> Predictor
         model = load_model_file(weights)
         if not kind.is_one(model):
             shapes = ", ".join(str(tuple(output.shape)) for output in model.outputs)
-            raise ValueError(f"{weights} is no {kind.noun}: it returns {shapes}.")
+            raise ValueError(f"{weights} is not a {kind.noun}: it returns {shapes}.")
     else:
         model = kind.build(config, len(source.class_names))
     _check_classes(kind.num_classes(model), weights, source)
@@ -71,7 +71,7 @@ def _file_predictor(kind: ModelKind, path: str, source: Source) -> Predictor:
     try:
         classes = kind.file_classes(model.outputs)
     except ValueError as error:
-        raise ValueError(f"{path} is no {kind.noun}: {error}") from error
+        raise ValueError(f"{path} is not a {kind.noun}: {error}") from error
     if classes is None:
         classes = card.get("classes")
     if classes is not None:

@@ -58,8 +58,8 @@ class Progress:
         """Starts the current epoch again, with a warning if it has begun."""
         if self.epoch_step:
             logging.warning(
-                "epoch %d starts again, so that some of its images count twice: its "
-                "batches changed. %s",
+                "epoch %d starts again, because its batches changed. Some of its "
+                "images are used twice. %s",
                 self.epoch + 1,
                 reason,
             )

@@ -11,14 +11,16 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "sizes",
         None,
-        "Sides of the input images in pixels, the default first.",
+        "Make one package for several sizes: sides of the input image in pixels. The "
+        "first one is the default.",
     )
     flags.DEFINE_enum(
         "ios",
         None,
         list(map(str, IOS_VERSIONS)),
         "Oldest iOS version that runs the package. Default: the oldest "
-        "possible, which is 16, or 17 if a package of several --sizes resizes maps.",
+        "possible. It is 16, or 17 if a package of several --sizes resizes feature "
+        "maps.",
     )
     flags.DEFINE_enum(
         "layout",
@@ -26,7 +28,7 @@ def define_flags() -> None:
         ["tokens", "ane"],
         "Experimental: memory layout of the transformers' tokens. tokens: "
         "channels last. ane: the layout of Apple's guide for the Neural Engine, with "
-        "one product per head. Measure on a phone which is faster.",
+        "one matrix product per attention head. Measure on a phone which is faster.",
     )
     flags.DEFINE_bool(
         "raw_outputs",

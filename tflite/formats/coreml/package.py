@@ -215,8 +215,8 @@ def make_model(
     ios = spec.ios or needed
     if ios < needed:
         raise ValueError(
-            f"At the sizes {', '.join(map(str, spec.sizes))} maps are resized. In a "
-            f"package of several sizes this needs an operation of iOS {needed}. "
+            f"At the sizes {', '.join(map(str, spec.sizes))} feature maps are resized. "
+            f"In a package of several sizes this needs an operation of iOS {needed}. "
             f"Received: --ios={ios}. Omit --ios, or give one size. A classifier "
             "resizes nothing at multiples of 64."
         )
