@@ -10,7 +10,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,12 @@ from hypothesis import strategies as st
 
 from tests.fakes.adb_device import FakeAdbDevice
 from tests.fakes.benchmark_tool import write_benchmark_tool
+from tests.helpers.commands import run_here
 from tflite.drivers import adb, android, android_device, benchmark_tool
 from tflite.drivers.android import AndroidOptions
 from tflite.drivers.benchmark_tool import parse_result
 
 adbutils = pytest.importorskip("adbutils", reason="pip install '.[tflite]'")
-ROOT = Path(__file__).parents[2]
 AT_ONCE = ("--min_secs=0", "--warmup_min_secs=0")
 
 
@@ -202,7 +201,7 @@ def test_a_damaged_result_is_reported(start_phone, tflite_file, tmp_path, monkey
 def test_a_run_that_does_not_end_is_stopped_and_reported(
     start_phone, tflite_file, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(android, "RUN_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(android, "RUN_TIMEOUT_S", 1.0)
     with make_session(
         start_phone(), tmp_path, accelerators=("cpu",), tool_flags=("--min_secs=600",)
     ) as session:
@@ -324,13 +323,12 @@ def test_the_command_measures_and_the_record_repeats_it(
     phone = start_phone()
     tool = write_benchmark_tool(tmp_path / "benchmark_model")
     output = tmp_path / "latency.jsonl"
-    command = [
-        *(sys.executable, ROOT / "tflite/benchmark.py", "--target=android"),
+    result = run_here(
+        *("tflite/benchmark.py", "--target=android"),
         *(tflite_file, f"--benchmark_binary={tool}", "--accelerators=cpu"),
         *("--repeats=2", "--runs=2", "--cool_down=0", f"--output={output}"),
         f"--tool_flags={','.join(AT_ONCE)}",
-    ]
-    result = subprocess.run(command, capture_output=True, text=True)
+    )
     assert result.returncode == 0, result.stderr
     assert "tiny.tflite classic cpu x1" in result.stdout
     assert f"pushed {phone.pushed_bytes} bytes" in result.stderr
@@ -400,12 +398,8 @@ def test_a_program_is_downloaded_once(tmp_path, monkeypatch, capfd):
     ],
 )
 def test_errors_of_android(arguments, message, tflite_file):
-    command = [sys.executable, "-m", "tflite.benchmark", "--target=android"]
-    result = subprocess.run(
-        [*command, str(tflite_file), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+    result = run_here(
+        "tflite/benchmark.py", "--target=android", tflite_file, *arguments
     )
     assert result.returncode == 1
     assert message in result.stderr and "Traceback" not in result.stderr

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.helpers.commands import run_here
 from tflite import benchmark, run_report
 from tflite.drivers import coreml, host, targets
 from tflite.drivers.host import Candidate, HostOptions
@@ -38,18 +39,17 @@ def run(*arguments, cwd):
 
 def test_one_json_line_a_file_and_a_table(tflite_file, tmp_path):
     output = tmp_path / "latency.jsonl"
-    for lines in (1, 2):  # a second call adds to the file
-        result = run(
-            ROOT / "tflite/benchmark.py",
-            tflite_file,
-            "--runs=3",
-            f"--output={output}",
-            cwd=tmp_path,
-        )
-        assert result.returncode == 0, result.stderr
-        records = [json.loads(line) for line in output.read_text().splitlines()]
-        assert len(records) == lines
-    record = records[-1]
+    output.write_text('{"of": "an earlier call"}\n')
+    result = run(
+        ROOT / "tflite/benchmark.py",
+        tflite_file,
+        "--runs=3",
+        f"--output={output}",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    earlier, record = map(json.loads, output.read_text().splitlines())
+    assert earlier == {"of": "an earlier call"}
     assert record["runs"] == 3 and record["partitions"] == 1
     assert 0 < record["p5_ms"] <= record["median_ms"] <= record["p95_ms"]
     assert 1 < record["peak_memory_mb"] < 500
@@ -96,7 +96,7 @@ except SystemExit as ended:
 def test_errors_of_the_benchmark(arguments, message, tflite_file, tmp_path):
     for name in ("cut.tflite", "cut.pb"):
         (tmp_path / name).write_bytes(tflite_file.read_bytes()[:5000])
-    result = run(ROOT / "tflite/benchmark.py", *arguments, cwd=tmp_path)
+    result = run_here("tflite/benchmark.py", *arguments, folder=tmp_path)
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
@@ -439,12 +439,12 @@ def test_a_package_that_core_ml_refuses_leaves_the_results_of_the_others(
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is here")
 def test_where_there_is_no_core_ml_nothing_is_measured(tmp_path):
     package, output = package_folder(tmp_path), tmp_path / "latency.jsonl"
-    result = run(
-        ROOT / "tflite/benchmark.py",
+    result = run_here(
+        "tflite/benchmark.py",
         "--target=coreml",
         package,
         f"--output={output}",
-        cwd=tmp_path,
+        folder=tmp_path,
     )
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
@@ -469,7 +469,7 @@ def test_where_there_is_no_core_ml_nothing_is_measured(tmp_path):
 def test_errors_of_core_ml(arguments, message, tmp_path):
     package_folder(tmp_path)
     (tmp_path / "a.tflite").write_text("")
-    result = run(ROOT / "tflite/benchmark.py", *arguments, cwd=tmp_path)
+    result = run_here("tflite/benchmark.py", *arguments, folder=tmp_path)
     assert result.returncode == 1
     assert message in result.stderr
 

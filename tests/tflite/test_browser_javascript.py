@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_mobilevit import detection
 from keras_mobilevit.segmentation import class_map
@@ -58,6 +59,8 @@ def on_the_page(call: str, boxes, scores, options) -> np.ndarray:
     return np.array(found, np.float32).reshape(-1, 6)
 
 
+# Eagerly, its loop of a few hundred steps takes seconds.
+compiled_suppression = tf.function(detection.non_max_suppression, autograph=False)
 SUPPRESS = "page.nonMaxSuppression(boxes, scores, options)"
 DEFAULTS = {"score_threshold": detection.SCORE_THRESHOLD} | nms_options({})
 
@@ -80,7 +83,7 @@ def test_the_page_suppresses_as_keras_does(changes, least, steps):
     if steps:
         boxes, scores = on_a_grid(boxes, steps), on_a_grid(scores, steps)
     found = on_the_page(SUPPRESS, boxes, scores, options)
-    expected = detection.non_max_suppression(boxes[None], scores[None], **options)
+    expected = compiled_suppression(boxes[None], scores[None], **options)
     expected = {name: np.array(x[0]) for name, x in expected.items()}
     number = np.count_nonzero(expected["scores"])
     assert len(found) == number >= least

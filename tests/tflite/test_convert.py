@@ -1,10 +1,12 @@
 """A model goes through the converter; what must be refused leaves nothing."""
 
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import keras
@@ -14,6 +16,8 @@ import tensorflow as tf
 
 from keras_mobilevit import DeepLabV3, MobileViT_XXS, SSDLite
 from keras_mobilevit.litert import LiteRTModel
+from tests.helpers.commands import run_here
+from tests.helpers.networks import build_detector, build_segmenter
 from tests.helpers.options import make_options
 from tflite import convert, models, options, pipeline
 from tflite import exporter as conversion
@@ -34,16 +38,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:Model .* does not show whether")
 ROOT = Path(__file__).parents[2]
 
 
+@functools.cache
+def eight_digits() -> ImageSet:
+    return load_images(SINGLE_LABEL, "digits", "validation", 8, 64, 1.0)
+
+
 class Setup:
     """A model, its conversion and what its outputs must be."""
 
-    def __init__(self, model: keras.Model, size: int = 64, rewrite: bool = True):
-        found = load_images(SINGLE_LABEL, "digits", "validation", 8, size, 1.0)
+    def __init__(self, model: keras.Model, rewrite: bool = True):
+        found = eight_digits()
         has_ten = model.output_shape[-1] == len(found.class_names)
         labels = found.class_names if has_ten else ()
         self.reference = conversion.make_reference(model, found, labels)
         self.prepared = conversion.prepare(
-            model, size, rewrite=rewrite, calibration=found.images
+            model, 64, rewrite=rewrite, calibration=found.images
         )
 
     def convert(self, folder: Path, file_format: str = "fp32", **options) -> dict:
@@ -51,6 +60,10 @@ class Setup:
         return conversion.convert(
             self.prepared, file_format, [self.reference], output, {}, **options
         )
+
+
+# Random weights give some maps ranges that no trained network has.
+RANDOM = ("undelegated_ops", "psnr", "accuracy")
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +79,17 @@ def setup() -> Setup:
     )
 
 
-# Random weights give some maps ranges that no trained network has.
-RANDOM = ("undelegated_ops", "psnr", "accuracy")
+@pytest.fixture(scope="module")
+def converted(setup, tmp_path_factory):
+    """Returns the function from a format to its folder and card, converted once."""
+
+    @functools.cache
+    def convert_once(file_format: str) -> tuple[Path, dict]:
+        folder = tmp_path_factory.mktemp(file_format)
+        allowed = () if file_format in ("fp32", "fp16") else RANDOM
+        return folder, setup.convert(folder, file_format, allowed=allowed)
+
+    return convert_once
 
 
 @pytest.mark.parametrize(
@@ -81,40 +103,39 @@ RANDOM = ("undelegated_ops", "psnr", "accuracy")
         ("int8", "int8", 0.34),
     ],
 )
-def test_every_format(setup, file_format, dtype, size_ratio, tmp_path):
-    allowed = () if file_format in ("fp32", "fp16") else RANDOM
-    card = setup.convert(tmp_path, file_format, allowed=allowed)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.tflite"]
-    assert json.loads((tmp_path / "model.json").read_text()) == card
+def test_every_format(setup, converted, file_format, dtype, size_ratio):
+    folder, card = converted(file_format)
+    assert sorted(p.name for p in folder.iterdir()) == ["model.json", "model.tflite"]
+    assert json.loads((folder / "model.json").read_text()) == card
     assert card["input"]["shape"] == [1, 64, 64, 3]
     assert card["input"]["dtype"] == card["outputs"][0]["dtype"] == dtype
     assert card["outputs"][0]["shape"] == [1, 10]
     assert card["max_rank"] == 4
     assert card["foreign_ops"] == []
-    assert card["bytes"] == (tmp_path / "model.tflite").stat().st_size
+    assert card["bytes"] == (folder / "model.tflite").stat().st_size
     assert card["bytes"] <= size_ratio * len(setup.prepared.float32)
     assert card["parity"]["images"] == len(setup.reference.images)
     if file_format != "int8" and not card["xnnpack"]["ops_outside"]:
         assert card["xnnpack"]["partitions"] == 1
-    signature = LiteRTModel(tmp_path / "model.tflite").interpreter.get_signature_list()
+    signature = LiteRTModel(folder / "model.tflite").interpreter.get_signature_list()
     assert signature == {
         "serving_default": {"inputs": ["images"], "outputs": ["logits"]}
     }
 
 
-def test_integers_from_input_to_output(setup, tmp_path):
-    card = setup.convert(tmp_path, "int8", allowed=RANDOM)
+def test_integers_from_input_to_output(converted):
+    _, card = converted("int8")
     assert card["float_ops"] == {}
     assert (card["input"]["scale"], card["input"]["zero_point"]) == (1.0, -128)
-    mixed = setup.convert(tmp_path, "int8-mixed", allowed=RANDOM)
+    _, mixed = converted("int8-mixed")
     assert mixed["float_ops"]["SOFTMAX"] == 9
     assert mixed["float_ops"]["RSQRT"] == 21
     assert not {"CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL"} & set(mixed["float_ops"])
 
 
-def test_half_sums_are_allowed(setup, tmp_path):
-    setup.convert(tmp_path, "fp16")
-    content = (tmp_path / "model.tflite").read_bytes()
+def test_half_sums_are_allowed(converted):
+    folder, _ = converted("fp16")
+    content = (folder / "model.tflite").read_bytes()
     assert b"reduced_precision_support" in content
     assert b"fp16accfp16" in content
 
@@ -150,7 +171,15 @@ def test_what_is_slow_on_phones_is_told_of_a_layer_without_a_rewrite(tmp_path, c
 def test_probabilities_are_compared_as_logits():
     """Those of two random networks differ by less than any sensible threshold."""
     first, second = (
-        MobileViT_XXS(weights=None, input_shape=(32, 32, 3)) for _ in range(2)
+        keras.Sequential(
+            [
+                keras.Input((32, 32, 3)),
+                keras.layers.Rescaling(1 / 255),
+                keras.layers.GlobalAveragePooling2D(),
+                keras.layers.Dense(1000, activation="softmax"),
+            ]
+        )
+        for _ in range(2)
     )
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
     outputs = [model(images).numpy() for model in (first, second)]
@@ -160,20 +189,20 @@ def test_probabilities_are_compared_as_logits():
 
 
 def test_the_card_tells_probabilities_and_the_range_of_the_values(tmp_path):
-    setup = Setup(
-        MobileViT_XXS(
-            weights=None,
-            classes=3,
-            input_shape=(64, 64, 3),
-            include_preprocessing=False,
-        )
-    )
-    card = setup.convert(tmp_path)
+    x = inputs = keras.Input((64, 64, 3))
+    x = keras.layers.Conv2D(4, 3, strides=8, activation="relu")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dense(3, activation="softmax")(x)
+    card = Setup(keras.Model(inputs, x)).convert(tmp_path)
     assert card["input"]["name"] == "images"
     assert card["input"]["meaning"] == "RGB image, values in [0, 1]"
     assert card["outputs"][0]["name"] == "probabilities"
     assert card["parity"]["max_abs"] <= 1e-4
     assert card["accuracy"] is None  # the digits have other classes
+    without = MobileViT_XXS(
+        weights=None, classes=3, input_shape=(64, 64, 3), include_preprocessing=False
+    )
+    assert conversion.prepare(without, 64).input_max == 1
 
 
 @pytest.mark.parametrize(
@@ -538,8 +567,10 @@ def test_a_file_is_calibrated_and_proven_on_photos_without_classes(tmp_path):
     assert (card["parity"]["data"], card["parity"]["images"]) == (str(folder), 60)
 
 
-def test_a_refused_file_tells_where_the_error_grows(setup, tmp_path, monkeypatch):
-    card = setup.convert(tmp_path, "int8-mixed", allowed=RANDOM)
+def test_a_refused_file_tells_where_the_error_grows(
+    setup, converted, tmp_path, monkeypatch
+):
+    _, card = converted("int8-mixed")
     errors = card["largest_errors"]
     assert len(errors) == 5
     layers = {layer.name for layer in setup.reference.model.layers}
@@ -558,7 +589,7 @@ def test_a_file_that_differs_is_not_left_behind(setup, tmp_path, monkeypatch):
 
 
 def test_another_size_than_the_models_is_refused():
-    model = MobileViT_XXS(weights=None, input_shape=(64, 64, 3))
+    model = keras.Sequential([keras.Input((64, 64, 3)), keras.layers.Flatten()])
     with pytest.raises(
         ValueError, match=r"takes images of 64x64 pixels only. Received: 96"
     ):
@@ -712,15 +743,17 @@ def test_a_fixed_size_of_a_model_is_the_default(tmp_path):
 
 
 def test_detectors_and_segmenters_of_any_size_have_their_own_default(tmp_path):
-    shape, path = (None, None, 3), str(tmp_path / "best.keras")
-    detector = SSDLite("mobilevit_xxs", 3, weights=None, input_shape=shape)
-    segmenter = DeepLabV3("mobilevit_xxs", 3, weights=None, input_shape=shape)
+    path = str(tmp_path / "best.keras")
+    source = types.SimpleNamespace(class_names=range(3))
+    config = types.SimpleNamespace(auxiliary_weight=0.0)
+    detector = build_detector(config, source)
+    segmenter = build_segmenter(config, source)
     assert settled_size(path, detector) == 320
     assert settled_size(path, segmenter) == 512
 
 
-def test_a_model_of_oblong_images_is_refused(tmp_path):
-    network = MobileViT_XXS(weights=None, input_shape=(64, 96, 3))
+def test_a_model_of_oblong_images_is_refused():
+    network = keras.Sequential([keras.Input((64, 96, 3)), keras.layers.Flatten()])
     with pytest.raises(ValueError, match="64x96 pixels only; only models of square"):
         settled_size("best.keras", network)
 
@@ -743,12 +776,7 @@ def test_the_help_tells_which_format_is_for_what():
     ],
 )
 def test_bad_flags(flags: list[str], message: str, tmp_path):
-    result = subprocess.run(
-        [sys.executable, "tflite/convert.py", *flags, f"--output_dir={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    result = run_here("tflite/convert.py", *flags, f"--output_dir={tmp_path}")
     assert result.returncode != 0
     assert message in result.stderr
     assert "Traceback" not in result.stderr

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -45,7 +46,7 @@ def few_scenes():
     """Takes a few of the digits' scenes, which are made in a second."""
     patch = pytest.MonkeyPatch()
     few = functools.partial(
-        digits.box_scene_source, counts={"train": 16, "validation": 12}
+        digits.box_scene_source, counts={"train": 16, "validation": 6}
     )
     patch.setattr(digits, "box_scene_source", few)
     yield
@@ -64,21 +65,46 @@ def validation():
     return load_images(detection.RAW, "digits", "validation", 0, SIZE, 1.0)
 
 
-def converted(model, validation, folder, nms="none", file_format="fp32", allowed=()):
-    """Converts a detector; returns its card."""
-    task = detection.OUTPUT_VARIANTS[nms]
-    images = validation.images.astype(np.float32)
-    reference = conversion.make_reference(
-        model, validation, validation.class_names, task
+class Detector:
+    """A detector with one kind of output, and its files, each converted once."""
+
+    def __init__(self, model: keras.Model, validation, nms: str, folder: Path):
+        task, self.folder = detection.OUTPUT_VARIANTS[nms], folder
+        self.reference = conversion.make_reference(
+            model, validation, validation.class_names, task
+        )
+        images = validation.images.astype(np.float32)
+        self.prepared = conversion.prepare(model, SIZE, calibration=images, task=task)
+        self.cards = {}
+
+    def path(self, file_format: str = "fp32") -> Path:
+        return self.folder / f"{file_format}.tflite"
+
+    def card(self, file_format: str = "fp32") -> dict:
+        if file_format not in self.cards:
+            self.cards[file_format] = conversion.convert(
+                self.prepared,
+                file_format,
+                [self.reference],
+                self.path(file_format),
+                {},
+                () if file_format == "fp32" else RANDOM,
+            )
+        return self.cards[file_format]
+
+
+@pytest.fixture(scope="module")
+def make_detector(model, validation, tmp_path_factory):
+    """Returns the function from a kind of output to its `Detector`, always the same."""
+    return functools.cache(
+        lambda nms: Detector(model, validation, nms, tmp_path_factory.mktemp(nms))
     )
-    prepared = conversion.prepare(model, SIZE, calibration=images, task=task)
-    path = folder / "model.tflite"
-    return conversion.convert(prepared, file_format, [reference], path, {}, allowed)
 
 
-def test_boxes_and_scores_of_every_anchor(model, validation, tmp_path):
-    card = converted(model, validation, tmp_path)
-    assert json.loads((tmp_path / "model.json").read_text()) == card
+def test_boxes_and_scores_of_every_anchor(make_detector):
+    detector = make_detector("none")
+    card = detector.card()
+    assert json.loads(detector.path().with_suffix(".json").read_text()) == card
     assert card["task"] == "detection" and card["nms"]["where"] == "outside"
     anchors = 6 * (16 + 4 + 1 + 1 + 1) + 4  # of the maps of 64 pixels
     shapes = {output["name"]: output["shape"] for output in card["outputs"]}
@@ -90,17 +116,15 @@ def test_boxes_and_scores_of_every_anchor(model, validation, tmp_path):
     assert accuracy["AP"] == pytest.approx(accuracy["keras_AP"], abs=0.2)  # of ties
 
 
-def test_suppression_inside_finds_what_keras_finds(model, validation, tmp_path):
-    card = converted(model, validation, tmp_path, "builtin")
+def test_suppression_inside_finds_what_keras_finds(make_detector, validation):
+    detector = make_detector("builtin")
+    card = detector.card()
     assert card["nms"]["where"] == "inside"
     assert card["ops"]["NON_MAX_SUPPRESSION_V4"] == 1 and card["foreign_ops"] == []
     assert card["parity"]["agreement"] == 1 and card["parity"]["max_abs"] <= 1e-4
-    outputs = LiteRTModel(tmp_path / "model.tflite").predict(
-        validation.images.astype(np.float32)
-    )
-    reference = conversion.make_reference(
-        model, validation, task=detection.SUPPRESSED
-    ).outputs
+    images = validation.images.astype(np.float32)
+    outputs = LiteRTModel(detector.path()).predict(images)
+    reference = detector.reference.outputs
     assert (reference["classes"] >= 0).sum() > 100
     # Of equally good ones the order may differ.
     np.testing.assert_allclose(outputs["scores"], reference["scores"], atol=1e-4)
@@ -149,8 +173,8 @@ def test_tflites_own_suppression_is_keras_own(tmp_path):
 
 
 @pytest.mark.parametrize("file_format", ["fp16", "dynamic", "int8-mixed"])
-def test_smaller_formats(model, validation, file_format, tmp_path):
-    card = converted(model, validation, tmp_path, "none", file_format, RANDOM)
+def test_smaller_formats(make_detector, file_format):
+    card = make_detector("none").card(file_format)
     assert [output["dtype"] for output in card["outputs"]] == ["float32"] * 2
     if file_format == "int8-mixed":  # what leaves the heads is not rounded
         assert card["float_ops"]["CONV_2D"] == 6
@@ -158,11 +182,10 @@ def test_smaller_formats(model, validation, file_format, tmp_path):
 
 
 @pytest.mark.parametrize("nms", detection.OUTPUT_VARIANTS)
-def test_wrong_boxes_show_without_labels(nms, model, validation):
+def test_wrong_boxes_show_without_labels(nms, make_detector):
     """Scores alone do not tell: these are the same."""
     task = detection.OUTPUT_VARIANTS[nms]
-    unlabeled = dataclasses.replace(validation, class_names=(), targets={})
-    reference = conversion.make_reference(model, unlabeled, task=task).outputs
+    reference = make_detector(nms).reference.outputs
     right = task.compare(reference, dict(reference))
     assert right["agreement"] == 1 and right["psnr_db"] > 100
     moved = reference | {"boxes": reference["boxes"] + np.float32([0.5, 0, 0.5, 0])}
@@ -191,13 +214,13 @@ def test_objects_are_found_again_by_class_and_box():
     assert compare.agreement(nothing, reference)[1] == 1
 
 
-def test_a_file_is_evaluated_by_cocos_rules(model, validation, tmp_path):
+def test_a_file_is_evaluated_by_cocos_rules(make_detector):
     reports = {}
     source = load_source("detection", "digits")
     for nms in detection.OUTPUT_VARIANTS:
-        card = converted(model, validation, tmp_path, nms)
-        path = str(tmp_path / "model.tflite")
-        config = make_config(task="detection", weights=path)
+        detector = make_detector(nms)
+        card = detector.card()
+        config = make_config(task="detection", weights=str(detector.path()))
         *_, total, others, at = evaluation_report(
             DETECTION, config, source
         ).splitlines()
@@ -225,7 +248,7 @@ def test_the_truth_scores_100_and_what_is_lost_shows(validation):
 
 def test_files_of_something_else_are_refused(tflite_file):
     config = make_config(task="detection", weights=str(tflite_file))
-    with pytest.raises(ValueError, match="no detector: it returns probabilities"):
+    with pytest.raises(ValueError, match="not a detector: it returns probabilities"):
         evaluation_report(DETECTION, config, load_source("detection", "digits"))
 
 
@@ -268,11 +291,11 @@ def test_suppression_is_for_detectors(model):
 
 
 @pytest.mark.skipif(not gpu.find_driver(), reason="apt install chromium libvulkan1")
-def test_the_gpu_takes_all_before_suppression(model, validation, tmp_path):
-    converted(model, validation, tmp_path)
-    verdict = gpu.check_gpu(
-        tmp_path / "model.tflite", validation.images[:1].astype(np.float32)
-    )
+def test_the_gpu_takes_all_before_suppression(make_detector, validation):
+    detector = make_detector("none")
+    detector.card()
+    image = validation.images[:1].astype(np.float32)
+    verdict = gpu.check_gpu(detector.path(), image)
     assert verdict.fully_accelerated, verdict.error
     assert verdict.max_abs <= 1e-3
 

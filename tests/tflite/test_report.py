@@ -2,13 +2,12 @@
 
 import html
 import json
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.commands import run_here
 from tflite import report
 from tflite.report_rows import (
     make_rows,
@@ -16,8 +15,6 @@ from tflite.report_rows import (
     read_measurements,
 )
 from tflite.suites.suites import PAPER, SUITES, files_of
-
-ROOT = Path(__file__).parents[2]
 
 
 def record(model="mobilevit_xxs", median=10.0, **fields) -> dict:
@@ -224,12 +221,7 @@ def test_a_cut_line_is_skipped_and_any_other_line_refused(tmp_path, capsys):
 def test_errors_of_the_report(arguments, message, tmp_path):
     write(tmp_path)
     (tmp_path / "empty.jsonl").write_text("")
-    result = subprocess.run(
-        [sys.executable, ROOT / "tflite/report.py", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    result = run_here("tflite/report.py", *arguments, folder=tmp_path)
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr

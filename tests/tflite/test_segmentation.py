@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import shutil
 import types
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -43,6 +45,7 @@ def few_scenes():
     patch.undo()
 
 
+@functools.cache
 def small_model(auxiliary_weight: float = 0.0) -> keras.Model:
     keras.utils.set_random_seed(0)
     config = types.SimpleNamespace(auxiliary_weight=auxiliary_weight)
@@ -64,26 +67,59 @@ def validation():
     return load_images(segmentation.LOGITS, "digits", "validation", 0, SIZE, 1.0)
 
 
-def converted(model, validation, folder, output, file_format="fp32", allowed=()):
-    task = task_of(model, output)
-    images = validation.images.astype(np.float32)
-    reference = conversion.make_reference(
-        model, validation, validation.class_names, task
-    )
-    prepared = conversion.prepare(model, SIZE, calibration=images, task=task)
-    path = folder / "model.tflite"
-    return conversion.convert(prepared, file_format, [reference], path, {}, allowed)
+class Segmenter:
+    """A segmenter with one kind of output, and its files, each converted once."""
+
+    def __init__(self, output: str, auxiliary_weight: float, validation, folder: Path):
+        model, self.folder = small_model(auxiliary_weight), folder
+        task = task_of(model, output)
+        self.reference = conversion.make_reference(
+            model, validation, validation.class_names, task
+        )
+        images = validation.images.astype(np.float32)
+        self.prepared = conversion.prepare(model, SIZE, calibration=images, task=task)
+        self.cards = {}
+
+    def path(self, file_format: str = "fp32") -> Path:
+        return self.folder / f"{file_format}.tflite"
+
+    def card(self, file_format: str = "fp32") -> dict:
+        if file_format not in self.cards:
+            self.cards[file_format] = conversion.convert(
+                self.prepared,
+                file_format,
+                [self.reference],
+                self.path(file_format),
+                {},
+                () if file_format == "fp32" else RANDOM,
+            )
+        return self.cards[file_format]
+
+
+@pytest.fixture(scope="module")
+def make_segmenter(validation, tmp_path_factory):
+    """Returns the function that makes a `Segmenter`, of equal arguments only one."""
+
+    @functools.cache
+    def make(output: str, auxiliary_weight: float) -> Segmenter:
+        folder = tmp_path_factory.mktemp(output)
+        return Segmenter(output, auxiliary_weight, validation, folder)
+
+    return lambda output, auxiliary_weight=0.0: make(output, auxiliary_weight)
 
 
 @pytest.mark.parametrize("auxiliary_weight", [0.0, 0.4])
 @pytest.mark.parametrize("output", segmentation.OUTPUT_VARIANTS)
-def test_the_classes_are_those_of_keras(validation, output, auxiliary_weight, tmp_path):
+def test_the_classes_are_those_of_keras(
+    validation, output, auxiliary_weight, make_segmenter
+):
     """With an auxiliary head too, which no file has."""
     model = small_model(auxiliary_weight)
-    card = converted(model, validation, tmp_path, output)
+    made = make_segmenter(output, auxiliary_weight)
+    card = made.card()
     (described,) = card["outputs"]
     images = validation.images.astype(np.float32)
-    outputs = LiteRTModel(tmp_path / "model.tflite").predict(images)
+    outputs = LiteRTModel(made.path()).predict(images)
     if output == "logits":
         assert described["shape"] == [1, SIZE // 4, SIZE // 4, CLASSES]
         assert card["xnnpack"] == {"partitions": 1, "ops_outside": {}}
@@ -104,21 +140,19 @@ def test_the_classes_are_those_of_keras(validation, output, auxiliary_weight, tm
 
 
 @pytest.mark.parametrize("output", segmentation.OUTPUT_VARIANTS)
-def test_8_bits(validation, output, tmp_path):
-    model = small_model()
-    card = converted(model, validation, tmp_path, output, "int8-mixed", RANDOM)
+def test_8_bits(output, make_segmenter):
+    card = make_segmenter(output).card("int8-mixed")
     assert card["parity"]["agreement"] > 0.8
     if output == "classmap":  # logits are resized and compared as floats
         assert {"RESIZE_BILINEAR"} <= set(card["float_ops"])
 
 
-def test_a_file_is_evaluated(validation, tmp_path):
+def test_a_file_is_evaluated(make_segmenter):
     reports = []
     for output in segmentation.OUTPUT_VARIANTS:
-        card = converted(small_model(), validation, tmp_path, output)
-        config = make_config(
-            task="segmentation", weights=str(tmp_path / "model.tflite")
-        )
+        made = make_segmenter(output)
+        card = made.card()
+        config = make_config(task="segmentation", weights=str(made.path()))
         source = load_source("segmentation", "digits")
         lines = evaluation_report(SEGMENTATION, config, source).splitlines()
         (total,) = (line for line in lines if line.startswith("all "))
@@ -185,9 +219,10 @@ def test_a_class_map_of_another_network_is_not_written(
 
 
 @pytest.mark.parametrize("has_card", [True, False])
-def test_a_class_map_of_other_classes_is_refused(has_card, validation, tmp_path):
-    card = converted(small_model(), validation, tmp_path, "classmap")
-    assert card["classes"] == CLASSES
+def test_a_class_map_of_other_classes_is_refused(has_card, make_segmenter, tmp_path):
+    made = make_segmenter("classmap")
+    assert made.card()["classes"] == CLASSES
+    shutil.copy(made.path(), tmp_path / "model.tflite")
     (tmp_path / "model.json").write_text('{"classes": 11}' if has_card else "{}")
     config = make_config(task="segmentation", weights=str(tmp_path / "model.tflite"))
     source = dataclasses.replace(
@@ -198,10 +233,9 @@ def test_a_class_map_of_other_classes_is_refused(has_card, validation, tmp_path)
         evaluation_report(SEGMENTATION, config, source)
 
 
-@pytest.mark.skipif(not gpu.find_driver(), reason="apt install chromium libvulkan1")
-@pytest.mark.parametrize("output", segmentation.OUTPUT_VARIANTS)
-def test_the_gpu_takes_all_of_it(output, tmp_path):
-    """Also where all logits of a pixel are negative, and so below what fills up 4."""
+@pytest.fixture(scope="module")
+def negative_model() -> tuple[keras.Model, np.ndarray]:
+    """A network, and an image of which it finds some pixels' logits all negative."""
     keras.utils.set_random_seed(0)
     model = randomized(
         DeepLabV3(
@@ -217,6 +251,14 @@ def test_the_gpu_takes_all_of_it(output, tmp_path):
     classifier = model.get_layer(CLASSIFIER)
     classifier.bias.assign(classifier.bias - keras.ops.mean(model(images)))
     assert np.any(keras.ops.max(model(images), axis=-1) < 0)
+    return model, images
+
+
+@pytest.mark.skipif(not gpu.find_driver(), reason="apt install chromium libvulkan1")
+@pytest.mark.parametrize("output", segmentation.OUTPUT_VARIANTS)
+def test_the_gpu_takes_all_of_it(output, negative_model, tmp_path):
+    """Also where all logits of a pixel are negative, and so below what fills up 4."""
+    model, images = negative_model
     path, task = tmp_path / "model.tflite", segmentation.OUTPUT_VARIANTS[output]
     prepared = conversion.prepare(model, 96, task=task)
     path.write_bytes(prepared.float32)
