@@ -211,7 +211,7 @@ def test_a_class_map_of_another_network_is_not_written(
     images = validation.images.astype(np.float32)
     prepared = conversion.prepare(other, SIZE, calibration=images, task=task)
     path = tmp_path / "model.tflite"
-    with pytest.raises(ValueError, match="same as Keras.*--allow=agreement"):
+    with pytest.raises(ValueError, match="agrees with Keras on.*--allow=agreement"):
         conversion.convert(
             prepared, file_format, [reference], path, {}, ["undelegated_ops"]
         )
