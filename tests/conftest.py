@@ -1,11 +1,18 @@
 """What several test modules need, made once."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 
 BACKEND = os.environ.get("KERAS_BACKEND")  # of the whole run
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what the imports made out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup() -> None:

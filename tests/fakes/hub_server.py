@@ -91,7 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
 def serve():
     """Runs a `HubServer` within the context."""
     server = HubServer()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    # The end of the server waits for one turn of this loop.
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield server

@@ -15,13 +15,13 @@ def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     return corners.astype(np.float32)
 
 
-def iou_of(a, b) -> float:
-    """Returns the overlap of two boxes, computed in float64."""
+def iou_of(a, b) -> np.ndarray:
+    """Returns the overlap of a box `[4]` with others `[..., 4]`, in float64."""
     a, b = np.float64(a), np.float64(b)
-    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
-    union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - width * height
-    return width * height / union
+    sides = np.minimum(a[2:], b[..., 2:]) - np.maximum(a[:2], b[..., :2])
+    overlap = np.prod(np.maximum(sides, 0), axis=-1)
+    areas = np.prod(a[2:] - a[:2]) + np.prod(b[..., 2:] - b[..., :2], axis=-1)
+    return overlap / (areas - overlap)
 
 
 def _suppress(corners, scores, threshold, overlap, top_k, count) -> list[tuple]:
@@ -31,7 +31,7 @@ def _suppress(corners, scores, threshold, overlap, top_k, count) -> list[tuple]:
         chosen = []
         order = np.argsort(-scores[:, label], kind="stable")[:top_k]
         for i in order[scores[order, label] > threshold]:
-            if all(iou_of(corners[i], corners[j]) <= overlap for j in chosen):
+            if (iou_of(corners[i], corners[chosen]) <= overlap).all():
                 chosen.append(i)
         kept += [(float(scores[i, label]), label, int(i)) for i in chosen]
     return sorted(kept, reverse=True)[:count]

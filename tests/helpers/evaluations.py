@@ -9,7 +9,6 @@ from train.config import TrainConfig
 from train.data.source import Source
 from train.evaluation.evaluate import evaluate_predictor
 from train.evaluation.predictor import load_predictor
-from train.evaluation.report import evaluation_report
 from train.tasks.task import Task
 
 
@@ -19,9 +18,13 @@ def assert_same_evaluation(
     """Asserts that `best.keras` has the metrics of its record, in numbers and text."""
     config = dataclasses.replace(config, weights=str(workdir / "best.keras"))
     predictor = load_predictor(task, config, source)
-    found = evaluate_predictor(task, predictor, source, config).metrics
+    evaluation = evaluate_predictor(task, predictor, source, config)
+    found = evaluation.metrics
     assert task.best_metric in found
     assert found == pytest.approx({name: record[name] for name in found}, abs=1e-6)
-    lines = evaluation_report(task, config, source).splitlines()
+    text = task.report(
+        source.class_names, found, evaluation.statistics, predictor.size
+    )
+    lines = text.splitlines()
     (total,) = (line.split() for line in lines if line.startswith("all "))
     assert f"{100 * record[task.best_metric]:.2f}" in total

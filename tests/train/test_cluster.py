@@ -202,7 +202,7 @@ def test_workers_wait_for_each_other():
 
 def test_all_are_told_who_did_not_come():
     names = addresses(3)
-    errors = rendezvous(names, {0, 1}, 5.0)
+    errors = rendezvous(names, {0, 1}, 2.0)
     for index in (0, 1):
         expected = f"This is worker {index} of 3. Not heard from worker 2 ({names[2]})"
         assert errors[index].startswith(expected)
@@ -210,7 +210,7 @@ def test_all_are_told_who_did_not_come():
 
 def test_a_chief_that_does_not_come():
     names = addresses(2)
-    assert f"from worker 0 ({names[0]}) in 3 s" in rendezvous(names, {1}, 3.0)[1]
+    assert f"from worker 0 ({names[0]}) in 1 s" in rendezvous(names, {1}, 1.0)[1]
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -236,11 +236,11 @@ def test_a_worker_that_gave_up_is_not_counted():
     errors = {}
 
     def early():
-        errors[1] = rendezvous(names, {1}, 3.0)[1]
+        errors[1] = rendezvous(names, {1}, 1.0)[1]
 
     thread = threading.Thread(target=early)
     thread.start()
-    errors |= rendezvous(names, {0}, 8.0)
+    errors |= rendezvous(names, {0}, 3.5)
     thread.join()
     assert f"worker 1 ({names[1]}) and worker 2" in errors[0]
 

@@ -60,6 +60,19 @@ def files(tmp_path_factory) -> dict[str, Path]:
     return paths
 
 
+@pytest.fixture(scope="module")
+def small_files(tmp_path_factory) -> dict[str, Path]:
+    """A network of ten classes that is quickly loaded, in two kinds of file."""
+    folder = tmp_path_factory.mktemp("small")
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(10)(x))
+    model.save(folder / "model.keras")
+    (folder / "model.tflite").write_bytes(conversion.prepare(model, 32).float32)
+    return {ending: folder / f"model.{ending}" for ending in ("keras", "tflite")}
+
+
 def evaluate(source, **overrides) -> Evaluation:
     config = dataclasses.replace(CONFIG, **overrides)
     predictor = load_predictor(CLASSIFICATION, config, source)
@@ -168,13 +181,13 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     assert "cut.png (the file is empty)" in text.splitlines()[-1]
 
 
-def test_other_classes_are_refused(tmp_path, files):
+def test_other_classes_are_refused(tmp_path, small_files):
     png = pil_file("RGB", (255, 0, 0), "PNG")
     folder = make_folder(tmp_path, {"a": {"1.png": png}, "b": {"2.png": png}})
     source = load_source("classification", f"folder:{folder}")
     for ending in ("keras", "tflite"):
         with pytest.raises(ValueError, match="has 10 classes, but .* has 2"):
-            evaluate(source, weights=str(files[ending]))
+            evaluate(source, weights=str(small_files[ending]))
     with pytest.raises(ValueError, match="1000 classes"):
         evaluate(source, weights="imagenet")
     with pytest.raises(ValueError, match="takes --model"):
@@ -190,8 +203,9 @@ def run_command(*flags, cwd):
     )
 
 
-def test_the_command(files, tmp_path):
-    result = run_command("--data=digits", f"--weights={files['keras']}", cwd=tmp_path)
+def test_the_command(small_files, tmp_path):
+    weights = f"--weights={small_files['keras']}"
+    result = run_command("--data=digits", weights, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) == 13
@@ -205,8 +219,9 @@ def test_the_command_on_a_converted_file(files, tmp_path):
     assert result.stdout.splitlines()[-1] == "at 32x32 pixels, in percent"
 
 
-def test_a_file_and_other_weights_for_it_are_refused(files, tmp_path):
-    flags = ("--data=digits", f"--model={files['tflite']}", "--weights=imagenet")
+def test_a_file_and_other_weights_for_it_are_refused(small_files, tmp_path):
+    model = f"--model={small_files['tflite']}"
+    flags = ("--data=digits", model, "--weights=imagenet")
     result = run_command(*flags, cwd=tmp_path)
     assert "has its own weights. Remove --weights." in result.stderr
 
@@ -225,9 +240,8 @@ def test_integers_are_rounded_and_clipped():
     assert model.dequantize("classes", numbers) is numbers
 
 
-def test_labels_of_another_training_are_refused(tmp_path, digits):
-    model = keras_mobilevit.MobileViT_XXS(weights=None, classes=10)
-    model.save(tmp_path / "best.keras")
+def test_labels_of_another_training_are_refused(tmp_path, digits, small_files):
+    (tmp_path / "best.keras").write_bytes(small_files["keras"].read_bytes())
     (tmp_path / "labels.txt").write_text("".join(f"{i}\n" for i in range(1, 11)))
     with pytest.raises(
         ValueError, match="other classes .*labels.txt: only one of them has 0, 10"
@@ -235,9 +249,11 @@ def test_labels_of_another_training_are_refused(tmp_path, digits):
         evaluate(digits, weights=str(tmp_path / "best.keras"))
 
 
-def test_a_card_tells_the_range_of_the_values(tmp_path, digits, files, monkeypatch):
+def test_a_card_tells_the_range_of_the_values(
+    tmp_path, digits, small_files, monkeypatch
+):
     path = tmp_path / "m.tflite"
-    path.write_bytes(files["tflite"].read_bytes())
+    path.write_bytes(small_files["tflite"].read_bytes())
     images = np.full((1, 32, 32, 3), 200, np.float32)
     config = dataclasses.replace(CONFIG, weights=str(path))
     seen = []
@@ -254,9 +270,9 @@ def test_a_card_tells_the_range_of_the_values(tmp_path, digits, files, monkeypat
     np.testing.assert_allclose(seen[1], images / 255)
 
 
-def test_labels_in_a_card_are_compared(tmp_path, digits, files):
+def test_labels_in_a_card_are_compared(tmp_path, digits, small_files):
     path = tmp_path / "m.tflite"
-    path.write_bytes(files["tflite"].read_bytes())
+    path.write_bytes(small_files["tflite"].read_bytes())
     (tmp_path / "m.json").write_text('{"labels": ["cat", "dog"]}')
     with pytest.raises(
         ValueError, match="other classes .*m.json: only one of them has 0, 1"

@@ -211,7 +211,7 @@ def test_fine_tuning_starts_from_the_backbone_of_a_file_of_other_classes(tmp_pat
     assert model.output_shape == (None, 10)
     # A run that continues has its weights from the checkpoint.
     path.unlink()
-    build_models(CLASSIFICATION, config, source, is_fresh=False)
+    build_models(NETWORK, config, source, is_fresh=False)
 
 
 @pytest.mark.slow

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 
+from train import main
+from train.flags import flag_groups
 from train.run.lock import LOCK
 from train.run.progress import PREEMPTED
 
@@ -73,7 +76,6 @@ def test_a_wrong_flag_is_one_line():
 @pytest.mark.parametrize(
     "flag, message",
     [
-        ("--model=nonsense", "mobilevit_xxs, mobilevit_xs, mobilevit_s"),
         ("--data=nonsense", "`digits`, `folder:PATH` or `tfds:NAME`"),
         ("--epochs=0", "`epochs` must be at least 1. Received: 0."),
         ("--sizes=0,abc", "--sizes takes integers, such as 128,160,192"),
@@ -93,23 +95,47 @@ def test_errors_are_one_line_and_leave_nothing(flag, message, tmp_path):
     assert not workdir.exists()
 
 
+def main_here(arguments, monkeypatch) -> str:
+    """Runs the command in this process, which has loaded TensorFlow; gives its end."""
+    values = flags.FlagValues()
+    for define in flag_groups(values).values():
+        define()
+    values(["main.py", *arguments])
+    monkeypatch.setattr(flags, "FLAGS", values)
+    monkeypatch.setattr(main, "end_on_sigterm", lambda: None)
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    with pytest.raises(SystemExit) as end:
+        main.main([])
+    return end.value.code
+
+
+def test_an_unknown_network_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    arguments = ["--model=nonsense", f"--workdir={workdir}"]
+    (line,) = main_here(arguments, monkeypatch).splitlines()
+    assert line.startswith("error: ")
+    assert "mobilevit_xxs, mobilevit_xs, mobilevit_s" in line
+    assert not workdir.exists()
+
+
+def test_a_recipe_of_another_task_does_not_blame_the_data(monkeypatch):
+    recipe = "--recipe=voc_detection_small"
+    arguments = ["--mode=eval", "--data=voc:roads", "--task=segmentation", recipe]
+    message = "voc_detection_small is for detection, but the task is segmentation."
+    assert message in main_here(arguments, monkeypatch).splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "flag, message",
     [
         ("--model=runs/nope.keras", "There is no file runs/nope.keras."),
         ("--weights=nope.tflite", "There is no file nope.tflite."),
         ("--model=out/best.mlpackage", "The card beside it, a .json file, has"),
-        (
-            "--recipe=voc_detection_small",
-            "voc_detection_small is for detection, but the task is segmentation.",
-        ),
     ],
 )
 def test_an_evaluation_of_no_file_does_not_blame_the_data(flag, message, tmp_path):
-    flags = ["--mode=eval", "--data=voc:roads", flag]
-    if "recipe" in flag:
-        flags.append("--task=segmentation")
-    result = run([str(ROOT / "train/main.py"), *flags], tmp_path)
+    arguments = ["--mode=eval", "--data=voc:roads", flag]
+    result = run([str(ROOT / "train/main.py"), *arguments], tmp_path)
     assert result.returncode != 0
     assert message in result.stderr.splitlines()[-1]
 

@@ -49,10 +49,9 @@ TASKS = {
 }
 
 
-@pytest.fixture(params=TASKS)
-def case(request, tmp_path):
-    """A task, its configuration, a source, and what damages files of it."""
-    task, build, make_source = TASKS[request.param]
+def make_case(name: str, path: Path, damaged: str):
+    """Returns a task, its configuration, and a source of damaged and other files."""
+    task, build, make_source = TASKS[name]
     config = make_config(
         task=task.name,
         sizes=(64,),
@@ -62,15 +61,11 @@ def case(request, tmp_path):
         eval_size=64,
         warmup_steps=0,
     )
-    source = make_source(tmp_path)
-
-    def damage(*names: str):
-        for name in names:
-            for file in tmp_path.rglob(f"{name}.jpg"):
-                file.write_bytes(BAD)
-
-    task = dataclasses.replace(task, build_model=build)
-    return task, config, source, damage
+    source = make_source(path)
+    for letter in damaged:
+        for file in path.rglob(f"{letter}.jpg"):
+            file.write_bytes(BAD)
+    return dataclasses.replace(task, build_model=build), config, source
 
 
 def batches_of(task, config, source):
@@ -82,10 +77,16 @@ def batches_of(task, config, source):
     return [*train, *held_out]
 
 
+@pytest.fixture(scope="module", params=TASKS)
+def case(request, tmp_path_factory):
+    """A task, its configuration, a source of which `a.jpg` is damaged, its batches."""
+    path = tmp_path_factory.mktemp(request.param)
+    case = make_case(request.param, path, damaged="a")
+    return *case, batches_of(*case)
+
+
 def test_what_stands_in_for_them_says_nothing(case):
-    task, config, source, damage = case
-    damage("a")
-    batches = batches_of(task, config, source)
+    *_, batches = case
     bad = [batch for batch in batches if not batch["weight"][0]]
     assert len(bad) == 2 and len(batches) == 6
     for batch in bad:
@@ -100,10 +101,9 @@ def test_what_stands_in_for_them_says_nothing(case):
 
 
 def test_the_loss_is_nothing_and_gradients_are_numbers(case):
-    task, config, source, damage = case
-    damage("a")
+    task, config, source, batches = case
     model = task.build_model(config, source)
-    for batch in batches_of(task, config, source):
+    for batch in batches:
         if batch["weight"][0]:
             continue
         with tf.GradientTape() as tape:
@@ -115,9 +115,17 @@ def test_the_loss_is_nothing_and_gradients_are_numbers(case):
             assert gradient is None or not gradient.numpy().any()
 
 
-def test_a_run_goes_on_without_them(case, tmp_path, caplog):
-    task, config, source, damage = case
-    damage("a")
+# Of detection, test_detection.py trains with damaged scenes.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "classification",
+        "segmentation",
+        pytest.param("detection", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_without_them(name, tmp_path, caplog):
+    task, config, source = make_case(name, tmp_path, damaged="a")
     (record,) = loop.train_and_evaluate(task, config, source, tmp_path / "run")
     assert record["skipped_train"] == record["skipped_validation"] == 1
     assert np.isfinite([record["train_loss"], record["loss"]]).all()
@@ -125,9 +133,17 @@ def test_a_run_goes_on_without_them(case, tmp_path, caplog):
     assert told and all("a.jpg" in text and "JPEG" in text for text in told)
 
 
-def test_a_run_without_any_says_which_and_why(case, tmp_path):
-    task, config, source, damage = case
-    damage("a", "b", "c")
+# It is the loop that says so, of any task; the batches of each are tested above.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "classification",
+        pytest.param("segmentation", marks=pytest.mark.slow),
+        pytest.param("detection", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_without_any_says_which_and_why(name, tmp_path):
+    task, config, source = make_case(name, tmp_path, damaged="abc")
     with pytest.raises(ValueError, match="None of the 3 train images.*a.jpg") as error:
         loop.train_and_evaluate(task, config, source, tmp_path / "run")
     assert "JPEG" in str(error.value) and "learning" not in str(error.value)
@@ -157,8 +173,7 @@ def test_what_is_no_file_has_a_reason():
     assert "data set" in unreadable.reason("digits/7")
 
 
-@pytest.mark.parametrize("first_step", [0, 1, 2])
-def test_the_last_batch_is_filled_from_the_epochs_start(tmp_path, first_step):
+def test_the_last_batch_is_filled_from_the_epochs_start(tmp_path):
     """Also where the run is resumed, and where there are fewer images than places."""
     for index in range(5):
         for split in SPLITS:
@@ -170,11 +185,12 @@ def test_the_last_batch_is_filled_from_the_epochs_start(tmp_path, first_step):
     source = load_source("classification", f"folder:{tmp_path}")
     config = make_config(sizes=(32,), base_size=32, batch_size=2, crop_scale=1.0)
     schedule = [BatchShape(32, 32, n) for n in (2, 2, 12)]
-    batches = list(data.train_batches(source, config, schedule, 0, first_step))
     whole = list(data.train_batches(source, config, schedule, 0))
-    for batch, expected in zip(batches, whole[first_step:], strict=True):
-        for name, value in batch.items():
-            np.testing.assert_array_equal(value, expected[name])
+    for first_step in (1, 2):
+        batches = list(data.train_batches(source, config, schedule, 0, first_step))
+        for batch, expected in zip(batches, whole[first_step:], strict=True):
+            for name, value in batch.items():
+                np.testing.assert_array_equal(value, expected[name])
     order = np.concatenate([b["image"].numpy().mean(axis=(1, 2, 3)) for b in whole])
     assert len(set(order[:5])) == 5
     np.testing.assert_array_equal(order, np.tile(order[:5], 4)[: len(order)])
