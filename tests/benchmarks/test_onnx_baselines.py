@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -67,11 +68,22 @@ def test_errors(arguments, message, tmp_path):
     "package, model",
     [("timm", "mobilevit_xxs"), ("transformers", "deeplabv3_mobilevit_xxs")],
 )
-def test_a_missing_package_is_reported(package, model, tmp_path):
+def test_a_missing_package_is_an_error(package, model, tmp_path, monkeypatch):
+    # The real PyTorch may crash beside TensorFlow, and is not reached.
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        ValueError, match=rf"pip install '.\[peers\]' first: .*{package}"
+    ):
+        onnx_baselines.export(model, None, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_reported(tmp_path):
     code = f"""
 import sys
-sys.modules[{package!r}] = None
-sys.argv = ["onnx_baselines.py", "--model={model}", "--output=a.onnx"]
+sys.modules["timm"] = None
+sys.argv = ["onnx_baselines.py", "--model=mobilevit_xxs", "--output=a.onnx"]
 import runpy
 runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 """

@@ -22,9 +22,7 @@ def assert_same_evaluation(
     found = evaluation.metrics
     assert task.best_metric in found
     assert found == pytest.approx({name: record[name] for name in found}, abs=1e-6)
-    text = task.report(
-        source.class_names, found, evaluation.statistics, predictor.size
-    )
+    text = task.report(source.class_names, found, evaluation.statistics, predictor.size)
     lines = text.splitlines()
     (total,) = (line.split() for line in lines if line.startswith("all "))
     assert f"{100 * record[task.best_metric]:.2f}" in total

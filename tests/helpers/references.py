@@ -67,10 +67,12 @@ def build_segmenter(weights, output_stride: int, **arguments) -> keras.Model:
     )
 
 
-def check_segmenter(model, output_stride: int) -> None:
+def check_segmenter(
+    model, output_stride: int, sizes=reference.SEGMENTATION_SIZES
+) -> None:
     """Compares a segmenter's logits with those of transformers."""
     golden = np.load(f"{SEGMENTER}_{output_stride}.npz")
-    for size in reference.SEGMENTATION_SIZES:
+    for size in sizes:
         logits = run(model, reference.images(*size))
         wanted = golden[reference.size_key(*size)]
         assert logits.shape[1:3] == tuple(-(-side // output_stride) for side in size)

@@ -1,5 +1,6 @@
 """DeepLabv3: sizes, parity with transformers, weights and errors."""
 
+import functools
 import inspect
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tests.helpers.references import (
 from tests.helpers.whole_models import (
     check_backbone_is_loaded,
     check_default_is_imagenet,
+    classifier,
     count_parameters,
 )
 
@@ -56,6 +58,12 @@ def segmenter() -> keras.Model:
     return small()
 
 
+@functools.cache
+def of_any_size(output_stride: int, **arguments) -> keras.Model:
+    """Builds a model for images of any size, once; no test may change it."""
+    return small(input_shape=(None, None, 3), output_stride=output_stride, **arguments)
+
+
 @pytest.mark.parametrize(("backbone", "parameters"), PARAMETERS)
 def test_variant(backbone: str, parameters: int):
     model = DeepLabV3(backbone, weights=None)
@@ -82,7 +90,8 @@ def test_sizes_known_only_at_run_time_give_the_same(voc_xxs):
     tf = pytest.importorskip("tensorflow")
     model = build_segmenter(voc_xxs, 16)
     spec = tf.TensorSpec((None, None, None, 3))
-    check_segmenter(tf.function(model, input_signature=[spec]), 16)
+    model = tf.function(model, input_signature=[spec])
+    check_segmenter(model, 16, reference.SEGMENTATION_SIZES[1:])
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is missing")
@@ -104,7 +113,7 @@ def test_logits_equal_the_shared_reference(output_stride: int):
     [(16, [2, 2, 1], [1, 1, 1]), (8, [2, 1, 1], [1, 1, 2])],
 )
 def test_strides_and_dilations(output_stride: int, strides: list, dilations: list):
-    model = small(output_stride=output_stride)
+    model = of_any_size(output_stride, auxiliary=True)
     layers = [
         model.get_layer(f"stage{stage}_mv0_depthwise_conv") for stage in (3, 4, 5)
     ]
@@ -122,10 +131,9 @@ def test_strides_and_dilations(output_stride: int, strides: list, dilations: lis
 @pytest.mark.parametrize("size", [(64, 96), (75, 51), (33, 130)])
 def test_any_size_has_logits_for_each_pixel(size: tuple, output_stride: int):
     images = np.zeros((2, *size, 3), np.float32)
-    arguments = {"input_shape": (None, None, 3), "output_stride": output_stride}
-    outputs = small(auxiliary=True, **arguments)(images)
+    outputs = of_any_size(output_stride, auxiliary=True)(images)
     assert outputs["logits"].shape == outputs["auxiliary"].shape == (2, *size, 3)
-    coarse = small(upsample=False, **arguments)(images)
+    coarse = of_any_size(output_stride, upsample=False)(images)
     sides = tuple(-(-side // output_stride) for side in size)
     assert coarse.shape == (2, *sides, 3)
 
@@ -167,7 +175,7 @@ def test_ml_cvnets_names_give_the_same_logits(voc_xxs, tmp_path):
     save_file(tensors, path)
     with pytest.warns(UserWarning, match="cvnets.safetensors .* BGR was assumed"):
         model = build_segmenter(path, 16)
-    check_segmenter(model, 16)
+    check_segmenter(model, 16, [(240, 200)])
 
 
 @pytest.mark.parametrize(
@@ -197,7 +205,7 @@ def test_default_weights_of_voc(voc_xxs, monkeypatch):
         upsample=False,
     )
     assert asked == [("voc", "mobilevit_xxs")]
-    check_segmenter(model, 16)
+    check_segmenter(model, 16, [(240, 200)])
 
 
 def test_detectors_and_segmenters_have_their_common_arguments_in_one_order():
@@ -303,7 +311,7 @@ def test_a_step_compiles_with_xla():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: MobileViT_XXS(weights=None, classes=3), "in the file: deeplab_aspp0"),
+        (classifier, "in the file: deeplab_aspp0"),
         (
             lambda: small(classes=4, aspp_channels=8, auxiliary=True),
             r"not in the model: deeplab_auxiliary_bn/beta.*\n"

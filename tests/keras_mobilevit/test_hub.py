@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 from PIL import Image
+from safetensors.numpy import load_file
 
 import keras_mobilevit
 from keras_mobilevit.weights import hub
@@ -105,29 +106,24 @@ def test_imagenet_weights_give_the_logits_of_timm(
     content = write_classifier(f"timm_{variant}", tmp_path).read_bytes()
     publish(server, variant, content)
     pin(monkeypatch, variant, content)
-
-    def build():
-        return MODELS[variant](
-            weights="imagenet",
-            input_shape=(None, None, 3),
-            classifier_activation=None,
-            include_preprocessing=False,
-        )
-
-    model = build()
-    check_classifier(model, f"timm_{variant}", ((256, 256), (224, 224)))
+    model = MODELS[variant](
+        weights="imagenet",
+        input_shape=(None, None, 3),
+        classifier_activation=None,
+        include_preprocessing=False,
+    )
+    check_classifier(model, f"timm_{variant}", [(192, 192)])
     first = len(server.requests)
     assert first > 0
-    again = build()
+    again = hub.weights_file("imagenet", variant)
+    assert again.read_bytes() == content
     assert len(server.requests) == first  # the second load makes no request
-    for one, two in zip(model.get_weights(), again.get_weights()):
-        np.testing.assert_array_equal(one, two)
 
 
 def test_voc_weights_give_the_logits_of_transformers(server, tmp_path):
     content = write_segmenter(tmp_path).read_bytes()
     publish(server, "mobilevit_xxs", content, hub.VOC_FILES)
-    check_segmenter(build_segmenter("voc", 16), 16)
+    check_segmenter(build_segmenter("voc", 16), 16, [(240, 200)])
     requests = len(server.requests)
     again = hub.weights_file("voc", "mobilevit_xxs")
     assert again.read_bytes() == content
@@ -153,8 +149,8 @@ def test_without_the_top_any_number_of_classes_is_accepted(server, tmp_path):
         weights="imagenet", include_top=False, classes=7, input_shape=(96, 64, 3)
     )
     stem = model.get_layer("stem_conv").kernel.numpy()
-    wanted = MODELS["mobilevit_xxs"](weights=str(path)).get_layer("stem_conv").kernel
-    np.testing.assert_array_equal(stem, wanted.numpy())
+    wanted = load_file(path)["stem.conv.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(stem, wanted)
 
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -265,7 +261,8 @@ def test_a_terminal_gets_a_progress_bar(server, tmp_path):
     assert b"model.safetensors: 100%" in shown
 
 
-def test_a_full_disk_is_an_error_and_leaves_nothing(server, tmp_path):
+@pytest.mark.filterwarnings("ignore:Not enough free disk space")  # as the Hub says
+def test_a_full_disk_is_an_error_and_leaves_nothing(server, tmp_path, monkeypatch):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -276,10 +273,9 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(server, tmp_path):
         pytest.skip("a small disk takes the right to mount one")
     try:
         publish(server, "mobilevit_xxs", CONTENT)
-        process = fetch_in_a_process(server, disk)
-        errors = process.communicate()[1]
-        assert process.returncode != 0
-        assert "No space left" in errors and "cannot be downloaded" in errors
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(disk))
+        with pytest.raises(OSError, match="(?s)cannot be downloaded.*No space left"):
+            hub.weights_file("imagenet", "mobilevit_xxs")
         assert not [p for p in disk.rglob("*.safetensors*") if p.is_file()]
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_mobilevit
-from keras_mobilevit import MobileViT_XXS, SSDLite, ssdlite
+from keras_mobilevit import SSDLite, ssdlite
 from keras_mobilevit.weights import hub
 from keras_mobilevit.weights.file_formats import load_model_file
 from tests.golden import reference
@@ -16,6 +16,7 @@ from tests.helpers.references import DETECTOR, write_detector
 from tests.helpers.whole_models import (
     check_backbone_is_loaded,
     check_default_is_imagenet,
+    classifier,
     count_parameters,
 )
 
@@ -45,11 +46,16 @@ def test_variant(backbone: str, parameters: int):
     assert shapes == {"offsets": (None, 3232, 4), "logits": (None, 3232, 81)}
 
 
+@pytest.fixture(scope="module")
+def of_any_size() -> keras.Model:
+    """A model that no test changes."""
+    return small(input_shape=(None, None, 3))
+
+
 @pytest.mark.parametrize("size", [(64, 96), (75, 51), (320, 256)])
-def test_any_size_has_an_output_for_each_anchor(size: tuple):
-    model = small(input_shape=(None, None, 3))
+def test_any_size_has_an_output_for_each_anchor(size: tuple, of_any_size):
     images = np.zeros((2, *size, 3), np.float32)
-    outputs, anchors = model(images), keras_mobilevit.anchor_boxes(*size)
+    outputs, anchors = of_any_size(images), keras_mobilevit.anchor_boxes(*size)
     assert outputs["offsets"].shape == (2, len(anchors), 4)
     assert outputs["logits"].shape == (2, len(anchors), 4)
     found = keras_mobilevit.detect(outputs, anchors, max_detections=7)
@@ -92,9 +98,8 @@ def test_outputs_equal_the_golden(tmp_path):
 
 
 def test_a_file_of_another_kind_says_what_is_missing(tmp_path):
-    classifier = MobileViT_XXS(weights=None, classes=3)
     file = tmp_path / "classifier.safetensors"
-    keras_mobilevit.save_safetensors(classifier, file)
+    keras_mobilevit.save_safetensors(classifier(), file)
     with pytest.raises(ValueError, match="not in the file: ssd128_depthwise_bn"):
         small(weights=str(file))
 

@@ -341,14 +341,13 @@ def test_ml_cvnets_names_mean_bgr_with_a_warning(cvnets_xxs):
 
 def test_ml_cvnets_weights_with_a_given_color_order(cvnets_xxs):
     images, model = reference.images(192, 192), build(None)
-    stem = model.get_layer("stem_conv")
     keras_mobilevit.load_weights(model, cvnets_xxs, channel_order="bgr")
     assert_equals_transformers(run(model, images))
-    for load in (keras_mobilevit.load_weights, keras_mobilevit.load_backbone):
-        load(model, cvnets_xxs, channel_order="rgb")
-        assert_equals_transformers(run(model, images[..., ::-1]))
-        stem.kernel.assign(stem.kernel[:, :, ::-1])
-        assert_equals_transformers(run(model, images))
+    keras_mobilevit.load_weights(model, cvnets_xxs, channel_order="rgb")
+    assert_equals_transformers(run(model, images[..., ::-1]))
+    keras_mobilevit.load_weights(model, cvnets_xxs, channel_order="bgr")
+    keras_mobilevit.load_backbone(model, cvnets_xxs, channel_order="rgb")
+    assert_equals_transformers(run(model, images[..., ::-1]))
 
 
 def test_published_files_are_recognized_by_their_content(cvnets_xxs, monkeypatch):

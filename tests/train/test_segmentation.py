@@ -286,9 +286,7 @@ def test_a_large_photo_adds_nothing_to_the_small_ones(prepare, tmp_path):
 
 @pytest.mark.parametrize("auxiliary_weight", [0.0, 0.4])
 def test_the_loop_trains_a_segmenter(scenes, tmp_path, auxiliary_weight):
-    config = dataclasses.replace(
-        CONFIG, sizes=(64,), auxiliary_weight=auxiliary_weight
-    )
+    config = dataclasses.replace(CONFIG, sizes=(64,), auxiliary_weight=auxiliary_weight)
     (record,) = loop.train_and_evaluate(NETWORK, config, scenes, tmp_path)
     assert np.isfinite([record["train_loss"], record["loss"]]).all()
     assert 0 <= record["mIoU"] <= record["pixel_accuracy"] <= 1
