@@ -29,7 +29,15 @@ LIBRARIES = {
 ROOMS = {
     "keras_mobilevit": (),
     "train": ("cli", "data", "tasks", "run", "distribution", "evaluation"),
-    "tflite": ("graph", "validation", "tasks", "formats", "drivers", "suites"),
+    "tflite": (
+        "graph",
+        "validation",
+        "tasks",
+        "metadata",
+        "formats",
+        "drivers",
+        "suites",
+    ),
     "benchmarks": (),
 }
 

@@ -85,11 +85,11 @@ def convert(
     row = FORMATS[file_format]
     with tempfile.TemporaryDirectory() as folder:  # for files before their checks
         unchecked = Path(folder, output.name)
-        row.file_type.save(row.build(conversion), unchecked)
+        described = provenance | _describe_model(conversion, references[0])
+        row.file_type.save(row.build(conversion), unchecked, described, conversion)
         compared = [compare_file(unchecked, row.file_type, r) for r in references]
         card = {
-            **provenance,
-            **_describe_model(conversion, references[0]),
+            **described,
             "format": file_format,
             **_describe_file(conversion, row, unchecked, references[0], check_gpu),
             **compared[0],

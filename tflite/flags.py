@@ -44,8 +44,13 @@ def _define_model_flags() -> None:
         "a file; or none for random weights. Default: the published weights.",
     )
     flags.mark_flag_as_required("model")
-    for row in output_flags():
-        flags.DEFINE_enum(row.name, None, list(row.choices), row.help_text)
+    for name in dict.fromkeys(flag.name for flag in output_flags()):
+        sharing = [flag for flag in output_flags() if flag.name == name]
+        choices = dict.fromkeys(x for flag in sharing for x in flag.choices)
+        texts = [flag.help_text for flag in sharing]
+        if len(sharing) > 1:
+            texts.insert(0, "What .tflite files return.")
+        flags.DEFINE_enum(name, None, list(choices), " ".join(texts))
 
 
 def _define_file_flags() -> None:
@@ -59,6 +64,15 @@ def _define_file_flags() -> None:
     flags.DEFINE_list("formats", ["fp32"], f"One or more of: {', '.join(FORMATS)}.")
     flags.DEFINE_string("output_dir", None, "Folder for the files; created if missing.")
     flags.mark_flag_as_required("output_dir")
+    flags.DEFINE_string(
+        "labels",
+        None,
+        "Text file with one class name per line, for the metadata inside the files. "
+        "Default: labels.txt beside the .keras file or the file of --weights; the "
+        "published names for published weights.",
+    )
+    flags.DEFINE_string("author", None, "Author of the model, for the metadata.")
+    flags.DEFINE_string("license", None, "License of the model, for the metadata.")
     flags.DEFINE_list("allow", [], f"Checks that may fail: {', '.join(CHECKS)}.")
     flags.DEFINE_bool(
         "no_rewrite",

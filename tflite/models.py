@@ -229,11 +229,29 @@ def labels_beside(path: str, classes: int) -> list[str]:
     return labels
 
 
-def imagenet_ids() -> list[str]:
-    """Returns the WordNet ids of ImageNet's classes; data sets use them as names.
+IMAGENET_CLASSES = 1000  # detectors on an ImageNet backbone have another number
+
+
+def _imagenet_classes() -> list[tuple[str, str]]:
+    """Returns the WordNet id and the name of each class of ImageNet.
 
     Raises an OSError if they are not cached and cannot be downloaded.
     """
     # Decreasing scores return the classes in their own order.
-    (found,) = decode_predictions(-np.arange(1000.0)[None], top=1000)
-    return [identity for identity, _, _ in found]
+    (found,) = decode_predictions(-np.arange(IMAGENET_CLASSES * 1.0)[None], top=1000)
+    return [(identity, name) for identity, name, _ in found]
+
+
+def imagenet_ids() -> list[str]:
+    """Returns the WordNet ids of ImageNet's classes; data sets use them as names."""
+    return [identity for identity, _ in _imagenet_classes()]
+
+
+def imagenet_labels() -> list[str]:
+    """Returns the names of ImageNet's classes; equal names get their WordNet id."""
+    classes = _imagenet_classes()
+    names = [name for _, name in classes]
+    return [
+        f"{name} ({identity})" if names.count(name) > 1 else name
+        for identity, name in classes
+    ]

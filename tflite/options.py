@@ -49,6 +49,9 @@ class Options:
     qat_learning_rate: float
     qat_batch_size: int
     core_ml: PackageOptions
+    labels: str | None = None  # path of a file of class names
+    author: str | None = None
+    license: str | None = None
 
     @property
     def image_size(self) -> int:
@@ -73,7 +76,7 @@ def options_from_flags(args) -> Options:
     if model.endswith(".keras"):
         model = str(Path(model).expanduser())
     weights = weights_from_flags(args)
-    core_ml = package_options(args, model, weights, COREML in file_types)
+    core_ml = package_options(args, COREML in file_types)
     _check_numbers(args)
     data = data_from_flags(args)
     if args.check_gpu and TFLITE not in file_types:
@@ -99,6 +102,9 @@ def options_from_flags(args) -> Options:
         qat_learning_rate=args.qat_learning_rate,
         qat_batch_size=args.qat_batch_size,
         core_ml=core_ml,
+        labels=_labels_file(args),
+        author=args.author,
+        license=args.license,
     )
 
 
@@ -118,6 +124,17 @@ def _check_numbers(args) -> None:
         raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
     if args.crop is not None and not 0 < args.crop <= 1:
         raise ValueError(f"--crop must be in (0, 1]. Received: {args.crop}.")
+
+
+def _labels_file(args) -> str | None:
+    if not args.labels:
+        return None
+    path = Path(args.labels).expanduser()
+    if not path.is_file():
+        raise ValueError(f"--labels: there is no file {path}.")
+    if args.raw_outputs:
+        raise ValueError("--raw_outputs returns no names: remove --labels.")
+    return str(path)
 
 
 def _make_folder(folder: Path) -> Path:

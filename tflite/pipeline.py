@@ -7,18 +7,22 @@ from pathlib import Path
 import keras
 from absl import logging
 
+from keras_mobilevit.files import read_text
 from tflite.compare_with_keras import Reference, make_reference
 from tflite.exporter import check_earlier, convert
 from tflite.formats.conversion import Conversion, prepare
-from tflite.formats.coreml.options import IMAGENET_CLASSES, core_ml_from_options
+from tflite.formats.coreml.options import core_ml_from_options
 from tflite.formats.qat import FineTuning
 from tflite.formats.table import COREML, FORMATS, TFLITE, FileType, formats_of
 from tflite.images import ImageSet, check_calibration_images, load_images
+from tflite.metadata.origin import describe_origin, describe_preparation
 from tflite.models import (
+    IMAGENET_CLASSES,
     check_size,
     default_size,
     fixed_size,
     imagenet_ids,
+    imagenet_labels,
     labels_beside,
     load_model,
 )
@@ -57,14 +61,18 @@ def settle_size(options: Options, model: keras.Model) -> Options:
 def select_tasks(options: Options, model: keras.Model) -> dict[FileType, Task]:
     """Chooses the conversion task of each file type; rejects flags of other models."""
     row = registry.row_of(model)
-    for flag in registry.output_flags():
-        if flag.name not in options.variants:
-            continue
-        if flag is not row.output_flag:
-            raise ValueError(f"--{flag.name} is for {flag.models}: remove it.")
+    for name, variant in options.variants.items():
+        if row.output_flag is None or name != row.output_flag.name:
+            sharing = [f.models for f in registry.output_flags() if f.name == name]
+            raise ValueError(f"--{name} is for {' and '.join(sharing)}: remove it.")
+        if variant not in row.output_flag.choices:
+            raise ValueError(
+                f"--{name} of {row.output_flag.models} is one of: "
+                f"{', '.join(row.output_flag.choices)}. Received: {variant}."
+            )
         if TFLITE not in options.file_types:
             raise ValueError(
-                f"--{flag.name} is for .tflite files: remove it. --raw_outputs chooses "
+                f"--{name} is for .tflite files: remove it. --raw_outputs chooses "
                 "what a Core ML package returns."
             )
     tasks = {
@@ -101,28 +109,62 @@ def _variant(options: Options, row: registry.TaskRow, file_type: FileType) -> st
 
 
 def _provenance(options: Options, task: Task, model: keras.Model, crop: float) -> dict:
-    """Returns the card's entries on the origin of the model."""
+    """Returns the card's entries on the origin of the model, and on its classes."""
     classes = task.num_classes(model)
-    described: dict = {"model": options.model}
+    labels = [] if classes is None else _labels(options, classes)
+    is_file = options.model.endswith(".keras")
+    colors = "gray" if model.inputs[0].shape[-1] == 1 else "RGB"
+    preparation = describe_preparation(
+        options.core_ml.sizes or (options.image_size,), crop if task.crops else None
+    )
+    return {
+        "model": options.model,
+        **({} if is_file else {"weights": options.weights}),
+        **describe_origin(
+            task.title, options.model, options.weights, options.author, options.license
+        ),
+        **({"labels": labels} if labels or is_file else {}),
+        "crop": crop,
+        "preprocessing": f"{colors}; {preparation}",
+    }
+
+
+def _labels(options: Options, classes: int) -> list[str]:
+    """Returns the names of a model's classes, [] if they are not known."""
+    if options.labels:
+        labels = read_text(options.labels).splitlines()
+        if len(labels) != classes:
+            raise ValueError(
+                f"--labels: {options.labels} names {len(labels)} classes, but the "
+                f"model has {classes}."
+            )
+        return labels
     if options.model.endswith(".keras"):
-        labels = [] if classes is None else labels_beside(options.model, classes)
-        return described | {"labels": labels, "crop": crop}
-    described["weights"] = options.weights
+        return labels_beside(options.model, classes)
+    if Path(options.weights).is_file():
+        return labels_beside(options.weights, classes)
     row, _ = registry.split_name(options.model)
     published = row.load().published_labels
-    if options.weights == row.published_weights and published:
-        described["labels"] = list(published)
-    elif classes is not None and Path(options.weights).is_file():
-        described["labels"] = labels_beside(options.weights, classes)
-    return described | {"crop": crop}
+    if options.weights == row.published_weights and len(published) == classes:
+        return list(published)
+    if _is_imagenet(options, classes):
+        try:
+            return imagenet_labels()
+        except OSError as error:
+            logging.warning("The files have no class names. %s", error)
+    return []
+
+
+def _is_imagenet(options: Options, classes: int | None) -> bool:
+    return options.weights == "imagenet" and classes == IMAGENET_CLASSES
 
 
 def _class_names(
     options: Options, labels: list[str], classes: int | None, images: ImageSet
 ) -> list[str]:
     """Returns the class names to compare with those of the validation images."""
-    is_imagenet = options.weights == "imagenet" and classes == IMAGENET_CLASSES
-    if labels or not is_imagenet or len(images.class_names) != IMAGENET_CLASSES:
+    copies_imagenet = len(images.class_names) == IMAGENET_CLASSES
+    if not _is_imagenet(options, classes) or options.labels or not copies_imagenet:
         return labels
     try:
         return imagenet_ids()  # the names in copies of ImageNet
@@ -226,7 +268,7 @@ class Result:
 
 def _prepare(
     options: Options,
-    task: Task,
+    tasks: dict[FileType, Task],
     model: keras.Model,
     provenance: dict,
     calibration: ImageSet | None,
@@ -236,14 +278,15 @@ def _prepare(
     if COREML in options.file_types:
         sizes = COREML.sizes(options)
         package = dataclasses.replace(options.core_ml, sizes=sizes)
-        core_ml = core_ml_from_options(package, task, model, labels, provenance["crop"])
+        weights = {"weights": Path(options.model).name} | provenance
+        core_ml = core_ml_from_options(package, tasks[COREML], model, weights)
     if "int8-qat" in options.formats:
         config = _training_config(options)
         fine_tuning = FineTuning(config, options.data.validation, tuple(labels))
     return prepare(
         model,
         options.image_size,
-        task=task,
+        task=tasks.get(TFLITE),
         rewrite=options.rewrite,
         calibration=calibration.images if calibration else None,
         fine_tuning=fine_tuning,
@@ -277,7 +320,7 @@ def convert_all(options: Options) -> Iterator[Result]:
     }
     for path in paths.values():
         check_earlier(path, provenance)
-    conversion = _prepare(options, task, model, provenance, calibration)
+    conversion = _prepare(options, tasks, model, provenance, calibration)
     labels = provenance.get("labels", [])
     references = _make_references(options, tasks, model, labels, crop)
     _warn_of_no_accuracy(next(iter(references.values())))

@@ -1,6 +1,6 @@
 """A toy task of conversion: a network that returns a picture of half the size."""
 
-from tflite.tasks.task import NOT_FOR_PICTURES, Task, TaskFamily
+from tflite.tasks.task import NOT_FOR_PICTURES, Output, Task, TaskFamily
 from tflite.validation import parity
 from train.tasks.classification.task import CLASSIFICATION as TRAINING
 
@@ -17,7 +17,7 @@ def toy(variant: str) -> Task:
         num_classes=lambda model: None,
         postprocess=postprocess,
         reference=postprocess,
-        meanings={"picture": "half the size", "mean": "its mean"},
+        outputs={"picture": Output("half the size"), "mean": Output("its mean")},
         compare=lambda first, second: parity.compare(
             *(x["picture"].reshape(len(x["picture"]), -1) for x in (first, second))
         ),

@@ -28,5 +28,5 @@ def make_options(**changes) -> Options:
         "qat_batch_size": 32,
     } | changes
     raw = given.pop("raw_outputs", False)
-    package = PackageOptions(given["model"], given["weights"], raw_outputs=raw)
+    package = PackageOptions(raw_outputs=raw)
     return Options(**given | {"core_ml": given.get("core_ml", package)})

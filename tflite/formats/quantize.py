@@ -8,12 +8,11 @@ import io
 import re
 import warnings
 
-import flatbuffers
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
 
 from tflite.graph.graph import Graph
+from tflite.metadata.attach import add_entry
 from tflite.validation.op_stats import op_name
 from tflite.validation.tensors import main_graph
 
@@ -76,17 +75,7 @@ def fp16_recipe(content: bytes) -> list[dict]:
 
 def allow_fp16_inference(content: bytes) -> bytes:
     """Adds the metadata entry that allows inference in 16-bit floats."""
-    model, _ = main_graph(content)
-    name, value = FP16_INFERENCE
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(value, np.uint8)
-    model.buffers.append(buffer)
-    entry = schema.MetadataT()
-    entry.name, entry.buffer = name.encode(), len(model.buffers) - 1
-    model.metadata = [*(model.metadata or []), entry]
-    builder = flatbuffers.Builder()
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return add_entry(content, *FP16_INFERENCE)
 
 
 def dynamic_recipe() -> list[dict]:
@@ -101,12 +90,18 @@ def dynamic_recipe() -> list[dict]:
     return recipe.get_quantization_recipe()
 
 
-def integer_recipe() -> list[dict]:
-    """Returns the recipe for 8 bits everywhere, including input and output."""
+def integer_recipe(float_scopes: tuple[str, ...] = ()) -> list[dict]:
+    """Returns the recipe for 8 bits everywhere, including input and output.
+
+    `float_scopes` are regular expressions for the beginnings of names of tensors that
+    stay float.
+    """
     recipe = recipe_manager.RecipeManager()
     recipe.add_static_config(
         ".*", Op.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8
     )
+    for scope in float_scopes:
+        _in_float(recipe, f"^{scope}")
     return recipe.get_quantization_recipe()
 
 

@@ -25,7 +25,8 @@ class FileType:
     """The operations on files of one suffix, at any precision.
 
     Attributes:
-        save: writes the result of `Format.build` to a path.
+        save: writes the result of `Format.build` to a path, with its metadata. Takes
+            both, the card's entries on the model, and the `Conversion`.
         describe: takes a path, the `Task`, the names of the outputs and the images'
             largest value; returns entries of the card, at least `foreign_ops`,
             `max_rank`, `bytes` and `sha256`.
@@ -40,7 +41,7 @@ class FileType:
     """
 
     suffix: str
-    save: Callable[[Any, Path], object]
+    save: Callable[[Any, Path, dict, Conversion], object]
     describe: Callable[[Path, Task, list[str], float], dict]
     run: Callable[[Path, np.ndarray, np.ndarray, list[str]], dict[str, np.ndarray]]
     is_folder: bool = False
@@ -54,10 +55,19 @@ class FileType:
 # TFLite -------------------------------------------------------------------------------
 
 
+def _save_tflite(
+    content: bytes, path: Path, card: dict, conversion: Conversion
+) -> None:
+    from tflite.metadata.describe import add_metadata
+
+    metadata = add_metadata(content, card, conversion.task, conversion.input_max)
+    path.write_bytes(metadata)
+
+
 def _describe_tflite(path: Path, task: Task, names: list[str], input_max: float):
     from tflite.validation.card import describe_file
 
-    meanings = {name: task.meanings[name] for name in names}
+    meanings = {name: task.outputs[name].meaning for name in names}
     return task.metadata | describe_file(path, meanings, input_max)
 
 
@@ -91,7 +101,7 @@ def _tflite_summary(card: dict) -> list[str]:
 
 TFLITE = FileType(
     ".tflite",
-    save=lambda content, path: path.write_bytes(content),
+    save=_save_tflite,
     describe=_describe_tflite,
     run=_run_tflite,
     check_device=_check_gpu,
@@ -103,7 +113,7 @@ TFLITE = FileType(
 # Core ML ------------------------------------------------------------------------------
 
 
-def _save_package(model, path: Path) -> None:
+def _save_package(model, path: Path, card: dict, conversion: Conversion) -> None:
     model.save(str(path))
     for inside in path.rglob("*"):  # coremltools makes some files private
         inside.chmod(0o755 if inside.is_dir() else 0o644)
@@ -112,7 +122,7 @@ def _save_package(model, path: Path) -> None:
 def _describe_package(path: Path, task: Task, names: list[str], input_max: float):
     from tflite.validation.card import describe_package
 
-    meanings = {name: task.meanings[name] for name in names}
+    meanings = {name: task.outputs[name].meaning for name in names}
     return describe_package(path, meanings, input_max)
 
 
@@ -209,15 +219,19 @@ def _dynamic(conversion: Conversion) -> bytes:
 def _int8_mixed(conversion: Conversion) -> bytes:
     from tflite.formats import quantize
 
-    recipe = quantize.mixed_recipe(conversion.graph, conversion.task.float_scopes)
+    task = conversion.task
+    scopes = (*task.float_scopes, *task.mixed_float_scopes)
+    recipe = quantize.mixed_recipe(conversion.graph, scopes)
     return quantize.quantize(conversion.float32, recipe, conversion.ranges)
 
 
 def _int8(conversion: Conversion) -> bytes:
     from tflite.formats import quantize
+    from tflite.formats.uint8_ends import take_uint8
 
-    recipe = quantize.integer_recipe()
-    return quantize.quantize(conversion.float32, recipe, conversion.ranges)
+    recipe = quantize.integer_recipe(conversion.task.float_scopes)
+    content = quantize.quantize(conversion.float32, recipe, conversion.ranges)
+    return take_uint8(content)
 
 
 def _package(precision: str, compress: str | None = None) -> Callable:
@@ -265,8 +279,8 @@ FORMATS = {
     ),
     "int8": Format(
         lambda conversion: _int8(conversion.bias_corrected),
-        "integers from input to output; NPUs and DSPs without float units. Slower than "
-        "int8-mixed on CPUs",
+        "8-bit pixels in, integers inside; NPUs and DSPs. Softmax over the classes, "
+        "decoding of boxes and resizing stay float. Slower than int8-mixed on CPUs",
         {"psnr": 18.0, "accuracy": 2.0, "rank": 4, "float": 0},
         has_8_bits=True,
         compared_with=lambda conversion: conversion.equalized,

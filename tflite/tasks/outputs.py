@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_mobilevit.configs import CLASSIFIER_SIZE
-from tflite.tasks.task import NOT_FOR_PICTURES, Outputs, Task, TaskFamily
+from tflite.tasks.task import NOT_FOR_PICTURES, Output, Outputs, Task, TaskFamily
 from tflite.validation import parity
 from train.tasks.classification.task import CLASSIFICATION as TRAINING
 
@@ -47,8 +47,8 @@ def _compare(reference: Outputs, outputs: Outputs) -> dict[str, float]:
 
 def _choose(model: keras.Model, variant: str) -> Task:
     tensors = zip(output_names(model), model.output_names, model.outputs)
-    meanings = {
-        name: f"output of layer {layer!r}, of the shape {tuple(tensor.shape[1:])}"
+    outputs = {
+        name: Output(f"output of layer {layer!r}, of shape {tuple(tensor.shape[1:])}")
         for name, layer, tensor in tensors
     }
     return Task(
@@ -57,7 +57,7 @@ def _choose(model: keras.Model, variant: str) -> Task:
         num_classes=lambda model: None,
         postprocess=_postprocess,
         reference=_postprocess,
-        meanings=meanings,
+        outputs=outputs,
         compare=_compare,
         metric="",
         score=None,

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 class OutputFlag:
     """The flag of `tflite/convert.py` that chooses between a task's output variants.
 
+    Several tasks may share a flag's name.
+
     Attributes:
         models: the models that it is for, in the plural.
         choices: names of the variants, the default first.
-        in_package: the variant of a Core ML package.
+        in_package: the variant of a Core ML package; "" for the network's own outputs.
         in_raw_package: the variant of a Core ML package with `--raw_outputs`.
     """
 
@@ -68,11 +70,11 @@ TASKS = [
         output_flag=OutputFlag(
             "nms",
             models="detectors",
-            choices=("none", "builtin"),
-            help_text="Detectors, .tflite only. none: the file returns the box and the "
-            "scores of each anchor, and the application runs non-maximum suppression "
-            "(NMS). builtin: the file returns the detected objects; TFLite's own NMS "
-            "is part of the file and runs on the CPU. Default: none.",
+            choices=("builtin", "none"),
+            help_text="Detectors, .tflite only. builtin: the file returns the detected "
+            "objects; TFLite's own non-maximum suppression (NMS) is part of the file "
+            "and runs on the CPU. none: the file returns the box and the scores of "
+            "each anchor, and the application runs NMS. Default: builtin.",
             in_package="none",  # Core ML adds its own NMS after the network
             in_raw_package="none",
         ),
@@ -85,12 +87,12 @@ TASKS = [
         output_flag=OutputFlag(
             "output",
             models="segmenters",
-            choices=("logits", "classmap"),
-            help_text="Segmenters, .tflite only. logits: the file returns logits at "
-            "the output stride, which the application resizes. classmap: the file "
-            "returns the class of each pixel as a byte. Default: logits.",
+            choices=("logits", "raw", "classmap"),
+            help_text="Segmenters: logits at half the size of the image, which "
+            "MediaPipe takes (logits, the default); logits at the output stride "
+            "(raw); or the class of each pixel as a byte (classmap).",
             in_package="classmap",
-            in_raw_package="logits",
+            in_raw_package="raw",
         ),
     ),
     TaskRow(
@@ -98,6 +100,15 @@ TASKS = [
         "tflite.tasks.classification.task:CLASSIFICATION",
         model_prefix="",
         published_weights="imagenet",
+        output_flag=OutputFlag(
+            "output",
+            models="classifiers",
+            choices=("probabilities", "logits"),
+            help_text="Classifiers: probabilities (the default), which MediaPipe "
+            "takes, or logits.",
+            in_package="",  # Core ML adds its own softmax after the network
+            in_raw_package="",
+        ),
     ),
     TaskRow("outputs", "tflite.tasks.outputs:OUTPUTS"),
 ]

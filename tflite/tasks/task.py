@@ -1,6 +1,7 @@
 """The value that describes a task of conversion."""
 
 import dataclasses
+import enum
 from collections.abc import Callable
 
 import keras
@@ -13,9 +14,36 @@ Outputs = dict[str, np.ndarray]  # {name: [images, ...]}
 # outputs, a list of tensors, and returns {name: tensor}.
 MakePostprocess = Callable[[keras.Model, int], Callable[[list], dict]]
 
+CONVERTER_SCOPE = "(Stateful)?PartitionedCall"  # the converter's name of outputs
 # An output that is a whole picture gets one int8 scale per tensor, which is too coarse;
 # and int8-qat trains classifiers only.
 NOT_FOR_PICTURES = ("int8", "int8-qat")
+
+
+class Content(enum.Enum):
+    """What the numbers of an output are, for the metadata of a `.tflite` file."""
+
+    NUMBERS = enum.auto()
+    CLASS_SCORES = enum.auto()  # one for each class, along the last axis
+    PIXEL_SCORES = enum.auto()  # the same for each pixel of a grid
+    CLASS_MAP = enum.auto()  # the class of each pixel
+    BOXES = enum.auto()  # corners x1, y1, x2, y2 as fractions of the image
+    CLASS_INDICES = enum.auto()
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """One output of a file.
+
+    Attributes:
+        meaning: description in words.
+        metadata_name: name in the metadata of a `.tflite` file, if an application
+            expects another one than that of the signature.
+    """
+
+    meaning: str
+    content: Content = Content.NUMBERS
+    metadata_name: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +57,7 @@ class Task:
         postprocess: makes the function that converts the network's outputs for one
             image to the outputs of a `.tflite` file; it must be traceable.
         reference: makes the same function for Keras and a batch of images.
-        meanings: description of each output, by name.
+        outputs: the outputs that a file may have, by name.
         compare: takes the outputs of Keras and of a file; returns their differences,
             at least `max_abs` and `max_abs_reference`, and `mean_abs` and `psnr_db`
             for quantities or `agreement` for classes.
@@ -42,10 +70,12 @@ class Task:
             format `""` for all; `None` removes a limit.
         float_scopes: regular expressions; nodes whose names begin with a match stay in
             float in 8-bit files.
+        mixed_float_scopes: the same for int8-mixed only.
         metadata: more entries of the card of a `.tflite` file.
         suffix: part of the names of the files, to tell variants apart.
         crops: whether an evaluation sees the center crop of an image, not all of it.
         cpu_part: the part of a file that runs on CPUs only, "" if there is none.
+        title: what a file is, in two or three words.
     """
 
     name: str
@@ -53,7 +83,7 @@ class Task:
     num_classes: Callable[[keras.Model], int | None]
     postprocess: MakePostprocess
     reference: MakePostprocess
-    meanings: dict[str, str]
+    outputs: dict[str, Output]
     compare: Callable[[Outputs, Outputs], dict[str, float]]
     metric: str
     score: Callable[..., float] | None
@@ -61,10 +91,12 @@ class Task:
     excluded_formats: tuple[str, ...] = ()
     limits: dict[str, dict] = dataclasses.field(default_factory=dict)
     float_scopes: tuple[str, ...] = ()
+    mixed_float_scopes: tuple[str, ...] = ()
     metadata: dict = dataclasses.field(default_factory=dict)
     suffix: str = ""
     crops: bool = False
     cpu_part: str = ""
+    title: str = "Image model"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from absl import flags
 
 IOS_VERSIONS = (16, 17, 18, 26)
-NAMES = ("sizes", "ios", "layout", "raw_outputs", "labels", "author", "license")
+NAMES = ("sizes", "ios", "layout", "raw_outputs")
 
 
 def define_flags() -> None:
@@ -37,11 +37,3 @@ def define_flags() -> None:
         "boxes and scores of all of a detector's anchors, or a segmenter's logits at "
         "the output stride.",
     )
-    flags.DEFINE_string(
-        "labels",
-        None,
-        "Text file with one class name per line. Default: labels.txt beside "
-        "the .keras file; the published names for published weights; else numbers.",
-    )
-    flags.DEFINE_string("author", None, "Author of the model.")
-    flags.DEFINE_string("license", None, "License of the model.")

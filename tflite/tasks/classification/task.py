@@ -5,14 +5,24 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_mobilevit import classifier
 from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.configs import CLASSIFIER_SIZE, get_variant
 from tflite.tasks.outputs import returned_structure
-from tflite.tasks.task import Outputs, Task, TaskFamily
+from tflite.tasks.task import (
+    CONVERTER_SCOPE,
+    Content,
+    Output,
+    Outputs,
+    Task,
+    TaskFamily,
+)
 from tflite.validation import parity
 from train.tasks.classification.task import CLASSIFICATION as TRAINING
+
+SCOPE = "probabilities"  # name scope of the added function
 
 
 def output_name(model: keras.Model) -> str:
@@ -23,6 +33,18 @@ def output_name(model: keras.Model) -> str:
 def _postprocess(model: keras.Model, size: int) -> Callable[[list], dict]:
     name = output_name(model)
     return lambda outputs: dict(zip([name], outputs))
+
+
+def _to_probabilities(model: keras.Model, size: int) -> Callable[[list], dict]:
+    """Makes a function that converts logits to probabilities."""
+    apply = tf.sigmoid if model.output_shape[-1] == 1 else tf.nn.softmax
+
+    def to_probabilities(outputs: list) -> dict:
+        (logits,) = outputs
+        with tf.name_scope(SCOPE):
+            return {"probabilities": apply(logits)}
+
+    return to_probabilities
 
 
 def _compare(reference: Outputs, outputs: Outputs) -> dict[str, float]:
@@ -43,13 +65,22 @@ def _top1(validation, outputs: Outputs) -> float:
     return float(100 * np.mean(scores.argmax(-1) == validation.targets["label"]))
 
 
+def _one_for_each_class(meaning: str) -> Output:
+    return Output(meaning, Content.CLASS_SCORES)
+
+
+# These files return what the network returns.
 SINGLE_LABEL = Task(
     name="classification",
+    title="Image classifier",
     training=TRAINING,
     num_classes=lambda model: model.output_shape[-1],
     postprocess=_postprocess,
     reference=_postprocess,
-    meanings=dict.fromkeys(("logits", "probabilities"), "one for each class"),
+    outputs={
+        "logits": _one_for_each_class("one for each class"),
+        "probabilities": _one_for_each_class("one for each class; they sum to 1"),
+    },
     compare=_compare,
     metric="top1",
     score=_top1,
@@ -60,15 +91,35 @@ SINGLE_LABEL = Task(
 # After a sigmoid any number of classes may be right, so there is no top-1 accuracy.
 MULTI_LABEL = dataclasses.replace(
     SINGLE_LABEL,
-    meanings={
-        "probabilities": "the probability of each class by itself; they do not sum to 1"
+    outputs={
+        "probabilities": _one_for_each_class(
+            "the probability of each class by itself (sigmoid); they do not sum to 1"
+        )
     },
     compare=_compare_multi_label,
     metric="",
     excluded_formats=("int8-qat",),
 )
 ONE_CLASS = dataclasses.replace(
-    MULTI_LABEL, meanings={"probabilities": "the probability of the only class"}
+    MULTI_LABEL,
+    outputs={
+        "probabilities": _one_for_each_class(
+            "the probability of the only class (sigmoid)"
+        )
+    },
+)
+
+# The last function is added to a network that returns logits. It stays in floats: an
+# 8-bit probability is a multiple of 1/256, too coarse for a thousand classes.
+_ADDED = {
+    "postprocess": _to_probabilities,
+    "reference": _to_probabilities,
+    "float_scopes": (f"{SCOPE}/", CONVERTER_SCOPE),
+    "limits": {"int8": {"float": 1}},
+}
+SOFTMAX_ADDED = dataclasses.replace(SINGLE_LABEL, **_ADDED)
+SIGMOID_ADDED = dataclasses.replace(
+    SINGLE_LABEL, outputs=ONE_CLASS.outputs, compare=_compare_multi_label, **_ADDED
 )
 
 
@@ -78,9 +129,19 @@ def _is_classifier(model: keras.Model) -> bool:
 
 
 def _choose(model: keras.Model, variant: str) -> Task:
-    if output_activation(model) != "sigmoid":
-        return SINGLE_LABEL
-    return ONE_CLASS if model.output_shape[-1] == 1 else MULTI_LABEL
+    activation, classes = output_activation(model), model.output_shape[-1]
+    if activation == "sigmoid":
+        as_it_is = ONE_CLASS if classes == 1 else MULTI_LABEL
+    else:
+        as_it_is = SINGLE_LABEL
+    if variant == "probabilities" and activation == "logits":
+        return SIGMOID_ADDED if classes == 1 else SOFTMAX_ADDED
+    if variant == "logits" and activation != "logits":
+        raise ValueError(
+            f"{model.name} ends in a {activation}, so its files return probabilities. "
+            "Remove --output=logits, or build the model without its last activation."
+        )
+    return as_it_is
 
 
 def _build_model(backbone: str, weights, input_shape) -> keras.Model:

@@ -63,6 +63,7 @@ def compare_raw(reference: Outputs, outputs: Outputs) -> dict[str, float]:
 
 def compare_suppressed(reference: Outputs, outputs: Outputs) -> dict[str, float]:
     """Compares the objects after NMS."""
+    reference, outputs = map(suppress_file_outputs, (reference, outputs))
     differences, matched = agreement(reference, outputs)
     of_scores = parity.compare(reference["scores"], outputs["scores"])
     return {

@@ -54,12 +54,14 @@ def suppressor(model: keras.Model, size: int) -> Callable[[list], dict]:
 def detector(model: keras.Model, size: int) -> Callable[[list], dict]:
     """Makes a function that converts offsets and logits to the objects Keras finds."""
     anchors = anchor_boxes(size, size)
+
+    def find(tensors: list) -> dict:
+        found = detect(_named(tensors), anchors)
+        count = tf.reduce_sum(tf.cast(found["classes"] >= 0, tf.int32), axis=-1)
+        return {**found, "count": count}
+
     # Compiled, because NMS runs a thousand small operations.
-    return tf.function(
-        lambda tensors: detect(_named(tensors), anchors),
-        autograph=False,
-        reduce_retracing=True,
-    )
+    return tf.function(find, autograph=False, reduce_retracing=True)
 
 
 def _separate_classes(boxes: tf.Tensor, classes: int) -> tf.Tensor:
@@ -80,8 +82,8 @@ def suppress(boxes: tf.Tensor, scores: tf.Tensor) -> dict[str, tf.Tensor]:
 
     Gives the results of `keras_mobilevit.detection.non_max_suppression`. Takes corners
     `[1, anchors, 4]` and scores `[1, anchors, classes]`; returns `boxes` `[1, 200, 4]`,
-    `scores` `[1, 200]` and `classes` int32 `[1, 200]`. Unused places have the class -1
-    and zeros.
+    `scores` `[1, 200]`, `classes` `[1, 200]` and `count` `[1]`, all in floats, as
+    MediaPipe takes them. Unused places have the class -1 and zeros.
     """
     _, anchors, classes = scores.shape
     boxes, scores = (tf.reshape(x, x.shape[1:]) for x in (boxes, scores))
@@ -105,6 +107,7 @@ def suppress(boxes: tf.Tensor, scores: tf.Tensor) -> dict[str, tf.Tensor]:
     found = {
         "boxes": tf.gather(boxes, indices // classes) * number[:, None],
         "scores": tf.gather(flat, indices) * number,
-        "classes": tf.where(is_found, indices % classes, -1),
+        "classes": tf.cast(tf.where(is_found, indices % classes, -1), tf.float32),
+        "count": tf.cast(count, tf.float32),
     }
     return {name: x[None] for name, x in found.items()}

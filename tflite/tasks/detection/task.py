@@ -19,7 +19,14 @@ from tflite.tasks.detection.postprocess import (
     detector,
     suppressor,
 )
-from tflite.tasks.task import NOT_FOR_PICTURES, Outputs, Task, TaskFamily
+from tflite.tasks.task import (
+    CONVERTER_SCOPE,
+    Content,
+    Output,
+    Outputs,
+    Task,
+    TaskFamily,
+)
 from train.tasks.detection.postprocess import suppress_file_outputs
 from train.tasks.detection.task import DETECTION as TRAINING
 
@@ -31,6 +38,7 @@ LIMITS = {
     "fp16": {"agreement": 0.98},
     "dynamic": {"agreement": 0.8},
     "int8-mixed": {"agreement": 0.7, "accuracy": 0.8},
+    "int8": {"agreement": 0.7, "float": None},  # the decoding stays float
     "coreml": {"agreement": 0.98},
     "coreml-fp32": {"agreement": 0.999},
     "coreml-int8": {"agreement": 0.9},
@@ -41,14 +49,24 @@ _NMS = {
     "iou_threshold": IOU_THRESHOLD,
     "max_detections": MAX_DETECTIONS,
 }
-_RAW_MEANINGS = {
-    "boxes": "corners x1, y1, x2, y2 of each anchor's box, as fractions of the image",
-    "scores": "probabilities of the classes, without the background's",
+_RAW_OUTPUTS = {
+    "boxes": Output(
+        "corners x1, y1, x2, y2 of each anchor's box, as fractions of the image"
+    ),
+    "scores": Output("probabilities of the classes, without the background's"),
 }
-_SUPPRESSED_MEANINGS = {
-    "boxes": "corners x1, y1, x2, y2 as fractions of the image, the best first",
-    "scores": "probabilities; 0 in unused places",
-    "classes": "counted from 0; -1 in unused places",
+# The names in the metadata are those that MediaPipe and the Task Library look for.
+_SUPPRESSED_OUTPUTS = {
+    "boxes": Output(
+        "corners x1, y1, x2, y2 as fractions of the image, the best first",
+        Content.BOXES,
+        "location",
+    ),
+    "scores": Output("probabilities; 0 in unused places", metadata_name="score"),
+    "classes": Output(
+        "counted from 0; -1 in unused places", Content.CLASS_INDICES, "category"
+    ),
+    "count": Output("number of objects", metadata_name="number of detections"),
 }
 
 
@@ -60,38 +78,40 @@ def _average_precision(validation, outputs: Outputs) -> float:
 
 RAW = Task(
     name="detection",
+    title="Object detector",
     training=TRAINING,
     num_classes=lambda model: model.output["logits"].shape[-1] - 1,
     postprocess=decoder,
     reference=decoder,
-    meanings=_RAW_MEANINGS,
+    outputs=_RAW_OUTPUTS,
     compare=compare_raw,
     metric="AP",
     score=_average_precision,
     tolerance=lambda images: AP_TOLERANCE,
-    excluded_formats=NOT_FOR_PICTURES,
+    excluded_formats=("int8-qat",),
     limits=LIMITS,
     # One scale for the offsets and logits of all maps would be too coarse.
+    mixed_float_scopes=("ssd[a-z0-9_]*_(predictions|anchors)/",),
     float_scopes=(
-        "ssd[a-z0-9_]*_(predictions|anchors)/",
         "ssd_(concat|split_offsets|split_logits)/",
         f"{SCOPE}/",
-        "(Stateful)?PartitionedCall",  # the converter's name of the outputs
+        CONVERTER_SCOPE,
     ),
     metadata={"nms": {"where": "outside", **_NMS}},
+    suffix="raw",
 )
 SUPPRESSED = dataclasses.replace(
     RAW,
     postprocess=suppressor,
     reference=detector,
-    meanings=_SUPPRESSED_MEANINGS,
+    outputs=_SUPPRESSED_OUTPUTS,
     compare=compare_suppressed,
     limits={**LIMITS, "": {"undelegated_ops": None}},  # XNNPACK does not run NMS
     metadata={"nms": {"where": "inside", **_NMS, "anchors_kept": ANCHORS_KEPT}},
-    suffix="nms",
+    suffix="",
     cpu_part="non-maximum suppression (--nms=none leaves it out)",
 )
-OUTPUT_VARIANTS = {"none": RAW, "builtin": SUPPRESSED}
+OUTPUT_VARIANTS = {"builtin": SUPPRESSED, "none": RAW}
 
 DETECTION = TaskFamily(
     matches=ssdlite.is_detector,

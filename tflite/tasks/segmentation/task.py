@@ -1,8 +1,9 @@
 """Segmentation as a task of conversion: the class of each pixel of an image.
 
-`LOGITS` files return the logits at the output stride, which the application resizes;
-they take half a percent of the memory of full-size logits. `CLASS_MAP` files resize
-them and return the class of each pixel.
+`LOGITS` files resize the logits to half the size of the image, from where any resizing
+gives the same class map but for some pixels at borders. `RAW` files return them at the
+output stride, in half a percent of the memory of full-size logits. `CLASS_MAP` files
+return the class of each pixel.
 """
 
 import dataclasses
@@ -16,16 +17,25 @@ from keras_mobilevit import deeplab
 from keras_mobilevit.class_names import VOC_NAMES
 from keras_mobilevit.configs import SEGMENTER_SIZE
 from keras_mobilevit.deeplab import CLASSIFIER
-from tflite.tasks.task import NOT_FOR_PICTURES, Outputs, Task, TaskFamily
+from tflite.tasks.task import (
+    CONVERTER_SCOPE,
+    Content,
+    Output,
+    Outputs,
+    Task,
+    TaskFamily,
+)
 from tflite.validation import parity
 from train.tasks.segmentation.postprocess import class_maps
 from train.tasks.segmentation.task import SEGMENTATION as TRAINING
 
 SCOPE = "class_map"  # name scope of the postprocessing operations
+LOGITS_STRIDE = 2  # pixels of the image for one of the resized logits
 MIOU_TOLERANCE = 0.2  # points: pixels at borders may change their class
 LIMITS: dict[str, dict] = {
     "fp32": {"agreement": 0.9999},
     "int8-mixed": {"accuracy": 0.8},  # 1 point including the tolerance
+    "int8": {"float": 1},  # the resizing
 }
 # A class map has no PSNR. XNNPACK runs neither argmax nor the cast of its result, so
 # two operations are not delegated.
@@ -35,6 +45,7 @@ CLASS_MAP_LIMITS: dict[str, dict] = {
     "fp16": {"agreement": 0.99, "undelegated_ops": 2},
     "dynamic": {"agreement": 0.95, "undelegated_ops": 2},
     "int8-mixed": {"agreement": 0.9, "undelegated_ops": 2, **LIMITS["int8-mixed"]},
+    "int8": {"agreement": 0.85, "float": None},
     "coreml-int8": {"agreement": 0.95},
     "coreml-palette6": {"agreement": 0.9},
 }
@@ -42,8 +53,18 @@ MAX_CLASSES = 256  # of a class map of bytes
 GPU_CHANNELS = 4  # GPUs compute the channels of a pixel in groups of four
 
 
-def _logits(model: keras.Model, size: int) -> Callable[[list], dict]:
+def _raw_logits(model: keras.Model, size: int) -> Callable[[list], dict]:
     return lambda outputs: dict(zip(["logits"], outputs))
+
+
+def _logits(model: keras.Model, size: int) -> Callable[[list], dict]:
+    side = -(-size // LOGITS_STRIDE)
+
+    def logits(outputs: list) -> dict:
+        with tf.name_scope(SCOPE):
+            return {"logits": tf.image.resize(outputs[0], (side, side))}
+
+    return logits
 
 
 def _class_map(model: keras.Model, size: int) -> Callable[[list], dict]:
@@ -114,37 +135,57 @@ def _mean_iou(validation, outputs: Outputs) -> float:
     return 100 * metrics["mIoU"]
 
 
-LOGITS = Task(
+_FLOAT_SCOPES = (f"{SCOPE}/", CONVERTER_SCOPE)
+RAW = Task(
     name="segmentation",
+    title="Image segmenter",
     training=TRAINING,
     num_classes=_num_classes,
-    postprocess=_logits,
-    reference=_logits,
-    meanings={
-        "logits": "one for each class in each cell, a pixel of the output stride"
+    postprocess=_raw_logits,
+    reference=_raw_logits,
+    outputs={
+        "logits": Output(
+            "one for each class in each cell, a pixel of the output stride",
+            Content.PIXEL_SCORES,
+        )
     },
     compare=_compare_logits,
     metric="mIoU",
     score=_mean_iou,
     tolerance=lambda images: MIOU_TOLERANCE,
-    excluded_formats=NOT_FOR_PICTURES,
+    excluded_formats=("int8-qat",),
     limits=LIMITS,
+    suffix="raw",
+)
+LOGITS = dataclasses.replace(
+    RAW,
+    postprocess=_logits,
+    reference=_logits,
+    outputs={
+        "logits": Output(
+            f"one for each class in each square of {LOGITS_STRIDE}x{LOGITS_STRIDE} "
+            "pixels",
+            Content.PIXEL_SCORES,
+        )
+    },
+    float_scopes=_FLOAT_SCOPES,
+    suffix="",
 )
 CLASS_MAP = dataclasses.replace(
-    LOGITS,
+    RAW,
     postprocess=_class_map_in_bytes,
     reference=_class_map,
-    meanings={"classes": "the class of each pixel, counted from 0"},
+    outputs={"classes": Output("the class of each pixel, from 0", Content.CLASS_MAP)},
     compare=_compare_class_maps,
     limits=CLASS_MAP_LIMITS,
-    float_scopes=(f"{SCOPE}/", "(Stateful)?PartitionedCall"),
+    float_scopes=_FLOAT_SCOPES,
     suffix="classmap",
 )
-OUTPUT_VARIANTS = {"logits": LOGITS, "classmap": CLASS_MAP}
+OUTPUT_VARIANTS = {"logits": LOGITS, "raw": RAW, "classmap": CLASS_MAP}
 
 SEGMENTATION = TaskFamily(
     matches=deeplab.is_segmenter,
-    choose=lambda model, variant: OUTPUT_VARIANTS[variant or "logits"],
+    choose=lambda model, variant: OUTPUT_VARIANTS[variant or "raw"],
     default_size=SEGMENTER_SIZE,
     build_model=deeplab.DeepLabV3,
     published_labels=tuple(VOC_NAMES),

@@ -13,10 +13,11 @@ _compiled_nms = tf.function(non_max_suppression, autograph=False, reduce_retraci
 def suppress_file_outputs(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Converts a file's outputs to the results of `keras_mobilevit.detect`.
 
-    Outputs of a file that contains NMS are returned as they are.
+    A file that contains NMS returns these already, the classes in floats.
     """
     if "classes" in outputs:
-        return outputs
+        classes = outputs["classes"].astype(np.int32)
+        return {**{n: outputs[n] for n in ("boxes", "scores")}, "classes": classes}
     # Image by image: the candidates of 80 classes take much memory for a whole batch.
     rows = [
         _compiled_nms(tf.constant(boxes[None]), tf.constant(scores[None]))

@@ -1,0 +1,122 @@
+"""The metadata of a `.tflite` file, from the entries of its card."""
+
+import dataclasses
+
+from tflite.metadata import attach
+from tflite.metadata.schema import (
+    MODEL_IDENTIFIER,
+    SEGMENTER_IDENTIFIER,
+    Activation,
+    AssociatedFile,
+    BoundingBoxProperties,
+    BoxType,
+    ColorSpace,
+    Content,
+    CustomMetadata,
+    FeatureProperties,
+    FileType,
+    ImageProperties,
+    ImageSegmenterOptions,
+    ImageSize,
+    ModelMetadata,
+    NormalizationOptions,
+    ProcessUnit,
+    Stats,
+    SubGraphMetadata,
+    TensorMetadata,
+    encode,
+)
+from tflite.tasks.task import Content as Kind
+from tflite.tasks.task import Output, Task
+
+LABELS_FILE = "labels.txt"
+# MediaPipe's name of the metadata of a segmenter.
+_SEGMENTER = "SEGMENTER_METADATA"
+# Where an output has the names of the classes: along its last axis, or in its values.
+_LABELS = {
+    Kind.CLASS_SCORES: FileType.TENSOR_AXIS_LABELS,
+    Kind.PIXEL_SCORES: FileType.TENSOR_AXIS_LABELS,
+    Kind.CLASS_INDICES: FileType.TENSOR_VALUE_LABELS,
+    Kind.CLASS_MAP: FileType.TENSOR_VALUE_LABELS,
+}
+
+
+def add_metadata(content: bytes, card: dict, task: Task, input_max: float) -> bytes:
+    """Adds metadata and labels to the content of a `.tflite` file.
+
+    Args:
+        content: a file with a signature.
+        card: entries of its card: `description`, `author`, `license`, `version`,
+            `preprocessing`, and `labels`, as far as they are known.
+        task: the task of the file, which has its outputs.
+        input_max: largest value of the images, 255 or 1.
+    """
+    labels = card.get("labels", [])
+    outputs = task.outputs
+    names = attach.output_names(content)
+    given = {name: outputs[name] for name in names}
+    metadata = ModelMetadata(
+        name=task.title,
+        description=card.get("description", ""),
+        version=card.get("version", ""),
+        subgraph_metadata=(
+            SubGraphMetadata(
+                input_tensor_metadata=(_image(content, card, given, input_max),),
+                output_tensor_metadata=tuple(
+                    _output(name, output, bool(labels))
+                    for name, output in given.items()
+                ),
+                custom_metadata=_custom_metadata(given),
+            ),
+        ),
+        author=card.get("author", ""),
+        license=card.get("license", ""),
+    )
+    entry = encode(metadata, MODEL_IDENTIFIER)
+    content = attach.add_entry(content, attach.ENTRY, entry)
+    files = {LABELS_FILE: "\n".join(labels) + "\n"} if labels else {}
+    return attach.append_files(content, files)
+
+
+def _image(
+    content: bytes, card: dict, outputs: dict[str, Output], input_max: float
+) -> TensorMetadata:
+    _, height, width, channels = attach.input_shape(content)
+    is_gray = channels == 1
+    size = ImageSize(width, height)
+    color_space = ColorSpace.GRAYSCALE if is_gray else ColorSpace.RGB
+    image = TensorMetadata(
+        name="image",
+        description=card.get("preprocessing", ""),
+        content=Content(ImageProperties(color_space, size)),
+        stats=Stats(max=(float(input_max),) * channels, min=(0.0,) * channels),
+    )
+    # MediaPipe reads the rows of a class map as channels. Without this step it refuses
+    # the file.
+    if any(output.content is Kind.CLASS_MAP for output in outputs.values()):
+        return image
+    scale = NormalizationOptions(mean=(0.0,), std=(255 / input_max,))
+    return dataclasses.replace(image, process_units=(ProcessUnit(scale),))
+
+
+def _output(name: str, output: Output, has_labels: bool) -> TensorMetadata:
+    properties: FeatureProperties | BoundingBoxProperties = FeatureProperties()
+    if output.content is Kind.BOXES:
+        properties = BoundingBoxProperties((0, 1, 2, 3), BoxType.BOUNDARIES)
+    labels: tuple[AssociatedFile, ...] = ()
+    if has_labels and output.content in _LABELS:
+        kind = _LABELS[output.content]
+        labels = (AssociatedFile(LABELS_FILE, "names of the classes", kind),)
+    return TensorMetadata(
+        name=output.metadata_name or name,
+        description=output.meaning,
+        content=Content(properties),
+        associated_files=labels,
+    )
+
+
+def _custom_metadata(outputs: dict[str, Output]) -> tuple[CustomMetadata, ...]:
+    if all(output.content is not Kind.PIXEL_SCORES for output in outputs.values()):
+        return ()
+    options = ImageSegmenterOptions(Activation.SOFTMAX)
+    return (CustomMetadata(_SEGMENTER, encode(options, SEGMENTER_IDENTIFIER)),)
