@@ -2,17 +2,25 @@
 
 import json
 import os
+import zipfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+CARD_INSIDE = "keras_mobilevit.json"  # the part of the card that is in the file
+
 
 def read_card(path) -> dict:
-    """Reads the card that a conversion writes beside a `.tflite`; {} without one."""
+    """Reads the card of a `.tflite`: what it takes and returns, and what made it.
+
+    A conversion writes it beside the file, and the part that an application needs into
+    the file: that part is returned if nothing lies beside it. Files of other programs
+    have labels at most. Returns {} if nothing is known.
+    """
     file = Path(path).with_suffix(".json")
     if not file.is_file():
-        return {}
+        return _card_inside(path)
     try:
         # `keras_mobilevit.files` would load Keras where times are measured.
         card = json.loads(file.read_text("utf-8-sig"))
@@ -22,6 +30,20 @@ def read_card(path) -> dict:
         ) from error
     if not isinstance(card, dict):
         raise ValueError(f"{file} is not the card of a conversion. Move it away.")
+    return card
+
+
+def _card_inside(path) -> dict:
+    """Reads the files that follow the model in a `.tflite`, a ZIP archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            texts = {name: archive.read(name) for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):  # no file, or nothing follows the model
+        return {}
+    card = json.loads(texts.get(CARD_INSIDE, "{}"))
+    lists = [text for name, text in texts.items() if name.endswith(".txt")]
+    if len(lists) == 1:
+        card["labels"] = lists[0].decode().splitlines()
     return card
 
 

@@ -11,9 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.class_names import COCO_NAMES, VOC_NAMES
-from keras_mobilevit.classifier import build_classifier, output_activation
+from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.command_line import (
     DETECTOR_PREFIX,
     MIN_SCORE,
@@ -27,19 +26,26 @@ from keras_mobilevit.configs import (
     SEGMENTER_SIZE,
     get_variant,
 )
-from keras_mobilevit.deeplab import DeepLabV3, is_segmenter, without_auxiliary
-from keras_mobilevit.detection import detect
+from keras_mobilevit.deeplab import DeepLabV3
 from keras_mobilevit.drawing import BACKGROUND, add_legend, draw_boxes, draw_classes
 from keras_mobilevit.files import atomic_write, read_text
 from keras_mobilevit.image_files import decode
+from keras_mobilevit.litert import read_card
+from keras_mobilevit.predictors import (
+    CLASSIFIER,
+    DETECTOR,
+    SEGMENTER,
+    Predictor,
+    file_predictor,
+    keras_predictor,
+)
 from keras_mobilevit.preprocessing import (
     CROP_FRACTION,
     decode_predictions,
     resize_and_center_crop,
 )
 from keras_mobilevit.segmentation import class_map
-from keras_mobilevit.ssdlite import SSDLite, is_detector
-from keras_mobilevit.value_range import input_max
+from keras_mobilevit.ssdlite import SSDLite
 from keras_mobilevit.weights.file_formats import load_model_file
 
 # The keys of a training's config.json that say how it evaluated, with a check of each.
@@ -59,15 +65,18 @@ def predict(args: argparse.Namespace) -> None:
         )
     _check(args)
     labels = _read_labels(args)
-    model = _load_model(args, labels)
-    if args.score is not None and not is_detector(model):
-        raise ValueError("--score applies only to detectors. Remove it.")
-    if is_detector(model):
-        _draw_objects(model, args, labels)
-    elif is_segmenter(model):
-        _color_classes(model, args, labels)
+    if args.weights.endswith(".tflite"):
+        predictor = file_predictor(args.weights)
     else:
-        _print_classes(model, args, labels)
+        predictor = keras_predictor(_load_model(args, labels), args.weights)
+    if args.score is not None and predictor.kind != DETECTOR:
+        raise ValueError("--score applies only to detectors. Remove it.")
+    show = {
+        CLASSIFIER: _print_classes,
+        DETECTOR: _draw_objects,
+        SEGMENTER: _color_classes,
+    }
+    show[predictor.kind](predictor, args, labels)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -86,11 +95,13 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _read_labels(args: argparse.Namespace) -> list[str] | None:
-    """Reads the class names from --labels, or from labels.txt next to --weights."""
+    """Reads the class names from --labels, from --weights, or from beside it."""
     if args.labels:
         if not os.path.isfile(args.labels):
             raise ValueError(f"--labels: there is no file {args.labels}.")
         return read_text(args.labels).splitlines()
+    if args.weights.endswith(".tflite"):
+        return read_card(args.weights).get("labels")
     path = Path(args.weights).parent / "labels.txt"
     if args.weights not in _PUBLISHED and path.exists():
         return read_text(path).splitlines()
@@ -101,11 +112,10 @@ def _load_model(args: argparse.Namespace, labels: list[str] | None) -> keras.Mod
     """Loads the file of --weights, or builds --model with these weights."""
     if args.weights.endswith(".keras"):
         return load_model_file(args.weights)
-    if args.weights.endswith((".tflite", ".mlpackage")):
+    if args.weights.endswith(".mlpackage"):
         raise ValueError(
-            f"{args.weights} is a converted file. `predict` expects the .keras file "
-            "that it was made from. To run .tflite files, use "
-            "train/main.py --mode=eval or tflite/benchmark.py."
+            f"{args.weights} is a Core ML package, which only Apple's systems run. "
+            "`predict` expects the .keras file that it was made from."
         )
     for prefix, build, names in (
         (DETECTOR_PREFIX, SSDLite, COCO_NAMES),
@@ -140,20 +150,6 @@ def load_image(path: str) -> np.ndarray:
     return decode(Path(path).read_bytes(), str(path)).astype(np.float32)
 
 
-def _probabilities(model: keras.Model, image: np.ndarray) -> np.ndarray:
-    """Runs a classifier on an image `[height, width, 3]` with values in [0, 255].
-
-    If the model ends in logits, their activation is applied. Values sum to 1, unless
-    the model ends in sigmoids or has one unit: then each class has its own probability.
-    """
-    image = image * (input_max(model) / 255)
-    scores = model.predict(image[None], verbose=0)
-    if output_activation(model) == "logits":
-        to_probabilities = ops.sigmoid if scores.shape[-1] == 1 else ops.softmax
-        scores = ops.convert_to_numpy(to_probabilities(scores))
-    return scores[0]
-
-
 def top_classes(
     scores: np.ndarray, labels: list[str] | None
 ) -> list[tuple[str, float]]:
@@ -176,45 +172,33 @@ def top_classes(
 
 
 def _print_classes(
-    model: keras.Model, args: argparse.Namespace, labels: list[str] | None
+    predictor: Predictor, args: argparse.Namespace, labels: list[str] | None
 ) -> None:
     """Prints the best classes of each image."""
-    shape = model.output_shape
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        raise ValueError(
-            f"{args.weights} is not a classifier, a detector or a segmenter. Expected "
-            f"the output shape (None, classes). Received: {shape}."
-        )
-    # Then an image may have several classes, or none.
-    is_multi_label = shape[-1] > 1 and output_activation(model) == "sigmoid"
-    size = _input_size(model, args, CLASSIFIER_SIZE)
+    size = _input_size(predictor, args, CLASSIFIER_SIZE)
     crop_fraction = _evaluation_value(args.weights, "eval_crop") or CROP_FRACTION
     for path in args.images:
         image = resize_and_center_crop(load_image(path), size, crop_fraction)
-        scores = _probabilities(model, ops.convert_to_numpy(image))
+        scores = predictor.run(ops.convert_to_numpy(image))["probabilities"]
         # A first call downloads the names and prints a progress bar: before the path.
         best = top_classes(scores, labels)
         print(path)
-        if is_multi_label:
+        if predictor.is_multi_label:
             print("  independent probability of each class:")
         for name, score in best:
             print(f"  {100 * score:5.1f} %  {name}")
 
 
 def _draw_objects(
-    model: keras.Model, args: argparse.Namespace, labels: list[str] | None
+    predictor: Predictor, args: argparse.Namespace, labels: list[str] | None
 ) -> None:
     """Prints the objects on each image and draws them in a PNG file."""
     files = _picture_files(args, "boxes")
-    size = _input_size(model, args, DETECTOR_SIZE)
-    classes = model.output["logits"].shape[-1] - 1
-    names = _class_names(labels, classes, COCO_NAMES)
-    anchors = anchor_boxes(*size)
+    size = _input_size(predictor, args, DETECTOR_SIZE)
+    names = _class_names(labels, predictor.classes, COCO_NAMES)
     min_score = MIN_SCORE if args.score is None else args.score
-    for file, (path, image, outputs) in zip(files, _outputs(model, args, size)):
-        found = detect(outputs, anchors, score_threshold=min_score)
-        found = {key: ops.convert_to_numpy(x)[0] for key, x in found.items()}
-        found = {key: x[found["classes"] >= 0] for key, x in found.items()}
+    for file, (path, image, found) in zip(files, _outputs(predictor, args, size)):
+        found = {key: x[found["scores"] > min_score] for key, x in found.items()}
         _save_picture(draw_boxes(image, **found, labels=names), file)
         count = len(found["boxes"])
         print(f"{path}: {count} objects at {_format_size(size)}, drawn in {file}")
@@ -225,15 +209,14 @@ def _draw_objects(
 
 
 def _color_classes(
-    model: keras.Model, args: argparse.Namespace, labels: list[str] | None
+    predictor: Predictor, args: argparse.Namespace, labels: list[str] | None
 ) -> None:
     """Prints the classes on each image and colors them in a PNG file."""
     files = _picture_files(args, "classes")
-    size = _input_size(model, args, SEGMENTER_SIZE)
-    model = without_auxiliary(model)
-    names = _class_names(labels, model.output_shape[-1], VOC_NAMES)
-    for file, (path, image, logits) in zip(files, _outputs(model, args, size)):
-        classes = class_map(logits[0], *image.shape[:2])  # [height, width]
+    size = _input_size(predictor, args, SEGMENTER_SIZE)
+    names = _class_names(labels, predictor.classes, VOC_NAMES)
+    for file, (path, image, found) in zip(files, _outputs(predictor, args, size)):
+        classes = _full_class_map(found, *image.shape[:2])
         shares = np.bincount(classes.ravel(), minlength=len(names)) / classes.size
         present = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
         legend = {i: names[i] for i in present if names[i] != BACKGROUND}
@@ -246,15 +229,32 @@ def _color_classes(
             print(f"  {shown}  {names[label]}")
 
 
+def _full_class_map(
+    found: dict[str, np.ndarray], height: int, width: int
+) -> np.ndarray:
+    """Returns the class of each pixel of an image, `[height, width]`."""
+    if "logits" in found:
+        return class_map(found["logits"], height, width)
+    classes = found["classes"]
+    rows = np.arange(height) * classes.shape[0] // height
+    columns = np.arange(width) * classes.shape[1] // width
+    return classes[rows[:, None], columns]
+
+
 def _format_size(size: tuple[int, int]) -> str:
     height, width = size
     return f"{width}x{height}"
 
 
 def _class_names(
-    labels: list[str] | None, classes: int, published: tuple[str, ...] = ()
+    labels: list[str] | None, classes: int | None, published: tuple[str, ...] = ()
 ) -> list[str]:
-    """Returns `labels`, else the published names if they fit, else numbers."""
+    """Returns `labels`, else the published names if they fit, else numbers.
+
+    The number of classes is unknown of a file without labels and card.
+    """
+    if classes is None:
+        classes = len(labels or published)
     if labels is None and classes == len(published):
         return list(published)
     names = labels or [f"class {i}" for i in range(classes)]
@@ -279,15 +279,13 @@ def _picture_files(args: argparse.Namespace, suffix: str) -> list[Path]:
 
 
 def _outputs(
-    model: keras.Model, args: argparse.Namespace, size: tuple[int, int]
+    predictor: Predictor, args: argparse.Namespace, size: tuple[int, int]
 ) -> Iterator[tuple]:
     """Yields each path, its image, and the outputs for the whole image at `size`."""
-    scale = input_max(model) / 255
     for path in args.images:
         image = load_image(path)
         resized = ops.image.resize(image[None], size, antialias=True)
-        resized = ops.convert_to_numpy(resized) * scale
-        yield path, image, model.predict(resized, verbose=0)
+        yield path, image, predictor.run(ops.convert_to_numpy(resized)[0])
 
 
 def _save_picture(picture: np.ndarray, file: Path) -> None:
@@ -296,7 +294,12 @@ def _save_picture(picture: np.ndarray, file: Path) -> None:
 
 
 def _evaluation_value(weights: str, key: str) -> float | None:
-    """Returns a valid value of config.json next to a .keras file, else `None`."""
+    """Returns a valid value of config.json next to a .keras file, else `None`.
+
+    Of a .tflite file it is a value of the card.
+    """
+    if weights.endswith(".tflite"):
+        return read_card(weights).get(key.removeprefix("eval_"))
     file = Path(weights).with_name("config.json")
     if not weights.endswith(".keras") or not file.is_file():
         return None
@@ -308,10 +311,10 @@ def _evaluation_value(weights: str, key: str) -> float | None:
 
 
 def _input_size(
-    model: keras.Model, args: argparse.Namespace, default: int
+    predictor: Predictor, args: argparse.Namespace, default: int
 ) -> tuple[int, int]:
     """Returns the height and width to which images are resized."""
-    height, width = model.input_shape[1:3]
+    height, width = predictor.sides
     if args.size and any(side not in (None, args.size) for side in (height, width)):
         raise ValueError(
             f"{args.weights} accepts only images of {width}x{height} pixels. "

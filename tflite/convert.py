@@ -82,6 +82,15 @@ def accuracy_words(accuracy: dict | None, parity: dict) -> list[str]:
     return [f"{n.replace('_', ' ')} {100 * parity[n]:.1f} %" for n in names[:1]]
 
 
+def _next_step(path: Path, card: dict) -> str:
+    """Returns a line on what a file is, and how to try it."""
+    row = FORMATS[card["format"]]
+    classes = f" of {card['classes']} classes" if card["classes"] else ""
+    labels = "" if card.get("labels") else ", without class names (--labels)"
+    what = f"{card['format']}, {card['task']}{classes}{labels if classes else ''}"
+    return f"{what}: {row.file_type.next_step(path)}"
+
+
 def convert(args: flags.FlagValues) -> list[str]:
     """Converts to all formats; returns those that were refused."""
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the converter is TensorFlow's
@@ -94,7 +103,8 @@ def convert(args: flags.FlagValues) -> list[str]:
         from tflite.options import options_from_flags
         from tflite.pipeline import convert_all
     tf.get_logger().setLevel("WARNING")  # INFO reports each step
-    options, refused = options_from_flags(args), []
+    options = options_from_flags(args)
+    written, refused = [], []
     with only_conversion(options.output_dir):
         for result in convert_all(options):
             if result.card is None:
@@ -103,6 +113,11 @@ def convert(args: flags.FlagValues) -> list[str]:
                 print(f"error: {message}", file=sys.stderr)
             else:
                 print(_summary(result.path, result.card), flush=True)
+                written.append(result)
+    if written:
+        print("\nTry the files:")
+    for result in written:
+        print(f"  {_next_step(result.path, result.card)}")
     return refused
 
 

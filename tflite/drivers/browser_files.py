@@ -16,11 +16,11 @@ IMAGE_TYPES = REAL_TYPES = ("float32", "int8", "uint8")
 EXPECTED = (
     "Expected a classifier with one output (1, classes), or a detector with boxes "
     "(1, n, 4) and scores (1, n, classes), or with boxes (1, n, 4), scores (1, n) and "
-    "int32 classes (1, n), or a segmenter with logits (1, rows, columns, classes), or "
+    "classes (1, n), or a segmenter with logits (1, rows, columns, classes), or "
     "with uint8 classes (1, height, width) of its images."
 )
 OUTPUT_TYPES = {  # by task and output; all others have `REAL_TYPES`
-    ("detection", "classes"): ("int32",),
+    ("detection", "classes"): ("float32", "int32"),
     ("segmentation", "classes"): ("uint8",),
 }
 # Between compared values. A prime: a step with a factor in common with the number of
@@ -87,7 +87,7 @@ def _is_detector(outputs: dict[str, list[int]]) -> bool:
     if set(outputs) == {"boxes", "scores"}:
         return len(outputs["scores"]) == 3 and outputs["scores"][:2] == boxes[:2]
     expected = {"boxes": boxes, "scores": boxes[:2], "classes": boxes[:2]}
-    return outputs == expected
+    return outputs in (expected, expected | {"count": [1]})
 
 
 def _is_segmenter(outputs: dict[str, list[int]], image: list[int]) -> bool:

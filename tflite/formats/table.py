@@ -36,6 +36,7 @@ class FileType:
         check_device: takes a path, images as for `run`, and whether `--check_gpu` is
             given; returns entries of the card on other processors.
         summary: takes a card; returns words for the line that is printed.
+        next_step: takes a path; returns how to try the file, a command or a sentence.
         sizes: takes the options; returns the sides of the images that the files take.
         name_parts: more parts of the files' names.
     """
@@ -47,6 +48,7 @@ class FileType:
     is_folder: bool = False
     check_device: Callable[..., dict] = lambda path, pixels, images, check_gpu: {}
     summary: Callable[[dict], list[str]] = lambda card: []
+    next_step: Callable[[Path], str] = lambda path: ""
     supports: Callable[[Task], bool] = lambda task: True
     sizes: Callable[[Options], tuple[int, ...]] = lambda options: (options.image_size,)
     name_parts: Callable[[Options, Task], list[str]] = lambda options, task: []
@@ -106,6 +108,7 @@ TFLITE = FileType(
     run=_run_tflite,
     check_device=_check_gpu,
     summary=_tflite_summary,
+    next_step=lambda path: f"python -m keras_mobilevit predict PHOTO --weights={path}",
     name_parts=lambda options, task: [task.suffix] if task.suffix else [],
 )
 
@@ -167,6 +170,7 @@ COREML = FileType(
     is_folder=True,
     check_device=_check_in_core_ml,
     summary=lambda card: [f"iOS {card['ios']}"],
+    next_step=lambda path: f"open {path} in Xcode and drop a photo on its preview",
     supports=_has_packages,
     sizes=lambda options: options.core_ml.sizes or (options.image_size,),
     name_parts=_package_name_parts,

@@ -1,7 +1,9 @@
 """The metadata of a `.tflite` file, from the entries of its card."""
 
 import dataclasses
+import json
 
+from keras_mobilevit.litert import CARD_INSIDE
 from tflite.metadata import attach
 from tflite.metadata.schema import (
     MODEL_IDENTIFIER,
@@ -30,6 +32,8 @@ from tflite.tasks.task import Content as Kind
 from tflite.tasks.task import Output, Task
 
 LABELS_FILE = "labels.txt"
+# The entries of the card that a program needs to run the file, without paths.
+_INSIDE = ("task", "classes", "activation", "crop")
 # MediaPipe's name of the metadata of a segmenter.
 _SEGMENTER = "SEGMENTER_METADATA"
 # Where an output has the names of the classes: along its last axis, or in its values.
@@ -74,7 +78,11 @@ def add_metadata(content: bytes, card: dict, task: Task, input_max: float) -> by
     )
     entry = encode(metadata, MODEL_IDENTIFIER)
     content = attach.add_entry(content, attach.ENTRY, entry)
-    files = {LABELS_FILE: "\n".join(labels) + "\n"} if labels else {}
+    inside = {key: card[key] for key in _INSIDE if key in card}
+    inside["input"] = {"largest_value": input_max}
+    files = {CARD_INSIDE: json.dumps(inside, ensure_ascii=False)}
+    if labels:
+        files[LABELS_FILE] = "\n".join(labels) + "\n"
     return attach.append_files(content, files)
 
 

@@ -91,13 +91,12 @@ def _in_numpy(predictions: dict) -> dict[str, np.ndarray]:
 
 
 def _labels_of(weights: str) -> tuple[Path, list[str]]:
-    """Reads the class names beside a model: its training's, or a converted file's."""
+    """Reads the class names in a converted file, or those beside a model."""
     file = Path(weights).with_name("labels.txt")
+    if weights.endswith(".tflite") and (labels := read_card(weights).get("labels")):
+        return Path(weights), labels
     if weights.endswith((".keras", ".tflite")) and file.exists():
         return file, read_text(file).splitlines()
-    card = Path(weights).with_suffix(".json")
-    if weights.endswith(".tflite"):
-        return card, read_card(weights).get("labels") or []
     return file, []
 
 
