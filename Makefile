@@ -13,7 +13,10 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
 WEB := tflite/web/node_modules/.package-lock.json
 
-.PHONY: help demo demo-run web test test-all test-arm lint format clean
+# MediaPipe needs other versions of packages than TensorFlow's tools.
+MEDIAPIPE := $(VENV)/mediapipe
+
+.PHONY: help demo demo-run web mediapipe test test-all test-arm lint format clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,8 +53,16 @@ $(WEB): tflite/web/package-lock.json
 
 web: $(WEB)  ## Install what measuring in a browser needs (takes npm).
 
+$(MEDIAPIPE)/.installed: constraints-mediapipe.txt | $(BIN)/python
+	$(BIN)/python -m venv $(MEDIAPIPE)
+	$(MEDIAPIPE)/bin/pip install --quiet --constraint constraints-mediapipe.txt \
+	    mediapipe pillow
+	@touch $@
+
+mediapipe: $(MEDIAPIPE)/.installed  ## Install MediaPipe, for its tests and samples.
+
 # Without npm the tests of the browser are skipped, and say so.
-test test-all: $(if $(shell command -v npm),$(WEB))
+test test-all: $(if $(shell command -v npm),$(WEB)) $(MEDIAPIPE)/.installed
 
 test: $(VENV)/.dev  ## Install what the tests need and run them.
 	$(BIN)/python -m pytest $(PARALLEL)

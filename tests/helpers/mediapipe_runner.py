@@ -1,15 +1,17 @@
-"""Runs a file with MediaPipe Tasks; started with the Python that has MediaPipe.
+"""Runs files with MediaPipe Tasks; started with the Python that has MediaPipe.
 
-    python mediapipe_runner.py classifier|detector|segmenter MODEL IMAGES RESULTS
+    python mediapipe_runner.py classifier|detector|segmenter IMAGES FOLDER MODEL...
 
-IMAGES is a `.npz` of uint8 images `[height, width, 3]`. RESULTS is written: a `.npz`
-whose only array `found` is, for each image, a list of `[label, score]`; of `[label,
-score, x1, y1, x2, y2]` in pixels; or the class map `[height, width]`.
+IMAGES is a `.npz` of uint8 images `[height, width, 3]`. For each model a file of its
+name is written into FOLDER: a `.json` with a list for each image, of `[label, score]`
+or of `[label, score, x, y, width, height]` in pixels; or a `.npz` of class maps
+`[height, width]`.
 """
 
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import mediapipe
 import numpy as np
@@ -26,18 +28,17 @@ def classes(base: BaseOptions, images: list) -> Iterator[list]:
 
 
 def objects(base: BaseOptions, images: list) -> Iterator[list]:
-    """Yields the label, the score and the corners of each object on each image."""
+    """Yields the label, the score and the box of each object on each image."""
     options = vision.ObjectDetectorOptions(base_options=base)
     with vision.ObjectDetector.create_from_options(options) as detector:
         for image in images:
             rows = []
             for found in detector.detect(image).detections:
                 box = found.bounding_box
-                left, top = box.origin_x, box.origin_y
-                corners = [left, top, left + box.width, top + box.height]
+                pixels = [box.origin_x, box.origin_y, box.width, box.height]
                 # Objects of several classes in the same box are one detection.
                 for category in found.categories:
-                    rows.append([category.category_name, category.score, *corners])
+                    rows.append([category.category_name, category.score, *pixels])
             yield rows
 
 
@@ -54,19 +55,20 @@ def class_maps(base: BaseOptions, images: list) -> Iterator[np.ndarray]:
 TASKS = {"classifier": classes, "detector": objects, "segmenter": class_maps}
 
 
-def main(task: str, model: str, images: str, results: str) -> None:
-    """Runs a file on all images."""
+def main(task: str, images: str, folder: str, *models: str) -> None:
+    """Runs each file on all images."""
     with np.load(images) as arrays:
         given = [
             mediapipe.Image(mediapipe.ImageFormat.SRGB, np.ascontiguousarray(x))
             for x in arrays.values()
         ]
-    found = list(TASKS[task](BaseOptions(model_asset_path=model), given))
-    if task == "segmenter":
-        np.savez(results, *found)
-    else:
-        with open(results, "w", encoding="utf-8") as file:
-            json.dump(found, file)
+    for model in models:
+        found = list(TASKS[task](BaseOptions(model_asset_path=model), given))
+        result = Path(folder, Path(model).stem)
+        if task == "segmenter":
+            np.savez(result.with_suffix(".npz"), *found)
+        else:
+            result.with_suffix(".json").write_text(json.dumps(found), "utf-8")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ Outputs = dict[str, np.ndarray]  # {name: [images, ...]}
 MakePostprocess = Callable[[keras.Model, int], Callable[[list], dict]]
 
 CONVERTER_SCOPE = "(Stateful)?PartitionedCall"  # the converter's name of outputs
-# An output that is a whole picture gets one int8 scale per tensor, which is too coarse;
-# and int8-qat trains classifiers only.
+# For outputs that are whole pictures one int8 scale may be too coarse, and int8-qat
+# trains classifiers only.
 NOT_FOR_PICTURES = ("int8", "int8-qat")
 
 

@@ -19,6 +19,7 @@ from keras_mobilevit.configs import SEGMENTER_SIZE
 from keras_mobilevit.deeplab import CLASSIFIER
 from tflite.tasks.task import (
     CONVERTER_SCOPE,
+    NOT_FOR_PICTURES,
     Content,
     Output,
     Outputs,
@@ -45,7 +46,6 @@ CLASS_MAP_LIMITS: dict[str, dict] = {
     "fp16": {"agreement": 0.99, "undelegated_ops": 2},
     "dynamic": {"agreement": 0.95, "undelegated_ops": 2},
     "int8-mixed": {"agreement": 0.9, "undelegated_ops": 2, **LIMITS["int8-mixed"]},
-    "int8": {"agreement": 0.85, "float": None},
     "coreml-int8": {"agreement": 0.95},
     "coreml-palette6": {"agreement": 0.9},
 }
@@ -177,6 +177,9 @@ CLASS_MAP = dataclasses.replace(
     reference=_class_map,
     outputs={"classes": Output("the class of each pixel, from 0", Content.CLASS_MAP)},
     compare=_compare_class_maps,
+    # MediaPipe takes any file with uint8 images, and would read the rows of a class map
+    # as channels.
+    excluded_formats=NOT_FOR_PICTURES,
     limits=CLASS_MAP_LIMITS,
     float_scopes=_FLOAT_SCOPES,
     suffix="classmap",
