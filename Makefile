@@ -13,6 +13,8 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
 WEB := tflite/web/node_modules/.package-lock.json
 
+WEB_SAMPLE := examples/web/node_modules/.package-lock.json
+
 # MediaPipe needs other versions of packages than TensorFlow's tools.
 MEDIAPIPE := $(VENV)/mediapipe
 
@@ -51,6 +53,10 @@ $(WEB): tflite/web/package-lock.json
 	npm ci --prefix tflite/web --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
+$(WEB_SAMPLE): examples/web/package-lock.json
+	npm ci --prefix examples/web --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
 web: $(WEB)  ## Install what measuring in a browser needs (takes npm).
 
 $(MEDIAPIPE)/.installed: constraints-mediapipe.txt | $(BIN)/python
@@ -62,7 +68,7 @@ $(MEDIAPIPE)/.installed: constraints-mediapipe.txt | $(BIN)/python
 mediapipe: $(MEDIAPIPE)/.installed  ## Install MediaPipe, for its tests and samples.
 
 # Without npm the tests of the browser are skipped, and say so.
-test test-all: $(if $(shell command -v npm),$(WEB)) $(MEDIAPIPE)/.installed
+test test-all: $(if $(shell command -v npm),$(WEB) $(WEB_SAMPLE)) $(MEDIAPIPE)/.installed
 
 test: $(VENV)/.dev  ## Install what the tests need and run them.
 	$(BIN)/python -m pytest $(PARALLEL)

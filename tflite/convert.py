@@ -104,7 +104,7 @@ def convert(args: flags.FlagValues) -> list[str]:
         from tflite.pipeline import convert_all
     tf.get_logger().setLevel("WARNING")  # INFO reports each step
     options = options_from_flags(args)
-    written, refused = [], []
+    try_them, refused = [], []
     with only_conversion(options.output_dir):
         for result in convert_all(options):
             if result.card is None:
@@ -113,11 +113,9 @@ def convert(args: flags.FlagValues) -> list[str]:
                 print(f"error: {message}", file=sys.stderr)
             else:
                 print(_summary(result.path, result.card), flush=True)
-                written.append(result)
-    if written:
-        print("\nTry the files:")
-    for result in written:
-        print(f"  {_next_step(result.path, result.card)}")
+                try_them.append(_next_step(result.path, result.card))
+    if try_them:
+        print("\nTry the files:", *try_them, sep="\n  ")
     return refused
 
 

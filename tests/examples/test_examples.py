@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import http.server
-import os
 import subprocess
 import sys
 import threading
@@ -17,7 +16,7 @@ from PIL import ExifTags, Image
 from keras_mobilevit.litert import LiteRTModel
 from keras_mobilevit.predict import load_image
 from keras_mobilevit.preprocessing import CROP_FRACTION, resize_and_center_crop
-from tests.helpers import chromium
+from tests.helpers import chromium, mediapipe_tasks
 from tests.helpers.chromium import Chromium
 from tests.helpers.page import SIZE, converted
 from tflite.metadata.describe import add_metadata
@@ -28,20 +27,8 @@ from tflite.tasks.segmentation.task import LOGITS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WEB = EXAMPLES / "web"
-MEDIAPIPE = os.environ.get(
-    "MEDIAPIPE_PYTHON", str(Path(sys.prefix, "mediapipe/bin/python"))
-)
 COLORS = ["red", "green", "blue"]
 PHOTO_SIZE = (120, 72)  # the center crop is as large as the image that the files take
-
-
-def _mediapipe_is_missing() -> str:
-    check = "import importlib.util as u; print(u.find_spec('mediapipe') is not None)"
-    try:
-        done = subprocess.run([MEDIAPIPE, "-c", check], capture_output=True, text=True)
-    except OSError as error:
-        return f"no Python with MediaPipe: {error}; set MEDIAPIPE_PYTHON"
-    return "" if "True" in done.stdout else f"MediaPipe is not installed in {MEDIAPIPE}"
 
 
 def _browser_is_missing() -> str:
@@ -52,9 +39,9 @@ def _browser_is_missing() -> str:
 
 @pytest.fixture(scope="module")
 def mediapipe_python() -> str:
-    if reason := _mediapipe_is_missing():
-        pytest.skip(reason)
-    return MEDIAPIPE
+    if mediapipe_tasks.MISSING:
+        pytest.skip(mediapipe_tasks.MISSING)
+    return str(mediapipe_tasks.PYTHON)
 
 
 def classify(images) -> dict:

@@ -111,15 +111,15 @@ ONE_CLASS = dataclasses.replace(
 
 # The last function is added to a network that returns logits. It stays in floats: an
 # 8-bit probability is a multiple of 1/256, too coarse for a thousand classes.
-_ADDED = {
-    "postprocess": _to_probabilities,
-    "reference": _to_probabilities,
-    "float_scopes": (f"{SCOPE}/", CONVERTER_SCOPE),
-    "limits": {"int8": {"float": 1}},
-}
-SOFTMAX_ADDED = dataclasses.replace(SINGLE_LABEL, **_ADDED)
+SOFTMAX_ADDED = dataclasses.replace(
+    SINGLE_LABEL,
+    postprocess=_to_probabilities,
+    reference=_to_probabilities,
+    float_scopes=(f"{SCOPE}/", CONVERTER_SCOPE),
+    limits={"int8": {"float": 1}},
+)
 SIGMOID_ADDED = dataclasses.replace(
-    SINGLE_LABEL, outputs=ONE_CLASS.outputs, compare=_compare_multi_label, **_ADDED
+    SOFTMAX_ADDED, outputs=ONE_CLASS.outputs, compare=_compare_multi_label
 )
 
 

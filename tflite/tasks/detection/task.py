@@ -34,7 +34,7 @@ AP_TOLERANCE = 0.2  # points: boxes with nearly equal scores may swap ranks
 # `agreement` is the fraction of Keras's objects that the file finds too; it needs no
 # labels. Trained detectors gave 0.999 in fp16, 0.988 in dynamic and 0.95 in int8-mixed.
 # `accuracy` is added to the tolerance: together they allow 1 point.
-LIMITS = {
+LIMITS: dict[str, dict] = {
     "fp16": {"agreement": 0.98},
     "dynamic": {"agreement": 0.8},
     "int8-mixed": {"agreement": 0.7, "accuracy": 0.8},
