@@ -323,44 +323,23 @@ def test_every_fault_of_a_package_is_told(change, message):
     ("given", "has_packages", "message"),
     [
         ({"raw_outputs": True}, False, "--raw_outputs is for Core ML: add coreml to"),
-        ({"labels": "no.txt"}, True, "--labels: there is no file no.txt"),
         ({"sizes": ["64", "x"]}, True, "at least 32. Received: 64,x"),
         ({"sizes": ["64", "16"]}, True, "at least 32. Received: 64,16"),
         ({"sizes": ["64", "64"]}, True, "more than once: 64,64"),
         ({"no_rewrite": True}, True, "remove --no_rewrite"),
         ({"sizes": ["64", "96"], "size": 96}, True, "--size=96 is not the first of"),
-        ({"raw_outputs": True, "labels": "a.txt"}, True, "returns no names"),
     ],
 )
 def test_flags_that_do_not_fit(given, has_packages, message):
     with pytest.raises(ValueError, match=message):
-        options.package_options(flags(**given), "runs/best.keras", "none", has_packages)
+        options.package_options(flags(**given), has_packages)
 
 
-def test_labels_come_from_the_flag_or_from_beside_the_model(tmp_path, caplog):
-    file = tmp_path / "names.txt"
-    file.write_text("\n".join(LABELS))
-    assert options.class_labels(flags(labels=str(file)), [], CLASSES) == LABELS
+def test_labels_come_from_the_model(caplog):
     assert options.class_labels(flags(), list(LABELS), CLASSES) == LABELS
     assert options.class_labels(flags(raw_outputs=True), LABELS, CLASSES) == ()
     assert options.class_labels(flags(), [], 3) == ("0", "1", "2")
     assert "name them with --labels" in caplog.text
-    with pytest.raises(ValueError, match="3 classes, but 10 labels"):
-        options.class_labels(flags(labels=str(file)), [], 3)
-
-
-def test_imagenets_names_are_told_apart(monkeypatch):
-    """Two classes are called crane. The file of names would need a download."""
-    names = [(f"n{i}", "crane" if i in (134, 517) else f"c{i}") for i in range(1000)]
-
-    def decode(scores, top):
-        order = np.argsort(-scores[0])[:top]
-        return [[(*names[i], scores[0, i]) for i in order]]
-
-    monkeypatch.setattr(options, "decode_predictions", decode)
-    labels = options.class_labels(flags(weights="imagenet"), [], 1000)
-    assert labels[134] == "crane (n134)" and labels[517] == "crane (n517)"
-    assert labels[0] == "c0" and labels[999] == "c999"
 
 
 @pytest.mark.slow

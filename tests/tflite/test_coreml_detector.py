@@ -20,6 +20,7 @@ from tflite.formats.coreml.options import PackageOptions
 from tflite.graph.graph import Node
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import COREML_REWRITES, deployment_graph
+from tflite.metadata.origin import describe_origin
 from tflite.tasks.detection import task as detection
 from tflite.validation.card import describe_package
 
@@ -292,36 +293,38 @@ def test_a_reshaping_to_a_map_has_no_form():
 
 # From the flags -----------------------------------------------------------------------
 
+CARD = {
+    **describe_origin("Object detector", "runs/best.keras", "none"),
+    "weights": "none",
+    "preprocessing": "RGB; the whole image",
+}
+
 
 def test_from_the_flags(tmp_path):
-    file = tmp_path / "names.txt"
-    file.write_text("\n".join(LABELS))
-    args = PackageOptions(
-        "runs/best.keras", "none", sizes=(SIZE,), labels=str(file), ios=17
-    )
-    core_ml = options.core_ml_from_options(args, detection.RAW, network(), [], 1.0)
+    args = PackageOptions(sizes=(SIZE,), ios=17)
+    card = CARD | {"labels": LABELS}
+    core_ml = options.core_ml_from_options(args, detection.RAW, network(), card)
     path = save(core_ml("float16", package.int8_weights), tmp_path)
     card = describe_package(path, MEANINGS, 255)
     assert card["labels"] == list(LABELS) and card["ios"] == 17
     assert "constexpr_affine_dequantize" in card["ops"]
     metadata = mil_reader.read_program(path).description.metadata
-    assert metadata.shortDescription == "SSDLite object detector, from best.keras"
-    assert "the whole image resized to 64x64" in metadata.userDefined["preprocessing"]
+    assert metadata.shortDescription == CARD["description"]
+    assert metadata.userDefined["preprocessing"].startswith(CARD["preprocessing"])
 
 
 def test_raw_outputs_from_the_flags(tmp_path):
-    args = PackageOptions("runs/best.keras", "none", sizes=(SIZE,), raw_outputs=True)
-    core_ml = options.core_ml_from_options(args, detection.RAW, network(), [], 1.0)
+    args = PackageOptions(sizes=(SIZE,), raw_outputs=True)
+    core_ml = options.core_ml_from_options(args, detection.RAW, network(), CARD)
     path = save(core_ml("float32"), tmp_path)
     assert max(differences(path, network(), SIZE)) <= 1e-5
 
 
 def test_a_detector_takes_one_size():
-    args = PackageOptions("runs/best.keras", "none", sizes=(64, 96))
+    args = PackageOptions(sizes=(64, 96))
     with pytest.raises(ValueError, match="Received: --sizes=64,96. Give one"):
-        options.core_ml_from_options(args, detection.RAW, network(), LABELS, 1.0)
+        options.core_ml_from_options(args, detection.RAW, network(), CARD)
 
 
-def test_a_detector_on_imagenets_backbone_has_not_its_names():
-    numbers = options.class_labels(PackageOptions("mobilevit_s", "imagenet"), [], 3)
-    assert numbers == ("0", "1", "2")
+def test_a_detector_without_names_gets_numbers():
+    assert options.class_labels(PackageOptions(), [], 3) == ("0", "1", "2")

@@ -21,6 +21,7 @@ from tflite.formats.coreml.options import PackageOptions
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import COREML_REWRITES, deployment_graph
 from tflite.images import ImageSet
+from tflite.metadata.origin import describe_origin, describe_preparation
 from tflite.tasks.segmentation import task as segmentation
 from tflite.validation.card import describe_package
 
@@ -178,23 +179,28 @@ def test_xcode_finds_names_and_colors(tmp_path):
     ]
 
 
+CARD = {
+    **describe_origin("Image segmenter", "runs/best.keras", "voc"),
+    "weights": "voc",
+    "preprocessing": f"RGB; {describe_preparation([SIZE], None)}",
+    "labels": list(LABELS),
+}
+
+
 def test_from_the_flags(tmp_path):
-    args = PackageOptions("runs/best.keras", "voc", sizes=(SIZE,), ios=17)
-    core_ml = options.core_ml_from_options(
-        args, segmentation.CLASS_MAP, small_network(), list(LABELS), 1.0
-    )
+    args, task = PackageOptions(sizes=(SIZE,), ios=17), segmentation.CLASS_MAP
+    core_ml = options.core_ml_from_options(args, task, small_network(), CARD)
     path = save(core_ml("float16", package.int8_weights), tmp_path)
     card = describe_package(path, MEANINGS, 255)
     assert card["labels"] == list(LABELS) and card["ios"] == 17
     assert agreement(path, SIZE, small_network()) >= 0.9
     metadata = mil_reader.read_program(path).description.metadata
-    assert metadata.shortDescription == "DeepLabv3 image segmenter, from best.keras"
+    assert metadata.shortDescription == "Image segmenter, from best.keras"
     assert metadata.author == "Sachin Mehta and Mohammad Rastegari, Apple"
     assert "the whole image resized to 96x96" in metadata.userDefined["preprocessing"]
+    few = CARD | {"labels": list(LABELS[:2])}
     with pytest.raises(ValueError, match="has 5 classes, but 2 labels"):
-        options.core_ml_from_options(
-            args, segmentation.CLASS_MAP, small_network(), list(LABELS[:2]), 1.0
-        )
+        options.core_ml_from_options(args, task, small_network(), few)
 
 
 @pytest.mark.parametrize("file_format", ["coreml-fp32", "coreml", "coreml-int8"])
@@ -203,11 +209,7 @@ def test_a_package_is_proven_and_written(file_format, tmp_path):
     task, network = segmentation.CLASS_MAP, small_network()
     reference = conversion.make_reference(network, images, ["another"], task)
     core_ml = options.core_ml_from_options(
-        PackageOptions("runs/best.keras", "none", sizes=(SIZE,)),
-        task,
-        network,
-        list(LABELS),
-        1.0,
+        PackageOptions(sizes=(SIZE,)), task, network, CARD
     )
     prepared = conversion.prepare(network, SIZE, core_ml=core_ml, task=task)
     path, allowed = tmp_path / "model.mlpackage", ["agreement", "max_relative_error"]

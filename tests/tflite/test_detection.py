@@ -147,6 +147,7 @@ def test_one_suppression_does_for_all_classes(seed, classes):
     found, expected = suppress(boxes, scores), expected_of(boxes, scores)
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, atol=1e-6)
+    assert found["count"] == np.sum(expected["classes"] >= 0)
 
 
 def test_tflites_own_suppression_is_keras_own(tmp_path):
@@ -172,7 +173,7 @@ def test_tflites_own_suppression_is_keras_own(tmp_path):
         np.testing.assert_allclose(found[name], values, atol=1e-6)
 
 
-@pytest.mark.parametrize("file_format", ["fp16", "dynamic", "int8-mixed"])
+@pytest.mark.parametrize("file_format", ["fp16", "dynamic", "int8-mixed", "int8"])
 def test_smaller_formats(make_detector, file_format):
     card = make_detector("none").card(file_format)
     assert [output["dtype"] for output in card["outputs"]] == ["float32"] * 2
@@ -256,8 +257,8 @@ def test_files_of_something_else_are_refused(tflite_file):
     ("given", "message"),
     [
         (
-            {"formats": ("int8", "fp32")},
-            "There is no int8 of this model.*int8-mixed",
+            {"formats": ("int8-qat", "fp32")},
+            "There is no int8-qat of this model.*int8-mixed",
         ),
         (
             {"variants": {"nms": "builtin"}, "formats": ("coreml",)},
@@ -282,10 +283,11 @@ def test_suppression_is_for_detectors(model):
         select_tasks(options, classifier)
     (task,) = select_tasks(make_options(), classifier).values()
     assert task.name == "classification"
-    assert select_tasks(make_options(), model) == {TFLITE: detection.RAW}
-    both = make_options(variants={"nms": "builtin"}, formats=("fp32", "coreml"))
+    raw = make_options(variants={"nms": "none"})
+    assert select_tasks(raw, model) == {TFLITE: detection.RAW}
+    both = make_options(formats=("fp32", "coreml"))
     assert select_tasks(both, model) == {
-        TFLITE: detection.SUPPRESSED,
+        TFLITE: detection.SUPPRESSED,  # the default
         COREML: detection.RAW,  # Core ML adds its own suppression
     }
 

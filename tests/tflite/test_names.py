@@ -12,7 +12,6 @@ import pytest
 from keras_mobilevit.litert import read_card
 from tflite import models
 from tflite import options as convert_options
-from tflite.formats.coreml import options
 from tflite.report_rows import read_measurements
 
 ROOT = Path(__file__).parents[2]
@@ -92,8 +91,6 @@ def test_labels_are_read_in_one_encoding(text, tmp_path):
     file = tmp_path / "labels.txt"
     file.write_bytes(TEXTS[text])
     assert models.labels_beside(tmp_path / "best.keras", 3) == NAMES
-    args = type("Args", (), {"raw_outputs": False, "labels": str(file)})
-    assert options.class_labels(args, [], 3) == tuple(NAMES)
 
 
 def test_labels_in_another_encoding_are_named(tmp_path):

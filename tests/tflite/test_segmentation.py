@@ -120,8 +120,9 @@ def test_the_classes_are_those_of_keras(
     (described,) = card["outputs"]
     images = validation.images.astype(np.float32)
     outputs = LiteRTModel(made.path()).predict(images)
-    if output == "logits":
-        assert described["shape"] == [1, SIZE // 4, SIZE // 4, CLASSES]
+    if output != "classmap":
+        side = SIZE // {"logits": 2, "raw": 4}[output]
+        assert described["shape"] == [1, side, side, CLASSES]
         assert card["xnnpack"] == {"partitions": 1, "ops_outside": {}}
         found = segmentation.class_maps(outputs["logits"], SIZE)
     else:
@@ -133,7 +134,8 @@ def test_the_classes_are_those_of_keras(
     expected = expected["logits"] if auxiliary_weight else expected
     expected = expected.argmax(-1)
     assert len(np.unique(expected)) > 3
-    assert np.mean(found == expected) >= 0.9999
+    # Logits at half the size are resized twice.
+    assert np.mean(found == expected) >= (0.95 if output == "logits" else 0.9999)
     assert card["parity"]["agreement"] >= 0.9999 and card["max_rank"] == 4
     accuracy = card["accuracy"]
     assert accuracy["mIoU"] == pytest.approx(accuracy["keras_mIoU"], abs=0.01)
@@ -143,7 +145,7 @@ def test_the_classes_are_those_of_keras(
 def test_8_bits(output, make_segmenter):
     card = make_segmenter(output).card("int8-mixed")
     assert card["parity"]["agreement"] > 0.8
-    if output == "classmap":  # logits are resized and compared as floats
+    if output != "raw":  # logits are resized and compared as floats
         assert {"RESIZE_BILINEAR"} <= set(card["float_ops"])
 
 
@@ -160,17 +162,19 @@ def test_a_file_is_evaluated(make_segmenter):
             card["accuracy"]["mIoU"], abs=0.006
         )
         reports.append(lines)
-    assert reports[0] == reports[1]
+    _, raw, class_map = reports
+    assert raw == class_map
 
 
 def test_flags_that_do_not_fit_are_refused():
     options = make_options(variants={"output": "classmap"}, check_gpu=True)
-    with pytest.raises(ValueError, match="--output is for segmenters"):
+    message = "--output of classifiers is one of: probabilities, logits. Received: cl"
+    with pytest.raises(ValueError, match=message):
         select_tasks(options, models.load_model("mobilevit_xxs"))
     options = dataclasses.replace(options, formats=("coreml",))
     with pytest.raises(ValueError, match="--output is for .tflite files"):
         select_tasks(options, small_model())
-    options = make_options(formats=("int8",))
+    options = make_options(formats=("int8",), variants={"output": "classmap"})
     with pytest.raises(ValueError, match="There is no int8 of this model"):
         select_tasks(options, small_model())
 
@@ -179,7 +183,7 @@ def test_each_kind_of_file_returns_what_its_flags_say():
     def outputs(**given):
         options = make_options(formats=("fp32", "coreml"), **given)
         tasks = select_tasks(options, small_model())
-        return [next(iter(task.meanings)) for task in tasks.values()]
+        return [next(iter(task.outputs)) for task in tasks.values()]
 
     assert outputs() == ["logits", "classes"]
     assert outputs(variants={"output": "classmap"}) == ["classes", "classes"]
@@ -289,12 +293,12 @@ def test_the_real_segmenter(output_stride, tmp_path):
         litert = LiteRTModel(path)
         assert litert.xnnpack_partitions() == 1
         outputs = litert.predict(images)
-        if output == "logits":
+        if output != "classmap":
             assert litert.ops_outside_xnnpack() == {}
             found = segmentation.class_maps(outputs["logits"], 256)
         else:
             found = outputs["classes"]
-        assert np.mean(found == expected) >= 0.9999
+        assert np.mean(found == expected) >= (0.95 if output == "logits" else 0.9999)
     if gpu.find_driver():
         verdict = gpu.check_gpu(tmp_path / "logits.tflite", images[:1])
         assert verdict.fully_accelerated, verdict.error
