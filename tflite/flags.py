@@ -92,11 +92,11 @@ def _define_data_flags() -> None:
         "data",
         None,
         "Validation images, to compare outputs with Keras and to measure accuracy: a "
-        "value of --data of train/main.py, or a folder of photos without classes, "
-        "which does not measure accuracy. Default: the training data of the .keras "
-        "file, from the config.json beside it. Named models have no training data: "
-        "their float formats are compared on the digits, and formats with 8 bits or "
-        "fewer need --data or --calibration.",
+        "value of --data of train/main.py; or the path of a folder, with photos inside "
+        "or in its class folders, which does not measure accuracy. Default: the "
+        "training data of the .keras file, from the config.json beside it. Named "
+        "models have no training data: their float formats are compared on the digits, "
+        "and formats with 8 bits or fewer need --data or --calibration.",
     )
     flags.DEFINE_integer(
         "eval_images",
@@ -109,7 +109,8 @@ def _define_data_flags() -> None:
         "calibration",
         None,
         "Calibration images, which set the ranges of the int8 formats: the training "
-        "images of a value of --data, or a folder of photos without classes. They "
+        "images of a value of --data; or the path of a folder, with photos inside or "
+        "in its class folders, whose names do not matter. They "
         "should look like the images of the application. Default: --data.",
     )
     flags.DEFINE_integer(

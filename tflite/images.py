@@ -9,6 +9,7 @@ from absl import logging
 
 from tflite.tasks.task import Task
 from train.data import images as decoding
+from train.data.folder import class_folders, has_parts, has_photos, photos_in
 from train.data.pipeline import eval_batches, join, unreadable
 from train.data.registry import load_source
 from train.data.source import (
@@ -18,6 +19,7 @@ from train.data.source import (
     evenly_spaced,
     indexed_source,
     is_ignored_file,
+    join_names,
 )
 from train.data.unreadable import NAMED, refuse_nothing_read, with_reason
 
@@ -40,36 +42,60 @@ class ImageSet:
 def photo_folder(data: str) -> Path | None:
     """Returns the folder of photos without classes named by `--data`, or `None`.
 
-    `data` is the path of a folder, or `folder:PATH`. With folders `train` or
-    `validation` inside, `folder:PATH` has classes.
+    `data` is the path of a folder, or `folder:PATH`. Only `folder:PATH` may have
+    classes: if it has folders `train` and `validation`, or class folders and no photo
+    beside them.
     """
     kind, _, argument = data.partition(":")
     is_named = kind == "folder" and argument
     path = Path(argument if is_named else data).expanduser()
     if not path.is_dir() or data == "digits":
         return None
-    if is_named and any((path / split).exists() for split in SPLITS):
+    if is_named and _has_classes(path):
         return None
     return path
 
 
+def _has_classes(path: Path) -> bool:
+    if has_parts(path):
+        return True
+    return not has_photos(path) and bool(class_folders(path))
+
+
 def _photo_source(path: Path) -> Source:
-    """Opens a folder of photos without classes; each split has all of them."""
-    entries = sorted(path.iterdir())
-    entries = [entry for entry in entries if not is_ignored_file(entry.name)]
-    files = [f for f in entries if f.suffix.lower() in IMAGE_SUFFIXES]
-    if not files:
-        folders = [f.name for f in entries if f.is_dir()]
-        found = ", ".join(f.name for f in entries[:3]) or "nothing"
-        hint = " Put all photos into one folder." if folders else ""
-        raise ValueError(
-            f"No photos in {path}. Expected files that end in "
-            f"{', '.join(IMAGE_SUFFIXES)}, or the folders train and validation with "
-            f"a folder for each class. Found: {found}.{hint}"
+    """Opens a folder of photos without classes; each split has all of them.
+
+    The photos lie directly in the folder or, if none does, in folders of any names.
+    """
+    files, folders = photos_in(path), class_folders(path)
+    if files and folders:
+        logging.warning(
+            "%s: took the %d photos that lie directly in this folder, and none of its "
+            "folders %s. Name one of these folders, or move all photos into one.",
+            path,
+            len(files),
+            join_names([folder.name for folder in folders]),
         )
-    names = [str(file) for file in files]
-    column = {"path": names, "id": names}
+    if not files:
+        files = [file for folder in folders for file in photos_in(folder)]
+    if not files:
+        _refuse_no_photos(path)
+    column = {"path": files, "id": files}
     return indexed_source(str(path), (), dict.fromkeys(SPLITS, column))
+
+
+def _refuse_no_photos(path: Path) -> None:
+    """Raises a ValueError that says what is in a folder instead of photos."""
+    entries = sorted(path.iterdir())
+    names = [entry.name for entry in entries if not is_ignored_file(entry.name)]
+    hint = ""
+    if has_parts(path):
+        hint = f" Write folder:{path} for train and validation with class folders."
+    raise ValueError(
+        f"No photos in {path}. Expected files that end in {', '.join(IMAGE_SUFFIXES)}, "
+        f"directly inside or in class folders. Found: "
+        f"{', '.join(names[:3]) or 'nothing'}.{hint}"
+    )
 
 
 def _refuse_no_folder(data: str) -> None:

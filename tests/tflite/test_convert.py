@@ -372,9 +372,59 @@ def test_a_folder_of_photos_without_classes(prefix, tmp_path):
         assert (found.class_names, found.targets) == ((), {})
 
 
+def save_classes(folder: Path, count: int) -> Path:
+    """Writes the classes a and b of `count` photos each, without train/."""
+    save_photos(folder, 2 * count)
+    for index, file in enumerate(sorted(folder.glob("*.png"))):
+        target = folder / "ab"[index % 2]
+        target.mkdir(exist_ok=True)
+        file.rename(target / file.name)
+    return folder
+
+
+def test_class_folders_without_train_and_validation_have_classes(tmp_path):
+    folder = save_classes(tmp_path / "photos", 20)
+    found = [
+        load_images(SINGLE_LABEL, f"folder:{folder}", split, 0, 32, 1.0)
+        for split in ("train", "validation")
+    ]
+    assert sum(len(images.images) for images in found) == 40
+    for images in found:
+        assert images.class_names == ("a", "b")
+        assert set(images.targets["label"]) == {0, 1}
+
+
+@pytest.mark.parametrize("task", [SINGLE_LABEL, RAW])
+def test_the_photos_of_class_folders_calibrate(task, tmp_path):
+    folder = save_classes(tmp_path / "photos", 20)
+    (folder / "one").mkdir()  # too few photos for a class
+    (folder / "a" / "000.png").rename(folder / "one" / "000.png")
+    found = load_images(task, str(folder), "train", 0, 32, 1.0)
+    assert found.images.shape == (40, 32, 32, 3)
+    assert (found.class_names, found.targets) == ((), {})
+
+
+@pytest.mark.parametrize("prefix", ["", "folder:"])
+def test_photos_beside_class_folders_have_no_classes(prefix, tmp_path, caplog):
+    folder = save_classes(tmp_path / "photos", 20)
+    for index in range(3):
+        (folder / "a" / f"{2 * index:03}.png").rename(folder / f"{index}.png")
+    found = load_images(SINGLE_LABEL, f"{prefix}{folder}", "train", 0, 32, 1.0)
+    assert len(found.images) == 3 and found.class_names == ()
+    assert "took the 3 photos that lie directly in this folder" in caplog.text
+    assert "none of its folders a, b." in caplog.text
+
+
+def test_a_path_with_train_and_validation_is_refused_with_a_hint(tmp_path):
+    for part in ("train", "validation"):
+        save_classes(tmp_path / part, 2)
+    with pytest.raises(ValueError, match=f"Write folder:{tmp_path} for train and"):
+        load_images(SINGLE_LABEL, str(tmp_path), "train", 0, 32, 1.0)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "cat").mkdir()
-    with pytest.raises(ValueError, match=r"No photos in .*Found: cat.*one folder"):
+    with pytest.raises(ValueError, match="No photos in .*in class folders.*Found: cat"):
         load_images(SINGLE_LABEL, str(tmp_path), "train", 0, 32, 1.0)
     file = tmp_path / "cat" / "one.png"
     file.write_bytes(b"")

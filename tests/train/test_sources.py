@@ -88,8 +88,9 @@ def with_a_class_in_one_split(path):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda path: None, "train is not a folder. Expected .*<class>"),
-        (without_validation, "validation is not a folder. Expected .*<class>"),
+        (lambda path: None, "No images in .*. Expected .*<class>"),
+        (lambda path: path.rmdir(), r" is not a folder. Expected .*without .*/<class>"),
+        (without_validation, "validation is not a folder. .*without these two folders"),
         (without_images, "No images in .*train. Expected .*.jpg, .jpeg, .png"),
         (with_an_empty_class, "Class folders without images in .*train: b. "),
         (with_a_class_in_one_split, "Only in train: b. Only in validation: none"),

@@ -1,4 +1,7 @@
-"""Folders of photos with a folder for each class: `PATH/train/<class>/*`."""
+"""Folders of photos with a folder for each class.
+
+Either `PATH/train/<class>/*` and `PATH/validation/<class>/*`, or `PATH/<class>/*`.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -6,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from train.data.folder_split import FRACTION, RULE, split_class
 from train.data.source import (
     IMAGE_SUFFIXES,
     SPLITS,
@@ -21,17 +25,22 @@ from train.data.source import (
 
 
 def folder_source(argument: str, cache: bool = False) -> Source:
-    """Opens `PATH/train/<class>/*` and `PATH/validation/<class>/*`.
+    """Opens a folder of class folders, with or without `train` and `validation`.
 
     Images stay encoded until the pipeline crops them; with `cache` in memory. A file
     that cannot be decoded is listed like any other; the pipeline skips it.
     """
     path = Path(argument).expanduser()
     name = f"folder:{path}"
-    listing = {split: _list_classes(path, split) for split in SPLITS}
+    if has_parts(path):
+        listing = {split: _list_part(path, split) for split in SPLITS}
+        where = f"{path}/train/<class>/*"
+    else:
+        listing = _split_classes(path)
+        where = f"{path}/<class>/*"
     refuse_other_classes(str(path), *listing.values())
     class_names = sorted(listing["train"])
-    refuse_one_class(name, class_names, f"{path}/train/<class>/*")
+    refuse_one_class(name, class_names, where)
     warn_of_similar_names(class_names, name)
     paths = {
         split: [file for class_name in class_names for file in classes[class_name]]
@@ -45,14 +54,97 @@ def folder_source(argument: str, cache: bool = False) -> Source:
     return indexed_source(name, class_names, columns)
 
 
-def _list_classes(path: Path, split: str) -> dict[str, list[str]]:
-    """Lists `{class: image files}` of one split, both sorted."""
-    folder = path / split
-    if not folder.is_dir():
+def has_parts(path: Path) -> bool:
+    """Tells whether a folder has the parts `train` and `validation`, or one of them.
+
+    A single folder of such a name with photos directly inside is a class, such as
+    pictures of trains. Raises a ValueError if it also has class folders.
+    """
+    parts = [path / split for split in SPLITS if (path / split).is_dir()]
+    if len(parts) != 1 or not has_photos(parts[0]):
+        return bool(parts)
+    (part,) = parts
+    if folders := class_folders(part):
         raise ValueError(
-            f"{folder} is not a folder. Expected {path}/train/<class>/* and "
-            f"{path}/validation/<class>/*."
+            f"{part} has photos, as a class has, and the class folders "
+            f"{join_names([folder.name for folder in folders])}, as a part of the data "
+            "has. Move the photos into class folders; or, if it is a class, move the "
+            "folders away."
         )
+    return False
+
+
+def has_photos(folder: Path) -> bool:
+    """Tells whether photos lie directly in a folder."""
+    return any(map(_is_photo, folder.iterdir()))
+
+
+def photos_in(folder: Path) -> list[str]:
+    """Returns the paths of the photos that lie directly in a folder, sorted."""
+    return [str(entry) for entry in sorted(folder.iterdir()) if _is_photo(entry)]
+
+
+def class_folders(path: Path) -> list[Path]:
+    """Returns the folders in a folder that have photos directly inside, sorted."""
+    children = (child for child in path.iterdir() if not is_ignored_file(child.name))
+    return sorted(child for child in children if child.is_dir() and has_photos(child))
+
+
+def _is_photo(entry: Path) -> bool:
+    has_suffix = entry.suffix.lower() in IMAGE_SUFFIXES
+    return has_suffix and not is_ignored_file(entry.name) and entry.is_file()
+
+
+def _split_classes(path: Path) -> dict[str, dict[str, list[str]]]:
+    """Lists `{split: {class: image files}}` of a folder without parts."""
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder. Expected {_layouts(path)}.")
+    if photos := photos_in(path):
+        raise ValueError(
+            f"{path} has photos outside of class folders, {len(photos)} such as "
+            f"{Path(photos[0]).name}. Expected {_layouts(path)}. Move each photo into "
+            "the folder of its class."
+        )
+    classes = {
+        class_name: split_class(files)
+        for class_name, files in _list_classes(path).items()
+    }
+    _refuse_single_photos(path, classes)
+    logging.info("no train/ and validation/ in %s: %s", path, RULE)
+    return {
+        split: {class_name: parts[split] for class_name, parts in classes.items()}
+        for split in SPLITS
+    }
+
+
+def _refuse_single_photos(path: Path, classes: dict[str, dict[str, list[str]]]) -> None:
+    """Raises a ValueError if no photo of a class validates."""
+    single = [name for name, parts in classes.items() if not parts["validation"]]
+    if single:
+        raise ValueError(
+            f"Classes with a single photo in {path}: {join_names(single)}. Expected "
+            "two or more, since one trains and another validates; copies count as one. "
+            "Add photos to these folders, or remove them."
+        )
+
+
+def _layouts(path: Path) -> str:
+    """Describes where photos may lie, for messages."""
+    return (
+        f"{path}/train/<class>/* and {path}/validation/<class>/*; or, without these "
+        f"two folders, {path}/<class>/*, of which {FRACTION:.0%} validate"
+    ).replace("%", " %")
+
+
+def _list_part(path: Path, split: str) -> dict[str, list[str]]:
+    """Lists `{class: image files}` of the part of a split."""
+    if not (path / split).is_dir():
+        raise ValueError(f"{path / split} is not a folder. Expected {_layouts(path)}.")
+    return _list_classes(path / split)
+
+
+def _list_classes(folder: Path) -> dict[str, list[str]]:
+    """Lists `{class: image files}` of the class folders in a folder, both sorted."""
     others: Counter[str] = Counter()
     ignored: list[str] = []
     classes = {}
@@ -74,7 +166,7 @@ def _list_images(folder: Path, others: Counter[str], ignored: list[str]) -> list
     for entry in sorted(folder.iterdir()):
         if is_ignored_file(entry.name):
             ignored.append(f"{folder.name}/{entry.name}")
-        elif entry.is_file() and entry.suffix.lower() in IMAGE_SUFFIXES:
+        elif _is_photo(entry):
             files.append(str(entry))
         else:
             others["folder" if entry.is_dir() else entry.suffix or entry.name] += 1

@@ -38,7 +38,8 @@ SOURCE_KINDS: dict[tuple[str, str], SourceKind] = {
     ("classification", "folder"): SourceKind(
         "train.data.folder:folder_source",
         "PATH",
-        "PATH/train/<class>/* and PATH/validation/<class>/*",
+        "PATH/<class>/*, of which 20 % validate; or PATH/train/<class>/* and "
+        "PATH/validation/<class>/*",
         "folder_small",
     ),
     ("classification", "tfds"): SourceKind(

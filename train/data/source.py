@@ -218,8 +218,7 @@ def _warn_of_shared_images(name: str, paths: Mapping[str, Sequence[str]]) -> Non
     if shared:
         logging.warning(
             "%s: %d of %d validation images are training images, too; the first is "
-            "%s. The validation score will be too high. Remove them from one of the "
-            "two splits.",
+            "%s. The validation score will be too high. Keep one copy of each.",
             name,
             len(shared),
             len(validation),
