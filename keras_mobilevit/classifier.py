@@ -3,6 +3,11 @@
 import keras
 from keras import layers
 
+from keras_mobilevit.argument_checks import (
+    check_input_shape,
+    check_positive,
+    check_weights,
+)
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import output_dtype
 from keras_mobilevit.blocks import conv_bn_act, dense
@@ -12,7 +17,6 @@ from keras_mobilevit.configs import (
     VARIANTS,
     ModelConfig,
 )
-from keras_mobilevit.validation import check_input_shape, check_positive, check_weights
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_weights
 

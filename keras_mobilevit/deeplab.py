@@ -7,16 +7,16 @@ https://arxiv.org/abs/1706.05587.
 import keras
 from keras import layers, ops
 
-from keras_mobilevit.backbone import feature_maps
-from keras_mobilevit.backend import Tensor, output_dtype, resize_bilinear
-from keras_mobilevit.blocks import batch_norm, conv
-from keras_mobilevit.configs import SEGMENTER_SIZE, get_variant
-from keras_mobilevit.validation import (
+from keras_mobilevit.argument_checks import (
     check_input_shape,
     check_positive,
     check_weights,
     is_positive,
 )
+from keras_mobilevit.backbone import feature_maps
+from keras_mobilevit.backend import Tensor, output_dtype, resize_bilinear
+from keras_mobilevit.blocks import batch_norm, conv
+from keras_mobilevit.configs import SEGMENTER_SIZE, get_variant
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
 

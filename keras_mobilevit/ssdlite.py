@@ -8,11 +8,15 @@ import keras
 from keras import layers, ops
 
 from keras_mobilevit.anchors import ANCHORS_PER_CELL, STRIDES
+from keras_mobilevit.argument_checks import (
+    check_input_shape,
+    check_positive,
+    check_weights,
+)
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import Tensor, output_dtype
 from keras_mobilevit.blocks import batch_norm, depthwise_bn
 from keras_mobilevit.configs import DETECTOR_SIZE, get_variant
-from keras_mobilevit.validation import check_input_shape, check_positive, check_weights
 from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
 

@@ -29,7 +29,7 @@ def tflite_file(tmp_path_factory) -> Path:
     import keras
 
     from keras_mobilevit import MobileViT_XXS
-    from tflite import exporter as conversion
+    from tflite.formats import conversion
 
     keras.utils.set_random_seed(0)
     model = MobileViT_XXS(weights=None, classes=3, input_shape=(32, 32, 3))

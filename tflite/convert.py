@@ -99,7 +99,7 @@ def convert(args: flags.FlagValues) -> list[str]:
     with quiet_libraries():
         import tensorflow as tf
 
-        from tflite.exporter import only_conversion
+        from tflite.checked_file import only_conversion
         from tflite.options import options_from_flags
         from tflite.pipeline import convert_all
     tf.get_logger().setLevel("WARNING")  # INFO reports each step

@@ -8,8 +8,8 @@ import keras
 from absl import logging
 
 from keras_mobilevit.files import read_text
+from tflite.checked_file import check_earlier, write_checked
 from tflite.compare_with_keras import Reference, make_reference
-from tflite.exporter import check_earlier, convert
 from tflite.formats.conversion import Conversion, prepare
 from tflite.formats.coreml.options import core_ml_from_options
 from tflite.formats.qat import FineTuning
@@ -331,7 +331,7 @@ def convert_all(options: Options) -> Iterator[Result]:
             references[tasks[file_type], size] for size in file_type.sizes(options)
         ]
         try:
-            card = convert(
+            card = write_checked(
                 conversion,
                 name,
                 expected,

@@ -20,7 +20,7 @@ from keras_mobilevit.litert import LiteRTModel
 from tests.helpers import arm
 from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_detector
-from tflite import exporter as conversion
+from tflite.formats import conversion
 from tflite.formats.table import FORMATS
 from tflite.images import load_images
 from tflite.suites.conversion import settle_batch_norms

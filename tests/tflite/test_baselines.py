@@ -10,7 +10,6 @@ from keras import layers
 
 from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.graphs import random_images, randomized, run_graph
-from tflite import exporter as conversion
 from tflite import models
 from tflite.baselines import (
     BASELINES,
@@ -22,6 +21,7 @@ from tflite.baselines import (
     _transformer_layer,
     build_vit,
 )
+from tflite.formats import conversion
 from tflite.formats.table import FORMATS
 from tflite.graph.reader import read_model
 from tflite.graph.rewrites import deployment_graph

@@ -24,10 +24,10 @@ from tests.helpers.page import (
     write_file,
     write_png,
 )
-from tflite import exporter as conversion
 from tflite.drivers.browser_files import read_file
 from tflite.drivers.browser_results import MAX_OUTPUTS
 from tflite.drivers.browser_server import PageServer
+from tflite.formats import conversion
 from tflite.tasks.detection.postprocess import suppress
 from tflite.tasks.registry import task_of
 

@@ -27,10 +27,10 @@ from tests.helpers.page import (
     write_file,
     write_png,
 )
-from tflite import exporter as conversion
 from tflite.drivers.browser_files import read_file
 from tflite.drivers.browser_results import MAX_OUTPUTS, parse_result
 from tflite.drivers.browser_server import PageServer
+from tflite.formats import conversion
 from tflite.tasks.segmentation.task import OUTPUT_VARIANTS
 
 STRIDE = 16  # output stride of the color segmenter

@@ -20,9 +20,10 @@ from tests.helpers.commands import run_here
 from tests.helpers.networks import build_detector, build_segmenter
 from tests.helpers.options import make_options
 from tflite import convert, models, options, pipeline
-from tflite import exporter as conversion
+from tflite.checked_file import write_checked
+from tflite.compare_with_keras import make_reference
 from tflite.drivers.browser_files import read_file
-from tflite.formats import calibration
+from tflite.formats import calibration, conversion
 from tflite.formats.table import FORMATS, formats_of
 from tflite.formats.to_tflite import tflite_content
 from tflite.images import ImageSet, check_calibration_images, load_images
@@ -50,14 +51,14 @@ class Setup:
         found = eight_digits()
         has_ten = model.output_shape[-1] == len(found.class_names)
         labels = found.class_names if has_ten else ()
-        self.reference = conversion.make_reference(model, found, labels)
+        self.reference = make_reference(model, found, labels)
         self.prepared = conversion.prepare(
             model, 64, rewrite=rewrite, calibration=found.images
         )
 
     def convert(self, folder: Path, file_format: str = "fp32", **options) -> dict:
         output = folder / "model.tflite"
-        return conversion.convert(
+        return write_checked(
             self.prepared, file_format, [self.reference], output, {}, **options
         )
 

@@ -24,7 +24,9 @@ from tests.helpers.coreml import (
     small_model,
 )
 from tests.helpers.graphs import randomized
-from tflite import exporter as conversion
+from tflite.checked_file import write_checked
+from tflite.compare_with_keras import Reference, make_reference
+from tflite.formats import conversion
 from tflite.formats.coreml import options, package
 from tflite.formats.table import FORMATS
 from tflite.graph import tf_ops
@@ -241,9 +243,9 @@ def test_pixels_stay_exact_in_float16(before, largest, power, ops):
 # From a conversion to a package with its card -----------------------------------------
 
 
-def references(model, sizes) -> list[conversion.Reference]:
+def references(model, sizes) -> list[Reference]:
     return [
-        conversion.make_reference(
+        make_reference(
             model, load_images(SINGLE_LABEL, "digits", "validation", 2, size, 1.0)
         )
         for size in sizes
@@ -257,7 +259,7 @@ def convert(folder: Path, file_format: str = "coreml-fp32", **options) -> dict:
         64,
         core_ml=lambda p: core_ml(p, sizes=(64, 96, 128), layout="tokens"),
     )
-    return conversion.convert(
+    return write_checked(
         prepared,
         file_format,
         references(model, (64, 96)),

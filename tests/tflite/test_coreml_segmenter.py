@@ -15,7 +15,9 @@ from keras_mobilevit.deeplab import CLASSIFIER
 from keras_mobilevit.drawing import class_color
 from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_segmenter
-from tflite import exporter as conversion
+from tflite.checked_file import write_checked
+from tflite.compare_with_keras import make_reference
+from tflite.formats import conversion
 from tflite.formats.coreml import options, package
 from tflite.formats.coreml.options import PackageOptions
 from tflite.graph.reader import read_model
@@ -207,13 +209,13 @@ def test_from_the_flags(tmp_path):
 def test_a_package_is_proven_and_written(file_format, tmp_path):
     images = ImageSet("patches", LABELS, pixels(SIZE), {})
     task, network = segmentation.CLASS_MAP, small_network()
-    reference = conversion.make_reference(network, images, ["another"], task)
+    reference = make_reference(network, images, ["another"], task)
     core_ml = options.core_ml_from_options(
         PackageOptions(sizes=(SIZE,)), task, network, CARD
     )
     prepared = conversion.prepare(network, SIZE, core_ml=core_ml, task=task)
     path, allowed = tmp_path / "model.mlpackage", ["agreement", "max_relative_error"]
-    card = conversion.convert(prepared, file_format, [reference], path, {}, allowed)
+    card = write_checked(prepared, file_format, [reference], path, {}, allowed)
     assert path.is_dir() and card["classes"] == len(LABELS)
     assert card["parity"]["agreement"] >= 0.9
     if file_format == "coreml-fp32":

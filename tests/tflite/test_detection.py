@@ -19,8 +19,10 @@ from tests.helpers.boxes import random_boxes
 from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_detector
 from tests.helpers.options import make_options
-from tflite import exporter as conversion
 from tflite import models
+from tflite.checked_file import write_checked
+from tflite.compare_with_keras import make_reference
+from tflite.formats import conversion
 from tflite.formats import to_tflite as converter
 from tflite.formats.conversion import outputs_as_list
 from tflite.formats.table import COREML, FORMATS, TFLITE, formats_of
@@ -70,9 +72,7 @@ class Detector:
 
     def __init__(self, model: keras.Model, validation, nms: str, folder: Path):
         task, self.folder = detection.OUTPUT_VARIANTS[nms], folder
-        self.reference = conversion.make_reference(
-            model, validation, validation.class_names, task
-        )
+        self.reference = make_reference(model, validation, validation.class_names, task)
         images = validation.images.astype(np.float32)
         self.prepared = conversion.prepare(model, SIZE, calibration=images, task=task)
         self.cards = {}
@@ -82,7 +82,7 @@ class Detector:
 
     def card(self, file_format: str = "fp32") -> dict:
         if file_format not in self.cards:
-            self.cards[file_format] = conversion.convert(
+            self.cards[file_format] = write_checked(
                 self.prepared,
                 file_format,
                 [self.reference],

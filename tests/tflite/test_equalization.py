@@ -14,8 +14,7 @@ from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.deeplab import DeepLabV3
 from keras_mobilevit.litert import LiteRTModel
 from keras_mobilevit.ssdlite import SSDLite
-from tflite import exporter as conversion
-from tflite.formats import bias_correction, calibration, equalization
+from tflite.formats import bias_correction, calibration, conversion, equalization
 from tflite.formats.quantize import integer_recipe, mixed_recipe, quantize
 from tflite.formats.table import FORMATS
 from tflite.formats.to_tflite import tflite_content, trace_graph

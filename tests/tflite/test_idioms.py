@@ -14,8 +14,10 @@ from keras import layers, ops
 
 from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.idioms import IDIOMS, SIZE, head, image, scaled
-from tflite import exporter as conversion
 from tflite import models
+from tflite.checked_file import write_checked
+from tflite.compare_with_keras import make_reference
+from tflite.formats import conversion
 from tflite.formats import to_tflite as converter
 from tflite.images import ImageSet
 
@@ -44,10 +46,10 @@ def converted(path: Path, size: int | None = None) -> tuple[dict, dict]:
     """Converts a `.keras` file; returns the card and the file's outputs."""
     model = models.load_model(str(path))
     size = size or models.fixed_size(model) or SIZE
-    reference = conversion.make_reference(model, photos(size))
+    reference = make_reference(model, photos(size))
     prepared = conversion.prepare(model, size)
     output = path.with_suffix(".tflite")
-    card = conversion.convert(prepared, "fp32", [reference], output, {})
+    card = write_checked(prepared, "fp32", [reference], output, {})
     return card, LiteRTModel(output).predict(reference.images)
 
 

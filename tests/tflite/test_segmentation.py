@@ -16,8 +16,10 @@ from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_segmenter
 from tests.helpers.options import make_options
-from tflite import exporter as conversion
 from tflite import models
+from tflite.checked_file import write_checked
+from tflite.compare_with_keras import make_reference
+from tflite.formats import conversion
 from tflite.images import load_images
 from tflite.pipeline import select_tasks
 from tflite.tasks.registry import split_name, task_of
@@ -73,9 +75,7 @@ class Segmenter:
     def __init__(self, output: str, auxiliary_weight: float, validation, folder: Path):
         model, self.folder = small_model(auxiliary_weight), folder
         task = task_of(model, output)
-        self.reference = conversion.make_reference(
-            model, validation, validation.class_names, task
-        )
+        self.reference = make_reference(model, validation, validation.class_names, task)
         images = validation.images.astype(np.float32)
         self.prepared = conversion.prepare(model, SIZE, calibration=images, task=task)
         self.cards = {}
@@ -85,7 +85,7 @@ class Segmenter:
 
     def card(self, file_format: str = "fp32") -> dict:
         if file_format not in self.cards:
-            self.cards[file_format] = conversion.convert(
+            self.cards[file_format] = write_checked(
                 self.prepared,
                 file_format,
                 [self.reference],
@@ -210,15 +210,13 @@ def test_a_class_map_of_another_network_is_not_written(
     other.set_weights(small_model().get_weights())
     other.get_layer(CLASSIFIER).set_weights([-kernel, -bias])
     task, labels = segmentation.CLASS_MAP, [f"another {i}" for i in range(CLASSES)]
-    reference = conversion.make_reference(model, validation, labels, task)
+    reference = make_reference(model, validation, labels, task)
     assert not reference.has_labels
     images = validation.images.astype(np.float32)
     prepared = conversion.prepare(other, SIZE, calibration=images, task=task)
     path = tmp_path / "model.tflite"
     with pytest.raises(ValueError, match="agrees with Keras on.*--allow=agreement"):
-        conversion.convert(
-            prepared, file_format, [reference], path, {}, ["undelegated_ops"]
-        )
+        write_checked(prepared, file_format, [reference], path, {}, ["undelegated_ops"])
     assert not list(tmp_path.iterdir())
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.options import make_options
-from tflite import exporter, pipeline
+from tflite import pipeline
+from tflite.checked_file import write_checked
 from tflite.compare_with_keras import make_reference
+from tflite.formats import conversion
 from tflite.formats.table import FORMATS, FileType, Format, formats_of
 from tflite.images import ImageSet
 
@@ -53,14 +55,14 @@ def test_a_file_is_written_with_its_card(model, tmp_path):
     images = random.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     reference = make_reference(model, ImageSet("random", (), images, {}))
     path = tmp_path / "model_32_toy.npz"
-    card = exporter.convert(
-        exporter.prepare(model, 32), "toy", [reference], path, {"model": "toy"}
+    card = write_checked(
+        conversion.prepare(model, 32), "toy", [reference], path, {"model": "toy"}
     )
     assert json.loads(path.with_suffix(".json").read_text()) == card
     assert card["format"] == "toy" and card["parity"]["max_abs"] <= 1e-3
     model.layers[-1].set_weights([np.zeros((3, 3)), np.ones(3)])
     with pytest.raises(ValueError, match="differ from Keras's.*--allow=parity"):
-        exporter.convert(exporter.prepare(model, 32), "toy", [reference], path, {})
+        write_checked(conversion.prepare(model, 32), "toy", [reference], path, {})
 
 
 def test_the_flags_know_it(model):

@@ -6,8 +6,10 @@ import pytest
 
 from tests.fakes.halving_task import VARIANTS
 from tests.helpers.options import make_options
-from tflite import exporter, pipeline
+from tflite import pipeline
+from tflite.checked_file import write_checked
 from tflite.compare_with_keras import make_reference
+from tflite.formats import conversion
 from tflite.formats.table import TFLITE, formats_of
 from tflite.images import ImageSet
 from tflite.models import default_size
@@ -45,8 +47,8 @@ def test_a_file_is_written_with_its_card(model, tmp_path):
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     reference = make_reference(model, ImageSet("random", (), images, {}))
-    conversion = exporter.prepare(model, 32)
+    prepared = conversion.prepare(model, 32)
     path = tmp_path / "model.tflite"
-    card = exporter.convert(conversion, "fp32", [reference], path, {})
+    card = write_checked(prepared, "fp32", [reference], path, {})
     assert card["task"] == "halving" and card["parity"]["max_abs"] <= 1e-3
     assert card["outputs"][0]["meaning"] == "half the size"

@@ -13,7 +13,7 @@ import pytest
 import keras_mobilevit
 from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.image_files import make_folder, pil_file
-from tflite import exporter as conversion
+from tflite.formats import conversion
 from tflite.images import load_images
 from tflite.tasks.classification.task import SINGLE_LABEL
 from train import flags as train_flags

@@ -18,7 +18,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tflite.exporter import convert, make_reference, prepare
+from tflite.checked_file import write_checked
+from tflite.compare_with_keras import make_reference
+from tflite.formats.conversion import prepare
 from tflite.images import load_images
 from tflite.models import load_model
 from tflite.suites.suites import SUITES, Entry, file_of
@@ -68,7 +70,7 @@ def convert_entry(entry: Entry, formats: Sequence[str], folder: Path) -> list[st
     for name in missing:
         path = file_of(entry, name, folder)
         try:
-            convert(conversion, name, [reference], path, provenance, ALLOWED)
+            write_checked(conversion, name, [reference], path, provenance, ALLOWED)
         except (ValueError, RuntimeError) as error:
             errors.append(f"{path.name} was not written: {error}")
     return errors

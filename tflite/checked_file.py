@@ -13,14 +13,12 @@ from absl import logging
 from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.files import atomic_write, atomic_write_folder
 from keras_mobilevit.litert import read_card
-from tflite.compare_with_keras import Reference, compare_file, make_reference
-from tflite.formats.conversion import Conversion, prepare
+from tflite.compare_with_keras import Reference, compare_file
+from tflite.formats.conversion import Conversion
 from tflite.formats.table import FORMATS, FileType, Format
 from tflite.graph.reader import fallback_layers
 from tflite.validation import checks, tensor_errors
 from train.cli.console import readable
-
-__all__ = ["convert", "make_reference", "prepare"]
 
 MAX_GPU_RANK = 4  # of tensors that GPU delegates take
 
@@ -63,7 +61,7 @@ def check_earlier(path: Path, provenance: dict) -> None:
         )
 
 
-def convert(
+def write_checked(
     conversion: Conversion,
     file_format: str,
     references: Sequence[Reference],
