@@ -119,7 +119,7 @@ def file_predictor(path: str) -> Predictor:
     """
     model, card = LiteRTModel(path, os.cpu_count() or 1), read_card(path)
     scale = np.float32(card.get("input", {}).get("largest_value", 255) / 255)
-    shapes = {name: tuple(x["shape"]) for name, x in model.outputs.items()}
+    shapes = {name: tuple(map(int, x["shape"])) for name, x in model.outputs.items()}
     ranks = {name: len(shape) for name, shape in shapes.items()}
 
     def outputs_of(image: np.ndarray) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 RUNNER = Path(__file__).with_name("mediapipe_runner.py")
+METADATA = Path(__file__).with_name("mediapipe_metadata.py")
 PYTHON = Path(
     os.environ.get("MEDIAPIPE_PYTHON", Path(sys.prefix, "mediapipe/bin/python"))
 )
@@ -39,3 +40,11 @@ def run(task: str, models: list[Path], images: np.ndarray, folder: Path) -> list
         with np.load(folder / f"{model.stem}.npz") as arrays:
             found.append(np.stack(list(arrays.values())))
     return found
+
+
+def read_metadata(model: Path) -> dict:
+    """Returns the metadata of a file as MediaPipe's own schema reads it."""
+    done = subprocess.run(
+        [PYTHON, METADATA, model], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)

@@ -85,7 +85,8 @@ def test_the_best_classes_by_name(ending, folder, monkeypatch, capsys):
         (["red.jpg", "--score=nan"], "--score must be in .*Received: nan"),
         (["red.jpg", "--labels=none.txt"], "--labels: there is no file none.txt"),
         (["red.jpg", "--model=best.keras"], "To load a file, use --weights=best.keras"),
-        (["red.jpg", "--weights=x.tflite"], "x.tflite is a converted file"),
+        (["red.jpg", "--weights=x.mlpackage"], "x.mlpackage is a Core ML package"),
+        (["red.jpg", "--weights=x.tflite"], "There is no file x.tflite"),
     ],
 )
 def test_errors(arguments, message, folder, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from tflite.images import ImageSet
 # A toy format: the kernel and bias of a network's dense layer on the mean color.
 
 
-def save(weights, path: Path) -> None:
+def save(weights, path: Path, card: dict, conversion) -> None:
     with open(path, "wb") as file:
         np.savez(file, kernel=weights[0], bias=weights[1])
 

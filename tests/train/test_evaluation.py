@@ -275,7 +275,7 @@ def test_labels_in_a_card_are_compared(tmp_path, digits, small_files):
     path.write_bytes(small_files["tflite"].read_bytes())
     (tmp_path / "m.json").write_text('{"labels": ["cat", "dog"]}')
     with pytest.raises(
-        ValueError, match="other classes .*m.json: only one of them has 0, 1"
+        ValueError, match="other classes .*m.tflite: only one of them has 0, 1"
     ):
         evaluate(digits, weights=str(path))
 
