@@ -57,8 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--weights",
         help="published weights: imagenet (classifiers), coco (detectors) or voc "
-        "(segmenters); or a file: .keras (a whole model), .safetensors, .pt or "
-        ".weights.h5 (weights of --model)",
+        "(segmenters); or a file: .keras (a whole model), .tflite (of "
+        "tflite/convert.py), .safetensors, .pt or .weights.h5 (weights of --model)",
     )
     predict.add_argument(
         "--size",
@@ -78,8 +78,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument(
         "--labels",
-        help="text file with one class name per line. Default: labels.txt next to "
-        "--weights; else the names of ImageNet, COCO or PASCAL VOC",
+        help="text file with one class name per line. Default: those inside a .tflite "
+        "file; labels.txt next to other --weights; else the names of ImageNet, COCO "
+        "or PASCAL VOC",
     )
     return parser
 

@@ -5,20 +5,22 @@ Examples:
   python tflite/convert.py --model=runs/photos/best.keras \
       --formats=fp32,fp16,dynamic,int8-mixed,int8 --output_dir=out
   python tflite/convert.py --model=mobilevit_s --output_dir=out  # published weights
-  python tflite/convert.py --model=runs/cells/best.keras --nms=builtin --output_dir=out
+  python tflite/convert.py --model=runs/cells/best.keras --nms=none --output_dir=out
   python tflite/convert.py --model=runs/roads/best.keras --output=classmap \
       --output_dir=out
   python tflite/convert.py --model=runs/photos/best.keras \
       --formats=coreml,coreml-int8 --output_dir=out
 
-Writes <name>_<size>_<format>.tflite, which takes one image and has only TFLite's own
-operations, or .mlpackage, which takes an image and returns class names, boxes or a
-class map. First the network is rewritten into a faster network with the same outputs:
-batch normalization and scales are folded, and no tensor has a rank above 4, so that
-XNNPACK and GPUs can run all of it. Then each file is compared with Keras on validation
+Writes <name>_<size>_<format>.tflite, which takes one image, has only TFLite's own
+operations, and holds the metadata and class names that MediaPipe reads; or .mlpackage,
+which takes an image and returns class names, boxes or a class map. First the network is
+rewritten into a faster network with the same outputs: batch normalization and scales
+are folded, and no tensor has a rank above 4, so that XNNPACK and GPUs can run all of
+it, except non-maximum suppression. Then each file is compared with Keras on validation
 images (packages run in NumPy, on any machine). A file that exceeds a limit of its
 format is not written; --allow=CHECK lets one check fail. A JSON card beside the file
-lists its input, output, labels, operations, size, parity, accuracy and versions.
+lists its input, output, labels, operations, size, parity, accuracy and versions. The
+last lines say how to try each file.
 
 Formats:
 
