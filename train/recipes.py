@@ -43,19 +43,29 @@ _SCENES = dict(
     crop_scale=1.0,
     flip=False,
 )
+# A few thousand photographs.
+_PHOTOS = dict(
+    data="folder:",
+    model="mobilevit_xxs",
+    sizes=(128, 160, 192),
+    base_size=160,
+    batch_size=64,
+    eval_size=160,
+)
 RECIPES: dict[str, dict] = {
     "imagenet": dict(data="tfds:imagenet2012", learning_rate_batch=1024),
-    # A few thousand photographs. Measured: 72.4 % top-1 on 10 classes of clothing (3068
-    # images), from scratch with mobilevit_xxs.
-    "folder_small": dict(
-        data="folder:",
-        model="mobilevit_xxs",
-        sizes=(128, 160, 192),
-        base_size=160,
-        batch_size=64,
-        eval_size=160,
-        epochs=30,
-        warmup_steps=240,
+    # Measured: 72.4 % top-1 on 10 classes of clothing (3068 images).
+    "folder_small": dict(_PHOTOS, epochs=30, warmup_steps=240),
+    # Measured on the same images: 83.3 % top-1, from weights that had been fine-tuned
+    # from the published ones.
+    "fine_tune": dict(
+        _PHOTOS,
+        weights="imagenet",
+        epochs=6,
+        learning_rate=0.0005,
+        min_learning_rate=0.00005,
+        warmup_steps=50,
+        head_lr_multiplier=4.0,
     ),
     # 1,437 scans of 8x8 pixels. The digits are centered and fill the image; a flipped
     # digit would be another one or none.

@@ -74,7 +74,7 @@ def test_unknown_key():
 def test_unknown_recipe():
     with pytest.raises(
         ValueError,
-        match="'large'.*imagenet, folder_small, digits, coco, voc_detection_small",
+        match="'large'.*imagenet, folder_small, fine_tune, digits, coco",
     ):
         make_config("large")
 
