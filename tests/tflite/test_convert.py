@@ -101,7 +101,7 @@ def converted(setup, tmp_path_factory):
         # With 1,000 classes 0.30 and less: a scale for each channel weighs less then.
         ("dynamic", "float32", 0.34),
         ("int8-mixed", "float32", 0.34),
-        ("int8", "int8", 0.34),
+        ("int8", "uint8", 0.34),
     ],
 )
 def test_every_format(setup, converted, file_format, dtype, size_ratio):
@@ -127,7 +127,7 @@ def test_every_format(setup, converted, file_format, dtype, size_ratio):
 def test_integers_from_input_to_output(converted):
     _, card = converted("int8")
     assert card["float_ops"] == {}
-    assert (card["input"]["scale"], card["input"]["zero_point"]) == (1.0, -128)
+    assert (card["input"]["scale"], card["input"]["zero_point"]) == (1.0, 0)
     _, mixed = converted("int8-mixed")
     assert mixed["float_ops"]["SOFTMAX"] == 9
     assert mixed["float_ops"]["RSQRT"] == 21

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from keras import layers
 
@@ -191,6 +191,7 @@ def _block(random, factor: float, function: str) -> Graph:
 
 
 @settings(max_examples=20, deadline=None)
+@example(171, 27.0, "silu")  # most channels behind the gate are nearly zero
 @given(st.integers(0, 999), st.floats(1, 500), st.sampled_from(["silu", "relu"]))
 def test_outputs_stay_through_every_operation(seed, factor, function):
     random = np.random.default_rng(seed)

@@ -40,6 +40,10 @@ LEAST_GAIN = 2.0
 # is not amplified by more than the inverse of this.
 LEAST_SCALE = 1 / 16
 
+# If most channels are near zero, their median tells nothing: relative to it the others
+# may be 1e40 times as large, and their scales would not fit in float32.
+MOST_REACH = 4096.0
+
 # The quantizer divides a constant without negative values into 255 steps. Scales that
 # are whole steps are exact.
 STEPS = 255
@@ -123,7 +127,7 @@ def _group_channels(
 def _reach(stats: ChannelStats) -> np.ndarray:
     """Returns the largest magnitude of each channel, relative to the median channel."""
     reach = np.maximum(stats.high, -stats.low)
-    typical = np.median(reach)
+    typical = max(np.median(reach), reach.max() / MOST_REACH)
     return reach / typical if typical > 0 else np.ones_like(reach)
 
 
