@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,12 +15,11 @@ from keras_mobilevit import SSDLite
 from keras_mobilevit.detection import non_max_suppression
 from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.boxes import random_boxes
+from tests.helpers.conversions import Conversions
 from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_detector
 from tests.helpers.options import make_options
 from tflite import models
-from tflite.checked_file import write_checked
-from tflite.compare_with_keras import make_reference
 from tflite.formats import conversion
 from tflite.formats import to_tflite as converter
 from tflite.formats.conversion import outputs_as_list
@@ -67,38 +65,16 @@ def validation():
     return load_images(detection.RAW, "digits", "validation", 0, SIZE, 1.0)
 
 
-class Detector:
-    """A detector with one kind of output, and its files, each converted once."""
-
-    def __init__(self, model: keras.Model, validation, nms: str, folder: Path):
-        task, self.folder = detection.OUTPUT_VARIANTS[nms], folder
-        self.reference = make_reference(model, validation, validation.class_names, task)
-        images = validation.images.astype(np.float32)
-        self.prepared = conversion.prepare(model, SIZE, calibration=images, task=task)
-        self.cards = {}
-
-    def path(self, file_format: str = "fp32") -> Path:
-        return self.folder / f"{file_format}.tflite"
-
-    def card(self, file_format: str = "fp32") -> dict:
-        if file_format not in self.cards:
-            self.cards[file_format] = write_checked(
-                self.prepared,
-                file_format,
-                [self.reference],
-                self.path(file_format),
-                {},
-                () if file_format == "fp32" else RANDOM,
-            )
-        return self.cards[file_format]
-
-
 @pytest.fixture(scope="module")
 def make_detector(model, validation, tmp_path_factory):
-    """Returns the function from a kind of output to its `Detector`, always the same."""
-    return functools.cache(
-        lambda nms: Detector(model, validation, nms, tmp_path_factory.mktemp(nms))
-    )
+    """Returns the function from a kind of output to its files, always the same."""
+
+    @functools.cache
+    def make(nms: str) -> Conversions:
+        task, folder = detection.OUTPUT_VARIANTS[nms], tmp_path_factory.mktemp(nms)
+        return Conversions(model, task, validation, folder, RANDOM)
+
+    return make
 
 
 def test_boxes_and_scores_of_every_anchor(make_detector):

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import shutil
 import types
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from keras_mobilevit import DeepLabV3
 from keras_mobilevit.deeplab import CLASSIFIER
 from keras_mobilevit.litert import LiteRTModel
+from tests.helpers.conversions import Conversions
 from tests.helpers.graphs import randomized
 from tests.helpers.networks import build_segmenter
 from tests.helpers.options import make_options
@@ -69,41 +69,14 @@ def validation():
     return load_images(segmentation.LOGITS, "digits", "validation", 0, SIZE, 1.0)
 
 
-class Segmenter:
-    """A segmenter with one kind of output, and its files, each converted once."""
-
-    def __init__(self, output: str, auxiliary_weight: float, validation, folder: Path):
-        model, self.folder = small_model(auxiliary_weight), folder
-        task = task_of(model, output)
-        self.reference = make_reference(model, validation, validation.class_names, task)
-        images = validation.images.astype(np.float32)
-        self.prepared = conversion.prepare(model, SIZE, calibration=images, task=task)
-        self.cards = {}
-
-    def path(self, file_format: str = "fp32") -> Path:
-        return self.folder / f"{file_format}.tflite"
-
-    def card(self, file_format: str = "fp32") -> dict:
-        if file_format not in self.cards:
-            self.cards[file_format] = write_checked(
-                self.prepared,
-                file_format,
-                [self.reference],
-                self.path(file_format),
-                {},
-                () if file_format == "fp32" else RANDOM,
-            )
-        return self.cards[file_format]
-
-
 @pytest.fixture(scope="module")
 def make_segmenter(validation, tmp_path_factory):
-    """Returns the function that makes a `Segmenter`, of equal arguments only one."""
+    """Returns the function that makes the files, of equal arguments only once."""
 
     @functools.cache
-    def make(output: str, auxiliary_weight: float) -> Segmenter:
-        folder = tmp_path_factory.mktemp(output)
-        return Segmenter(output, auxiliary_weight, validation, folder)
+    def make(output: str, auxiliary_weight: float) -> Conversions:
+        model, folder = small_model(auxiliary_weight), tmp_path_factory.mktemp(output)
+        return Conversions(model, task_of(model, output), validation, folder, RANDOM)
 
     return lambda output, auxiliary_weight=0.0: make(output, auxiliary_weight)
 
