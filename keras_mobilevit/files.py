@@ -8,6 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def read_lines(path) -> list[str]:
+    """Reads the lines of a text file, such as class names; see `read_text`.
+
+    Only line breaks of files end a line: `str.splitlines` would also split at others,
+    such as U+2028, which may be in a name.
+    """
+    lines = read_text(path).replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
 def read_text(path: str | os.PathLike) -> str:
     """Reads a UTF-8 text file and removes a byte order mark.
 

@@ -9,18 +9,29 @@ from pathlib import Path
 import numpy as np
 
 CARD_INSIDE = "keras_mobilevit.json"  # the part of the card that is in the file
+LABELS_INSIDE = "labels.txt"
 
 
 def read_card(path) -> dict:
     """Reads the card of a `.tflite`: what it takes and returns, and what made it.
 
-    A conversion writes it beside the file, and the part that an application needs into
-    the file: that part is returned if nothing lies beside it. Files of other programs
-    have labels at most. Returns {} if nothing is known.
+    A conversion writes it beside the file, and the part that a program needs to run the
+    file into the file. What is inside counts: the file beside it may be of an earlier
+    conversion. Files of other programs have labels at most.
     """
+    return _card_beside(path) | read_inside(path)
+
+
+def _names_of_archive(path) -> bool:
+    """Tells whether the end of a file once was the archive that a conversion adds."""
+    content = Path(path).read_bytes() if Path(path).is_file() else b""
+    return CARD_INSIDE.encode() in content
+
+
+def _card_beside(path) -> dict:
     file = Path(path).with_suffix(".json")
     if not file.is_file():
-        return _card_inside(path)
+        return {}
     try:
         # `keras_mobilevit.files` would load Keras where times are measured.
         card = json.loads(file.read_text("utf-8-sig"))
@@ -33,17 +44,40 @@ def read_card(path) -> dict:
     return card
 
 
-def _card_inside(path) -> dict:
-    """Reads the files that follow the model in a `.tflite`, a ZIP archive."""
+def _lines(text: str) -> list[str]:
+    # As `keras_mobilevit.files.read_lines`, which would load Keras.
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def read_inside(path) -> dict:
+    """Reads the part of the card that is in a `.tflite`, with the class names.
+
+    They are in a ZIP archive that follows the model. Raises a ValueError if they cannot
+    be read.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             texts = {name: archive.read(name) for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile):  # no file, or nothing follows the model
+    except FileNotFoundError:
         return {}
-    card = json.loads(texts.get(CARD_INSIDE, "{}"))
-    lists = [text for name, text in texts.items() if name.endswith(".txt")]
-    if len(lists) == 1:
-        card["labels"] = lists[0].decode().splitlines()
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        if _names_of_archive(path):
+            raise ValueError(
+                f"{path} is damaged at its end, where its class names are: {error}. "
+                "Copy it again."
+            ) from error
+        return {}  # nothing follows the model
+    try:
+        card = dict(json.loads(texts.get(CARD_INSIDE, "{}")))
+        lists = [x for x in texts if "label" in x.lower() and x.endswith(".txt")]
+        name = LABELS_INSIDE if LABELS_INSIDE in texts else "".join(lists[:1])
+        if name and (name == LABELS_INSIDE or len(lists) == 1):
+            card.setdefault("labels", _lines(texts[name].decode("utf-8-sig")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} has class names or metadata inside that cannot be read: {error}"
+        ) from error
     return card
 
 

@@ -28,17 +28,17 @@ from keras_mobilevit.configs import (
 )
 from keras_mobilevit.deeplab import DeepLabV3
 from keras_mobilevit.drawing import BACKGROUND, add_legend, draw_boxes, draw_classes
-from keras_mobilevit.files import atomic_write, read_text
+from keras_mobilevit.files import atomic_write, read_lines, read_text
 from keras_mobilevit.image_files import decode
-from keras_mobilevit.litert import read_card
-from keras_mobilevit.predictors import (
+from keras_mobilevit.image_models import (
     CLASSIFIER,
     DETECTOR,
     SEGMENTER,
-    Predictor,
-    file_predictor,
-    keras_predictor,
+    ImageModel,
+    image_model_from_file,
+    image_model_from_keras,
 )
+from keras_mobilevit.litert import read_card
 from keras_mobilevit.preprocessing import (
     CROP_FRACTION,
     decode_predictions,
@@ -53,6 +53,7 @@ _EVALUATION_KEYS: dict[str, Callable] = {
     "eval_size": lambda x: isinstance(x, int) and x >= MIN_SIZE,
     "eval_crop": lambda x: isinstance(x, int | float) and 0 < x <= 1,
 }
+MOST_CLASSES = 1000  # that get numbers, if their number is unknown
 _PUBLISHED = ("imagenet", "coco", "voc")  # names of weights, not of files
 
 
@@ -65,18 +66,20 @@ def predict(args: argparse.Namespace) -> None:
         )
     _check(args)
     labels = _read_labels(args)
+    min_score = MIN_SCORE if args.score is None else args.score
     if args.weights.endswith(".tflite"):
-        predictor = file_predictor(args.weights)
+        image_model = image_model_from_file(args.weights, min_score)
     else:
-        predictor = keras_predictor(_load_model(args, labels), args.weights)
-    if args.score is not None and predictor.kind != DETECTOR:
+        model = _load_model(args, labels)
+        image_model = image_model_from_keras(model, args.weights, min_score)
+    if args.score is not None and image_model.kind != DETECTOR:
         raise ValueError("--score applies only to detectors. Remove it.")
     show = {
         CLASSIFIER: _print_classes,
         DETECTOR: _draw_objects,
         SEGMENTER: _color_classes,
     }
-    show[predictor.kind](predictor, args, labels)
+    show[image_model.kind](image_model, args, labels)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -99,12 +102,12 @@ def _read_labels(args: argparse.Namespace) -> list[str] | None:
     if args.labels:
         if not os.path.isfile(args.labels):
             raise ValueError(f"--labels: there is no file {args.labels}.")
-        return read_text(args.labels).splitlines()
+        return read_lines(args.labels)
     if args.weights.endswith(".tflite"):
         return read_card(args.weights).get("labels")
     path = Path(args.weights).parent / "labels.txt"
     if args.weights not in _PUBLISHED and path.exists():
-        return read_text(path).splitlines()
+        return read_lines(path)
     return None
 
 
@@ -172,33 +175,33 @@ def top_classes(
 
 
 def _print_classes(
-    predictor: Predictor, args: argparse.Namespace, labels: list[str] | None
+    image_model: ImageModel, args: argparse.Namespace, labels: list[str] | None
 ) -> None:
     """Prints the best classes of each image."""
-    size = _input_size(predictor, args, CLASSIFIER_SIZE)
-    crop_fraction = _evaluation_value(args.weights, "eval_crop") or CROP_FRACTION
+    size = _input_size(image_model, args, CLASSIFIER_SIZE)
+    # A file of its own is converted without a crop, and should give the same here.
+    default = 1.0 if args.weights.endswith((".keras", ".tflite")) else CROP_FRACTION
+    crop_fraction = _evaluation_value(args.weights, "eval_crop") or default
     for path in args.images:
         image = resize_and_center_crop(load_image(path), size, crop_fraction)
-        scores = predictor.run(ops.convert_to_numpy(image))["probabilities"]
+        scores = image_model.run(ops.convert_to_numpy(image))["probabilities"]
         # A first call downloads the names and prints a progress bar: before the path.
         best = top_classes(scores, labels)
         print(path)
-        if predictor.is_multi_label:
+        if image_model.is_multi_label:
             print("  independent probability of each class:")
         for name, score in best:
             print(f"  {100 * score:5.1f} %  {name}")
 
 
 def _draw_objects(
-    predictor: Predictor, args: argparse.Namespace, labels: list[str] | None
+    image_model: ImageModel, args: argparse.Namespace, labels: list[str] | None
 ) -> None:
     """Prints the objects on each image and draws them in a PNG file."""
     files = _picture_files(args, "boxes")
-    size = _input_size(predictor, args, DETECTOR_SIZE)
-    names = _class_names(labels, predictor.classes, COCO_NAMES)
-    min_score = MIN_SCORE if args.score is None else args.score
-    for file, (path, image, found) in zip(files, _outputs(predictor, args, size)):
-        found = {key: x[found["scores"] > min_score] for key, x in found.items()}
+    size = _input_size(image_model, args, DETECTOR_SIZE)
+    names = _class_names(labels, image_model.classes, COCO_NAMES)
+    for file, (path, image, found) in zip(files, _outputs(image_model, args, size)):
         _save_picture(draw_boxes(image, **found, labels=names), file)
         count = len(found["boxes"])
         print(f"{path}: {count} objects at {_format_size(size)}, drawn in {file}")
@@ -209,13 +212,13 @@ def _draw_objects(
 
 
 def _color_classes(
-    predictor: Predictor, args: argparse.Namespace, labels: list[str] | None
+    image_model: ImageModel, args: argparse.Namespace, labels: list[str] | None
 ) -> None:
     """Prints the classes on each image and colors them in a PNG file."""
     files = _picture_files(args, "classes")
-    size = _input_size(predictor, args, SEGMENTER_SIZE)
-    names = _class_names(labels, predictor.classes, VOC_NAMES)
-    for file, (path, image, found) in zip(files, _outputs(predictor, args, size)):
+    size = _input_size(image_model, args, SEGMENTER_SIZE)
+    names = _class_names(labels, image_model.classes, VOC_NAMES)
+    for file, (path, image, found) in zip(files, _outputs(image_model, args, size)):
         classes = _full_class_map(found, *image.shape[:2])
         shares = np.bincount(classes.ravel(), minlength=len(names)) / classes.size
         present = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
@@ -254,7 +257,7 @@ def _class_names(
     The number of classes is unknown of a file without labels and card.
     """
     if classes is None:
-        classes = len(labels or published)
+        classes = len(labels or range(MOST_CLASSES))
     if labels is None and classes == len(published):
         return list(published)
     names = labels or [f"class {i}" for i in range(classes)]
@@ -279,13 +282,13 @@ def _picture_files(args: argparse.Namespace, suffix: str) -> list[Path]:
 
 
 def _outputs(
-    predictor: Predictor, args: argparse.Namespace, size: tuple[int, int]
+    image_model: ImageModel, args: argparse.Namespace, size: tuple[int, int]
 ) -> Iterator[tuple]:
     """Yields each path, its image, and the outputs for the whole image at `size`."""
     for path in args.images:
         image = load_image(path)
         resized = ops.image.resize(image[None], size, antialias=True)
-        yield path, image, predictor.run(ops.convert_to_numpy(resized)[0])
+        yield path, image, image_model.run(ops.convert_to_numpy(resized)[0])
 
 
 def _save_picture(picture: np.ndarray, file: Path) -> None:
@@ -299,7 +302,8 @@ def _evaluation_value(weights: str, key: str) -> float | None:
     Of a .tflite file it is a value of the card.
     """
     if weights.endswith(".tflite"):
-        return read_card(weights).get(key.removeprefix("eval_"))
+        value = read_card(weights).get(key.removeprefix("eval_"))
+        return value if value is not None and _EVALUATION_KEYS[key](value) else None
     file = Path(weights).with_name("config.json")
     if not weights.endswith(".keras") or not file.is_file():
         return None
@@ -311,10 +315,10 @@ def _evaluation_value(weights: str, key: str) -> float | None:
 
 
 def _input_size(
-    predictor: Predictor, args: argparse.Namespace, default: int
+    image_model: ImageModel, args: argparse.Namespace, default: int
 ) -> tuple[int, int]:
     """Returns the height and width to which images are resized."""
-    height, width = predictor.sides
+    height, width = image_model.sides
     if args.size and any(side not in (None, args.size) for side in (height, width)):
         raise ValueError(
             f"{args.weights} accepts only images of {width}x{height} pixels. "

@@ -34,6 +34,7 @@ Prints a table with times in milliseconds. Appends one JSON line per measurement
 --output.
 """
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -41,7 +42,10 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 if __name__ == "__main__":
-    os.environ["KERAS_BACKEND"] = "numpy"  # TensorFlow is slow to load and not needed
+    # TensorFlow is slow to load and not needed, but Keras's NumPy backend takes JAX.
+    has_jax = importlib.util.find_spec("jax") is not None
+    os.environ["KERAS_BACKEND"] = "numpy" if has_jax else "tensorflow"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import collections
 import dataclasses

@@ -53,7 +53,7 @@ def check_earlier(path: Path, provenance: dict) -> None:
         [str(x.get(key, "")) for key in ("model", "weights")]
         for x in (card, provenance)
     )
-    if [Path(x).absolute() for x in earlier] != [Path(x).absolute() for x in new]:
+    if [Path(x).resolve() for x in earlier] != [Path(x).resolve() for x in new]:
         origin = " with the weights ".join(filter(None, earlier))
         raise ValueError(
             f"{path} was made from {origin}. Use another --output_dir, or remove the "
@@ -134,8 +134,17 @@ def _describe_model(conversion: Conversion, reference: Reference) -> dict:
         "kept_layers": _fallback_layers(conversion),
     }
     if task.name == "classification":
-        described["activation"] = output_activation(model)
+        described["activation"] = _activation(reference)
     return described
+
+
+def _activation(reference: Reference) -> str:
+    """Returns the last function of a classifier's file."""
+    activation = output_activation(reference.model)
+    if activation == "logits" and "probabilities" in reference.outputs:
+        one_class = reference.outputs["probabilities"].shape[-1] == 1
+        return "sigmoid" if one_class else "softmax"
+    return activation
 
 
 def _describe_file(

@@ -87,10 +87,11 @@ def accuracy_words(accuracy: dict | None, parity: dict) -> list[str]:
 def _next_step(path: Path, card: dict) -> str:
     """Returns a line on what a file is, and how to try it."""
     row = FORMATS[card["format"]]
-    classes = f" of {card['classes']} classes" if card["classes"] else ""
+    count = card["classes"]
+    classes = f" of {count} class{'es' * (count > 1)}" if count else ""
     labels = "" if card.get("labels") else ", without class names (--labels)"
     what = f"{card['format']}, {card['task']}{classes}{labels if classes else ''}"
-    return f"{what}: {row.file_type.next_step(path)}"
+    return f"{what}: {row.file_type.next_step(path, card)}"
 
 
 def convert(args: flags.FlagValues) -> list[str]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from keras_mobilevit.calls import is_functional
 from keras_mobilevit.configs import VARIANTS, get_variant
-from keras_mobilevit.files import read_text
+from keras_mobilevit.files import read_lines
+from keras_mobilevit.image_models import to_channels
 from keras_mobilevit.preprocessing import decode_predictions
 from keras_mobilevit.value_range import input_max
 from keras_mobilevit.weights.file_formats import load_model_file
@@ -17,7 +18,6 @@ from tflite.baselines import BASELINES
 from tflite.tasks import registry
 
 CHANNELS = (1, 3)
-GRAY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as Pillow's "L"
 
 
 def default_size(name: str, model: keras.Model | None = None) -> int:
@@ -171,9 +171,7 @@ def network_images(model: keras.Model, images: np.ndarray) -> np.ndarray:
 
     The result is float32 `[images, height, width, channels]`.
     """
-    images = images.astype(np.float32)
-    if model.inputs[0].shape[-1] == 1:
-        images = np.round(images @ GRAY)[..., None]
+    images = to_channels(images.astype(np.float32), model.inputs[0].shape[-1])
     return images * np.float32(input_max(model) / 255)
 
 
@@ -220,13 +218,31 @@ def _refuse_nan(model: keras.Model, path: str) -> None:
 def labels_beside(path: str, classes: int) -> list[str]:
     """Reads the class names that a training run wrote beside its model."""
     file = Path(path).with_name("labels.txt")
-    labels = read_text(file).splitlines() if file.exists() else []
-    if labels and len(labels) != classes:
-        raise ValueError(
-            f"{file} names {len(labels)} classes, but {path} has {classes}. "
-            "Remove labels.txt, or put it beside its own model."
-        )
+    labels = read_lines(file) if file.exists() else []
+    if labels:
+        hint = " Remove labels.txt, or put it beside its own model."
+        check_labels(labels, classes, str(file), hint)
     return labels
+
+
+def check_labels(
+    labels: Sequence[str], classes: int, file: str, hint: str = ""
+) -> None:
+    """Raises a ValueError if the names of a file do not fit a number of classes.
+
+    A single unit may have two: it gives the probability of the second class.
+    """
+    if len(labels) != classes and (len(labels), classes) != (2, 1):
+        raise ValueError(
+            f"{file} names {len(labels)} classes, but the model has {classes}.{hint}"
+        )
+    if "" in labels:
+        raise ValueError(f"{file}: line {list(labels).index('') + 1} is empty.{hint}")
+    repeated = sorted({name for name in labels if list(labels).count(name) > 1})
+    if repeated:
+        raise ValueError(
+            f"{file}: more than one class is called {repeated[0]!r}.{hint}"
+        )
 
 
 IMAGENET_CLASSES = 1000  # detectors on an ImageNet backbone have another number

@@ -246,6 +246,7 @@ def _warn_of_int8(args, data: Data) -> None:
     if data.calibration == data.validation and photo_folder(data.validation):
         logging.warning(
             "The photos of %s both calibrate and validate the files. Name others with "
-            "--calibration.",
+            "--%s.",
             data.calibration,
+            "data" if args.calibration else "calibration",
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 from absl import logging
 
-from keras_mobilevit.files import read_text
+from keras_mobilevit.files import read_lines
 from tflite.checked_file import check_earlier, write_checked
 from tflite.compare_with_keras import Reference, make_reference
 from tflite.formats.conversion import Conversion, prepare
@@ -18,6 +18,7 @@ from tflite.images import ImageSet, check_calibration_images, load_images
 from tflite.metadata.origin import describe_origin, describe_preparation
 from tflite.models import (
     IMAGENET_CLASSES,
+    check_labels,
     check_size,
     default_size,
     fixed_size,
@@ -91,8 +92,10 @@ def select_tasks(options: Options, model: keras.Model) -> dict[FileType, Task]:
             "Core ML packages take RGB images; this model takes gray ones."
         )
     task = next(iter(tasks.values()))
-    if options.check_gpu and task.cpu_part:
-        raise ValueError(f"--check_gpu: no GPU runs {task.cpu_part}.")
+    if options.check_gpu and tasks[TFLITE].cpu_part:
+        raise ValueError(f"--check_gpu: no GPU runs {tasks[TFLITE].cpu_part}.")
+    if options.labels and task.num_classes(model) is None:
+        raise ValueError("--labels: this model returns no classes. Remove it.")
     if options.crop is not None and not task.crops:
         raise ValueError(f"For {task.name} the whole image is used: remove --crop.")
     return tasks
@@ -111,12 +114,9 @@ def _variant(options: Options, row: registry.TaskRow, file_type: FileType) -> st
 def _provenance(options: Options, task: Task, model: keras.Model, crop: float) -> dict:
     """Returns the card's entries on the origin of the model, and on its classes."""
     classes = task.num_classes(model)
-    labels = [] if classes is None else _labels(options, classes)
+    class_names = [] if classes is None else _class_names(options, classes)
+    labels = _given_labels(options, classes) if options.labels else class_names
     is_file = options.model.endswith(".keras")
-    colors = "gray" if model.inputs[0].shape[-1] == 1 else "RGB"
-    preparation = describe_preparation(
-        options.core_ml.sizes or (options.image_size,), crop if task.crops else None
-    )
     return {
         "model": options.model,
         **({} if is_file else {"weights": options.weights}),
@@ -124,21 +124,31 @@ def _provenance(options: Options, task: Task, model: keras.Model, crop: float) -
             task.title, options.model, options.weights, options.author, options.license
         ),
         **({"labels": labels} if labels or is_file else {}),
+        # The data knows the classes by the names of the training.
+        **({"class_names": class_names} if class_names != labels else {}),
         "crop": crop,
-        "preprocessing": f"{colors}; {preparation}",
     }
 
 
-def _labels(options: Options, classes: int) -> list[str]:
-    """Returns the names of a model's classes, [] if they are not known."""
-    if options.labels:
-        labels = read_text(options.labels).splitlines()
-        if len(labels) != classes:
-            raise ValueError(
-                f"--labels: {options.labels} names {len(labels)} classes, but the "
-                f"model has {classes}."
-            )
-        return labels
+def _preprocessing(
+    options: Options, file_type: FileType, task: Task, model: keras.Model, crop: float
+) -> dict[str, str]:
+    """Returns the card's entry on how applications prepare an image for a file."""
+    colors = "gray" if model.inputs[0].shape[-1] == 1 else "RGB"
+    sizes = file_type.sizes(options)
+    preparation = describe_preparation(sizes, crop if task.crops else None)
+    return {"preprocessing": f"{colors}; {preparation}"}
+
+
+def _given_labels(options: Options, classes: int | None) -> list[str]:
+    """Returns the class names of `--labels`."""
+    labels = read_lines(str(options.labels))
+    check_labels(labels, classes or 0, f"--labels: {options.labels}")
+    return labels
+
+
+def _class_names(options: Options, classes: int) -> list[str]:
+    """Returns the names that the training gave the classes, [] if unknown."""
     if options.model.endswith(".keras"):
         return labels_beside(options.model, classes)
     if Path(options.weights).is_file():
@@ -159,13 +169,13 @@ def _is_imagenet(options: Options, classes: int | None) -> bool:
     return options.weights == "imagenet" and classes == IMAGENET_CLASSES
 
 
-def _class_names(
-    options: Options, labels: list[str], classes: int | None, images: ImageSet
+def _names_in_data(
+    options: Options, names: list[str], classes: int | None, images: ImageSet
 ) -> list[str]:
     """Returns the class names to compare with those of the validation images."""
     copies_imagenet = len(images.class_names) == IMAGENET_CLASSES
-    if not _is_imagenet(options, classes) or options.labels or not copies_imagenet:
-        return labels
+    if not _is_imagenet(options, classes) or not copies_imagenet:
+        return names
     try:
         return imagenet_ids()  # the names in copies of ImageNet
     except OSError as error:
@@ -237,7 +247,7 @@ def _make_references(
     options: Options,
     tasks: dict[FileType, Task],
     model: keras.Model,
-    labels: list[str],
+    class_names: list[str],
     crop: float,
 ) -> dict[tuple[Task, int], Reference]:
     """Returns the expected outputs for each task and size."""
@@ -251,7 +261,7 @@ def _make_references(
                 data, count = options.data.validation, options.validation_images
                 images[size] = load_images(task, data, "validation", count, size, crop)
             classes = task.num_classes(model)
-            names = _class_names(options, labels, classes, images[size])
+            names = _names_in_data(options, class_names, classes, images[size])
             found[task, size] = make_reference(model, images[size], names, task)
     return found
 
@@ -273,16 +283,20 @@ def _prepare(
     provenance: dict,
     calibration: ImageSet | None,
 ) -> Conversion:
-    labels = provenance.get("labels", [])
     core_ml = fine_tuning = None
     if COREML in options.file_types:
         sizes = COREML.sizes(options)
         package = dataclasses.replace(options.core_ml, sizes=sizes)
-        weights = {"weights": Path(options.model).name} | provenance
-        core_ml = core_ml_from_options(package, tasks[COREML], model, weights)
+        card = {
+            "weights": Path(options.model).name,
+            **provenance,
+            **_preprocessing(options, COREML, tasks[COREML], model, provenance["crop"]),
+        }
+        core_ml = core_ml_from_options(package, tasks[COREML], model, card)
     if "int8-qat" in options.formats:
         config = _training_config(options)
-        fine_tuning = FineTuning(config, options.data.validation, tuple(labels))
+        names = provenance.get("class_names", provenance.get("labels", []))
+        fine_tuning = FineTuning(config, options.data.validation, tuple(names))
     return prepare(
         model,
         options.image_size,
@@ -321,12 +335,16 @@ def convert_all(options: Options) -> Iterator[Result]:
     for path in paths.values():
         check_earlier(path, provenance)
     conversion = _prepare(options, tasks, model, provenance, calibration)
-    labels = provenance.get("labels", [])
-    references = _make_references(options, tasks, model, labels, crop)
+    class_names = provenance.get("class_names", provenance.get("labels", []))
+    references = _make_references(options, tasks, model, class_names, crop)
     _warn_of_no_accuracy(next(iter(references.values())))
     for name, path in paths.items():
         file_type = FORMATS[name].file_type
-        origin = provenance | _origin_of_format(options, name, calibration)
+        origin = {
+            **provenance,
+            **_preprocessing(options, file_type, tasks[file_type], model, crop),
+            **_origin_of_format(options, name, calibration),
+        }
         expected = [
             references[tasks[file_type], size] for size in file_type.sizes(options)
         ]

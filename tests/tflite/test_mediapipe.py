@@ -94,7 +94,6 @@ def test_a_detector(patches, tmp_path):
             of_image = {key: values[index] for key, values in outputs.items()}
             assert int(of_image["count"].item()) == len(rows) > 5, name
             part = fraction_found(files, rows, of_image, SAME[name])
-            print("PART", name, part)
             # In 8 bits many objects have one of few scores, and change places.
             assert part == 1 if name in ("fp32", "fp16") else part > 0.8, name
 

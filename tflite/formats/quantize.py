@@ -13,6 +13,7 @@ from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_mana
 
 from tflite.graph.graph import Graph
 from tflite.metadata.attach import add_entry
+from tflite.tasks.task import CONVERTER_SCOPE
 from tflite.validation.op_stats import op_name
 from tflite.validation.tensors import main_graph
 
@@ -90,17 +91,28 @@ def dynamic_recipe() -> list[dict]:
     return recipe.get_quantization_recipe()
 
 
-def integer_recipe(float_scopes: tuple[str, ...] = ()) -> list[dict]:
+def _last_activations(graph: Graph | None) -> tuple[str, ...]:
+    """Returns scopes of the outputs' softmax or sigmoid, and of these outputs."""
+    nodes = [graph.nodes[name] for name in graph.outputs] if graph else []
+    last = [x for x in nodes if x.options.get("function") in ("softmax", "sigmoid")]
+    names = tuple(f"{re.escape(node.name)}/" for node in last)
+    return (*names, CONVERTER_SCOPE) if names else ()
+
+
+def integer_recipe(
+    graph: Graph | None = None, float_scopes: tuple[str, ...] = ()
+) -> list[dict]:
     """Returns the recipe for 8 bits everywhere, including input and output.
 
-    `float_scopes` are regular expressions for the beginnings of names of tensors that
-    stay float.
+    Probabilities stay float: those of 8 bits are multiples of 1/256, too coarse for a
+    thousand classes. `float_scopes` are regular expressions for the beginnings of names
+    of more tensors that stay float.
     """
     recipe = recipe_manager.RecipeManager()
     recipe.add_static_config(
         ".*", Op.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8
     )
-    for scope in float_scopes:
+    for scope in (*_last_activations(graph), *float_scopes):
         _in_float(recipe, f"^{scope}")
     return recipe.get_quantization_recipe()
 

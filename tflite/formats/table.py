@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,8 @@ class FileType:
         check_device: takes a path, images as for `run`, and whether `--check_gpu` is
             given; returns entries of the card on other processors.
         summary: takes a card; returns words for the line that is printed.
-        next_step: takes a path; returns how to try the file, a command or a sentence.
+        next_step: takes a path and the card; returns how to try the file, a command or
+            a sentence.
         sizes: takes the options; returns the sides of the images that the files take.
         name_parts: more parts of the files' names.
     """
@@ -48,7 +50,7 @@ class FileType:
     is_folder: bool = False
     check_device: Callable[..., dict] = lambda path, pixels, images, check_gpu: {}
     summary: Callable[[dict], list[str]] = lambda card: []
-    next_step: Callable[[Path], str] = lambda path: ""
+    next_step: Callable[[Path, dict], str] = lambda path, card: ""
     supports: Callable[[Task], bool] = lambda task: True
     sizes: Callable[[Options], tuple[int, ...]] = lambda options: (options.image_size,)
     name_parts: Callable[[Options, Task], list[str]] = lambda options, task: []
@@ -101,6 +103,13 @@ def _tflite_summary(card: dict) -> list[str]:
     return words
 
 
+def _try_tflite(path: Path, card: dict) -> str:
+    file = shlex.quote(str(path))
+    if card["task"] == "outputs":  # `predict` knows no meaning of them
+        return f"python tflite/benchmark.py {file}"
+    return f"python -m keras_mobilevit predict PHOTO --weights={file}"
+
+
 TFLITE = FileType(
     ".tflite",
     save=_save_tflite,
@@ -108,7 +117,7 @@ TFLITE = FileType(
     run=_run_tflite,
     check_device=_check_gpu,
     summary=_tflite_summary,
-    next_step=lambda path: f"python -m keras_mobilevit predict PHOTO --weights={path}",
+    next_step=_try_tflite,
     name_parts=lambda options, task: [task.suffix] if task.suffix else [],
 )
 
@@ -170,7 +179,7 @@ COREML = FileType(
     is_folder=True,
     check_device=_check_in_core_ml,
     summary=lambda card: [f"iOS {card['ios']}"],
-    next_step=lambda path: f"open {path} in Xcode and drop a photo on its preview",
+    next_step=lambda path, card: f"open {path} in Xcode; drop a photo on its preview",
     supports=_has_packages,
     sizes=lambda options: options.core_ml.sizes or (options.image_size,),
     name_parts=_package_name_parts,
@@ -233,7 +242,8 @@ def _int8(conversion: Conversion) -> bytes:
     from tflite.formats import quantize
     from tflite.formats.uint8_ends import take_uint8
 
-    recipe = quantize.integer_recipe(conversion.task.float_scopes)
+    scopes = conversion.task.float_scopes
+    recipe = quantize.integer_recipe(conversion.graph, scopes)
     content = quantize.quantize(conversion.float32, recipe, conversion.ranges)
     return take_uint8(content)
 

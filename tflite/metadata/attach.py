@@ -41,11 +41,11 @@ def write_model(model: schema.ModelT) -> bytes:
 def output_names(content: bytes) -> list[str]:
     """Returns the names of the outputs in the signature, in the order of the graph."""
     model = read_model(content)
-    names = {
-        output.tensorIndex: output.name.decode()
-        for output in model.signatureDefs[0].outputs
-    }
-    return [names[index] for index in model.subgraphs[0].outputs]
+    names: dict[int, list[str]] = {}
+    for output in model.signatureDefs[0].outputs:
+        names.setdefault(output.tensorIndex, []).append(output.name.decode())
+    # A tensor that is returned twice has two names.
+    return [names[index].pop(0) for index in model.subgraphs[0].outputs]
 
 
 def input_shape(content: bytes) -> tuple[int, ...]:

@@ -28,20 +28,19 @@ from tflite.metadata.schema import (
     TensorMetadata,
     encode,
 )
-from tflite.tasks.task import Content as Kind
-from tflite.tasks.task import Output, Task
+from tflite.tasks.task import Output, OutputKind, Task
 
 LABELS_FILE = "labels.txt"
 # The entries of the card that a program needs to run the file, without paths.
-_INSIDE = ("task", "classes", "activation", "crop")
+_INSIDE = ("task", "classes", "activation", "crop", "class_names")
 # MediaPipe's name of the metadata of a segmenter.
 _SEGMENTER = "SEGMENTER_METADATA"
 # Where an output has the names of the classes: along its last axis, or in its values.
 _LABELS = {
-    Kind.CLASS_SCORES: FileType.TENSOR_AXIS_LABELS,
-    Kind.PIXEL_SCORES: FileType.TENSOR_AXIS_LABELS,
-    Kind.CLASS_INDICES: FileType.TENSOR_VALUE_LABELS,
-    Kind.CLASS_MAP: FileType.TENSOR_VALUE_LABELS,
+    OutputKind.CLASS_SCORES: FileType.TENSOR_AXIS_LABELS,
+    OutputKind.PIXEL_SCORES: FileType.TENSOR_AXIS_LABELS,
+    OutputKind.CLASS_INDICES: FileType.TENSOR_VALUE_LABELS,
+    OutputKind.CLASS_MAP: FileType.TENSOR_VALUE_LABELS,
 }
 
 
@@ -55,10 +54,11 @@ def add_metadata(content: bytes, card: dict, task: Task, input_max: float) -> by
         task: the task of the file, which has its outputs.
         input_max: largest value of the images, 255 or 1.
     """
-    labels = card.get("labels", [])
+    labels = names = card.get("labels", [])
+    if len(labels) == 2 and card.get("classes") == 1:
+        names = labels[1:]  # a single unit gives the probability of the second class
     outputs = task.outputs
-    names = attach.output_names(content)
-    given = {name: outputs[name] for name in names}
+    given = {name: outputs[name] for name in attach.output_names(content)}
     metadata = ModelMetadata(
         name=task.title,
         description=card.get("description", ""),
@@ -80,9 +80,11 @@ def add_metadata(content: bytes, card: dict, task: Task, input_max: float) -> by
     content = attach.add_entry(content, attach.ENTRY, entry)
     inside = {key: card[key] for key in _INSIDE if key in card}
     inside["input"] = {"largest_value": input_max}
+    if names != labels:
+        inside["labels"] = labels
     files = {CARD_INSIDE: json.dumps(inside, ensure_ascii=False)}
-    if labels:
-        files[LABELS_FILE] = "\n".join(labels) + "\n"
+    if names:
+        files[LABELS_FILE] = "\n".join(names) + "\n"
     return attach.append_files(content, files)
 
 
@@ -101,7 +103,7 @@ def _image(
     )
     # MediaPipe reads the rows of a class map as channels. Without this step it refuses
     # the file.
-    if any(output.content is Kind.CLASS_MAP for output in outputs.values()):
+    if any(output.kind is OutputKind.CLASS_MAP for output in outputs.values()):
         return image
     scale = NormalizationOptions(mean=(0.0,), std=(255 / input_max,))
     return dataclasses.replace(image, process_units=(ProcessUnit(scale),))
@@ -109,11 +111,11 @@ def _image(
 
 def _output(name: str, output: Output, has_labels: bool) -> TensorMetadata:
     properties: FeatureProperties | BoundingBoxProperties = FeatureProperties()
-    if output.content is Kind.BOXES:
+    if output.kind is OutputKind.BOXES:
         properties = BoundingBoxProperties((0, 1, 2, 3), BoxType.BOUNDARIES)
     labels: tuple[AssociatedFile, ...] = ()
-    if has_labels and output.content in _LABELS:
-        kind = _LABELS[output.content]
+    if has_labels and output.kind in _LABELS:
+        kind = _LABELS[output.kind]
         labels = (AssociatedFile(LABELS_FILE, "names of the classes", kind),)
     return TensorMetadata(
         name=output.metadata_name or name,
@@ -124,7 +126,7 @@ def _output(name: str, output: Output, has_labels: bool) -> TensorMetadata:
 
 
 def _custom_metadata(outputs: dict[str, Output]) -> tuple[CustomMetadata, ...]:
-    if all(output.content is not Kind.PIXEL_SCORES for output in outputs.values()):
+    if all(output.kind is not OutputKind.PIXEL_SCORES for output in outputs.values()):
         return ()
     options = ImageSegmenterOptions(Activation.SOFTMAX)
     return (CustomMetadata(_SEGMENTER, encode(options, SEGMENTER_IDENTIFIER)),)

@@ -31,11 +31,11 @@ def describe_origin(
         author: default: the authors of published weights.
         license: default: that of published weights.
     """
-    is_published = weights in AUTHORS
+    published_license = APPLE_LICENSE if weights in AUTHORS else NOT_STATED
     return {
         "description": f"{title}, from {Path(model).name}",
-        "author": author or AUTHORS.get(weights, NOT_STATED),
-        "license": license or (APPLE_LICENSE if is_published else NOT_STATED),
+        "author": AUTHORS.get(weights, NOT_STATED) if author is None else author,
+        "license": published_license if license is None else license,
         "version": f"keras_mobilevit {keras_mobilevit.__version__}",
     }
 

@@ -137,5 +137,9 @@ def row_of(model: keras.Model) -> TaskRow:
 
 
 def task_of(model: keras.Model, variant: str = "") -> Task:
-    """Returns the task of a model with an output variant; "" is the default one."""
+    """Returns the task of a model with an output variant.
+
+    "" is the variant with the network's own outputs. It need not be the default of the
+    flag.
+    """
     return row_of(model).load().choose(model, variant)

@@ -20,7 +20,7 @@ CONVERTER_SCOPE = "(Stateful)?PartitionedCall"  # the converter's name of output
 NOT_FOR_PICTURES = ("int8", "int8-qat")
 
 
-class Content(enum.Enum):
+class OutputKind(enum.Enum):
     """What the numbers of an output are, for the metadata of a `.tflite` file."""
 
     NUMBERS = enum.auto()
@@ -42,7 +42,7 @@ class Output:
     """
 
     meaning: str
-    content: Content = Content.NUMBERS
+    kind: OutputKind = OutputKind.NUMBERS
     metadata_name: str = ""
 
 
@@ -104,8 +104,8 @@ class TaskFamily:
     """The models of a task and the `Task` of each of its output variants.
 
     Attributes:
-        choose: takes a model and the name of an output variant, "" for the default;
-            returns the `Task`.
+        choose: takes a model and the name of an output variant, "" for the network's
+            own outputs; returns the `Task`.
         default_size: side in pixels of the images of models that take any size.
         build_model: takes the name of a backbone, weights and an input shape; returns a
             model. `None` if the task has no named models.

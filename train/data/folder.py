@@ -61,6 +61,11 @@ def has_parts(path: Path) -> bool:
     pictures of trains. Raises a ValueError if it also has class folders.
     """
     parts = [path / split for split in SPLITS if (path / split).is_dir()]
+    if len(parts) == 2 and all(has_photos(x) and not class_folders(x) for x in parts):
+        raise ValueError(
+            f"{parts[0]} and {parts[1]} have photos directly inside. Move the photos "
+            "into a folder for each class; or, if they are classes, rename them."
+        )
     if len(parts) != 1 or not has_photos(parts[0]):
         return bool(parts)
     (part,) = parts

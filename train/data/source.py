@@ -212,8 +212,10 @@ def _warn_of_shared_images(name: str, paths: Mapping[str, Sequence[str]]) -> Non
     shared = [
         path
         for path in validation
-        for other in by_name.get(os.path.basename(path), ())
-        if path == other or filecmp.cmp(path, other, shallow=False)
+        if any(
+            path == other or filecmp.cmp(path, other, shallow=False)
+            for other in by_name.get(os.path.basename(path), ())
+        )
     ]
     if shared:
         logging.warning(

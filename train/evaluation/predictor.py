@@ -8,8 +8,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from keras_mobilevit.files import read_text
+from keras_mobilevit.files import read_lines
+from keras_mobilevit.image_models import to_channels
 from keras_mobilevit.litert import LiteRTModel, read_card
 from keras_mobilevit.value_range import input_max
 from keras_mobilevit.weights.file_formats import load_model_file
@@ -60,10 +62,14 @@ def keras_predictor(task: Task, model: keras.Model, size: int) -> Predictor:
 
     @tf.function(autograph=False)
     def run(images):
-        outputs = model(tf.cast(images, tf.float32) * scale, training=False)
+        outputs = model(images * scale, training=False)
         return predictions(as_float32(outputs), size)
 
-    return Predictor(size, lambda images: _in_numpy(run(images)))
+    def predict(images: tf.Tensor) -> dict[str, np.ndarray]:
+        given = to_channels(np.asarray(images, np.float32), model.input_shape[-1])
+        return _in_numpy(run(tf.constant(given)))
+
+    return Predictor(size, predict)
 
 
 def _file_predictor(kind: ModelKind, path: str, source: Source) -> Predictor:
@@ -77,10 +83,19 @@ def _file_predictor(kind: ModelKind, path: str, source: Source) -> Predictor:
     if classes is not None:
         _check_classes(classes, path, source)
     size = _side(model.input_shape, path)
+    if "input" not in card:
+        logging.warning(
+            "%s has no card. Assumed: it takes values in [0, 255], and its classes are "
+            "in the order of %s.",
+            path,
+            source.name,
+        )
     scale = np.float32(card.get("input", {}).get("largest_value", 255) / 255)
+    channels = model.input_shape[-1]
 
     def predict(images: tf.Tensor) -> dict[str, np.ndarray]:
-        outputs = model.predict(np.asarray(images, np.float32) * scale)
+        given = to_channels(np.asarray(images, np.float32), channels)
+        outputs = model.predict(given * scale)
         return _in_numpy(kind.file_predictions(outputs, size))
 
     return Predictor(size, predict)
@@ -93,10 +108,12 @@ def _in_numpy(predictions: dict) -> dict[str, np.ndarray]:
 def _labels_of(weights: str) -> tuple[Path, list[str]]:
     """Reads the class names in a converted file, or those beside a model."""
     file = Path(weights).with_name("labels.txt")
-    if weights.endswith(".tflite") and (labels := read_card(weights).get("labels")):
-        return Path(weights), labels
+    if weights.endswith(".tflite"):
+        card = read_card(weights)
+        if labels := card.get("class_names") or card.get("labels"):
+            return Path(weights), labels
     if weights.endswith((".keras", ".tflite")) and file.exists():
-        return file, read_text(file).splitlines()
+        return file, read_lines(file)
     return file, []
 
 

@@ -95,6 +95,8 @@ def class_labels(
     if not labels:
         logging.warning("The classes are named by numbers: name them with --labels.")
         labels = list(map(str, range(classes)))
+    if (len(labels), classes) == (2, 1):  # a single unit, of the second class
+        labels = labels[1:]
     check_labels(labels, classes)
     return tuple(labels)
 

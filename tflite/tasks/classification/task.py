@@ -13,8 +13,8 @@ from keras_mobilevit.configs import CLASSIFIER_SIZE, get_variant
 from tflite.tasks.outputs import returned_structure
 from tflite.tasks.task import (
     CONVERTER_SCOPE,
-    Content,
     Output,
+    OutputKind,
     Outputs,
     Task,
     TaskFamily,
@@ -66,7 +66,7 @@ def _top1(validation, outputs: Outputs) -> float:
 
 
 def _one_for_each_class(meaning: str) -> Output:
-    return Output(meaning, Content.CLASS_SCORES)
+    return Output(meaning, OutputKind.CLASS_SCORES)
 
 
 # These files return what the network returns.
@@ -85,6 +85,7 @@ SINGLE_LABEL = Task(
     metric="top1",
     score=_top1,
     tolerance=lambda images: 100 / images,  # one image
+    limits={"int8": {"float": 1}},  # the last softmax or sigmoid
     crops=True,
 )
 
@@ -109,17 +110,19 @@ ONE_CLASS = dataclasses.replace(
     },
 )
 
-# The last function is added to a network that returns logits. It stays in floats: an
-# 8-bit probability is a multiple of 1/256, too coarse for a thousand classes.
+# The last function is added to a network that returns logits. It stays in floats, see
+# `quantize.integer_recipe`.
 SOFTMAX_ADDED = dataclasses.replace(
     SINGLE_LABEL,
     postprocess=_to_probabilities,
     reference=_to_probabilities,
     float_scopes=(f"{SCOPE}/", CONVERTER_SCOPE),
-    limits={"int8": {"float": 1}},
 )
 SIGMOID_ADDED = dataclasses.replace(
-    SOFTMAX_ADDED, outputs=ONE_CLASS.outputs, compare=_compare_multi_label
+    ONE_CLASS,
+    postprocess=_to_probabilities,
+    reference=_to_probabilities,
+    float_scopes=(f"{SCOPE}/", CONVERTER_SCOPE),
 )
 
 

@@ -21,8 +21,8 @@ from tflite.tasks.detection.postprocess import (
 )
 from tflite.tasks.task import (
     CONVERTER_SCOPE,
-    Content,
     Output,
+    OutputKind,
     Outputs,
     Task,
     TaskFamily,
@@ -59,12 +59,12 @@ _RAW_OUTPUTS = {
 _SUPPRESSED_OUTPUTS = {
     "boxes": Output(
         "corners x1, y1, x2, y2 as fractions of the image, the best first",
-        Content.BOXES,
+        OutputKind.BOXES,
         "location",
     ),
     "scores": Output("probabilities; 0 in unused places", metadata_name="score"),
     "classes": Output(
-        "counted from 0; -1 in unused places", Content.CLASS_INDICES, "category"
+        "counted from 0; -1 in unused places", OutputKind.CLASS_INDICES, "category"
     ),
     "count": Output("number of objects", metadata_name="number of detections"),
 }

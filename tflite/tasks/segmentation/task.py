@@ -20,8 +20,8 @@ from keras_mobilevit.deeplab import CLASSIFIER
 from tflite.tasks.task import (
     CONVERTER_SCOPE,
     NOT_FOR_PICTURES,
-    Content,
     Output,
+    OutputKind,
     Outputs,
     Task,
     TaskFamily,
@@ -146,7 +146,7 @@ RAW = Task(
     outputs={
         "logits": Output(
             "one for each class in each cell, a pixel of the output stride",
-            Content.PIXEL_SCORES,
+            OutputKind.PIXEL_SCORES,
         )
     },
     compare=_compare_logits,
@@ -165,7 +165,7 @@ LOGITS = dataclasses.replace(
         "logits": Output(
             f"one for each class in each square of {LOGITS_STRIDE}x{LOGITS_STRIDE} "
             "pixels",
-            Content.PIXEL_SCORES,
+            OutputKind.PIXEL_SCORES,
         )
     },
     float_scopes=_FLOAT_SCOPES,
@@ -175,7 +175,9 @@ CLASS_MAP = dataclasses.replace(
     RAW,
     postprocess=_class_map_in_bytes,
     reference=_class_map,
-    outputs={"classes": Output("the class of each pixel, from 0", Content.CLASS_MAP)},
+    outputs={
+        "classes": Output("the class of each pixel, from 0", OutputKind.CLASS_MAP)
+    },
     compare=_compare_class_maps,
     # MediaPipe takes any file with uint8 images, and would read the rows of a class map
     # as channels.
