@@ -316,7 +316,7 @@ def test_an_oblong_classifier_sees_oblong_images(tmp_path, monkeypatch, capsys):
     [
         ('{"eval_crop": 1.0}', 0.25),
         ('{"eval_crop": 0.5}', 1.0),
-        ("{}", 0.25 * (288 / 256) ** 2),
+        ("{}", 0.25),  # as a conversion of this file
     ],
 )
 def test_the_crop_comes_from_the_trainings_evaluation(

@@ -19,7 +19,7 @@ from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.commands import run_here
 from tests.helpers.networks import build_detector, build_segmenter
 from tests.helpers.options import make_options
-from tflite import convert, models, options, pipeline
+from tflite import checked_file, convert, models, options, pipeline
 from tflite.checked_file import write_checked
 from tflite.compare_with_keras import make_reference
 from tflite.drivers.browser_files import read_file
@@ -283,11 +283,11 @@ def test_an_earlier_file_stays_and_is_named(setup, tmp_path, monkeypatch):
 
 
 def test_a_second_conversion_at_the_same_time_is_refused(tmp_path):
-    with conversion.only_conversion(tmp_path):
+    with checked_file.only_conversion(tmp_path):
         with pytest.raises(ValueError, match="Another conversion writes into"):
-            with conversion.only_conversion(tmp_path):
+            with checked_file.only_conversion(tmp_path):
                 pass
-    with conversion.only_conversion(tmp_path):  # and then no more
+    with checked_file.only_conversion(tmp_path):  # and then no more
         pass
 
 
@@ -544,15 +544,15 @@ def test_the_crop_is_that_of_the_evaluation(changes, crop, tmp_path, monkeypatch
 def test_a_file_of_another_model_is_not_replaced(tmp_path):
     path = tmp_path / "best_64_fp32.tflite"
     ours = {"model": "runs/a/best.keras"}
-    conversion.check_earlier(path, ours)
+    checked_file.check_earlier(path, ours)
     path.write_bytes(b"")
-    conversion.check_earlier(path, ours)  # without a card nothing is known
+    checked_file.check_earlier(path, ours)  # without a card nothing is known
     path.with_suffix(".json").write_text(json.dumps(ours), "utf-8")
-    conversion.check_earlier(path, ours)
-    conversion.check_earlier(path, {"model": str(Path("runs/a/best.keras").absolute())})
+    checked_file.check_earlier(path, ours)
+    checked_file.check_earlier(path, {"model": str(Path("runs/a/best.keras").absolute())})
     for other in ({"model": "runs/b/best.keras"}, ours | {"weights": "imagenet"}):
         with pytest.raises(ValueError, match="was made from runs/a/best.keras. Use"):
-            conversion.check_earlier(path, other)
+            checked_file.check_earlier(path, other)
 
 
 def test_photos_prove_a_file_that_its_own_training_images_calibrate(tmp_path, caplog):
