@@ -1,7 +1,7 @@
 """Prints the objects on a photo, found with MediaPipe.
 
-    pip install mediapipe pillow
-    python detect.py best_320_fp32.tflite photo.jpg
+    make mediapipe    # MediaPipe needs an environment of its own
+    .venv/mediapipe/bin/python examples/python/detect.py best.tflite photo.jpg
 
 The corners of the boxes are in pixels: left, top, right, bottom.
 """

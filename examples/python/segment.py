@@ -1,7 +1,7 @@
 """Prints how much of a photo each class covers, found with MediaPipe.
 
-    pip install mediapipe pillow
-    python segment.py best_512_fp32.tflite photo.jpg
+    make mediapipe    # MediaPipe needs an environment of its own
+    .venv/mediapipe/bin/python examples/python/segment.py best.tflite photo.jpg
 
 The names of the classes are in the file.
 """

@@ -549,7 +549,9 @@ def test_a_file_of_another_model_is_not_replaced(tmp_path):
     checked_file.check_earlier(path, ours)  # without a card nothing is known
     path.with_suffix(".json").write_text(json.dumps(ours), "utf-8")
     checked_file.check_earlier(path, ours)
-    checked_file.check_earlier(path, {"model": str(Path("runs/a/best.keras").absolute())})
+    checked_file.check_earlier(
+        path, {"model": str(Path("runs/a/best.keras").absolute())}
+    )
     for other in ({"model": "runs/b/best.keras"}, ours | {"weights": "imagenet"}):
         with pytest.raises(ValueError, match="was made from runs/a/best.keras. Use"):
             checked_file.check_earlier(path, other)
