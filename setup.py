@@ -33,6 +33,7 @@ TFLITE = [
     "ai-edge-litert",
     "ai-edge-quantizer",
     "flatbuffers",
+    "jax",  # Keras's NumPy backend, with which measuring starts fast, imports it
     "protobuf",
     "segno",
     "tensorflow-model-optimization",
@@ -52,7 +53,6 @@ COREML = [*TFLITE, "coremltools>=9.0"]
 DEV = [
     *COREML,
     "hypothesis",
-    "jax",
     "keras-cv",  # an independent reference for boxes
     "mypy",
     "pytest",

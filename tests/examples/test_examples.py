@@ -68,9 +68,8 @@ def models(tmp_path_factory) -> dict[str, Path]:
     folder, paths = tmp_path_factory.mktemp("models"), {}
     rows = ((classify, SINGLE_LABEL), (detect, SUPPRESSED), (segment, LOGITS))
     for serve, task in rows:
-        content = add_metadata(
-            converted(serve), {"labels": COLORS, "crop": 256 / 288}, task, 255
-        )
+        card = {"labels": COLORS, "crop": 256 / 288}
+        content = add_metadata(converted(serve), card, task, 255)
         paths[serve.__name__] = folder / f"{serve.__name__}.tflite"
         paths[serve.__name__].write_bytes(content)
     return paths

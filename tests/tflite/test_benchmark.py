@@ -57,6 +57,21 @@ def test_one_json_line_a_file_and_a_table(tflite_file, tmp_path):
     assert "tiny.tflite litert" in result.stdout.split("\n")[-2]
 
 
+@pytest.mark.slow
+def test_measuring_works_without_jax(tflite_file, tmp_path):
+    """Keras's NumPy backend imports it; TensorFlow takes its place."""
+    script = str(ROOT / "tflite/benchmark.py")
+    code = f"""
+import runpy, sys
+sys.modules["jax"] = None
+sys.argv = [{script!r}, {str(tflite_file)!r}, "--runs=1", "--output=latency.jsonl"]
+runpy.run_path({script!r}, run_name="__main__")
+"""
+    result = run("-c", code, cwd=tmp_path)
+    assert "tiny.tflite litert" in result.stdout, result.stderr
+    assert len((tmp_path / "latency.jsonl").read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "script",
     [
