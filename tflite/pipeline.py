@@ -30,6 +30,7 @@ from tflite.models import (
 from tflite.options import Options, training_config
 from tflite.tasks import registry
 from tflite.tasks.task import Task
+from train.cli.console import tell
 from train.config import TrainConfig, make_config
 
 
@@ -326,14 +327,15 @@ def convert_all(options: Options) -> Iterator[Result]:
         for size in file_type.sizes(options):
             check_size(model, size)
     crop = options.data.crop if task.crops else 1.0
-    calibration = _load_calibration(options, task, crop)
     provenance = _provenance(options, task, model, crop)
+    calibration = _load_calibration(options, task, crop)
     paths = {
         name: _path(options, name, tasks[FORMATS[name].file_type])
         for name in options.formats
     }
     for path in paths.values():
         check_earlier(path, provenance)
+    tell(f"running {options.model} on the validation images")
     conversion = _prepare(options, tasks, model, provenance, calibration)
     class_names = provenance.get("class_names", provenance.get("labels", []))
     references = _make_references(options, tasks, model, class_names, crop)
@@ -348,6 +350,7 @@ def convert_all(options: Options) -> Iterator[Result]:
         expected = [
             references[tasks[file_type], size] for size in file_type.sizes(options)
         ]
+        tell(f"converting and checking {path.name}")
         try:
             card = write_checked(
                 conversion,

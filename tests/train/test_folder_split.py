@@ -1,7 +1,9 @@
 """How a folder without `train` and `validation` is split."""
 
+import os
 import random
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -203,3 +205,22 @@ def test_other_files_are_skipped(tmp_path, caplog):
     with caplog.at_level("WARNING", logger="absl"):
         assert split(tmp_path)["train"] <= set(photos())
     assert "1 .txt" in caplog.text and "1 file outside of the class" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse the name")
+def test_a_folder_whose_name_is_not_utf8_is_named(tmp_path):
+    for name in (b"cat", b"\xe4"):  # Latin-1, as in old archives
+        folder = os.path.join(os.fsencode(tmp_path), name)
+        os.mkdir(folder)
+        with open(os.path.join(folder, b"a.jpg"), "wb") as file:
+            file.write(b"any")
+    with pytest.raises(ValueError, match="is not UTF-8. Rename it"):
+        load_source("classification", f"folder:{tmp_path}")
+
+
+def test_photos_in_train_and_validation_themselves_are_explained(tmp_path):
+    for part in ("train", "validation"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "a.jpg").write_bytes(b"any")
+    with pytest.raises(ValueError, match="have photos directly inside. Move"):
+        load_source("classification", f"folder:{tmp_path}")

@@ -90,6 +90,12 @@ def set_up_logging() -> None:
     absl_logging.get_absl_logger().addFilter(_OnceFilter())
 
 
+def tell(text: str) -> None:
+    """Prints what a long work does now, for someone who waits at a terminal."""
+    if sys.stderr.isatty():
+        print(f"{text} ...", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Loads libraries without the lines that they print when they start.

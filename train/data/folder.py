@@ -148,6 +148,16 @@ def _list_part(path: Path, split: str) -> dict[str, list[str]]:
     return _list_classes(path / split)
 
 
+def _check_encoding(folder: Path) -> None:
+    """Raises a ValueError if a folder's name is not UTF-8, as of old archives."""
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The name of the class folder {str(folder)!r} is not UTF-8. Rename it."
+        ) from error
+
+
 def _list_classes(folder: Path) -> dict[str, list[str]]:
     """Lists `{class: image files}` of the class folders in a folder, both sorted."""
     others: Counter[str] = Counter()
@@ -157,6 +167,7 @@ def _list_classes(folder: Path) -> dict[str, list[str]]:
         if is_ignored_file(child.name):
             ignored.append(child.name)
         elif child.is_dir():
+            _check_encoding(child)
             classes[child.name] = _list_images(child, others, ignored)
         else:
             others["file outside of the class folders"] += 1
