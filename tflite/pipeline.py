@@ -117,6 +117,7 @@ def _provenance(options: Options, task: Task, model: keras.Model, crop: float) -
     classes = task.num_classes(model)
     class_names = [] if classes is None else _class_names(options, classes)
     labels = _given_labels(options, classes) if options.labels else class_names
+    class_names = class_names or labels
     is_file = options.model.endswith(".keras")
     return {
         "model": options.model,

@@ -86,6 +86,7 @@ def test_logits_equal_the_reference(output_stride: int, voc_xxs):
     check_segmenter(build_segmenter(voc_xxs, output_stride), output_stride)
 
 
+@pytest.mark.slow  # test_weights.py does this with the backbone
 def test_sizes_known_only_at_run_time_give_the_same(voc_xxs):
     tf = pytest.importorskip("tensorflow")
     model = build_segmenter(voc_xxs, 16)

@@ -90,11 +90,15 @@ MODELS = {
 }
 
 
-# mobilevit_xs has the blocks of mobilevit_s with fewer channels.
+# mobilevit_xs has the blocks of mobilevit_s with fewer channels, and deeplabv3 those of
+# mobilevit_xxs and layers like them.
+SLOW = ("mobilevit_xs", "deeplabv3")
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name == "mobilevit_xs" else name
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
         for name in MODELS
     ],
 )

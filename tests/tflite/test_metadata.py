@@ -180,7 +180,7 @@ def test_int8_takes_the_pixels_of_cameras(tmp_path):
         ("classification", "logits", "fp32"),
         ("classification", "probabilities", "int8"),
         ("detection", "builtin", "fp32"),
-        ("detection", "none", "fp32"),
+        pytest.param("detection", "none", "fp32", marks=pytest.mark.slow),
         ("segmentation", "logits", "fp32"),
         ("segmentation", "logits", "int8"),
         ("segmentation", "raw", "fp32"),
@@ -317,6 +317,7 @@ def test_a_gray_network_gets_gray_images(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow  # Keras runs each step of the suppression by itself
 def test_a_lower_score_than_the_files_own_is_refused(tmp_path):
     path = tmp_path / "model.tflite"
     save(path, network("detection"), "builtin", task="detection")
@@ -368,6 +369,25 @@ def test_labels_come_from_the_flag_or_from_beside_the_model(tmp_path):
     assert labels_of(weights="none") == []
     with pytest.raises(ValueError, match="names 3 classes, but the model has 4"):
         labels_of(model, 4, labels=str(names))
+
+
+def test_names_that_an_app_shows_do_not_replace_those_of_the_training(tmp_path):
+    """The data knows the classes by the latter, so accuracy is measured."""
+    (tmp_path / "names.txt").write_text("Katze\nHund\nPferd\n")
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.GlobalAveragePooling2D()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    options = make_options(
+        model=str(tmp_path / "best.keras"), labels=str(tmp_path / "names.txt")
+    )
+    task = task_of(model, "probabilities")
+    alone = pipeline._provenance(options, task, model, 1.0)
+    assert alone["labels"] == ["Katze", "Hund", "Pferd"]
+    assert "class_names" not in alone
+    (tmp_path / "labels.txt").write_text("cat\ndog\nhorse\n")
+    both = pipeline._provenance(options, task, model, 1.0)
+    assert both["labels"] == ["Katze", "Hund", "Pferd"]
+    assert both["class_names"] == ["cat", "dog", "horse"]
 
 
 def test_imagenets_names_are_told_apart(monkeypatch):

@@ -75,7 +75,9 @@ def test_large_seeds(digits, seed):
     assert len(weighed(train_batches(digits, config), "id")) == 1437
 
 
-@pytest.mark.parametrize(("replicas", "pipelines"), [(2, 2), (4, 2)])
+@pytest.mark.parametrize(
+    ("replicas", "pipelines"), [(2, 2), pytest.param(4, 2, marks=pytest.mark.slow)]
+)
 def test_shards_make_up_the_whole(digits, replicas, pipelines):
     """Example `i` of a batch belongs to replica `i % replicas`, the filling too."""
     config = dataclasses.replace(CONFIG, batch_size=40 * replicas, sizes=(32, 64))

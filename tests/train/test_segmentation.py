@@ -284,7 +284,9 @@ def test_a_large_photo_adds_nothing_to_the_small_ones(prepare, tmp_path):
     assert sizes["large"] - sizes["small"] < 20_000
 
 
-@pytest.mark.parametrize("auxiliary_weight", [0.0, 0.4])
+@pytest.mark.parametrize(
+    "auxiliary_weight", [pytest.param(0.0, marks=pytest.mark.slow), 0.4]
+)
 def test_the_loop_trains_a_segmenter(scenes, tmp_path, auxiliary_weight):
     config = dataclasses.replace(CONFIG, sizes=(64,), auxiliary_weight=auxiliary_weight)
     (record,) = loop.train_and_evaluate(NETWORK, config, scenes, tmp_path)

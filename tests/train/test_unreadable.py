@@ -120,7 +120,7 @@ def test_the_loss_is_nothing_and_gradients_are_numbers(case):
     "name",
     [
         "classification",
-        "segmentation",
+        pytest.param("segmentation", marks=pytest.mark.slow),
         pytest.param("detection", marks=pytest.mark.slow),
     ],
 )
