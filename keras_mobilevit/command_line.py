@@ -116,6 +116,8 @@ def quiet_start() -> Iterator[None]:
     os.close(target)
     try:
         yield
+        if "tensorflow" in sys.modules:  # looks for GPUs now, and says so
+            sys.modules["tensorflow"].config.list_physical_devices()
         os.kill(child, signal.SIGKILL)  # so it does not copy
     finally:
         sys.stderr.flush()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-BACKEND = os.environ.get("KERAS_BACKEND")  # of the whole run
+# Of the whole run: the backend, and the lines that TensorFlow prints.
+VARIABLES = {x: os.environ.get(x) for x in ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")}
 
 
 def pytest_collection_finish() -> None:
@@ -16,11 +17,12 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """Takes back the backend that a command chose for itself in an earlier test."""
-    if BACKEND is None:
-        os.environ.pop("KERAS_BACKEND", None)
-    else:
-        os.environ["KERAS_BACKEND"] = BACKEND
+    """Takes back what a command chose for itself in an earlier test."""
+    for name, value in VARIABLES.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture(scope="session")

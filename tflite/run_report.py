@@ -67,9 +67,12 @@ def predict(
     import numpy as np
     from tqdm import tqdm
 
+    from tflite.tasks.registry import task_of
     from train.data.pipeline import eval_batches
 
     size = litert.input_shape[1]
+    (name,) = litert.outputs  # probabilities or logits, which are variants of the task
+    as_file = task_of(model, name).reference(model, size)
     batches = eval_batches(
         source, "validation", size, config.batch_size, config.eval_crop
     )
@@ -84,8 +87,9 @@ def predict(
         for batch in batches:
             real = batch["weight"].numpy() > 0
             images = batch["image"].numpy()[real]  # [batch, size, size, 3]
-            reference = model.predict_on_batch(images.astype(np.float32))
-            (outputs,) = litert.predict(images.astype(np.float32)).values()
+            given = images.astype(np.float32)
+            reference = np.asarray(as_file([model.predict_on_batch(given)])[name])
+            outputs = litert.predict(given)[name]
             max_abs = max(max_abs, _difference(reference, outputs, config.data))
             guesses = outputs.argmax(-1)
             found = zip(images, batch["label"].numpy()[real], guesses)

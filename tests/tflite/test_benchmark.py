@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -318,11 +319,13 @@ def test_a_report_needs_the_measurement_of_this_very_file(tflite_file, tmp_path)
 
 def test_a_report_hides_no_number_that_is_not_finite():
     source = load_source("classification", "digits")
-    model = SimpleNamespace(
-        predict_on_batch=lambda images: np.full((len(images), 10), np.nan)
-    )
+    inputs = keras.Input((32, 32, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(10)(pooled))
+    model.layers[-1].kernel.assign(np.full((3, 10), np.nan))
     litert = SimpleNamespace(
         input_shape=(1, 32, 32, 3),
+        outputs={"logits": {}},
         predict=lambda images: {"logits": np.zeros((len(images), 10))},
     )
     with pytest.raises(

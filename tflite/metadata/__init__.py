@@ -2,5 +2,5 @@
 
 `origin.py` has the author, the license and the preparation of images; `schema.py` the
 tables of TFLite's public schema; `describe.py` fills them; `attach.py` writes them.
-May import `keras_mobilevit` and `tflite.tasks`.
+May import `keras_mobilevit`, `train.cli` and `tflite.tasks`.
 """

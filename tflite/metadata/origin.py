@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import keras_mobilevit
+from train.cli.console import readable
 
 _APPLE = "Sachin Mehta and Mohammad Rastegari, Apple"
 AUTHORS = {  # of published weights
@@ -33,7 +34,7 @@ def describe_origin(
     """
     published_license = APPLE_LICENSE if weights in AUTHORS else NOT_STATED
     return {
-        "description": f"{title}, from {Path(model).name}",
+        "description": readable(f"{title}, from {Path(model).name}"),
         "author": AUTHORS.get(weights, NOT_STATED) if author is None else author,
         "license": published_license if license is None else license,
         "version": f"keras_mobilevit {keras_mobilevit.__version__}",
