@@ -101,7 +101,6 @@ def bare_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
 
     from train.config import TrainConfig
     from train.data.augment import random_crop_window
-    from train.data.images import resize
 
     crop_scale = TrainConfig().crop_scale
 
@@ -111,7 +110,8 @@ def bare_batches(settings: InputSettings, order: np.ndarray) -> Iterator:
         seed = tf.stack([tf.constant(0, tf.int64), position])
         window = random_crop_window(height, width, crop_scale, seed)
         image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
-        return resize(image, [settings.size] * 2)
+        image = tf.image.resize(image, [settings.size] * 2, antialias=True)
+        return tf.saturate_cast(tf.round(image), tf.uint8)
 
     files = tf.data.Dataset.from_tensor_slices(np.array(settings.files)[order])
     images = files.enumerate().map(load, num_parallel_calls=settings.threads)

@@ -124,7 +124,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")  # loads nothing in advance
         self._connection, other = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(other, self._log, candidate), daemon=True
+            target=_serve, args=(other, self._log, candidate)
         )
         try:
             with _environment({**DEFAULTS, **os.environ, **candidate.environment}):

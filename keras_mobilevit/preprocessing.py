@@ -67,33 +67,41 @@ def decode_predictions(preds: np.ndarray, top: int = 5) -> list:
         ) from error
 
 
-def center_crop(
-    image: Tensor, size: tuple[int, int], crop_fraction: float = CROP_FRACTION
+def center_window(
+    sides: Tensor, size: tuple[int, int], crop_fraction: float = CROP_FRACTION
 ) -> Tensor:
-    """Crops the center of an image `[height, width, channels]` to the ratio of `size`.
+    """Returns the center of an image that has the aspect of `size`.
 
-    The crop keeps `crop_fraction` of the image's side, the one that limits the crop. It
-    will be resized to `size`, (height, width).
+    The window keeps `crop_fraction` of the image's side, the one that limits the
+    window. It will be resized to `size`, (height, width).
+
+    Args:
+        sides: height and width of the image, integers `[2]`.
+        size: height and width after resizing.
+        crop_fraction: in (0, 1].
+
+    Returns:
+        Top, left, height and width, int32 `[4]`.
     """
-    height, width = (ops.cast(side, "float32") for side in ops.shape(image)[:2])
-    scale = crop_fraction * ops.minimum(height / size[0], width / size[1])
-    crop_height, crop_width = (
-        ops.maximum(1, ops.cast(ops.round(side * scale), "int32")) for side in size
-    )
-    top = (ops.cast(height, "int32") - crop_height) // 2
-    left = (ops.cast(width, "int32") - crop_width) // 2
-    return image[top : top + crop_height, left : left + crop_width]
+    sides = ops.convert_to_tensor(sides, "int32")
+    size = ops.convert_to_tensor(size, "float32")
+    scale = crop_fraction * ops.min(ops.cast(sides, "float32") / size)
+    window = ops.maximum(1, ops.cast(ops.round(size * scale), "int32"))
+    return ops.concatenate([(sides - window) // 2, window])
 
 
 def resize_and_center_crop(
     image: Tensor, size: tuple[int, int], crop_fraction: float = CROP_FRACTION
 ) -> Tensor:
-    """Crops the center as `center_crop` and resizes it: float32 `[*size, channels]`."""
+    """Resizes the window of `center_window` to float32 `[*size, channels]`."""
     # Cropping before resizing gives the same result and reads fewer pixels. Resizing is
     # antialiased, as by Pillow for timm. ml-cvnets 0.1, which trained the published
     # weights, did not antialias.
+    sides = ops.shape(image)[:2]
+    top, left, height, width = ops.unstack(center_window(sides, size, crop_fraction))
+    crop = image[top : top + height, left : left + width]
     return ops.image.resize(
-        ops.cast(center_crop(image, size, crop_fraction), "float32"),
+        ops.cast(crop, "float32"),
         size,
         interpolation="bilinear",
         antialias=True,

@@ -115,8 +115,8 @@ def _load_photo(crops: bool, example, size, crop_fraction: float) -> dict:
     """Loads the image of an example, without targets."""
     if crops:
         return {"image": decoding.center_crop(example, size, crop_fraction)}
-    image = decoding.decode(decoding.read(example))
-    return {"image": decoding.resize(image, size)}
+    picture = decoding.open_picture(decoding.read(example))
+    return {"image": decoding.crop_and_resize(picture, decoding.whole(picture), size)}
 
 
 def load_images(

@@ -125,14 +125,15 @@ MODES = {"gray": "L", "1 bit": "1"}
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
 def decode(encoded):
-    return images.decode(encoded), images.image_size(encoded)
+    return images.decode(encoded), images.open_picture(encoded).size
 
 
 @tf.function(
     input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([4], tf.int32)]
 )
 def decode_window(encoded, window):
-    return images.decode_window(encoded, window)
+    picture = images.open_picture(encoded)
+    return images.crop_and_resize(picture, window, window[2:])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -272,8 +273,11 @@ def test_the_reason_is_told_in_words(kind, message):
 def test_the_training_crops_as_predict_does(size, crop_fraction):
     content = KINDS["jpeg"]()
     found = images.center_crop({"encoded": content}, size, crop_fraction)
-    wanted = resize_and_center_crop(image_files.decode(content), size, crop_fraction)
-    np.testing.assert_array_equal(found, np.round(wanted))
+    image = image_files.decode(content)
+    wanted = np.round(resize_and_center_crop(image, size, crop_fraction))
+    # At the edge of a window of a JPEG, colors are interpolated from one side only.
+    np.testing.assert_array_equal(found[2:-2, 2:-2], wanted[2:-2, 2:-2])
+    assert np.abs(found.numpy().astype(int) - wanted).max() <= 2
 
 
 XMP = (

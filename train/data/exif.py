@@ -13,14 +13,26 @@ _SWAPS_SIDES = (5, 6, 7, 8)
 _FLIPS = ((3, 4, 7, 8), (2, 3, 6, 7))
 _TAG, _LONG = 0x0112, 4
 # The entry of an orientation other than 1, in either byte order, after the marker of
-# EXIF. Its segment has at most 2**16 bytes; color profiles may precede it.
+# EXIF.
 _TURNED = (
     r"(?s)\C*?Exif\x00\x00\C*"
     r"(\x12\x01[\x03\x04]\x00\x01\x00\x00\x00[\x02-\x08]"
     r"|\x01\x12\x00[\x03\x04]\x00\x00\x00\x01(\x00\x00)?\x00[\x02-\x08])\C*"
 )
 _BEFORE_TIFF = r"(?s)^\C*?Exif\x00\x00"
-_SEARCHED = 2**20
+# In nearly all photos that have EXIF data, these are the first segment, or the second
+# after the 18 bytes of JFIF. Elsewhere color profiles may precede them.
+_IS_FIRST = r"\C{6}(\C{18})?Exif\C*"
+_SEGMENT, _SEARCHED = 2**16, 2**20  # the most bytes of a segment, and of a search
+
+
+def _head(encoded) -> tf.Tensor:
+    """Returns the first bytes of a JPEG, in which its EXIF data are."""
+    start = tf.strings.substr(encoded, 0, 32)
+    # To search a megabyte takes a tenth of the time of a photo of 12 megapixels.
+    is_first = tf.strings.regex_full_match(start, _IS_FIRST)
+    searched = tf.where(is_first, _SEGMENT + 32, _SEARCHED)
+    return tf.strings.substr(encoded, 0, searched)
 
 
 def may_turn(encoded) -> tf.Tensor:
@@ -28,8 +40,7 @@ def may_turn(encoded) -> tf.Tensor:
 
     For nearly all photos the answer is no, and the directory need not be parsed.
     """
-    head = tf.strings.substr(encoded, 0, _SEARCHED)
-    return tf.strings.regex_full_match(head, _TURNED)
+    return tf.strings.regex_full_match(_head(encoded), _TURNED)
 
 
 def jpeg_orientation(encoded) -> tf.Tensor:
@@ -39,8 +50,9 @@ def jpeg_orientation(encoded) -> tf.Tensor:
     spends time on every operation of a branch even if it is not taken. To need few
     operations, this reads the fields of TIFF as 16-bit numbers.
     """
-    head = tf.strings.substr(encoded, 0, _SEARCHED)
-    tiff = tf.strings.regex_replace(head, _BEFORE_TIFF, "", replace_global=False)
+    tiff = tf.strings.regex_replace(
+        _head(encoded), _BEFORE_TIFF, "", replace_global=False
+    )
     is_little = tf.strings.substr(tiff, 0, 1) == b"I"
     tiff = tf.strings.substr(tiff, 0, 2**16)
     tiff = tf.strings.join([tiff, b"\0" * 8])  # missing bytes read as zeros

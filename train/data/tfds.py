@@ -129,6 +129,8 @@ def _image_size(encoded: tf.Tensor) -> tf.Tensor:
 
     The pipeline skips an unreadable image later.
     """
-    sizes = tf.data.Dataset.from_tensors(encoded).map(images.image_size)
+    sizes = tf.data.Dataset.from_tensors(encoded).map(
+        lambda content: images.open_picture(content).size
+    )
     sizes = sizes.ignore_errors().concatenate(tf.data.Dataset.from_tensors([1, 1]))
     return sizes.take(1).get_single_element()

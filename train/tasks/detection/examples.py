@@ -13,8 +13,8 @@ def train_example(example, size, seed, config: TrainConfig) -> dict[str, tf.Tens
 
     Crowds are not targets.
     """
-    encoded = images.read(example)
-    shape = tf.cast(images.image_size(encoded), tf.float32)  # height, width
+    picture = images.open_picture(images.read(example))
+    shape = tf.cast(picture.size, tf.float32)  # height, width
     seeds = tf.random.experimental.stateless_split(seed, 3)
     is_object = (example["classes"] >= 0) & ~example["is_crowd"]
     window = augment.random_crop(
@@ -29,7 +29,7 @@ def train_example(example, size, seed, config: TrainConfig) -> dict[str, tf.Tens
     left_top, sides = corners[0], tf.maximum(corners[1] - corners[0], 1.0)
     left_top = tf.minimum(left_top, shape[::-1] - sides)
     pixels = tf.cast(tf.concat([left_top[::-1], sides[::-1]], axis=0), tf.int32)
-    image = images.resize(images.decode_window(encoded, pixels), size)
+    image = images.crop_and_resize(picture, pixels, size, images.FAST)
     window = tf.concat([left_top, left_top + sides], axis=0) / tf.tile(shape[::-1], [2])
     boxes, is_object = augment.crop_boxes(example["boxes"], is_object, window)
     if config.flip:
@@ -42,7 +42,7 @@ def train_example(example, size, seed, config: TrainConfig) -> dict[str, tf.Tens
 
 def eval_example(example, size, crop_fraction: float) -> dict[str, tf.Tensor]:
     """Resizes the whole image, whatever its aspect; a crop would lose objects."""
-    image = images.decode(images.read(example))
-    shape = tf.shape(image)[:2]
+    picture = images.open_picture(images.read(example))
+    image = images.crop_and_resize(picture, images.whole(picture), size)
     targets = {key: example[key] for key in ("boxes", "classes", "is_crowd", "areas")}
-    return {"image": images.resize(image, size), "image_size": shape, **targets}
+    return {"image": image, "image_size": picture.size, **targets}

@@ -57,9 +57,11 @@ def _pad(values, placement: Placement, size, filler: int) -> tf.Tensor:
     return tf.ensure_shape(padded, [None, None, values.shape[-1]])
 
 
-def place_image(part, placement: Placement, size) -> tf.Tensor:
-    """Resizes a part of an image and places it on its crop; the rest is black."""
-    return _pad(images.resize(part, placement.size), placement, size, 0)
+def place_image(picture: images.Picture, placement: Placement, size) -> tf.Tensor:
+    """Decodes a part of an image and places it on its crop; the rest is black."""
+    window, part_size = placement.window, placement.size
+    part = images.crop_and_resize(picture, window, part_size, images.FAST)
+    return _pad(part, placement, size, 0)
 
 
 def place_mask(mask, placement: Placement, size) -> tf.Tensor:

@@ -11,14 +11,13 @@ from train.tasks.segmentation import augment
 
 def train_example(example, size, seed, config: TrainConfig) -> dict[str, tf.Tensor]:
     """Scales, crops and mirrors an image and its mask, and changes the colors."""
-    encoded = images.read(example)
+    picture = images.open_picture(images.read(example))
     # The second seed is unused, so that runs of earlier versions draw the same crops.
     seeds = tf.random.experimental.stateless_split(seed, 4)
     placement = augment.random_placement(
-        images.image_size(encoded), size, config.crop_scale, seeds[0]
+        picture.size, size, config.crop_scale, seeds[0]
     )
-    part = images.decode_window(encoded, placement.window)
-    image = augment.place_image(part, placement, size)
+    image = augment.place_image(picture, placement, size)
     mask = augment.place_mask(decode_mask(example["mask"]), placement, size)
     if config.flip:
         image, mask = augment.random_flip(image, mask, seeds[2])
@@ -39,7 +38,8 @@ def eval_example(example, size, crop_fraction: float) -> dict[str, tf.Tensor]:
     mask, image_size = augment.resize_mask(full_mask, size), tf.shape(full_mask)
     # One after the other: together, a large photo and its mask take much memory.
     with tf.control_dependencies([mask, image_size]):
-        image = images.resize(images.decode(images.read(example)), size)
+        picture = images.open_picture(images.read(example))
+        image = images.crop_and_resize(picture, images.whole(picture), size)
     return {
         "image": image,
         "mask": mask,
