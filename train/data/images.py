@@ -5,6 +5,7 @@ Every image is upright: the EXIF orientation is applied first.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +24,9 @@ _EXACT = "INTEGER_ACCURATE"
 _IMAGE = tf.TensorSpec([None, None, 3], tf.uint8)
 _JPEG, _TURNED_JPEG, _OTHER = range(3)  # kinds of images
 _RATIOS = (1, 2, 4, 8)  # of the decoder for JPEG
-# Reducing gaps: FAST for training, and PRECISE where the result shall be as without
-# one. At 3, the logits change less than between Pillow and TensorFlow.
-FAST, PRECISE = 1.25, 3.0
+# Reducing gaps. A decoder that shrinks makes logits differ as much as between Pillow and
+# TensorFlow, or up to several times more; training draws other crops anyway.
+FAST, EXACT = 1.25, math.inf
 
 
 def read(example: dict) -> tf.Tensor:
@@ -219,20 +220,20 @@ def decode(encoded) -> tf.Tensor:
 
 
 def crop_and_resize(
-    picture: Picture, window, size, reducing_gap: float = PRECISE
+    picture: Picture, window, size, reducing_gap: float = EXACT
 ) -> tf.Tensor:
     """Decodes one window of an image, and resizes it; its aspect may change.
 
     Of a JPEG, only what is needed is decoded: the window, and if it is much larger than
-    the result, only a half, a quarter or an eighth of its pixels in each direction.
+    the result, a half, a quarter or an eighth of its pixels in each direction.
 
     Args:
         picture: from `open_picture`.
         window: top, left, height and width in the upright image, int32 `[4]`.
         size: (height, width) of the result, in pixels.
-        reducing_gap: how many times larger than the result, in each direction, the
-            decoded window is at least, unless the window itself is smaller. The rest of
-            the way is antialiased. The same as `reducing_gap` in Pillow.
+        reducing_gap: the decoder shrinks the window as long as it stays so many times
+            larger than the result, in each direction; the rest of the way is
+            antialiased. The same as in Pillow. `EXACT`: the decoder does not shrink.
 
     Returns:
         uint8 `[*size, 3]`, RGB.
@@ -266,8 +267,7 @@ def train_example(example, size, seed, config) -> dict:
 def center_crop(example: dict, size, crop_fraction: float) -> tf.Tensor:
     """Returns the central part of an example's image, uint8 `[*size, 3]`.
 
-    The pixels are those of `resize_and_center_crop`, except that large photos are
-    decoded at a smaller size.
+    The pixels are those of `resize_and_center_crop`.
     """
     picture = open_picture(read(example))
     window = preprocessing.center_window(picture.size, size, crop_fraction)
