@@ -8,6 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from train.config import TrainConfig
+from train.distribution.inputs import receive
 from train.models import TrainState
 from train.tasks.task import Task
 
@@ -36,7 +37,7 @@ def as_float32(outputs: Any) -> Any:
 
 
 def as_numbers(sums: dict) -> dict[str, float]:
-    """Returns a step's sums as Python numbers."""
+    """Returns a step's sums as Python numbers; waits until a device has them."""
     return {name: float(value) for name, value in sums.items()}
 
 
@@ -63,7 +64,7 @@ def make_train_step(
 
     def steps(batches, learning_rates, ema_momentums, stop):
         results = [
-            one_step(batch, learning_rates[i], ema_momentums[i])
+            one_step(receive(batch), learning_rates[i], ema_momentums[i])
             for i, batch in enumerate(batches)
         ]
         sums = {key: tf.add_n([r[key] for r in results]) for key in results[0]}
@@ -199,6 +200,7 @@ def make_eval_step(task: Task, model, strategy: tf.distribute.Strategy) -> Calla
     """
 
     def one_step(batch, stop):
+        batch = receive(batch)
         images = tf.cast(batch["image"], tf.float32)
         outputs = as_float32(model(images, training=False))
         losses = batch["weight"] * task.validation_loss(batch, outputs)

@@ -126,12 +126,12 @@ def test_a_stopped_run_continues_within_the_epoch(steps, tmp_path, monkeypatch):
     source, calls = digits_source(), []
     after_step = CheckpointManager.after_step
 
-    def stopping(self, progress, shall_stop):
+    def stopping(self, progress, shall_stop, *settle):
         calls.append(progress.step)
         if steps == 2 and len(calls) == 2 or calls.count(progress.step) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
             assert self.stop.wait(10)
-        after_step(self, progress, shall_stop or self.stop.is_set())
+        after_step(self, progress, shall_stop or self.stop.is_set(), *settle)
 
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointManager, "after_step", stopping)

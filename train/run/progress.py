@@ -126,10 +126,20 @@ class CheckpointManager:
         """Returns 1.0 after a request to stop, else 0.0; the workers exchange it."""
         return float(self.stop.is_set())
 
-    def after_step(self, progress: Progress, shall_stop: bool) -> None:
-        """Saves if it is time. If all workers stop, saves and raises `Preempted`."""
+    def after_step(
+        self,
+        progress: Progress,
+        shall_stop: bool,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Saves if it is time. If all workers stop, saves and raises `Preempted`.
+
+        Before, `settle` brings the progress up to the steps that the weights have
+        taken; it raises an exception if they have diverged.
+        """
         if not shall_stop and time.monotonic() - self.saved < self.seconds:
             return
+        settle()
         self.save(progress)
         self.saved = time.monotonic()
         if shall_stop:
