@@ -2,18 +2,23 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from train.distribution import devices, strategies
+from train.run.progress import PREEMPTED
 from train.run.workdir import CHECKPOINT
 
 ROOT = Path(__file__).parents[2]
@@ -162,6 +167,46 @@ def test_two_workers_and_two_devices_are_as_one(network, one_device, tmp_path):
     assert_same_run(expected, tmp_path / "workers")
     finish(start(tmp_path / "devices", network, 2))
     assert_same_run(expected, tmp_path / "devices")
+
+
+def train_with(workdir: Path, tf_configs: list[str]) -> list[subprocess.Popen]:
+    """Trains the digits on some workers, with a checkpoint after each step."""
+    flags = (
+        "--data=digits --sizes=32,48 --base_size=32 --batch_size=200 --epochs=1 "
+        "--eval_size=32 --warmup_steps=4 --save_minutes=0 --deterministic"
+    ).split()
+    command = ["train.main", *flags, f"--workdir={workdir}"]
+    return [start_module(*command, tf_config=config) for config in tf_configs]
+
+
+def end_of(processes) -> list[tuple[int, str]]:
+    outputs = [process.communicate(timeout=1200)[0] for process in processes]
+    return [(p.returncode, text) for p, text in zip(processes, outputs)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_workers_that_are_asked_to_stop_continue_with_the_same_bits(asked, tmp_path):
+    """The chief saves each step, so it reads who is asked earlier than the other."""
+    stopped, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
+    workers = train_with(stopped, tf_configs(2))
+    while not (stopped / CHECKPOINT).exists() and workers[0].poll() is None:
+        time.sleep(0.01)
+    workers[asked].send_signal(signal.SIGTERM)
+    (code, text), (other, other_text) = end_of(workers)
+    assert code == other == PREEMPTED, text + other_text
+    steps = [re.findall(r"after step (\d+), and saved", t) for t in (text, other_text)]
+    assert steps[0] == steps[1] and len(steps[0]) == 1, steps
+    with safe_open(stopped / CHECKPOINT, framework="numpy") as file:
+        progress = json.loads(file.metadata()["progress"])
+    assert progress["step"] == progress["epoch_step"] == int(steps[0][0])
+
+    for workdir in (stopped, undisturbed):
+        finish(*train_with(workdir, tf_configs(2)))
+    found, expected = (load_file(run / CHECKPOINT) for run in (stopped, undisturbed))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 def evaluated(tf_configs=("",), devices: int = 1) -> list[dict]:

@@ -124,11 +124,14 @@ def test_an_epoch_that_was_stopped_counts_every_image_once():
 def test_a_stopped_run_continues_within_the_epoch(steps, tmp_path, monkeypatch):
     """Stopped after two steps, or while the epoch is evaluated."""
     source, calls = digits_source(), []
+    shapes = sampler.batch_shapes(CONFIG.sizes, CONFIG.base_size, CONFIG.batch_size)
+    count = source.num_examples["train"]
+    schedule = sampler.epoch_schedule(shapes, count, 0, CONFIG.seed)
     after_step = CheckpointManager.after_step
 
     def stopping(self, progress, shall_stop, *settle):
         calls.append(progress.step)
-        if steps == 2 and len(calls) == 2 or calls.count(progress.step) == 2:
+        if len(calls) == (2 if steps == 2 else len(schedule) + 1):
             os.kill(os.getpid(), signal.SIGTERM)
             assert self.stop.wait(10)
         after_step(self, progress, shall_stop or self.stop.is_set(), *settle)
@@ -141,9 +144,7 @@ def test_a_stopped_run_continues_within_the_epoch(steps, tmp_path, monkeypatch):
     groups_before = checkpoint(tmp_path)
 
     (record,) = loop.train_and_evaluate(CLASSIFICATION, CONFIG, source, tmp_path)
-    count = source.num_examples["train"]
-    shapes = sampler.batch_shapes(CONFIG.sizes, CONFIG.base_size, CONFIG.batch_size)
-    assert record["step"] == len(sampler.epoch_schedule(shapes, count, 0, CONFIG.seed))
+    assert record["step"] == len(schedule)
     assert record["epoch"] == 1 and record["skipped_train"] == 0
     assert record["images_per_second"] * record["epoch_seconds"] == pytest.approx(count)
     weights = next(name for name in groups_before if name.startswith("model/"))
