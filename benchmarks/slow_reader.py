@@ -5,7 +5,7 @@ Example:
 
 The loop of `train/loop.py` trains MobileViT-XXS on the digits. The steps run in a
 thread of their own, as on an accelerator, since TensorFlow computes without Python's
-lock; after each of them Python has --work seconds of other work. `at once` reads the
+lock; before each of them Python has --work seconds of other work. `at once` reads the
 sums of each step before it queues the next one, `later` is what training does. Both
 take turns; the table has the median of the seconds per step.
 """
@@ -45,12 +45,15 @@ class _Later:
         return float(self._sums.result()[self._name])
 
 
-def _in_thread(step: Callable, pool: concurrent.futures.Executor) -> Callable:
-    """Lets a training step return at once, and run after those before it."""
+def _in_thread(
+    step: Callable, pool: concurrent.futures.Executor, work: float
+) -> Callable:
+    """Queues a training step behind those before it, after `work` seconds of Python."""
 
     def queue(*arguments) -> dict[str, _Later]:
+        time.sleep(work)
         sums = pool.submit(step, *arguments)
-        names = ("loss", "count", "not_finite", "stop")
+        names = ("loss", "count", "not_finite", "request")
         return {name: _Later(sums, name) for name in names}
 
     return queue
@@ -59,7 +62,7 @@ def _in_thread(step: Callable, pool: concurrent.futures.Executor) -> Callable:
 def make_epoch() -> Callable[[int | None, float], float]:
     """Makes the function that trains an epoch, and returns the seconds per step.
 
-    It takes a lag, see `LAGS`, and the seconds of Python's work after each step.
+    It takes a lag, see `LAGS`, and the seconds of Python's work before each step.
     """
     with quiet_libraries():
         import tensorflow as tf
@@ -86,14 +89,9 @@ def make_epoch() -> Callable[[int | None, float], float]:
 
     def epoch(lag: int | None, work: float) -> float:
         loop.LAG = training_lag if lag is None else lag
-
-        class Manager(CheckpointManager):
-            def after_step(self, *_) -> None:
-                time.sleep(work)
-
-        manager = Manager(lambda _: None, math.inf, threading.Event())
+        manager = CheckpointManager(lambda _: None, math.inf, threading.Event())
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            queue = _in_thread(step, pool)
+            queue = _in_thread(step, pool, work)
             record = loop.train_epoch(run, queue, Progress(), manager)
         return record["epoch_seconds"] / STEPS
 
@@ -122,7 +120,7 @@ def main(argv: list[str]) -> None:
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_list("work", "0,0.1,0.2", "Seconds of Python's work after a step.")
+    flags.DEFINE_list("work", "0,0.1,0.2", "Seconds of Python's work before a step.")
     flags.DEFINE_integer("rounds", 3, "Turns of each.", lower_bound=1)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +29,7 @@ from train.models import TrainState
 from train.run.checkpoint import save_checkpoint, save_model
 from train.run.lock import only_training
 from train.run.pictures import make_drawing
-from train.run.progress import CheckpointManager, Progress, stop_on_sigterm
+from train.run.progress import STOP, CheckpointManager, Progress, stop_on_sigterm
 from train.run.records import RecordWriter
 from train.run.start import Run, start_or_continue
 from train.run.workdir import BEST_MODEL, check_workdir, prepare_workdir
@@ -47,7 +46,6 @@ LAG = 2
 class _Call:
     """A queued call of the training step; nothing of it has been read."""
 
-    number: int  # among the calls of the epoch, since the run continued
     steps: range  # of the run
     shape: BatchShape
     rate: float  # of the last step
@@ -65,10 +63,12 @@ def train_epoch(
         in_flight = InFlight(reader.read, LAG)
         for call in _queue_calls(run, train_step, progress, manager, unreadable):
             in_flight.push(call)
-            shall_stop = call.number >= reader.last_call
-            if not has_workers(run.strategy):  # nobody else has to know
-                shall_stop = manager.stop_requested() > 0
-            manager.after_step(progress, shall_stop, in_flight.drain)
+            if not has_workers(run.strategy):  # which learn it from the sums
+                reader.requested = manager.request()
+            if reader.requested:
+                in_flight.drain()
+                manager.checkpoint(progress, reader.requested >= STOP)
+                reader.requested = 0.0
         in_flight.drain()
     if not progress.seen:
         refuse_nothing_read(run.source, "train", unreadable.names)
@@ -128,7 +128,7 @@ def _queue_calls(
     counts = data.steps_of_calls(shapes, config.steps_per_execution)
     first_steps = np.cumsum([0, *counts]).tolist()
     done = progress.step
-    for number, (first, count) in enumerate(zip(first_steps, counts)):
+    for first, count in zip(first_steps, counts):
         batches = [next(iterator) for _ in range(count)]
         taken = [unreadable.take(batch) for batch in batches]
         steps = range(done + first, done + first + count)
@@ -138,22 +138,24 @@ def _queue_calls(
             tuple(batches),
             tf.constant(rates),
             tf.constant(ema_momentums),
-            tf.constant(manager.stop_requested()),
+            tf.constant(manager.request()),
         )
-        yield _Call(number, steps, shapes[first], rates[-1], sums, taken)
+        yield _Call(steps, shapes[first], rates[-1], sums, taken)
 
 
 class _CallReader:
     """Adds what queued calls return to the progress of the run.
 
+    All workers read the same calls between the same two steps. So they answer the
+    requests in these calls together, and a run that has diverged ends on all of them.
+
     Attributes:
-        last_call: number of the call after which all workers stop. It is a fixed number
-            of calls after the one whose sums said so, since a worker that saves reads
-            its sums earlier than the others.
+        requested: the largest request, see `train.run.progress`; it is set to 0 when it
+            is answered.
     """
 
     def __init__(self, progress: Progress, unreadable: UnreadableLog, bar: tqdm):
-        self.last_call = math.inf
+        self.requested = 0.0
         self._progress, self._unreadable, self._bar = progress, unreadable, bar
         self._start = time.perf_counter() - progress.seconds
 
@@ -167,8 +169,7 @@ class _CallReader:
         mean_loss = sums["loss"] / max(sums["count"], 1)
         bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
         bar.update(round(sums["count"]))
-        if sums["stop"] > 0:
-            self.last_call = min(self.last_call, call.number + LAG)
+        self.requested = max(self.requested, sums["request"])
 
 
 def _progress_bar(run: Run, progress: Progress) -> tqdm:
@@ -207,10 +208,12 @@ def validate(
     inputs = EvalInputs(config.eval_size, config.eval_crop, replicas * part)
 
     def step(batch: dict) -> EvalResult:
-        return eval_step(batch, tf.constant(manager.stop_requested()))
+        return eval_step(batch, tf.constant(manager.request()))
 
     def after_batch(sums: dict[str, float]) -> None:
-        manager.after_step(progress, sums["stop"] > 0)
+        shall_stop = sums["request"] >= STOP
+        if shall_stop or manager.is_time():
+            manager.checkpoint(progress, shall_stop)
 
     found = evaluate(run.task, step, run.source, inputs, run.strategy, after_batch)
     skipped = run.source.num_examples["validation"] - found.seen

@@ -19,7 +19,7 @@ from train.data.registry import load_source
 from train.data.source import indexed_source
 from train.evaluation import evaluate
 from train.in_flight import InFlight
-from train.run.progress import CheckpointManager, Preempted, Progress
+from train.run.progress import STOP, CheckpointManager, Preempted, Progress
 from train.step import EvalResult
 from train.tasks.classification.task import CLASSIFICATION
 
@@ -80,7 +80,7 @@ class FakeStep:
     events: list = dataclasses.field(default_factory=list)
     count: int = 0
 
-    def __call__(self, batches, rates, ema_momentums, stop) -> dict:
+    def __call__(self, batches, rates, ema_momentums, request) -> dict:
         step, self.count = self.count, self.count + 1
         self.events.append(("queue", step))
         if step == self.asked_at:
@@ -92,7 +92,7 @@ class FakeStep:
             ),
             "count": sum(tf.reduce_sum(batch["weight"]) for batch in batches),
             "not_finite": 0.0,
-            "stop": float(step == self.stops_at) + float(stop),
+            "request": STOP * (step == self.stops_at) + float(request),
         }
 
     def save(self, progress: Progress) -> None:
@@ -198,26 +198,43 @@ def test_a_process_alone_stops_at_once(digits):
     assert step.saved == [7] and progress.seen == 7 * BATCH
 
 
-def test_workers_stop_after_the_same_step(digits, monkeypatch):
-    """Also the one that saves, which knows earlier, and the one that was asked."""
+@pytest.fixture
+def as_worker(monkeypatch):
+    """Lets the loop run as one of several workers, which know the others' requests."""
     monkeypatch.setattr(loop, "has_workers", lambda strategy: True)
-    for seconds in (0.0, math.inf):
-        step = FakeStep(stops_at=4)
-        with pytest.raises(Preempted, match=f"after step {5 + loop.LAG}, and saved"):
-            train(digits, step, saving(step, seconds))
-        assert step.saved[-1] == step.count == 5 + loop.LAG
 
-    asked = FakeStep(asked_at=3)  # so the step 4 is the first that tells the others
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_workers_stop_after_the_same_step(digits, as_worker, is_asked):
+    """The one that is asked to stop, and the one that hears of it in the sums."""
+    step = FakeStep(asked_at=3) if is_asked else FakeStep(stops_at=4)
     with pytest.raises(Preempted, match=f"after step {5 + loop.LAG}, and saved"):
-        train(digits, asked, saving(asked, math.inf, asked.asked))
+        train(digits, step, saving(step, math.inf, step.asked))
+    assert step.saved == [step.count] == [5 + loop.LAG]
 
 
-def test_workers_that_hear_of_it_too_late_evaluate_first(digits, monkeypatch):
-    monkeypatch.setattr(loop, "has_workers", lambda strategy: True)
+def test_workers_save_together_and_stop_with_the_next_checkpoint(digits, as_worker):
+    """Who wants to save asks the others, so all of them read the same calls."""
+    step = FakeStep()
+    train(digits, step, saving(step, 0.0))
+    assert step.saved == list(range(1 + loop.LAG, STEPS + 1, 1 + loop.LAG))
+    step = FakeStep(stops_at=4)
+    with pytest.raises(Preempted, match="after step 6, and saved"):
+        train(digits, step, saving(step, 0.0))
+    assert step.saved == [3, 6]
+
+
+def test_workers_that_hear_of_it_too_late_evaluate_first(digits, as_worker):
+    record = train(digits, FakeStep(stops_at=STEPS - loop.LAG))
+    assert record["step"] == STEPS
+
+
+def test_workers_that_diverge_end_after_the_same_step(digits, as_worker):
     for seconds in (0.0, math.inf):
-        step = FakeStep(stops_at=STEPS - loop.LAG)
-        record = train(digits, step, saving(step, seconds))
-        assert record["step"] == STEPS
+        step = FakeStep(diverges_at=4)
+        with pytest.raises(FloatingPointError, match="step 5 of"):
+            train(digits, step, saving(step, seconds))
+        assert not step.saved or max(step.saved) < 5
 
 
 class Device:

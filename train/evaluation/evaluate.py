@@ -92,7 +92,7 @@ def evaluate(
     means = {
         name: value / seen
         for name, value in totals.items()
-        if name not in ("count", "stop")
+        if name not in ("count", "request")
     }
     found = statistics.total()
     metrics = {**means, **task.score(source.class_names, found)}

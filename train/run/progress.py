@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 
 from absl import logging
 
+# What a worker asks all of them for; they exchange the sum. Even those that all
+# replicas ask for together are no `STOP`.
+STOP, SAVE = 1.0, 2.0**-20
 # Exit code of a preempted run: EX_TEMPFAIL of sysexits.h, "try again".
 PREEMPTED = 75
 
@@ -122,24 +125,21 @@ class CheckpointManager:
     stop: threading.Event
     saved: float = dataclasses.field(default_factory=time.monotonic)
 
-    def stop_requested(self) -> float:
-        """Returns 1.0 after a request to stop, else 0.0; the workers exchange it."""
-        return float(self.stop.is_set())
+    def request(self) -> float:
+        """Returns what this worker asks for: `STOP`, `SAVE` if it is time, or 0."""
+        if self.stop.is_set():
+            return STOP
+        return SAVE if self.is_time() else 0.0
 
-    def after_step(
-        self,
-        progress: Progress,
-        shall_stop: bool,
-        settle: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Saves if it is time. If all workers stop, saves and raises `Preempted`.
+    def is_time(self) -> bool:
+        """Tells whether the last checkpoint is old enough for the next one."""
+        return time.monotonic() - self.saved >= self.seconds
 
-        Before, `settle` brings the progress up to the steps that the weights have
-        taken; it raises an exception if they have diverged.
+    def checkpoint(self, progress: Progress, shall_stop: bool) -> None:
+        """Saves, and raises `Preempted` if all workers stop.
+
+        The progress must be that of the weights: nothing may be in flight.
         """
-        if not shall_stop and time.monotonic() - self.saved < self.seconds:
-            return
-        settle()
         self.save(progress)
         self.saved = time.monotonic()
         if shall_stop:
