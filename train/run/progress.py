@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 from absl import logging
 
-# What a worker asks all of them for; they exchange the sum. Even those that all
-# replicas ask for together are no `STOP`.
+# Requests of a worker. All workers get the sum over their replicas, in which even many
+# `SAVE` stay below a `STOP`.
 STOP, SAVE = 1.0, 2.0**-20
 # Exit code of a preempted run: EX_TEMPFAIL of sysexits.h, "try again".
 PREEMPTED = 75
