@@ -139,8 +139,8 @@ def load_images(
     rows, bad = [], []
     batches = eval_batches(source, split, size, BATCH_SIZE, crop_fraction, load=load)
     for batch in batches:
-        bad += unreadable(batch)
-        del batch["id"]
+        bad += unreadable(source, split, batch)
+        del batch["index"]
         readable = batch.pop("weight").numpy() > 0
         rows.append({name: x.numpy()[readable] for name, x in batch.items()})
     targets = join(rows)

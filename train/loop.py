@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,13 +22,14 @@ from train.data.sampler import BatchShape
 from train.data.source import Source
 from train.data.unreadable import refuse_nothing_read
 from train.distribution.inputs import UnreadableLog, distribute
-from train.distribution.strategies import is_chief
+from train.distribution.strategies import has_workers, is_chief
 from train.evaluation.evaluate import EvalInputs, evaluate
+from train.in_flight import InFlight
 from train.models import TrainState
 from train.run.checkpoint import save_checkpoint, save_model
 from train.run.lock import only_training
 from train.run.pictures import make_drawing
-from train.run.progress import CheckpointManager, Progress, stop_on_sigterm
+from train.run.progress import STOP, CheckpointManager, Progress, stop_on_sigterm
 from train.run.records import RecordWriter
 from train.run.start import Run, start_or_continue
 from train.run.workdir import BEST_MODEL, check_workdir, prepare_workdir
@@ -35,31 +37,39 @@ from train.step import EvalResult, as_numbers, make_eval_step, make_train_step
 from train.tasks.task import Task
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
+# Calls that are queued before the results of an earlier one are read: one that the
+# device computes, and one that it begins with while Python works.
+LAG = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A queued call of the training step; nothing of it has been read."""
+
+    steps: range  # of the run
+    shape: BatchShape
+    rate: float  # of the last step
+    sums: dict[str, Any]
+    taken: list[dict]  # by `UnreadableLog.take`, of each batch
 
 
 def train_epoch(
     run: Run, train_step: Callable, progress: Progress, manager: CheckpointManager
 ) -> dict:
     """Trains on the rest of an epoch, and returns its record."""
-    config, strategy = run.config, run.strategy
-    schedule = _epoch_schedule(run, progress.epoch)
-    iterator = iter(_train_batches(run, schedule, progress))
-    unreadable = UnreadableLog()
-    start = time.perf_counter() - progress.seconds
-    rest = schedule[progress.epoch_step :]
+    unreadable = UnreadableLog(run.source, "train", run.strategy)
     with _progress_bar(run, progress) as bar:
-        for count in data.steps_of_calls(rest, config.steps_per_execution):
-            batches = [
-                unreadable.take_names(strategy, next(iterator)) for _ in range(count)
-            ]
-            shape = schedule[progress.epoch_step]
-            stop = manager.stop_requested()
-            sums = _run_call(config, train_step, batches, progress, stop, shape)
-            progress.add(count, sums, time.perf_counter() - start)
-            mean_loss = sums["loss"] / max(sums["count"], 1)
-            bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
-            bar.update(round(sums["count"]))
-            manager.after_step(progress, sums["stop"] > 0)
+        reader = _CallReader(progress, unreadable, bar)
+        in_flight = InFlight(reader.read, LAG)
+        for call in _queue_calls(run, train_step, progress, manager, unreadable):
+            in_flight.push(call)
+            if not has_workers(run.strategy):  # which learn it from the sums
+                reader.requested = manager.request()
+            if reader.requested:
+                in_flight.drain()
+                manager.checkpoint(progress, reader.requested >= STOP)
+                reader.requested = 0.0
+        in_flight.drain()
     if not progress.seen:
         refuse_nothing_read(run.source, "train", unreadable.names)
     last_step = progress.step - 1
@@ -67,7 +77,7 @@ def train_epoch(
         "step": progress.step,
         "skipped_train": run.source.num_examples["train"] - progress.seen,
         "train_loss": progress.loss / progress.seen,
-        "learning_rate": schedules.learning_rate(config, last_step, progress.epoch),
+        "learning_rate": schedules.learning_rate(run.config, last_step, progress.epoch),
         "images_per_second": progress.seen / progress.seconds,
         "epoch_seconds": progress.seconds,
     }
@@ -100,28 +110,66 @@ def _train_batches(run: Run, schedule: list[BatchShape], progress: Progress):
     )
 
 
-def _run_call(
-    config: TrainConfig,
+def _queue_calls(
+    run: Run,
     train_step: Callable,
-    batches: list[dict],
     progress: Progress,
-    stop: float,
-    shape: BatchShape,
-) -> dict[str, float]:
-    """Trains one step on each of some batches of one shape; returns the sums."""
-    steps = range(progress.step, progress.step + len(batches))
-    rates = [schedules.learning_rate(config, step, progress.epoch) for step in steps]
-    ema_momentums = [schedules.ema_momentum(config, step) for step in steps]
-    sums = as_numbers(
-        train_step(
+    manager: CheckpointManager,
+    unreadable: UnreadableLog,
+) -> Iterator[_Call]:
+    """Queues the calls of the rest of an epoch, each when it is asked for.
+
+    A call trains one step on each of some batches of one shape. `progress` may lag.
+    """
+    config, epoch = run.config, progress.epoch
+    schedule = _epoch_schedule(run, epoch)
+    iterator = iter(_train_batches(run, schedule, progress))
+    shapes = schedule[progress.epoch_step :]
+    counts = data.steps_of_calls(shapes, config.steps_per_execution)
+    first_steps = np.cumsum([0, *counts]).tolist()
+    done = progress.step
+    for first, count in zip(first_steps, counts):
+        batches = [next(iterator) for _ in range(count)]
+        taken = [unreadable.take(batch) for batch in batches]
+        steps = range(done + first, done + first + count)
+        rates = [schedules.learning_rate(config, step, epoch) for step in steps]
+        ema_momentums = [schedules.ema_momentum(config, step) for step in steps]
+        sums = train_step(
             tuple(batches),
             tf.constant(rates),
             tf.constant(ema_momentums),
-            tf.constant(stop),
+            tf.constant(manager.request()),
         )
-    )
-    _refuse_divergence(sums, steps, progress.epoch, rates[-1], shape)
-    return sums
+        yield _Call(steps, shapes[first], rates[-1], sums, taken)
+
+
+class _CallReader:
+    """Adds what queued calls return to the progress of the run.
+
+    All workers read the same calls between the same two steps. So they answer the
+    requests in these calls together, and a run that has diverged ends on all of them.
+
+    Attributes:
+        requested: the largest request, see `train.run.progress`; it is set to 0 when it
+            is answered.
+    """
+
+    def __init__(self, progress: Progress, unreadable: UnreadableLog, bar: tqdm):
+        self.requested = 0.0
+        self._progress, self._unreadable, self._bar = progress, unreadable, bar
+        self._start = time.perf_counter() - progress.seconds
+
+    def read(self, call: _Call) -> None:
+        """Reads a call; raises a `FloatingPointError` if the run has diverged."""
+        sums, progress, bar = as_numbers(call.sums), self._progress, self._bar
+        _refuse_divergence(sums, call.steps, progress.epoch, call.rate, call.shape)
+        for taken in call.taken:
+            self._unreadable.read(taken)
+        progress.add(len(call.steps), sums, time.perf_counter() - self._start)
+        mean_loss = sums["loss"] / max(sums["count"], 1)
+        bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
+        bar.update(round(sums["count"]))
+        self.requested = max(self.requested, sums["request"])
 
 
 def _progress_bar(run: Run, progress: Progress) -> tqdm:
@@ -160,10 +208,12 @@ def validate(
     inputs = EvalInputs(config.eval_size, config.eval_crop, replicas * part)
 
     def step(batch: dict) -> EvalResult:
-        return eval_step(batch, tf.constant(manager.stop_requested()))
+        return eval_step(batch, tf.constant(manager.request()))
 
     def after_batch(sums: dict[str, float]) -> None:
-        manager.after_step(progress, sums["stop"] > 0)
+        shall_stop = sums["request"] >= STOP
+        if shall_stop or manager.is_time():
+            manager.checkpoint(progress, shall_stop)
 
     found = evaluate(run.task, step, run.source, inputs, run.strategy, after_batch)
     skipped = run.source.num_examples["validation"] - found.seen

@@ -8,6 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from train.config import TrainConfig
+from train.distribution.inputs import receive
 from train.models import TrainState
 from train.tasks.task import Task
 
@@ -36,7 +37,7 @@ def as_float32(outputs: Any) -> Any:
 
 
 def as_numbers(sums: dict) -> dict[str, float]:
-    """Returns a step's sums as Python numbers."""
+    """Returns a step's sums as Python numbers; waits until a device has them."""
     return {name: float(value) for name, value in sums.items()}
 
 
@@ -57,22 +58,23 @@ def make_train_step(
     - `loss`: weighted sum of the examples' losses
     - `count`: number of the examples with a weight
     - `not_finite`: steps and replicas whose loss or gradients are NaN or infinite
-    - `stop`: the number; it tells every worker when one was asked to stop
+    - `request`: of the number; it tells every worker what one of them asks for, see
+      `train.run.progress`
     """
     one_step = _one_step(task, config, state, strategy.num_replicas_in_sync)
 
-    def steps(batches, learning_rates, ema_momentums, stop):
+    def steps(batches, learning_rates, ema_momentums, request):
         results = [
-            one_step(batch, learning_rates[i], ema_momentums[i])
+            one_step(receive(batch), learning_rates[i], ema_momentums[i])
             for i, batch in enumerate(batches)
         ]
         sums = {key: tf.add_n([r[key] for r in results]) for key in results[0]}
-        return {**sums, "stop": tf.identity(stop)}
+        return {**sums, "request": tf.identity(request)}
 
     @_function(jit_compile=jit_compile)
-    def train_step(batches, learning_rates, ema_momentums, stop):
+    def train_step(batches, learning_rates, ema_momentums, request):
         _log_compilation(strategy, batches[0])  # runs only while the step is traced
-        sums = strategy.run(steps, (batches, learning_rates, ema_momentums, stop))
+        sums = strategy.run(steps, (batches, learning_rates, ema_momentums, request))
         return _sum_over_replicas(strategy, sums)
 
     return train_step
@@ -194,18 +196,19 @@ def make_eval_step(task: Task, model, strategy: tf.distribute.Strategy) -> Calla
     """Makes the function from a batch and a number to an `EvalResult`.
 
     Its sums over all replicas are `loss` (times the examples' weights), and `count` and
-    `stop` as in `make_train_step`. Predictions and targets stay on their replica if the
-    task's statistics are summable, else each worker gets those of all replicas.
+    `request` as in `make_train_step`. Predictions and targets stay on their replica if
+    the task's statistics are summable, else each worker gets those of all replicas.
     """
 
-    def one_step(batch, stop):
+    def one_step(batch, request):
+        batch = receive(batch)
         images = tf.cast(batch["image"], tf.float32)
         outputs = as_float32(model(images, training=False))
         losses = batch["weight"] * task.validation_loss(batch, outputs)
         sums = {
             "loss": tf.reduce_sum(losses),
             "count": tf.reduce_sum(batch["weight"]),
-            "stop": tf.identity(stop),
+            "request": tf.identity(request),
         }
         targets = {
             name: _as_numeric(value) for name, value in batch.items() if name != "image"
@@ -216,8 +219,8 @@ def make_eval_step(task: Task, model, strategy: tf.distribute.Strategy) -> Calla
         return {name: strategy.gather(value, axis=0) for name, value in values.items()}
 
     @_function
-    def eval_step(batch, stop):
-        sums, predictions, targets = strategy.run(one_step, (batch, stop))
+    def eval_step(batch, request):
+        sums, predictions, targets = strategy.run(one_step, (batch, request))
         if not task.summable:
             predictions, targets = gathered(predictions), gathered(targets)
         return EvalResult(_sum_over_replicas(strategy, sums), predictions, targets)

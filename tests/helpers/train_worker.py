@@ -1,10 +1,11 @@
 """Trains on the digits in a process of its own, as one of several workers or devices.
 
-    python -m tests.helpers.train_worker WORKDIR NETWORK DEVICES STEPS
+    python -m tests.helpers.train_worker WORKDIR NETWORK DEVICES STEPS [SAVE_SECONDS]
 
 NETWORK is `small` or a variant, without dropout, which no two numbers of devices draw
 alike; DEVICES is the number of logical CPUs. Workers come from `TF_CONFIG`. The chief
-writes `losses.json`, the loss of each step, into WORKDIR.
+writes `losses.json`, the loss of each step, into WORKDIR. With SAVE_SECONDS between two
+checkpoints the run is deterministic.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
+import keras
 import tensorflow as tf
 
 from tests.helpers.networks import build_network, build_without_dropout
@@ -61,7 +63,13 @@ def digits_for(steps: int):
     return indexed_source(source.name, source.class_names, columns)
 
 
-def main(workdir: str, network: str, devices: str, steps: str) -> None:
+def main(
+    workdir: str, network: str, devices: str, steps: str, save_seconds: str = ""
+) -> None:
+    if save_seconds:
+        keras.utils.set_random_seed(0)
+        tf.config.experimental.enable_op_determinism()
+    seconds = float(save_seconds or loop.SAVE_SECONDS)
     strategy = make_devices(int(devices))
     small = functools.partial(build_network, dropout=0.0)
     build = small if network == "small" else build_without_dropout
@@ -78,7 +86,7 @@ def main(workdir: str, network: str, devices: str, steps: str) -> None:
 
     loop.as_numbers = recorded
     source = digits_for(int(steps))
-    loop.train_and_evaluate(task, config, source, workdir, strategy=strategy)
+    loop.train_and_evaluate(task, config, source, workdir, seconds, strategy)
     if is_chief(strategy):
         (Path(workdir) / "losses.json").write_text(json.dumps(losses))
 

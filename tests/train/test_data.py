@@ -42,10 +42,10 @@ def test_an_epoch_has_every_example_once_in_scheduled_shapes(digits, first_pass)
     for batch, shape in zip(batches, schedule):
         assert batch["image"].dtype == np.uint8
         assert batch["label"].dtype == np.int32
-        assert len(batch["label"]) == len(batch["id"]) == shape.batch
+        assert len(batch["label"]) == len(batch["index"]) == shape.batch
 
     order = listed(digits, "train", data.shuffle_seed(CONFIG, 0))
-    assert weighed(batches, "id").tolist() == [example["id"] for example in order]
+    assert weighed(batches, "index").tolist() == [example["index"] for example in order]
     labels = [example["label"] for example in order]
     np.testing.assert_array_equal(weighed(batches, "label"), labels)
 
@@ -56,7 +56,7 @@ def test_an_epoch_has_every_example_once_in_scheduled_shapes(digits, first_pass)
     size = schedule[-1].batch
     assert 0 < count < size
     np.testing.assert_array_equal(last["weight"], np.arange(size) < count)
-    assert set(last["id"][count:]) == {b""}
+    assert set(last["index"][count:]) == {-1}
     np.testing.assert_array_equal(last["label"][count:], labels[: size - count])
 
 
@@ -72,7 +72,7 @@ def test_passes_are_equal_and_epochs_differ(digits, first_pass):
 @pytest.mark.parametrize("seed", [2148, 2**31])
 def test_large_seeds(digits, seed):
     config = dataclasses.replace(CONFIG, seed=seed)
-    assert len(weighed(train_batches(digits, config), "id")) == 1437
+    assert len(weighed(train_batches(digits, config), "index")) == 1437
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_a_batch_that_replicas_cannot_share(digits):
 def test_evaluation_has_every_example_once_in_order(digits, split):
     batches = list(data.eval_batches(digits, split, 32, 100, 1.0).as_numpy_iterator())
     assert {batch["image"].shape for batch in batches} == {(100, 32, 32, 3)}
-    ids = [example["id"] for example in listed(digits, split)]
-    assert weighed(batches, "id").tolist() == ids
+    count = digits.num_examples[split]
+    assert weighed(batches, "index").tolist() == list(range(count))
     labels = [example["label"] for example in listed(digits, split)]
     np.testing.assert_array_equal(weighed(batches, "label"), labels)
 
@@ -192,18 +192,18 @@ def mixed_folder(tmp_path_factory):
     return load_source("classification", f"folder:{path}"), colors
 
 
-def file_name(identity: bytes) -> str:
-    return identity.decode().split("/")[-1]
-
-
-def assert_decoded(batches, colors):
+def assert_decoded(source, split, batches, colors):
     """Checks the colors of what was decoded, and the names of what was not."""
-    seen = [file_name(identity) for identity in weighed(batches, "id")]
+
+    def file_names(indices) -> list[str]:
+        names = [source.name_of(split, index) for index in indices if index >= 0]
+        return [name.split("/")[-1] for name in names]
+
+    seen = file_names(weighed(batches, "index"))
     skipped = [
-        file_name(identity)
+        name
         for batch in batches
-        for identity in batch["id"][batch["weight"] == 0]
-        if identity
+        for name in file_names(batch["index"][batch["weight"] == 0])
     ]
     assert sorted(skipped) == sorted(UNREADABLE)
     assert sorted(seen) == sorted(colors)
@@ -226,9 +226,9 @@ def test_training_skips_and_names_what_it_cannot_decode(mixed_folder, batch_size
     shapes = [(s.batch, s.height, s.width, 3) for s in schedule]
     assert [batch["image"].shape for batch in batches] == shapes
     order = listed(source, "train", data.shuffle_seed(config, 0))
-    ids = np.concatenate([batch["id"] for batch in batches])
-    assert ids[ids != b""].tolist() == [example["id"] for example in order]
-    assert_decoded(batches, colors)
+    indices = np.concatenate([batch["index"] for batch in batches])
+    assert indices[indices >= 0].tolist() == [example["index"] for example in order]
+    assert_decoded(source, "train", batches, colors)
 
 
 def test_files_in_memory_give_the_same_batches(mixed_folder):
@@ -245,8 +245,12 @@ def test_files_in_memory_give_the_same_batches(mixed_folder):
 def test_evaluation_skips_and_names_what_it_cannot_decode(mixed_folder, batch_size):
     source, colors = mixed_folder
     batches = data.eval_batches(source, "validation", 32, batch_size, 0.875)
-    named = [name for batch in batches for name in data.unreadable(batch)]
+    named = [
+        name
+        for batch in batches
+        for name in data.unreadable(source, "validation", batch)
+    ]
     batches = list(batches.as_numpy_iterator())
     assert {batch["image"].shape for batch in batches} == {(batch_size, 32, 32, 3)}
-    assert_decoded(batches, colors)
+    assert_decoded(source, "validation", batches, colors)
     assert sorted(name.split("/")[-1] for name in named) == sorted(UNREADABLE)

@@ -191,7 +191,7 @@ def test_an_image_that_cannot_be_read_is_filled(tmp_path):
         source, config, shapes, 0, load=DETECTION.train_example
     )
     assert sorted(batch["weight"].numpy().tolist()) == [0, 1, 1]
-    assert [name[-5:] for name in data.unreadable(batch)] == ["b.jpg"]
+    assert [name[-5:] for name in data.unreadable(source, "train", batch)] == ["b.jpg"]
     real = batch["classes"].numpy()[batch["weight"].numpy() > 0]
     assert sorted(real[:, 0].tolist()) == [-1, 0]
 

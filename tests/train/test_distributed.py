@@ -2,22 +2,26 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from train.distribution import devices, strategies
 from train.run.workdir import CHECKPOINT
 
 ROOT = Path(__file__).parents[2]
-STEPS = 20
+STEPS, LONG = 20, 54
 
 
 @pytest.mark.parametrize(
@@ -58,8 +62,10 @@ def test_one_device_is_the_default_strategy_and_its_chief():
     assert strategies.is_chief(strategy)
 
 
-def start(workdir, network: str, devices: int, steps=STEPS, tf_config=""):
-    arguments = map(str, (workdir, network, devices, steps))
+def start(
+    workdir, network: str, devices: int, steps=STEPS, tf_config="", save_seconds=""
+):
+    arguments = map(str, (workdir, network, devices, steps, save_seconds))
     return start_module("tests.helpers.train_worker", *arguments, tf_config=tf_config)
 
 
@@ -162,6 +168,37 @@ def test_two_workers_and_two_devices_are_as_one(network, one_device, tmp_path):
     assert_same_run(expected, tmp_path / "workers")
     finish(start(tmp_path / "devices", network, 2))
     assert_same_run(expected, tmp_path / "devices")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_workers_that_are_asked_to_stop_continue_with_the_same_bits(asked, tmp_path):
+    """Both, whichever is asked, stop after the same step."""
+
+    def start_both(workdir: Path) -> list[subprocess.Popen]:
+        return [
+            start(workdir, "small", 1, LONG, tf_config, save_seconds=0.0)
+            for tf_config in tf_configs(2)
+        ]
+
+    stopped, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
+    workers = start_both(stopped)
+    while not (stopped / CHECKPOINT).exists() and workers[0].poll() is None:
+        time.sleep(0.01)
+    workers[asked].send_signal(signal.SIGTERM)
+    outputs = [worker.communicate(timeout=1200)[0] for worker in workers]
+    steps = [re.findall(r"Preempted: .* after step (\d+)", text) for text in outputs]
+    assert steps[0] == steps[1] and len(steps[0]) == 1, outputs
+    with safe_open(stopped / CHECKPOINT, framework="numpy") as file:
+        progress = json.loads(file.metadata()["progress"])
+    assert 0 < progress["step"] == progress["epoch_step"] == int(steps[0][0])
+
+    for workdir in (stopped, undisturbed):
+        finish(*start_both(workdir))
+    found, expected = (load_file(run / CHECKPOINT) for run in (stopped, undisturbed))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 def evaluated(tf_configs=("",), devices: int = 1) -> list[dict]:

@@ -42,8 +42,8 @@ def test_one_row_adds_a_kind_of_source(gray_kind):
     first, second = batches.as_numpy_iterator()
     assert first["image"].shape == second["image"].shape == (4, 16, 16, 3)
     assert second["weight"].tolist() == [1, 1, 0, 0]
-    ids = {*first["id"], *second["id"]} - {b""}
-    assert ids == set(source.columns["train"]["id"].numpy())
+    assert sorted([*first["index"], *second["index"]]) == [-1, -1, *range(6)]
+    assert source.name_of("train", 5) == "gray/255"
     np.testing.assert_array_equal(
         first["label"], first["image"].mean(axis=(1, 2, 3)) > 127
     )

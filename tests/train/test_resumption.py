@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -19,7 +20,15 @@ from train import loop
 from train.data import pipeline as data
 from train.data import sampler
 from train.data.digits import digits_source
-from train.run.progress import CheckpointManager, Preempted, Progress, stop_on_sigterm
+from train.in_flight import InFlight
+from train.run.progress import (
+    SAVE,
+    STOP,
+    CheckpointManager,
+    Preempted,
+    Progress,
+    stop_on_sigterm,
+)
 from train.run.workdir import CHECKPOINT
 from train.tasks.classification.task import CLASSIFICATION
 
@@ -44,20 +53,19 @@ def test_the_rest_of_an_epoch_is_the_same():
                 np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_the_manager_saves_when_it_is_time_or_shall_stop():
+def test_the_manager_asks_to_save_when_it_is_time_and_to_stop():
     saved, stop = [], threading.Event()
     manager = CheckpointManager(saved.append, 3600.0, stop)
-    manager.after_step(Progress(step=1), False)
-    assert saved == []
+    assert manager.request() == 0.0
     manager.saved -= 3600
-    manager.after_step(Progress(step=2), False)
-    manager.after_step(Progress(step=3), False)
+    assert 0 < 1000 * manager.request() == 1000 * SAVE < STOP
+    manager.checkpoint(Progress(step=2), False)
     assert [progress.step for progress in saved] == [2]
-    assert manager.stop_requested() == 0.0
+    assert manager.request() == 0.0
     stop.set()
-    assert manager.stop_requested() == 1.0
+    assert manager.request() == STOP
     with pytest.raises(Preempted, match="SIGTERM after step 4, and saved; the same"):
-        manager.after_step(Progress(step=4), True)
+        manager.checkpoint(Progress(step=4), True)
     assert [progress.step for progress in saved] == [2, 4]
 
 
@@ -83,14 +91,14 @@ def test_an_epoch_that_was_stopped_counts_every_image_once():
     """With a step that adds up labels in place of a network."""
     source, strategy = digits_source(), tf.distribute.get_strategy()
 
-    def step(batches, rates, ema_momentums, stop):
+    def step(batches, rates, ema_momentums, request):
         (batch,) = batches
         labels = tf.cast(batch["label"], tf.float32)
         return {
             "loss": tf.reduce_sum(batch["weight"] * labels),
             "count": tf.reduce_sum(batch["weight"]),
             "not_finite": 0.0,
-            "stop": stop,
+            "request": request,
         }
 
     def epoch(progress: Progress, stop_after: int = 10**6) -> dict:
@@ -124,26 +132,27 @@ def test_an_epoch_that_was_stopped_counts_every_image_once():
 def test_a_stopped_run_continues_within_the_epoch(steps, tmp_path, monkeypatch):
     """Stopped after two steps, or while the epoch is evaluated."""
     source, calls = digits_source(), []
-    after_step = CheckpointManager.after_step
+    shapes = sampler.batch_shapes(CONFIG.sizes, CONFIG.base_size, CONFIG.batch_size)
+    count = source.num_examples["train"]
+    schedule = sampler.epoch_schedule(shapes, count, 0, CONFIG.seed)
+    push = InFlight.push
 
-    def stopping(self, progress, shall_stop):
-        calls.append(progress.step)
-        if steps == 2 and len(calls) == 2 or calls.count(progress.step) == 2:
+    def stopping(self, call):  # the first of the calls of the evaluation, if not 2
+        calls.append(call)
+        if len(calls) == (2 if steps == 2 else len(schedule) + 1):
             os.kill(os.getpid(), signal.SIGTERM)
-            assert self.stop.wait(10)
-        after_step(self, progress, shall_stop or self.stop.is_set())
+            time.sleep(0.1)  # until Python handles it
+        push(self, call)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CheckpointManager, "after_step", stopping)
+        patch.setattr(InFlight, "push", stopping)
         with pytest.raises(Preempted):
             loop.train_and_evaluate(CLASSIFICATION, CONFIG, source, tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
     groups_before = checkpoint(tmp_path)
 
     (record,) = loop.train_and_evaluate(CLASSIFICATION, CONFIG, source, tmp_path)
-    count = source.num_examples["train"]
-    shapes = sampler.batch_shapes(CONFIG.sizes, CONFIG.base_size, CONFIG.batch_size)
-    assert record["step"] == len(sampler.epoch_schedule(shapes, count, 0, CONFIG.seed))
+    assert record["step"] == len(schedule)
     assert record["epoch"] == 1 and record["skipped_train"] == 0
     assert record["images_per_second"] * record["epoch_seconds"] == pytest.approx(count)
     weights = next(name for name in groups_before if name.startswith("model/"))

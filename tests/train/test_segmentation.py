@@ -280,7 +280,7 @@ def test_a_large_photo_adds_nothing_to_the_small_ones(prepare, tmp_path):
         Image.fromarray(mask).save(path / "SegmentationClass" / "f.png")
         found = prepare(load_source("segmentation", f"voc:{path}"))
         assert decode_mask(found["full_mask"][-1]).shape == (side, side)
-        sizes[name] = bytes_of({k: v for k, v in found.items() if k != "id"})
+        sizes[name] = bytes_of({k: v for k, v in found.items() if k != "index"})
     assert sizes["large"] - sizes["small"] < 20_000
 
 
@@ -323,7 +323,7 @@ def test_the_real_network_trains(scenes):
         load=SEGMENTATION.train_example,
     )
     batch = next(iter(batches))
-    del batch["id"]
+    del batch["index"]
     sums = step((batch,), tf.constant([1e-3]), tf.constant([0.9]), tf.constant(0.0))
     assert float(sums["not_finite"]) == 0 and float(sums["loss"]) > 0
 

@@ -4,12 +4,21 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tests.helpers.batches import CONFIG, listed, mean_colors, train_batches, weighed
+from tests.helpers.batches import (
+    CONFIG,
+    listed,
+    mean_colors,
+    schedule_of,
+    train_batches,
+    weighed,
+)
 from tests.helpers.image_files import make_folder, pil_file
 from train.data import pipeline as data
 from train.data.registry import load_source
 from train.data.source import SPLITS, evenly_spaced
+from train.data.tfds import _ExampleIds
 
 
 @pytest.fixture(scope="module")
@@ -210,11 +219,48 @@ def test_tfds_source(tiny_shapes):
     assert tiny_shapes.num_examples == {"train": 40, "validation": 12}
     for split, count in tiny_shapes.num_examples.items():
         examples = listed(tiny_shapes, split, 5)
-        assert len({example["id"] for example in examples}) == count
+        assert sorted(example["index"] for example in examples) == list(range(count))
     orders = [
-        [e["id"] for e in listed(tiny_shapes, "train", seed)] for seed in (5, 5, 6)
+        [e["index"] for e in listed(tiny_shapes, "train", seed)] for seed in (5, 5, 6)
     ]
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_tfds_examples_have_the_names_of_tfds(tiny_shapes):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    read_config = tfds.ReadConfig(add_tfds_id=True)
+    builder = tfds.builder("tiny_shapes")
+    rows = builder.as_dataset(split="train", read_config=read_config)
+    expected = [row["tfds_id"].decode() for row in rows.as_numpy_iterator()]
+    indices = [example["index"] for example in listed(tiny_shapes, "train")]
+    assert [tiny_shapes.name_of("train", index) for index in indices] == expected
+
+
+def test_names_of_several_files():
+    files = ("a__b-train.tfrecord-00000-of-00002", "a__b-train.tfrecord-00001-of-00002")
+    ids = _ExampleIds(files, np.array([0, 3]))
+    names = [f"{files[0]}__{row}" for row in range(3)] + [f"{files[1]}__0"]
+    assert [ids.name(index) for index in range(4)] == names
+    assert [int(ids.index(tf.constant(name))) for name in names] == [0, 1, 2, 3]
+
+
+def test_an_unreadable_example_of_a_stream_is_named(tiny_shapes):
+    def damaged(split: str, seed: int | None) -> tf.data.Dataset:
+        def damage(example: dict) -> dict:
+            is_bad = example["index"] == 7
+            encoded = tf.where(is_bad, b"no image", example["encoded"])
+            return {**example, "encoded": encoded}
+
+        return tiny_shapes.stream(split, seed).map(damage)
+
+    source = dataclasses.replace(tiny_shapes, stream=damaged)
+    schedule = schedule_of(CONFIG, source)
+    found = [
+        name
+        for batch in data.train_batches(source, CONFIG, schedule, 0)
+        for name in data.unreadable(source, "train", batch)
+    ]
+    assert found == ["tiny_shapes-train.tfrecord-00000-of-00001__7"]
 
 
 def test_tfds_batches_hold_every_example_once(tiny_shapes):
@@ -228,4 +274,4 @@ def test_tfds_batches_hold_every_example_once(tiny_shapes):
         np.testing.assert_allclose(np.sort(indices), np.arange(count), atol=0.01)
         labels = weighed(batches, "label")
         np.testing.assert_array_equal(labels, np.round(indices) % 3)
-        assert len(set(weighed(batches, "id"))) == count
+        assert sorted(weighed(batches, "index")) == list(range(count))

@@ -22,8 +22,9 @@ NEUTRAL = {"classes": -1, "mask": IGNORE_INDEX, "image_size": 1}
 class EncodedBatches(NamedTuple):
     """Batches of a plan before their images are decoded.
 
-    The dataset has dicts: `step`; `example_index` and `id` `[batch]`; `slots`, the
-    slots for the objects of each image; and what `read_example` takes.
+    The dataset has dicts: `step`; `example_index`, in the epoch, and `index`, in the
+    split, int64 `[batch]`; `slots`, the slots for the objects of each image; and what
+    `read_example` takes.
     """
 
     dataset: tf.data.Dataset
@@ -64,13 +65,12 @@ def _indexed_batches(
         return {
             "step": steps[batch],
             "example_index": indices[start:end],
-            "row": rows[start:end],
-            "id": tf.gather(columns["id"], rows[start:end]),
+            "index": rows[start:end],
             "slots": slots[batch],
         }
 
     def read_example(batch: dict, position: tf.Tensor) -> dict:
-        example = read_row(columns, batch["row"][position])
+        example = read_row(columns, batch["index"][position])
         return example | {
             key: _pad(key, example[key], batch["slots"], axis=0) for key in ragged
         }
@@ -113,7 +113,7 @@ def _stream_batches(
             return {
                 "step": batch_steps[batch],
                 "example_index": own,
-                "id": own_columns["id"],
+                "index": own_columns["index"],
                 "columns": own_columns,
                 "slots": slots[0] if slots else tf.constant(0, tf.int64),
             }

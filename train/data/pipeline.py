@@ -46,7 +46,8 @@ def train_batches(
         - `image`: uint8 `[batch, height, width, 3]`
         - the task's targets; for classification `label`, int32 `[batch]`
         - `weight`: float32 `[batch]`, 0 for images that must not count
-        - `id`: string `[batch]`, of the planned example; empty beyond the last one
+        - `index`: int64 `[batch]`, of the planned example in the split, see
+          `train.data.source.Source`; -1 beyond the last one
     """
 
     def load_example(example: dict, example_index: tf.Tensor, size) -> dict:
@@ -136,7 +137,7 @@ def _decode(
             make_neutral,
         )
         is_real = batch["example_index"] < count
-        return decoded.map(functools.partial(_fill, batch["id"], is_real))
+        return decoded.map(functools.partial(_fill, batch["index"], is_real))
 
     return encoded.dataset.interleave(
         decode,
@@ -194,16 +195,16 @@ def _neutral(
     return {"image": tf.repeat(image, count, axis=0), **targets}
 
 
-def _fill(ids, is_real, positions, loaded) -> dict[str, tf.Tensor]:
+def _fill(indices, is_real, positions, loaded) -> dict[str, tf.Tensor]:
     """Fills the positions of unreadable examples with readable ones.
 
     Args:
-        ids: string `[batch]`, of the planned examples.
+        indices: int64 `[batch]`, of the planned examples in the split.
         is_real: bool `[batch]`, False for examples beyond the last.
         positions: int64 `[readable]`, ascending.
         loaded: images and targets at these positions; if there are none, of all.
     """
-    count, size = tf.size(positions, tf.int64), tf.size(ids, tf.int64)
+    count, size = tf.size(positions, tf.int64), tf.size(indices, tf.int64)
     own = tf.range(size)
     readable = tf.scatter_nd(positions[:, None], tf.ones_like(positions), size[None])
     is_readable = readable > 0
@@ -218,14 +219,15 @@ def _fill(ids, is_real, positions, loaded) -> dict[str, tf.Tensor]:
     return {
         **loaded,
         "weight": tf.cast(is_readable & is_real, tf.float32),
-        "id": tf.where(is_real, ids, ""),
+        "index": tf.where(is_real, indices, -1),
     }
 
 
-def unreadable(batch) -> list[str]:
+def unreadable(source: Source, split: str, batch) -> list[str]:
     """Names the examples of a batch that could not be read: paths for a folder."""
-    ids, weights = batch["id"].numpy(), batch["weight"].numpy()
-    return [name.decode() for name, weight in zip(ids, weights) if name and not weight]
+    indices, weights = batch["index"].numpy(), batch["weight"].numpy()
+    found = indices[(indices >= 0) & (weights == 0)]
+    return [source.name_of(split, int(index)) for index in found]
 
 
 def join(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -29,9 +29,11 @@ Columns = Mapping[str, tf.Tensor | tf.RaggedTensor]
 class Source:
     """A set of images with targets in two splits.
 
-    An example is a dict: `encoded` or `path`, `id`, and the task's targets; for
+    An example is a dict: `encoded` or `path`, `index`, and the task's targets; for
     classification `label`. It is read either from `columns`, in any order, or from a
-    `stream`, in the order of the stream.
+    `stream`, in the order of the stream. Its int64 `index` in the split stands for its
+    name in batches, since accelerators take no strings; `name_of` looks the name up.
+    For columns it is the row, and the column `id` has the names.
     """
 
     name: str  # as given to `train.data.registry.load_source`
@@ -40,6 +42,8 @@ class Source:
     # Takes a split and a seed, or `None` for the stored order; returns examples.
     stream: Callable[[str, int | None], tf.data.Dataset] | None = None
     columns: Mapping[str, Columns] | None = None  # by split, in the stored order
+    # Takes a split and the `index` of one of the stream's examples; returns its name.
+    stream_name: Callable[[str, int], str] | None = None
 
     def examples(self, split: str, seed: int | None) -> tf.data.Dataset:
         """Returns the examples of a split, shuffled by a seed or as stored."""
@@ -50,8 +54,17 @@ class Source:
         columns = self.columns[split]
         order = example_order(self.num_examples[split], seed)
         return tf.data.Dataset.from_tensor_slices(order).map(
-            lambda index: read_row(columns, index)
+            lambda index: {**read_row(columns, index), "index": index}
         )
+
+    def name_of(self, split: str, index: int) -> str:
+        """Returns the name of an example for messages; the path of a file."""
+        if self.stream_name is not None:
+            return self.stream_name(split, index)
+        if self.columns is None:
+            raise ValueError(f"The source {self.name} has no names of examples.")
+        name = self.columns[split]["id"][index]
+        return str(name.numpy(), "utf-8", "replace")
 
 
 def indexed_source(

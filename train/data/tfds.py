@@ -4,6 +4,8 @@ A data set is downloaded when it is first used. Its files can only be read in or
 a source is a stream, shuffled through a buffer.
 """
 
+import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,6 +73,7 @@ def _stream(
             f"It has: {', '.join(available)}."
         )
     splits = dict(zip(SPLITS, ("train", held_out)))
+    ids = {split: _ExampleIds.of(available[splits[split]]) for split in SPLITS}
 
     def stream(split: str, seed: int | None) -> tf.data.Dataset:
         dataset = builder.as_dataset(
@@ -81,17 +84,58 @@ def _stream(
         )
         if seed is not None:
             dataset = dataset.shuffle(SHUFFLE_BUFFER, seed=seed)
-        return dataset.map(to_example)
+        return dataset.map(
+            lambda example: {
+                **to_example(example),
+                "index": ids[split].index(example["tfds_id"]),
+            }
+        )
+
+    def stream_name(split: str, index: int) -> str:
+        return ids[split].name(index)
 
     num_examples = {split: available[splits[split]].num_examples for split in SPLITS}
-    return Source(f"tfds:{name}", tuple(class_names), num_examples, stream)
+    return Source(
+        f"tfds:{name}",
+        tuple(class_names),
+        num_examples,
+        stream=stream,
+        stream_name=stream_name,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _ExampleIds:
+    """The ids of a split's examples, `FILE__ROW`, numbered file by file."""
+
+    files: tuple[str, ...]
+    starts: np.ndarray  # [files], the number of the first example of each
+
+    @classmethod
+    def of(cls, split: Any) -> "_ExampleIds":
+        """Returns the ids of a split of TensorFlow Datasets."""
+        files = split.file_instructions
+        counts = [file.examples_in_shard for file in files]
+        starts = np.cumsum([0, *counts[:-1]], dtype=np.int64)
+        return cls(tuple(os.path.basename(file.filename) for file in files), starts)
+
+    def index(self, example_id: tf.Tensor) -> tf.Tensor:
+        """Returns the number of an example, int64."""
+        file = tf.strings.regex_replace(example_id, "__[0-9]+$", "")
+        row = tf.strings.regex_replace(example_id, "^.*__", "")
+        position = tf.argmax(tf.equal(self.files, file))
+        return tf.gather(self.starts, position) + tf.strings.to_number(row, tf.int64)
+
+    def name(self, index: int) -> str:
+        """Returns the id of the example with a number."""
+        file = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return f"{self.files[file]}__{index - self.starts[file]}"
 
 
 def _labeled_example(example: dict) -> dict:
     return {
         "encoded": example["image"],
         "label": tf.cast(example["label"], tf.int32),
-        "id": example["tfds_id"],
     }
 
 
@@ -119,7 +163,6 @@ def _boxed_example(example: dict) -> dict:
     has_area = (x2 > x1) & (y2 > y1)
     return {
         "encoded": example["image"],
-        "id": example["tfds_id"],
         **{name: tf.boolean_mask(x, has_area) for name, x in columns.items()},
     }
 

@@ -45,9 +45,12 @@ def make_strategy(devices: Devices) -> tf.distribute.Strategy:
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Tells whether this process writes the files of the run; only one does."""
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return True
-    return strategy.cluster_resolver.task_id == 0
+    return not has_workers(strategy) or strategy.cluster_resolver.task_id == 0
+
+
+def has_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Tells whether several processes run the training loop together."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def _use_gpus(count: int | None) -> list:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -14,8 +15,12 @@ from train.data.source import Source
 from train.data.unreadable import refuse_nothing_read
 from train.distribution.inputs import UnreadableLog, distribute, take_strings
 from train.evaluation.predictor import Predictor
+from train.in_flight import InFlight
 from train.step import EvalResult, as_numbers
 from train.tasks.task import Task
+
+# Batches that are queued before the results of an earlier one are read.
+EVAL_LAG = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +30,7 @@ class EvalInputs:
     size: int
     crop_fraction: float  # of the short side that the center crop keeps
     batch_size: int  # over all devices
+    to_devices: bool = True  # False where the step reads the batches in Python
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +53,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on the validation split.
 
-    `after_batch` gets the sums of each batch; it may stop the evaluation by an
-    exception.
+    `after_batch` gets the sums of each batch, after the next one was queued; it may
+    stop the evaluation by an exception.
     """
     batches = distribute(
         strategy,
@@ -61,29 +67,44 @@ def evaluate(
             shard,
             task.eval_example,
         ),
+        inputs.to_devices,
     )
-    unreadable, totals = UnreadableLog(), dict[str, float]()
+    unreadable = UnreadableLog(source, "validation", strategy)
+    totals = dict[str, float]()
     statistics = _Statistics(task, source, strategy)
-    for batch in batches:
-        batch = unreadable.take_names(strategy, batch)
-        strings = take_strings(strategy, batch)
-        result = step(batch)
-        sums = as_numbers(result.sums)
+
+    def read(queued: _Queued) -> None:
+        sums = as_numbers(queued.result.sums)
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value
-        statistics.add(result, strings)
+        unreadable.read(queued.taken)
+        statistics.add(queued.result, queued.strings)
         after_batch(sums)
+
+    in_flight = InFlight(read, EVAL_LAG)
+    for batch in batches:
+        taken, strings = unreadable.take(batch), take_strings(strategy, batch)
+        in_flight.push(_Queued(step(batch), strings, taken))
+    in_flight.drain()
     seen = round(totals["count"])
     if not seen:
         refuse_nothing_read(source, "validation", unreadable.names)
     means = {
         name: value / seen
         for name, value in totals.items()
-        if name not in ("count", "stop")
+        if name not in ("count", "request")
     }
     found = statistics.total()
     metrics = {**means, **task.score(source.class_names, found)}
     return Evaluation(seen, metrics, found, unreadable.names)
+
+
+class _Queued(NamedTuple):
+    """A batch whose results are not read yet."""
+
+    result: EvalResult
+    strings: list[dict[str, np.ndarray]]  # of each local replica
+    taken: dict  # by `UnreadableLog.take`
 
 
 class _Statistics:
@@ -141,7 +162,8 @@ def evaluate_predictor(
     kind, images = task.model_kind, source.num_examples["validation"]
     # Equal batches: the last one has little padding, which is predicted too.
     batches = max(1, -(-images // kind.batch_size))
-    inputs = EvalInputs(predictor.size, config.eval_crop, max(1, -(-images // batches)))
+    size, per_batch = predictor.size, max(1, -(-images // batches))
+    inputs = EvalInputs(size, config.eval_crop, per_batch, to_devices=False)
 
     def step(batch: dict) -> EvalResult:
         targets = dict(batch)

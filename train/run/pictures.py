@@ -29,7 +29,7 @@ def first_examples(
     parts, missing = [], count
     for batch in batches:
         is_readable = batch.pop("weight").numpy() > 0
-        del batch["id"]
+        del batch["index"]
         parts.append({k: v.numpy()[is_readable][:missing] for k, v in batch.items()})
         missing -= len(parts[-1]["image"])
         if not missing:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 
 from absl import logging
 
+# Requests of a worker. All workers get the sum over their replicas, in which even many
+# `SAVE` stay below a `STOP`.
+STOP, SAVE = 1.0, 2.0**-20
 # Exit code of a preempted run: EX_TEMPFAIL of sysexits.h, "try again".
 PREEMPTED = 75
 
@@ -122,14 +125,21 @@ class CheckpointManager:
     stop: threading.Event
     saved: float = dataclasses.field(default_factory=time.monotonic)
 
-    def stop_requested(self) -> float:
-        """Returns 1.0 after a request to stop, else 0.0; the workers exchange it."""
-        return float(self.stop.is_set())
+    def request(self) -> float:
+        """Returns what this worker asks for: `STOP`, `SAVE` if it is time, or 0."""
+        if self.stop.is_set():
+            return STOP
+        return SAVE if self.is_time() else 0.0
 
-    def after_step(self, progress: Progress, shall_stop: bool) -> None:
-        """Saves if it is time. If all workers stop, saves and raises `Preempted`."""
-        if not shall_stop and time.monotonic() - self.saved < self.seconds:
-            return
+    def is_time(self) -> bool:
+        """Tells whether the last checkpoint is old enough for the next one."""
+        return time.monotonic() - self.saved >= self.seconds
+
+    def checkpoint(self, progress: Progress, shall_stop: bool) -> None:
+        """Saves, and raises `Preempted` if all workers stop.
+
+        The progress must be that of the weights: nothing may be in flight.
+        """
         self.save(progress)
         self.saved = time.monotonic()
         if shall_stop:

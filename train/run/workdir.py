@@ -144,5 +144,6 @@ def log_changes(changes: dict, config: TrainConfig) -> None:
 def fingerprint(source: Source) -> int:
     """Returns a checksum of the names of some training images, without folders."""
     examples = source.examples("train", None).take(_NAMES)
-    names = [Path(str(row["id"].numpy(), "utf-8", "replace")).name for row in examples]
+    indices = [int(row["index"].numpy()) for row in examples]
+    names = [Path(source.name_of("train", index)).name for index in indices]
     return zlib.crc32("\n".join(names).encode())

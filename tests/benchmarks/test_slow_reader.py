@@ -1,0 +1,26 @@
+"""Measuring whether a device waits for Python."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_a_device_waits_less_for_a_slow_reader(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks/slow_reader.py"]
+    done = subprocess.run(
+        [*command, "--work=0.3", "--rounds=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    headings, row = done.stdout.splitlines()
+    assert headings.split() == ["work", "at", "once", "later"]
+    work, at_once, later = map(float, row.split())
+    assert work == 0.3 and at_once > 0.3
+    assert later < at_once
