@@ -1,13 +1,14 @@
-"""Measures whether a device waits for Python between two training steps.
+"""Measures whether a simulated device waits for Python between two training steps.
 
 Example:
   python benchmarks/slow_reader.py --work=0,0.1,0.2
 
-The loop of `train/loop.py` trains MobileViT-XXS on the digits. The steps run in a
-thread of their own, as on an accelerator, since TensorFlow computes without Python's
-lock; before each of them Python has --work seconds of other work. `at once` reads the
-sums of each step before it queues the next one, `later` is what training does. Both
-take turns; the table has the median of the seconds per step.
+The loop of `train/loop.py` trains MobileViT-XXS on the digits. A thread stands for the
+device: TensorFlow computes there without Python's lock, and like a GPU it copies a
+result only after all steps that were queued before the copy. Before each step Python
+has --work seconds of other work. `at once` reads the sums of each step before it queues
+the next one, `later` is what training does. Both take turns; the table has the median
+of the seconds per step.
 """
 
 import concurrent.futures
@@ -17,7 +18,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 if not __package__:
@@ -31,38 +32,39 @@ from train.cli.command import run_command
 from train.cli.console import quiet_libraries
 from train.cli.tables import format_table
 
-LAGS = {"at once": 0, "later": None}  # in calls; `None` for that of training
+WAYS = ("at once", "later")
 BATCH, SIZE, STEPS = 32, 64, 16
 
 
-class _Later:
-    """One of the sums of a step that still runs."""
+class _Sums:
+    """The sums of a step on a device, which copies after all that is queued."""
 
-    def __init__(self, sums: concurrent.futures.Future, name: str):
-        self._sums, self._name = sums, name
+    def __init__(
+        self, device: concurrent.futures.Executor, sums: concurrent.futures.Future
+    ):
+        self._device, self._sums = device, sums
 
-    def __float__(self) -> float:
-        return float(self._sums.result()[self._name])
+    def items(self) -> Iterable[tuple[str, float]]:
+        self._device.submit(int).result()
+        return self._sums.result().items()
 
 
-def _in_thread(
-    step: Callable, pool: concurrent.futures.Executor, work: float
+def _on_device(
+    step: Callable, device: concurrent.futures.Executor, work: float
 ) -> Callable:
     """Queues a training step behind those before it, after `work` seconds of Python."""
 
-    def queue(*arguments) -> dict[str, _Later]:
+    def queue(*arguments) -> _Sums:
         time.sleep(work)
-        sums = pool.submit(step, *arguments)
-        names = ("loss", "count", "not_finite", "request")
-        return {name: _Later(sums, name) for name in names}
+        return _Sums(device, device.submit(step, *arguments))
 
     return queue
 
 
-def make_epoch() -> Callable[[int | None, float], float]:
+def make_epoch() -> Callable[[str, float], float]:
     """Makes the function that trains an epoch, and returns the seconds per step.
 
-    It takes a lag, see `LAGS`, and the seconds of Python's work before each step.
+    It takes "at once" or "later", and the seconds of Python's work before each step.
     """
     with quiet_libraries():
         import tensorflow as tf
@@ -85,14 +87,13 @@ def make_epoch() -> Callable[[int | None, float], float]:
     state = build_state(CLASSIFICATION, config, source, is_fresh=True)
     run = loop.Run(CLASSIFICATION, config, source, Path(), strategy)
     step = make_train_step(CLASSIFICATION, config, state, strategy)
-    training_lag = loop.LAG
+    lags = {"at once": 0, "later": loop.LAG}
 
-    def epoch(lag: int | None, work: float) -> float:
-        loop.LAG = training_lag if lag is None else lag
+    def epoch(name: str, work: float) -> float:
         manager = CheckpointManager(lambda _: None, math.inf, threading.Event())
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            queue = _in_thread(step, pool, work)
-            record = loop.train_epoch(run, queue, Progress(), manager)
+        with concurrent.futures.ThreadPoolExecutor(1) as device:
+            queue = _on_device(step, device, work)
+            record = loop.train_epoch(run, queue, Progress(), manager, lags[name])
         return record["epoch_seconds"] / STEPS
 
     return epoch
@@ -101,15 +102,15 @@ def make_epoch() -> Callable[[int | None, float], float]:
 def measure(work: list[float], rounds: int) -> str:
     """Returns the table of the medians, in seconds per step."""
     epoch = make_epoch()
-    epoch(None, 0.0)  # compiles the step
+    epoch("later", 0.0)  # compiles the step
     rows = []
     for each in work:
-        seconds: dict[str, list[float]] = {name: [] for name in LAGS}
+        seconds: dict[str, list[float]] = {name: [] for name in WAYS}
         for _ in range(rounds):
-            for name, lag in LAGS.items():
-                seconds[name].append(epoch(lag, each))
+            for name in WAYS:
+                seconds[name].append(epoch(name, each))
         rows.append([str(each), *map(statistics.median, seconds.values())])
-    return format_table(["work", *LAGS], rows)
+    return format_table(["work", *WAYS], rows)
 
 
 def main(argv: list[str]) -> None:

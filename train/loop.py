@@ -37,39 +37,47 @@ from train.step import EvalResult, as_numbers, make_eval_step, make_train_step
 from train.tasks.task import Task
 
 SAVE_SECONDS = 600.0  # between checkpoints within an epoch
-# Calls that are queued before the results of an earlier one are read: one that the
-# device computes, and one that it begins with while Python works.
+# Calls queued after one before it is read: one that the device computes, and one that
+# it can begin with while Python works.
 LAG = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """A queued call of the training step; nothing of it has been read."""
+    """A queued call of the training step."""
 
     steps: range  # of the run
     shape: BatchShape
     rate: float  # of the last step
     sums: dict[str, Any]
-    taken: list[dict]  # by `UnreadableLog.take`, of each batch
+    taken: list  # by `UnreadableLog.take`, of each batch
 
 
 def train_epoch(
-    run: Run, train_step: Callable, progress: Progress, manager: CheckpointManager
+    run: Run,
+    train_step: Callable,
+    progress: Progress,
+    manager: CheckpointManager,
+    lag: int = LAG,
 ) -> dict:
     """Trains on the rest of an epoch, and returns its record."""
     unreadable = UnreadableLog(run.source, "train", run.strategy)
     with _progress_bar(run, progress) as bar:
         reader = _CallReader(progress, unreadable, bar)
-        in_flight = InFlight(reader.read, LAG)
-        for call in _queue_calls(run, train_step, progress, manager, unreadable):
-            in_flight.push(call)
-            if not has_workers(run.strategy):  # which learn it from the sums
-                reader.requested = manager.request()
-            if reader.requested:
-                in_flight.drain()
-                manager.checkpoint(progress, reader.requested >= STOP)
-                reader.requested = 0.0
-        in_flight.drain()
+        with InFlight(reader.copy, reader.read, lag) as in_flight:
+            for call in _queue_calls(run, train_step, progress, manager):
+                in_flight.push(call)
+                # Several workers must act after the same step, so they wait for the
+                # requests in the sums. A process alone acts at once.
+                is_alone = not has_workers(run.strategy)
+                requested = manager.request() if is_alone else reader.requested
+                if requested:
+                    in_flight.drain()
+                    manager.checkpoint(
+                        progress, max(requested, reader.requested) >= STOP
+                    )
+                    reader.requested = 0.0
+            in_flight.drain()
     if not progress.seen:
         refuse_nothing_read(run.source, "train", unreadable.names)
     last_step = progress.step - 1
@@ -115,11 +123,11 @@ def _queue_calls(
     train_step: Callable,
     progress: Progress,
     manager: CheckpointManager,
-    unreadable: UnreadableLog,
 ) -> Iterator[_Call]:
     """Queues the calls of the rest of an epoch, each when it is asked for.
 
-    A call trains one step on each of some batches of one shape. `progress` may lag.
+    A call trains one step on each of some batches of one shape. `progress` is updated
+    later, when calls are read, so the steps are counted here.
     """
     config, epoch = run.config, progress.epoch
     schedule = _epoch_schedule(run, epoch)
@@ -127,11 +135,11 @@ def _queue_calls(
     shapes = schedule[progress.epoch_step :]
     counts = data.steps_of_calls(shapes, config.steps_per_execution)
     first_steps = np.cumsum([0, *counts]).tolist()
-    done = progress.step
+    start = progress.step
     for first, count in zip(first_steps, counts):
         batches = [next(iterator) for _ in range(count)]
-        taken = [unreadable.take(batch) for batch in batches]
-        steps = range(done + first, done + first + count)
+        taken = [UnreadableLog.take(batch) for batch in batches]
+        steps = range(start + first, start + first + count)
         rates = [schedules.learning_rate(config, step, epoch) for step in steps]
         ema_momentums = [schedules.ema_momentum(config, step) for step in steps]
         sums = train_step(
@@ -150,8 +158,8 @@ class _CallReader:
     requests in these calls together, and a run that has diverged ends on all of them.
 
     Attributes:
-        requested: the largest request, see `train.run.progress`; it is set to 0 when it
-            is answered.
+        requested: the largest request since it was last set to 0, see
+            `train.run.progress`.
     """
 
     def __init__(self, progress: Progress, unreadable: UnreadableLog, bar: tqdm):
@@ -159,9 +167,14 @@ class _CallReader:
         self._progress, self._unreadable, self._bar = progress, unreadable, bar
         self._start = time.perf_counter() - progress.seconds
 
+    def copy(self, call: _Call) -> _Call:
+        """Returns a call whose results are on the host."""
+        taken = [self._unreadable.copy(batch) for batch in call.taken]
+        return dataclasses.replace(call, sums=as_numbers(call.sums), taken=taken)
+
     def read(self, call: _Call) -> None:
-        """Reads a call; raises a `FloatingPointError` if the run has diverged."""
-        sums, progress, bar = as_numbers(call.sums), self._progress, self._bar
+        """Reads a copied call; raises a FloatingPointError if the run has diverged."""
+        sums, progress, bar = call.sums, self._progress, self._bar
         _refuse_divergence(sums, call.steps, progress.epoch, call.rate, call.shape)
         for taken in call.taken:
             self._unreadable.read(taken)
@@ -212,6 +225,7 @@ def validate(
 
     def after_batch(sums: dict[str, float]) -> None:
         shall_stop = sums["request"] >= STOP
+        # The weights do not change here, so workers need not save after the same batch.
         if shall_stop or manager.is_time():
             manager.checkpoint(progress, shall_stop)
 

@@ -23,4 +23,5 @@ def test_a_device_waits_less_for_a_slow_reader(tmp_path):
     assert headings.split() == ["work", "at", "once", "later"]
     work, at_once, later = map(float, row.split())
     assert work == 0.3 and at_once > 0.3
-    assert later < at_once
+    # A step takes 0.1 seconds or more.
+    assert later < at_once - 0.05

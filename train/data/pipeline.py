@@ -225,7 +225,7 @@ def _fill(indices, is_real, positions, loaded) -> dict[str, tf.Tensor]:
 
 def unreadable(source: Source, split: str, batch) -> list[str]:
     """Names the examples of a batch that could not be read: paths for a folder."""
-    indices, weights = batch["index"].numpy(), batch["weight"].numpy()
+    indices, weights = np.asarray(batch["index"]), np.asarray(batch["weight"])
     found = indices[(indices >= 0) & (weights == 0)]
     return [source.name_of(split, int(index)) for index in found]
 

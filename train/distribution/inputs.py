@@ -25,21 +25,26 @@ class UnreadableLog:
         self.source, self.split, self.strategy = source, split, strategy
         self.names: list[str] = []
 
-    def take(self, batch: dict) -> dict:
-        """Moves the indices out of a batch; returns what `read` takes later.
+    @staticmethod
+    def take(batch: dict) -> dict:
+        """Moves the indices out of a batch; returns what `copy` takes later.
 
         Nothing is read here, since the batch may still be on its way to a device.
         """
         return {"index": batch.pop("index"), "weight": batch["weight"]}
 
-    def read(self, taken: dict) -> None:
+    def copy(self, taken: dict) -> list[dict[str, np.ndarray]]:
+        """Copies what was taken to the host, for each replica of this worker."""
+        local = self.strategy.experimental_local_results
+        indices, weights = local(taken["index"]), local(taken["weight"])
+        return [
+            {"index": np.asarray(index), "weight": np.asarray(weight)}
+            for index, weight in zip(indices, weights)
+        ]
+
+    def read(self, copied: list[dict[str, np.ndarray]]) -> None:
         """Logs the images of a batch that this worker could not read."""
-        indices, weights = (
-            self.strategy.experimental_local_results(taken[name])
-            for name in ("index", "weight")
-        )
-        for index, weight in zip(indices, weights):
-            replica = {"index": index, "weight": weight}
+        for replica in copied:
             for name in data.unreadable(self.source, self.split, replica):
                 self.names.append(name)
                 if name not in self.logged:
@@ -89,7 +94,10 @@ def distribute(
     def distributed(to_devices: bool):
         return strategy.distribute_datasets_from_function(
             lambda context: make_shard(data.Shard.of(context)),
-            tf.distribute.InputOptions(experimental_fetch_to_device=to_devices),
+            tf.distribute.InputOptions(
+                experimental_fetch_to_device=to_devices,
+                experimental_per_replica_buffer_size=BATCHES_ON_DEVICE,
+            ),
         )
 
     on_host = distributed(to_devices=False)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -53,8 +53,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on the validation split.
 
-    `after_batch` gets the sums of each batch, after the next one was queued; it may
-    stop the evaluation by an exception.
+    `after_batch` gets the sums of each batch, after the next one, if any, was queued;
+    it may stop the evaluation by an exception.
     """
     batches = distribute(
         strategy,
@@ -73,19 +73,28 @@ def evaluate(
     totals = dict[str, float]()
     statistics = _Statistics(task, source, strategy)
 
+    def copy(queued: _Queued) -> _Queued:
+        sums, predictions, targets = queued.result
+        on_host = statistics.copy(predictions), statistics.copy(targets)
+        return _Queued(
+            EvalResult(as_numbers(sums), *on_host),
+            queued.strings,
+            unreadable.copy(queued.taken),
+        )
+
     def read(queued: _Queued) -> None:
-        sums = as_numbers(queued.result.sums)
+        sums = queued.result.sums
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + value
         unreadable.read(queued.taken)
         statistics.add(queued.result, queued.strings)
         after_batch(sums)
 
-    in_flight = InFlight(read, EVAL_LAG)
-    for batch in batches:
-        taken, strings = unreadable.take(batch), take_strings(strategy, batch)
-        in_flight.push(_Queued(step(batch), strings, taken))
-    in_flight.drain()
+    with InFlight(copy, read, EVAL_LAG) as in_flight:
+        for batch in batches:
+            taken, strings = unreadable.take(batch), take_strings(strategy, batch)
+            in_flight.push(_Queued(step(batch), strings, taken))
+        in_flight.drain()
     seen = round(totals["count"])
     if not seen:
         refuse_nothing_read(source, "validation", unreadable.names)
@@ -104,7 +113,7 @@ class _Queued(NamedTuple):
 
     result: EvalResult
     strings: list[dict[str, np.ndarray]]  # of each local replica
-    taken: dict  # by `UnreadableLog.take`
+    taken: Any  # by `UnreadableLog.take`
 
 
 class _Statistics:
@@ -120,12 +129,15 @@ class _Statistics:
         self.found: list[dict[str, np.ndarray]] = []
 
     def add(self, result: EvalResult, strings: list[dict[str, np.ndarray]]) -> None:
-        """Adds a batch: the step's result, and the strings of each local replica."""
+        """Adds a batch: its copied result, and the strings of each local replica."""
         # What is not summable was gathered: each worker has the examples of all.
         for index, own in enumerate(strings if self.task.summable else [{}]):
-            targets = {**self._of_replica(result.targets, index), **own}
+            targets = {name: local[index] for name, local in result.targets.items()}
+            targets |= own
             counts = targets.pop("weight") > 0
-            predictions = self._of_replica(result.predictions, index)
+            predictions = {
+                name: local[index] for name, local in result.predictions.items()
+            }
             found = self.compute(
                 {name: value[counts] for name, value in predictions.items()},
                 {name: value[counts] for name, value in targets.items()},
@@ -136,9 +148,13 @@ class _Statistics:
             else:
                 self.found.append(found)
 
-    def _of_replica(self, values: dict, index: int) -> dict[str, np.ndarray]:
+    def copy(self, values: dict) -> dict[str, list[np.ndarray]]:
+        """Copies values to the host, for each replica of this worker."""
         local = self.strategy.experimental_local_results
-        return {name: np.asarray(local(value)[index]) for name, value in values.items()}
+        return {
+            name: [np.asarray(part) for part in local(value)]
+            for name, value in values.items()
+        }
 
     def total(self) -> dict[str, np.ndarray]:
         """Returns the statistics of the examples of all workers."""
