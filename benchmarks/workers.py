@@ -122,6 +122,7 @@ class Worker:
         handle, self._log = tempfile.mkstemp()
         os.close(handle)
         context = multiprocessing.get_context("spawn")  # loads nothing in advance
+        # Not a daemon, since torch's loader starts processes of its own.
         self._connection, other = context.Pipe()
         self._process = context.Process(
             target=_serve, args=(other, self._log, candidate)

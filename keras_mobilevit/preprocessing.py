@@ -70,10 +70,9 @@ def decode_predictions(preds: np.ndarray, top: int = 5) -> list:
 def center_window(
     sides: Tensor, size: tuple[int, int], crop_fraction: float = CROP_FRACTION
 ) -> Tensor:
-    """Returns the center of an image that has the aspect of `size`.
+    """Returns the central window of an image, with the aspect of `size`.
 
-    The window keeps `crop_fraction` of the image's side, the one that limits the
-    window. It will be resized to `size`, (height, width).
+    It covers `crop_fraction` of the side of the image that limits it.
 
     Args:
         sides: height and width of the image, integers `[2]`.

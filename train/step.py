@@ -51,15 +51,15 @@ def make_train_step(
     """Makes the function of training steps, traced once for each batch shape.
 
     It takes a tuple of batches of one shape, the learning rates and the momentums of
-    the moving average `[batches]`, and a number. With `jit_compile` XLA compiles the
+    the moving average `[batches]`, and a `request`. With `jit_compile` XLA compiles the
     step on one device; on TPUs it always does. It returns sums over the batches and all
     replicas:
 
     - `loss`: weighted sum of the examples' losses
     - `count`: number of the examples with a weight
     - `not_finite`: steps and replicas whose loss or gradients are NaN or infinite
-    - `request`: of the number; it tells every worker what one of them asks for, see
-      `train.run.progress`
+    - `request`: the sum of this argument over the replicas, which tells every worker
+      what one of them asks for, see `train.run.progress`
     """
     one_step = _one_step(task, config, state, strategy.num_replicas_in_sync)
 
@@ -193,7 +193,7 @@ def _as_numeric(value):
 
 
 def make_eval_step(task: Task, model, strategy: tf.distribute.Strategy) -> Callable:
-    """Makes the function from a batch and a number to an `EvalResult`.
+    """Makes the function from a batch and a `request` to an `EvalResult`.
 
     Its sums over all replicas are `loss` (times the examples' weights), and `count` and
     `request` as in `make_train_step`. Predictions and targets stay on their replica if

@@ -314,6 +314,30 @@ def test_nothing_but_exif_turns_a_picture(content, tmp_path):
     assert seen.shape == (HEIGHT, WIDTH, 3)
 
 
+def test_a_comment_about_exif_is_no_exif():
+    plain = saved(picture(), "JPEG")
+    comment = b"\xff\xfe\0\x1aExifTool wrote this one."
+    profile = b"\xff\xe2" + struct.pack(">H", 65_535) + bytes(65_533)
+    segment = exif_segment(SIDEWAYS["big-endian"])
+    content = plain[:2] + comment + profile + segment + plain[2:]
+    decoded, size = decode(content)
+    assert size.numpy().tolist() == [WIDTH, HEIGHT]
+    np.testing.assert_array_equal(decoded, image_files.decode(content))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+def test_images_with_too_many_pixels_are_refused(kind, monkeypatch):
+    monkeypatch.setattr(image_files, "MAX_PIXELS", HEIGHT * WIDTH - 1)
+    content = saved(picture(), kind)
+    for read in (
+        images.decode,
+        images.open_picture,
+        lambda encoded: images.center_crop({"encoded": encoded}, (8, 8), 1.0),
+    ):
+        with pytest.raises((tf.errors.OpError, ValueError), match="more than|pixels"):
+            read(tf.constant(content))
+
+
 def test_exif_after_large_color_profiles():
     plain = saved(picture(), "JPEG")
     profile = b"\xff\xe2" + struct.pack(">H", 65_535) + bytes(65_533)

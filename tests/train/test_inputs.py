@@ -63,14 +63,16 @@ def test_a_gpu_gets_batches_before_it_asks_and_no_int32(monkeypatch):
             np.testing.assert_array_equal(received[name], value)
 
 
-@pytest.mark.parametrize("has_strings", [True, False])
-def test_what_stays_on_the_host(has_strings, monkeypatch):
-    """Strings, and batches that Python reads."""
+@pytest.mark.parametrize(
+    ("strings", "to_devices"),
+    [({"name": np.array([b"a", b"b", b"c", b"d"])}, True), ({}, False)],
+    ids=["strings", "batches that Python reads"],
+)
+def test_what_stays_on_the_host(strings, to_devices, monkeypatch):
     devices = with_gpu(monkeypatch)
-    names = {"name": np.array([b"a", b"b", b"c", b"d"])} if has_strings else {}
-    dataset = dataset_of(BATCH | names)
+    dataset = dataset_of(BATCH | strings)
     strategy = tf.distribute.get_strategy()
-    found = inputs.distribute(strategy, lambda shard: dataset, to_devices=has_strings)
+    found = inputs.distribute(strategy, lambda shard: dataset, to_devices)
     assert found is dataset and not devices
 
 

@@ -128,18 +128,19 @@ def test_an_epoch_that_was_stopped_counts_every_image_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [2, "all"])
-def test_a_stopped_run_continues_within_the_epoch(steps, tmp_path, monkeypatch):
-    """Stopped after two steps, or while the epoch is evaluated."""
+@pytest.mark.parametrize("stopped", ["after two steps", "during the evaluation"])
+def test_a_stopped_run_continues_within_the_epoch(stopped, tmp_path, monkeypatch):
     source, calls = digits_source(), []
     shapes = sampler.batch_shapes(CONFIG.sizes, CONFIG.base_size, CONFIG.batch_size)
     count = source.num_examples["train"]
     schedule = sampler.epoch_schedule(shapes, count, 0, CONFIG.seed)
+    is_early = stopped == "after two steps"
+    stopped_at = 2 if is_early else len(schedule) + 1  # the first batch that evaluates
     push = InFlight.push
 
-    def stopping(self, call):  # the first of the calls of the evaluation, if not 2
+    def stopping(self, call):
         calls.append(call)
-        if len(calls) == (2 if steps == 2 else len(schedule) + 1):
+        if len(calls) == stopped_at:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.1)  # until Python handles it
         push(self, call)
@@ -157,4 +158,4 @@ def test_a_stopped_run_continues_within_the_epoch(steps, tmp_path, monkeypatch):
     assert record["images_per_second"] * record["epoch_seconds"] == pytest.approx(count)
     weights = next(name for name in groups_before if name.startswith("model/"))
     changed = not np.array_equal(groups_before[weights], checkpoint(tmp_path)[weights])
-    assert changed == (steps == 2)
+    assert changed == (is_early)

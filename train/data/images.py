@@ -1,7 +1,7 @@
 """From an example of a source to an image: read, decode a window, resize.
 
-Every image is upright: the EXIF orientation is applied first.
-`keras_mobilevit.image_files` does the same for `predict`, with the same pixels.
+Every image is upright: the EXIF orientation is applied first. `decode` gives the same
+pixels as `keras_mobilevit.image_files`, which `predict` uses.
 """
 
 import functools
@@ -20,13 +20,14 @@ _PNG_SIDES = 16  # position of width and height, 4 bytes each, big-endian
 _PNG_EXIF = b"eXIf"
 # Pillow's method, so that both give the same pixels. TensorFlow's default is a few
 # percent faster and differs in the last bits.
-_EXACT = "INTEGER_ACCURATE"
+_DCT_METHOD = "INTEGER_ACCURATE"
 _IMAGE = tf.TensorSpec([None, None, 3], tf.uint8)
 _JPEG, _TURNED_JPEG, _OTHER = range(3)  # kinds of images
 _RATIOS = (1, 2, 4, 8)  # of the decoder for JPEG
-# Reducing gaps. If the decoder shrinks, logits differ by one to four times as much as
-# between Pillow and TensorFlow. That is little among random crops.
-FAST, EXACT = 1.25, math.inf
+# Values of `reducing_gap`, see `crop_and_resize`. With the gap for training the logits
+# of a photo differ up to four times as much as between Pillow and TensorFlow, which is
+# little among random crops.
+TRAINING_GAP, NO_REDUCING = 1.25, math.inf
 
 
 def read(example: dict) -> tf.Tensor:
@@ -73,7 +74,7 @@ def _png_size(encoded):
 def _decode_jpeg(encoded):
     """Decodes the pixels of a JPEG as they are stored."""
     with tf.control_dependencies([_refuse_too_large(_jpeg_size(encoded))]):
-        return tf.io.decode_jpeg(encoded, channels=3, dct_method=_EXACT)
+        return tf.io.decode_jpeg(encoded, channels=3, dct_method=_DCT_METHOD)
 
 
 def _jpeg_size(encoded):
@@ -85,23 +86,21 @@ def _crop_jpeg(encoded, window, size, reducing_gap):
 
     The decoder itself can return an image at 1/2, 1/4 or 1/8 of its size, in less time.
     """
-    window = tf.cast(window, tf.float32)
-    factor = tf.reduce_min(window[2:] / tf.cast(size, tf.float32))
-    gaps = factor / tf.constant(_RATIOS, tf.float32)
-    index = tf.reduce_sum(tf.cast(gaps[1:] >= reducing_gap, tf.int32))
-    window /= tf.gather(tf.constant(_RATIOS, tf.float32), index)
+    window, ratios = tf.cast(window, tf.float32), tf.constant(_RATIOS, tf.float32)
+    gaps = tf.reduce_min(window[2:] / tf.cast(size, tf.float32)) / ratios
+    ratio_index = tf.reduce_sum(tf.cast(gaps[1:] >= reducing_gap, tf.int32))
+    window /= ratios[ratio_index]  # in pixels of the smaller image
     # Whole pixels that contain the window.
     first, last = tf.floor(window[:2]), tf.math.ceil(window[:2] + window[2:])
     pixels = tf.cast(tf.concat([first, last - first], axis=0), tf.int32)
-    part = tf.switch_case(
-        index, [functools.partial(_decode_part, encoded, pixels, r) for r in _RATIOS]
-    )
+    branches = [functools.partial(_decode_part, encoded, pixels, r) for r in _RATIOS]
+    part = tf.switch_case(ratio_index, branches)
     return resize(part, size, tf.concat([window[:2] - first, window[2:]], axis=0))
 
 
 def _decode_part(encoded, pixels, ratio):
     return tf.io.decode_and_crop_jpeg(
-        encoded, pixels, channels=3, ratio=ratio, dct_method=_EXACT
+        encoded, pixels, channels=3, ratio=ratio, dct_method=_DCT_METHOD
     )
 
 
@@ -201,13 +200,18 @@ def _by_kind(kind, spec, functions, *inputs):
     return result
 
 
+def _kind(encoded):
+    jpeg = tf.where(exif.may_turn(encoded), _TURNED_JPEG, _JPEG)
+    return tf.where(tf.io.is_jpeg(encoded), jpeg, _OTHER)
+
+
 def open_picture(encoded) -> Picture:
     """Reads the header of an image of any format, but no pixels."""
-    jpeg = tf.where(exif.may_turn(encoded), _TURNED_JPEG, _JPEG)
-    kind = tf.where(tf.io.is_jpeg(encoded), jpeg, _OTHER)
+    kind = _kind(encoded)
     functions = _jpeg_size, _turned_jpeg_size, _other_size
     size = _by_kind(kind, tf.TensorSpec([2], tf.int32), functions, encoded)
-    return Picture(encoded, kind, size)
+    with tf.control_dependencies([_refuse_too_large(size)]):
+        return Picture(encoded, kind, tf.identity(size))
 
 
 def decode(encoded) -> tf.Tensor:
@@ -217,11 +221,11 @@ def decode(encoded) -> tf.Tensor:
         uint8 `[height, width, 3]`, RGB.
     """
     functions = _decode_jpeg, _decode_turned_jpeg, _decode_other
-    return _by_kind(open_picture(encoded).kind, _IMAGE, functions, encoded)
+    return _by_kind(_kind(encoded), _IMAGE, functions, encoded)
 
 
 def crop_and_resize(
-    picture: Picture, window, size, reducing_gap: float = EXACT
+    picture: Picture, window, size, reducing_gap: float = NO_REDUCING
 ) -> tf.Tensor:
     """Decodes one window of an image, and resizes it; its aspect may change.
 
@@ -232,9 +236,9 @@ def crop_and_resize(
         picture: from `open_picture`.
         window: top, left, height and width in the upright image, int32 `[4]`.
         size: (height, width) of the result, in pixels.
-        reducing_gap: the decoder shrinks the window as long as it stays so many times
-            larger than the result, in each direction; the rest of the way is
-            antialiased. The same as in Pillow. `EXACT`: the decoder does not shrink.
+        reducing_gap: the decoder halves the window while it stays at least so many
+            times larger than `size` in both directions, as in Pillow. The filter that
+            shrinks the rest is antialiased.
 
     Returns:
         uint8 `[*size, 3]`, RGB.
@@ -259,7 +263,7 @@ def train_example(example, size, seed, config) -> dict:
     height, width = tf.unstack(picture.size)
     seeds = tf.random.experimental.stateless_split(seed, 2)
     window = augment.random_crop_window(height, width, config.crop_scale, seeds[0])
-    image = crop_and_resize(picture, window, size, FAST)
+    image = crop_and_resize(picture, window, size, TRAINING_GAP)
     if config.flip:
         image = augment.random_flip(image, seeds[1])
     return {"image": image, "label": example["label"]}
@@ -268,7 +272,8 @@ def train_example(example, size, seed, config) -> dict:
 def center_crop(example: dict, size, crop_fraction: float) -> tf.Tensor:
     """Returns the central part of an example's image, uint8 `[*size, 3]`.
 
-    The pixels are those of `resize_and_center_crop`.
+    The pixels are those of `resize_and_center_crop`, except that colors at the edge of
+    the window may differ a little: a JPEG is decoded only there.
     """
     picture = open_picture(read(example))
     window = preprocessing.center_window(picture.size, size, crop_fraction)

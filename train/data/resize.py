@@ -6,9 +6,9 @@ import tensorflow as tf
 def resize(image, size, window=None) -> tf.Tensor:
     """Resizes a window of an image to uint8 `[*size, 3]`; its aspect may change.
 
-    It is antialiased where it shrinks: the pixels are those of
-    `tf.image.resize(antialias=True)`, which takes twice as long, since it adds up the
-    three values of one pixel at a time. Here whole rows are added.
+    It is antialiased where it shrinks. The pixels are those of
+    `tf.image.resize(antialias=True)`, which takes twice as long: it handles one pixel
+    of three values at a time, and this function whole rows.
 
     Args:
         image: uint8 `[height, width, 3]`.
@@ -21,16 +21,19 @@ def resize(image, size, window=None) -> tf.Tensor:
         sides = tf.cast(tf.shape(image)[:2], tf.float32)
         window = tf.concat([tf.zeros(2), sides], axis=0)
     scales = tf.cast(size, tf.float32) / window[2:]
-    for axis in (0, 1):
-        image = _resize_rows(image, size[axis], scales[axis], window[axis])
-        if axis:  # the last; integers move faster
-            image = tf.cast(tf.round(image), tf.uint8)
-        image = tf.transpose(image, [1, 0, 2])
-    return image
+    image = _resize_rows(image, size[0], scales[0], window[0])
+    image = tf.transpose(image, [1, 0, 2])  # [image width, height, 3]
+    image = _resize_rows(image, size[1], scales[1], window[1])
+    image = tf.cast(tf.round(image), tf.uint8)  # integers are transposed faster
+    return tf.transpose(image, [1, 0, 2])
 
 
 def _resize_rows(image, count, scale, first) -> tf.Tensor:
-    """Makes `count` rows, float32, from an image's rows, the `first` of which."""
+    """Resizes the rows of an image to `count` rows, float32.
+
+    `scale` is the number of new rows for each row, and `first` the position at which
+    the new ones begin.
+    """
     height, width, channels = tf.unstack(tf.shape(image))
     # The values of a row become the channels of an image that is one pixel wide.
     rows = tf.reshape(image, [1, height, 1, width * channels])

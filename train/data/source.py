@@ -33,7 +33,7 @@ class Source:
     classification `label`. It is read either from `columns`, in any order, or from a
     `stream`, in the order of the stream. Its int64 `index` in the split stands for its
     name in batches, since accelerators take no strings; `name_of` looks the name up.
-    For columns it is the row, and the column `id` has the names.
+    For columns it is the row, and the column `id`, also in the examples, has the names.
     """
 
     name: str  # as given to `train.data.registry.load_source`

@@ -123,8 +123,10 @@ class _ExampleIds:
         """Returns the number of an example, int64."""
         file = tf.strings.regex_replace(example_id, "__[0-9]+$", "")
         row = tf.strings.regex_replace(example_id, "^.*__", "")
-        position = tf.argmax(tf.equal(self.files, file))
-        return tf.gather(self.starts, position) + tf.strings.to_number(row, tf.int64)
+        is_file = tf.equal(self.files, file)
+        start = tf.gather(self.starts, tf.argmax(is_file))
+        index = start + tf.strings.to_number(row, tf.int64)
+        return tf.where(tf.reduce_any(is_file), index, -1)  # -1 has no name
 
     def name(self, index: int) -> str:
         """Returns the id of the example with a number."""

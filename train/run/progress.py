@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 from absl import logging
 
-# Requests of a worker. All workers get the sum over their replicas, in which even many
-# `SAVE` stay below a `STOP`.
+# Requests of a worker. All workers get the sum over their replicas, in which the `SAVE`
+# of up to a million replicas stay below one `STOP`.
 STOP, SAVE = 1.0, 2.0**-20
 # Exit code of a preempted run: EX_TEMPFAIL of sysexits.h, "try again".
 PREEMPTED = 75
@@ -138,7 +138,7 @@ class CheckpointManager:
     def checkpoint(self, progress: Progress, shall_stop: bool) -> None:
         """Saves, and raises `Preempted` if all workers stop.
 
-        The progress must be that of the weights: nothing may be in flight.
+        The progress must be that of the weights: no training step may be in flight.
         """
         self.save(progress)
         self.saved = time.monotonic()

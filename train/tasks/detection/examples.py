@@ -29,7 +29,7 @@ def train_example(example, size, seed, config: TrainConfig) -> dict[str, tf.Tens
     left_top, sides = corners[0], tf.maximum(corners[1] - corners[0], 1.0)
     left_top = tf.minimum(left_top, shape[::-1] - sides)
     pixels = tf.cast(tf.concat([left_top[::-1], sides[::-1]], axis=0), tf.int32)
-    image = images.crop_and_resize(picture, pixels, size, images.FAST)
+    image = images.crop_and_resize(picture, pixels, size, images.TRAINING_GAP)
     window = tf.concat([left_top, left_top + sides], axis=0) / tf.tile(shape[::-1], [2])
     boxes, is_object = augment.crop_boxes(example["boxes"], is_object, window)
     if config.flip:

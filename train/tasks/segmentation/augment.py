@@ -59,8 +59,9 @@ def _pad(values, placement: Placement, size, filler: int) -> tf.Tensor:
 
 def place_image(picture: images.Picture, placement: Placement, size) -> tf.Tensor:
     """Decodes a part of an image and places it on its crop; the rest is black."""
-    window, part_size = placement.window, placement.size
-    part = images.crop_and_resize(picture, window, part_size, images.FAST)
+    part = images.crop_and_resize(
+        picture, placement.window, placement.size, images.TRAINING_GAP
+    )
     return _pad(part, placement, size, 0)
 
 
