@@ -272,12 +272,14 @@ def train_example(example, size, seed, config) -> dict:
 def center_crop(example: dict, size, crop_fraction: float) -> tf.Tensor:
     """Returns the central part of an example's image, uint8 `[*size, 3]`.
 
-    The pixels are those of `resize_and_center_crop`, except that colors at the edge of
-    the window may differ a little: a JPEG is decoded only there.
+    The whole image is decoded, so that the pixels are those of
+    `resize_and_center_crop`, and a truncated image is refused, as by `predict`.
     """
-    picture = open_picture(read(example))
-    window = preprocessing.center_window(picture.size, size, crop_fraction)
-    return crop_and_resize(picture, window, size)
+    image = decode(read(example))
+    sides = tf.shape(image)[:2]
+    window = preprocessing.center_window(sides, size, crop_fraction)
+    top, left, height, width = tf.unstack(window)
+    return resize(image[top : top + height, left : left + width], size)
 
 
 def eval_example(example, size, crop_fraction: float) -> dict:

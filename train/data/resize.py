@@ -24,8 +24,8 @@ def resize(image, size, window=None) -> tf.Tensor:
     image = _resize_rows(image, size[0], scales[0], window[0])
     image = tf.transpose(image, [1, 0, 2])  # [image width, height, 3]
     image = _resize_rows(image, size[1], scales[1], window[1])
-    image = tf.cast(tf.round(image), tf.uint8)  # integers are transposed faster
-    return tf.transpose(image, [1, 0, 2])
+    image = tf.transpose(image, [1, 0, 2])
+    return tf.cast(tf.round(image), tf.uint8)
 
 
 def _resize_rows(image, count, scale, first) -> tf.Tensor:
