@@ -15,6 +15,7 @@ from PIL import Image
 
 from keras_mobilevit.class_names import VOC_NAMES
 from tests.helpers.voc_files import PLAIN_MASK, examples_of, make_voc_masks, write_mask
+from train.data import images
 from train.data.annotation_report import AnnotationReport
 from train.data.digits import mask_scene_source
 from train.data.masks import IGNORE_INDEX, decode_mask, read_mask
@@ -350,9 +351,8 @@ def test_image_and_mask_stay_together(seed):
     image, mask = map(tf.constant, blobs(160, 200))
     size = (96, 96)
     placement = augment.random_placement((160, 200), size, 0.25, (seed, 1))
-    top, left, height, width = placement.window.numpy()
-    part = image[top : top + height, left : left + width]
-    image = augment.place_image(part, placement, size)
+    picture = images.open_picture(tf.io.encode_png(image))
+    image = augment.place_image(picture, placement, size)
     mask = augment.place_mask(mask, placement, size)
     assert image.shape == (*size, 3) and mask.shape == size
     assert mask.dtype == tf.uint8
