@@ -116,7 +116,25 @@ def measure(work: list[float], rounds: int) -> str:
 def main(argv: list[str]) -> None:
     """Measures, and prints the table."""
     del argv
-    print(measure([*map(float, flags.FLAGS.work)], flags.FLAGS.rounds))
+    try:
+        work = parse_work(flags.FLAGS.work)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(measure(work, flags.FLAGS.rounds))
+
+
+def parse_work(texts: list[str]) -> list[float]:
+    """Returns seconds as numbers."""
+    try:
+        work = [float(text) for text in texts]
+    except ValueError:
+        work = []
+    if not work or not all(0 <= seconds < math.inf for seconds in work):
+        raise ValueError(
+            "--work takes seconds of at least 0, such as 0,0.1,0.2. Received: "
+            f"{','.join(texts) or 'none'}."
+        )
+    return work
 
 
 def define_flags() -> None:

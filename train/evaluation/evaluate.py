@@ -73,15 +73,6 @@ def evaluate(
     totals = dict[str, float]()
     statistics = _Statistics(task, source, strategy)
 
-    def copy(queued: _Queued) -> _Queued:
-        sums, predictions, targets = queued.result
-        on_host = statistics.copy(predictions), statistics.copy(targets)
-        return _Queued(
-            EvalResult(as_numbers(sums), *on_host),
-            queued.strings,
-            unreadable.copy(queued.taken),
-        )
-
     def read(queued: _Queued) -> None:
         sums = queued.result.sums
         for name, value in sums.items():
@@ -90,6 +81,7 @@ def evaluate(
         statistics.add(queued.result, queued.strings)
         after_batch(sums)
 
+    copy = functools.partial(_copy, unreadable, statistics)
     with InFlight(copy, read, EVAL_LAG) as in_flight:
         for batch in batches:
             taken, strings = unreadable.take(batch), take_strings(strategy, batch)
@@ -114,6 +106,17 @@ class _Queued(NamedTuple):
     result: EvalResult
     strings: list[dict[str, np.ndarray]]  # of each local replica
     taken: Any  # by `UnreadableLog.take`
+
+
+def _copy(
+    unreadable: UnreadableLog, statistics: "_Statistics", queued: _Queued
+) -> _Queued:
+    """Returns a queued batch whose results are on the host."""
+    sums, predictions, targets = queued.result
+    result = EvalResult(
+        as_numbers(sums), statistics.copy(predictions), statistics.copy(targets)
+    )
+    return _Queued(result, queued.strings, unreadable.copy(queued.taken))
 
 
 class _Statistics:
