@@ -1,6 +1,8 @@
-"""MobileViT for Keras: https://arxiv.org/abs/2110.02178.
+"""MobileViT and MobileViTv2 for Keras.
 
-Import this package before `keras.models.load_model` loads a saved MobileViT. The import
+Sources: https://arxiv.org/abs/2110.02178 and https://arxiv.org/abs/2206.02680.
+
+Import this package before `keras.models.load_model` loads a saved model. The import
 registers the layers with Keras.
 """
 
@@ -18,7 +20,7 @@ with quiet_start():  # has an effect only under `python -m keras_mobilevit`
         ) from error
 
 from keras_mobilevit.anchors import anchor_boxes
-from keras_mobilevit.classifier import MobileViT_S, MobileViT_XS, MobileViT_XXS
+from keras_mobilevit.classifier import classifier_function
 from keras_mobilevit.configs import VARIANTS
 from keras_mobilevit.deeplab import DeepLabV3, without_auxiliary
 from keras_mobilevit.detection import detect
@@ -27,11 +29,29 @@ from keras_mobilevit.ssdlite import SSDLite
 from keras_mobilevit.weights.load import load_backbone, load_weights
 from keras_mobilevit.weights.save import save_safetensors
 
+MobileViT_XXS = classifier_function("mobilevit_xxs")
+MobileViT_XS = classifier_function("mobilevit_xs")
+MobileViT_S = classifier_function("mobilevit_s")
+MobileViTV2_050 = classifier_function("mobilevitv2_050")
+MobileViTV2_075 = classifier_function("mobilevitv2_075")
+MobileViTV2_100 = classifier_function("mobilevitv2_100")
+MobileViTV2_125 = classifier_function("mobilevitv2_125")
+MobileViTV2_150 = classifier_function("mobilevitv2_150")
+MobileViTV2_175 = classifier_function("mobilevitv2_175")
+MobileViTV2_200 = classifier_function("mobilevitv2_200")
+
 __version__ = "0.1.0"
 
 __all__ = [
     "VARIANTS",
     "DeepLabV3",
+    "MobileViTV2_050",
+    "MobileViTV2_075",
+    "MobileViTV2_100",
+    "MobileViTV2_125",
+    "MobileViTV2_150",
+    "MobileViTV2_175",
+    "MobileViTV2_200",
     "MobileViT_S",
     "MobileViT_XS",
     "MobileViT_XXS",

@@ -1,10 +1,14 @@
-"""SSD's anchors (default boxes). They depend only on the size of the image."""
+"""SSD's anchors (default boxes). They depend on the sizes of image and feature maps."""
 
 import math
+import operator
 
 import numpy as np
 
+from keras_mobilevit.configs import FAMILIES, get_variant
+
 STRIDES = (16, 32, 64, 128, 256)  # of the first feature maps; the sixth is one cell
+ROUNDED_STRIDES = (8, 16, 32)  # of the backbone's stages 3, 4 and 5
 # Aspect ratios of each map's anchors, besides 1; each of them wide and tall.
 ASPECT_RATIOS = ((2, 3), (2, 3), (2, 3), (2, 3), (2, 3), (2,))
 MIN_SCALE, MAX_SCALE = 0.1, 1.05  # sides of anchors, as fractions of the image's
@@ -12,10 +16,27 @@ MIN_SCALE, MAX_SCALE = 0.1, 1.05  # sides of anchors, as fractions of the image'
 ANCHORS_PER_CELL = tuple(2 + 2 * len(ratios) for ratios in ASPECT_RATIOS)
 
 
-def feature_map_shapes(height: int, width: int) -> list[tuple[int, int]]:
-    """Returns (rows, columns) of an image's six feature maps, the finest map first."""
-    sides = ((-(-height // stride), -(-width // stride)) for stride in STRIDES)
-    return [*sides, (1, 1)]
+def _map_sides(side: int, multiple: int) -> list[int]:
+    """Returns the side of the feature map at each of `STRIDES`."""
+    sides, stride = [], 1
+    while stride < STRIDES[-1]:
+        side, stride = -(-side // 2), 2 * stride
+        if stride in ROUNDED_STRIDES:
+            side = -(-side // multiple) * multiple
+        if stride in STRIDES:
+            sides.append(side)
+    return sides
+
+
+def feature_map_shapes(
+    height: int, width: int, map_multiple: int = 1
+) -> list[tuple[int, int]]:
+    """Returns (rows, columns) of an image's six feature maps, the finest map first.
+
+    `map_multiple` is that of the backbone's `keras_mobilevit.configs.Family`.
+    """
+    sides = (_map_sides(side, map_multiple) for side in (height, width))
+    return [*zip(*sides), (1, 1)]
 
 
 def _anchor_sizes(index: int) -> np.ndarray:
@@ -30,12 +51,26 @@ def _anchor_sizes(index: int) -> np.ndarray:
     return np.array(sizes)
 
 
-def anchor_boxes(height: int, width: int) -> np.ndarray:
+def _anchors(shapes: list[tuple[int, int]]) -> np.ndarray:
+    anchors = []
+    for index, (rows, columns) in enumerate(shapes):
+        sizes = _anchor_sizes(index)  # [k, 2]
+        boxes = np.empty((rows, columns, len(sizes), 4))
+        boxes[..., 0] = (np.arange(columns)[:, None] + 0.5) / columns
+        boxes[..., 1] = (np.arange(rows)[:, None, None] + 0.5) / rows
+        boxes[..., 2:] = sizes
+        anchors.append(boxes.reshape(-1, 4))
+    return np.clip(np.concatenate(anchors), 0.0, 1.0).astype(np.float32)
+
+
+def anchor_boxes(height: int, width: int, backbone: str = "mobilevit_s") -> np.ndarray:
     """Returns the anchors of an image.
 
     Args:
         height: height of the image in pixels, at least 1.
         width: width of the image in pixels, at least 1.
+        backbone: name of the detector's backbone. Only if a side of the image is not a
+            multiple of 64, MobileViTv2 has other anchors than MobileViT.
 
     Returns:
         float32 `[anchors, 4]`: centers and sizes `(cx, cy, w, h)` as fractions of the
@@ -50,12 +85,25 @@ def anchor_boxes(height: int, width: int) -> np.ndarray:
     >>> anchor_boxes(320, 320).shape
     (3232, 4)
     """
-    anchors = []
-    for index, (rows, columns) in enumerate(feature_map_shapes(height, width)):
-        sizes = _anchor_sizes(index)  # [k, 2]
-        boxes = np.empty((rows, columns, len(sizes), 4))
-        boxes[..., 0] = (np.arange(columns)[:, None] + 0.5) / columns
-        boxes[..., 1] = (np.arange(rows)[:, None, None] + 0.5) / rows
-        boxes[..., 2:] = sizes
-        anchors.append(boxes.reshape(-1, 4))
-    return np.clip(np.concatenate(anchors), 0.0, 1.0).astype(np.float32)
+    multiple = get_variant(backbone).family.map_multiple
+    return _anchors(feature_map_shapes(height, width, multiple))
+
+
+def anchors_of_count(height: int, width: int, count: int) -> np.ndarray:
+    """Returns the anchors of an image for a network that predicts `count` boxes.
+
+    A larger multiple makes no map smaller. So if two families have the same number of
+    anchors, they have the same maps.
+    """
+    counts = {}
+    for multiple in sorted({family.map_multiple for family in FAMILIES}):
+        shapes = feature_map_shapes(height, width, multiple)
+        cells = (rows * columns for rows, columns in shapes)
+        found = sum(map(operator.mul, cells, ANCHORS_PER_CELL))
+        if found == count:
+            return _anchors(shapes)
+        counts[found] = multiple
+    raise ValueError(
+        f"A detector has {' or '.join(map(str, counts))} anchors at {height}x{width} "
+        f"pixels, but the outputs have {count}. Do they belong to such an image?"
+    )

@@ -1,8 +1,18 @@
-"""The MobileViT backbone: computes feature maps at five strides from an image."""
+"""The backbone: computes feature maps at five strides from an image."""
+
+import pkgutil
 
 from keras_mobilevit.backend import Tensor
-from keras_mobilevit.blocks import conv_bn_act, inverted_residual, mobilevit_block
-from keras_mobilevit.configs import TRANSFORMER_DEPTHS, ModelConfig
+from keras_mobilevit.blocks import conv_bn_act, inverted_residual
+from keras_mobilevit.configs import (
+    FAMILIES,
+    FIRST_BLOCK,
+    TRANSFORMER_DEPTHS,
+    ModelConfig,
+)
+
+# Imported at once, because the import registers the layers with Keras.
+BLOCKS = {family.title: pkgutil.resolve_name(family.block) for family in FAMILIES}
 
 
 def feature_maps(
@@ -11,32 +21,34 @@ def feature_maps(
     """Applies the stem and the five stages to RGB images with values in [0, 1].
 
     Returns the outputs of stages 1 to 5 as `"P1"` to `"P5"`. `"Pn"` has the stride
-    `s = min(2**n, output_stride)` and the shape
-    `[batch, ceil(height / s), ceil(width / s), channels]`: at an output stride of 8 or
-    16, later stages keep the size of their input.
+    `min(2**n, output_stride)`: at an output stride of 8 or 16, later stages keep the
+    size of their input. A side of `s` pixels becomes `ceil(s / 2)` at each stride. In
+    stages 3 to 5 of MobileViTv2, it is then rounded up to an even number.
     """
-    c1, c2, *block_channels = config.stage_channels
-    expansion = config.expansion
-    maps = {}
-
+    stages = zip(config.stage_channels, config.family.mobilenet_blocks)
     x = conv_bn_act(x, config.stem_channels, 3, "stem", strides=2)
-    maps["P1"] = x = inverted_residual(x, c1, expansion, "stage1_mv0")
-
-    x = inverted_residual(x, c2, expansion, "stage2_mv0", strides=2)
-    x = inverted_residual(x, c2, expansion, "stage2_mv1")
-    maps["P2"] = x = inverted_residual(x, c2, expansion, "stage2_mv2")
-
-    rows = zip(block_channels, config.transformer_dims, TRANSFORMER_DEPTHS)
-    stride, dilation = 4, 1
-    for stage, (channels, dim, depth) in enumerate(rows, start=3):
-        strides = 2 if stride < output_stride else 1
+    stride, dilation, maps = 2, 1, {}
+    for stage, (channels, blocks) in enumerate(stages, start=1):
+        name = f"stage{stage}"
+        strides = 2 if 1 < stage and stride < output_stride else 1
         x = inverted_residual(
-            x, channels, expansion, f"stage{stage}_mv0", strides, dilation
+            x, channels, config.expansion, f"{name}_mv0", strides, dilation
         )
-        # The published networks replace a stride by dilation only in later stages, not
-        # in the stage that omits the stride: at stride 16 nothing is dilated.
-        stride, dilation = stride * strides, dilation * 2 // strides
-        maps[f"P{stage}"] = x = mobilevit_block(
-            x, dim, depth, config.dropout, f"stage{stage}_vit"
-        )
+        for block in range(1, blocks):
+            x = inverted_residual(x, channels, config.expansion, f"{name}_mv{block}")
+        stride *= strides
+        if stage >= FIRST_BLOCK:
+            # The published networks replace a stride by dilation only after the
+            # MobileNetV2 block that omits the stride.
+            dilation = dilation * 2 // strides
+            index = stage - FIRST_BLOCK
+            x = BLOCKS[config.family.title](
+                x,
+                config.transformer_dims[index],
+                TRANSFORMER_DEPTHS[index],
+                config.dropout,
+                dilation,
+                f"{name}_vit",
+            )
+        maps[f"P{stage}"] = x
     return maps

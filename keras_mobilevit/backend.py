@@ -32,23 +32,55 @@ def output_dtype() -> str | None:
     return "float32" if is_short else None
 
 
-def resize_bilinear(x: Tensor, height: Any, width: Any) -> Tensor:
-    """Resizes feature maps `[batch, rows, columns, channels]` with half-pixel centers.
+def resize_bilinear(
+    x: Tensor, height: Any, width: Any, align_corners: bool = False
+) -> Tensor:
+    """Resizes feature maps `[batch, rows, columns, channels]` bilinearly.
+
+    Pixels have half-pixel centers. With `align_corners`, the centers of the corner
+    pixels stay in place instead.
 
     Height and width are integers, or known only at run time: then they are tensors on
     TensorFlow, which `keras.ops` does not accept; in JAX exports, symbolic dimensions.
     """
-    tf = _tensorflow()
-    if tf and not (isinstance(height, int) and isinstance(width, int)):
-        return tf.image.resize(x, (height, width), method="bilinear")
-    if (height, width) == tuple(x.shape[1:3]):
+    is_static = all(isinstance(side, int) for side in (height, width))
+    if is_static and (height, width) == tuple(x.shape[1:3]):
         return x
+    tf = _tensorflow()
+    if tf and (align_corners or not is_static):
+        resized = tf.raw_ops.ResizeBilinear(
+            images=x,
+            size=tf.stack([height, width]),
+            align_corners=align_corners,
+            half_pixel_centers=not align_corners,
+        )
+        return tf.cast(resized, x.dtype)  # the kernel returns float32
+    if align_corners:
+        return _interpolate(_interpolate(x, 1, height), 2, width)
     return ops.image.resize(
         x,
         (height, width),
         interpolation="bilinear",
         antialias=False,
         data_format="channels_last",
+    )
+
+
+def _interpolate(x: Tensor, axis: int, size: Any) -> Tensor:
+    """Interpolates along an axis; the first and last position stay in place."""
+    last = ops.shape(x)[axis] - 1
+    index = ops.arange(size, dtype="int32")
+    # Position index * last / (size - 1), as a whole number and a rest.
+    steps = ops.maximum(ops.cast(size, "int32") - 1, 1)
+    lower, rest = index * last // steps, index * last % steps
+    shape = [-1 if i == axis else 1 for i in range(len(x.shape))]
+    fraction = ops.reshape(
+        ops.cast(rest, "float32") / ops.cast(steps, "float32"), shape
+    )
+    fraction = ops.cast(fraction, x.dtype)
+    upper = ops.minimum(lower + 1, last)
+    return (
+        ops.take(x, lower, axis) * (1 - fraction) + ops.take(x, upper, axis) * fraction
     )
 
 

@@ -1,4 +1,4 @@
-"""The blocks of MobileViT (Figure 1 of https://arxiv.org/abs/2110.02178).
+"""The blocks of convolutions that all networks share.
 
 A block is a function from a channels-last tensor to another. It names its layers.
 """
@@ -12,12 +12,9 @@ from keras_mobilevit.backend import (
     DilatedConv2D,
     Tensor,
 )
-from keras_mobilevit.configs import NUM_HEADS, PATCH_SIZE
-from keras_mobilevit.layers import DotProductAttention, Fold, Unfold
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9  # PyTorch calls it momentum 0.1
-LAYER_NORM_EPSILON = 1e-5
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -34,11 +31,6 @@ def batch_norm(x: Tensor, name: str) -> Tensor:
     return BatchNormalization(
         momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=name
     )(x)
-
-
-def layer_norm(x: Tensor, name: str) -> Tensor:
-    """Applies layer normalization over the last axis."""
-    return layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name=name)(x)
 
 
 def dense(units: int, name: str, activation=None, dtype=None) -> layers.Dense:
@@ -71,8 +63,10 @@ def conv(
     strides: int,
     name: str,
     dilation: int = 1,
+    use_bias: bool = False,
+    initializer=None,
 ) -> Tensor:
-    """Applies a convolution without bias, padded equally on all sides.
+    """Applies a convolution, padded equally on all sides.
 
     The padding is `kernel_size // 2` times the dilation. Dilation requires stride 1.
     """
@@ -85,8 +79,9 @@ def conv(
         strides=strides,
         padding="same" if strides == 1 else "valid",
         dilation_rate=dilation,
-        use_bias=False,
-        kernel_initializer=keras.initializers.VarianceScaling(
+        use_bias=use_bias,
+        kernel_initializer=initializer
+        or keras.initializers.VarianceScaling(
             2.0, mode="fan_out", distribution="untruncated_normal"
         ),
         name=f"{name}_conv",
@@ -155,51 +150,3 @@ def inverted_residual(
     if strides == 1 and channels == filters:
         x = layers.Add(name=f"{name}_add")([inputs, x])
     return x
-
-
-def transformer_layer(x: Tensor, dropout: float, name: str) -> Tensor:
-    """Applies a pre-norm transformer layer to tokens `[batch, tokens, channels]`.
-
-    The feed-forward part has swish. Both parts end in a dropout of the rate `dropout`.
-    """
-    channels = x.shape[-1]
-    y = layer_norm(x, f"{name}_attention_norm")
-    query, key, value = (
-        dense(channels, f"{name}_attention_{part}")(y)
-        for part in ("query", "key", "value")
-    )
-    y = DotProductAttention(NUM_HEADS, name=f"{name}_attention")(query, key, value)
-    y = dense(channels, f"{name}_attention_output")(y)
-    y = layers.Dropout(dropout, name=f"{name}_attention_dropout")(y)
-    x = layers.Add(name=f"{name}_attention_add")([x, y])
-
-    y = layer_norm(x, f"{name}_ffn_norm")
-    y = dense(2 * channels, f"{name}_ffn_expand")(y)
-    y = Activation("silu", name=f"{name}_ffn_act")(y)
-    y = dense(channels, f"{name}_ffn_project")(y)
-    y = layers.Dropout(dropout, name=f"{name}_ffn_dropout")(y)
-    return layers.Add(name=f"{name}_ffn_add")([x, y])
-
-
-def mobilevit_block(
-    x: Tensor, transformer_dim: int, depth: int, dropout: float, name: str
-) -> Tensor:
-    """Applies the MobileViT block (Figure 1b, section 3.1) to a feature map.
-
-    Convolutions combine neighboring pixels. `depth` transformers on tokens of
-    `transformer_dim` channels combine distant patches.
-    """
-    channels = x.shape[-1]
-    # Local representation: 3x3 convolution, then a projection to d channels.
-    y = conv_bn_act(x, channels, 3, f"{name}_local")
-    local = conv(y, transformer_dim, 1, 1, f"{name}_local_project")
-    # Global representation: transformers on the tokens [batch * P, N, d].
-    tokens = Unfold(PATCH_SIZE, name=f"{name}_unfold")(local)
-    for i in range(depth):
-        tokens = transformer_layer(tokens, dropout, f"{name}_transformer{i}")
-    tokens = layer_norm(tokens, f"{name}_norm")
-    y = Fold(PATCH_SIZE, name=f"{name}_fold")(tokens, local)
-    # Fusion: projection to the input's channels, then concatenation with the input.
-    y = conv_bn_act(y, channels, 1, f"{name}_global_project")
-    y = layers.Concatenate(name=f"{name}_concat")([x, y])
-    return conv_bn_act(y, channels, 3, f"{name}_fusion")

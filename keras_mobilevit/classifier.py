@@ -1,4 +1,6 @@
-"""MobileViT image classifiers with the interface of `keras.applications`."""
+"""Image classifiers with the interface of `keras.applications`."""
+
+from collections.abc import Callable
 
 import keras
 from keras import layers
@@ -11,37 +13,35 @@ from keras_mobilevit.argument_checks import (
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import output_dtype
 from keras_mobilevit.blocks import conv_bn_act, dense
-from keras_mobilevit.configs import (
-    CLASSIFIER_DROPOUT,
-    CLASSIFIER_SIZE,
-    VARIANTS,
-    ModelConfig,
+from keras_mobilevit.configs import CLASSIFIER_SIZE, ModelConfig, get_variant
+from keras_mobilevit.weights.hub import (
+    CLASSIFIER_WEIGHTS,
+    published_weights,
+    weights_file,
 )
-from keras_mobilevit.weights.hub import weights_file
 from keras_mobilevit.weights.load import load_weights
 
-_DOCSTRING = """{title}: {parameters} M parameters, {top1} % top-1 on ImageNet-1k.
+_DOCSTRING = """{title}: {parameters:.1f} M parameters, {top1} % top-1 on ImageNet-1k.
 
-Source: [MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision
-Transformer](https://arxiv.org/abs/2110.02178), Table 4. The accuracy, at 256x256, is
-from the authors' release of the weights.
+Source: {paper}. The accuracy, at 256x256, is from the authors' release of the weights.
 
 Args:
-    include_top: whether to add global average pooling, dropout and the fully connected
-        layer.
-    weights: `"imagenet"` (the published weights, downloaded once), `None` (random
-        initialization), or the path of a weights file: `.keras`, `.weights.h5`,
-        `.safetensors` with the names of timm, transformers or ml-cvnets, or Apple's
-        `.pt`; see also `channel_order` of `keras_mobilevit.load_weights`.
+    include_top: whether to add global average pooling, dropout (if the published
+        network has it) and the fully connected layer.
+    weights: `"imagenet"` (the published weights, downloaded once){others}, `None`
+        (random initialization), or the path of a weights file: `.keras`,
+        `.weights.h5`, `.safetensors` with the names of timm, transformers or
+        ml-cvnets, or Apple's `.pt`; see also `channel_order` of
+        `keras_mobilevit.load_weights`.
     input_tensor: a Keras tensor to use as the image input of the model.
     input_shape: `(height, width, channels)`. Height and width are at least 32 or
         `None`, and may be any number. The default is `(256, 256, 3)` with the top and
         `(None, None, 3)` without.
     pooling: pooling of the last feature map without the top: `None` keeps it
-        `[batch, height / 32, width / 32, {channels}]`; `"avg"` and `"max"` pool it to
-        `[batch, {channels}]`.
-    classes: number of classes. With the top, `weights="imagenet"` requires 1000.
-        Without the top, the argument is ignored.
+        `[batch, height / 32, width / 32, {channels}]`{rounding}; `"avg"` and
+        `"max"` pool it to `[batch, {channels}]`.
+    classes: number of classes. With the top, published weights require 1000. Without
+        the top, the argument is ignored.
     classifier_activation: activation of the top. `None` returns logits.
     include_preprocessing: if true, the model expects values in [0, 255] and scales
         them; if false, it expects values in [0, 1]. Images are RGB. Mean and standard
@@ -65,6 +65,7 @@ Example:
 >>> model.predict(numpy.zeros((1, 224, 288, 3))).shape
 (1, 1000)
 """
+_ROUNDING = ", with both sides rounded up to even numbers"
 
 
 def _resolve_input_shape(input_shape, input_tensor, include_top: bool, weights):
@@ -84,7 +85,7 @@ def _resolve_input_shape(input_shape, input_tensor, include_top: bool, weights):
 
 
 def _check_arguments(weights, include_top, pooling, classes, classifier_activation):
-    check_weights(weights, ("imagenet",))
+    check_weights(weights, CLASSIFIER_WEIGHTS)
     if pooling not in (None, "avg", "max"):
         raise ValueError(
             f'`pooling` must be None, "avg" or "max". Received: pooling={pooling!r}.'
@@ -92,9 +93,9 @@ def _check_arguments(weights, include_top, pooling, classes, classifier_activati
     if not include_top:
         return
     check_positive(classes=classes)
-    if weights == "imagenet" and classes != 1000:
+    if weights in CLASSIFIER_WEIGHTS and classes != 1000:
         raise ValueError(
-            '`weights="imagenet"` with `include_top=True` has 1000 classes. '
+            f'`weights="{weights}"` with `include_top=True` has 1000 classes. '
             f"Received: classes={classes}."
         )
     activation = keras.activations.get(classifier_activation)
@@ -202,10 +203,12 @@ def build_classifier(
     if include_preprocessing:
         x = layers.Rescaling(1 / 255, name="rescaling")(x)
     x = feature_maps(x, config)["P5"]
-    x = conv_bn_act(x, config.head_channels, 1, "head")
+    if config.family.has_head:
+        x = conv_bn_act(x, config.head_channels, 1, "head")
     if include_top:
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)
-        x = layers.Dropout(CLASSIFIER_DROPOUT, name="head_dropout")(x)
+        if config.family.classifier_dropout:
+            x = layers.Dropout(config.family.classifier_dropout, name="head_dropout")(x)
         x = dense(classes, "predictions", classifier_activation, output_dtype())(x)
     elif pooling == "avg":
         x = layers.GlobalAveragePooling2D(name="head_pool")(x)
@@ -221,9 +224,9 @@ def build_classifier(
     return model
 
 
-def _variant(title: str, parameters: str, top1: str):
-    """Creates the public function of a variant."""
-    config = VARIANTS[title.lower()]
+def classifier_function(variant: str) -> Callable[..., keras.Model]:
+    """Creates the public function of a variant, such as `MobileViT_S`."""
+    config = get_variant(variant)
 
     def model(
         include_top: bool = True,
@@ -249,13 +252,15 @@ def _variant(title: str, parameters: str, top1: str):
             name=name,
         )
 
-    model.__name__ = model.__qualname__ = title
+    model.__name__ = model.__qualname__ = config.title
+    others = [f'`"{name}"`' for name in published_weights(config.name)[1:]]
     model.__doc__ = _DOCSTRING.format(
-        title=title, parameters=parameters, top1=top1, channels=config.head_channels
+        title=config.title,
+        parameters=config.parameters / 1e6,
+        top1=config.top1,
+        paper=config.family.paper,
+        others=f" or {', '.join(others)}" if others else "",
+        channels=config.head_channels or config.stage_channels[-1],
+        rounding=_ROUNDING if config.family.map_multiple > 1 else "",
     )
     return model
-
-
-MobileViT_XXS = _variant("MobileViT_XXS", parameters="1.3", top1="69.0")
-MobileViT_XS = _variant("MobileViT_XS", parameters="2.3", top1="74.7")
-MobileViT_S = _variant("MobileViT_S", parameters="5.6", top1="78.3")

@@ -1,4 +1,4 @@
-"""DeepLabv3: a segmenter with a MobileViT backbone.
+"""DeepLabv3: a segmenter with a MobileViT or MobileViTv2 backbone.
 
 Source: section 4.2 of MobileViT, https://arxiv.org/abs/2110.02178, Table 2; DeepLabv3,
 https://arxiv.org/abs/1706.05587.
@@ -16,13 +16,12 @@ from keras_mobilevit.argument_checks import (
 from keras_mobilevit.backbone import feature_maps
 from keras_mobilevit.backend import Tensor, output_dtype, resize_bilinear
 from keras_mobilevit.blocks import batch_norm, conv
-from keras_mobilevit.configs import SEGMENTER_SIZE, get_variant
-from keras_mobilevit.weights.hub import weights_file
+from keras_mobilevit.configs import SEGMENTER_SIZE, ModelConfig, get_variant
+from keras_mobilevit.weights.hub import VOC_FILES, weights_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
 
 VOC_CLASSES = 21  # including the background
 OUTPUT_STRIDES = (8, 16)
-ASPP_CHANNELS = 256
 RATES = (6, 12, 18)
 DROPOUT = 0.1
 MIN_AUXILIARY_CHANNELS = 128
@@ -34,19 +33,30 @@ CLASSIFIER = "deeplab_classifier"  # name of a layer that only segmenters have
 class ResizeLike(layers.Layer):
     """Resizes feature maps bilinearly to the height and width of another tensor.
 
+    Args:
+        align_corners: whether the centers of the corner pixels stay in place. If not,
+            pixels have half-pixel centers.
+
     Inputs: feature maps `[batch, rows, columns, channels]` and a tensor
     `[batch, height, width, any]`, whose height and width may be `None`.
     """
 
+    def __init__(self, align_corners: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.align_corners = bool(align_corners)
+
     def call(self, x: Tensor, like: Tensor) -> Tensor:
         """Resizes `x` to the size of `like`."""
         _, height, width, _ = ops.shape(like)
-        # TensorFlow resizes to a size known only at run time in float32.
-        return ops.cast(resize_bilinear(x, height, width), x.dtype)
+        return resize_bilinear(x, height, width, self.align_corners)
 
     def compute_output_shape(self, x_shape: tuple, like_shape: tuple) -> tuple:
         """Returns the shape of the resized feature maps."""
         return (*like_shape[:3], x_shape[-1])
+
+    def get_config(self) -> dict:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "align_corners": self.align_corners}
 
 
 def _conv_bn_relu(
@@ -123,7 +133,9 @@ def without_auxiliary(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.output["logits"], name=model.name)
 
 
-def _check_arguments(weights, classes, output_stride, channels, rates, auxiliary):
+def _check_arguments(
+    config: ModelConfig, weights, classes, output_stride, channels, rates, auxiliary
+):
     """Checks the arguments and returns the weights; resolves `"default"`."""
     check_weights(weights, ("default", "imagenet", "voc"))
     check_positive(classes=classes, aspp_channels=channels)
@@ -136,16 +148,17 @@ def _check_arguments(weights, classes, output_stride, channels, rates, auxiliary
         raise ValueError(
             f"`output_stride` must be 8 or 16. Received: output_stride={output_stride}."
         )
-    fits = (classes, channels, auxiliary) == (VOC_CLASSES, ASPP_CHANNELS, False)
+    published = config.family.aspp_channels
+    fits = (classes, channels, auxiliary) == (VOC_CLASSES, published, False)
     if weights == "voc" and not fits:
         raise ValueError(
-            f'`weights="voc"` has {VOC_CLASSES} classes, {ASPP_CHANNELS} channels in '
+            f'`weights="voc"` has {VOC_CLASSES} classes, {published} channels in '
             "the spatial pyramid and no auxiliary head. For another head, use "
             f'`weights="imagenet"`. Received: classes={classes}, '
             f"aspp_channels={channels}, auxiliary={auxiliary}."
         )
     if weights == "default":
-        return "voc" if fits else "imagenet"
+        return "voc" if fits and config.name in VOC_FILES else "imagenet"
     return weights
 
 
@@ -159,14 +172,15 @@ def DeepLabV3(
     *,
     output_stride: int = 16,
     upsample: bool = True,
-    aspp_channels: int = ASPP_CHANNELS,
+    aspp_channels: int | None = None,
     rates: tuple[int, int, int] = RATES,
     auxiliary: bool = False,
 ) -> keras.Model:
     """DeepLabv3 segmenter: predicts the class of each pixel of an image.
 
     Args:
-        backbone: `"mobilevit_xxs"`, `"mobilevit_xs"` or `"mobilevit_s"`.
+        backbone: a name of `keras_mobilevit.VARIANTS`, such as `"mobilevit_s"` or
+            `"mobilevitv2_100"`.
         classes: number of classes, including the background.
         weights: `"voc"` (Apple's published segmenter of PASCAL VOC's 20 classes and
             the background, downloaded once), `"imagenet"` (the published backbone,
@@ -174,15 +188,16 @@ def DeepLabV3(
             the path of a file of a whole segmenter: `.keras`, `.weights.h5`,
             `.safetensors` with the names of transformers or ml-cvnets, or Apple's
             `.pt`; see also `channel_order` of `keras_mobilevit.load_weights`.
-            `"default"` is `"voc"` if it fits (21 classes, 256 channels in the pyramid,
-            no auxiliary head), otherwise `"imagenet"`.
+            `"default"` is `"voc"` if it exists for the backbone and fits (21 classes,
+            the default pyramid, no auxiliary head), otherwise `"imagenet"`.
         input_shape: `(height, width, channels)`; height and width may be `None`.
         include_preprocessing: if true, the model expects values in [0, 255] and scales
             them; if false, it expects values in [0, 1]. Images are RGB.
         name: name of the model.
         output_stride: 16, or 8 for four times as many pixels with the same weights.
         upsample: whether to resize the logits to the image's size.
-        aspp_channels: channels of the spatial pyramid; ml-cvnets' later recipe has 512.
+        aspp_channels: channels of the spatial pyramid. The default is the published
+            number: 256 with MobileViT and 512 with MobileViTv2.
         rates: dilations of the spatial pyramid; (12, 24, 36) fit an output stride of 8.
         auxiliary: whether to add a small head on stage 4, whose loss helps training.
             `keras_mobilevit.without_auxiliary` removes it.
@@ -211,11 +226,13 @@ def DeepLabV3(
 
     Source: Table 2 of https://arxiv.org/abs/2110.02178. According to their release, the
     published weights reach 72.8 (XXS), 77.1 (XS) and 79.3 (S) mIoU on PASCAL VOC 2012
-    at 512x512.
+    at 512x512, and 78.9 with MobileViTv2 at width 1.0.
     """
     config = get_variant(backbone)
+    if aspp_channels is None:
+        aspp_channels = config.family.aspp_channels
     weights = _check_arguments(
-        weights, classes, output_stride, aspp_channels, rates, auxiliary
+        config, weights, classes, output_stride, aspp_channels, rates, auxiliary
     )
     inputs = keras.Input(check_input_shape(input_shape, weights), name="images")
     x = inputs
@@ -227,9 +244,11 @@ def DeepLabV3(
         outputs["auxiliary"] = auxiliary_head(maps, classes)
     if upsample:
         outputs = {
-            key: ResizeLike(dtype=output_dtype(), name=f"deeplab_{key}_resize")(
-                value, inputs
-            )
+            key: ResizeLike(
+                config.family.aligns_corners,
+                dtype=output_dtype(),
+                name=f"deeplab_{key}_resize",
+            )(value, inputs)
             for key, value in outputs.items()
         }
     model = keras.Model(

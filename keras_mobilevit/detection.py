@@ -113,7 +113,8 @@ def detect(
 
     Args:
         outputs: outputs of a model made by `SSDLite`.
-        anchors: `[anchors, 4]`, `anchor_boxes(height, width)` of the images.
+        anchors: `[anchors, 4]`, `anchor_boxes(height, width, backbone)` of the images
+            and the detector's backbone.
         score_threshold: boxes with this score or a lower one are dropped.
         iou_threshold: a box is dropped if its overlap with a better box of its class
             is larger.

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mobilevit.anchors import anchor_boxes
+from keras_mobilevit.anchors import anchors_of_count
 from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.deeplab import is_segmenter, without_auxiliary
 from keras_mobilevit.detection import (
@@ -108,8 +108,10 @@ def _keras_detector(
     model: keras.Model, outputs_of: Callable, min_score: float
 ) -> ImageModel:
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
-        anchors = anchor_boxes(*image.shape[:2])
-        return _suppress(*decode_outputs(outputs_of(image), anchors), min_score)
+        outputs = outputs_of(image)
+        height, width = image.shape[:2]
+        anchors = anchors_of_count(height, width, outputs["offsets"].shape[1])
+        return _suppress(*decode_outputs(outputs, anchors), min_score)
 
     classes = model.output["logits"].shape[-1] - 1
     return ImageModel(DETECTOR, model.input_shape[1:3], classes, run)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import keras
 
-from keras_mobilevit.configs import VARIANTS
 from keras_mobilevit.files import atomic_write
 
 FILENAME = "model.safetensors"
@@ -50,6 +49,44 @@ IMAGENET_FILES = {
         "main",
         "87f5585cb61814a5e18920d556772ed9c3af6c9ad72b6cf798c654021c306f81",
     ),
+    "mobilevitv2_050": HubFile(
+        "timm/mobilevitv2_050.cvnets_in1k", "e63cc672dc7cb8cf823fc4a6cdc3458449cb49ee"
+    ),
+    "mobilevitv2_075": HubFile(
+        "timm/mobilevitv2_075.cvnets_in1k", "ebe193002b7797b7faff92e08bb65578b66d934d"
+    ),
+    "mobilevitv2_100": HubFile(
+        "timm/mobilevitv2_100.cvnets_in1k",
+        "75eb7f2bb7f9bd8662106fd0e43b675c0607f4dc",
+        "103bf57c1001cb735f72ad4632c3ec1790005d9535f952a7823422cdb32d401e",
+    ),
+    "mobilevitv2_125": HubFile(
+        "timm/mobilevitv2_125.cvnets_in1k",
+        "3c82445666ade330c8510e045efc5f3383eb7d11",
+        "83a9e64c34f67185ef719d1b37886994983df0e4f6ee865ed678e48e4854fa47",
+    ),
+    # The full commits of the three largest are not known. The hash pins the content of
+    # two; that of mobilevitv2_200 is compared only with the Hub's ETag.
+    "mobilevitv2_150": HubFile(
+        "timm/mobilevitv2_150.cvnets_in1k",
+        "main",
+        "4c91ca8f47269f959a88505506ecd1dbf19b2d5fa7622806be88afe5207f6164",
+    ),
+    "mobilevitv2_175": HubFile(
+        "timm/mobilevitv2_175.cvnets_in1k",
+        "main",
+        "b0e5255f14a71792b71e3d1e1ada4d1519f94b35769307ac647c41b4f1030b39",
+    ),
+    "mobilevitv2_200": HubFile("timm/mobilevitv2_200.cvnets_in1k", "main"),
+}
+
+# Trained on ImageNet-21k and then on ImageNet-1k, 1,000 classes. Of the other published
+# files neither the commits nor the hashes are known.
+IMAGENET22K_FILES = {
+    "mobilevitv2_175": HubFile(
+        "timm/mobilevitv2_175.cvnets_in22k_ft_in1k",
+        "0daf9447d409f73d92c1b247957d09efdd89d7f5",
+    ),
 }
 
 # DeepLabv3 on PASCAL VOC 2012, 21 classes, transformers' names. Apple's license.
@@ -65,11 +102,35 @@ VOC_FILES = {
         "09a4c8fd616da94b5bc900a6babfbcb40d66f2af",
         "5b12c75c0a4ea2e1615b4e41005f2981eab6b321a33ecfa0f47e59b203d58fc7",
     ),
+    # Of the other widths there is no safetensors file.
+    "mobilevitv2_100": HubFile(
+        "apple/mobilevitv2-1.0-voc-deeplabv3",
+        "refs/pr/2",
+        "395395c13f0fdf10db10e88377e591692350b4dfebcdb7fe674d6f1ea59aea11",
+    ),
 }
+
+# The files by the name that the argument `weights` of a model gives them.
+HUB_FILES = {
+    "imagenet": IMAGENET_FILES,
+    "imagenet22k": IMAGENET22K_FILES,
+    "voc": VOC_FILES,
+}
+CLASSIFIER_WEIGHTS = ("imagenet", "imagenet22k")
 
 # SSDLite at 320x320 on COCO, 80 classes. Apple's license. Apple publishes neither a
 # checksum nor a version, so the content cannot be pinned.
-COCO_URL = "https://docs-assets.developer.apple.com/ml-research/models/cvnets/detection"
+COCO_URL = "https://docs-assets.developer.apple.com/ml-research/models"
+COCO_FILES = {
+    "mobilevit_xxs": "cvnets/detection/ssd_mobilevit_xxs_320.pt",
+    "mobilevit_xs": "cvnets/detection/ssd_mobilevit_xs_320.pt",
+    "mobilevit_s": "cvnets/detection/ssd_mobilevit_s_320.pt",
+} | {
+    f"mobilevitv2_{round(100 * width):03}": (
+        f"cvnets-v2/detection/mobilevitv2/coco-ssd-mobilevitv2-{width}.pt"
+    )
+    for width in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+}
 
 # Git's SHA-1 of Apple's classifiers: mobilevit_xxs.pt, _xs.pt and _s.pt.
 APPLE_BLOBS = (
@@ -143,7 +204,7 @@ def fetch(file: HubFile) -> Path:
 
 def _coco_path(variant: str) -> Path:
     home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-    return home / "models" / f"ssd_{variant}_320.pt"
+    return home / "models" / Path(COCO_FILES[variant]).name
 
 
 def is_published(path: str | os.PathLike) -> bool:
@@ -152,7 +213,7 @@ def is_published(path: str | os.PathLike) -> bool:
     Detectors are recognized by their place in the cache, classifiers by their content.
     """
     path = Path(path).resolve()
-    detectors = [_coco_path(variant).resolve() for variant in VARIANTS]
+    detectors = [_coco_path(variant).resolve() for variant in COCO_FILES]
     content = path.read_bytes()
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
     return path in detectors or blob.hexdigest() in APPLE_BLOBS
@@ -163,7 +224,7 @@ def _fetch_coco(variant: str) -> Path:
     path = _coco_path(variant)
     if path.exists():
         return path
-    url = f"{COCO_URL}/{path.name}"
+    url = f"{COCO_URL}/{COCO_FILES[variant]}"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_write(path) as temporary:
@@ -185,19 +246,24 @@ def _check_has_torch() -> None:
         )
 
 
+def published_weights(variant: str) -> list[str]:
+    """Returns the names of a variant's published classifiers, `"imagenet"` first."""
+    return [name for name in CLASSIFIER_WEIGHTS if variant in HUB_FILES[name]]
+
+
 def weights_file(weights: str | os.PathLike, variant: str) -> Path:
     """Returns the path of the weights that a model's argument `weights` names.
 
-    For `"imagenet"` it is a safetensors file with timm's names, for `"voc"` one with
-    transformers' names, for `"coco"` Apple's `.pt` file. A path is returned as it is.
+    A name of `HUB_FILES` is a safetensors file, with timm's names or, for `"voc"`, with
+    those of transformers. `"coco"` is Apple's `.pt` file. A path is returned as it is.
     Raises an OSError or a ValueError if there are no such weights; see `fetch`.
     """
     if weights == "coco":
         _check_has_torch()  # before the download: only PyTorch reads the file
         return _fetch_coco(variant)
-    if weights not in ("imagenet", "voc"):
+    if weights not in HUB_FILES:
         return Path(weights)
-    files = IMAGENET_FILES if weights == "imagenet" else VOC_FILES
+    files = HUB_FILES[str(weights)]
     if variant not in files:
         raise ValueError(
             f'There are no weights "{weights}" of {variant!r}. '

@@ -22,16 +22,17 @@ from keras_mobilevit.weights.file_formats import (
 from keras_mobilevit.weights.hub import is_published
 from keras_mobilevit.weights.names import (
     CHECKPOINT_FORMATS,
-    CVNETS,
-    CVNETS_TASKS,
     CheckpointFormat,
     is_backbone,
 )
-from keras_mobilevit.weights.pytorch_layout import locate, weighted_layers
+from keras_mobilevit.weights.pytorch_layout import locate_variables, weighted_layers
 
 # One layer of each whole model: it shows that the model has its top.
 HEAD_LAYERS = ("predictions", "ssd_split", "deeplab_classifier")
 CHANNEL_ORDERS = ("rgb", "bgr")
+# Apple's segmenters of MobileViTv2 were trained with an auxiliary head, and hold it. It
+# is not the one of `DeepLabV3`.
+AUXILIARY_HEAD = "seg_head.aux_head."
 _PYTORCH_READERS = {".safetensors": read_safetensors, ".pt": read_pt}
 
 
@@ -44,15 +45,28 @@ def _is_below_top(layer_name: str) -> bool:
 
 
 def _identify(tensors: dict[str, np.ndarray], path: str) -> CheckpointFormat:
-    """Finds the library that wrote a file by the name of the first convolution."""
-    for source in CHECKPOINT_FORMATS:
-        if source.stem in tensors:
-            return source
-    expected = ", ".join(f"{x.stem!r} ({x.name})" for x in CHECKPOINT_FORMATS)
-    raise ValueError(
-        f"{path} holds no MobileViT. Expected one of the tensors {expected}. "
-        f"The file begins with: {', '.join(sorted(tensors)[:3])}."
-    )
+    """Finds the library and the family of a file by the names of two tensors."""
+    found = [source for source in CHECKPOINT_FORMATS if source.stem in tensors]
+    if not found:
+        names = {x.stem: x.name for x in CHECKPOINT_FORMATS}
+        expected = ", ".join(f"{stem!r} ({name})" for stem, name in names.items())
+        raise ValueError(
+            f"{path} holds no MobileViT. Expected one of the tensors {expected}. "
+            f"The file begins with: {', '.join(sorted(tensors)[:3])}."
+        )
+    return max(found, key=lambda source: source.marker in tensors)
+
+
+def _check_family(model: keras.Model, source: CheckpointFormat, path: str) -> None:
+    """Refuses a file of another family than the model's."""
+    backbone = {layer.name for layer in weighted_layers(model, is_backbone)}
+    for other in CHECKPOINT_FORMATS:
+        if other.backbone == backbone and other.family != source.family:
+            raise ValueError(
+                f"{path} holds a {source.family.title}, but the model is a "
+                f"{other.family.title}. Nothing was loaded. Build the variant that the "
+                "file is for."
+            )
 
 
 def _expects_bgr(
@@ -61,7 +75,7 @@ def _expects_bgr(
     """Tells whether a file's weights were trained on BGR images."""
     if channel_order is not None:
         return channel_order == "bgr"
-    if source in (CVNETS, CVNETS_TASKS) and not is_published(path):
+    if not source.is_one_order and not is_published(path):
         # All versions use the same names, but only the first reads images as BGR.
         warnings.warn(
             f"{path} has the tensor names of ml-cvnets, which do not say whether the "
@@ -93,6 +107,7 @@ def _load_pytorch(
     """Sets the selected layers from a .safetensors or .pt file."""
     tensors = _PYTORCH_READERS[os.path.splitext(path)[1]](path)
     source = _identify(tensors, path)
+    _check_family(model, source, path)
     ignored_modules = {
         module.partition("#")[0]
         for layer_name, module in source.modules.items()
@@ -103,20 +118,17 @@ def _load_pytorch(
         for name, tensor in tensors.items()
         if name.rpartition(".")[0] not in ignored_modules
         and not name.endswith("batches_tracked")  # a counter that Keras does not have
+        and not name.startswith(AUXILIARY_HEAD)
     }
-    locations = [
-        (variable, locate(layer, variable, source))
-        for layer in weighted_layers(model, is_selected)
-        for variable in layer.weights
-    ]
+    locations = locate_variables(weighted_layers(model, is_selected), source)
     check_match(
-        {location.name: location.shape for _, location in locations},
+        {location.name: location.shape for *_, location in locations},
         {name: tensor.shape for name, tensor in tensors.items()},
         path,
     )
     if _expects_bgr(source, path, channel_order):
         tensors[source.stem] = _swap_red_and_blue(tensors[source.stem])
-    for variable, location in locations:
+    for _, variable, location in locations:
         variable.assign(location.to_keras(tensors[location.name]))
 
 
@@ -205,10 +217,11 @@ def load_weights(
             classifier is ignored. Its number of classes need not match.
         channel_order: the order of the colors, `"rgb"` or `"bgr"`, in the images that
             the file's weights were trained on. The model takes RGB either way. The
-            default is RGB for timm's names, and BGR for the names of transformers and
-            ml-cvnets, whose published MobileViT expect BGR. Later versions of ml-cvnets
-            (0.2 and up) train on RGB under the same names. A file with these names that
-            Apple has not published is loaded with a warning.
+            default is RGB for timm's names and for every MobileViTv2. It is BGR for a
+            MobileViT with the names of transformers or ml-cvnets, as in the published
+            files. Later versions of ml-cvnets (0.2 and up) train MobileViT on RGB under
+            the same names. Such a file that Apple has not published is loaded with a
+            warning.
 
     Raises:
         ValueError: if the file has another format, is damaged, contains code, or does

@@ -9,22 +9,32 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from keras_mobilevit.anchors import STRIDES
-from keras_mobilevit.configs import TRANSFORMER_DEPTHS
+from keras_mobilevit.configs import (
+    FIRST_BLOCK,
+    MOBILEVIT,
+    MOBILEVITV2,
+    TRANSFORMER_DEPTHS,
+    Family,
+)
 
 # A row: a layer's name in this library, in timm, in transformers and in ml-cvnets.
-# Libraries without such a layer have an empty name. `#0`, `#1` and `#2` are the thirds
+# Libraries without such a layer have an empty name. `#0`, `#1` and `#2` are the parts
 # of a fused projection to query, key and value.
+_Row = tuple[str, str, str, str]
 _MV2_PARTS = (
     ("expand", "conv1_1x1", "expand_1x1", "exp_1x1"),
     ("depthwise", "conv2_kxk", "conv_3x3", "conv_3x3"),
     ("project", "conv3_1x1", "reduce_1x1", "red_1x1"),
 )
-_BLOCK_PARTS = (
-    ("local", "conv_kxk", "conv_kxk", "local_rep.conv_3x3"),
-    ("global_project", "conv_proj", "conv_projection", "conv_proj"),
-    ("fusion", "conv_fusion", "fusion", "fusion"),
+
+# MobileViT ----------------------------------------------------------------------------
+
+_BLOCK_PARTS = (  # convolutions with batch normalization
+    ("local", "conv_kxk", "conv_kxk", "local_rep.conv_3x3.block"),
+    ("global_project", "conv_proj", "conv_projection", "conv_proj.block"),
+    ("fusion", "conv_fusion", "fusion", "fusion.block"),
 )
-_LOCAL_PROJECT = (  # no batch normalization follows
+_LOCAL_PROJECT = (
     "local_project_conv",
     "conv_1x1",
     "conv_1x1.convolution",
@@ -43,8 +53,107 @@ _TRANSFORMER_PARTS = (
     ("ffn_project", "mlp.fc2", "output.dense", "pre_norm_ffn.4"),
 )
 
+# MobileViTv2 --------------------------------------------------------------------------
 
-_Row = tuple[str, str, str, str]
+_V2_BLOCK_PARTS = (
+    ("local", "conv_kxk", "conv_kxk", "local_rep.0.block"),
+    ("global_project", "conv_proj", "conv_projection", "conv_proj.block"),
+)
+_V2_LOCAL_PROJECT = (
+    "local_project_conv",
+    "conv_1x1",
+    "conv_1x1.convolution",
+    "local_rep.1.block.conv",
+)
+
+
+def _qkv(layer: str, part: int) -> _Row:
+    return (
+        f"attention_{layer}_conv",
+        f"attn.qkv_proj#{part}",
+        f"attention.qkv_proj.convolution#{part}",
+        f"pre_norm_attn.1.qkv_proj.block.conv#{part}",
+    )
+
+
+_V2_TRANSFORMER_PARTS = (
+    ("attention_norm", "norm1", "layernorm_before", "pre_norm_attn.0"),
+    _qkv("query", 0),
+    _qkv("key", 1),
+    _qkv("value", 2),
+    (
+        "attention_output_conv",
+        "attn.out_proj",
+        "attention.out_proj.convolution",
+        "pre_norm_attn.1.out_proj.block.conv",
+    ),
+    ("ffn_norm", "norm2", "layernorm_after", "pre_norm_ffn.0"),
+    (
+        "ffn_expand_conv",
+        "mlp.fc1",
+        "ffn.conv1.convolution",
+        "pre_norm_ffn.1.block.conv",
+    ),
+    (
+        "ffn_project_conv",
+        "mlp.fc2",
+        "ffn.conv2.convolution",
+        "pre_norm_ffn.3.block.conv",
+    ),
+)
+
+
+# Rules --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilyNames:
+    """The names that differ between families.
+
+    Attributes:
+        family: the family.
+        transformers: the prefix of all names in transformers.
+        block_parts: the block's convolutions with batch normalization.
+        local_project: the block's convolution without batch normalization.
+        transformer_parts: the layers of a transformer.
+        classifier: ml-cvnets' name of the classifier.
+        segmenter: ml-cvnets' name of the classifier of DeepLabv3.
+        is_bgr: whether the published weights with the names of transformers and of
+            ml-cvnets expect BGR images. timm's expect RGB.
+    """
+
+    family: Family
+    transformers: str
+    block_parts: tuple[_Row, ...]
+    local_project: _Row
+    transformer_parts: tuple[_Row, ...]
+    classifier: str
+    segmenter: str
+    is_bgr: bool
+
+
+FAMILY_NAMES = (
+    FamilyNames(
+        family=MOBILEVIT,
+        transformers="mobilevit",
+        block_parts=_BLOCK_PARTS,
+        local_project=_LOCAL_PROJECT,
+        transformer_parts=_TRANSFORMER_PARTS,
+        classifier="classifier.fc",
+        segmenter="seg_head.classifier.classifier.block.conv",
+        is_bgr=True,
+    ),
+    FamilyNames(
+        family=MOBILEVITV2,
+        transformers="mobilevitv2",
+        block_parts=_V2_BLOCK_PARTS,
+        local_project=_V2_LOCAL_PROJECT,
+        transformer_parts=_V2_TRANSFORMER_PARTS,
+        classifier="classifier.1",
+        segmenter="seg_head.classifier.block.conv",
+        is_bgr=False,
+    ),
+)
 
 
 def _conv_bn_rows(
@@ -54,13 +163,13 @@ def _conv_bn_rows(
         f"{name}_conv",
         f"{timm}.conv",
         f"{transformers}.convolution",
-        f"{cvnets}.block.conv",
+        f"{cvnets}.conv",
     )
     yield (
         f"{name}_bn",
         f"{timm}.bn",
         f"{transformers}.normalization",
-        f"{cvnets}.block.norm",
+        f"{cvnets}.norm",
     )
 
 
@@ -70,28 +179,29 @@ def _join(block: _Row, part: _Row) -> _Row:
     return "_".join(ours), ".".join(timm), ".".join(transformers), ".".join(cvnets)
 
 
-def _mobilenet_rows(stage: int, block: int) -> Iterator[_Row]:
-    layer = f"layer.{block}" if stage < 3 else "downsampling_layer"
-    names = (
+def _mobilenet_rows(names: FamilyNames, stage: int, block: int) -> Iterator[_Row]:
+    layer = f"layer.{block}" if stage < FIRST_BLOCK else "downsampling_layer"
+    module = (
         f"stage{stage}_mv{block}",
         f"stages.{stage - 1}.{block}",
-        f"mobilevit.encoder.layer.{stage - 1}.{layer}",
+        f"{names.transformers}.encoder.layer.{stage - 1}.{layer}",
         f"layer_{stage}.{block}.block",
     )
-    for part in _MV2_PARTS:
-        yield from _conv_bn_rows(*_join(names, part))
+    for ours, timm, transformers, cvnets in _MV2_PARTS:
+        part = ours, timm, transformers, f"{cvnets}.block"
+        yield from _conv_bn_rows(*_join(module, part))
 
 
-def _mobilevit_rows(stage: int, depth: int) -> Iterator[_Row]:
-    names = (
+def _block_rows(names: FamilyNames, stage: int, depth: int) -> Iterator[_Row]:
+    module = (
         f"stage{stage}_vit",
         f"stages.{stage - 1}.1",
-        f"mobilevit.encoder.layer.{stage - 1}",
+        f"{names.transformers}.encoder.layer.{stage - 1}",
         f"layer_{stage}.1",
     )
-    for part in _BLOCK_PARTS:
-        yield from _conv_bn_rows(*_join(names, part))
-    yield _join(names, _LOCAL_PROJECT)
+    for part in names.block_parts:
+        yield from _conv_bn_rows(*_join(module, part))
+    yield _join(module, names.local_project)
     for i in range(depth):
         layer = (
             f"transformer{i}",
@@ -99,28 +209,29 @@ def _mobilevit_rows(stage: int, depth: int) -> Iterator[_Row]:
             f"transformer.layer.{i}",
             f"global_rep.{i}",
         )
-        for part in _TRANSFORMER_PARTS:
-            yield _join(_join(names, layer), part)
-    yield _join(names, ("norm", "norm", "layernorm", f"global_rep.{depth}"))
+        for part in names.transformer_parts:
+            yield _join(_join(module, layer), part)
+    yield _join(module, ("norm", "norm", "layernorm", f"global_rep.{depth}"))
 
 
-def backbone_rows() -> Iterator[_Row]:
+def backbone_rows(names: FamilyNames) -> Iterator[_Row]:
     """Yields the rows of the stem and the five stages."""
-    yield from _conv_bn_rows("stem", "stem", "mobilevit.conv_stem", "conv_1")
-    for stage, blocks in enumerate((1, 3, 1, 1, 1), start=1):
+    stem = f"{names.transformers}.conv_stem"
+    yield from _conv_bn_rows("stem", "stem", stem, "conv_1.block")
+    for stage, blocks in enumerate(names.family.mobilenet_blocks, start=1):
         for block in range(blocks):
-            yield from _mobilenet_rows(stage, block)
-    for stage, depth in enumerate(TRANSFORMER_DEPTHS, start=3):
-        yield from _mobilevit_rows(stage, depth)
+            yield from _mobilenet_rows(names, stage, block)
+    for stage, depth in enumerate(TRANSFORMER_DEPTHS, start=FIRST_BLOCK):
+        yield from _block_rows(names, stage, depth)
 
 
-def classifier_rows() -> Iterator[_Row]:
+def classifier_rows(names: FamilyNames) -> Iterator[_Row]:
     """Yields the rows of a whole classifier."""
-    yield from backbone_rows()
-    yield from _conv_bn_rows(
-        "head", "final_conv", "mobilevit.conv_1x1_exp", "conv_1x1_exp"
-    )
-    yield "predictions", "head.fc", "classifier", "classifier.fc"
+    yield from backbone_rows(names)
+    if names.family.has_head:
+        head = f"{names.transformers}.conv_1x1_exp"
+        yield from _conv_bn_rows("head", "final_conv", head, "conv_1x1_exp.block")
+    yield "predictions", "head.fc", "classifier", names.classifier
 
 
 def _ssdlite_rows() -> Iterator[_Row]:
@@ -138,17 +249,17 @@ def _ssdlite_rows() -> Iterator[_Row]:
             (f"{ours}_project", f"{head}.proj_layer"),
             (f"{ours}_depthwise", f"{head}.loc_cls_layer.dw_conv"),
         ):
-            yield from _conv_bn_rows(name, "", "", cvnets)
+            yield from _conv_bn_rows(name, "", "", f"{cvnets}.block")
         yield f"{ours}_predictions", "", "", f"{head}.loc_cls_layer.pw_conv.block.conv"
     yield "ssd_global_extra_conv", "", "", "extra_layers.os_-1.1.block.conv"
     head = f"ssd_heads.{len(STRIDES)}"
     yield "ssd_global_predictions", "", "", f"{head}.loc_cls_layer.block.conv"
 
 
-def _deeplab_rows() -> Iterator[_Row]:
+def _deeplab_rows(names: FamilyNames) -> Iterator[_Row]:
     """Yields the rows of DeepLabv3's head, which timm does not have.
 
-    Neither of the others publishes weights of the auxiliary head.
+    The auxiliary head is not loaded from files of other libraries.
     """
     aspp = ("", "segmentation_head.aspp", "seg_head.aspp.aspp_layer")
     for name, transformers, cvnets in (
@@ -156,13 +267,13 @@ def _deeplab_rows() -> Iterator[_Row]:
         ("pool", "convs.4.conv_1x1", "convs.4.aspp_pool.conv_1x1"),
         ("project", "project", "project"),
     ):
-        row = _join(("deeplab", *aspp), (name, "", transformers, cvnets))
+        row = _join(("deeplab", *aspp), (name, "", transformers, f"{cvnets}.block"))
         yield from _conv_bn_rows(*row)
     yield (
         "deeplab_classifier",
         "",
         "segmentation_head.classifier.convolution",
-        "seg_head.classifier.classifier.block.conv",
+        names.segmenter,
     )
 
 
@@ -173,20 +284,34 @@ def is_backbone(layer_name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointFormat:
-    """The names that a library gives to MobileViT's modules in its checkpoints.
+    """The names that a library gives to the modules of a family in its checkpoints.
 
     `modules` has them by this library's layer names. `is_bgr` tells whether the
-    published weights expect BGR images.
+    published weights expect BGR images. Whether they do is certain if `is_one_order`:
+    then all weights with these names expect the same.
     """
 
     name: str
+    family: Family
     modules: dict[str, str]
     is_bgr: bool
+    is_one_order: bool = True
 
     @property
     def stem(self) -> str:
         """Name of the first convolution's kernel, by which files are recognized."""
         return f"{self.modules['stem_conv']}.weight"
+
+    @property
+    def marker(self) -> str:
+        """Name of a tensor that only this family has among those with this stem."""
+        first_query = next(name for name in self.modules if "_query" in name)
+        return f"{self.modules[first_query].partition('#')[0]}.weight"
+
+    @property
+    def backbone(self) -> set[str]:
+        """This library's names of the layers of the backbone."""
+        return set(filter(is_backbone, self.modules))
 
 
 def _column(number: int, *rows: Iterable[_Row], prefix: str = "") -> dict[str, str]:
@@ -194,15 +319,39 @@ def _column(number: int, *rows: Iterable[_Row], prefix: str = "") -> dict[str, s
     return {row[0]: prefix + row[number] for row in found}
 
 
-TIMM = CheckpointFormat("timm", _column(1, classifier_rows()), is_bgr=False)
-TRANSFORMERS = CheckpointFormat(
-    "transformers", _column(2, classifier_rows(), _deeplab_rows()), is_bgr=True
+def _formats(names: FamilyNames) -> tuple[CheckpointFormat, ...]:
+    """Returns the formats of timm, transformers, ml-cvnets, and ml-cvnets' tasks."""
+    family, is_bgr = names.family, names.is_bgr
+    classifier = list(classifier_rows(names))
+    tasks = _column(3, backbone_rows(names), prefix="encoder.")
+    return (
+        CheckpointFormat("timm", family, _column(1, classifier), is_bgr=False),
+        CheckpointFormat(
+            "transformers", family, _column(2, classifier, _deeplab_rows(names)), is_bgr
+        ),
+        CheckpointFormat(
+            "ml-cvnets", family, _column(3, classifier), is_bgr, not is_bgr
+        ),
+        CheckpointFormat(
+            "ml-cvnets detectors and segmenters",
+            family,
+            tasks | _column(3, _ssdlite_rows(), _deeplab_rows(names)),
+            is_bgr,
+            not is_bgr,
+        ),
+    )
+
+
+CHECKPOINT_FORMATS = tuple(
+    source for names in FAMILY_NAMES for source in _formats(names)
 )
-CVNETS = CheckpointFormat("ml-cvnets", _column(3, classifier_rows()), is_bgr=True)
-CVNETS_TASKS = CheckpointFormat(
-    "ml-cvnets detectors and segmenters",
-    _column(3, backbone_rows(), prefix="encoder.")
-    | _column(3, _ssdlite_rows(), _deeplab_rows()),
-    is_bgr=True,
-)
-CHECKPOINT_FORMATS = (TIMM, TRANSFORMERS, CVNETS, CVNETS_TASKS)
+
+
+def find_format(name: str, family: Family) -> CheckpointFormat:
+    """Returns the format of a library, by its name in `CHECKPOINT_FORMATS`."""
+    (source,) = (
+        source
+        for source in CHECKPOINT_FORMATS
+        if (source.name, source.family) == (name, family)
+    )
+    return source

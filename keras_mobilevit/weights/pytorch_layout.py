@@ -10,9 +10,8 @@ from keras import layers
 from keras_mobilevit.weights.names import CheckpointFormat
 
 # By kind of layer: the names of the variables in Keras and in PyTorch.
-_CONV = {"kernel": "weight"}
-_DENSE = {"kernel": "weight", "bias": "bias"}
-_LAYER_NORM = {"gamma": "weight", "beta": "bias"}
+_LINEAR = {"kernel": "weight", "bias": "bias"}
+_NORM = {"gamma": "weight", "beta": "bias"}
 _BATCH_NORM = {
     "gamma": "weight",
     "beta": "bias",
@@ -20,10 +19,11 @@ _BATCH_NORM = {
     "moving_variance": "running_var",
 }
 _VARIABLES: dict[type, dict[str, str]] = {
-    layers.Conv2D: _CONV,
-    layers.DepthwiseConv2D: _CONV,
-    layers.Dense: _DENSE,
-    layers.LayerNormalization: _LAYER_NORM,
+    layers.Conv2D: _LINEAR,
+    layers.DepthwiseConv2D: _LINEAR,
+    layers.Dense: _LINEAR,
+    layers.LayerNormalization: _NORM,
+    layers.GroupNormalization: _NORM,
     layers.BatchNormalization: _BATCH_NORM,
 }
 
@@ -42,23 +42,22 @@ class TensorLocation(NamedTuple):
         name: name of the tensor.
         shape: shape of the tensor, in PyTorch's order.
         axes: PyTorch's axes in Keras's order; `None` if both orders are the same.
-        third: which third of the tensor belongs to the variable; `None` if all does. A
-            fused projection holds query, key and value.
+        rows: the part of the tensor's first axis that belongs to the variable. A fused
+            projection holds query, key and value.
     """
 
     name: str
     shape: tuple[int, ...]
     axes: tuple[int, ...] | None
-    third: int | None
+    rows: slice
 
     def to_keras(self, tensor: np.ndarray) -> np.ndarray:
         """Returns the variable's values."""
-        if self.third is not None:
-            tensor = np.split(tensor, 3)[self.third]
+        tensor = tensor[self.rows]
         return np.transpose(tensor, self.axes) if self.axes else tensor
 
     def from_keras(self, value: np.ndarray) -> np.ndarray:
-        """Returns the tensor, or the variable's third of it."""
+        """Returns the variable's rows of the tensor."""
         return np.transpose(value, np.argsort(self.axes)) if self.axes else value
 
 
@@ -70,28 +69,50 @@ def _layer_class(layer: layers.Layer) -> type | None:
 def variable_names(layer: layers.Layer) -> dict[str, str]:
     """Returns PyTorch's names of a layer's variables by Keras's; {} for others."""
     base = _layer_class(layer)
-    return _VARIABLES[base] if base else {}
+    names = _VARIABLES[base] if base else {}
+    if base in (layers.Conv2D, layers.DepthwiseConv2D) and not layer.use_bias:
+        return {"kernel": names["kernel"]}  # batch normalization follows
+    return names
 
 
-def locate(
+def _locate(
     layer: layers.Layer, variable: keras.Variable, source: CheckpointFormat
-) -> TensorLocation:
-    """Returns the tensor that holds a variable in a checkpoint.
+) -> tuple[TensorLocation, int]:
+    """Returns the location of a variable as if its tensor held nothing else.
 
-    Layers without a name in the checkpoint keep their own name, so that an error
-    message can report them as missing.
+    The second value is its position among the parts of a fused projection.
     """
-    module = source.modules.get(layer.name, layer.name)
-    module, _, third = module.partition("#")
+    # Layers without a name in the checkpoint keep their own, so that an error message
+    # can report them as missing.
+    module, _, part = source.modules.get(layer.name, layer.name).partition("#")
     name = f"{module}.{variable_names(layer).get(variable.name, variable.name)}"
     base = _layer_class(layer)
     axes = _KERNEL_AXES.get(base) if base and variable.name == "kernel" else None
     shape = tuple(variable.shape)
     if axes:
         shape = tuple(shape[axes.index(i)] for i in range(len(axes)))
-    if third:
-        shape = (3 * shape[0], *shape[1:])
-    return TensorLocation(name, shape, axes, int(third) if third else None)
+    return TensorLocation(name, shape, axes, slice(None)), int(part or 0)
+
+
+def locate_variables(
+    owners: list[layers.Layer], source: CheckpointFormat
+) -> list[tuple[layers.Layer, keras.Variable, TensorLocation]]:
+    """Returns the layers' variables, each with its place in a checkpoint."""
+    found = [(x, v, *_locate(x, v, source)) for x in owners for v in x.weights]
+    parts: dict[str, dict[int, int]] = {}  # rows of each part, by the tensor's name
+    for *_, location, part in found:
+        parts.setdefault(location.name, {})[part] = (*location.shape, 1)[0]
+    located = []
+    for layer, variable, location, part in found:
+        rows = parts[location.name]
+        if len(rows) > 1:
+            start = sum(count for other, count in rows.items() if other < part)
+            location = location._replace(
+                shape=(sum(rows.values()), *location.shape[1:]),
+                rows=slice(start, start + rows[part]),
+            )
+        located.append((layer, variable, location))
+    return located
 
 
 def weighted_layers(

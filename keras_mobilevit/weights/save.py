@@ -8,11 +8,12 @@ from keras import layers
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from keras_mobilevit.configs import FAMILIES
 from keras_mobilevit.files import atomic_write
 from keras_mobilevit.weights.compare import ADAPTER_PREFIXES, shorten
-from keras_mobilevit.weights.names import TIMM
+from keras_mobilevit.weights.names import CheckpointFormat, find_format, is_backbone
 from keras_mobilevit.weights.pytorch_layout import (
-    locate,
+    locate_variables,
     variable_names,
     weighted_layers,
 )
@@ -53,44 +54,48 @@ def _float_variables(layer) -> dict[str, np.ndarray]:
     }
 
 
-def _check_layers(model: keras.Model) -> None:
+def _find_format(model: keras.Model) -> CheckpointFormat:
+    """Returns timm's format of the family whose layers are most like the model's."""
+    names = {layer.name for layer in weighted_layers(model, is_backbone)}
+    formats = [find_format("timm", family) for family in FAMILIES]
+    return min(formats, key=lambda source: len(names ^ source.backbone))
+
+
+def _check_layers(model: keras.Model, source: CheckpointFormat) -> None:
     """Checks that a model has exactly the layers of timm's classifier."""
     names = {layer.name for layer in weighted_layers(model)}
-    unknown = sorted(names - set(TIMM.modules))
-    missing = sorted(set(TIMM.modules) - names - {"predictions"})
+    unknown = sorted(names - set(source.modules))
+    missing = sorted(set(source.modules) - names - {"predictions"})
+    title = source.family.title
     if unknown:
         raise ValueError(
-            f"timm's MobileViT has no layer like {shorten(unknown)}. Expected a "
-            "classifier made by `MobileViT_S`, `MobileViT_XS` or `MobileViT_XXS`."
+            f"timm's {title} has no layer like {shorten(unknown)}. Expected a "
+            "classifier made by `MobileViT_S` or another variant."
         )
     if missing:
         raise ValueError(
-            f"The model lacks layers of timm's MobileViT: {shorten(missing)}. Save the "
+            f"The model lacks layers of timm's {title}: {shorten(missing)}. Save the "
             "whole classifier. Only the top may be missing."
         )
 
 
-def _timm_tensors(model: keras.Model) -> dict[str, np.ndarray]:
+def _timm_tensors(
+    model: keras.Model, source: CheckpointFormat
+) -> dict[str, np.ndarray]:
     """Returns the tensors of timm's state dict by name."""
+    owners = weighted_layers(model)
+    values = {layer.name: _float_variables(layer) for layer in owners}
     tensors: dict[str, np.ndarray] = {}
-    thirds: dict[str, dict[int, np.ndarray]] = {}  # of the fused projections
-    for layer in weighted_layers(model):
-        values = _float_variables(layer)
-        for variable in layer.weights:
-            if variable.name not in values:
-                continue
-            location = locate(layer, variable, TIMM)
-            value = location.from_keras(values[variable.name])
-            if location.third is None:
-                tensors[location.name] = value
-            else:
-                thirds.setdefault(location.name, {})[location.third] = value
+    for layer, variable, location in locate_variables(owners, source):
+        if variable.name in values[layer.name]:  # adapters are part of the kernel
+            value = location.from_keras(values[layer.name][variable.name])
+            empty = np.zeros(location.shape, np.float32)
+            tensors.setdefault(location.name, empty)[location.rows] = value
+    for layer in owners:
         if isinstance(layer, layers.BatchNormalization):
-            module = TIMM.modules[layer.name]
+            module = source.modules[layer.name]
             tensors[f"{module}.num_batches_tracked"] = np.zeros((), np.int64)
-    for name, parts in thirds.items():
-        tensors[name] = np.concatenate([parts[i] for i in range(3)])
-    return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    return tensors
 
 
 def save_safetensors(model: keras.Model, path) -> None:
@@ -115,8 +120,9 @@ def save_safetensors(model: keras.Model, path) -> None:
     >>> keras_mobilevit.save_safetensors(model, "trained.safetensors")
     >>> timm_model.load_state_dict(safetensors.torch.load_file("trained.safetensors"))
     """
-    _check_layers(model)
-    tensors = _timm_tensors(model)
+    source = _find_format(model)
+    _check_layers(model, source)
+    tensors = _timm_tensors(model, source)
     with atomic_write(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={"format": "pt"})

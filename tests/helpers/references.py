@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 import keras_mobilevit
 from keras_mobilevit import DeepLabV3
-from keras_mobilevit.weights.names import TRANSFORMERS, CheckpointFormat
+from keras_mobilevit.configs import MOBILEVIT
+from keras_mobilevit.weights.names import CheckpointFormat, find_format
 from tests.golden import reference
 
 GOLDEN = Path(reference.__file__).parent
@@ -94,9 +95,10 @@ def check_classifier(model, name: str, sizes=reference.SIZES) -> None:
 def rename_tensors(path: Path, target: CheckpointFormat) -> dict[str, np.ndarray]:
     """Reads a file with transformers' names and gives its tensors other names."""
     tensors, renamed = load_file(path), {}
+    transformers = find_format("transformers", MOBILEVIT)
     for layer, module in target.modules.items():
         module, _, third = module.partition("#")
-        source = TRANSFORMERS.modules.get(layer)
+        source = transformers.modules.get(layer)
         for name in [name for name in tensors if name.rpartition(".")[0] == source]:
             parts = renamed.setdefault(f"{module}.{name.rpartition('.')[2]}", {})
             parts[int(third or 0)] = tensors[name]

@@ -11,12 +11,13 @@ from safetensors.numpy import save_file
 
 from keras_mobilevit import DeepLabV3, MobileViT_XXS, SSDLite, deeplab
 from keras_mobilevit.class_names import VOC_NAMES
+from keras_mobilevit.configs import MOBILEVIT
 from keras_mobilevit.deeplab import ResizeLike, is_segmenter, without_auxiliary
 from keras_mobilevit.drawing import add_legend, class_color, draw_classes
 from keras_mobilevit.segmentation import class_map
 from keras_mobilevit.weights.file_formats import load_model_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
-from keras_mobilevit.weights.names import CVNETS_TASKS
+from keras_mobilevit.weights.names import find_format
 from tests.golden import reference
 from tests.helpers.references import (
     TOLERANCE,
@@ -168,7 +169,9 @@ def test_preprocessing_is_a_division_by_255(voc_xxs):
 
 
 def test_ml_cvnets_names_give_the_same_logits(voc_xxs, tmp_path):
-    tensors = rename_tensors(voc_xxs, CVNETS_TASKS)
+    tensors = rename_tensors(
+        voc_xxs, find_format("ml-cvnets detectors and segmenters", MOBILEVIT)
+    )
     path = tmp_path / "cvnets.safetensors"
     assert "seg_head.aspp.aspp_layer.convs.4.aspp_pool.conv_1x1.block.conv.weight" in (
         tensors

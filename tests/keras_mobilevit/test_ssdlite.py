@@ -125,17 +125,18 @@ def test_the_backbone_of_a_classifier(suffix: str, tmp_path):
 def test_published_detectors(tmp_path, monkeypatch):
     """A folder replaces Apple's server."""
     served, home = tmp_path / "served", tmp_path / "home"
-    served.mkdir()
     monkeypatch.setattr(hub, "COCO_URL", served.as_uri())
+    file = served / "cvnets" / "detection" / "ssd_mobilevit_s_320.pt"
+    file.parent.mkdir(parents=True)
     monkeypatch.setattr(hub, "_check_has_torch", lambda: None)
     monkeypatch.setenv("KERAS_HOME", str(home))
     with pytest.raises(OSError, match=r"fetch file:.*ssd_mobilevit_s_320\.pt on"):
         hub.weights_file("coco", "mobilevit_s")
     assert not list(home.rglob("*.*"))
-    (served / "ssd_mobilevit_s_320.pt").write_bytes(b"weights")
+    file.write_bytes(b"weights")
     path = hub.weights_file("coco", "mobilevit_s")
     assert path.read_bytes() == b"weights"
-    (served / "ssd_mobilevit_s_320.pt").unlink()
+    file.unlink()
     assert hub.weights_file("coco", "mobilevit_s") == path
     assert hub.is_published(path)
     other = tmp_path / path.name

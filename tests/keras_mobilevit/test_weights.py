@@ -12,8 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import keras_mobilevit
+from keras_mobilevit.configs import MOBILEVIT
 from keras_mobilevit.weights import hub
-from keras_mobilevit.weights.names import CVNETS, backbone_rows
+from keras_mobilevit.weights.names import find_format
 from tests.golden import reference
 from tests.helpers.references import (
     GOLDEN,
@@ -27,6 +28,8 @@ from tests.helpers.references import (
 
 pytestmark = pytest.mark.filterwarnings("error:.*tensor names of ml-cvnets")
 REFERENCES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+
+CVNETS = find_format("ml-cvnets", MOBILEVIT)
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +389,7 @@ SSD = Path(__file__).parents[3] / "shared" / "golden" / "ssd_xxs.safetensors"
 def test_ml_cvnets_names_are_those_of_its_own_file():
     names = {name.rpartition(".")[0] for name in load_file(SSD)}
     theirs = {n.removeprefix("encoder.") for n in names if n.startswith("encoder.")}
-    ours = {CVNETS.modules[name].partition("#")[0] for name, *_ in backbone_rows()}
+    ours = {CVNETS.modules[name].partition("#")[0] for name in CVNETS.backbone}
     assert ours == theirs
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import keras
 from absl import logging
 
-from keras_mobilevit.anchors import anchor_boxes
+from keras_mobilevit.anchors import anchors_of_count
 from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.value_range import input_max
 from tflite.formats.coreml import detector, segmenter
@@ -120,7 +120,9 @@ class CoreMLTask:
 
 def _detector(model, graph, spec: PackageSpec, precision: str):
     (size,) = spec.sizes
-    return detector.make_program(graph, anchor_boxes(size, size), spec, precision)
+    shapes = model.compute_output_shape((1, size, size, 3))
+    anchors = anchors_of_count(size, size, shapes["offsets"][1])
+    return detector.make_program(graph, anchors, spec, precision)
 
 
 CORE_ML_TASKS = {  # by the name of the task

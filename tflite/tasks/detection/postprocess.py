@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mobilevit import boxes as box_math
-from keras_mobilevit.anchors import anchor_boxes
+from keras_mobilevit.anchors import anchors_of_count
 from keras_mobilevit.detection import (
     IOU_THRESHOLD,
     MAX_DETECTIONS,
@@ -29,9 +29,9 @@ def _named(tensors: list) -> dict:
 
 def decoder(model: keras.Model, size: int) -> Callable[[list], dict]:
     """Makes a function that decodes offsets and logits to boxes and scores."""
-    anchors = anchor_boxes(size, size)
 
     def decode(tensors: list) -> dict:
+        anchors = anchors_of_count(size, size, tensors[0].shape[1])
         with tf.name_scope(SCOPE):
             boxes, scores = decode_outputs(_named(tensors), anchors)
         return {"boxes": boxes, "scores": scores}
@@ -53,9 +53,9 @@ def suppressor(model: keras.Model, size: int) -> Callable[[list], dict]:
 
 def detector(model: keras.Model, size: int) -> Callable[[list], dict]:
     """Makes a function that converts offsets and logits to the objects Keras finds."""
-    anchors = anchor_boxes(size, size)
 
     def find(tensors: list) -> dict:
+        anchors = anchors_of_count(size, size, tensors[0].shape[1])
         found = detect(_named(tensors), anchors)
         count = tf.reduce_sum(tf.cast(found["classes"] >= 0, tf.int32), axis=-1)
         return {**found, "count": count}

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_mobilevit import boxes as box_math
-from keras_mobilevit.anchors import anchor_boxes
+from keras_mobilevit.anchors import anchors_of_count
 from train.config import TrainConfig
 from train.tasks.detection.matching import hard_negatives, match
 from train.tasks.losses import smoothed_cross_entropy
@@ -43,7 +43,9 @@ def multibox(
 
 def _multibox_of_batch(batch, is_object, outputs, label_smoothing: float) -> tf.Tensor:
     # The images' size is known when the function is traced.
-    anchors = tf.constant(anchor_boxes(*batch["image"].shape[1:3]))
+    height, width = batch["image"].shape[1:3]
+    count = outputs["offsets"].shape[1]
+    anchors = tf.constant(anchors_of_count(height, width, count))
     matched_index, is_positive = match(batch["boxes"], is_object, anchors)
     boxes = tf.gather(batch["boxes"], matched_index, batch_dims=1)
     classes = tf.gather(batch["classes"], matched_index, batch_dims=1)

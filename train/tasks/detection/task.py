@@ -5,7 +5,7 @@ Source: section 4.2 of MobileViT, https://arxiv.org/abs/2110.02178.
 
 import tensorflow as tf
 
-from keras_mobilevit.anchors import anchor_boxes
+from keras_mobilevit.anchors import anchors_of_count
 from keras_mobilevit.detection import detect
 from keras_mobilevit.weights.load import load_backbone
 from train.tasks.detection import examples, loss, metric, model
@@ -22,7 +22,7 @@ DETECTION = Task(
     loss=loss.loss,
     validation_loss=loss.validation_loss,
     predictions=lambda outputs, size: detect(
-        outputs, tf.constant(anchor_boxes(size, size))
+        outputs, tf.constant(anchors_of_count(size, size, outputs["offsets"].shape[1]))
     ),
     statistics=metric.collect,
     summable=False,
