@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from transformers import MobileViTConfig
+from transformers import MobileViTConfig, MobileViTV2Config
 
 from tests.golden.reference import images, random_state
 
@@ -24,10 +24,20 @@ _VARIANTS = {
     },
 }
 VARIANTS = tuple(_VARIANTS)
+_V2_WIDTHS = {
+    "mobilevitv2_050": 0.5,
+    "mobilevitv2_075": 0.75,
+    "mobilevitv2_100": 1.0,
+    "mobilevitv2_125": 1.25,
+    "mobilevitv2_150": 1.5,
+}
+V2_VARIANTS = tuple(_V2_WIDTHS)
 
 
-def transformers_config(variant: str, **options) -> MobileViTConfig:
+def transformers_config(variant: str, **options) -> MobileViTConfig | MobileViTV2Config:
     """Returns transformers' configuration of a variant."""
+    if variant in _V2_WIDTHS:
+        return MobileViTV2Config(width_multiplier=_V2_WIDTHS[variant], **options)
     return MobileViTConfig(
         **_VARIANTS[variant],
         mlp_ratio=2.0,
