@@ -70,6 +70,11 @@ def feature_key(height: int, width: int) -> str:
     return f"f{height}x{width}"
 
 
+def resized_key(height: int, width: int) -> str:
+    """Returns the name of the logits that were resized to the size of the image."""
+    return f"resized{height}x{width}"
+
+
 def subsampled(maps: np.ndarray) -> np.ndarray:
     """Keeps a part of the logits, so that the golden files stay small.
 

@@ -1,5 +1,7 @@
 """What the generators of PyTorch's golden files share."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from transformers import MobileViTConfig, MobileViTV2Config
@@ -51,13 +53,21 @@ def transformers_config(variant: str, **options) -> MobileViTConfig | MobileViTV
     )
 
 
-def set_seeded_weights(model: torch.nn.Module) -> dict[str, tuple]:
-    """Sets the weights of `random_state` and returns the shapes of the tensors."""
-    state = model.state_dict()
-    counters = {k: v for k, v in state.items() if k.endswith("num_batches_tracked")}
-    shapes = {k: tuple(v.shape) for k, v in state.items() if k not in counters}
-    weights = {k: torch.from_numpy(v) for k, v in random_state(shapes).items()}
-    model.load_state_dict({**weights, **counters}, strict=True)
+def set_seeded_weights(
+    model: torch.nn.Module, rename: Callable[[str], str] = str
+) -> dict[str, tuple]:
+    """Sets the weights of `random_state` and returns the shapes of the tensors.
+
+    Both go by the model's names, or by those that `rename` makes from them.
+    """
+    tensors = {
+        rename(name): tensor
+        for name, tensor in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name, weights in random_state(shapes).items():
+        tensors[name].copy_(torch.from_numpy(weights))
     return shapes
 
 
