@@ -16,6 +16,9 @@ SIZES = ((256, 256), (224, 224), (192, 192), (288, 320))
 SEGMENTATION_SIZES = ((512, 512), (256, 256), (240, 200))
 DETECTION_SIZE = (320, 320)
 ANCHOR_STEP = 41  # a prime, so that all maps, cells and aspect ratios are included
+# Sizes for backbones with dilations. The last one has odd sides at strides 8 and 16.
+DILATED_SIZES = ((256, 256), (240, 200))
+CHANNEL_STEP = 20
 
 # A little above 1, so that the activations do not vanish in deep layers.
 _GAIN = 1.2
@@ -62,6 +65,16 @@ def size_key(height: int, width: int) -> str:
     return f"y{height}x{width}"
 
 
+def feature_key(height: int, width: int) -> str:
+    """Returns the name of a size's feature map in the golden files."""
+    return f"f{height}x{width}"
+
+
+def resized_key(height: int, width: int) -> str:
+    """Returns the name of the logits that were resized to the size of the image."""
+    return f"resized{height}x{width}"
+
+
 def subsampled(maps: np.ndarray) -> np.ndarray:
     """Keeps a part of the logits, so that the golden files stay small.
 
@@ -73,6 +86,11 @@ def subsampled(maps: np.ndarray) -> np.ndarray:
     """
     rows, columns = (-(-side // 11) for side in maps.shape[1:3])
     return maps[:, ::rows, ::columns]
+
+
+def subsampled_features(maps: np.ndarray) -> np.ndarray:
+    """Keeps a part of a feature map: as `subsampled`, and each 20th channel."""
+    return subsampled(maps)[..., ::CHANNEL_STEP]
 
 
 def write_shapes(stem: Path, shapes: dict[str, tuple]) -> None:

@@ -1,8 +1,10 @@
 """What the generators of PyTorch's golden files share."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from transformers import MobileViTConfig
+from transformers import MobileViTConfig, MobileViTV2Config
 
 from tests.golden.reference import images, random_state
 
@@ -24,10 +26,20 @@ _VARIANTS = {
     },
 }
 VARIANTS = tuple(_VARIANTS)
+_V2_WIDTHS = {
+    "mobilevitv2_050": 0.5,
+    "mobilevitv2_075": 0.75,
+    "mobilevitv2_100": 1.0,
+    "mobilevitv2_125": 1.25,
+    "mobilevitv2_150": 1.5,
+}
+V2_VARIANTS = tuple(_V2_WIDTHS)
 
 
-def transformers_config(variant: str, **options) -> MobileViTConfig:
+def transformers_config(variant: str, **options) -> MobileViTConfig | MobileViTV2Config:
     """Returns transformers' configuration of a variant."""
+    if variant in _V2_WIDTHS:
+        return MobileViTV2Config(width_multiplier=_V2_WIDTHS[variant], **options)
     return MobileViTConfig(
         **_VARIANTS[variant],
         mlp_ratio=2.0,
@@ -41,13 +53,21 @@ def transformers_config(variant: str, **options) -> MobileViTConfig:
     )
 
 
-def set_seeded_weights(model: torch.nn.Module) -> dict[str, tuple]:
-    """Sets the weights of `random_state` and returns the shapes of the tensors."""
-    state = model.state_dict()
-    counters = {k: v for k, v in state.items() if k.endswith("num_batches_tracked")}
-    shapes = {k: tuple(v.shape) for k, v in state.items() if k not in counters}
-    weights = {k: torch.from_numpy(v) for k, v in random_state(shapes).items()}
-    model.load_state_dict({**weights, **counters}, strict=True)
+def set_seeded_weights(
+    model: torch.nn.Module, rename: Callable[[str], str] = str
+) -> dict[str, tuple]:
+    """Sets the weights of `random_state` and returns the shapes of the tensors.
+
+    Both go by the model's names, or by those that `rename` makes from them.
+    """
+    tensors = {
+        rename(name): tensor
+        for name, tensor in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name, weights in random_state(shapes).items():
+        tensors[name].copy_(torch.from_numpy(weights))
     return shapes
 
 
