@@ -59,6 +59,7 @@ _PASSES = (
     "pad_tokens",
     "positions",
     "resize_like",
+    "resize_to_multiple",
     "unfold",
 )
 _JOINED = ("add", "join_tokens")  # inputs whose channels must have the same scale

@@ -12,7 +12,13 @@ from keras import layers
 
 from keras_mobilevit.backend import Activation, BatchNormalization, DilatedConv2D
 from keras_mobilevit.deeplab import ResizeLike
-from keras_mobilevit.layers import DotProductAttention, Fold, Unfold
+from keras_mobilevit.layers import (
+    ContextPooling,
+    DotProductAttention,
+    Fold,
+    ResizeToMultiple,
+    Unfold,
+)
 from keras_mobilevit.ssdlite import SplitPredictions
 from tflite.graph.tf_ops import ACTIVATIONS
 from tflite.graph.token_embedding import TokenEmbedding
@@ -109,6 +115,14 @@ def _layer_norm(layer) -> Steps:
     return [Step("layer_norm", weights, {"epsilon": layer.epsilon})]
 
 
+def _group_norm(layer) -> Steps:
+    _require_last_axis(layer, "normalizes")
+    if layer.groups != 1:
+        raise UnknownLayer(f"Layer {layer.name!r} normalizes in groups.")
+    weights = variables(gamma=layer.gamma, beta=layer.beta)
+    return [Step("image_norm", weights, {"epsilon": layer.epsilon})]
+
+
 def _relu(layer) -> Steps:
     function = {None: "relu", 6.0: "relu6"}.get(layer.max_value)
     if function is None or layer.negative_slope or layer.threshold:
@@ -183,6 +197,7 @@ LAYERS: dict[type, Callable[[keras.Layer], Steps]] = {
     layers.BatchNormalization: _batch_norm,
     BatchNormalization: _batch_norm,
     layers.Concatenate: _concatenate,
+    ContextPooling: _options("context"),
     layers.Conv2D: _conv,
     layers.Cropping1D: _options("crop_tokens", "cropping"),
     layers.Dense: lambda layer: _linear(layer, "dense"),
@@ -196,15 +211,17 @@ LAYERS: dict[type, Callable[[keras.Layer], Steps]] = {
     layers.Flatten: _flatten,
     Fold: _options("fold", "patch_size"),
     layers.GlobalAveragePooling2D: _options("global_average", "keepdims"),
+    layers.GroupNormalization: _group_norm,
     layers.LayerNormalization: _layer_norm,
     layers.Multiply: _elementwise("multiply"),
     layers.ReLU: _relu,
     layers.Reshape: lambda layer: _reshape(layer, layer.target_shape),
-    ResizeLike: _options("resize_like"),
+    ResizeLike: _options("resize_like", "align_corners"),
+    ResizeToMultiple: _options("resize_to_multiple", "patch_size"),
     layers.Softmax: _softmax,
     SplitPredictions: _split_predictions,
     TokenEmbedding: _token_embedding,
-    Unfold: _options("unfold", "patch_size"),
+    Unfold: _options("unfold", "patch_size", "per_image"),
     layers.ZeroPadding2D: _options("pad", "padding"),
 }
 

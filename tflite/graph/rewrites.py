@@ -15,6 +15,10 @@ LINEAR = ("conv", "depthwise", "dense")
 # Operations that pass tokens on or add them, and treat all channels alike.
 MOVES = ("add", "crop_tokens", "join_tokens", "pad_tokens", "positions", "unfold")
 
+NORMS = ("image_norm", "layer_norm", "rms_norm")
+# Operations that average or move pixels or tokens, and the position of this input.
+AVERAGED_INPUT = {"context": 1, "fold": 0}
+
 
 # The algebra ------------------------------------------------------------------------
 
@@ -40,10 +44,11 @@ def batch_norm_scale(gamma, beta, mean, variance, epsilon) -> Arrays:
 def scale_inputs(kernel, bias, scale, offset) -> Arrays:
     """Returns the linear layer `(scale * x + offset) @ kernel + bias`.
 
-    `kernel` is `[inputs, outputs]`. A layer normalization's gamma and beta are such a
-    scale and offset of the next layer's inputs.
+    `kernel` is `[..., inputs, outputs]`, where the other axes have one element. The
+    gamma and beta of a normalization are such a scale and offset of the next layer's
+    inputs.
     """
-    return kernel * scale[:, None], bias + offset @ kernel
+    return kernel * scale[:, None], bias + np.ravel(offset @ kernel)
 
 
 def center_outputs(kernel, bias) -> Arrays:
@@ -279,20 +284,41 @@ def layer_norms_to_rms_norms(graph: Graph) -> Graph:
     return graph
 
 
+def _linear_readers(graph: Graph, name: str) -> list[Node] | None:
+    """Finds the layers that read a node and act on each pixel or token alone.
+
+    They may read it after pixels were moved or averaged. Averages have weights whose sum
+    is 1, so that a scale and offset of channels pass through them. Returns `None` if
+    anything else reads the node.
+    """
+    readers: list[Node] = []
+    for node in graph.consumers(name):
+        if node.op == "dense" or _is_pointwise(node):
+            readers.append(node)
+            continue
+        position = AVERAGED_INPUT.get(node.op)
+        is_read = position is not None and node.inputs.index(name) == position
+        later = _linear_readers(graph, node.name) if is_read else None
+        if later is None or node.name in graph.outputs:
+            return None
+        readers += later
+    return readers
+
+
 def fold_norm_scales(graph: Graph) -> Graph:
     """Folds the gamma and beta of a normalization into the layers after it."""
     for norm in list(graph.nodes.values()):
-        if norm.op not in ("layer_norm", "rms_norm") or norm.name in graph.outputs:
+        if norm.op not in NORMS or norm.name in graph.outputs or not norm.weights:
             continue
-        consumers = graph.consumers(norm.name)
-        if not norm.weights or any(node.op != "dense" for node in consumers):
+        readers = _linear_readers(graph, norm.name)
+        if not readers:
             continue
         gamma = norm.weights.get("gamma", np.ones(1))
         beta = norm.weights.get("beta", np.zeros(1))
         changed = []
-        for node in consumers:
+        for node in readers:
             kernel, bias = kernel_and_bias(node)
-            rows = kernel.shape[0]
+            rows = kernel.shape[-2]
             scale, offset = np.broadcast_to(gamma, rows), np.broadcast_to(beta, rows)
             kernel, bias = scale_inputs(kernel, bias, scale, offset)
             changed.append(_with(node, kernel, bias))

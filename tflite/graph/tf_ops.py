@@ -86,6 +86,17 @@ def _rms_norm(node: Node, x):
     return _add(node, "beta", x)
 
 
+def _image_norm(node: Node, x):
+    """Normalizes all numbers of an image together, `[batch, ..., channels]`."""
+    axes = tuple(range(1, len(x.shape)))
+    x -= tf.reduce_mean(x, axes, keepdims=True)
+    variance = tf.reduce_mean(x * x, axes, keepdims=True)
+    x *= tf.math.rsqrt(variance + node.options["epsilon"])
+    if "gamma" in node.weights:
+        x *= constant(node, "gamma", x)
+    return _add(node, "beta", x)
+
+
 def _static_batch(x, times: int = 1) -> int:
     """Returns a tensor's batch, multiplied, as a reshaping takes it."""
     return -1 if x.shape[0] is None else x.shape[0] * times
@@ -105,21 +116,33 @@ def _crop_tokens(node: Node, x):
     return tf.slice(x, (0, before, 0), sizes)
 
 
-def _resize(x, height: int, width: int):
-    """Resizes with half-pixel centers, if the size differs."""
+def _resize(x, height: int, width: int, align_corners: bool = False):
+    """Resizes bilinearly, if the size differs; see `keras_mobilevit.backend`."""
     if (height, width) == tuple(x.shape[1:3]):
         return x
-    return tf.cast(tf.image.resize(x, (height, width)), x.dtype)
+    resized = tf.raw_ops.ResizeBilinear(
+        images=x,
+        size=(height, width),
+        align_corners=align_corners,
+        half_pixel_centers=not align_corners,
+    )
+    return tf.cast(resized, x.dtype)
 
 
 def _rounded_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
+def _resize_to_multiple(node: Node, x):
+    sides = (_rounded_up(side, node.options["patch_size"]) for side in x.shape[1:3])
+    return _resize(x, *sides, align_corners=True)
+
+
 def _unfold(node: Node, x):
     """Cuts `[batch, height, width, channels]` into patches `[batch * P, N, channels]`.
 
-    P is the number of pixels in a patch and N the number of patches.
+    P is the number of pixels in a patch and N the number of patches. With `per_image`,
+    the patches are `[batch, P, N, channels]`.
     """
     patch = node.options["patch_size"]
     batch, (_, height, width, channels) = _static_batch(x, patch**2), x.shape
@@ -128,6 +151,8 @@ def _unfold(node: Node, x):
     patches = x.shape[1] * x.shape[2]
     x = tf.reshape(x, (-1, patches, patch**2, channels))
     x = tf.transpose(x, (0, 2, 1, 3))  # [B, P, N, channels]
+    if node.options["per_image"]:
+        return x
     return tf.reshape(x, (batch, patches, channels))
 
 
@@ -156,8 +181,11 @@ def _fold(node: Node, tokens, features):
     patch = node.options["patch_size"]
     _, height, width, _ = features.shape
     rows, columns = (_rounded_up(side, patch) // patch for side in (height, width))
-    batch, _, channels = tokens.shape
-    batch = -1 if batch is None else batch // patch**2
+    batch, *_, channels = tokens.shape
+    if batch is None:
+        batch = -1
+    elif len(tokens.shape) == 3:  # [B * P, N, channels]
+        batch //= patch**2
     # DEPTH_TO_SPACE would do this at once, but stays float in an integer file.
     maps = -1 if batch == -1 else batch * patch
     x = tf.reshape(tokens, (maps, patch, rows * columns, channels))
@@ -188,6 +216,16 @@ def _attention(node: Node, query, key, value):
     weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True))  # [B, h, N, N]
     x = tf.matmul(weights, value, transpose_b=True)  # [B, h, N, d]
     return tf.reshape(tf.transpose(x, (0, 2, 1, 3)), (batch, tokens, channels))
+
+
+def _context(node: Node, scores, tokens):
+    """Averages tokens `[batch, P, N, channels]`, weighted with their scores' softmax.
+
+    The scores are `[batch, P, N, 1]`, and the averages `[batch, P, 1, channels]`.
+    """
+    _, positions, patches, _ = scores.shape
+    scores = tf.reshape(scores, (_static_batch(scores), positions, 1, patches))
+    return tf.matmul(tf.nn.softmax(scores), tokens)
 
 
 ACTIVATIONS = {
@@ -228,6 +266,7 @@ OPERATIONS: dict[str, Callable] = {
     "attention": _attention,
     "batch_norm": _batch_norm,
     "concat": lambda node, *inputs: tf.concat(inputs, -1),
+    "context": _context,
     "conv": functools.partial(_convolve, tf.nn.conv2d),
     "crop_tokens": _crop_tokens,
     "dense": lambda node, x: _add(
@@ -236,6 +275,7 @@ OPERATIONS: dict[str, Callable] = {
     "depthwise": functools.partial(_convolve, tf.nn.depthwise_conv2d),
     "fold": _fold,
     "global_average": lambda node, x: tf.reduce_mean(x, (1, 2), **node.options),
+    "image_norm": _image_norm,
     "join_tokens": _join_tokens,
     "keras": _keras,
     "layer_norm": _layer_norm,
@@ -246,7 +286,10 @@ OPERATIONS: dict[str, Callable] = {
     "positions": lambda node, x: _add(node, "positions", x),
     "rescale": lambda node, x: _add(node, "offset", x * constant(node, "scale", x)),
     "reshape": _reshape,
-    "resize_like": lambda node, x, like: _resize(x, *like.shape[1:3]),
+    "resize_like": lambda node, x, like: _resize(
+        x, *like.shape[1:3], node.options["align_corners"]
+    ),
+    "resize_to_multiple": _resize_to_multiple,
     "rms_norm": _rms_norm,
     "slice_channels": _slice_channels,
     "unfold": _unfold,
