@@ -12,6 +12,7 @@ import numpy as np
 from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
 
 from tflite.graph.graph import Graph
+from tflite.graph.rewrites import NORMS
 from tflite.metadata.attach import add_entry
 from tflite.tasks.task import CONVERTER_SCOPE
 from tflite.validation.op_stats import op_name
@@ -30,6 +31,9 @@ _WEIGHT_OPS = (Op.CONV_2D, Op.DEPTHWISE_CONV_2D, Op.FULLY_CONNECTED)
 # XNNPACK runs these in float only: with them in 8 bits, MobileNetV3-Large fell into 22
 # partitions and took 1.4 times as long on x86; DeiT-Tiny fell into 13.
 _FLOAT_FUNCTIONS = (Op.GELU, Op.HARD_SWISH, Op.SOFTMAX)
+# Nodes of a graph that stay float in mixed files. A context lies between a norm and a
+# softmax, which are float too, and is cheap.
+_FLOAT_NODES = (*NORMS, "context")
 
 
 def _in_float(recipe, scope: str, op=Op.ALL_SUPPORTED) -> None:
@@ -133,8 +137,8 @@ def mixed_recipe(graph: Graph | None, float_scopes: tuple[str, ...] = ()) -> lis
     recipe.add_static_config(".*", Op.ALL_SUPPORTED, **bits)
     for op in (Op.INPUT, Op.OUTPUT, *_FLOAT_FUNCTIONS):
         _in_float(recipe, ".*", op)
-    _in_float(recipe, _scope(graph, "rms_norm"))
-    _in_float(recipe, _scope(graph, "layer_norm"))
+    for op in _FLOAT_NODES:
+        _in_float(recipe, _scope(graph, op))
     for scope in float_scopes:
         _in_float(recipe, f"^{scope}")
         for op in (Op.CONV_2D, Op.FULLY_CONNECTED):
