@@ -156,7 +156,7 @@ def test_erased_parts_are_rectangles_of_the_published_sizes(erased):
     assert 0.02 * 0.85 < min(areas) < 0.05 and 0.28 < max(areas) < 0.33 * 1.1
     assert 0.3 * 0.85 < min(ratios) < 0.5 and 2.0 < max(ratios) < 3.3 * 1.15
     assert 0.14 < np.mean(areas) < 0.19  # 0.175, less what does not fit
-    assert erased.any(axis=0).all()  # everywhere
+    assert erased.any(axis=0).mean() > 0.98  # nearly everywhere
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])

@@ -161,6 +161,20 @@ def test_devices_draw_masks_of_their_own_and_continue_with_them(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_gradients_of_two_devices_are_clipped_together(precision):
+    command = [sys.executable, "-m", "tests.helpers.train_clipped", precision]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    one, two = np.array(json.loads(result.stdout.splitlines()[-1]))
+    # Two steps move the weights by 0.1 at most.
+    assert np.linalg.norm(two - one) < (1e-3 if precision == "mixed_float16" else 1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["small", "mobilevit_xxs"])
 def test_two_workers_and_two_devices_are_as_one(network, one_device, tmp_path):
     expected = one_device(network)

@@ -103,7 +103,7 @@ def test_it_is_a_function_of_the_seed(augmented, image):
 
 
 def test_each_operation_is_drawn_equally_often(image):
-    image = image[:20, 30:60]
+    image = image[::2, ::2]
     names = {
         operation(tf.constant(image), tf.constant(sign)).numpy().tobytes(): (name, sign)
         for name, operation in zip(NAMES, OPERATIONS)
