@@ -1,8 +1,8 @@
-"""Trains two steps with clipped gradients, on one device and on two.
+"""Trains two steps with clipped gradients, on two devices and on one.
 
     python -m tests.helpers.train_clipped PRECISION
 
-Prints a line of JSON: the trained weights, of one and of two devices. The optimizer is
+Prints a line of JSON: the trained weights, of two devices and of one. The optimizer is
 SGD, since AdamW undoes most of a clip.
 """
 
@@ -64,8 +64,6 @@ def train(precision: str, strategy: tf.distribute.Strategy) -> list[float]:
 
 
 if __name__ == "__main__":
-    two = make_devices(2)
+    strategies = make_devices(2), tf.distribute.get_strategy()
     (precision,) = sys.argv[1:]
-    print(
-        json.dumps([train(precision, x) for x in (tf.distribute.get_strategy(), two)])
-    )
+    print(json.dumps([train(precision, strategy) for strategy in strategies]))
