@@ -3,8 +3,9 @@
     python -m tests.helpers.train_worker WORKDIR NETWORK DEVICES STEPS [SAVE_SECONDS]
 
 NETWORK is `small` or a variant, without dropout, which no two numbers of devices draw
-alike, or `augmented`: small, with all that the recipe of MobileViTv2 adds; DEVICES is the number of logical CPUs. Workers come from `TF_CONFIG`. The chief
-writes `losses.json`, the loss of each step, into WORKDIR. With SAVE_SECONDS between two
+alike, or `augmented`: small, with all that the recipe of MobileViTv2 adds. DEVICES is
+the number of logical CPUs. Workers come from `TF_CONFIG`. The chief writes
+`losses.json`, the loss of each step, into WORKDIR. With SAVE_SECONDS between two
 checkpoints the run is deterministic.
 """
 
