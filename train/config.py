@@ -15,7 +15,7 @@ from typing import Any
 from absl import logging
 
 from train.data.registry import describe_kinds, is_path_kind
-from train.recipes import RECIPES, default_recipe
+from train.recipes import BY_MODEL, RECIPES, default_recipe
 from train.tasks.registry import TASKS, describe_tasks
 
 # Constants of `keras_mobilevit`, as a test asserts.
@@ -102,8 +102,18 @@ class TrainConfig:
         "they are scaled in proportion. 0: not scaled.",
     )
     warmup_steps: int = _field(3000, OPTIMIZATION, "Steps of linear warm-up.")
-    weight_decay: float = _field(
-        0.01, OPTIMIZATION, "Weight decay of AdamW, for every parameter."
+    weight_decay: float = _field(0.01, OPTIMIZATION, "Weight decay of AdamW.")
+    decay_norms: bool = _field(
+        True,
+        OPTIMIZATION,
+        "Apply the weight decay to normalization and biases, too. They hardly overfit, "
+        "so many recipes decay only the kernels.",
+    )
+    gradient_clip: float = _field(
+        0.0,
+        OPTIMIZATION,
+        "Shorten gradients to this norm, all parameters together, so that a rare bad "
+        "batch cannot spoil the weights. 0: leave them as they are.",
     )
     label_smoothing: float = _field(0.1, OPTIMIZATION, "Label smoothing, in [0, 1).")
     ema_momentum: float = _field(
@@ -123,6 +133,34 @@ class TrainConfig:
         IMAGES,
         "Change contrast, brightness, saturation and hue of training images at random. "
         "Detection and segmentation only.",
+    )
+    rand_augment: int = _field(
+        0,
+        IMAGES,
+        "Number of operations of RandAugment for each training image, drawn from 14: "
+        "shear, rotate, equalize, sharpen and others. 2 is usual; 0: none. "
+        "Classification only.",
+    )
+    random_erasing: float = _field(
+        0.0,
+        IMAGES,
+        "Probability that a rectangle of a training image turns black, so that the "
+        "model looks at more than one part of an object. Classification only.",
+    )
+    mixup: float = _field(
+        0.0,
+        IMAGES,
+        "MixUp blends each image of a batch, and its class, with another image. The "
+        "shares come from a beta distribution with this parameter: 0.2 blends most "
+        "images little, 1 by any share. 0: no MixUp. Half of the batches are mixed. "
+        "Classification only.",
+    )
+    cutmix: float = _field(
+        0.0,
+        IMAGES,
+        "CutMix pastes a rectangle of another image into each image of a batch; the "
+        "classes count by their areas. The parameter is as for --mixup, and 1 is "
+        "usual. With both, each mixed batch uses one of the two. Classification only.",
     )
     weights: str = _field(
         "",
@@ -220,6 +258,11 @@ _RANGES = {
     "min_learning_rate": _NOT_NEGATIVE,
     "warmup_learning_rate": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
+    "gradient_clip": _NOT_NEGATIVE,
+    "rand_augment": _NOT_NEGATIVE,
+    "random_erasing": (lambda value: 0 <= value <= 1, "in [0, 1]"),
+    "mixup": _NOT_NEGATIVE,
+    "cutmix": _NOT_NEGATIVE,
     "head_lr_multiplier": (lambda value: value > 0, "positive"),
     "auxiliary_weight": _NOT_NEGATIVE,
     "output_stride": (lambda value: value in (8, 16), "8 or 16"),
@@ -258,7 +301,10 @@ def _check_type(field: dataclasses.Field, value: object) -> None:
 
 
 def make_config(recipe: str = "", **overrides) -> TrainConfig:
-    """Makes a configuration from a recipe, by default the data's, and overrides."""
+    """Makes a configuration from a recipe, by default the data's, and overrides.
+
+    The overrides come before the values for the model, and these before the recipe's.
+    """
     if not recipe:
         task = overrides.get("task", "classification")
         recipe = default_recipe(overrides.get("data", "digits"), task)
@@ -278,7 +324,9 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
         overrides["data"] = f"{kind}:{_absolute(path)}"
     if overrides.get("weights") not in (None, "", "imagenet", "coco", "voc"):
         overrides["weights"] = _absolute(overrides["weights"])
-    return TrainConfig(**{**RECIPES[recipe], **overrides})
+    values = {**RECIPES[recipe], **overrides}
+    by_model = BY_MODEL.get(recipe, {}).get(values.get("model", TrainConfig.model), {})
+    return TrainConfig(**{**values, **by_model, **overrides})
 
 
 def _absolute(path: str) -> str:

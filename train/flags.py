@@ -11,7 +11,7 @@ from absl import flags, logging
 from train import config as train_config
 from train.config import COMPUTATION, DATA, IMAGES, OPTIMIZATION, TrainConfig
 from train.distribution import devices
-from train.recipes import RECIPES
+from train.recipes import BY_MODEL, RECIPES
 from train.tasks.registry import tasks_with_field
 
 _OWN_FILES = (".keras", ".tflite")  # of a training run, with its config.json
@@ -111,7 +111,9 @@ def _describe_default(field: dataclasses.Field) -> str:
     by_value: dict[str, list[str]] = {}
     for recipe, values in RECIPES.items():
         value = values.get(field.name, field.default)
-        if value != field.default:
+        if any(field.name in own for own in BY_MODEL.get(recipe, {}).values()):
+            by_value.setdefault("by --model", []).append(recipe)
+        elif value != field.default:
             by_value.setdefault(_as_text(value), []).append(recipe)
     others = [f"; {value} ({', '.join(names)})" for value, names in by_value.items()]
     return f"Default: {_as_text(field.default)}{''.join(others)}."

@@ -114,6 +114,7 @@ def _train_batches(run: Run, schedule: list[BatchShape], progress: Progress):
             first_step,
             shard,
             run.task.train_example,
+            run.task.mix,
         ),
     )
 

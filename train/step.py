@@ -100,12 +100,19 @@ def _one_step(
     def one_step(batch, learning_rate, ema_momentum):
         gradients, loss = _accumulate(gradients_of, batch, config.accumulation_steps)
         is_finite = tf.math.is_finite(loss)
-        if config.precision == "mixed_float16":
-            # Gradients may overflow, as long as the loss scale stays at 1 or above.
+        is_scaled = config.precision == "mixed_float16"
+        if is_scaled or config.gradient_clip:
             gradients = _mean_over_replicas(gradients, replicas)
+        norm = tf.linalg.global_norm(gradients)
+        if is_scaled:
+            # Gradients may overflow, as long as the loss scale stays at 1 or above.
             is_finite &= optimizer.scale_loss(1.0) >= 1.0
         else:
-            is_finite &= tf.math.is_finite(tf.linalg.global_norm(gradients))
+            is_finite &= tf.math.is_finite(norm)
+        if config.gradient_clip:
+            # The optimizer adds up the gradients of all replicas, and then unscales.
+            limit = optimizer.scale_loss(config.gradient_clip / replicas)
+            gradients = _clip(gradients, norm, limit)
         update(gradients, learning_rate, ema_momentum)
         return {
             "loss": loss,
@@ -174,11 +181,18 @@ def _accumulate(gradients_of: Callable, batch: dict, parts: int) -> tuple[list, 
     return gradients, loss
 
 
+def _clip(gradients: list, norm, limit) -> list:
+    """Scales gradients down to the limit of their norm; NaN and infinity stay NaN."""
+    factor = tf.where(norm <= limit, 1.0, limit / norm)
+    return [factor * gradient for gradient in gradients]
+
+
 def _mean_over_replicas(gradients: list, replicas: int) -> list:
     """Gives every replica the mean of the gradients.
 
     Keras's optimizer for scaled losses decides on each replica whether they overflow,
-    before it sums them. Replicas that decide differently would diverge.
+    before it sums them. Replicas that decide differently would diverge. And a norm is
+    clipped right only if it is that of the whole batch.
     """
     if replicas == 1:
         return gradients

@@ -3,8 +3,9 @@
     python -m tests.helpers.train_worker WORKDIR NETWORK DEVICES STEPS [SAVE_SECONDS]
 
 NETWORK is `small` or a variant, without dropout, which no two numbers of devices draw
-alike; DEVICES is the number of logical CPUs. Workers come from `TF_CONFIG`. The chief
-writes `losses.json`, the loss of each step, into WORKDIR. With SAVE_SECONDS between two
+alike, or `augmented`: small, with all that the recipe of MobileViTv2 adds. DEVICES is
+the number of logical CPUs. Workers come from `TF_CONFIG`. The chief writes
+`losses.json`, the loss of each step, into WORKDIR. With SAVE_SECONDS between two
 checkpoints the run is deterministic.
 """
 
@@ -36,6 +37,14 @@ CONFIG = make_config(
     epochs=1,
     warmup_steps=20,
     eval_size=32,
+)
+AUGMENTED = dict(
+    rand_augment=2,
+    random_erasing=0.25,
+    mixup=0.2,
+    cutmix=1.0,
+    gradient_clip=1.0,
+    decay_norms=False,
 )
 
 
@@ -72,10 +81,12 @@ def main(
     seconds = float(save_seconds or loop.SAVE_SECONDS)
     strategy = make_devices(int(devices))
     small = functools.partial(build_network, dropout=0.0)
-    build = small if network == "small" else build_without_dropout
-    model = "mobilevit_xxs" if network == "small" else network
+    is_small = network in ("small", "augmented")
+    build = small if is_small else build_without_dropout
+    model = "mobilevit_xxs" if is_small else network
     task = dataclasses.replace(CLASSIFICATION, build_model=build)
-    config = dataclasses.replace(CONFIG, model=model)
+    changes = AUGMENTED if network == "augmented" else {}
+    config = dataclasses.replace(CONFIG, model=model, **changes)
     losses, as_numbers = [], loop.as_numbers
 
     def recorded(sums):

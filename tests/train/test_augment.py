@@ -1,4 +1,4 @@
-"""Random crops, flips and colors, as functions of a seed."""
+"""Random crops, flips, colors and erasing, as functions of a seed."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,13 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.data.augment import random_colors, random_crop_window, random_flip
+from train.data.augment import (
+    inside,
+    random_colors,
+    random_crop_window,
+    random_erasing,
+    random_flip,
+)
 
 sides = st.integers(1, 2000)
 seeds = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
@@ -83,8 +89,8 @@ def test_eager_is_as_in_a_pipeline():
 
     dataset = tf.data.Dataset.range(40, output_type=tf.int32)
     dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
-    for i, inside in enumerate(dataset):
-        for got, expected in zip(inside, augment(tf.constant(i))):
+    for i, piped in enumerate(dataset):
+        for got, expected in zip(piped, augment(tf.constant(i))):
             np.testing.assert_array_equal(got, expected)
 
 
@@ -105,3 +111,63 @@ def test_colors_change_and_repeat():
     assert all((a == b).all() for a, b in zip(one, two))
     assert 6 <= len({a.tobytes() for a in one}) <= 12
     assert one[0].dtype == np.uint8
+
+
+def test_the_values_inside_a_rectangle():
+    found = inside((4, 5, 3), (1.0, -2.0), (3.0, 2.0)).numpy()
+    expected = np.zeros((4, 5, 3), bool)
+    expected[1:3, :2] = True
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.fixture(scope="module")
+def erased():
+    """Which pixels of a thousand images are erased with probability 1/4."""
+    image = np.full((60, 80, 3), 7, np.uint8)
+
+    def erase(i) -> tf.Tensor:
+        return random_erasing(image, 0.25, tf.stack([5, i]))
+
+    dataset = tf.data.Dataset.range(1000, output_type=tf.int32)
+    images = np.stack(list(dataset.map(erase).as_numpy_iterator()))
+    np.testing.assert_array_equal(images[3], erase(tf.constant(3)))
+    assert set(np.unique(images)) == {0, 7} and images.dtype == np.uint8
+    assert np.all(images == images[..., :1])
+    return images[..., 0] == 0
+
+
+def test_a_quarter_of_the_images_is_erased(erased):
+    count = erased.any(axis=(1, 2)).sum()
+    assert 190 < count < 310  # 4.4 standard deviations
+
+
+def test_erased_parts_are_rectangles_of_the_published_sizes(erased):
+    areas, ratios = [], []
+    for mask in erased[erased.any(axis=(1, 2))]:
+        rows, columns = (
+            np.flatnonzero(mask.any(axis=1)),
+            np.flatnonzero(mask.any(axis=0)),
+        )
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert mask.sum() == height * width
+        areas.append(mask.mean())
+        ratios.append(height / width)
+    # A side is off by half a pixel, of five or more.
+    assert 0.02 * 0.85 < min(areas) < 0.05 and 0.28 < max(areas) < 0.33 * 1.1
+    assert 0.3 * 0.85 < min(ratios) < 0.5 and 2.0 < max(ratios) < 3.3 * 1.15
+    assert 0.14 < np.mean(areas) < 0.19  # 0.175, less what does not fit
+    assert erased.any(axis=0).mean() > 0.98  # nearly everywhere
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_erasing_never_and_always(probability):
+    image = np.full((32, 32, 3), 7, np.uint8)
+    erase = tf.function(lambda i: random_erasing(image, probability, tf.stack([5, i])))
+    erased = [(erase(tf.constant(i)).numpy() == 0).any() for i in range(50)]
+    assert np.mean(erased) == probability
+
+
+def test_an_image_that_is_too_small_stays_as_it_is():
+    image = np.full((1, 1, 3), 7, np.uint8)
+    for i in range(20):
+        np.testing.assert_array_equal(random_erasing(image, 1.0, [0, i]), image)

@@ -8,6 +8,7 @@ import pytest
 
 from keras_mobilevit import configs, preprocessing
 from train import config as train_config
+from train import schedules
 from train.config import (
     RETIRED,
     TrainConfig,
@@ -52,6 +53,12 @@ FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
         ({"min_learning_rate": -1.0}, "`min_learning_rate` must be at least 0.*-1.0"),
         ({"output_stride": 32}, "`output_stride` must be 8 or 16. Received: 32"),
         ({"auxiliary_weight": -1.0}, "`auxiliary_weight` must be at least 0.*-1.0"),
+        ({"gradient_clip": -1.0}, "`gradient_clip` must be at least 0.*-1.0"),
+        ({"rand_augment": -1}, "`rand_augment` must be at least 0.*-1"),
+        ({"rand_augment": True}, "`rand_augment` must be of type int.*True"),
+        ({"random_erasing": 1.5}, r"`random_erasing` must be in \[0, 1\].*1.5"),
+        ({"mixup": -0.2}, "`mixup` must be at least 0.*-0.2"),
+        ({"cutmix": -1.0}, "`cutmix` must be at least 0.*-1.0"),
         ({"freeze": "head"}, "`freeze` must be one of: none, backbone.*'head'"),
     ],
 )
@@ -74,7 +81,7 @@ def test_unknown_key():
 def test_unknown_recipe():
     with pytest.raises(
         ValueError,
-        match="'large'.*imagenet, folder_small, fine_tune, digits, coco",
+        match="'large'.*imagenet, imagenet_v2, folder_small, fine_tune, digits, coco",
     ):
         make_config("large")
 
@@ -156,12 +163,12 @@ def test_file_with_an_unknown_key(saved):
 
 
 def test_unknown_keys_can_be_skipped_with_a_warning(saved, caplog):
-    values = {**json.loads(saved.read_text()), "eval_size": 224, "lr": 1, "mixup": 0.1}
+    values = {**json.loads(saved.read_text()), "eval_size": 224, "lr": 1, "mixed": 0.1}
     saved.write_text(json.dumps(values))
     with caplog.at_level("WARNING", "absl"):
         assert load_config(saved, skip_unknown=True).eval_size == 224
     assert (
-        f"{saved} has keys that this version does not know: lr, mixup." in caplog.text
+        f"{saved} has keys that this version does not know: lr, mixed." in caplog.text
     )
 
 
@@ -218,11 +225,65 @@ def test_the_published_rates_of_detectors_and_segmenters(recipe):
         make_config(recipe, warmup_learning_rate=-1.0)
 
 
-def test_a_key_that_came_later_has_its_default(saved):
+PUBLISHED_V2 = {  # peak of the learning rate, weight decay
+    "mobilevitv2_050": (0.0090, 0.004),
+    "mobilevitv2_075": (0.0090, 0.008),
+    "mobilevitv2_100": (0.0075, 0.013),
+    "mobilevitv2_125": (0.0049, 0.020),
+    "mobilevitv2_150": (0.0035, 0.029),
+    "mobilevitv2_175": (0.0026, 0.039),
+    "mobilevitv2_200": (0.0020, 0.050),
+}
+
+
+@pytest.mark.parametrize("model", PUBLISHED_V2)
+def test_the_published_rates_of_mobilevit_v2(model, monkeypatch):
+    monkeypatch.setattr(train_config, "_check_model", lambda name: None)
+    rate, decay = PUBLISHED_V2[model]
+    config = make_config("imagenet_v2", model=model)
+    assert (config.learning_rate, config.weight_decay) == (rate, decay)
+    assert config.min_learning_rate == pytest.approx(rate / 10)
+    assert schedules.learning_rate(config, 0, 0) == 1e-6
+    assert schedules.learning_rate(config, 20_000, 0) == rate
+    last = schedules.learning_rate(config, 10**6, 300)
+    assert last == pytest.approx(rate / 10)
+    given = make_config("imagenet_v2", model=model, weight_decay=0.5)
+    assert given == dataclasses.replace(config, weight_decay=0.5)
+
+
+def test_the_recipe_of_mobilevit_v2_for_its_own_and_other_models(monkeypatch):
+    monkeypatch.setattr(train_config, "_check_model", lambda name: None)
+    config = make_config("imagenet_v2")
+    assert config == make_config("imagenet_v2", model="mobilevitv2_100")
+    other = make_config("imagenet_v2", model="mobilevit_xxs")
+    assert other == dataclasses.replace(config, model="mobilevit_xxs")
+    published = dict(
+        sizes=(256,),
+        base_size=256,
+        batch_size=1024,
+        learning_rate_batch=1024,
+        epochs=300,
+        crop_scale=0.08,
+        flip=True,
+        rand_augment=2,
+        random_erasing=0.25,
+        mixup=0.2,
+        cutmix=1.0,
+        decay_norms=False,
+        gradient_clip=10.0,
+        label_smoothing=0.1,
+        ema_momentum=0.9995,
+    )
+    assert {name: getattr(config, name) for name in published} == published
+
+
+def test_keys_that_came_later_have_their_defaults(saved):
     values = json.loads(saved.read_text())
-    del values["head_lr_multiplier"]
+    later = "head_lr_multiplier", "decay_norms", "gradient_clip", "mixup", "cutmix"
+    for name in (*later, "rand_augment", "random_erasing"):
+        del values[name]
     saved.write_text(json.dumps(values))
-    assert load_config(saved).head_lr_multiplier == 1.0
+    assert load_config(saved) == make_config()
 
 
 @pytest.mark.parametrize("text", ["", "{", "sizes = 3"])

@@ -161,6 +161,20 @@ def test_devices_draw_masks_of_their_own_and_continue_with_them(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_gradients_of_two_devices_are_clipped_together(precision):
+    command = [sys.executable, "-m", "tests.helpers.train_clipped", precision]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    two, one = np.array(json.loads(result.stdout.splitlines()[-1]))
+    # Two steps move the weights by 0.1 at most.
+    assert np.linalg.norm(two - one) < (1e-3 if precision == "mixed_float16" else 1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["small", "mobilevit_xxs"])
 def test_two_workers_and_two_devices_are_as_one(network, one_device, tmp_path):
     expected = one_device(network)
@@ -195,6 +209,23 @@ def test_workers_that_are_asked_to_stop_continue_with_the_same_bits(asked, tmp_p
 
     for workdir in (stopped, undisturbed):
         finish(*start_both(workdir))
+    found, expected = (load_file(run / CHECKPOINT) for run in (stopped, undisturbed))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_that_mixes_images_continues_with_the_same_bits(tmp_path):
+    stopped, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
+    process = start(stopped, "augmented", 1, LONG, save_seconds=0.0)
+    while not (stopped / CHECKPOINT).exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=1200)
+    assert "Preempted" in output, output
+    for workdir in (stopped, undisturbed):
+        finish(start(workdir, "augmented", 1, LONG, save_seconds=0.0))
     found, expected = (load_file(run / CHECKPOINT) for run in (stopped, undisturbed))
     assert found.keys() == expected.keys()
     for name, value in expected.items():

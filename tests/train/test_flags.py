@@ -34,11 +34,11 @@ def test_a_key_that_is_not_known_does_not_change_how_a_file_is_measured(
     trained, caplog
 ):
     beside = trained.with_name("config.json")
-    beside.write_text(json.dumps({**json.loads(beside.read_text()), "mixup": 0.1}))
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), "mixed": 0.1}))
     with caplog.at_level("WARNING", "absl"):
         config = parsed("--mode=eval", "--data=folder:/x", f"--model={trained}")
     assert (config.eval_size, config.eval_crop) == (224, 0.9)
-    assert f"{beside} has keys that this version does not know: mixup" in caplog.text
+    assert f"{beside} has keys that this version does not know: mixed" in caplog.text
 
 
 def test_a_configuration_that_cannot_be_read_is_refused(trained):
@@ -73,3 +73,21 @@ def test_a_run_of_one_low_rate_keeps_it_though_its_recipe_has_two(tmp_path):
     assert parsed(*arguments) == begun
     given = parsed(*arguments, "--min_learning_rate=1e-5")
     assert given == dataclasses.replace(begun, min_learning_rate=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flag", ["rand_augment=2", "random_erasing=0.25", "mixup=0.2", "cutmix=1"]
+)
+def test_augmentation_of_classification_is_refused_for_other_tasks(flag):
+    name, _, value = flag.partition("=")
+    assert getattr(parsed("--data=digits", f"--{flag}"), name) == float(value)
+    with pytest.raises(ValueError, match=f"--{name} is for classification, but the"):
+        parsed("--task=segmentation", "--data=digits", f"--{flag}")
+
+
+def test_help_tells_which_recipes_depend_on_the_model():
+    values = flags.FlagValues()
+    for define in train_flags.flag_groups(values).values():
+        define()
+    assert "; by --model (imagenet_v2)." in values["weight_decay"].help
+    assert "true; false (imagenet_v2)." in values["decay_norms"].help

@@ -1,4 +1,4 @@
-"""Learning rates of head and backbone."""
+"""Learning rates of head and backbone, and what decays."""
 
 import keras
 import numpy as np
@@ -58,6 +58,30 @@ def test_decay_is_of_every_variable_and_follows_the_learning_rate():
     for variable in variables:
         rate = 0.1 if is_head(variable.path) else 0.01
         np.testing.assert_allclose(variable, 1 - 2 * rate, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_decay_of_kernels_alone(precision):
+    config = make_config(
+        "digits", weight_decay=1.0, decay_norms=False, precision=precision
+    )
+    inputs = keras.Input((4, 4, 3))
+    x = keras.layers.DepthwiseConv2D(3, name="depthwise")(inputs)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.layers.Dense(2, name="predictions")(keras.layers.Flatten()(x))
+    model = keras.Model(inputs, x)
+    variables = model.trainable_variables
+    for variable in variables:
+        variable.assign(tf.ones(variable.shape))
+    optimizer = make_optimizer(config, model, is_head)
+    optimizer.learning_rate.assign(0.01)
+    optimizer.apply([tf.zeros(v.shape) for v in variables], variables)
+    decayed = {v.path for v in variables if np.all(v.numpy() < 1)}
+    assert decayed == {"depthwise/kernel", "predictions/kernel"}
+    assert len(variables) == 6
+    for variable in variables:
+        expected = 0.99 if variable.path in decayed else 1.0
+        np.testing.assert_allclose(variable, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("frozen", ["body", "predictions"])

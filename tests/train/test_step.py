@@ -18,7 +18,7 @@ from train.data import sampler
 from train.data.sampler import BatchShape
 from train.data.source import Source
 from train.models import build_state
-from train.step import as_numbers, make_train_step
+from train.step import _clip, as_numbers, make_train_step
 from train.tasks.classification.task import CLASSIFICATION
 from train.tasks.detection.task import DETECTION
 from train.tasks.registry import TASKS, load_task
@@ -114,6 +114,51 @@ def test_xla_gives_the_same_step_and_compiles_once_for_each_size():
             assert run(compiled, batch)["loss"] == pytest.approx(loss, rel=1e-4)
     assert compiled.experimental_get_tracing_count() == len(SIZES)
     assert_same_weights(model, model_of_xla, rtol=1e-3)
+
+
+def weights_after(optimizer, batches, scaled=False, **changes) -> np.ndarray:
+    """Trains with another optimizer than AdamW, which undoes most of a clip."""
+    config = dataclasses.replace(CONFIG, **changes)
+    state = build_state(LINEAR, config, SOURCE, is_fresh=True)
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer.build(state.model.trainable_variables)
+    state = dataclasses.replace(state, optimizer=optimizer)
+    step = make_train_step(LINEAR, config, state, tf.distribute.get_strategy())
+    for batch in batches:
+        assert not run(step, batch)["not_finite"]
+    return np.concatenate([value.ravel() for value in state.model.get_weights()])
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("clip", [0.05, 100.0])
+def test_gradients_are_clipped_as_by_keras(clip, precision):
+    """Those of the whole batch, not of its parts, and without the scale of float16."""
+    batches = [random_batch(BatchShape(32, 32, 8), seed) for seed in range(2)]
+    scaled = precision == "mixed_float16"
+
+    def train(keras_clip=None, **changes) -> np.ndarray:
+        optimizer = keras.optimizers.SGD(1e-3, global_clipnorm=keras_clip)
+        settings = {"precision": precision, "accumulation_steps": 2, **changes}
+        return weights_after(optimizer, batches, scaled, **settings)
+
+    found, expected, free = train(gradient_clip=clip), train(clip), train()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+    moved = np.linalg.norm(found - train(gradient_clip=1e-9))
+    if clip == 0.05:
+        assert moved == pytest.approx(2 * 1e-3 * 0.05, rel=0.3)  # two steps
+        assert np.linalg.norm(free - found) > moved
+    else:
+        np.testing.assert_array_equal(found, free)
+
+
+def test_clipping_hides_no_gradient_that_is_not_finite():
+    gradients = [tf.constant([3.0, np.inf]), tf.constant([4.0])]
+    norm = tf.linalg.global_norm(gradients)
+    clipped = _clip(gradients, norm, 1.0)
+    assert not np.isfinite(tf.linalg.global_norm(clipped))
+    clipped = _clip([tf.constant([3.0]), tf.constant([4.0])], tf.constant(5.0), 1.0)
+    np.testing.assert_allclose(tf.concat(clipped, axis=0), [0.6, 0.8], rtol=1e-6)
 
 
 def build_plain_detector(config, source):

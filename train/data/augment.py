@@ -1,4 +1,4 @@
-"""Random crops, flips and colors of images, as pure functions of a seed.
+"""Random crops, flips, colors and erasing of images, as pure functions of a seed.
 
 All random choices depend only on the seed, so an example is augmented in the same way
 whatever thread does it, and in whatever order.
@@ -12,6 +12,8 @@ import tensorflow as tf
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 TRIES = 10
 CONTRAST, BRIGHTNESS, SATURATION, HUE = 0.5, 0.2, 0.5, 0.05
+# Of the erased rectangle: area as a fraction of the image's, and height to width.
+ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 
 
 def random_crop_window(height, width, min_scale: float, seed) -> tf.Tensor:
@@ -72,3 +74,44 @@ def random_colors(image, seed) -> tf.Tensor:
             lambda image=image: image,
         )
     return tf.image.convert_image_dtype(image, tf.uint8, saturate=True)
+
+
+def random_erasing(image, probability: float, seed) -> tf.Tensor:
+    """Makes a rectangle of an image black, with a probability.
+
+    The area of the rectangle is uniform in `ERASED_AREA`, and the logarithm of its
+    aspect ratio between those of `ERASED_RATIO`. The first of ten draws that fits in
+    the image is taken; if none fits, the image stays as it is.
+
+    Source: [Random erasing](https://arxiv.org/abs/1708.04896).
+    """
+    seeds = tf.random.experimental.stateless_split(seed, 4)
+    height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
+    area = tf.random.stateless_uniform([TRIES], seeds[0], *ERASED_AREA)
+    low, high = map(math.log, ERASED_RATIO)
+    ratio = tf.exp(tf.random.stateless_uniform([TRIES], seeds[1], low, high))
+    area *= height * width
+    tries = tf.round(tf.stack([tf.sqrt(area * ratio), tf.sqrt(area / ratio)], axis=1))
+    fits = tf.reduce_all(tries < [height, width], axis=1)  # [TRIES]
+    sides = tries[tf.argmax(fits)]
+    offset = tf.random.stateless_uniform([2], seeds[2])
+    corner = tf.floor(offset * ([height, width] - sides + 1))
+    is_drawn = tf.random.stateless_uniform([], seeds[3]) < probability
+    is_kept = ~inside(tf.shape(image), corner, corner + sides)
+    return tf.cond(
+        is_drawn & tf.reduce_any(fits),
+        lambda: image * tf.cast(is_kept, image.dtype),
+        lambda: image,
+    )
+
+
+def inside(shape, first, last) -> tf.Tensor:
+    """Tells which values of an image `[height, width, channels]` are in a rectangle.
+
+    `first` and `last` are (row, column), float32, whole; `last` is outside.
+    """
+    row, column = (tf.range(tf.cast(shape[axis], tf.float32)) for axis in (0, 1))
+    is_row = (row >= first[0]) & (row < last[0])
+    # Channels repeat within a row: TensorFlow is slow at an axis of length 3.
+    is_column = tf.repeat((column >= first[1]) & (column < last[1]), shape[2])
+    return tf.reshape(is_row[:, None] & is_column, shape)

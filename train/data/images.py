@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_mobilevit import image_files, preprocessing
 from train.data import augment, exif
+from train.data.rand_augment import rand_augment
 from train.data.resize import resize
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -254,10 +255,11 @@ def whole(picture: Picture) -> tf.Tensor:
 
 
 def train_example(example, size, seed, config) -> dict:
-    """Makes an example of classification: a random crop, possibly mirrored.
+    """Makes an example of classification: a random crop, changed at random.
 
-    `size` is (height, width), `seed` two integers, which determine crop and flip. Of
-    the `TrainConfig`, `crop_scale` and `flip` are used.
+    `size` is (height, width), `seed` two integers, which determine all that is random.
+    Of the `TrainConfig`, `crop_scale`, `flip`, `rand_augment` and `random_erasing` are
+    used.
     """
     picture = open_picture(read(example))
     height, width = tf.unstack(picture.size)
@@ -266,6 +268,12 @@ def train_example(example, size, seed, config) -> dict:
     image = crop_and_resize(picture, window, size, TRAINING_GAP)
     if config.flip:
         image = augment.random_flip(image, seeds[1])
+    # Seeds that do not change those of the crop and the flip.
+    fold_in = tf.random.experimental.stateless_fold_in
+    if config.rand_augment:
+        image = rand_augment(image, config.rand_augment, fold_in(seed, 0))
+    if config.random_erasing:
+        image = augment.random_erasing(image, config.random_erasing, fold_in(seed, 1))
     return {"image": image, "label": example["label"]}
 
 

@@ -31,13 +31,17 @@ def train_batches(
     first_step: int = 0,
     shard: Shard = WHOLE,
     load: Callable = images.train_example,
+    mix: Callable | None = None,
 ) -> tf.data.Dataset:
     """Makes an epoch's training batches, each of the scheduled shape.
 
     Each epoch has another order and other crops. From a later `first_step` on, the
     batches are the same as in the whole epoch; earlier images are not decoded. The
     shards of all pipelines make up the whole batches, whatever their number, and only
-    the shard's images are decoded. `load` is `train.tasks.task.Task.train_example`.
+    the shard's images are decoded. `load` is `train.tasks.task.Task.train_example`, and
+    `mix` is `train.tasks.task.Task.mix`. It mixes the images of each replica among
+    themselves: the number of replicas then changes the batches, but not the number of
+    pipelines that make them.
 
     Returns:
         A `tf.data.Dataset` of one batch for each step and replica of the shard, step by
@@ -50,17 +54,23 @@ def train_batches(
           `train.data.source.Source`; -1 beyond the last one
     """
 
-    def load_example(example: dict, example_index: tf.Tensor, size) -> dict:
+    def seed_of(example_index: tf.Tensor) -> tf.Tensor:
         index = tf.cast(example_index, tf.int32)
-        seed = tf.stack([config.seed * 1_000_003 + epoch, index])
-        return load(example, size, seed, config)
+        return tf.stack([config.seed * 1_000_003 + epoch, index])
+
+    def load_example(example: dict, example_index: tf.Tensor, size) -> dict:
+        return load(example, size, seed_of(example_index), config)
+
+    def finish(batch: dict, example_indices: tf.Tensor) -> dict:
+        # No two batches of an epoch have the same first example.
+        return mix(batch, seed_of(example_indices[0]), config) if mix else batch
 
     plan = plan_batches(schedule, first_step, shard)
     calls = steps_of_calls(schedule[first_step:], config.steps_per_execution)
     seed = shuffle_seed(config, epoch)
     encoded = encoded_batches(source, "train", seed, plan, calls)
     count, stand_in = source.num_examples["train"], _stand_in(source, "train")
-    return _decode(encoded, load_example, schedule, count, stand_in)
+    return _decode(encoded, load_example, schedule, count, stand_in, finish)
 
 
 def eval_batches(
@@ -115,10 +125,12 @@ def _decode(
     schedule: Sequence[BatchShape],
     count: int,
     stand_in: np.ndarray | tf.Tensor = BLACK,
+    finish: Callable[[dict, tf.Tensor], dict] = lambda batch, _: batch,
 ) -> tf.data.Dataset:
     """Decodes batches; examples from `count` on get the weight 0.
 
-    `load_example` takes an example, its index in the epoch and a (height, width).
+    `load_example` takes an example, its index in the epoch and a (height, width), and
+    `finish` a batch and the indices of its examples.
     """
     sizes = tf.constant([shape[:2] for shape in schedule], tf.int32)  # [steps, 2]
 
@@ -137,7 +149,8 @@ def _decode(
             make_neutral,
         )
         is_real = batch["example_index"] < count
-        return decoded.map(functools.partial(_fill, batch["index"], is_real))
+        filled = decoded.map(functools.partial(_fill, batch["index"], is_real))
+        return filled.map(lambda filled: finish(filled, batch["example_index"]))
 
     return encoded.dataset.interleave(
         decode,

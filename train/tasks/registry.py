@@ -28,7 +28,7 @@ TASKS: dict[str, TaskRow] = {
     "classification": TaskRow(
         "train.tasks.classification.task:CLASSIFICATION",
         "the class of an image",
-        ("eval_crop",),
+        ("eval_crop", "rand_augment", "random_erasing", "mixup", "cutmix"),
     ),
     "detection": TaskRow(
         "train.tasks.detection.task:DETECTION",

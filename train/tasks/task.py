@@ -83,6 +83,10 @@ class Task:
     # text that `--mode=eval` prints.
     report: Callable[[Sequence[str], dict, dict, int], str]
     model_kind: ModelKind
+    # Takes a training batch of one replica, a seed of two integers and a `TrainConfig`;
+    # returns the batch with images that are mixed with each other, and the targets that
+    # `loss` needs for them.
+    mix: Callable | None = None
     # Takes class names, a batch and its outputs; returns a list of pictures, uint8
     # `[height, width, 3]`, that show targets and predictions.
     pictures: Callable | None = None

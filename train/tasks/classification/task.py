@@ -7,13 +7,20 @@ import tensorflow as tf
 from keras_mobilevit.weights.load import load_weights
 from train.config import TrainConfig
 from train.data import images
+from train.data.mixing import mix
 from train.tasks.classification import metric, model
 from train.tasks.losses import smoothed_cross_entropy
 from train.tasks.task import Task
 
 
 def _loss(config: TrainConfig, batch, logits) -> tf.Tensor:
-    return smoothed_cross_entropy(batch["label"], logits, config.label_smoothing)
+    def loss_of(name: str) -> tf.Tensor:
+        return smoothed_cross_entropy(batch[name], logits, config.label_smoothing)
+
+    if "other_label" not in batch:
+        return loss_of("label")
+    share = batch["other_share"]  # see `train.data.mixing.mix`
+    return (1 - share) * loss_of("label") + share * loss_of("other_label")
 
 
 def _validation_loss(batch, logits) -> tf.Tensor:
@@ -36,4 +43,5 @@ CLASSIFICATION = Task(
     best_metric="top1",
     report=metric.report,
     model_kind=model.CLASSIFIER,
+    mix=mix,
 )
