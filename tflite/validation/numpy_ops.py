@@ -85,6 +85,11 @@ def _along(values, axis: int, x):
     return np.reshape(values, np.where(np.arange(x.ndim) == axis % x.ndim, -1, 1))
 
 
+def _batch_norm(x, mean, variance, epsilon, gamma=1.0, beta=0.0):
+    scale = gamma / np.sqrt(variance + np.float32(epsilon))
+    return x * _along(scale, 1, x) + _along(beta - mean * scale, 1, x)
+
+
 def _layer_norm(x, axes, epsilon, gamma=None, beta=None):
     axes = tuple(int(axis) % x.ndim for axis in axes)
     centered = x - x.mean(axes, keepdims=True)
@@ -211,6 +216,7 @@ def _classify(probabilities, classes):
 
 OPERATIONS: dict[str, Callable] = {
     "add": lambda x, y: x + y,
+    "batch_norm": _batch_norm,
     "cast": lambda x, dtype: x,  # the evaluator rounds every output
     "classify": _classify,
     "clip": lambda x, alpha, beta: np.clip(x, alpha, beta),
