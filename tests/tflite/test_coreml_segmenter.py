@@ -185,7 +185,8 @@ def mobilevitv2() -> keras.Model:
     ("precision", "sizes", "limit"),
     [
         ("float32", (SIZE,), 0.9999),
-        pytest.param("float16", (SIZE,), 0.98, marks=pytest.mark.slow),
+        # Untrained, its classes are close to each other.
+        pytest.param("float16", (SIZE,), 0.95, marks=pytest.mark.slow),
         pytest.param("float32", (SIZE, 128, 80), 0.9999, marks=pytest.mark.slow),
     ],
 )
