@@ -231,7 +231,7 @@ def test_errors_of_the_report(arguments, message, tmp_path):
 def test_a_suite_names_its_files():
     assert list(SUITES) == ["paper"]
     files = files_of("paper", Path("runs"))
-    assert len(files) == len(PAPER.entries) * len(PAPER.formats) == 16
+    assert len(files) == len(PAPER.entries) * len(PAPER.formats) == 22
     assert files[0] == Path("runs/mobilenet_v2_224_fp32.tflite")
 
 
