@@ -145,7 +145,7 @@ def test_files_of_families_are_told_apart(published, toynet_s, tmp_path):
 def test_training_and_conversion_know_its_name(published):
     assert make_config(model="toynet_s").model == "toynet_s"
     assert load_model("deeplabv3_toynet_s").name == "deeplabv3_toynet_s"
-    with pytest.raises(ValueError, match="ssdlite_toynet_s"):
+    with pytest.raises(ValueError, match="toynet_s. Or one of these after ssdlite_ or"):
         load_model("nonsense")
 
 

@@ -32,9 +32,9 @@ class Suite:
 # Accuracies and parameters of Table 3 of the paper (2110.02178), and two networks that
 # are popular today (MobileNetV3 1905.02244, EfficientNet 1905.11946). MobileNetV2 has
 # the accuracy of the paper's multi-scale training; its own paper (1801.04381) has 72.0.
-# DeiT and PiT are trained without distillation. MobileViTv2 is later than the paper. Its
-# figures are from its authors' release (the model zoo of ml-cvnets 0.2), and its three
-# widths are those that are as accurate as MobileViT. The training recipes differ.
+# DeiT and PiT are trained without distillation. MobileViTv2 is later than the paper;
+# its accuracies are from its authors' release (the model zoo of ml-cvnets 0.2), and its
+# three widths are about as accurate as MobileViT. The training recipes differ.
 PAPER = Suite(
     (
         Entry("mobilenet_v2", "MobileNetV2 1.0", 224, 73.3, 3.5),
