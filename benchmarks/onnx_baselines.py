@@ -6,8 +6,10 @@ Examples:
       --output=out/transformers_s.onnx
 
 timm has the classifiers. Hugging Face's transformers has the segmenters, here with
-output stride 16 and 21 classes. ONNX Runtime and OpenVINO run the files. Their weights
-are random: only their latency is meaningful. Needs pip install '.[peers]'.
+output stride 16 and 21 classes. Unlike the published segmenters of MobileViTv2, those
+of transformers do not dilate the blocks' depthwise convolutions. ONNX Runtime and
+OpenVINO run the files. Their weights are random: only their latency is meaningful.
+Needs pip install '.[peers]'.
 
 tflite/convert.py converts MobileNetV2 and other baselines, which
 tflite/baselines.py builds.
@@ -27,9 +29,31 @@ from absl import flags, logging
 
 from train.cli.command import run_command
 from train.cli.console import quiet_libraries
+from train.cli.networks import variant_names
 
-CLASSIFIERS = ("mobilevit_xxs", "mobilevit_xs", "mobilevit_s")
-SEGMENTERS = tuple(f"deeplabv3_{name}" for name in CLASSIFIERS)
+# transformers' segmenters by the title of the family: the names of the classes of
+# configuration and model, and a function from our `ModelConfig` to the configuration's
+# arguments.
+SEGMENTERS: dict[str, tuple[str, str, Callable[[Any], dict]]] = {
+    "MobileViT": (
+        "MobileViTConfig",
+        "MobileViTForSemanticSegmentation",
+        lambda ours: {
+            "hidden_sizes": ours.transformer_dims,
+            "neck_hidden_sizes": (
+                ours.stem_channels,
+                *ours.stage_channels,
+                ours.head_channels,
+            ),
+            "expand_ratio": float(ours.expansion),
+        },
+    ),
+    "MobileViTv2": (
+        "MobileViTV2Config",
+        "MobileViTV2ForSemanticSegmentation",
+        lambda ours: {"width_multiplier": ours.stem_channels / 32},
+    ),
+}
 
 
 def _build_classifier(variant: str) -> Any:
@@ -41,21 +65,22 @@ def _build_classifier(variant: str) -> Any:
 
 def _build_segmenter(variant: str) -> Any:
     """Builds a segmenter with transformers. Its logits have its output stride."""
-    from transformers import MobileViTConfig, MobileViTForSemanticSegmentation
+    import transformers
 
-    from keras_mobilevit.configs import VARIANTS
+    from keras_mobilevit.configs import get_variant
 
-    ours = VARIANTS[variant]
-    channels = (ours.stem_channels, *ours.stage_channels, ours.head_channels)
-    config = MobileViTConfig(
-        hidden_sizes=ours.transformer_dims,
-        neck_hidden_sizes=channels,
-        expand_ratio=float(ours.expansion),
-        output_stride=16,
-        num_labels=21,
-        return_dict=False,
+    ours = get_variant(variant)
+    title = ours.family.title
+    if title not in SEGMENTERS:
+        raise ValueError(
+            f"transformers has no segmenters of {title}. Expected a variant of "
+            f"{' or '.join(SEGMENTERS)}."
+        )
+    config_class, model_class, arguments = SEGMENTERS[title]
+    config = getattr(transformers, config_class)(
+        **arguments(ours), output_stride=16, num_labels=21, return_dict=False
     )
-    model = MobileViTForSemanticSegmentation(config)
+    model = getattr(transformers, model_class)(config)
     # The random weights of transformers are so small that the last maps are denormal
     # numbers, which slow a processor. Those of PyTorch have a normal magnitude.
     for module in model.modules():
@@ -103,7 +128,8 @@ def export(model: str, size: int | None, output: Path) -> None:
 
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_enum("model", None, CLASSIFIERS + SEGMENTERS, "Model to export.")
+    names = [prefix + name for prefix in BUILDERS for name in variant_names()]
+    flags.DEFINE_enum("model", None, names, "Model to export.")
     text = "Side of the input image in pixels. Default: 256, for a segmenter 512."
     flags.DEFINE_integer("size", None, text, lower_bound=1)
     flags.DEFINE_string("output", None, "Path of the .onnx file.")

@@ -51,6 +51,7 @@ from benchmarks.workers import (
 )
 from train.cli.command import run_command
 from train.cli.console import quiet_libraries
+from train.cli.networks import variant_names
 from train.config import MIN_SIZE, PRECISIONS
 from train.data.sampler import batch_shapes
 
@@ -222,7 +223,7 @@ def measure_input(args: flags.FlagValues) -> Iterator[dict]:
 
 def define_step_flags() -> None:
     """Defines the flags of --what=step and --what=inference."""
-    text = "Any of mobilevit_xxs, mobilevit_xs, mobilevit_s."
+    text = f"Any of {', '.join(variant_names())}."
     flags.DEFINE_list("model", "mobilevit_xxs", text)
     text = "Any of tensorflow, jax, timm. Default: tensorflow, and timm if installed."
     flags.DEFINE_list("runtimes", None, text)

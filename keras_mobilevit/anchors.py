@@ -5,7 +5,7 @@ import operator
 
 import numpy as np
 
-from keras_mobilevit.configs import FAMILIES, get_variant
+from keras_mobilevit.configs import VARIANTS, get_variant
 
 STRIDES = (16, 32, 64, 128, 256)  # of the first feature maps; the sixth is one cell
 ROUNDED_STRIDES = (8, 16, 32)  # of the backbone's stages 3, 4 and 5
@@ -96,7 +96,7 @@ def anchors_of_count(height: int, width: int, count: int) -> np.ndarray:
     anchors, they have the same maps.
     """
     counts = {}
-    for multiple in sorted({family.map_multiple for family in FAMILIES}):
+    for multiple in sorted({x.family.map_multiple for x in VARIANTS.values()}):
         shapes = feature_map_shapes(height, width, multiple)
         cells = (rows * columns for rows, columns in shapes)
         found = sum(map(operator.mul, cells, ANCHORS_PER_CELL))

@@ -11,8 +11,9 @@ from keras_mobilevit.configs import (
     ModelConfig,
 )
 
-# Imported at once, because the import registers the layers with Keras.
-BLOCKS = {family.title: pkgutil.resolve_name(family.block) for family in FAMILIES}
+# The import registers the layers of the blocks with Keras.
+for _family in FAMILIES:
+    pkgutil.resolve_name(_family.block)
 
 
 def feature_maps(
@@ -26,6 +27,7 @@ def feature_maps(
     stages 3 to 5 of MobileViTv2, it is then rounded up to an even number.
     """
     stages = zip(config.stage_channels, config.family.mobilenet_blocks)
+    add_transformers = pkgutil.resolve_name(config.family.block)
     x = conv_bn_act(x, config.stem_channels, 3, "stem", strides=2)
     stride, dilation, maps = 2, 1, {}
     for stage, (channels, blocks) in enumerate(stages, start=1):
@@ -42,7 +44,7 @@ def feature_maps(
             # MobileNetV2 block that omits the stride.
             dilation = dilation * 2 // strides
             index = stage - FIRST_BLOCK
-            x = BLOCKS[config.family.title](
+            x = add_transformers(
                 x,
                 config.transformer_dims[index],
                 TRANSFORMER_DEPTHS[index],

@@ -51,9 +51,13 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"print the {TOP_CLASSES} best classes, or draw boxes or regions",
     )
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="an image file")
-    prefixes = ("", DETECTOR_PREFIX, SEGMENTER_PREFIX)
-    names = [prefix + name for prefix in prefixes for name in VARIANTS]
-    predict.add_argument("--model", default="mobilevit_s", help=", ".join(names))
+    predict.add_argument(
+        "--model",
+        default="mobilevit_s",
+        help=f"a classifier: {', '.join(VARIANTS)} (default: mobilevit_s). With "
+        f"{DETECTOR_PREFIX} before its name it is a detector, with {SEGMENTER_PREFIX} "
+        "a segmenter",
+    )
     predict.add_argument(
         "--weights",
         help="published weights: imagenet (classifiers), coco (detectors) or voc "

@@ -74,7 +74,6 @@ MOBILEVITV2 = Family(
     aspp_channels=512,
     aligns_corners=True,
 )
-FAMILIES = (MOBILEVIT, MOBILEVITV2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +157,7 @@ _CONFIGS = (
     *(_mobilevitv2(*row) for row in _MOBILEVITV2),
 )
 VARIANTS = {config.name: config for config in _CONFIGS}
+FAMILIES = tuple(dict.fromkeys(config.family for config in _CONFIGS))
 
 
 def get_variant(name: str) -> ModelConfig:

@@ -47,6 +47,7 @@ from keras_mobilevit.preprocessing import (
 from keras_mobilevit.segmentation import class_map
 from keras_mobilevit.ssdlite import SSDLite
 from keras_mobilevit.weights.file_formats import load_model_file
+from keras_mobilevit.weights.hub import HUB_FILES
 
 # The keys of a training's config.json that say how it evaluated, with a check of each.
 _EVALUATION_KEYS: dict[str, Callable] = {
@@ -54,16 +55,15 @@ _EVALUATION_KEYS: dict[str, Callable] = {
     "eval_crop": lambda x: isinstance(x, int | float) and 0 < x <= 1,
 }
 MOST_CLASSES = 1000  # that get numbers, if their number is unknown
-_PUBLISHED = ("imagenet", "coco", "voc")  # names of weights, not of files
+_PUBLISHED = (*HUB_FILES, "coco")  # names of weights, not of files
 
 
 def predict(args: argparse.Namespace) -> None:
     """Runs the command `predict` with the arguments of `make_parser`."""
     if args.weights is None:
-        prefix = args.model.partition("mobilevit")[0]
-        args.weights = {DETECTOR_PREFIX: "coco", SEGMENTER_PREFIX: "voc"}.get(
-            prefix, "imagenet"
-        )
+        published = {DETECTOR_PREFIX: "coco", SEGMENTER_PREFIX: "voc"}
+        found = (published[x] for x in published if args.model.startswith(x))
+        args.weights = next(found, "imagenet")
     _check(args)
     labels = _read_labels(args)
     min_score = MIN_SCORE if args.score is None else args.score

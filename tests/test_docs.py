@@ -11,7 +11,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 OUR_FILE = re.compile(
     r"\b(?:keras_mobilevit|train|tflite|benchmarks|tests|docs)/[\w/]+\.(?:py|md)\b"
 )
-EXAMPLES = {"train/data/gray.py"}  # a file that a reader would write
+# Files that a reader would write.
+EXAMPLES = {"keras_mobilevit/toynet_block.py", "train/data/gray.py"}
 
 
 def without_code(text: str) -> str:

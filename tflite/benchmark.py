@@ -26,9 +26,9 @@ need localhost (for a phone on a cable: `adb reverse tcp:PORT tcp:PORT`) or
 --target=coreml needs a Mac. It measures each package with the CPU, with the CPU and the
 GPU, and with the CPU and the Neural Engine; docs/coreml.md has the steps.
 
---suite=paper measures the networks in table 3 of the paper and two more: MobileNetV2,
-MobileNetV3-Large, EfficientNet-B0, DeiT-Tiny, PiT-Tiny and MobileViT. It converts all
-of them once into --suite_dir, in 32 bits and in int8-mixed.
+--suite=paper measures the networks in table 3 of the paper and others: MobileNetV2,
+MobileNetV3-Large, EfficientNet-B0, DeiT-Tiny, PiT-Tiny, MobileViT and MobileViTv2. It
+converts all of them once into --suite_dir, in 32 bits and in int8-mixed.
 
 Prints a table with times in milliseconds. Appends one JSON line per measurement to
 --output.

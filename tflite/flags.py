@@ -9,6 +9,7 @@ from tflite.formats.table import FORMATS
 from tflite.suites.suites import BASELINE_NAMES
 from tflite.tasks.registry import TASKS, output_flags
 from tflite.validation.checks import CHECKS
+from train.cli.networks import variant_names
 
 # More than 25 images change top-1 by chance only, see docs/quantization.md.
 CALIBRATION_IMAGES = 200
@@ -31,8 +32,8 @@ def _define_model_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "A .keras file; mobilevit_xxs, mobilevit_xs or mobilevit_s; one of these with "
-        f"a head, such as {' or '.join(examples)}; or with --size=224 one of "
+        f"A .keras file; a name: {', '.join(variant_names())}; a name with a head, "
+        f"such as {' or '.join(examples)}; or with --size=224 one of "
         f"{', '.join(BASELINE_NAMES)}.",
     )
     trained = [row for row in TASKS if row.published_weights]

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_mobilevit.calls import is_functional
-from keras_mobilevit.configs import VARIANTS, get_variant
+from keras_mobilevit.configs import get_variant
 from keras_mobilevit.files import read_lines
 from keras_mobilevit.image_models import to_channels
 from keras_mobilevit.preprocessing import decode_predictions
@@ -53,9 +53,8 @@ def load_model(model: str, weights: str = "none") -> keras.Model:
         get_variant(backbone)
     except ValueError as error:
         prefixes = [row.model_prefix for row in registry.TASKS if row.model_prefix]
-        with_heads = ", ".join(p + name for p in prefixes for name in VARIANTS)
         raise ValueError(
-            f"{error} Or one with a head: {with_heads}. Or a baseline: "
+            f"{error} Or one of these after {' or '.join(prefixes)}. Or a baseline: "
             f"{', '.join(BASELINES)}. Or the path of a `.keras` file."
         ) from error
     build = row.load().build_model

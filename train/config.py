@@ -14,6 +14,7 @@ from typing import Any
 
 from absl import logging
 
+from train.cli.networks import variant_names
 from train.data.registry import describe_kinds, is_path_kind
 from train.recipes import BY_MODEL, RECIPES, default_recipe
 from train.tasks.registry import TASKS, describe_tasks
@@ -55,7 +56,7 @@ class TrainConfig:
     model: str = _field(
         "mobilevit_s",
         DATA,
-        "The backbone: mobilevit_xxs, mobilevit_xs or mobilevit_s.",
+        f"The backbone: one of {', '.join(variant_names())}.",
     )
     sizes: tuple[int, ...] = _field(
         (160, 192, 256, 288, 320),

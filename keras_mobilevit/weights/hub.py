@@ -219,6 +219,14 @@ def is_published(path: str | os.PathLike) -> bool:
     return path in detectors or blob.hexdigest() in APPLE_BLOBS
 
 
+def _check_published(weights: str, variant: str, files: dict) -> None:
+    if variant not in files:
+        raise ValueError(
+            f'There are no weights "{weights}" of {variant!r}. '
+            f"Expected one of: {', '.join(files)}."
+        )
+
+
 def _fetch_coco(variant: str) -> Path:
     """Returns the cached copy of a published detector; the first call downloads it."""
     path = _coco_path(variant)
@@ -259,14 +267,11 @@ def weights_file(weights: str | os.PathLike, variant: str) -> Path:
     Raises an OSError or a ValueError if there are no such weights; see `fetch`.
     """
     if weights == "coco":
+        _check_published(weights, variant, COCO_FILES)
         _check_has_torch()  # before the download: only PyTorch reads the file
         return _fetch_coco(variant)
     if weights not in HUB_FILES:
         return Path(weights)
     files = HUB_FILES[str(weights)]
-    if variant not in files:
-        raise ValueError(
-            f'There are no weights "{weights}" of {variant!r}. '
-            f"Expected one of: {', '.join(files)}."
-        )
+    _check_published(str(weights), variant, files)
     return fetch(files[variant])

@@ -34,11 +34,15 @@ _BLOCK_PARTS = (  # convolutions with batch normalization
     ("global_project", "conv_proj", "conv_projection", "conv_proj.block"),
     ("fusion", "conv_fusion", "fusion", "fusion.block"),
 )
-_LOCAL_PROJECT = (
-    "local_project_conv",
-    "conv_1x1",
-    "conv_1x1.convolution",
-    "local_rep.conv_1x1.block.conv",
+_NORM = ("norm", "norm", "layernorm", "global_rep.{depth}")
+_BLOCK_LAYERS = (  # without batch normalization
+    (
+        "local_project_conv",
+        "conv_1x1",
+        "conv_1x1.convolution",
+        "local_rep.conv_1x1.block.conv",
+    ),
+    _NORM,
 )
 _ATTENTION = "attention.attention"
 _MHA = "pre_norm_mha"
@@ -59,11 +63,14 @@ _V2_BLOCK_PARTS = (
     ("local", "conv_kxk", "conv_kxk", "local_rep.0.block"),
     ("global_project", "conv_proj", "conv_projection", "conv_proj.block"),
 )
-_V2_LOCAL_PROJECT = (
-    "local_project_conv",
-    "conv_1x1",
-    "conv_1x1.convolution",
-    "local_rep.1.block.conv",
+_V2_BLOCK_LAYERS = (
+    (
+        "local_project_conv",
+        "conv_1x1",
+        "conv_1x1.convolution",
+        "local_rep.1.block.conv",
+    ),
+    _NORM,
 )
 
 
@@ -114,7 +121,8 @@ class FamilyNames:
         family: the family.
         transformers: the prefix of all names in transformers.
         block_parts: the block's convolutions with batch normalization.
-        local_project: the block's convolution without batch normalization.
+        block_layers: the block's other layers outside of the transformers. `{depth}`
+            in a name stands for the number of transformers.
         transformer_parts: the layers of a transformer.
         classifier: ml-cvnets' name of the classifier.
         segmenter: ml-cvnets' name of the classifier of DeepLabv3.
@@ -125,7 +133,7 @@ class FamilyNames:
     family: Family
     transformers: str
     block_parts: tuple[_Row, ...]
-    local_project: _Row
+    block_layers: tuple[_Row, ...]
     transformer_parts: tuple[_Row, ...]
     classifier: str
     segmenter: str
@@ -137,7 +145,7 @@ FAMILY_NAMES = (
         family=MOBILEVIT,
         transformers="mobilevit",
         block_parts=_BLOCK_PARTS,
-        local_project=_LOCAL_PROJECT,
+        block_layers=_BLOCK_LAYERS,
         transformer_parts=_TRANSFORMER_PARTS,
         classifier="classifier.fc",
         segmenter="seg_head.classifier.classifier.block.conv",
@@ -147,7 +155,7 @@ FAMILY_NAMES = (
         family=MOBILEVITV2,
         transformers="mobilevitv2",
         block_parts=_V2_BLOCK_PARTS,
-        local_project=_V2_LOCAL_PROJECT,
+        block_layers=_V2_BLOCK_LAYERS,
         transformer_parts=_V2_TRANSFORMER_PARTS,
         classifier="classifier.1",
         segmenter="seg_head.classifier.block.conv",
@@ -201,7 +209,9 @@ def _block_rows(names: FamilyNames, stage: int, depth: int) -> Iterator[_Row]:
     )
     for part in names.block_parts:
         yield from _conv_bn_rows(*_join(module, part))
-    yield _join(module, names.local_project)
+    for part in names.block_layers:
+        ours, timm, transformers, cvnets = (x.format(depth=depth) for x in part)
+        yield _join(module, (ours, timm, transformers, cvnets))
     for i in range(depth):
         layer = (
             f"transformer{i}",
@@ -211,7 +221,6 @@ def _block_rows(names: FamilyNames, stage: int, depth: int) -> Iterator[_Row]:
         )
         for part in names.transformer_parts:
             yield _join(_join(module, layer), part)
-    yield _join(module, ("norm", "norm", "layernorm", f"global_rep.{depth}"))
 
 
 def backbone_rows(names: FamilyNames) -> Iterator[_Row]:
@@ -303,15 +312,14 @@ class CheckpointFormat:
         return f"{self.modules['stem_conv']}.weight"
 
     @property
-    def marker(self) -> str:
-        """Name of a tensor that only this family has among those with this stem."""
-        first_query = next(name for name in self.modules if "_query" in name)
-        return f"{self.modules[first_query].partition('#')[0]}.weight"
-
-    @property
     def backbone(self) -> set[str]:
         """This library's names of the layers of the backbone."""
         return set(filter(is_backbone, self.modules))
+
+    @property
+    def backbone_modules(self) -> set[str]:
+        """The file's names of the modules of the backbone."""
+        return {self.modules[name].partition("#")[0] for name in self.backbone}
 
 
 def _column(number: int, *rows: Iterable[_Row], prefix: str = "") -> dict[str, str]:
@@ -319,12 +327,12 @@ def _column(number: int, *rows: Iterable[_Row], prefix: str = "") -> dict[str, s
     return {row[0]: prefix + row[number] for row in found}
 
 
-def _formats(names: FamilyNames) -> tuple[CheckpointFormat, ...]:
-    """Returns the formats of timm, transformers, ml-cvnets, and ml-cvnets' tasks."""
+def formats_of(names: FamilyNames) -> list[CheckpointFormat]:
+    """Returns a family's formats: timm's, transformers', ml-cvnets', and its tasks'."""
     family, is_bgr = names.family, names.is_bgr
     classifier = list(classifier_rows(names))
     tasks = _column(3, backbone_rows(names), prefix="encoder.")
-    return (
+    return [
         CheckpointFormat("timm", family, _column(1, classifier), is_bgr=False),
         CheckpointFormat(
             "transformers", family, _column(2, classifier, _deeplab_rows(names)), is_bgr
@@ -339,12 +347,10 @@ def _formats(names: FamilyNames) -> tuple[CheckpointFormat, ...]:
             is_bgr,
             not is_bgr,
         ),
-    )
+    ]
 
 
-CHECKPOINT_FORMATS = tuple(
-    source for names in FAMILY_NAMES for source in _formats(names)
-)
+CHECKPOINT_FORMATS = [source for names in FAMILY_NAMES for source in formats_of(names)]
 
 
 def find_format(name: str, family: Family) -> CheckpointFormat:

@@ -8,10 +8,13 @@ from keras import layers
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from keras_mobilevit.configs import FAMILIES
 from keras_mobilevit.files import atomic_write
 from keras_mobilevit.weights.compare import ADAPTER_PREFIXES, shorten
-from keras_mobilevit.weights.names import CheckpointFormat, find_format, is_backbone
+from keras_mobilevit.weights.names import (
+    CHECKPOINT_FORMATS,
+    CheckpointFormat,
+    is_backbone,
+)
 from keras_mobilevit.weights.pytorch_layout import (
     locate_variables,
     variable_names,
@@ -57,7 +60,7 @@ def _float_variables(layer) -> dict[str, np.ndarray]:
 def _find_format(model: keras.Model) -> CheckpointFormat:
     """Returns timm's format of the family whose layers are most like the model's."""
     names = {layer.name for layer in weighted_layers(model, is_backbone)}
-    formats = [find_format("timm", family) for family in FAMILIES]
+    formats = [source for source in CHECKPOINT_FORMATS if source.name == "timm"]
     return min(formats, key=lambda source: len(names ^ source.backbone))
 
 

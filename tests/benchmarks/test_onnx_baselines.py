@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import onnx_baselines
 from keras_mobilevit import VARIANTS, DeepLabV3
+from keras_mobilevit.configs import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/onnx_baselines.py"
@@ -34,8 +35,8 @@ def run_code(code: str, cwd):
     )
 
 
-def test_every_variant_can_be_exported():
-    assert onnx_baselines.CLASSIFIERS == tuple(VARIANTS)
+def test_every_family_has_a_segmenter():
+    assert set(onnx_baselines.SEGMENTERS) == {family.title for family in FAMILIES}
 
 
 def skip_without(*packages: str) -> None:
@@ -47,7 +48,7 @@ def skip_without(*packages: str) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("--model=resnet50", "--output=a.onnx"), "deeplabv3_mobilevit_xxs"),
+        (("--model=resnet50", "--output=a.onnx"), "deeplabv3_mobilevitv2_200"),
         (
             ("--model=mobilevit_s", "--output=a.tflite"),
             "must end in .onnx. Received: a",
@@ -97,7 +98,9 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
     "package, model, size, shape",
     [
         ("timm", "mobilevit_xxs", 64, [1, 1000]),
+        ("timm", "mobilevitv2_050", 64, [1, 1000]),
         ("transformers", "deeplabv3_mobilevit_xxs", 128, [1, 21, 8, 8]),
+        ("transformers", "deeplabv3_mobilevitv2_050", 128, [1, 21, 8, 8]),
     ],
 )
 def test_a_network_is_exported(package, model, size, shape, tmp_path):

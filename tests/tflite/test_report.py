@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from keras_mobilevit import VARIANTS
 from tests.helpers.commands import run_here
 from tflite import report
 from tflite.report_rows import (
@@ -231,8 +232,18 @@ def test_errors_of_the_report(arguments, message, tmp_path):
 def test_a_suite_names_its_files():
     assert list(SUITES) == ["paper"]
     files = files_of("paper", Path("runs"))
-    assert len(files) == len(PAPER.entries) * len(PAPER.formats) == 16
+    assert len(files) == len(PAPER.entries) * len(PAPER.formats) == 22
     assert files[0] == Path("runs/mobilenet_v2_224_fp32.tflite")
+
+
+def test_the_suite_has_the_figures_of_the_variants():
+    """MobileViT's paper and its authors' release differ by 0.1 %."""
+    known = [entry for entry in PAPER.entries if entry.model in VARIANTS]
+    assert len(known) == 6
+    for entry in known:
+        config = VARIANTS[entry.model]
+        assert entry.millions == round(config.parameters / 1e6, 1)
+        assert entry.top1 == pytest.approx(config.top1, abs=0.11)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])

@@ -101,6 +101,8 @@ def _describe(flag: flags.Flag) -> str:
     kind = (
         "|".join(choices) if choices else _VALUES.get(flag.parser.flag_type(), "TEXT")
     )
+    if choices and len(kind) > WIDTH:
+        kind, text = "NAME", f"{text} One of: {', '.join(choices)}."
     head = f"--{flag.name}={kind}"
     if flag.boolean:
         is_switch = flag.parser.flag_type() == "bool"
