@@ -45,7 +45,7 @@ def _is_below_top(layer_name: str) -> bool:
 
 
 def _identify(tensors: dict[str, np.ndarray], path: str) -> CheckpointFormat:
-    """Finds the library and the family of a file by the names of two tensors."""
+    """Finds the library and the family of a file by the names of its tensors."""
     found = [source for source in CHECKPOINT_FORMATS if source.stem in tensors]
     if not found:
         names = {x.stem: x.name for x in CHECKPOINT_FORMATS}
@@ -54,7 +54,9 @@ def _identify(tensors: dict[str, np.ndarray], path: str) -> CheckpointFormat:
             f"{path} holds no MobileViT. Expected one of the tensors {expected}. "
             f"The file begins with: {', '.join(sorted(tensors)[:3])}."
         )
-    return max(found, key=lambda source: source.marker in tensors)
+    # Families share the name of the stem. A damaged file may lack any other tensor.
+    modules = {name.rpartition(".")[0] for name in tensors}
+    return max(found, key=lambda source: len(modules & source.module_names))
 
 
 def _check_family(model: keras.Model, source: CheckpointFormat, path: str) -> None:

@@ -303,10 +303,9 @@ class CheckpointFormat:
         return f"{self.modules['stem_conv']}.weight"
 
     @property
-    def marker(self) -> str:
-        """Name of a tensor that only this family has among those with this stem."""
-        first_query = next(name for name in self.modules if "_query" in name)
-        return f"{self.modules[first_query].partition('#')[0]}.weight"
+    def module_names(self) -> set[str]:
+        """The library's names of all modules."""
+        return {module.partition("#")[0] for module in self.modules.values()}
 
     @property
     def backbone(self) -> set[str]:
