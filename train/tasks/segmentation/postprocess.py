@@ -8,7 +8,17 @@ def main_logits(outputs) -> tf.Tensor:
     return outputs["logits"] if isinstance(outputs, dict) else outputs
 
 
-def class_maps(logits, size: int) -> tf.Tensor:
-    """Resizes logits of any size; returns classes, int32 `[batch, size, size]`."""
-    resized = tf.image.resize(logits, (size, size))
-    return tf.argmax(resized, axis=-1, output_type=tf.int32)
+def class_maps(logits, size: int, align_corners: bool = False) -> tf.Tensor:
+    """Resizes logits of any size; returns classes, int32 `[batch, size, size]`.
+
+    With `align_corners`, the centers of the corner pixels stay in place, as in the
+    networks of which `keras_mobilevit.deeplab.aligns_corners` is true.
+    """
+    if tuple(logits.shape[1:3]) != (size, size):
+        logits = tf.raw_ops.ResizeBilinear(
+            images=logits,
+            size=(size, size),
+            align_corners=align_corners,
+            half_pixel_centers=not align_corners,
+        )
+    return tf.argmax(logits, axis=-1, output_type=tf.int32)
