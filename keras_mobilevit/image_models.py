@@ -198,7 +198,8 @@ def _segmenter_of_file(
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
         found = outputs_of(image)
         if card.get("align_corners"):  # as the network would resize them
-            found["logits"] = resize_bilinear(found["logits"], *sides, True)
+            height, width = sides
+            found["logits"] = resize_bilinear(found["logits"], height, width, True)
         return _first(found)
 
     return ImageModel(SEGMENTER, sides, classes, run)

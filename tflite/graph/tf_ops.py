@@ -134,8 +134,8 @@ def _rounded_up(size: int, multiple: int) -> int:
 
 
 def _resize_to_multiple(node: Node, x):
-    sides = (_rounded_up(side, node.options["patch_size"]) for side in x.shape[1:3])
-    return resize(x, *sides, align_corners=True)
+    patch, (_, height, width, _) = node.options["patch_size"], x.shape
+    return resize(x, _rounded_up(height, patch), _rounded_up(width, patch), True)
 
 
 def _unfold(node: Node, x):
@@ -287,7 +287,7 @@ OPERATIONS: dict[str, Callable] = {
     "rescale": lambda node, x: _add(node, "offset", x * constant(node, "scale", x)),
     "reshape": _reshape,
     "resize_like": lambda node, x, like: resize(
-        x, *like.shape[1:3], node.options["align_corners"]
+        x, like.shape[1], like.shape[2], node.options["align_corners"]
     ),
     "resize_to_multiple": _resize_to_multiple,
     "rms_norm": _rms_norm,

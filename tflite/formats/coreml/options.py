@@ -9,7 +9,7 @@ from absl import logging
 
 from keras_mobilevit.anchors import anchors_of_count
 from keras_mobilevit.configs import MIN_SIZE
-from keras_mobilevit.deeplab import ResizeLike
+from keras_mobilevit.deeplab import aligns_corners
 from keras_mobilevit.value_range import input_max
 from keras_mobilevit.weights.names import CHECKPOINT_FORMATS, is_backbone
 from keras_mobilevit.weights.pytorch_layout import weighted_layers
@@ -129,9 +129,7 @@ def _detector(model, graph, spec: PackageSpec, precision: str):
 
 
 def _segmenter(model, graph, spec: PackageSpec, precision: str):
-    resizing = (layer for layer in model.layers if isinstance(layer, ResizeLike))
-    align_corners = any(layer.align_corners for layer in resizing)
-    return segmenter.make_segmenter(graph, spec, precision, align_corners)
+    return segmenter.make_segmenter(graph, spec, precision, aligns_corners(model))
 
 
 CORE_ML_TASKS = {  # by the name of the task

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from keras_mobilevit.backend import resize_bilinear
+
 
 def main_logits(outputs) -> tf.Tensor:
     """Returns the head's logits, without those of an auxiliary head."""
@@ -14,11 +16,5 @@ def class_maps(logits, size: int, align_corners: bool = False) -> tf.Tensor:
     With `align_corners`, the centers of the corner pixels stay in place, as in the
     networks of which `keras_mobilevit.deeplab.aligns_corners` is true.
     """
-    if tuple(logits.shape[1:3]) != (size, size):
-        logits = tf.raw_ops.ResizeBilinear(
-            images=logits,
-            size=(size, size),
-            align_corners=align_corners,
-            half_pixel_centers=not align_corners,
-        )
+    logits = resize_bilinear(tf.convert_to_tensor(logits), size, size, align_corners)
     return tf.argmax(logits, axis=-1, output_type=tf.int32)
