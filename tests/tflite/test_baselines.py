@@ -370,9 +370,9 @@ def test_a_baseline_has_random_weights_only():
     ("op", "options", "message"),
     [
         (
-            "multiply",
+            "positions",
             {},
-            "'m' is the operation 'multiply', .* not supported for Core ML",
+            "'m' is the operation 'positions', .* not supported for Core ML",
         ),
         ("activation", {"function": "gelu"}, "'m' has the activation 'gelu'"),
     ],

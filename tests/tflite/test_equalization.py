@@ -174,6 +174,7 @@ def _block(random, factor: float, function: str) -> Graph:
     uneven = np.ones(8)
     uneven[:2] = factor
     draw = random.normal
+    half_pixel = {"align_corners": False}
     nodes = [
         _conv("a", "images", draw(size=(1, 1, 3, 8)) * uneven),
         _swish("a_act", "a", function),
@@ -188,7 +189,7 @@ def _block(random, factor: float, function: str) -> Graph:
         _conv("gate_conv", "pooled", draw(size=(1, 1, 8, 8))),
         _swish("gate", "gate_conv", "sigmoid"),
         Node("gated", "multiply", ("d", "gate")),
-        Node("resized", "resize_like", ("gated", "images")),
+        Node("resized", "resize_like", ("gated", "images"), {}, half_pixel),
         _conv("e", "resized", draw(size=(1, 1, 8, 4))),
     ]
     return Graph("images", (6, 6, 3), {n.name: n for n in nodes}, ("e",))

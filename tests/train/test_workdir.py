@@ -291,6 +291,6 @@ def test_labels_are_utf_8_and_may_have_been_saved_by_an_editor(tmp_path):
 def test_a_run_that_another_version_began_is_not_continued(tmp_path):
     save_config(CONFIG, tmp_path / FILENAME)
     values = json.loads((tmp_path / FILENAME).read_text())
-    (tmp_path / FILENAME).write_text(json.dumps({**values, "mixup": 0.1}))
-    with pytest.raises(ValueError, match="Unknown keys in .*config.json: mixup"):
+    (tmp_path / FILENAME).write_text(json.dumps({**values, "later_flag": 0.1}))
+    with pytest.raises(ValueError, match="Unknown keys in .*config.json: later_flag"):
         check_workdir(tmp_path, CONFIG, digits_source())
