@@ -114,6 +114,15 @@ def is_segmenter(model: keras.Model) -> bool:
     return any(layer.name == CLASSIFIER for layer in model.layers)
 
 
+def aligns_corners(model: keras.Model) -> bool:
+    """Tells whether a segmenter resizes its logits with the corners' centers in place.
+
+    A model made with `upsample=False` does not resize them, and the answer is no.
+    """
+    layers_of_size = (x for x in model.layers if isinstance(x, ResizeLike))
+    return any(layer.align_corners for layer in layers_of_size)
+
+
 def without_auxiliary(model: keras.Model) -> keras.Model:
     """Removes the auxiliary head of a trained segmenter.
 

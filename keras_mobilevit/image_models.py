@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_mobilevit.anchors import anchors_of_count
+from keras_mobilevit.backend import resize_bilinear
 from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.deeplab import is_segmenter, without_auxiliary
 from keras_mobilevit.detection import (
@@ -168,9 +169,7 @@ def image_model_from_file(path: str, min_score: float = SCORE_THRESHOLD) -> Imag
     if ranks in ({"logits": 4}, {"classes": 3}):
         if "logits" in shapes:
             classes = shapes["logits"][-1]
-        return ImageModel(
-            SEGMENTER, sides, classes, lambda image: _first(outputs_of(image))
-        )
+        return _segmenter_of_file(outputs_of, sides, classes, card)
     found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     raise ValueError(
         f"{path} returns {found}. Expected a file of tflite/convert.py: a classifier "
@@ -191,6 +190,19 @@ def _classifier_of_file(
 
     is_multi_label = classes > 1 and card.get("activation") == "sigmoid"
     return ImageModel(CLASSIFIER, sides, classes, run, is_multi_label)
+
+
+def _segmenter_of_file(
+    outputs_of: Callable, sides: tuple, classes: int | None, card: dict
+) -> ImageModel:
+    def run(image: np.ndarray) -> dict[str, np.ndarray]:
+        found = outputs_of(image)
+        if card.get("align_corners"):  # as the network would resize them
+            height, width = sides
+            found["logits"] = resize_bilinear(found["logits"], height, width, True)
+        return _first(found)
+
+    return ImageModel(SEGMENTER, sides, classes, run)
 
 
 def _detector_of_file(

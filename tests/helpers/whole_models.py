@@ -1,13 +1,14 @@
-"""Checks that hold for detectors and segmenters."""
+"""Checks that hold for detectors and segmenters of every family."""
 
 import functools
 
 import keras
 import numpy as np
 
-from keras_mobilevit import MobileViT_XXS, save_safetensors
+from keras_mobilevit import save_safetensors
 from keras_mobilevit.weights.load import load_backbone
 from keras_mobilevit.weights.names import is_backbone
+from tests.helpers.references import MODELS
 
 
 def count_parameters(model) -> int:
@@ -16,9 +17,9 @@ def count_parameters(model) -> int:
 
 
 @functools.cache
-def classifier() -> keras.Model:
+def classifier(variant: str = "mobilevit_xxs") -> keras.Model:
     """Builds a random classifier, once; nobody may change it."""
-    return MobileViT_XXS(weights=None)
+    return MODELS[variant](weights=None)
 
 
 def check_backbone_is_loaded(model, suffix: str, folder) -> None:
@@ -37,7 +38,9 @@ def check_backbone_is_loaded(model, suffix: str, folder) -> None:
             assert (value == expected).all(), layer.name
 
 
-def check_default_is_imagenet(module, build, folder, monkeypatch) -> list[tuple]:
+def check_default_is_imagenet(
+    module, build, folder, monkeypatch, variant: str = "mobilevit_xxs"
+) -> list[tuple]:
     """Checks that a model starts from the published backbone, here a random one.
 
     Args:
@@ -45,22 +48,23 @@ def check_default_is_imagenet(module, build, folder, monkeypatch) -> list[tuple]
         build: builds the model with the default weights.
         folder: folder for the weights.
         monkeypatch: pytest's fixture.
+        variant: the model's backbone.
 
     Returns:
         The weights that were requested; later requests are appended.
     """
-    published = classifier()
+    published = classifier(variant)
     file = folder / "published.safetensors"
     save_safetensors(published, file)
     requested = []
 
-    def fetch(weights, variant):
-        requested.append((weights, variant))
+    def fetch(weights, name):
+        requested.append((weights, name))
         return file
 
     monkeypatch.setattr(module, "weights_file", fetch)
     model = build()
-    assert requested == [("imagenet", "mobilevit_xxs")]
+    assert requested == [("imagenet", variant)]
     stems = [m.get_layer("stem_conv").get_weights()[0] for m in (model, published)]
     np.testing.assert_array_equal(*stems)
     return requested

@@ -20,12 +20,13 @@ from keras_mobilevit.weights.load import load_backbone, load_weights
 from keras_mobilevit.weights.names import find_format
 from tests.golden import reference
 from tests.helpers.references import (
-    TOLERANCE,
+    SEGMENTER,
+    assert_near,
     build_segmenter,
     check_segmenter,
     rename_tensors,
     run,
-    write_segmenter,
+    write_weights,
 )
 from tests.helpers.whole_models import (
     check_backbone_is_loaded,
@@ -34,18 +35,14 @@ from tests.helpers.whole_models import (
     count_parameters,
 )
 
+V2 = "mobilevitv2_050"
 # More outputs of transformers, for other random weights.
 SHARED = Path(__file__).parents[3] / "shared" / "golden"
-PARAMETERS = [
-    ("mobilevit_xxs", 1_854_853),
-    ("mobilevit_xs", 2_944_069),
-    ("mobilevit_s", 6_357_941),
-]
 
 
 @pytest.fixture(scope="module")
 def voc_xxs(tmp_path_factory) -> Path:
-    return write_segmenter(tmp_path_factory.mktemp("weights"))
+    return write_weights(SEGMENTER, tmp_path_factory.mktemp("weights"))
 
 
 def small(**arguments):
@@ -65,14 +62,6 @@ def of_any_size(output_stride: int, **arguments) -> keras.Model:
     return small(input_shape=(None, None, 3), output_stride=output_stride, **arguments)
 
 
-@pytest.mark.parametrize(("backbone", "parameters"), PARAMETERS)
-def test_variant(backbone: str, parameters: int):
-    model = DeepLabV3(backbone, weights=None)
-    assert count_parameters(model) == parameters
-    assert model.name == f"deeplabv3_{backbone}"
-    assert model.output_shape == (None, 512, 512, 21)
-
-
 def test_the_later_recipes_head():
     model = DeepLabV3(
         weights=None, output_stride=8, aspp_channels=512, rates=[12, 24, 36]
@@ -87,7 +76,84 @@ def test_logits_equal_the_reference(output_stride: int, voc_xxs):
     check_segmenter(build_segmenter(voc_xxs, output_stride), output_stride)
 
 
-@pytest.mark.slow  # test_weights.py does this with the backbone
+@pytest.fixture(scope="module")
+def v2() -> dict[int, keras.Model]:
+    """Segmenters of MobileViTv2, by output stride, whose weights tests may set."""
+    return {
+        stride: DeepLabV3(
+            V2,
+            weights=None,
+            input_shape=(None, None, 3),
+            include_preprocessing=False,
+            upsample=False,
+            output_stride=stride,
+        )
+        for stride in (16, 8)
+    }
+
+
+# The first file has ml-cvnets' names and odd maps, the second transformers' names.
+@pytest.mark.parametrize("output_stride", [16, 8])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        (f"segmentation/cvnets_{V2}", ((256, 256), (240, 200))),
+        (f"segmentation/transformers_{V2}", ((256, 256), (320, 192))),
+    ],
+)
+def test_logits_of_the_second_family_equal_the_reference(
+    name: str, sizes, output_stride: int, v2, tmp_path
+):
+    model = v2[output_stride]
+    load_weights(model, write_weights(name, tmp_path))
+    check_segmenter(model, output_stride, sizes, name)
+
+
+def test_resized_logits_of_the_second_family_equal_the_reference(v2, tmp_path):
+    """The centers of the corner pixels stay in place."""
+    name = f"segmentation/cvnets_{V2}"
+    load_weights(v2[16], write_weights(name, tmp_path))
+    logits = ResizeLike(align_corners=True)(v2[16].output, v2[16].input)
+    model = keras.Model(v2[16].input, logits)
+    check_segmenter(model, 16, ((256, 256), (240, 200)), name, reference.resized_key)
+    layer = DeepLabV3(V2, weights=None, input_shape=(64, 96, 3)).layers[-1]
+    assert type(layer) is ResizeLike and layer.align_corners
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output_stride", [16, 8])
+def test_large_logits_of_the_second_family(output_stride: int, v2, tmp_path):
+    name = f"segmentation/cvnets_{V2}"
+    load_weights(v2[output_stride], write_weights(name, tmp_path))
+    check_segmenter(v2[output_stride], output_stride, ((512, 512),), name)
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "strides", "dilations", "block_dilations"),
+    [(16, [2, 2, 1], [1, 1, 1], [1, 1, 2]), (8, [2, 1, 1], [1, 1, 2], [1, 2, 4])],
+)
+def test_strides_and_dilations_of_the_second_family(
+    output_stride: int, strides: list, dilations: list, block_dilations: list, v2
+):
+    stages = [
+        [
+            v2[output_stride].get_layer(f"stage{stage}_{layer}_conv")
+            for layer in ("mv0_depthwise", "vit_local")
+        ]
+        for stage in (3, 4, 5)
+    ]
+    assert [layer.strides[0] for layer, _ in stages] == strides
+    assert [layer.dilation_rate[0] for layer, _ in stages] == dilations
+    assert [layer.dilation_rate[0] for _, layer in stages] == block_dilations
+
+
+def test_the_pyramid_of_the_second_family_is_512_wide(v2):
+    assert v2[16].get_layer("deeplab_project_conv").filters == 512
+    with pytest.raises(ValueError, match="has 21 classes, 512 channels.*=256"):
+        DeepLabV3("mobilevitv2_100", weights="voc", aspp_channels=256)
+
+
+@pytest.mark.slow  # test_parity.py does this with the backbone
 def test_sizes_known_only_at_run_time_give_the_same(voc_xxs):
     tf = pytest.importorskip("tensorflow")
     model = build_segmenter(voc_xxs, 16)
@@ -106,8 +172,7 @@ def test_logits_equal_the_shared_reference(output_stride: int):
     for height, width in reference.SIZES:
         images = rng.random((2, height, width, 3), dtype=np.float32)
         wanted = golden[reference.size_key(height, width)]
-        assert np.abs(wanted).max() > 1
-        assert np.abs(run(model, images) - wanted).max() <= TOLERANCE
+        assert_near(model(images), wanted, (height, width))
 
 
 @pytest.mark.parametrize(
@@ -192,6 +257,20 @@ def test_default_weights_fit_any_head(arguments: dict, tmp_path, monkeypatch):
         tmp_path,
         monkeypatch,
     )
+
+
+def test_default_weights_without_a_published_segmenter(tmp_path, monkeypatch):
+    """Of MobileViTv2, only one width has a segmenter on the Hub."""
+    requested = check_default_is_imagenet(
+        deeplab,
+        lambda: DeepLabV3(V2, input_shape=(64, 96, 3)),
+        tmp_path,
+        monkeypatch,
+        V2,
+    )
+    with pytest.raises(ValueError, match="does not fit"):
+        DeepLabV3("mobilevitv2_100", input_shape=(64, 96, 3))
+    assert requested[1] == ("voc", "mobilevitv2_100")
 
 
 def test_default_weights_of_voc(voc_xxs, monkeypatch):
@@ -279,9 +358,23 @@ def test_the_backbone_of_a_segmenter(voc_xxs):
             assert (one == other).all(), name
 
 
-def test_every_weight_has_a_gradient():
+# A constant added to the keys does not change MobileViT's softmax, and one added to the
+# queries does not change MobileViTv2's.
+@pytest.mark.parametrize(
+    ("backbone", "without_effect"),
+    [("mobilevit_xxs", "attention_key/bias"), (V2, "attention_query_conv/bias")],
+)
+def test_every_weight_has_a_gradient(backbone: str, without_effect: str):
     tf = pytest.importorskip("tensorflow")
-    model = small(auxiliary=True, output_stride=8)
+    model = DeepLabV3(
+        backbone,
+        3,
+        None,
+        (64, 96, 3),
+        auxiliary=True,
+        output_stride=8,
+        aspp_channels=64,
+    )
     images = np.random.default_rng(0).uniform(0, 255, (2, 64, 96, 3))
     with tf.GradientTape() as tape:
         outputs = model(images, training=True)
@@ -290,8 +383,7 @@ def test_every_weight_has_a_gradient():
     for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
         assert gradient is not None, weight.path
         assert np.isfinite(gradient).all(), weight.path
-        # A constant added to the keys does not change the softmax.
-        has_effect = not weight.path.endswith("attention_key/bias")
+        has_effect = not weight.path.endswith(without_effect)
         assert np.abs(gradient).max() > 0 or not has_effect, weight.path
 
 

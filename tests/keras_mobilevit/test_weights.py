@@ -1,4 +1,4 @@
-"""The models return the numbers of timm's and transformers' MobileViT."""
+"""Files of weights: loaded completely or not at all, saved under timm's names."""
 
 import hashlib
 import os
@@ -17,45 +17,33 @@ from keras_mobilevit.weights import hub
 from keras_mobilevit.weights.names import find_format
 from tests.golden import reference
 from tests.helpers.references import (
-    GOLDEN,
-    MODELS,
-    TOLERANCE,
-    check_classifier,
+    assert_near,
+    build_classifier,
     rename_tensors,
     run,
-    write_classifier,
+    stored_outputs,
+    write_weights,
 )
 
 pytestmark = pytest.mark.filterwarnings("error:.*tensor names of ml-cvnets")
-REFERENCES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
-
 CVNETS = find_format("ml-cvnets", MOBILEVIT)
 
 
 @pytest.fixture(scope="module")
 def timm_xxs(tmp_path_factory) -> Path:
-    return write_classifier("timm_mobilevit_xxs", tmp_path_factory.mktemp("weights"))
-
-
-def build(path, variant: str = "mobilevit_xxs", **arguments):
-    arguments = {
-        "classifier_activation": None,
-        "include_preprocessing": False,
-        "input_shape": (None, None, 3),
-    } | arguments
-    return MODELS[variant](weights=path and str(path), **arguments)
+    return write_weights("timm_mobilevit_xxs", tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
 def xxs(timm_xxs) -> keras.Model:
     """A model of timm's weights, which tests may not change."""
-    return build(timm_xxs)
+    return build_classifier(timm_xxs)
 
 
 @pytest.fixture(scope="module")
 def own() -> keras.Model:
     """A random model of 7 classes, which tests may not change."""
-    return build(None, classes=7)
+    return build_classifier(None, classes=7)
 
 
 @pytest.fixture(scope="module")
@@ -69,40 +57,9 @@ def own_files(own, tmp_path_factory) -> dict[str, Path]:
 
 def copy_of(model: keras.Model, **arguments) -> keras.Model:
     """Builds a model with the weights of another, for a test that changes it."""
-    copy = build(None, **arguments)
+    copy = build_classifier(None, **arguments)
     copy.set_weights(model.get_weights())
     return copy
-
-
-def test_all_references_are_there():
-    assert REFERENCES == sorted(
-        f"{library}_{variant}"
-        for library in ("timm", "transformers")
-        for variant in MODELS
-    )
-
-
-@pytest.mark.parametrize("name", REFERENCES)
-def test_logits_equal_the_reference(name: str, tmp_path):
-    model = build(write_classifier(name, tmp_path), name.partition("_")[2])
-    # Maps of whole patches and resized ones; the smallest network has all sizes.
-    sizes = reference.SIZES if name.endswith("xxs") else [(224, 224), (288, 320)]
-    check_classifier(model, name, sizes)
-
-
-# At (192, 192) the maps are of whole patches, as at (256, 256).
-@pytest.mark.parametrize("size", [(256, 256), (224, 224), (288, 320)])
-def test_static_sizes_give_the_same(size: tuple, timm_xxs):
-    model = build(timm_xxs, input_shape=(*size, 3))
-    check_classifier(model, "timm_mobilevit_xxs", [size])
-
-
-def test_sizes_known_only_at_run_time_give_the_same(xxs):
-    """Only a graph has unknown sizes; an eager call knows each size."""
-    tf = pytest.importorskip("tensorflow")
-    spec = tf.TensorSpec((None, None, None, 3))
-    model = tf.function(xxs, input_signature=[spec])
-    check_classifier(model, "timm_mobilevit_xxs")
 
 
 def test_every_difference_is_named_and_nothing_is_loaded(timm_xxs, own, tmp_path):
@@ -126,14 +83,14 @@ def test_the_classifier_is_left_out_without_the_top(timm_xxs, xxs):
     pooled = keras.Model(xxs.input, xxs.get_layer("head_pool").output)
     wanted = run(pooled, images)
     assert wanted.std() > 0.1
-    found = run(build(timm_xxs, include_top=False, pooling="avg"), images)
+    found = run(build_classifier(timm_xxs, include_top=False, pooling="avg"), images)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
 def test_own_files_round_trip(ending: str, own, own_files):
     images = reference.images(64, 96)
-    loaded = build(own_files[ending], classes=7)
+    loaded = build_classifier(own_files[ending], classes=7)
     np.testing.assert_allclose(run(loaded, images), run(own, images), atol=1e-6)
 
 
@@ -147,7 +104,7 @@ def test_truncated_files_are_refused(kept: int, timm_xxs, own, tmp_path):
 
 def test_a_path_without_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="path of an existing weights file"):
-        build(tmp_path / "nowhere.safetensors")
+        build_classifier(tmp_path / "nowhere.safetensors")
 
 
 def test_foreign_files_are_refused(own, tmp_path):
@@ -159,7 +116,7 @@ def test_foreign_files_are_refused(own, tmp_path):
 
 def test_a_file_with_the_top_does_not_go_into_a_model_without(own_files):
     with pytest.raises(ValueError, match="not in the model"):
-        build(own_files[".weights.h5"], include_top=False, classes=7)
+        build_classifier(own_files[".weights.h5"], include_top=False, classes=7)
 
 
 @pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
@@ -222,14 +179,14 @@ def test_loras_adapters_are_added_to_what_is_saved(own, tmp_path):
     assert saved_by(model, path).keys() == plain.keys()
     images = reference.images(64, 96)
     np.testing.assert_allclose(
-        run(build(path, classes=7), images), run(model, images), atol=1e-4
+        run(build_classifier(path, classes=7), images), run(model, images), atol=1e-4
     )
     with pytest.raises(ValueError, match="before `quantize` or `enable_lora`"):
         keras_mobilevit.load_weights(model, path)
 
 
 def test_int8_is_saved_as_rounded_floats(tmp_path):
-    model = build(None, classes=7)
+    model = build_classifier(None, classes=7)
     plain = saved_by(model, tmp_path / "plain.safetensors")
     for name in ("predictions", "stage3_vit_transformer0_ffn_expand"):
         model.get_layer(name).quantize("int8")
@@ -246,7 +203,7 @@ def test_int8_is_saved_as_rounded_floats(tmp_path):
 
 def test_other_quantization_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
-    model = build(None, classes=7)
+    model = build_classifier(None, classes=7)
     model.get_layer("predictions").quantize("int4")
     with pytest.raises(ValueError, match="'predictions' is quantized to int4. timm"):
         keras_mobilevit.save_safetensors(model, path)
@@ -280,7 +237,7 @@ def test_weights_of_sixteen_bits_are_saved_in_float32(tmp_path):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("bfloat16")
     try:
-        model = build(None, classes=7)
+        model = build_classifier(None, classes=7)
     finally:
         keras.config.set_dtype_policy(before)
     saved = saved_by(model, tmp_path / "model.safetensors")
@@ -293,12 +250,13 @@ def test_weights_of_sixteen_bits_are_saved_in_float32(tmp_path):
     )
 
 
-def test_saved_weights_load_in_timm(own, tmp_path):
+@pytest.mark.parametrize("variant", ["mobilevit_xxs", "mobilevitv2_050"])
+def test_saved_weights_load_in_timm(variant: str, tmp_path):
     torch = pytest.importorskip("torch", reason="timm needs PyTorch")
     timm = pytest.importorskip("timm")
-    path = tmp_path / "saved.safetensors"
+    path, own = tmp_path / "saved.safetensors", build_classifier(None, variant)
     keras_mobilevit.save_safetensors(own, path)
-    other = timm.create_model("mobilevit_xxs", num_classes=7).eval()
+    other = timm.create_model(variant).eval()
     state = {name: torch.from_numpy(value) for name, value in load_file(path).items()}
     other.load_state_dict(state, strict=True)
     images = reference.images(64, 96)
@@ -321,31 +279,32 @@ def test_a_foreign_layer_is_named(timm_xxs):
     inputs = keras.Input((64, 64, 4))
     x = keras.layers.Conv2D(3, 1, name="to_rgb")(inputs)
     with pytest.raises(ValueError, match="not in the file: to_rgb.bias, to_rgb.weight"):
-        build(timm_xxs, input_tensor=x, input_shape=None)
+        build_classifier(timm_xxs, input_tensor=x, input_shape=None)
 
 
 @pytest.fixture(scope="module")
 def cvnets_xxs(tmp_path_factory) -> Path:
     """A file with ml-cvnets' names, for BGR."""
     folder = tmp_path_factory.mktemp("cvnets")
-    source = write_classifier("transformers_mobilevit_xxs", folder)
+    source = write_weights("transformers_mobilevit_xxs", folder)
     save_file(rename_tensors(source, CVNETS), folder / "cvnets.safetensors")
     return folder / "cvnets.safetensors"
 
 
 def assert_equals_transformers(logits) -> None:
-    golden = np.load(GOLDEN / "transformers_mobilevit_xxs.npz")
-    assert np.abs(logits - golden[reference.size_key(192, 192)]).max() <= TOLERANCE
+    size = (192, 192)
+    golden = stored_outputs("transformers_mobilevit_xxs")
+    assert_near(logits, golden[reference.size_key(*size)], size)
 
 
 def test_ml_cvnets_names_mean_bgr_with_a_warning(cvnets_xxs):
     with pytest.warns(UserWarning, match="BGR was assumed.*channel_order=.rgb"):
-        model = build(cvnets_xxs)
+        model = build_classifier(cvnets_xxs)
     assert_equals_transformers(run(model, reference.images(192, 192)))
 
 
 def test_ml_cvnets_weights_with_a_given_color_order(cvnets_xxs):
-    images, model = reference.images(192, 192), build(None)
+    images, model = reference.images(192, 192), build_classifier(None)
     keras_mobilevit.load_weights(model, cvnets_xxs, channel_order="bgr")
     assert_equals_transformers(run(model, images))
     keras_mobilevit.load_weights(model, cvnets_xxs, channel_order="rgb")
@@ -359,7 +318,9 @@ def test_published_files_are_recognized_by_their_content(cvnets_xxs, monkeypatch
     content = cvnets_xxs.read_bytes()
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     monkeypatch.setattr(hub, "APPLE_BLOBS", (blob,))
-    assert_equals_transformers(run(build(cvnets_xxs), reference.images(192, 192)))
+    assert_equals_transformers(
+        run(build_classifier(cvnets_xxs), reference.images(192, 192))
+    )
 
 
 def test_an_invalid_color_order(cvnets_xxs, own, own_files):
@@ -376,7 +337,7 @@ def test_colors_change_places_but_not_alpha(channels: int, order, cvnets_xxs, tm
     tensors[name] = kernel.astype("float32")
     path = tmp_path / "other.safetensors"
     save_file(tensors, path)
-    model = build(None, input_shape=(64, 64, channels))
+    model = build_classifier(None, input_shape=(64, 64, channels))
     keras_mobilevit.load_weights(model, path, channel_order="bgr")
     found = np.asarray(model.get_layer("stem_conv").kernel)
     np.testing.assert_array_equal(found, tensors[name][:, order].transpose(2, 3, 1, 0))
@@ -412,7 +373,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path):
     ):
         save(tmp_path / name)
         with pytest.raises(ValueError, match=f"{name} is not a file of weights only"):
-            build(tmp_path / name)
+            build_classifier(tmp_path / name)
         assert not trap.exists()
 
 
@@ -421,7 +382,7 @@ def test_a_nested_checkpoint_is_refused(tmp_path):
     path = tmp_path / "nested.pt"
     torch.save({"state_dict": {"a": torch.zeros(1)}, "epoch": 3}, path)
     with pytest.raises(ValueError, match="a dict of tensors by name"):
-        build(path)
+        build_classifier(path)
 
 
 def test_a_pt_file_without_pytorch(tmp_path, monkeypatch):
@@ -434,7 +395,7 @@ def test_a_pt_file_without_pytorch(tmp_path, monkeypatch):
 
 def test_the_error_for_another_variant_is_short(timm_xxs):
     with pytest.raises(ValueError, match="for another variant") as error:
-        build(timm_xxs, "mobilevit_s")
+        build_classifier(timm_xxs, "mobilevit_s")
     assert len(str(error.value)) < 2500
 
 
@@ -443,5 +404,5 @@ def test_apples_files_load(cvnets_xxs, tmp_path):
     path, tensors = tmp_path / "mobilevit_xxs.pt", load_file(cvnets_xxs)
     torch.save({name: torch.from_numpy(x) for name, x in tensors.items()}, path)
     with pytest.warns(UserWarning, match="BGR was assumed"):
-        model = build(path)
+        model = build_classifier(path)
     assert_equals_transformers(run(model, reference.images(192, 192)))

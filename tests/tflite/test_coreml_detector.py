@@ -81,11 +81,14 @@ def save(model, folder: Path) -> Path:
     return path
 
 
-def differences(path: Path, model: keras.Model, size: int) -> tuple[float, float]:
+def differences(
+    path: Path, model: keras.Model, size: int, backbone: str = "mobilevit_xxs"
+) -> tuple[float, float]:
     """Returns the largest difference of a corner, and of a score."""
     images = pixels(size, 2)
     outputs = model(images.astype(np.float32), training=False)
-    expected = [x.numpy() for x in decode_outputs(outputs, anchor_boxes(size, size))]
+    anchors = anchor_boxes(size, size, backbone)
+    expected = [x.numpy() for x in decode_outputs(outputs, anchors)]
     found = mil_evaluator.Evaluator(path).predict_outputs(images)
     assert list(found) == ["boxes", "scores"]
     pairs = zip(found.values(), expected)
@@ -155,6 +158,39 @@ def test_ssdlite(layout, tmp_path):
     card = describe_package(path, MEANINGS, 255)
     assert card["labels"] == list(COCO_NAMES)
     assert card["casts"] == 0 and card["max_rank"] == 4 and card["ios"] == 16
+
+
+def mobilevitv2() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = SSDLite("mobilevitv2_050", classes=3, weights=None, input_shape=(96, 96, 3))
+    return with_spread(randomized(model))
+
+
+@pytest.mark.parametrize(
+    ("precision", "box_limit", "score_limit"),
+    [
+        ("float32", 1e-5, 1e-5),
+        pytest.param("float16", 2e-3, 5e-3, marks=pytest.mark.slow),
+    ],
+)
+def test_mobilevitv2_has_the_anchors_of_its_enlarged_maps(
+    precision, box_limit, score_limit, tmp_path
+):
+    """At 96 pixels the map at stride 32 has 4x4 cells; MobileViT's has 3x3."""
+    model, task = mobilevitv2(), detection.RAW
+    args, card = PackageOptions(sizes=(96,)), CARD | {"labels": LABELS}
+    make = options.core_ml_from_options(args, task, model, card)
+    path = save(make(precision), tmp_path)
+    boxes, scores = differences(path, model, 96, "mobilevitv2_050")
+    assert boxes <= box_limit and scores <= score_limit
+    card = describe_package(path, MEANINGS, 255)
+    assert (card["casts"], card["max_rank"], card["ios"]) == (0, 4, 16)
+    assert card["ops"]["resize_bilinear"] == 1
+    anchors = [len(anchor_boxes(96, 96, n)) for n in ("mobilevitv2_050", "mobilevit_s")]
+    assert mil_evaluator.Evaluator(path).predict_outputs(pixels(96))["boxes"].shape == (
+        (1, anchors[0], 4)
+    )
+    assert anchors[0] > anchors[1]
 
 
 # The pipeline -------------------------------------------------------------------------

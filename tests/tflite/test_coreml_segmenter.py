@@ -168,6 +168,44 @@ def test_several_sizes_are_resized_at_run_time(precision, limit, tmp_path):
         core_ml(precision, sizes=sizes, ios=16)
 
 
+@functools.cache
+def mobilevitv2() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = DeepLabV3(
+        "mobilevitv2_050",
+        classes=len(LABELS),
+        weights=None,
+        input_shape=(None, None, 3),
+        aspp_channels=16,
+    )
+    return with_several_classes(randomized(model))
+
+
+@pytest.mark.parametrize(
+    ("precision", "sizes", "limit"),
+    [
+        ("float32", (SIZE,), 0.9999),
+        # Untrained, its classes are close to each other.
+        pytest.param("float16", (SIZE,), 0.95, marks=pytest.mark.slow),
+        pytest.param("float32", (SIZE, 128, 80), 0.9999, marks=pytest.mark.slow),
+    ],
+)
+def test_mobilevitv2_keeps_the_corners_in_place(precision, sizes, limit, tmp_path):
+    """As its published segmenters do; 80 pixels give a map of 5x5 at stride 16."""
+    args, task, model = PackageOptions(sizes), segmentation.CLASS_MAP, mobilevitv2()
+    path = save(
+        options.core_ml_from_options(args, task, model, CARD)(precision), tmp_path
+    )
+    for size in sizes:
+        assert agreement(path, size, model) >= limit
+    card = describe_package(path, MEANINGS, 255)
+    assert (card["casts"], card["max_rank"]) == (0, 4)
+    read = mil_reader.read_program(path)
+    *_, last = (o for o in read.operations if o.kind.startswith("resize"))
+    (mode,) = last.inputs["sampling_mode"]
+    assert str(read.constants[mode]) == "STRICT_ALIGN_CORNERS"
+
+
 def test_xcode_finds_names_and_colors(tmp_path):
     made = core_ml("float32", model=small_network())
     metadata = mil_reader.read_program(save(made, tmp_path))

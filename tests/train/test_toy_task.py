@@ -92,7 +92,7 @@ TOY = Task(
         num_classes=lambda model: 1,
         build=build_model,
         file_classes=lambda outputs: 1,
-        file_predictions=lambda outputs, size: outputs,
+        file_predictions=lambda outputs, size, card: outputs,
     ),
 )
 

@@ -287,9 +287,9 @@ def layer_norms_to_rms_norms(graph: Graph) -> Graph:
 def _linear_readers(graph: Graph, name: str) -> list[Node] | None:
     """Finds the layers that read a node and act on each pixel or token alone.
 
-    They may read it after pixels were moved or averaged. Averages have weights whose sum
-    is 1, so that a scale and offset of channels pass through them. Returns `None` if
-    anything else reads the node.
+    They may read it after pixels were moved or averaged. Averages have weights whose
+    sum is 1, so that a scale and offset of channels pass through them. Returns `None`
+    if anything else reads the node.
     """
     readers: list[Node] = []
     for node in graph.consumers(name):

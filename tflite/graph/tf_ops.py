@@ -116,7 +116,7 @@ def _crop_tokens(node: Node, x):
     return tf.slice(x, (0, before, 0), sizes)
 
 
-def _resize(x, height: int, width: int, align_corners: bool = False):
+def resize(x, height: int, width: int, align_corners: bool = False) -> tf.Tensor:
     """Resizes bilinearly, if the size differs; see `keras_mobilevit.backend`."""
     if (height, width) == tuple(x.shape[1:3]):
         return x
@@ -134,8 +134,8 @@ def _rounded_up(size: int, multiple: int) -> int:
 
 
 def _resize_to_multiple(node: Node, x):
-    sides = (_rounded_up(side, node.options["patch_size"]) for side in x.shape[1:3])
-    return _resize(x, *sides, align_corners=True)
+    patch, (_, height, width, _) = node.options["patch_size"], x.shape
+    return resize(x, _rounded_up(height, patch), _rounded_up(width, patch), True)
 
 
 def _unfold(node: Node, x):
@@ -146,7 +146,7 @@ def _unfold(node: Node, x):
     """
     patch = node.options["patch_size"]
     batch, (_, height, width, channels) = _static_batch(x, patch**2), x.shape
-    x = _resize(x, _rounded_up(height, patch), _rounded_up(width, patch))
+    x = resize(x, _rounded_up(height, patch), _rounded_up(width, patch))
     x = tf.nn.space_to_depth(x, patch)  # [B, rows, columns, P * channels]
     patches = x.shape[1] * x.shape[2]
     x = tf.reshape(x, (-1, patches, patch**2, channels))
@@ -193,7 +193,7 @@ def _fold(node: Node, tokens, features):
     x = tf.reshape(x, (batch, patch, rows, columns * patch * channels))
     x = tf.transpose(x, (0, 2, 1, 3))  # [B, rows, patch row, W * channels]
     x = tf.reshape(x, (batch, rows * patch, columns * patch, channels))
-    return _resize(x, height, width)
+    return resize(x, height, width)
 
 
 def _attention(node: Node, query, key, value):
@@ -286,8 +286,8 @@ OPERATIONS: dict[str, Callable] = {
     "positions": lambda node, x: _add(node, "positions", x),
     "rescale": lambda node, x: _add(node, "offset", x * constant(node, "scale", x)),
     "reshape": _reshape,
-    "resize_like": lambda node, x, like: _resize(
-        x, *like.shape[1:3], node.options["align_corners"]
+    "resize_like": lambda node, x, like: resize(
+        x, like.shape[1], like.shape[2], node.options["align_corners"]
     ),
     "resize_to_multiple": _resize_to_multiple,
     "rms_norm": _rms_norm,

@@ -32,7 +32,7 @@ from tflite.tasks.task import Output, OutputKind, Task
 
 LABELS_FILE = "labels.txt"
 # The entries of the card that a program needs to run the file, without paths.
-_INSIDE = ("task", "classes", "activation", "crop", "class_names")
+_INSIDE = ("task", "classes", "activation", "crop", "class_names", "align_corners")
 # MediaPipe's name of the metadata of a segmenter.
 _SEGMENTER = "SEGMENTER_METADATA"
 # Where an output has the names of the classes: along its last axis, or in its values.
@@ -78,7 +78,8 @@ def add_metadata(content: bytes, card: dict, task: Task, input_max: float) -> by
     )
     entry = encode(metadata, MODEL_IDENTIFIER)
     content = attach.add_entry(content, attach.ENTRY, entry)
-    inside = {key: card[key] for key in _INSIDE if key in card}
+    known = card | task.metadata
+    inside = {key: known[key] for key in _INSIDE if key in known}
     inside["input"] = {"largest_value": input_max}
     if names != labels:
         inside["labels"] = labels

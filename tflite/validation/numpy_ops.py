@@ -11,7 +11,7 @@ import numpy as np
 
 from tflite.validation.mil_reader import unpack_bits
 
-HALF_PIXEL = "UNALIGN_CORNERS"
+HALF_PIXEL, ALIGN_CORNERS = "UNALIGN_CORNERS", "STRICT_ALIGN_CORNERS"
 OVERFLOW = 65520  # the smallest float32 that rounds to an infinite float16
 
 
@@ -85,13 +85,19 @@ def _along(values, axis: int, x):
     return np.reshape(values, np.where(np.arange(x.ndim) == axis % x.ndim, -1, 1))
 
 
+def _batch_norm(x, mean, variance, epsilon, gamma=1.0, beta=0.0):
+    scale = gamma / np.sqrt(variance + np.float32(epsilon))
+    return x * _along(scale, 1, x) + _along(beta - mean * scale, 1, x)
+
+
 def _layer_norm(x, axes, epsilon, gamma=None, beta=None):
-    (axis,) = axes
-    centered = x - x.mean(axis, keepdims=True)
-    variance = np.mean(centered**2, axis, keepdims=True)
+    axes = tuple(int(axis) % x.ndim for axis in axes)
+    centered = x - x.mean(axes, keepdims=True)
+    variance = np.mean(centered**2, axes, keepdims=True)
     y = centered / np.sqrt(variance + np.float32(epsilon))
-    y = y if gamma is None else y * _along(gamma, axis, x)
-    return y if beta is None else y + _along(beta, axis, x)
+    sides = [side if axis in axes else 1 for axis, side in enumerate(x.shape)]
+    y = y if gamma is None else y * np.reshape(gamma, sides)
+    return y if beta is None else y + np.reshape(beta, sides)
 
 
 def _pixel_unshuffle(x, downscale_factor):
@@ -111,11 +117,21 @@ def _pixel_shuffle(x, upscale_factor):
     return x.reshape(1, channels // patch**2, rows * patch, columns * patch)
 
 
-def _resize_side(x, axis: int, size: int):
-    """Interpolates linearly along an axis, with half-pixel centers."""
+def _sampled_positions(old: int, size: int, sampling_mode) -> np.ndarray:
+    """Returns where each place on a resized side reads the old side."""
+    places = np.arange(size, dtype=np.float32)
+    mode = str(sampling_mode)
+    if mode == HALF_PIXEL:
+        return np.clip((places + 0.5) * (old / size) - 0.5, 0, old - 1)
+    if mode == ALIGN_CORNERS:
+        return np.clip(places * ((old - 1) / max(size - 1, 1)), 0, old - 1)
+    raise ValueError(f"Sampling {sampling_mode} is not supported.")
+
+
+def _resize_side(x, axis: int, size: int, sampling_mode):
+    """Interpolates linearly along an axis."""
     old = x.shape[axis]
-    position = (np.arange(size, dtype=np.float32) + 0.5) * (old / size) - 0.5
-    position = np.clip(position, 0, old - 1)
+    position = _sampled_positions(old, size, sampling_mode)
     low = np.floor(position).astype(int)
     high = np.minimum(low + 1, old - 1)
     part = _along((position - low).astype(np.float32), axis, x)
@@ -123,10 +139,8 @@ def _resize_side(x, axis: int, size: int):
 
 
 def _resize_bilinear(x, target_size_height, target_size_width, sampling_mode):
-    if str(sampling_mode) != HALF_PIXEL:
-        raise ValueError(f"Sampling {sampling_mode} is not supported.")
-    x = _resize_side(x, 2, int(target_size_height))
-    return _resize_side(x, 3, int(target_size_width))
+    x = _resize_side(x, 2, int(target_size_height), sampling_mode)
+    return _resize_side(x, 3, int(target_size_width), sampling_mode)
 
 
 def _resize(x, shape, resized_dims, interpolation_mode, sampling_mode):
@@ -202,6 +216,7 @@ def _classify(probabilities, classes):
 
 OPERATIONS: dict[str, Callable] = {
     "add": lambda x, y: x + y,
+    "batch_norm": _batch_norm,
     "cast": lambda x, dtype: x,  # the evaluator rounds every output
     "classify": _classify,
     "clip": lambda x, alpha, beta: np.clip(x, alpha, beta),
@@ -223,6 +238,9 @@ OPERATIONS: dict[str, Callable] = {
     "pixel_unshuffle": _pixel_unshuffle,
     "reduce_argmax": _reduce_argmax,
     "reduce_mean": lambda x, axes, keep_dims: x.mean(
+        tuple(axes), keepdims=bool(keep_dims)
+    ),
+    "reduce_sum": lambda x, axes, keep_dims: x.sum(
         tuple(axes), keepdims=bool(keep_dims)
     ),
     "relu": lambda x: np.maximum(x, 0),

@@ -96,7 +96,7 @@ def _file_predictor(kind: ModelKind, path: str, source: Source) -> Predictor:
     def predict(images: tf.Tensor) -> dict[str, np.ndarray]:
         given = to_channels(np.asarray(images, np.float32), channels)
         outputs = model.predict(given * scale)
-        return _in_numpy(kind.file_predictions(outputs, size))
+        return _in_numpy(kind.file_predictions(outputs, size, card))
 
     return Predictor(size, predict)
 

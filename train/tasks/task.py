@@ -30,9 +30,9 @@ class ModelKind:
     # classes, or `None` if only the file's card knows it. Raises a ValueError if the
     # outputs are not those of such a model.
     file_classes: Callable[[dict], int | None]
-    # Takes a file's outputs and the side of the images; returns predictions as
-    # `Task.predictions` does.
-    file_predictions: Callable[[dict[str, np.ndarray], int], dict]
+    # Takes a file's outputs, the side of the images and the file's card; returns
+    # predictions as `Task.predictions` does.
+    file_predictions: Callable[[dict[str, np.ndarray], int, dict], dict]
     # Takes a model; returns the function that replaces `Task.predictions`, for models
     # that end otherwise than the trained ones.
     keras_predictions: Callable[[keras.Model], Callable] | None = None

@@ -1,8 +1,10 @@
 """The operations of a `Graph` in MIL, the language of Core ML's ML Programs.
 
 Maps are channels first, `[1, channels, height, width]`. Operations on tokens depend on
-the layout of the tokens in memory, see `LAYOUTS`. No tensor has a rank above 4. The
-sides of maps are numbers, or symbols in a program for images of several sizes.
+the layout of the tokens in memory, see `LAYOUTS`. MobileViTv2's tokens have an axis for
+the image and are a map in every layout, `[1, channels, pixels of a patch, patches]`. No
+tensor has a rank above 4. The sides of maps are numbers, or symbols in a program for
+images of several sizes.
 """
 
 import functools
@@ -16,6 +18,8 @@ from tflite.graph.graph import Node
 from tflite.graph.rewrites import batch_norm_scale
 
 SIDES = (2, 3)  # axes of a map's height and width
+# How Core ML places the pixels of a resized map, by whether corners are aligned.
+SAMPLING = {False: "UNALIGN_CORNERS", True: "STRICT_ALIGN_CORNERS"}
 
 
 def _constant(values) -> np.ndarray:
@@ -82,6 +86,15 @@ def _linear(node: Node, x):
     return mb.linear(x=x, weight=weight, bias=_bias(node), name=node.name)
 
 
+def _dense(node: Node, x):
+    """Combines the channels of each pixel or token: of a map, by a 1x1 convolution."""
+    if len(x.shape) != 4:
+        return _linear(node, x)
+    options = {"strides": (1, 1), "padding": "VALID", "dilations": (1, 1)}
+    kernel = Node(node.name, "conv", (), node.weights, options)
+    return _convolve(kernel, x, node.weights["kernel"].T[:, :, None, None])
+
+
 def _layer_norm(node: Node, x):
     weights = {name: _constant(values) for name, values in node.weights.items()}
     return mb.layer_norm(
@@ -91,6 +104,31 @@ def _layer_norm(node: Node, x):
         **weights,
         name=node.name,
     )
+
+
+def _image_norm(node: Node, x):
+    """Normalizes all numbers of an image together.
+
+    Core ML's gamma and beta would be as large as the map. So a scale and offset of
+    channels, if the rewrites left them, are operations of their own.
+    """
+    y = mb.layer_norm(
+        x=x,
+        axes=list(range(1, len(x.shape))),
+        epsilon=np.float32(node.options["epsilon"]),
+        name=node.name,
+    )
+    weights = {"gamma": 1.0, "beta": 0.0} | node.weights
+    return _scale_channels(y, weights["gamma"], weights["beta"])
+
+
+def _context(node: Node, scores, tokens):
+    """Averages tokens `[1, channels, P, N]`, weighted with their scores' softmax.
+
+    The scores are `[1, 1, P, N]`, and the averages `[1, channels, P, 1]`.
+    """
+    weighted = mb.mul(x=tokens, y=mb.softmax(x=scores, axis=-1))
+    return mb.reduce_sum(x=weighted, axes=[-1], keep_dims=True, name=node.name)
 
 
 def _pad(node: Node, x):
@@ -172,15 +210,15 @@ def _times(counts, patch: int):
     return mb.mul(x=counts, y=np.int32(patch))
 
 
-def _resize(x, sides):
-    """Resizes a map with half-pixel centers, as `tflite.graph.tf_ops` does."""
+def _resize(x, sides, align_corners: bool = False):
+    """Resizes a map bilinearly, as `tflite.graph.tf_ops` does."""
     if not isinstance(sides, np.ndarray):  # since iOS 17
         return mb.resize(
             x=x,
             shape=sides,
             resized_dims=np.uint32(2),
             interpolation_mode="LINEAR",
-            sampling_mode="UNALIGN_CORNERS",
+            sampling_mode=SAMPLING[align_corners],
         )
     if tuple(sides) == x.shape[2:]:
         return x
@@ -188,7 +226,7 @@ def _resize(x, sides):
         x=x,
         target_size_height=sides[0],
         target_size_width=sides[1],
-        sampling_mode="UNALIGN_CORNERS",
+        sampling_mode=SAMPLING[align_corners],
     )
 
 
@@ -197,19 +235,26 @@ def _resizes(node: Node, features) -> bool:
     return _is_static(features) or "resizes" in node.options
 
 
-def _to_patches(node: Node, x):
-    """Cuts a map into patches, `[channels, patch**2, patches]`."""
+def _resize_to_multiple(node: Node, x):
+    if not _resizes(node, x):
+        return x
+    patch = node.options["patch_size"]
+    return _resize(x, _times(_patch_counts(x, patch), patch), align_corners=True)
+
+
+def _to_patches(node: Node, x, *batch: int):
+    """Cuts a map into patches, `[*batch, channels, patch**2, patches]`."""
     patch, channels = node.options["patch_size"], x.shape[1]
     if _resizes(node, x):
         x = _resize(x, _times(_patch_counts(x, patch), patch))
     # [1, channels * patch**2, rows, columns]
     x = mb.pixel_unshuffle(x=x, downscale_factor=np.uint32(patch))
-    return mb.reshape(x=x, shape=(channels, patch**2, -1))
+    return mb.reshape(x=x, shape=(*batch, channels, patch**2, -1))
 
 
 def _to_map(node: Node, x, features):
-    """Puts `[channels, patch**2, patches]` back into a map as large as `features`."""
-    patch, channels = node.options["patch_size"], x.shape[0]
+    """Puts the patches of `_to_patches` back into a map as large as `features`."""
+    patch, channels = node.options["patch_size"], x.shape[-3]
     counts = _patch_counts(features, patch)
     if isinstance(counts, np.ndarray):
         shape = (1, channels * patch**2, *counts)
@@ -233,13 +278,16 @@ def _best_class(node: Node, x):
 
 
 def _unfold(node: Node, x):
+    if node.options["per_image"]:
+        return _ane_unfold(node, x)
     x = _to_patches(node, x)
     return mb.transpose(x=x, perm=(1, 2, 0), name=node.name)
 
 
 def _fold(node: Node, tokens, features):
-    x = mb.transpose(x=tokens, perm=(2, 0, 1))  # [channels, P, N]
-    return _to_map(node, x, features)
+    if len(tokens.shape) == 3:
+        tokens = mb.transpose(x=tokens, perm=(2, 0, 1))  # [channels, P, N]
+    return _to_map(node, tokens, features)
 
 
 def _attention(node: Node, query, key, value):
@@ -267,21 +315,7 @@ def _attention(node: Node, query, key, value):
 
 
 def _ane_unfold(node: Node, x):
-    x = _to_patches(node, x)
-    return mb.expand_dims(x=x, axes=[0], name=node.name)
-
-
-def _ane_fold(node: Node, tokens, features):
-    x = mb.squeeze(x=tokens, axes=[0])
-    return _to_map(node, x, features)
-
-
-def _ane_dense(node: Node, x):
-    if len(x.shape) != 4:
-        return _linear(node, x)  # the classifier
-    options = {"strides": (1, 1), "padding": "VALID", "dilations": (1, 1)}
-    kernel = Node(node.name, "conv", (), node.weights, options)
-    return _convolve(kernel, x, node.weights["kernel"].T[:, :, None, None])
+    return _to_patches(node, x, 1)
 
 
 def _ane_attention(node: Node, query, key, value):
@@ -315,24 +349,33 @@ OPERATIONS: dict[str, Callable] = {
     "concat": lambda node, *x: mb.concat(
         values=x, axis=_channel_axis(x[0]), name=node.name
     ),
+    "context": _context,
     "conv": _conv,
+    "dense": _dense,
     "depthwise": _depthwise,
     "global_average": lambda node, x: mb.reduce_mean(
         x=x, axes=SIDES, keep_dims=node.options["keepdims"], name=node.name
     ),
+    "image_norm": _image_norm,
     "join_tokens": lambda node, *x: mb.concat(values=x, axis=1, name=node.name),
     "layer_norm": _layer_norm,
+    "multiply": lambda node, *inputs: functools.reduce(
+        lambda x, y: mb.mul(x=x, y=y), inputs
+    ),
     "pad": _pad,
     "rescale": lambda node, x: _scale_channels(x, **node.weights),
     "reshape": _reshape,
-    "resize_like": lambda node, x, like: _resize(x, _sides(like)),
+    "resize_like": lambda node, x, like: _resize(
+        x, _sides(like), node.options["align_corners"]
+    ),
+    "resize_to_multiple": _resize_to_multiple,
     "slice_channels": _slice_channels,
 }
 # By layout, the operations that depend on it.
-_ON_TOKENS = ("attention", "dense", "fold", "unfold")
+_ON_TOKENS = ("attention", "fold", "unfold")
 LAYOUTS: dict[str, dict[str, Callable]] = {
-    "tokens": dict(zip(_ON_TOKENS, (_attention, _linear, _fold, _unfold))),
-    "ane": dict(zip(_ON_TOKENS, (_ane_attention, _ane_dense, _ane_fold, _ane_unfold))),
+    "tokens": dict(zip(_ON_TOKENS, (_attention, _fold, _unfold))),
+    "ane": dict(zip(_ON_TOKENS, (_ane_attention, _to_map, _ane_unfold))),
 }
 
 

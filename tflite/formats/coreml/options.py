@@ -9,7 +9,10 @@ from absl import logging
 
 from keras_mobilevit.anchors import anchors_of_count
 from keras_mobilevit.configs import MIN_SIZE
+from keras_mobilevit.deeplab import aligns_corners
 from keras_mobilevit.value_range import input_max
+from keras_mobilevit.weights.names import CHECKPOINT_FORMATS, is_backbone
+from keras_mobilevit.weights.pytorch_layout import weighted_layers
 from tflite.formats.coreml import detector, segmenter
 from tflite.formats.coreml import flags as coreml_flags
 from tflite.formats.coreml.classifier import make_classifier
@@ -125,6 +128,10 @@ def _detector(model, graph, spec: PackageSpec, precision: str):
     return detector.make_program(graph, anchors, spec, precision)
 
 
+def _segmenter(model, graph, spec: PackageSpec, precision: str):
+    return segmenter.make_segmenter(graph, spec, precision, aligns_corners(model))
+
+
 CORE_ML_TASKS = {  # by the name of the task
     "classification": CoreMLTask(
         lambda model, graph, spec, precision: make_classifier(
@@ -137,15 +144,24 @@ CORE_ML_TASKS = {  # by the name of the task
         detector.check_one_size,
     ),
     "segmentation": CoreMLTask(
-        lambda model, graph, spec, precision: segmenter.make_segmenter(
-            graph, spec, precision
-        ),
+        _segmenter,
         segmenter.finalize_segmenter,
     ),
 }
 
 
-def _metadata(options: PackageOptions, card: dict) -> dict[str, str]:
+def _network(model: keras.Model) -> str:
+    """Returns the name and the paper of a model's network; nothing for an own one."""
+    names = {layer.name for layer in weighted_layers(model, is_backbone)}
+    for known in CHECKPOINT_FORMATS:
+        if known.backbone == names:
+            return f"{known.family.title}: {known.family.paper}; "
+    return ""
+
+
+def _metadata(
+    options: PackageOptions, model: keras.Model, card: dict
+) -> dict[str, str]:
     return {
         "author": card["author"],
         "license": card["license"],
@@ -153,8 +169,7 @@ def _metadata(options: PackageOptions, card: dict) -> dict[str, str]:
         "short_description": card["description"],
         "preprocessing": f"{card['preprocessing']}. The package scales the pixels "
         "itself.",
-        "source": "MobileViT, https://arxiv.org/abs/2110.02178; weights: "
-        f"{card['weights']}",
+        "source": f"{_network(model)}weights: {card['weights']}",
         "layout": options.layout,
     }
 
@@ -178,7 +193,7 @@ def core_ml_from_options(
         labels=class_labels(options, labels, task.num_classes(model) or 0),
         layout=options.layout,
         ios=options.ios,
-        metadata=_metadata(options, card),
+        metadata=_metadata(options, model, card),
     )
 
     @functools.cache

@@ -24,6 +24,8 @@ IMAGE_NAME = "image"
 NEEDED_VERSION = 9  # of coremltools
 # Smaller arrays are not compressed: the description would outweigh the gain.
 MIN_COMPRESSED = 512
+# Operations that resize a map which patches do not cover exactly; it is the last input.
+RESIZING = ("fold", "resize_to_multiple", "unfold")
 WEIGHT_OPS = {"conv", "layer_norm", "linear"}  # their constants are weights
 
 
@@ -133,12 +135,12 @@ def trace(
 
 
 def _resize_odd_maps(graph: Graph, spec: PackageSpec, opset) -> Graph:
-    """Marks the folds and unfolds that must resize their map at one of the sizes."""
+    """Marks the nodes that must resize their map at one of the sizes."""
     odd = set()
     for size in spec.sizes:
         _, values = trace(graph, (1, 3, size, size), spec.layout, opset)
         for node in graph.nodes.values():
-            if node.op in ("fold", "unfold"):
+            if node.op in RESIZING:
                 _, _, *sides = values[node.inputs[-1]].shape
                 if np.any(np.array(sides) % node.options["patch_size"]):
                     odd.add(node.name)

@@ -25,10 +25,11 @@ RAW_OUTPUTS = {
 PREVIEW_TYPE = "com.apple.coreml.model.preview.type"
 
 
-def _end_in_classes(graph: Graph) -> Graph:
+def _end_in_classes(graph: Graph, align_corners: bool) -> Graph:
     """Adds the resizing of the logits to the image and the choice of the best class."""
     (logits,) = graph.outputs
-    resized = Node("class_map_logits", "resize_like", (logits, graph.input_name))
+    inputs, options = (logits, graph.input_name), {"align_corners": align_corners}
+    resized = Node("class_map_logits", "resize_like", inputs, {}, options)
     classes = Node("class_map", "best_class", (resized.name,))
     return dataclasses.replace(graph.replace(resized, classes), outputs=(classes.name,))
 
@@ -38,15 +39,18 @@ def _hexadecimal_color(label: int, name: str) -> str:
     return "#{:02X}{:02X}{:02X}".format(*color)
 
 
-def make_segmenter(graph: Graph, spec: PackageSpec, precision: str) -> "MLModel":
+def make_segmenter(
+    graph: Graph, spec: PackageSpec, precision: str, align_corners: bool = False
+) -> "MLModel":
     """Makes the Core ML model of a segmenter.
 
     The graph is rewritten with `COREML_REWRITES`; it returns the logits at the output
     stride. With labels the package returns a class map, without `RAW_OUTPUTS`.
+    `align_corners` is that of the model's last `ResizeLike`.
     """
     outputs = RAW_OUTPUTS
     if spec.labels:
-        graph, outputs = _end_in_classes(graph), OUTPUTS
+        graph, outputs = _end_in_classes(graph, align_corners), OUTPUTS
     return make_model(graph, spec, precision, *outputs)
 
 

@@ -3,10 +3,12 @@
 `LOGITS` files resize the logits to half the size of the image, from where any resizing
 gives the same class map but for some pixels at borders. `RAW` files return them at the
 output stride, in half a percent of the memory of full-size logits. `CLASS_MAP` files
-return the class of each pixel.
+return the class of each pixel. Logits at the output stride are resized as the model
+does it, see `keras_mobilevit.deeplab.aligns_corners`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import keras
@@ -16,7 +18,8 @@ import tensorflow as tf
 from keras_mobilevit import deeplab
 from keras_mobilevit.class_names import VOC_NAMES
 from keras_mobilevit.configs import SEGMENTER_SIZE
-from keras_mobilevit.deeplab import CLASSIFIER
+from keras_mobilevit.deeplab import CLASSIFIER, aligns_corners
+from tflite.graph.tf_ops import resize
 from tflite.tasks.task import (
     CONVERTER_SCOPE,
     NOT_FOR_PICTURES,
@@ -58,21 +61,22 @@ def _raw_logits(model: keras.Model, size: int) -> Callable[[list], dict]:
 
 
 def _logits(model: keras.Model, size: int) -> Callable[[list], dict]:
-    side = -(-size // LOGITS_STRIDE)
+    side, align_corners = -(-size // LOGITS_STRIDE), aligns_corners(model)
 
     def logits(outputs: list) -> dict:
         with tf.name_scope(SCOPE):
-            return {"logits": tf.image.resize(outputs[0], (side, side))}
+            return {"logits": resize(outputs[0], side, side, align_corners)}
 
     return logits
 
 
 def _class_map(model: keras.Model, size: int) -> Callable[[list], dict]:
-    return lambda outputs: {"classes": class_maps(outputs[0], size)}
+    align_corners = aligns_corners(model)
+    return lambda outputs: {"classes": class_maps(outputs[0], size, align_corners)}
 
 
 def _class_map_in_bytes(model: keras.Model, size: int) -> Callable[[list], dict]:
-    classes = _num_classes(model)
+    classes, align_corners = _num_classes(model), aligns_corners(model)
 
     def class_map(outputs: list) -> dict:
         if classes > MAX_CLASSES:
@@ -89,7 +93,8 @@ def _class_map_in_bytes(model: keras.Model, size: int) -> Callable[[list], dict]
             if missing:
                 padding = [logits[..., :1] - 1.0] * missing
                 logits = tf.concat([logits, *padding], axis=-1)
-            return {"classes": tf.cast(class_maps(logits, size), tf.uint8)}
+            found = class_maps(logits, size, align_corners)
+            return {"classes": tf.cast(found, tf.uint8)}
 
     return class_map
 
@@ -98,11 +103,11 @@ def _num_classes(model: keras.Model) -> int:
     return model.get_layer(CLASSIFIER).output.shape[-1]
 
 
-def _full_class_maps(outputs: Outputs, size: int) -> np.ndarray:
+def _full_class_maps(outputs: Outputs, size: int, align_corners: bool) -> np.ndarray:
     """Returns the class maps of a file's outputs, `[images, size, size]`."""
     if "classes" in outputs:
         return outputs["classes"]
-    return np.asarray(class_maps(outputs["logits"], size))
+    return np.asarray(class_maps(outputs["logits"], size, align_corners))
 
 
 def _compare_logits(reference: Outputs, outputs: Outputs) -> dict[str, float]:
@@ -119,14 +124,14 @@ def _compare_class_maps(reference: Outputs, outputs: Outputs) -> dict[str, float
     return {"max_abs": 1 - same, "max_abs_reference": 1.0, "agreement": same}
 
 
-def _mean_iou(validation, outputs: Outputs) -> float:
+def _mean_iou(validation, outputs: Outputs, align_corners: bool = False) -> float:
     classes = len(validation.class_names)
     size = validation.images.shape[1]
     confusion = np.zeros((classes, classes), np.int64)
     # One image at a time, since class maps are larger than logits.
     for index, mask in enumerate(validation.targets["full_mask"]):
         of_image = {name: x[index : index + 1] for name, x in outputs.items()}
-        class_map = _full_class_maps(of_image, size)
+        class_map = _full_class_maps(of_image, size, align_corners)
         counts = TRAINING.statistics(
             validation.class_names, {"class_map": class_map}, {"full_mask": [mask]}
         )
@@ -188,9 +193,23 @@ CLASS_MAP = dataclasses.replace(
 )
 OUTPUT_VARIANTS = {"logits": LOGITS, "raw": RAW, "classmap": CLASS_MAP}
 
+
+def _choose(model: keras.Model, variant: str) -> Task:
+    task = OUTPUT_VARIANTS[variant or "raw"]
+    if task is not RAW or not aligns_corners(model):
+        return task
+    # The others end in the model's own resizing. After this one, who runs the file must
+    # know how to resize.
+    return dataclasses.replace(
+        RAW,
+        score=functools.partial(_mean_iou, align_corners=True),
+        metadata={"align_corners": True},
+    )
+
+
 SEGMENTATION = TaskFamily(
     matches=deeplab.is_segmenter,
-    choose=lambda model, variant: OUTPUT_VARIANTS[variant or "raw"],
+    choose=_choose,
     default_size=SEGMENTER_SIZE,
     build_model=deeplab.DeepLabV3,
     published_labels=tuple(VOC_NAMES),

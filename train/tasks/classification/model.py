@@ -82,7 +82,7 @@ def _file_classes(outputs: dict) -> int:
     return _num_classes(shapes[0][-1])
 
 
-def _file_predictions(outputs: dict[str, np.ndarray], size: int) -> dict:
+def _file_predictions(outputs: dict[str, np.ndarray], size: int, card: dict) -> dict:
     ((name, scores),) = outputs.items()
     return {"best": best_classes(_two_scores(tf.constant(scores), name != "logits"))}
 

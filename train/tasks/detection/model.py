@@ -45,5 +45,5 @@ DETECTOR = ModelKind(
     num_classes=lambda model: model.output["logits"].shape[-1] - 1,
     build=_build_with_weights,
     file_classes=_file_classes,
-    file_predictions=lambda outputs, size: suppress_file_outputs(outputs),
+    file_predictions=lambda outputs, size, card: suppress_file_outputs(outputs),
 )

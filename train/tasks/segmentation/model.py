@@ -46,9 +46,10 @@ def _file_classes(outputs: dict) -> int | None:
     return int(outputs["logits"]["shape"][-1])
 
 
-def _file_predictions(outputs: dict[str, np.ndarray], size: int) -> dict:
+def _file_predictions(outputs: dict[str, np.ndarray], size: int, card: dict) -> dict:
     if "logits" in outputs:
-        return {"class_map": class_maps(outputs["logits"], size)}
+        align_corners = card.get("align_corners", False)
+        return {"class_map": class_maps(outputs["logits"], size, align_corners)}
     return {"class_map": outputs["classes"].astype(np.int32)}
 
 
