@@ -105,6 +105,15 @@ def plot_latency(rows: Sequence[Row]) -> "Figure":
     return figure
 
 
+def _has_neighbor(row: Row, top1: float, points: list[tuple[Row, float]]) -> bool:
+    """Tells whether a label above the point would cover another point."""
+    return any(
+        row.median_ms < other.median_ms < 1.6 * row.median_ms
+        and 0 <= accuracy - top1 < 0.6
+        for other, accuracy in points
+    )
+
+
 def plot_accuracy(rows: Iterable[Row]) -> "Figure | None":
     """Draws latency against published accuracy. Returns `None` without any accuracy."""
     from matplotlib.figure import Figure
@@ -126,11 +135,12 @@ def plot_accuracy(rows: Iterable[Row]) -> "Figure | None":
             color=f"C{position % 10}",
             marker=MARKERS.get(key[-1], "o"),
         )
-    for row, top1 in next(iter(groups.values())):
+    labeled = next(iter(groups.values()))
+    for row, top1 in labeled:
         axes.annotate(
             row.model,
             (row.median_ms, top1),
-            xytext=(5, 4),
+            xytext=(5, -10 if _has_neighbor(row, top1, labeled) else 4),
             textcoords="offset points",
             fontsize=8,
         )

@@ -59,7 +59,7 @@ def _identify(tensors: dict[str, np.ndarray], path: str) -> CheckpointFormat:
             f"The file begins with: {', '.join(sorted(tensors)[:3])}."
         )
     modules = {name.rpartition(".")[0] for name in tensors}
-    return min(found, key=lambda source: len(modules ^ source.backbone_modules))
+    return min(found, key=lambda source: len(modules ^ source.module_names))
 
 
 def _check_family(model: keras.Model, source: CheckpointFormat, path: str) -> None:

@@ -317,9 +317,9 @@ class CheckpointFormat:
         return set(filter(is_backbone, self.modules))
 
     @property
-    def backbone_modules(self) -> set[str]:
-        """The file's names of the modules of the backbone."""
-        return {self.modules[name].partition("#")[0] for name in self.backbone}
+    def module_names(self) -> set[str]:
+        """The library's names of all modules."""
+        return {module.partition("#")[0] for module in self.modules.values()}
 
 
 def _column(number: int, *rows: Iterable[_Row], prefix: str = "") -> dict[str, str]:
