@@ -8,11 +8,12 @@ from absl import logging
 
 from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.preprocessing import CROP_FRACTION
+from keras_mobilevit.weights.hub import PUBLISHED
 from tflite.formats.coreml.options import PackageOptions, package_options
 from tflite.formats.table import COREML, FORMATS, TFLITE, FileType
 from tflite.images import photo_folder
 from tflite.suites.suites import BASELINE_NAMES
-from tflite.tasks.registry import output_flags, published_weights, split_name
+from tflite.tasks.registry import output_flags, split_name
 from tflite.validation import gpu
 from tflite.validation.checks import CHECKS, RENAMED_CHECKS
 from train.config import TrainConfig, load_config
@@ -173,7 +174,7 @@ def weights_from_flags(args) -> str:
             backbone,
             args.model,
         )
-    is_path = weights not in ("none", *published_weights())
+    is_path = weights not in ("none", *PUBLISHED)
     return str(Path(weights).expanduser()) if is_path else weights
 
 

@@ -8,6 +8,7 @@ import keras
 from absl import logging
 
 from keras_mobilevit.files import read_lines
+from keras_mobilevit.weights.hub import CLASSIFIER_WEIGHTS, PUBLISHED
 from tflite.checked_file import check_earlier, write_checked
 from tflite.compare_with_keras import Reference, make_reference
 from tflite.formats.conversion import Conversion, prepare
@@ -38,7 +39,7 @@ def _load_model(options: Options) -> keras.Model:
     try:
         return load_model(options.model, options.weights)
     except OSError as error:  # of a download
-        if options.weights not in registry.published_weights():
+        if options.weights not in PUBLISHED:
             raise
         raise ValueError(
             f"The published weights of {options.model} cannot be downloaded. Name "
@@ -168,7 +169,7 @@ def _class_names(options: Options, classes: int) -> list[str]:
 
 
 def _is_imagenet(options: Options, classes: int | None) -> bool:
-    return options.weights == "imagenet" and classes == IMAGENET_CLASSES
+    return options.weights in CLASSIFIER_WEIGHTS and classes == IMAGENET_CLASSES
 
 
 def _names_in_data(

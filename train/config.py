@@ -323,11 +323,17 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
     kind, _, path = overrides.get("data", "").partition(":")
     if is_path_kind(kind) and path:
         overrides["data"] = f"{kind}:{_absolute(path)}"
-    if overrides.get("weights") not in (None, "", "imagenet", "coco", "voc"):
+    if overrides.get("weights") and not _is_published(overrides["weights"]):
         overrides["weights"] = _absolute(overrides["weights"])
     values = {**RECIPES[recipe], **overrides}
     by_model = BY_MODEL.get(recipe, {}).get(values.get("model", TrainConfig.model), {})
     return TrainConfig(**{**values, **by_model, **overrides})
+
+
+def _is_published(weights: str) -> bool:
+    from keras_mobilevit.weights.hub import PUBLISHED  # loads Keras
+
+    return weights in PUBLISHED
 
 
 def _absolute(path: str) -> str:

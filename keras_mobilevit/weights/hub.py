@@ -117,6 +117,7 @@ HUB_FILES = {
     "voc": VOC_FILES,
 }
 CLASSIFIER_WEIGHTS = ("imagenet", "imagenet22k")
+PUBLISHED = (*HUB_FILES, "coco")
 
 # SSDLite at 320x320 on COCO, 80 classes. Apple's license. Apple publishes neither a
 # checksum nor a version, so the content cannot be pinned.

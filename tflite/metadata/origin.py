@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import keras_mobilevit
+from keras_mobilevit.weights.hub import CLASSIFIER_WEIGHTS
 from train.cli.console import readable
 
 _APPLE = "Sachin Mehta and Mohammad Rastegari, Apple"
 AUTHORS = {  # of published weights
-    "imagenet": f"{_APPLE}; ported by Ross Wightman (timm)",
+    **dict.fromkeys(CLASSIFIER_WEIGHTS, f"{_APPLE}; ported by Ross Wightman (timm)"),
     "coco": _APPLE,
     "voc": _APPLE,
 }

@@ -119,11 +119,6 @@ def output_flags() -> list[OutputFlag]:
     return [row.output_flag for row in TASKS if row.output_flag]
 
 
-def published_weights() -> list[str]:
-    """Returns the names of all published weights."""
-    return [row.published_weights for row in TASKS if row.published_weights]
-
-
 def split_name(model: str) -> tuple[TaskRow, str]:
     """Splits a model's name into its task's row and the name of the backbone."""
     prefixes = {row.model_prefix: row for row in TASKS if row.model_prefix is not None}
