@@ -1,6 +1,7 @@
-"""Networks that are traced in a second, and real ones without what is random."""
+"""Networks that are traced in a second, real ones without dropout, and images."""
 
 import keras
+import numpy as np
 
 from keras_mobilevit.backend import Activation, BatchNormalization
 from keras_mobilevit.deeplab import CLASSIFIER, ResizeLike
@@ -61,3 +62,10 @@ def build_without_dropout(config, source) -> keras.Model:
         if isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0
     return model
+
+
+def photos(count: int, size: int = 64) -> np.ndarray:
+    """Makes images of a few large spots of color, which are uneven like photos."""
+    random = np.random.default_rng(0)
+    small = random.uniform(0, 255, (count, 5, 5, 3)).astype(np.float32)
+    return np.array(keras.ops.image.resize(small, (size, size)))

@@ -14,6 +14,7 @@ from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.deeplab import DeepLabV3
 from keras_mobilevit.litert import LiteRTModel
 from keras_mobilevit.ssdlite import SSDLite
+from tests.helpers.networks import photos
 from tflite.formats import bias_correction, calibration, conversion, equalization
 from tflite.formats.quantize import integer_recipe, mixed_recipe, quantize
 from tflite.formats.table import FORMATS
@@ -27,13 +28,6 @@ from tflite.validation.parity import compare
 
 SIZE = 64
 EXACT = 1e-5  # relative to the largest output, in float32
-
-
-def photos(count: int, size: int = SIZE) -> np.ndarray:
-    """Makes images of a few large spots of color, which are uneven like photos."""
-    random = np.random.default_rng(0)
-    small = random.uniform(0, 255, (count, 5, 5, 3)).astype(np.float32)
-    return np.array(keras.ops.image.resize(small, (size, size)))
 
 
 def with_outliers(model: keras.Model, every: int = 7, factor: float = 30.0):
