@@ -3,11 +3,17 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keras_mobilevit import anchor_boxes, boxes
-from keras_mobilevit.anchors import ANCHORS_PER_CELL, feature_map_shapes
+from keras_mobilevit.anchors import (
+    ANCHORS_PER_CELL,
+    anchors_of_count,
+    feature_map_shapes,
+)
+from keras_mobilevit.backbone import feature_maps
+from keras_mobilevit.configs import get_variant
 from keras_mobilevit.detection import non_max_suppression
 from tests.helpers.boxes import check_non_max_suppression, iou_of, random_boxes
 
@@ -56,6 +62,73 @@ def test_anchors_of_any_image(height: int, width: int):
     assert len(anchors) == np.dot(cells, ANCHORS_PER_CELL)
     assert anchors.min() > 0
     assert anchors.max() <= 1
+
+
+V2 = "mobilevitv2_050"
+
+
+@pytest.fixture(scope="module")
+def backbone() -> keras.Model:
+    """The maps of MobileViTv2 that a detector predicts from first."""
+    images = keras.Input((None, None, 3))
+    maps = feature_maps(images, get_variant(V2))
+    return keras.Model(images, [maps["P4"], maps["P5"]])
+
+
+@given(st.integers(32, 130), st.integers(32, 130))
+@example(32, 33)
+@example(75, 51)
+@settings(max_examples=8, deadline=None)
+def test_anchors_have_the_sizes_of_the_second_familys_maps(backbone, height, width):
+    maps = backbone(np.zeros((1, height, width, 3), np.float32))
+    shapes = feature_map_shapes(height, width, 2)
+    assert [tuple(x.shape[1:3]) for x in maps] == shapes[:2]
+
+
+@given(st.integers(32, 700), st.integers(32, 700))
+@settings(max_examples=12, deadline=None)
+def test_stated_sizes_are_those_of_the_anchors(backbone, height: int, width: int):
+    """The layers state their sizes without computing anything."""
+    stated = backbone.compute_output_shape((1, height, width, 3))
+    shapes = feature_map_shapes(height, width, 2)
+    assert [shape[1:3] for shape in stated] == shapes[:2]
+    # The next maps follow by strides of 2; the last one has a single cell.
+    for sides, previous in zip(shapes[2:5], shapes[1:4]):
+        assert sides == tuple(-(-side // 2) for side in previous)
+    assert shapes[5] == (1, 1)
+    anchors = anchor_boxes(height, width, V2)
+    cells = [rows * columns for rows, columns in shapes]
+    assert len(anchors) == np.dot(cells, ANCHORS_PER_CELL)
+    assert anchors.min() > 0 and anchors.max() <= 1
+
+
+def test_anchors_of_the_second_family():
+    assert feature_map_shapes(300, 300, 2)[:2] == [(20, 20), (10, 10)]
+    assert feature_map_shapes(300, 300)[:2] == [(19, 19), (10, 10)]
+    assert feature_map_shapes(224, 224, 2)[:2] == [(14, 14), (8, 8)]
+    assert len(anchor_boxes(300, 300, V2)) == 3232
+    assert len(anchor_boxes(300, 300)) == 2998
+    for size in ((320, 320), (512, 512), (64, 192)):
+        np.testing.assert_array_equal(anchor_boxes(*size, V2), anchor_boxes(*size))
+    with pytest.raises(ValueError, match="Unknown model 'resnet'"):
+        anchor_boxes(300, 300, "resnet")
+
+
+@given(st.integers(32, 700), st.integers(32, 700))
+@settings(max_examples=30, deadline=None)
+def test_the_number_of_outputs_tells_the_anchors(height: int, width: int):
+    for backbone in ("mobilevit_s", V2):
+        wanted = anchor_boxes(height, width, backbone)
+        found = anchors_of_count(height, width, len(wanted))
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_another_number_of_outputs_is_an_error():
+    message = "has 2998 or 3232 anchors at 300x300 pixels, but the outputs have 3000"
+    with pytest.raises(ValueError, match=message):
+        anchors_of_count(300, 300, 3000)
+    with pytest.raises(ValueError, match="has 3232 anchors at 320x320 pixels"):
+        anchors_of_count(320, 320, 3000)
 
 
 @given(NUMBERS, NUMBERS, NUMBERS, NUMBERS)

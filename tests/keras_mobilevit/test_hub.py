@@ -1,4 +1,4 @@
-"""`weights="imagenet"`, from a fake of the Hub.
+"""The published weights, from a fake of the Hub.
 
 The fake serves the seeded random weights of the golden files, because the published
 weights need a network.
@@ -27,11 +27,11 @@ from keras_mobilevit.weights import hub
 from tests.fakes import hub_server
 from tests.helpers.references import (
     MODELS,
+    SEGMENTER,
     build_segmenter,
     check_classifier,
     check_segmenter,
-    write_classifier,
-    write_segmenter,
+    write_weights,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -72,23 +72,51 @@ def leftovers(tmp_path) -> list[str]:
     return [p.name for p in files if p.suffix not in (".lock", ".TAG")]
 
 
+# The published weights of each variant. Those in brackets are not pinned: neither the
+# commit nor the hash is known.
+PUBLISHED = {
+    "mobilevit_xxs": ("imagenet", "(voc)", "coco"),
+    "mobilevit_xs": ("imagenet", "voc", "coco"),
+    "mobilevit_s": ("imagenet", "voc", "coco"),
+    "mobilevitv2_050": ("imagenet", "coco"),
+    "mobilevitv2_075": ("imagenet", "coco"),
+    "mobilevitv2_100": ("imagenet", "voc", "coco"),
+    "mobilevitv2_125": ("imagenet", "coco"),
+    "mobilevitv2_150": ("imagenet", "coco"),
+    "mobilevitv2_175": ("imagenet", "imagenet22k", "coco"),
+    "mobilevitv2_200": ("(imagenet)", "coco"),
+}
+
+
+def published(*kinds: str, pinned: bool) -> list[tuple[str, str]]:
+    """Returns kinds of weights and variants that have them."""
+    return [
+        (name.strip("()"), variant)
+        for variant, names in PUBLISHED.items()
+        for name in names
+        if name.strip("()") in kinds and not (pinned and name.startswith("("))
+    ]
+
+
+def test_every_published_file_is_in_the_table():
+    tables = hub.HUB_FILES | {"coco": hub.COCO_FILES}
+    found = {(name, variant) for name, files in tables.items() for variant in files}
+    assert found == set(published(*tables, pinned=False))
+    for name, variant in published("imagenet", pinned=False):
+        repository = hub.HUB_FILES[name][variant].repository
+        assert repository == f"timm/{variant}.cvnets_in1k"
+    for variant in PUBLISHED:
+        names = [name for name in hub.CLASSIFIER_WEIGHTS if (name, variant) in found]
+        assert hub.published_weights(variant) == names
+        assert ('`"imagenet22k"`' in MODELS[variant].__doc__) == (len(names) > 1)
+
+
 @pytest.mark.parametrize(
-    ("weights", "variant"),
-    [
-        ("imagenet", "mobilevit_xxs"),
-        ("imagenet", "mobilevit_xs"),
-        ("imagenet", "mobilevit_s"),
-        ("voc", "mobilevit_xs"),
-        ("voc", "mobilevit_s"),
-    ],
+    ("weights", "variant"), published("imagenet", "imagenet22k", "voc", pinned=True)
 )
 def test_content_is_pinned(weights: str, variant: str, server):
-    """A commit is asked for, which never changes, or a content of another hash refused.
-
-    Of VOC's XXS neither commit nor hash is known.
-    """
-    files = hub.IMAGENET_FILES if weights == "imagenet" else hub.VOC_FILES
-    publish(server, variant, b"another content", files)
+    """A commit is asked for, which never changes, or another hash is refused."""
+    publish(server, variant, b"another content", hub.HUB_FILES[weights])
     try:
         hub.weights_file(weights, variant)
         is_refused = False
@@ -99,11 +127,20 @@ def test_content_is_pinned(weights: str, variant: str, server):
     assert asked and (is_refused or all(len(commit) == 40 for commit in asked))
 
 
-@pytest.mark.parametrize("variant", MODELS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "mobilevit_xxs",
+        "mobilevit_xs",
+        "mobilevit_s",
+        "mobilevitv2_050",
+        pytest.param("mobilevitv2_100", marks=pytest.mark.slow),
+    ],
+)
 def test_imagenet_weights_give_the_logits_of_timm(
     variant, server, tmp_path, monkeypatch
 ):
-    content = write_classifier(f"timm_{variant}", tmp_path).read_bytes()
+    content = write_weights(f"timm_{variant}", tmp_path).read_bytes()
     publish(server, variant, content)
     pin(monkeypatch, variant, content)
     model = MODELS[variant](
@@ -121,7 +158,7 @@ def test_imagenet_weights_give_the_logits_of_timm(
 
 
 def test_voc_weights_give_the_logits_of_transformers(server, tmp_path):
-    content = write_segmenter(tmp_path).read_bytes()
+    content = write_weights(SEGMENTER, tmp_path).read_bytes()
     publish(server, "mobilevit_xxs", content, hub.VOC_FILES)
     check_segmenter(build_segmenter("voc", 16), 16, [(240, 200)])
     requests = len(server.requests)
@@ -137,13 +174,37 @@ def test_an_unknown_segmenter_is_refused(server):
         hub.weights_file("voc", "mobilevit_s")
 
 
-def test_a_variant_without_published_weights_is_an_error():
-    with pytest.raises(ValueError, match='no weights "voc" of .mobilevit_m.. Expected'):
-        hub.weights_file("voc", "mobilevit_m")
+@pytest.mark.parametrize(
+    ("weights", "variant", "expected"),
+    [
+        ("voc", "mobilevit_m", "mobilevit_xxs, mobilevit_xs, mobilevit_s, mobilevitv2"),
+        ("voc", "mobilevitv2_050", "mobilevit_xxs, .*mobilevitv2_100"),
+        ("imagenet22k", "mobilevit_xxs", "mobilevitv2_175"),
+        ("imagenet22k", "mobilevitv2_200", "mobilevitv2_175"),
+    ],
+)
+def test_a_variant_without_published_weights_is_an_error(weights, variant, expected):
+    message = f'no weights "{weights}" of .{variant}.. Expected one of: {expected}'
+    with pytest.raises(ValueError, match=message):
+        hub.weights_file(weights, variant)
+
+
+@pytest.mark.slow
+def test_weights_of_imagenet_22k(server, tmp_path):
+    """They have 1,000 classes, and the colors and names of timm."""
+    variant = "mobilevitv2_175"
+    content = write_weights(f"timm_{variant}", tmp_path).read_bytes()
+    publish(server, variant, content, hub.IMAGENET22K_FILES)
+    build = keras_mobilevit.MobileViTV2_175
+    with pytest.raises(ValueError, match='"imagenet22k".*1000 classes.*classes=7'):
+        build(weights="imagenet22k", classes=7)
+    model = build(weights="imagenet22k", input_shape=(64, 64, 3))
+    bias = load_file(tmp_path / f"timm_{variant}.safetensors")["head.fc.bias"]
+    np.testing.assert_array_equal(model.get_layer("predictions").bias, bias)
 
 
 def test_without_the_top_any_number_of_classes_is_accepted(server, tmp_path):
-    path = write_classifier("timm_mobilevit_xxs", tmp_path)
+    path = write_weights("timm_mobilevit_xxs", tmp_path)
     publish(server, "mobilevit_xxs", path.read_bytes())
     model = keras_mobilevit.MobileViT_XXS(
         weights="imagenet", include_top=False, classes=7, input_shape=(96, 64, 3)
