@@ -78,7 +78,7 @@ def backbone() -> keras.Model:
 @given(st.integers(32, 130), st.integers(32, 130))
 @example(32, 33)
 @example(75, 51)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_anchors_have_the_sizes_of_the_second_familys_maps(backbone, height, width):
     maps = backbone(np.zeros((1, height, width, 3), np.float32))
     shapes = feature_map_shapes(height, width, 2)

@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 
 import keras_mobilevit
-from keras_mobilevit import DeepLabV3, MobileViT_XXS, SSDLite
+from keras_mobilevit import DeepLabV3, MobileViT_XXS, MobileViTV2_050, SSDLite
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (48, 80, 3)  # not square, and not of whole patches
 IMAGES = np.random.default_rng(0).uniform(0, 255, (4, *SHAPE)).astype("float32")
-KINDS = ("classifier", "detector", "segmenter")
+# MobileViTv2's block is in its classifier; its detectors and segmenters add nothing.
+KINDS = ("classifier", "second_classifier", "detector", "segmenter")
 # Tracing is slow, and the detector's layers are all in the two others.
-TRACED = ["classifier", pytest.param("segmenter", marks=pytest.mark.slow)]
+TRACED = [
+    "classifier",
+    "second_classifier",
+    pytest.param("segmenter", marks=pytest.mark.slow),
+]
 
 
 def build(kind: str, shape=SHAPE):
@@ -25,7 +30,8 @@ def build(kind: str, shape=SHAPE):
         return SSDLite("mobilevit_xxs", 3, None, shape)
     if kind == "segmenter":
         return DeepLabV3("mobilevit_xxs", 3, None, shape, auxiliary=True)
-    return MobileViT_XXS(weights=None, classes=3, input_shape=shape)
+    variant = MobileViTV2_050 if kind == "second_classifier" else MobileViT_XXS
+    return variant(weights=None, classes=3, input_shape=shape)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +103,7 @@ except Exception as error:
     print(error, file=sys.stderr)
 import keras_mobilevit
 images = np.load(f"{folder}/images.npy")
-for kind in ("classifier", "detector", "segmenter"):
+for kind in sys.argv[2:]:
     outputs = keras.models.load_model(f"{folder}/{kind}.keras")(images)
     outputs = outputs if isinstance(outputs, dict) else {"output": outputs}
     outputs = {name: keras.ops.convert_to_numpy(x) for name, x in outputs.items()}
@@ -111,7 +117,7 @@ def test_another_process_loads_what_is_saved_after_the_import(models, tmp_path):
     for kind, model in models.items():
         model.save(tmp_path / f"{kind}.keras")
     result = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path)],
+        [sys.executable, "-c", LOAD, str(tmp_path), *KINDS],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -128,10 +134,12 @@ def test_another_process_loads_what_is_saved_after_the_import(models, tmp_path):
     [
         "Activation",
         "BatchNormalization",
+        "ContextPooling",
         "DilatedConv2D",
         "DotProductAttention",
         "Fold",
         "ResizeLike",
+        "ResizeToMultiple",
         "SplitPredictions",
         "Unfold",
     ],
@@ -154,6 +162,8 @@ def test_free_sizes_give_the_same_as_a_fixed_one(kind: str, models):
     [
         ("classifier", "mixed_bfloat16"),
         ("classifier", "float16"),
+        ("second_classifier", "mixed_float16"),
+        pytest.param("second_classifier", "mixed_bfloat16", marks=pytest.mark.slow),
         ("detector", "mixed_bfloat16"),
         pytest.param("detector", "float16", marks=pytest.mark.slow),
         pytest.param("segmenter", "mixed_bfloat16", marks=pytest.mark.slow),
@@ -187,7 +197,7 @@ def test_float32_layers_have_no_policy_of_their_own(models):
 @pytest.mark.parametrize("kind", TRACED)
 def test_fit_in_plain_keras(kind: str):
     keras.utils.set_random_seed(1)
-    if kind == "classifier":
+    if kind.endswith("classifier"):
         model, labels = build(kind), np.array([0, 1, 2, 0])
     else:
         model = keras_mobilevit.without_auxiliary(build(kind))
@@ -201,12 +211,13 @@ def test_fit_in_plain_keras(kind: str):
 # Keras says so of every layer that stays in floats.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-def test_quantized_models_are_close_and_are_saved(models, tmp_path):
-    model = keras.models.clone_model(models["classifier"])
-    model.set_weights(models["classifier"].get_weights())
+@pytest.mark.parametrize("kind", ["classifier", "second_classifier"])
+def test_quantized_models_are_close_and_are_saved(kind: str, models, tmp_path):
+    model = keras.models.clone_model(models[kind])
+    model.set_weights(models[kind].get_weights())
     model.quantize("int8")
     found = run(model)
-    assert_close(found, run(models["classifier"]), 0.05)
+    assert_close(found, run(models[kind]), 0.05)
     model.save(tmp_path / "int8.keras")
     assert_close(run(keras.models.load_model(tmp_path / "int8.keras")), found)
 

@@ -55,13 +55,6 @@ def own_files(own, tmp_path_factory) -> dict[str, Path]:
     return {ending: folder / f"model{ending}" for ending in (".keras", ".weights.h5")}
 
 
-def copy_of(model: keras.Model, **arguments) -> keras.Model:
-    """Builds a model with the weights of another, for a test that changes it."""
-    copy = build_classifier(None, **arguments)
-    copy.set_weights(model.get_weights())
-    return copy
-
-
 def test_every_difference_is_named_and_nothing_is_loaded(timm_xxs, own, tmp_path):
     tensors = load_file(timm_xxs)
     del tensors["stem.bn.bias"]
@@ -168,18 +161,40 @@ def saved_by(model, path) -> dict:
     return load_file(path)
 
 
-def test_loras_adapters_are_added_to_what_is_saved(own, tmp_path):
-    model = copy_of(own, classes=7)
+# MobileViTv2's projections are convolutions.
+@pytest.mark.parametrize(
+    ("variant", "names"),
+    [
+        (
+            "mobilevit_xxs",
+            ("predictions", "stage3_vit_transformer0_ffn_expand", "head_conv"),
+        ),
+        (
+            "mobilevitv2_050",
+            (
+                "predictions",
+                "stage3_vit_transformer0_attention_key_conv",
+                "stage5_vit_transformer2_ffn_project_conv",
+            ),
+        ),
+    ],
+)
+def test_loras_adapters_are_added_to_what_is_saved(variant: str, names, tmp_path):
+    model = build_classifier(None, variant, classes=7)
     plain = saved_by(model, tmp_path / "plain.safetensors")
-    for name in ("predictions", "stage3_vit_transformer0_ffn_expand", "head_conv"):
+    for name in names:
         layer = model.get_layer(name)
         layer.enable_lora(2)
         layer.lora_kernel_b.assign(keras.ops.ones_like(layer.lora_kernel_b))
     path = tmp_path / "lora.safetensors"
-    assert saved_by(model, path).keys() == plain.keys()
+    saved = saved_by(model, path)
+    assert saved.keys() == plain.keys()
+    assert sum((saved[name] != plain[name]).any() for name in plain) == len(names)
     images = reference.images(64, 96)
     np.testing.assert_allclose(
-        run(build_classifier(path, classes=7), images), run(model, images), atol=1e-4
+        run(build_classifier(path, variant, classes=7), images),
+        run(model, images),
+        atol=1e-4,
     )
     with pytest.raises(ValueError, match="before `quantize` or `enable_lora`"):
         keras_mobilevit.load_weights(model, path)
