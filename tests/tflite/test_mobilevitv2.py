@@ -17,7 +17,7 @@ from keras_mobilevit.litert import LiteRTModel, read_card
 from tests.helpers.conversions import Conversions
 from tests.helpers.networks import photos
 from tflite.formats import conversion
-from tflite.formats.table import FORMATS, formats_of
+from tflite.formats.table import formats_of
 from tflite.images import ImageSet
 from tflite.suites.conversion import settle_batch_norms
 from tflite.tasks.registry import task_of
@@ -95,6 +95,8 @@ def test_the_outputs_are_those_of_keras(kind, size, output, make_files):
         assert card["xnnpack"] == {"partitions": 1, "ops_outside": {}}
 
 
+# With random weights, 8 bits lose more than in a trained network: 14 to 17 dB here.
+LEAST_PSNR = {"fp16": 50, "dynamic": 15, "int8-mixed": 12, "int8": 12}
 FLOAT_IN_INT8 = {"ADD", "QUANTIZE", "RSQRT", "SOFTMAX"}  # which XNNPACK leaves out
 
 
@@ -106,7 +108,7 @@ FLOAT_IN_INT8 = {"ADD", "QUANTIZE", "RSQRT", "SOFTMAX"}  # which XNNPACK leaves 
         pytest.param("segmenter", "logits", marks=SLOW),
     ],
 )
-@pytest.mark.parametrize("file_format", ["fp16", "dynamic", "int8-mixed", "int8"])
+@pytest.mark.parametrize("file_format", list(LEAST_PSNR))
 def test_every_format(kind, output, file_format, make_files):
     card = make_files(kind, ODD, output).card(file_format)
     assert card["max_rank"] <= 4
@@ -116,13 +118,12 @@ def test_every_format(kind, output, file_format, make_files):
     else:
         assert card["xnnpack"] == {"partitions": 1, "ops_outside": {}}
     if kind == "classifier":
-        limit = FORMATS[file_format].limits["psnr"]
-        assert card["parity"]["psnr_db"] > limit
+        assert card["parity"]["psnr_db"] > LEAST_PSNR[file_format]
     assert file_format in formats_of(task_of(model_of(kind, ODD), output))
 
 
 def test_logits_are_resized_as_the_model_does_it(make_files):
-    """With half-pixel centers, one pixel of thirty would have another class."""
+    """With half-pixel centers, a quarter of the pixels would have another class."""
     model = model_of("segmenter", ODD)
     assert aligns_corners(model)
     assert not aligns_corners(DeepLabV3("mobilevit_xxs", CLASSES, None))
@@ -133,9 +134,9 @@ def test_logits_are_resized_as_the_model_does_it(make_files):
     task = task_of(model, "logits")
     (half,) = task.postprocess(model, ODD)([raw]).values()
     assert half.shape[1:3] == (ODD // 2, ODD // 2)
-    assert np.mean(class_maps(half, ODD) == expected) > 0.98
+    assert np.mean(class_maps(half, ODD) == expected) > 0.97
     other = class_maps(tf.image.resize(raw, half.shape[1:3]), ODD)
-    assert np.mean(other == expected) < 0.96
+    assert np.mean(other == expected) < 0.9
     (classes,) = task_of(model, "classmap").reference(model, ODD)([raw]).values()
     assert np.mean(classes == expected) > 0.9999
 
