@@ -35,11 +35,12 @@ def separable_attention(x: Tensor, name: str) -> Tensor:
     channels = x.shape[-1]
     # In the published code query, key and value are one convolution, whose fan-out
     # determines the initial spread of all three.
-    initializer = keras.initializers.RandomNormal(
-        stddev=math.sqrt(2 / (1 + 2 * channels))
-    )
+    spread = math.sqrt(2 / (1 + 2 * channels))
 
     def project(x: Tensor, filters: int, part: str) -> Tensor:
+        # One initializer for each: the same object draws the same numbers again, and
+        # key and value would start equal.
+        initializer = keras.initializers.RandomNormal(stddev=spread)
         return conv(x, filters, 1, 1, f"{name}_{part}", 1, True, initializer)
 
     scores = project(x, 1, "query")

@@ -151,3 +151,11 @@ def test_any_size_and_channels(variant: str, channels: int, sides: tuple):
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, channels))
     for training in (False, True):
         assert np.isfinite(model(images, training=training)).all()
+
+
+@pytest.mark.parametrize("variant", ["mobilevit_xxs", "mobilevitv2_050"])
+def test_no_two_layers_start_with_the_same_kernel(variant: str):
+    """An initializer that two layers share draws the same numbers twice."""
+    build = getattr(keras_mobilevit, keras_mobilevit.VARIANTS[variant].title)
+    kernels = [w.numpy() for w in build(weights=None).weights if w.name == "kernel"]
+    assert len({kernel.tobytes() for kernel in kernels}) == len(kernels)
