@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from keras import layers
 
@@ -301,6 +301,8 @@ OTHER_READERS = {
 
 
 @settings(deadline=None)
+@example("image_norm", {"convolution", "returned average"}, None, False)
+@example("image_norm", {"convolution", "returned map"}, None, False)
 @given(
     op=st.sampled_from(["image_norm", "layer_norm", "rms_norm"]),
     names=st.sets(
