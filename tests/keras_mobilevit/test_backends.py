@@ -32,25 +32,37 @@ from tests.helpers.references import (
     build_segmenter,
     check_backbone,
     check_classifier,
-    check_logits,
+    check_detector,
     check_segmenter,
     write_weights,
 )
 
-backend, folder = sys.argv[1:]
+V2 = "mobilevitv2_050"
+backend, folder = sys.argv[1], Path(sys.argv[2])
 assert keras.backend.backend() == backend
-folder = Path(folder)
-model = build_classifier(write_weights("timm_mobilevit_xxs", folder))
-check_logits(model, "timm_mobilevit_xxs", ((256, 256), (224, 224)))
-file = write_weights("timm_mobilevitv2_050", folder)
-second = build_classifier(file, "mobilevitv2_050")
-check_classifier(second, "timm_mobilevitv2_050", ((256, 256), (224, 224)))
-backbone = build_backbone(file, "mobilevitv2_050", 8)
-check_backbone(backbone, "timm_mobilevitv2_050_8")
 check_non_max_suppression(0.05, 400, 200)
-path = write_weights(SEGMENTER, folder)
+# Maps of whole patches and odd ones, which the families enlarge differently.
+classifiers = [
+    build_classifier(write_weights(f"timm_{variant}", folder), variant)
+    for variant in ("mobilevit_xxs", V2)
+]
+for model in classifiers:
+    check_classifier(model, f"timm_{model.name}", ((256, 256), (224, 224)))
 for output_stride in (16, 8):
+    path = write_weights(SEGMENTER, folder)
     check_segmenter(build_segmenter(path, output_stride), output_stride)
+    path = write_weights(f"timm_{V2}", folder)
+    backbone = build_backbone(path, V2, output_stride)
+    check_backbone(backbone, f"timm_{V2}_{output_stride}")
+name = f"segmentation/cvnets_{V2}"
+model = build_segmenter(write_weights(name, folder), 16, V2, upsample=True)
+check_segmenter(model, 16, ((240, 200),), name, reference.resized_key)
+name = f"detection/cvnets_{V2}"
+model = keras_mobilevit.SSDLite(
+    V2, 80, str(write_weights(name, folder)), (None, None, 3), False
+)
+check_detector(model, f"{name}_240x200", (240, 200))
+
 detector = keras.models.load_model(f"{folder}/detector.keras")
 wanted = np.load(f"{folder}/detector.npz")
 outputs = detector(wanted["images"])
@@ -61,16 +73,16 @@ for name, value in outputs.items():
     print(name, difference)
     assert difference <= 1e-4, name
 if backend == "jax":
+    import tensorflow
     # Without gradients: JAX cannot differentiate strided convolutions of unknown size.
     options = {"jax2tf_kwargs": {"with_gradient": False}, "verbose": False}
-    import tensorflow
-    for number, exported in enumerate((model, second)):
-        exported.export(f"{folder}/saved{number}", **options)
-        saved = tensorflow.saved_model.load(f"{folder}/saved{number}")
+    for model in classifiers:
+        model.export(f"{folder}/{model.name}", **options)
+        loaded = tensorflow.saved_model.load(f"{folder}/{model.name}")
         for size in ((64, 96), (75, 51)):
             images = reference.images(*size)
-            wanted = keras.ops.convert_to_numpy(exported(images))
-            assert np.abs(saved.serve(images).numpy() - wanted).max() <= 1e-4, size
+            wanted = keras.ops.convert_to_numpy(model(images))
+            assert np.abs(loaded.serve(images).numpy() - wanted).max() <= 1e-4, size
 """
 
 

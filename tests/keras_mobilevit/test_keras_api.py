@@ -18,11 +18,7 @@ IMAGES = np.random.default_rng(0).uniform(0, 255, (4, *SHAPE)).astype("float32")
 # MobileViTv2's block is in its classifier; its detectors and segmenters add nothing.
 KINDS = ("classifier", "second_classifier", "detector", "segmenter")
 # Tracing is slow, and the detector's layers are all in the two others.
-TRACED = [
-    "classifier",
-    "second_classifier",
-    pytest.param("segmenter", marks=pytest.mark.slow),
-]
+TRACED = ["classifier", "second_classifier", "segmenter"]
 
 
 def build(kind: str, shape=SHAPE):

@@ -115,6 +115,23 @@ def test_a_scaled_swish_is_in_the_qat_model(graph, images):
     qat.build_qat_model(after, images)  # which compares both before it rounds
 
 
+def test_mobilevitv2_is_trained_too(images):
+    """With its norms of a whole image and its contexts."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = feature_maps(x, VARIANTS["mobilevitv2_050"])["P3"]
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(10)(x))
+    graph = deployment_graph(read_model(model, SIZE, SIZE))
+    qat_model = qat.build_qat_model(graph, images)  # which compares both first
+    (expected,) = tf_ops.run(graph, images)
+    error = np.sqrt(np.mean((qat_model(images, training=True) - expected) ** 2))
+    assert 0 < error < 0.2 * np.std(expected)
+    again = qat._with_weights(graph, qat._weights_of(qat_model))
+    np.testing.assert_allclose(tf_ops.run(again, images)[0], expected, atol=1e-5)
+
+
 def test_a_qat_model_that_differs_is_refused(graph, qat_model, monkeypatch):
     monkeypatch.setattr(qat, "COPY_TOLERANCE", 0.0)
     with pytest.raises(RuntimeError, match="tf_keras model differs from the graph by"):

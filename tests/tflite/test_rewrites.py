@@ -1,9 +1,11 @@
 """Every rewrite keeps the outputs, in float64."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from keras import layers
 
@@ -14,6 +16,7 @@ from keras_mobilevit.layers import Fold, Unfold
 from keras_mobilevit.value_range import input_max
 from tests.helpers.graphs import random_images, randomized, run_graph
 from tflite.graph import rewrites, tf_ops
+from tflite.graph.graph import Graph, Node
 from tflite.graph.reader import UnknownLayer, read_model
 
 SMALL = 1e-9  # rounding of float64 after about 200 layers; the logits are around 1
@@ -87,6 +90,38 @@ def test_every_rewrite_keeps_the_outputs(size):
         )
 
 
+# Its attention has no factor to fold, its norms average over all pixels, and the layer
+# beside a fold or unfold is already on the side with fewer channels.
+NOT_IN_V2 = {
+    rewrites.scale_queries,
+    rewrites.project_tokens,
+    rewrites.layer_norms_to_rms_norms,
+}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (72, 100)], ids=str)
+def test_every_rewrite_keeps_the_outputs_of_v2(size):
+    graph = read_model(classifier("mobilevitv2_050"), *size)
+    x = random_images(*size)
+    expected = run_graph(graph, x)
+    tolerance = SMALL if size == (64, 64) else 1e-6
+    for rewrite in rewrites.REWRITES:
+        before, graph = graph, rewrite(graph)
+        assert (graph is before) == (rewrite in NOT_IN_V2), rewrite.__name__
+        np.testing.assert_allclose(
+            run_graph(graph, x), expected, atol=tolerance, err_msg=rewrite.__name__
+        )
+    assert {node.op for node in graph.nodes.values()} == {
+        *("activation", "add", "context", "conv", "dense", "depthwise", "fold"),
+        *("global_average", "image_norm", "multiply", "resize_to_multiple", "unfold"),
+    }  # neither batch_norm nor pad or rescale
+    norms = graph.of_kind("image_norm")
+    assert (
+        len(norms) == 21
+    )  # two in each of nine transformers, and one after each depth
+    assert not any(norm.weights for norm in norms)
+
+
 def test_what_is_left():
     ops = {
         n.op
@@ -109,6 +144,9 @@ SIZES = [(256, 256), (224, 224), (192, 288)]
         *(("mobilevit_xxs", size) for size in SIZES),
         ("mobilevit_xs", (192, 288)),
         ("mobilevit_s", (192, 288)),
+        ("mobilevitv2_050", (128, 128)),
+        ("mobilevitv2_050", (112, 240)),  # 7 and 15 become 8 and 16
+        pytest.param("mobilevitv2_100", (224, 224), marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -213,6 +251,89 @@ def test_a_norm_before_something_else_keeps_its_gamma():
         return layers.Activation("relu")(x)
 
     assert "rms_norm" in unchanged_outputs(small_model(build))
+
+
+# What reads a norm of tokens [1, 4, 4, 6]. From the norm's name to nodes; the last of
+# them is an output of the graph.
+
+
+def _project(name: str, source: str, kernel_size: int = 1) -> Node:
+    kernel = np.random.default_rng(len(name)).normal(size=(*[kernel_size] * 2, 6, 2))
+    options = {"strides": (1, 1), "padding": "SAME", "dilations": (1, 1)}
+    return Node(name, "conv", (source,), {"kernel": kernel}, options)
+
+
+def _dense(norm: str) -> list[Node]:
+    kernel = np.random.default_rng(0).normal(size=(6, 3))
+    return [Node("dense", "dense", (norm,), {"kernel": kernel, "bias": np.ones(3)})]
+
+
+def _context(norm: str) -> Node:
+    return Node("averaged", "context", ("scores", norm))
+
+
+def _fold(norm: str) -> Node:
+    return Node("folded", "fold", (norm, "images"), options={"patch_size": 2})
+
+
+LINEAR_READERS = {
+    "convolution": lambda norm: [_project("conv", norm)],
+    "dense layer": _dense,
+    "average": lambda norm: [_context(norm), _project("key", "averaged")],
+    "map": lambda norm: [_fold(norm), _project("global", "folded")],
+}
+OTHER_READERS = {
+    "wide convolution": lambda norm: [_project("wide", norm, 3)],
+    "swish": lambda norm: [
+        Node("swish", "activation", (norm,), options={"function": "silu"})
+    ],
+    "product": lambda norm: [Node("product", "multiply", (norm, norm))],
+    "returned average": lambda norm: [_context(norm)],
+    "returned map": lambda norm: [_fold(norm)],
+    "wide convolution of the map": lambda norm: [
+        _fold(norm),
+        _project("wide_map", "folded", 3),
+    ],
+    "size of a map": lambda norm: [
+        Node("sized", "fold", ("tokens", norm), options={"patch_size": 2})
+    ],
+}
+
+
+@settings(deadline=None)
+@example("image_norm", {"convolution", "returned average"}, None, False)
+@example("image_norm", {"convolution", "returned map"}, None, False)
+@given(
+    op=st.sampled_from(["image_norm", "layer_norm", "rms_norm"]),
+    names=st.sets(
+        st.sampled_from([*LINEAR_READERS, *OTHER_READERS]), min_size=1, max_size=3
+    ),
+    missing=st.sampled_from([None, "gamma", "beta"]),
+    is_output=st.booleans(),
+)
+def test_norms_fold_into_linear_readers_only(op, names, missing, is_output):
+    random = np.random.default_rng(0)
+    weights = {name: random.normal(size=6) for name in ("gamma", "beta")}
+    weights.pop(missing, None)
+    kernel = random.normal(size=(1, 1, 6, 1))
+    unfold = {"patch_size": 2, "per_image": True}
+    nodes = [
+        Node("tokens", "unfold", ("images",), options=unfold),
+        dataclasses.replace(_project("scores", "tokens"), weights={"kernel": kernel}),
+        Node("norm", op, ("tokens",), weights, {"epsilon": 1e-5}),
+    ]
+    outputs = ("norm",) if is_output else ()
+    for name in sorted(names):
+        readers = (LINEAR_READERS | OTHER_READERS)[name]("norm")
+        nodes += readers
+        outputs += (readers[-1].name,)
+    graph = Graph("images", (4, 4, 6), {node.name: node for node in nodes}, outputs)
+    after = rewrites.fold_norm_scales(graph)
+    is_folded = not is_output and names <= set(LINEAR_READERS)
+    assert (not after.nodes["norm"].weights) == is_folded
+    x = random.normal(size=(2, 4, 4, 6))
+    for expected, found in zip(tf_ops.run(graph, x), tf_ops.run(after, x)):
+        np.testing.assert_allclose(found, expected, atol=SMALL)
 
 
 @settings(deadline=None)
