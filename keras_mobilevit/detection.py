@@ -127,11 +127,21 @@ def detect(
         `classes`, int32 `[batch, max_detections]`, where 0 is the first class after the
         background. Unused entries have a box of zeros, the score 0 and the class -1.
 
+    Raises:
+        ValueError: if the anchors are not as many as the outputs' boxes.
+
     Example:
     >>> outputs = model.predict(images)  # [1, 320, 320, 3]
     >>> found = detect(outputs, anchor_boxes(320, 320), score_threshold=0.3)
     >>> found["classes"][0, :2], found["boxes"][0, 0]
     """
+    count = outputs["offsets"].shape[1]
+    if count not in (None, len(anchors)):
+        raise ValueError(
+            f"The outputs have {count} boxes, but there are {len(anchors)} anchors. Use "
+            "`anchor_boxes(height, width, backbone)` with the size of the images and "
+            "the name of the detector's backbone."
+        )
     boxes, scores = decode_outputs(outputs, anchors)
     return non_max_suppression(
         boxes, scores, score_threshold, iou_threshold, candidates, max_detections

@@ -325,6 +325,8 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
         overrides["data"] = f"{kind}:{_absolute(path)}"
     if overrides.get("weights") and not _is_published(overrides["weights"]):
         overrides["weights"] = _absolute(overrides["weights"])
+    if isinstance(overrides.get("model"), str):
+        overrides["model"] = overrides["model"].lower()  # as `get_variant` takes it
     values = {**RECIPES[recipe], **overrides}
     by_model = BY_MODEL.get(recipe, {}).get(values.get("model", TrainConfig.model), {})
     return TrainConfig(**{**values, **by_model, **overrides})

@@ -196,3 +196,11 @@ def test_invalid_arguments(arguments: dict, message: str):
 def test_unknown_backbone():
     with pytest.raises(ValueError, match="Unknown model 'resnet'"):
         SSDLite("resnet", weights=None)
+
+
+def test_anchors_of_another_backbone_are_refused():
+    model = keras_mobilevit.SSDLite("mobilevitv2_050", 3, None, (300, 300, 3))
+    outputs = model(np.zeros((1, 300, 300, 3), np.float32))
+    anchors = keras_mobilevit.anchor_boxes(300, 300)  # of MobileViT
+    with pytest.raises(ValueError, match=r"boxes, but there are \d+ anchors.*backbone"):
+        keras_mobilevit.detect(outputs, anchors)

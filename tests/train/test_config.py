@@ -307,3 +307,9 @@ def test_paths_are_absolute_so_that_a_run_continues_from_anywhere(
     config = make_config(data="folder:./photos/", weights="a.keras")
     assert config.data == f"folder:{tmp_path}/photos"
     assert config.weights == f"{tmp_path}/a.keras"
+
+
+def test_a_name_in_upper_case_has_the_rates_of_its_width():
+    upper = make_config("imagenet_v2", model="MobileViTV2_200")
+    assert upper == make_config("imagenet_v2", model="mobilevitv2_200")
+    assert upper.learning_rate == 0.002
