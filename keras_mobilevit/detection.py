@@ -135,10 +135,10 @@ def detect(
     >>> found = detect(outputs, anchor_boxes(320, 320), score_threshold=0.3)
     >>> found["classes"][0, :2], found["boxes"][0, 0]
     """
-    count = outputs["offsets"].shape[1]
-    if count not in (None, len(anchors)):
+    boxes, given = outputs["offsets"].shape[1], anchors.shape[0]
+    if boxes not in (None, given):
         raise ValueError(
-            f"The outputs have {count} boxes, but there are {len(anchors)} anchors. Use "
+            f"The outputs have {boxes} boxes, but there are {given} anchors. Use "
             "`anchor_boxes(height, width, backbone)` with the size of the images and "
             "the name of the detector's backbone."
         )
