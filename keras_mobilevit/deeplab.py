@@ -19,6 +19,7 @@ from keras_mobilevit.blocks import batch_norm, conv
 from keras_mobilevit.configs import SEGMENTER_SIZE, ModelConfig, get_variant
 from keras_mobilevit.weights.hub import VOC_FILES, weights_file
 from keras_mobilevit.weights.load import load_backbone, load_weights
+from keras_mobilevit.weights.pytorch_layout import family_of
 
 VOC_CLASSES = 21  # including the background
 OUTPUT_STRIDES = (8, 16)
@@ -115,12 +116,15 @@ def is_segmenter(model: keras.Model) -> bool:
 
 
 def aligns_corners(model: keras.Model) -> bool:
-    """Tells whether a segmenter resizes its logits with the corners' centers in place.
+    """Tells whether a segmenter's logits are resized with the corners in place.
 
-    A model made with `upsample=False` does not resize them, and the answer is no.
+    The family tells, also for a model made with `upsample=False`.
     """
-    layers_of_size = (x for x in model.layers if isinstance(x, ResizeLike))
-    return any(layer.align_corners for layer in layers_of_size)
+    family = family_of(model)
+    if family is not None:
+        return family.aligns_corners
+    resizing = (layer for layer in model.layers if isinstance(layer, ResizeLike))
+    return any(layer.align_corners for layer in resizing)
 
 
 def without_auxiliary(model: keras.Model) -> keras.Model:

@@ -189,7 +189,22 @@ RECIPES: dict[str, dict] = {
     ),
 }
 # Values of a recipe that depend on the model. Other models have the recipe's own.
-BY_MODEL: dict[str, dict[str, dict]] = {"imagenet_v2": _MOBILEVIT_V2}
+BY_MODEL: dict[str, dict[str, dict]] = {
+    "imagenet_v2": _MOBILEVIT_V2,
+    # The released detectors and segmenters of MobileViTv2.
+    "coco": dict.fromkeys(_MOBILEVIT_V2, dict(weight_decay=0.05)),
+    "voc2012": dict.fromkeys(
+        _MOBILEVIT_V2,
+        dict(
+            learning_rate=5e-4,
+            warmup_learning_rate=5e-5,
+            weight_decay=0.05,
+            head_lr_multiplier=1.0,
+            gradient_clip=10.0,
+            auxiliary_weight=0.4,
+        ),
+    ),
+}
 
 
 def default_recipe(data: str, task: str = "classification") -> str:

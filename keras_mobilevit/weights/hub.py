@@ -139,6 +139,12 @@ APPLE_BLOBS = (
     "2925d8bd8757273c5fe5b35b303bd5d63215438d",
     "97ae26ed94f4794cb37c69b26364f461179ebbeb",
 )
+# SHA-256 of published files with transformers' names of MobileViTv2:
+# apple/mobilevitv2-1.0-imagenet1k-256, refs/pr/4, and the segmenter of `VOC_FILES`.
+APPLE_SHA256 = (
+    "4eb9c5e0af2e701e23a7f07db8b97bbd0d5efe16618dd22ee34b16a4bd42c35d",
+    "395395c13f0fdf10db10e88377e591692350b4dfebcdb7fe674d6f1ea59aea11",
+)
 
 
 def _verify(file: HubFile, path: Path) -> None:
@@ -217,14 +223,19 @@ def is_published(path: str | os.PathLike) -> bool:
     detectors = [_coco_path(variant).resolve() for variant in COCO_FILES]
     content = path.read_bytes()
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
-    return path in detectors or blob.hexdigest() in APPLE_BLOBS
+    return (
+        path in detectors
+        or blob.hexdigest() in APPLE_BLOBS
+        or hashlib.sha256(content).hexdigest() in APPLE_SHA256
+    )
 
 
 def _check_published(weights: str, variant: str, files: dict) -> None:
     if variant not in files:
         raise ValueError(
-            f'There are no weights "{weights}" of {variant!r}. '
-            f"Expected one of: {', '.join(files)}."
+            f'There are no weights "{weights}" of {variant!r}, only of: '
+            f"{', '.join(files)}. Choose another backbone, the path of a file, or "
+            "random weights."
         )
 
 

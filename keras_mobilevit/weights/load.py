@@ -25,7 +25,11 @@ from keras_mobilevit.weights.names import (
     CheckpointFormat,
     is_backbone,
 )
-from keras_mobilevit.weights.pytorch_layout import locate_variables, weighted_layers
+from keras_mobilevit.weights.pytorch_layout import (
+    family_of,
+    locate_variables,
+    weighted_layers,
+)
 
 # One layer of each whole model: it shows that the model has its top.
 HEAD_LAYERS = ("predictions", "ssd_split", "deeplab_classifier")
@@ -64,14 +68,13 @@ def _identify(tensors: dict[str, np.ndarray], path: str) -> CheckpointFormat:
 
 def _check_family(model: keras.Model, source: CheckpointFormat, path: str) -> None:
     """Refuses a file of another family than the model's."""
-    backbone = {layer.name for layer in weighted_layers(model, is_backbone)}
-    for other in CHECKPOINT_FORMATS:
-        if other.backbone == backbone and other.family != source.family:
-            raise ValueError(
-                f"{path} holds a {source.family.title}, but the model is a "
-                f"{other.family.title}. Nothing was loaded. Build the variant that the "
-                "file is for."
-            )
+    family = family_of(model)
+    if family not in (None, source.family):
+        raise ValueError(
+            f"{path} holds a {source.family.title}, but the model is a "
+            f"{family.title}. Nothing was loaded. Build the variant that the file is "
+            "for."
+        )
 
 
 def _expects_bgr(
@@ -80,16 +83,15 @@ def _expects_bgr(
     """Tells whether a file's weights were trained on BGR images."""
     if channel_order is not None:
         return channel_order == "bgr"
-    if not source.is_one_order and not is_published(path):
-        # All versions use the same names, but only the first reads images as BGR.
+    if source.ambiguity and not is_published(path):
+        assumed, other = ("bgr", "rgb") if source.is_bgr else ("rgb", "bgr")
         warnings.warn(
-            f"{path} has the tensor names of ml-cvnets, which do not say whether the "
-            "weights expect RGB or BGR. BGR was assumed, as in Apple's published "
-            "MobileViT (ml-cvnets 0.1), and the channels of the first convolution were "
-            "reversed. If the weights were trained with ml-cvnets 0.2 or later, which "
-            "reads RGB, build the model with `weights=None` and call "
-            '`keras_mobilevit.load_weights(model, path, channel_order="rgb")`. With '
-            '`channel_order="bgr"` this warning is not shown.',
+            f"{path} has the tensor names of {source.name}, which do not say whether "
+            f"the weights expect RGB or BGR. {source.ambiguity} {assumed.upper()} was "
+            f"assumed. If the weights expect {other.upper()}, build the model with "
+            "`weights=None` and call `keras_mobilevit.load_weights(model, path, "
+            f'channel_order="{other}")`. With `channel_order="{assumed}"` this warning '
+            "is not shown.",
             stacklevel=2,
         )
     return source.is_bgr
@@ -224,9 +226,9 @@ def load_weights(
             the file's weights were trained on. The model takes RGB either way. The
             default is RGB for timm's names and for every MobileViTv2. It is BGR for a
             MobileViT with the names of transformers or ml-cvnets, as in the published
-            files. Later versions of ml-cvnets (0.2 and up) train MobileViT on RGB under
-            the same names. Such a file that Apple has not published is loaded with a
-            warning.
+            files. Where files with the same names may expect another order (MobileViT
+            of ml-cvnets, MobileViTv2 of transformers), a file that Apple has not
+            published is loaded with a warning.
 
     Raises:
         ValueError: if the file has another format, is damaged, contains code, or does

@@ -128,6 +128,7 @@ class FamilyNames:
         segmenter: ml-cvnets' name of the classifier of DeepLabv3.
         is_bgr: whether the published weights with the names of transformers and of
             ml-cvnets expect BGR images. timm's expect RGB.
+        ambiguous: by library, why files with its names may expect either order.
     """
 
     family: Family
@@ -138,8 +139,14 @@ class FamilyNames:
     classifier: str
     segmenter: str
     is_bgr: bool
+    ambiguous: dict[str, str]
 
 
+_CVNETS, _TASKS = "ml-cvnets", "ml-cvnets detectors and segmenters"
+_CVNETS_ORDERS = (
+    "Apple's published MobileViT (ml-cvnets 0.1) expects BGR; ml-cvnets 0.2 and later "
+    "train on RGB."
+)
 FAMILY_NAMES = (
     FamilyNames(
         family=MOBILEVIT,
@@ -150,6 +157,7 @@ FAMILY_NAMES = (
         classifier="classifier.fc",
         segmenter="seg_head.classifier.classifier.block.conv",
         is_bgr=True,
+        ambiguous={_CVNETS: _CVNETS_ORDERS, _TASKS: _CVNETS_ORDERS},
     ),
     FamilyNames(
         family=MOBILEVITV2,
@@ -160,6 +168,10 @@ FAMILY_NAMES = (
         classifier="classifier.1",
         segmenter="seg_head.classifier.block.conv",
         is_bgr=False,
+        ambiguous={
+            "transformers": "Apple's published MobileViTv2 expects RGB; a network that "
+            "was fine-tuned with their configuration in transformers expects BGR."
+        },
     ),
 )
 
@@ -296,15 +308,15 @@ class CheckpointFormat:
     """The names that a library gives to the modules of a family in its checkpoints.
 
     `modules` has them by this library's layer names. `is_bgr` tells whether the
-    published weights expect BGR images. Whether they do is certain if `is_one_order`:
-    then all weights with these names expect the same.
+    published weights expect BGR images, and `ambiguity` why other weights with these
+    names may expect another order; it is empty if all expect the same.
     """
 
     name: str
     family: Family
     modules: dict[str, str]
     is_bgr: bool
-    is_one_order: bool = True
+    ambiguity: str
 
     @property
     def stem(self) -> str:
@@ -329,24 +341,19 @@ def _column(number: int, *rows: Iterable[_Row], prefix: str = "") -> dict[str, s
 
 def formats_of(names: FamilyNames) -> list[CheckpointFormat]:
     """Returns a family's formats: timm's, transformers', ml-cvnets', and its tasks'."""
-    family, is_bgr = names.family, names.is_bgr
-    classifier = list(classifier_rows(names))
+    classifier, deeplab = list(classifier_rows(names)), list(_deeplab_rows(names))
     tasks = _column(3, backbone_rows(names), prefix="encoder.")
+    rows = (
+        ("timm", _column(1, classifier), False),
+        ("transformers", _column(2, classifier, deeplab), names.is_bgr),
+        (_CVNETS, _column(3, classifier), names.is_bgr),
+        (_TASKS, tasks | _column(3, _ssdlite_rows(), deeplab), names.is_bgr),
+    )
     return [
-        CheckpointFormat("timm", family, _column(1, classifier), is_bgr=False),
         CheckpointFormat(
-            "transformers", family, _column(2, classifier, _deeplab_rows(names)), is_bgr
-        ),
-        CheckpointFormat(
-            "ml-cvnets", family, _column(3, classifier), is_bgr, not is_bgr
-        ),
-        CheckpointFormat(
-            "ml-cvnets detectors and segmenters",
-            family,
-            tasks | _column(3, _ssdlite_rows(), _deeplab_rows(names)),
-            is_bgr,
-            not is_bgr,
-        ),
+            library, names.family, modules, is_bgr, names.ambiguous.get(library, "")
+        )
+        for library, modules, is_bgr in rows
     ]
 
 

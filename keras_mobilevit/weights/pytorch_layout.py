@@ -7,7 +7,12 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_mobilevit.weights.names import CheckpointFormat
+from keras_mobilevit.configs import Family
+from keras_mobilevit.weights.names import (
+    CHECKPOINT_FORMATS,
+    CheckpointFormat,
+    is_backbone,
+)
 
 # By kind of layer: the names of the variables in Keras and in PyTorch.
 _LINEAR = {"kernel": "weight", "bias": "bias"}
@@ -101,15 +106,16 @@ def locate_variables(
     found = [(x, v, *_locate(x, v, source)) for x in owners for v in x.weights]
     parts: dict[str, dict[int, int]] = {}  # rows of each part, by the tensor's name
     for *_, location, part in found:
-        parts.setdefault(location.name, {})[part] = (*location.shape, 1)[0]
+        rows = location.shape[0] if location.shape else 1
+        parts.setdefault(location.name, {})[part] = rows
     located = []
     for layer, variable, location, part in found:
-        rows = parts[location.name]
-        if len(rows) > 1:
-            start = sum(count for other, count in rows.items() if other < part)
+        counts = parts[location.name]
+        if len(counts) > 1:
+            start = sum(count for other, count in counts.items() if other < part)
             location = location._replace(
-                shape=(sum(rows.values()), *location.shape[1:]),
-                rows=slice(start, start + rows[part]),
+                shape=(sum(counts.values()), *location.shape[1:]),
+                rows=slice(start, start + counts[part]),
             )
         located.append((layer, variable, location))
     return located
@@ -120,3 +126,10 @@ def weighted_layers(
 ) -> list[layers.Layer]:
     """Returns the layers that have weights and whose name is selected."""
     return [x for x in model.layers if x.weights and is_selected(x.name)]
+
+
+def family_of(model: keras.Model) -> Family | None:
+    """Returns the family whose backbone a model has; `None` for other networks."""
+    names = {layer.name for layer in weighted_layers(model, is_backbone)}
+    found = (x.family for x in CHECKPOINT_FORMATS if x.backbone == names)
+    return next(found, None)

@@ -111,7 +111,7 @@ def test_logits_of_the_second_family_equal_the_reference(
     name: str, sizes, output_stride: int, v2, tmp_path
 ):
     model = v2[output_stride]
-    load_weights(model, write_weights(name, tmp_path))
+    load_weights(model, write_weights(name, tmp_path), channel_order="rgb")
     check_segmenter(model, output_stride, sizes, name)
 
 

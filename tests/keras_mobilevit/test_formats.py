@@ -1,5 +1,6 @@
-"""Files with the names of each library load, and families are told apart."""
+"""Loads files with the names of each library, and tells the families apart."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from keras_mobilevit import load_backbone, load_weights, save_safetensors
 from keras_mobilevit.configs import FAMILIES, MOBILEVIT, MOBILEVITV2
+from keras_mobilevit.weights import hub
 from keras_mobilevit.weights.names import CHECKPOINT_FORMATS, find_format, is_backbone
 from tests.golden.cvnets_names import backbone_name
 from tests.helpers.references import (
@@ -106,9 +108,20 @@ def test_every_format_has_a_file():
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_backbone_of_the_second_family_loads_as_rgb(library: str, v2, v2_file):
     path = v2_file(library)
-    load_backbone(v2, path)  # a warning would be an error
+    if library == "transformers":
+        with pytest.warns(UserWarning, match="RGB was assumed.*channel_order=.bgr"):
+            load_backbone(v2, path)
+    else:
+        load_backbone(v2, path)  # a warning would be an error
     kernel = load_file(path)[find_format(library, MOBILEVITV2).stem]
     np.testing.assert_array_equal(stem_of(v2), kernel.transpose(2, 3, 1, 0))
+
+
+def test_apples_files_of_transformers_load_without_a_warning(v2, v2_file, monkeypatch):
+    path = v2_file("transformers")
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(hub, "APPLE_SHA256", (content,))
+    load_backbone(v2, path)
 
 
 def test_ml_cvnets_names_give_the_same_weights(v2, v2_file, tmp_path):
@@ -120,7 +133,7 @@ def test_ml_cvnets_names_give_the_same_weights(v2, v2_file, tmp_path):
     save_file(renamed, path)
     load_weights(v2, timm)
     wanted = v2.get_weights()
-    load_weights(v2, v2_file("transformers"))
+    load_weights(v2, v2_file("transformers"), channel_order="rgb")
     load_weights(v2, path)
     for found, expected in zip(v2.get_weights(), wanted, strict=True):
         np.testing.assert_array_equal(found, expected)

@@ -184,7 +184,7 @@ def test_an_unknown_segmenter_is_refused(server):
     ],
 )
 def test_a_variant_without_published_weights_is_an_error(weights, variant, expected):
-    message = f'no weights "{weights}" of .{variant}.. Expected one of: {expected}'
+    message = f'no weights "{weights}" of .{variant}., only of: {expected}'
     with pytest.raises(ValueError, match=message):
         hub.weights_file(weights, variant)
 

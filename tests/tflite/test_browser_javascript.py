@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mobilevit import detection
+from keras_mobilevit.backend import resize_bilinear
 from keras_mobilevit.segmentation import class_map
 from tests.helpers.boxes import random_boxes
 from tflite.drivers.browser_files import nms_options
@@ -123,21 +124,27 @@ def test_logits_become_probabilities():
     assert [x["score"] for x in found] == [0.7, 0.2, 0.1]
 
 
-def class_maps(logits, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def class_maps(
+    logits, height: int, width: int, align_corners: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the class maps of the page and of Keras for logits."""
     rows, columns, classes = logits.shape
     found = run_javascript(
         "segmentation.js",
         "Array.from(page.classMap({logits: Float32Array.from(given.logits)}, "
-        "given.shape, given.height, given.width))",
+        "given.shape, given.height, given.width, given.align))",
         {
             "logits": logits.ravel().tolist(),
             "shape": [1, rows, columns, classes],
             "height": height,
             "width": width,
+            "align": align_corners,
         },
     )
-    return np.reshape(found, (height, width)), class_map(logits, height, width)
+    found = np.reshape(found, (height, width))
+    if align_corners:
+        logits = resize_bilinear(logits[None], height, width, True)[0]
+    return found, class_map(np.asarray(logits), height, width)
 
 
 SHAPES = [  # rows and columns of logits, and of the map
@@ -150,10 +157,11 @@ SHAPES = [  # rows and columns of logits, and of the map
 ]
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(("size", "map_size"), SHAPES)
-def test_the_page_finds_the_classes_that_keras_finds(size, map_size):
+def test_the_page_finds_the_classes_that_keras_finds(size, map_size, align_corners):
     logits = np.random.default_rng(0).normal(0, 1, (*size, 21)).astype(np.float32)
-    found, expected = class_maps(logits, *map_size)
+    found, expected = class_maps(logits, *map_size, align_corners)
     assert len(np.unique(expected)) > 5
     # Where the best classes differ only by rounding, either may win.
     assert np.mean(found == expected) >= 0.9995

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
         ([], "This command needs --model and --output_dir."),
         (["--model=a.keras"], "This command needs --output_dir."),
         (["--epochs=1"], "Unknown command line flag 'epochs'."),
+        (["--nocheck_gpu=true"], "--nocheck_gpu=true does not take an argument."),
     ],
 )
 def test_one_line_says_what_is_wrong(arguments: list[str], message: str):

@@ -170,6 +170,7 @@ def read_file(path: str, index: int) -> PageFile:
         "crop": card.get("crop", 1.0),
         "nms": nms_options(card),
         "activation": card.get("activation", ""),
+        "align_corners": card.get("align_corners", False),
     }
     image = make_test_image(model.input_shape) * np.float32(largest / 255)
     return PageFile(

@@ -57,7 +57,8 @@ function showMask(file, outputs, bitmap, palette) {
   const [, height, width] = file.input.shape;
   const nameOfClass = label => nameOf(file, label);
   const start = performance.now();
-  const classes = classMap(outputs, file.outputs[0].shape, height, width);
+  const {shape} = file.outputs[0];
+  const classes = classMap(outputs, shape, height, width, file.align_corners);
   const milliseconds = performance.now() - start;
   drawClasses(bitmap, $("preview"), {classes, height, width}, nameOfClass, palette);
   $("found").replaceChildren(...classShares(classes).map(({label, share}) =>

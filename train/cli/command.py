@@ -64,7 +64,7 @@ def _parse(
         sys.exit(0)
     try:
         left = flags.FLAGS(argv)
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # absl refuses --noflag=value so
         _refuse(_explain(str(error)))
     if len(left) > 1 and not takes_files:
         _refuse(f"Unexpected arguments: {' '.join(left[1:])}.")

@@ -11,8 +11,7 @@ from keras_mobilevit.anchors import anchors_of_count
 from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.deeplab import aligns_corners
 from keras_mobilevit.value_range import input_max
-from keras_mobilevit.weights.names import CHECKPOINT_FORMATS, is_backbone
-from keras_mobilevit.weights.pytorch_layout import weighted_layers
+from keras_mobilevit.weights.pytorch_layout import family_of
 from tflite.formats.coreml import detector, segmenter
 from tflite.formats.coreml import flags as coreml_flags
 from tflite.formats.coreml.classifier import make_classifier
@@ -152,11 +151,8 @@ CORE_ML_TASKS = {  # by the name of the task
 
 def _network(model: keras.Model) -> str:
     """Returns the name and the paper of a model's network; nothing for an own one."""
-    names = {layer.name for layer in weighted_layers(model, is_backbone)}
-    for known in CHECKPOINT_FORMATS:
-        if known.backbone == names:
-            return f"{known.family.title}: {known.family.paper}; "
-    return ""
+    family = family_of(model)
+    return f"{family.title}: {family.paper}; " if family else ""
 
 
 def _metadata(
