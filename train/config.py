@@ -166,7 +166,8 @@ class TrainConfig:
     weights: str = _field(
         "",
         DATA,
-        "Initial weights of the backbone: `imagenet` (as published), or a .keras, "
+        "Initial weights of the backbone: `imagenet` (as published), `imagenet22k` "
+        "(mobilevitv2_175 only), or a .keras, "
         ".safetensors or .pt file with any classes. Empty: random weights. With "
         "--mode=eval: the weights to evaluate.",
     )

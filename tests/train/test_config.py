@@ -313,3 +313,12 @@ def test_a_name_in_upper_case_has_the_rates_of_its_width():
     upper = make_config("imagenet_v2", model="MobileViTV2_200")
     assert upper == make_config("imagenet_v2", model="mobilevitv2_200")
     assert upper.learning_rate == 0.002
+
+
+def test_published_detectors_and_segmenters_have_the_values_of_their_family():
+    first = make_config("voc2012", model="mobilevit_s")
+    second = make_config("voc2012", model="mobilevitv2_100")
+    names = ("learning_rate", "weight_decay", "head_lr_multiplier", "gradient_clip")
+    assert [getattr(first, name) for name in names] == [9e-4, 0.01, 10.0, 0.0]
+    assert [getattr(second, name) for name in names] == [5e-4, 0.05, 1.0, 10.0]
+    assert make_config("coco", model="mobilevitv2_050").weight_decay == 0.05

@@ -89,5 +89,5 @@ def test_help_tells_which_recipes_depend_on_the_model():
     values = flags.FlagValues()
     for define in train_flags.flag_groups(values).values():
         define()
-    assert "; by --model (imagenet_v2)." in values["weight_decay"].help
+    assert "; by --model (imagenet_v2, coco, voc2012)." in values["weight_decay"].help
     assert "true; false (imagenet_v2)." in values["decay_norms"].help
