@@ -167,7 +167,7 @@ class TrainConfig:
         "",
         DATA,
         "Initial weights of the backbone: `imagenet` (as published), `imagenet22k` "
-        "(mobilevitv2_175 only), or a .keras, "
+        "(as published, for one variant), or a .keras, "
         ".safetensors or .pt file with any classes. Empty: random weights. With "
         "--mode=eval: the weights to evaluate.",
     )
