@@ -33,15 +33,23 @@ def batch_norm(x: Tensor, name: str) -> Tensor:
     )(x)
 
 
+def linear_initializer() -> keras.initializers.Initializer:
+    """Returns the initializer of the transformers' projections.
+
+    Each call returns another one: the same object would draw the same numbers again.
+    """
+    # The published code uses PyTorch's truncated normal, which is cut off at -2 and 2,
+    # so at a hundred standard deviations. Keras's truncated normal is cut off at two
+    # standard deviations and would have a spread of 0.0176.
+    return keras.initializers.RandomNormal(stddev=0.02)
+
+
 def dense(units: int, name: str, activation=None, dtype=None) -> layers.Dense:
     """Returns a linear layer with bias and the initialization of the published code."""
     return layers.Dense(
         units,
         activation=activation,
-        # The published code uses PyTorch's truncated normal, which is cut off at -2 and
-        # 2, so at a hundred standard deviations. Keras's truncated normal is cut off at
-        # two standard deviations and would have a spread of 0.0176.
-        kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+        kernel_initializer=linear_initializer(),
         dtype=dtype,
         name=name,
     )

@@ -3,13 +3,10 @@
 Source of the constants and of what the paper leaves open: ml-cvnets 0.2.
 """
 
-import math
-
-import keras
 from keras import layers
 
 from keras_mobilevit.backend import Activation, Tensor
-from keras_mobilevit.blocks import conv, conv_bn, depthwise_bn
+from keras_mobilevit.blocks import conv, conv_bn, depthwise_bn, linear_initializer
 from keras_mobilevit.layers import (
     PATCH_SIZE,
     ContextPooling,
@@ -26,6 +23,16 @@ def image_norm(x: Tensor, name: str) -> Tensor:
     return layers.GroupNormalization(1, epsilon=GROUP_NORM_EPSILON, name=name)(x)
 
 
+def project(x: Tensor, filters: int, name: str) -> Tensor:
+    """Applies a 1x1 convolution with bias, a linear layer of tokens.
+
+    The published code initializes it as other convolutions. With the smaller spread of
+    MobileViT's linear layers, a transformer starts close to the identity, and a short
+    training from scratch learns much more (docs/benchmarks.md).
+    """
+    return conv(x, filters, 1, 1, name, use_bias=True, initializer=linear_initializer())
+
+
 def separable_attention(x: Tensor, name: str) -> Tensor:
     """Applies separable self-attention (section 3.2) to tokens `[batch, P, N, d]`.
 
@@ -33,25 +40,15 @@ def separable_attention(x: Tensor, name: str) -> Tensor:
     sum of the keys, the context vector. It multiplies the values of all tokens.
     """
     channels = x.shape[-1]
-    # In the published code query, key and value are one convolution, whose fan-out
-    # determines the initial spread of all three.
-    spread = math.sqrt(2 / (1 + 2 * channels))
-
-    def project(x: Tensor, filters: int, part: str) -> Tensor:
-        # One initializer for each: the same object draws the same numbers again, and
-        # key and value would start equal.
-        initializer = keras.initializers.RandomNormal(stddev=spread)
-        return conv(x, filters, 1, 1, f"{name}_{part}", 1, True, initializer)
-
-    scores = project(x, 1, "query")
+    scores = project(x, 1, f"{name}_query")
     # The weights of a sum add up to 1, so the weighted sum of the keys is the key of
     # the weighted sum. The paper projects all tokens first, and sums then.
     context = ContextPooling(name=f"{name}_context")(scores, x)  # [B, P, 1, d]
-    context = project(context, channels, "key")
-    value = project(x, channels, "value")
+    context = project(context, channels, f"{name}_key")
+    value = project(x, channels, f"{name}_value")
     value = layers.ReLU(name=f"{name}_value_act")(value)
     y = layers.Multiply(name=f"{name}_scale")([value, context])
-    return conv(y, channels, 1, 1, f"{name}_output", use_bias=True)
+    return project(y, channels, f"{name}_output")
 
 
 def linear_transformer_layer(x: Tensor, name: str) -> Tensor:
@@ -62,9 +59,9 @@ def linear_transformer_layer(x: Tensor, name: str) -> Tensor:
     x = layers.Add(name=f"{name}_attention_add")([x, y])
 
     y = image_norm(x, f"{name}_ffn_norm")
-    y = conv(y, 2 * channels, 1, 1, f"{name}_ffn_expand", use_bias=True)
+    y = project(y, 2 * channels, f"{name}_ffn_expand")
     y = Activation("silu", name=f"{name}_ffn_act")(y)
-    y = conv(y, channels, 1, 1, f"{name}_ffn_project", use_bias=True)
+    y = project(y, channels, f"{name}_ffn_project")
     return layers.Add(name=f"{name}_ffn_add")([x, y])
 
 
