@@ -20,11 +20,16 @@ with quiet_start():  # has an effect only under `python -m keras_mobilevit`
         ) from error
 
 from keras_mobilevit.anchors import anchor_boxes
+from keras_mobilevit.backbone import MobileViTBackbone, freeze_backbone
+from keras_mobilevit.box_metric import BoxAveragePrecision
+from keras_mobilevit.box_targets import detection_targets
 from keras_mobilevit.classifier import classifier_function
 from keras_mobilevit.configs import VARIANTS
 from keras_mobilevit.deeplab import DeepLabV3, without_auxiliary
-from keras_mobilevit.detection import detect
+from keras_mobilevit.detection import DetectObjects, detect
+from keras_mobilevit.detector import Detector
 from keras_mobilevit.preprocessing import decode_predictions, preprocess_input
+from keras_mobilevit.ssd_loss import SSDLoss
 from keras_mobilevit.ssdlite import SSDLite
 from keras_mobilevit.weights.load import load_backbone, load_weights
 from keras_mobilevit.weights.save import save_safetensors
@@ -44,7 +49,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "VARIANTS",
+    "BoxAveragePrecision",
     "DeepLabV3",
+    "DetectObjects",
+    "Detector",
+    "MobileViTBackbone",
     "MobileViTV2_050",
     "MobileViTV2_075",
     "MobileViTV2_100",
@@ -56,9 +65,12 @@ __all__ = [
     "MobileViT_XS",
     "MobileViT_XXS",
     "SSDLite",
+    "SSDLoss",
     "anchor_boxes",
     "decode_predictions",
     "detect",
+    "detection_targets",
+    "freeze_backbone",
     "load_backbone",
     "load_weights",
     "preprocess_input",

@@ -4,6 +4,8 @@ Source: section 4.2 of MobileViT, https://arxiv.org/abs/2110.02178, Table 2; Dee
 https://arxiv.org/abs/1706.05587.
 """
 
+import os
+
 import keras
 from keras import layers, ops
 
@@ -13,12 +15,16 @@ from keras_mobilevit.argument_checks import (
     check_weights,
     is_positive,
 )
-from keras_mobilevit.backbone import feature_maps
+from keras_mobilevit.backbone import MobileViTBackbone
 from keras_mobilevit.backend import Tensor, output_dtype, resize_bilinear
 from keras_mobilevit.blocks import batch_norm, conv
 from keras_mobilevit.configs import SEGMENTER_SIZE, ModelConfig, get_variant
-from keras_mobilevit.weights.hub import VOC_FILES, weights_file
-from keras_mobilevit.weights.load import load_backbone, load_weights
+from keras_mobilevit.weights.hub import (
+    CLASSIFIER_WEIGHTS,
+    VOC_FILES,
+    weights_file,
+)
+from keras_mobilevit.weights.load import load_weights
 from keras_mobilevit.weights.pytorch_layout import family_of
 
 VOC_CLASSES = 21  # including the background
@@ -150,7 +156,7 @@ def _check_arguments(
     config: ModelConfig, weights, classes, output_stride, channels, rates, auxiliary
 ):
     """Checks the arguments and returns the weights; resolves `"default"`."""
-    check_weights(weights, ("default", "imagenet", "voc"))
+    check_weights(weights, ("default", *CLASSIFIER_WEIGHTS, "voc"))
     check_positive(classes=classes, aspp_channels=channels)
     is_list = isinstance(rates, (list, tuple)) and len(rates) == 3
     if not is_list or not all(map(is_positive, rates)):
@@ -177,12 +183,12 @@ def _check_arguments(
 
 def DeepLabV3(
     backbone: str = "mobilevit_s",
+    *,
     classes: int = VOC_CLASSES,
-    weights: str | None = "default",
+    weights: str | os.PathLike | None = "default",
     input_shape: tuple = (SEGMENTER_SIZE, SEGMENTER_SIZE, 3),
     include_preprocessing: bool = True,
     name: str | None = None,
-    *,
     output_stride: int = 16,
     upsample: bool = True,
     aspp_channels: int | None = None,
@@ -247,11 +253,15 @@ def DeepLabV3(
     weights = _check_arguments(
         config, weights, classes, output_stride, aspp_channels, rates, auxiliary
     )
-    inputs = keras.Input(check_input_shape(input_shape, weights), name="images")
-    x = inputs
-    if include_preprocessing:
-        x = layers.Rescaling(1 / 255, name="rescaling")(x)
-    maps = feature_maps(x, config, output_stride)
+    is_backbone_only = weights in CLASSIFIER_WEIGHTS
+    features = MobileViTBackbone(
+        config.name,
+        weights=weights if is_backbone_only else None,
+        output_stride=output_stride,
+        input_shape=check_input_shape(input_shape, weights),
+        include_preprocessing=include_preprocessing,
+    )
+    inputs, maps = features.input, features.output
     outputs = {"logits": segmentation_head(maps, classes, aspp_channels, rates)}
     if auxiliary:
         outputs["auxiliary"] = auxiliary_head(maps, classes)
@@ -269,8 +279,6 @@ def DeepLabV3(
         outputs if auxiliary else outputs["logits"],
         name=name or f"deeplabv3_{config.name}",
     )
-    if weights == "imagenet":
-        load_backbone(model, weights_file(weights, config.name))
-    elif weights is not None:
+    if weights is not None and not is_backbone_only:
         load_weights(model, weights_file(weights, config.name))
     return model

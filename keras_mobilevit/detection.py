@@ -1,11 +1,14 @@
 """Converts a detector's outputs to the objects on an image."""
 
 import functools
+from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_mobilevit import boxes as box_math
+from keras_mobilevit.anchors import anchors_of_count
 from keras_mobilevit.backend import Tensor
 
 SCORE_THRESHOLD = 0.01  # for COCO's average precision; use a higher one for viewing
@@ -102,7 +105,7 @@ def _take_best(
 
 def detect(
     outputs: dict[str, Tensor],
-    anchors: np.ndarray,
+    image_size: tuple[int, int] | Tensor,
     *,
     score_threshold: float = SCORE_THRESHOLD,
     iou_threshold: float = IOU_THRESHOLD,
@@ -113,8 +116,8 @@ def detect(
 
     Args:
         outputs: outputs of a model made by `SSDLite`.
-        anchors: `[anchors, 4]`, `anchor_boxes(height, width, backbone)` of the images
-            and the detector's backbone.
+        image_size: `(height, width)` of the images in pixels, or their anchors
+            `[anchors, 4]`.
         score_threshold: boxes with this score or a lower one are dropped.
         iou_threshold: a box is dropped if its overlap with a better box of its class
             is larger.
@@ -125,24 +128,98 @@ def detect(
         A dict: `boxes` `[batch, max_detections, 4]`, corners `(x1, y1, x2, y2)` as
         fractions of the image; `scores` `[batch, max_detections]`, in descending order;
         `classes`, int32 `[batch, max_detections]`, where 0 is the first class after the
-        background. Unused entries have a box of zeros, the score 0 and the class -1.
+        background; `number`, int32 `[batch]`, of the entries that are used. Unused
+        entries have a box of zeros, the score 0 and the class -1.
 
     Raises:
-        ValueError: if the anchors are not as many as the outputs' boxes.
+        ValueError: if the outputs do not belong to images of this size.
 
     Example:
     >>> outputs = model.predict(images)  # [1, 320, 320, 3]
-    >>> found = detect(outputs, anchor_boxes(320, 320), score_threshold=0.3)
-    >>> found["classes"][0, :2], found["boxes"][0, 0]
+    >>> found = detect(outputs, (320, 320), score_threshold=0.3)
+    >>> found["number"][0], found["classes"][0, :2], found["boxes"][0, 0]
     """
-    boxes, given = outputs["offsets"].shape[1], anchors.shape[0]
-    if boxes not in (None, given):
+    anchors = _anchors(outputs, image_size)
+    boxes, scores = decode_outputs(outputs, anchors)
+    found = non_max_suppression(
+        boxes, scores, score_threshold, iou_threshold, candidates, max_detections
+    )
+    return {**found, "number": ops.sum(ops.cast(found["classes"] >= 0, "int32"), 1)}
+
+
+def _anchors(outputs: dict[str, Tensor], image_size) -> Tensor:
+    """Returns the anchors of images of a size, or those that are given, checked."""
+    count = outputs["offsets"].shape[1]
+    if len(getattr(image_size, "shape", ())) != 2:
+        height, width = image_size
+        return anchors_of_count(int(height), int(width), count)
+    given = image_size.shape[0]
+    if count not in (None, given):
         raise ValueError(
-            f"The outputs have {boxes} boxes, but there are {given} anchors. Use "
+            f"The outputs have {count} boxes, but there are {given} anchors. Use "
             "`anchor_boxes(height, width, backbone)` with the size of the images and "
             "the name of the detector's backbone."
         )
-    boxes, scores = decode_outputs(outputs, anchors)
-    return non_max_suppression(
-        boxes, scores, score_threshold, iou_threshold, candidates, max_detections
-    )
+    return image_size
+
+
+@keras.saving.register_keras_serializable(package="keras_mobilevit")
+class DetectObjects(keras.layers.Layer):
+    """`keras_mobilevit.detect` as a layer: the end of a model that is exported.
+
+    Args:
+        image_size: `(height, width)` of the images in pixels.
+        score_threshold: boxes with this score or a lower one are dropped.
+        iou_threshold: a box is dropped if its overlap with a better box of its class
+            is larger.
+        candidates: number of boxes of each class that are considered, the best.
+        max_detections: number of boxes of an image that are returned, the best.
+        **kwargs: arguments of `keras.layers.Layer`, such as `name`.
+
+    Call arguments: the outputs of a model made by `SSDLite`. The result is the dict
+    that `detect` returns.
+
+    Example:
+    >>> model = keras_mobilevit.SSDLite("mobilevit_xxs", classes=3, weights=None)
+    >>> objects = keras_mobilevit.DetectObjects((320, 320), score_threshold=0.3)
+    >>> detector = keras.Model(model.input, objects(model.output))
+    >>> detector.export("detector")
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        score_threshold: float = SCORE_THRESHOLD,
+        iou_threshold: float = IOU_THRESHOLD,
+        candidates: int = PRE_NMS_TOP_K,
+        max_detections: int = MAX_DETECTIONS,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.image_size = tuple(map(int, image_size))
+        self.limits: dict[str, Any] = {
+            "score_threshold": score_threshold,
+            "iou_threshold": iou_threshold,
+            "candidates": candidates,
+            "max_detections": max_detections,
+        }
+
+    def call(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Finds the objects on a batch of images."""
+        return detect(outputs, self.image_size, **self.limits)
+
+    def compute_output_spec(
+        self, outputs: dict[str, keras.KerasTensor]
+    ) -> dict[str, keras.KerasTensor]:
+        """Returns the shapes and types of the dict."""
+        batch, count = outputs["offsets"].shape[0], self.limits["max_detections"]
+        return {
+            "boxes": keras.KerasTensor((batch, count, 4)),
+            "scores": keras.KerasTensor((batch, count)),
+            "classes": keras.KerasTensor((batch, count), "int32"),
+            "number": keras.KerasTensor((batch,), "int32"),
+        }
+
+    def get_config(self) -> dict:
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "image_size": self.image_size, **self.limits}

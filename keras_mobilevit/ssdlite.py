@@ -4,6 +4,8 @@ Source: section 4.2 of MobileViT, https://arxiv.org/abs/2110.02178, Table 1; SSD
 https://arxiv.org/abs/1512.02325; SSDLite, https://arxiv.org/abs/1801.04381.
 """
 
+import os
+
 import keras
 from keras import layers, ops
 
@@ -13,12 +15,13 @@ from keras_mobilevit.argument_checks import (
     check_positive,
     check_weights,
 )
-from keras_mobilevit.backbone import feature_maps
+from keras_mobilevit.backbone import MobileViTBackbone
 from keras_mobilevit.backend import Tensor, output_dtype
 from keras_mobilevit.blocks import batch_norm, depthwise_bn
 from keras_mobilevit.configs import DETECTOR_SIZE, get_variant
-from keras_mobilevit.weights.hub import weights_file
-from keras_mobilevit.weights.load import load_backbone, load_weights
+from keras_mobilevit.detector import Detector
+from keras_mobilevit.weights.hub import CLASSIFIER_WEIGHTS, weights_file
+from keras_mobilevit.weights.load import load_weights
 
 COCO_CLASSES = 80
 
@@ -109,12 +112,13 @@ def is_detector(model: keras.Model) -> bool:
 
 def SSDLite(
     backbone: str = "mobilevit_s",
+    *,
     classes: int = COCO_CLASSES,
-    weights: str | None = "default",
+    weights: str | os.PathLike | None = "default",
     input_shape: tuple = (DETECTOR_SIZE, DETECTOR_SIZE, 3),
     include_preprocessing: bool = True,
     name: str | None = None,
-) -> keras.Model:
+) -> Detector:
     """SSDLite detector: predicts a box and its class for each anchor of an image.
 
     Args:
@@ -134,10 +138,11 @@ def SSDLite(
         name: name of the model.
 
     Returns:
-        A functional `keras.Model`. Its input is images
-        `[batch, height, width, channels]`; resize whole images to this size, whatever
-        their aspect ratio. Its output is a dict: `offsets` `[batch, anchors, 4]`, the
-        box deltas from `anchor_boxes(height, width, backbone)`, and `logits`
+        A `keras_mobilevit.Detector`: a functional `keras.Model` that `compile` and
+        `fit` train on boxes. Its input is images `[batch, height, width, channels]`;
+        resize whole images to this size, whatever their aspect ratio. Its output is a
+        dict: `offsets` `[batch, anchors, 4]`, the box deltas from
+        `anchor_boxes(height, width, backbone)`, and `logits`
         `[batch, anchors, classes + 1]`, where class 0 is the background. `detect`
         converts them to boxes and scores. They are float32 even if the layers compute
         in 16 bits.
@@ -152,8 +157,8 @@ def SSDLite(
 
     Example:
     >>> model = keras_mobilevit.SSDLite("mobilevit_xxs", classes=3, weights=None)
-    >>> outputs = model(images)  # [2, 320, 320, 3], values in [0, 255]
-    >>> found = keras_mobilevit.detect(outputs, keras_mobilevit.anchor_boxes(320, 320))
+    >>> outputs = model.predict(images)  # [2, 320, 320, 3], values in [0, 255]
+    >>> found = keras_mobilevit.detect(outputs, (320, 320))
     >>> found["boxes"].shape
     (2, 200, 4)
 
@@ -162,7 +167,7 @@ def SSDLite(
     21.2 to 30.2 with MobileViTv2 at widths 0.5 to 2.0.
     """
     config = get_variant(backbone)
-    check_weights(weights, ("default", "imagenet", "coco"))
+    check_weights(weights, ("default", *CLASSIFIER_WEIGHTS, "coco"))
     check_positive(classes=classes)
     if weights == "default":
         weights = "coco" if classes == COCO_CLASSES else "imagenet"
@@ -171,14 +176,15 @@ def SSDLite(
             f'`weights="coco"` has {COCO_CLASSES} classes. For another number, use '
             f'`weights="imagenet"`. Received: classes={classes}.'
         )
-    inputs = keras.Input(check_input_shape(input_shape, weights), name="images")
-    x = inputs
-    if include_preprocessing:
-        x = layers.Rescaling(1 / 255, name="rescaling")(x)
-    outputs = detection_head(feature_maps(x, config), classes)
-    model = keras.Model(inputs, outputs, name=name or f"ssdlite_{config.name}")
-    if weights == "imagenet":
-        load_backbone(model, weights_file(weights, config.name))
-    elif weights is not None:
+    is_backbone_only = weights in CLASSIFIER_WEIGHTS
+    features = MobileViTBackbone(
+        config.name,
+        weights=weights if is_backbone_only else None,
+        input_shape=check_input_shape(input_shape, weights),
+        include_preprocessing=include_preprocessing,
+    )
+    outputs = detection_head(features.output, classes)
+    model = Detector(features.input, outputs, name=name or f"ssdlite_{config.name}")
+    if weights is not None and not is_backbone_only:
         load_weights(model, weights_file(weights, config.name))
     return model

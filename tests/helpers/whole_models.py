@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 
-from keras_mobilevit import save_safetensors
+from keras_mobilevit import backbone, save_safetensors
 from keras_mobilevit.weights.load import load_backbone
 from keras_mobilevit.weights.names import is_backbone
 from tests.helpers.references import MODELS
@@ -62,7 +62,8 @@ def check_default_is_imagenet(
         requested.append((weights, name))
         return file
 
-    monkeypatch.setattr(module, "weights_file", fetch)
+    for owner in (module, backbone):
+        monkeypatch.setattr(owner, "weights_file", fetch)
     model = build()
     assert requested == [("imagenet", variant)]
     stems = [m.get_layer("stem_conv").get_weights()[0] for m in (model, published)]

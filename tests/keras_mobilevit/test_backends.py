@@ -89,7 +89,9 @@ if backend == "jax":
 def write_detector(folder: Path) -> None:
     """Writes a detector with non-trivial statistics, and its detections."""
     keras.utils.set_random_seed(0)
-    model = keras_mobilevit.SSDLite("mobilevit_xxs", 3, None, (75, 96, 3))
+    model = keras_mobilevit.SSDLite(
+        "mobilevit_xxs", classes=3, weights=None, input_shape=(75, 96, 3)
+    )
     images = np.random.default_rng(0).uniform(0, 255, (2, 75, 96, 3)).astype("float32")
     for _ in range(5):
         model(images, training=True)

@@ -23,9 +23,15 @@ TRACED = ["classifier", "second_classifier", "segmenter"]
 
 def build(kind: str, shape=SHAPE):
     if kind == "detector":
-        return SSDLite("mobilevit_xxs", 3, None, shape)
+        return SSDLite("mobilevit_xxs", classes=3, weights=None, input_shape=shape)
     if kind == "segmenter":
-        return DeepLabV3("mobilevit_xxs", 3, None, shape, auxiliary=True)
+        return DeepLabV3(
+            "mobilevit_xxs",
+            classes=3,
+            weights=None,
+            input_shape=shape,
+            auxiliary=True,
+        )
     variant = MobileViTV2_050 if kind == "second_classifier" else MobileViT_XXS
     return variant(weights=None, classes=3, input_shape=shape)
 

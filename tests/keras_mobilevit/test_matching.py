@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 
 from keras_mobilevit import anchor_boxes, boxes
+from keras_mobilevit.matching import hard_negatives, match
+from keras_mobilevit.ssd_loss import multibox, smooth_l1
 from tests.helpers.boxes import iou_of, random_boxes
-from train.tasks.detection.loss import multibox, smooth_l1
-from train.tasks.detection.matching import hard_negatives, match
 
 
 def match_by_hand(objects, anchors):

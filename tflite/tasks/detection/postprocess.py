@@ -55,10 +55,9 @@ def detector(model: keras.Model, size: int) -> Callable[[list], dict]:
     """Makes a function that converts offsets and logits to the objects Keras finds."""
 
     def find(tensors: list) -> dict:
-        anchors = anchors_of_count(size, size, tensors[0].shape[1])
-        found = detect(_named(tensors), anchors)
-        count = tf.reduce_sum(tf.cast(found["classes"] >= 0, tf.int32), axis=-1)
-        return {**found, "count": count}
+        found = detect(_named(tensors), (size, size))
+        found["count"] = found.pop("number")  # the name of the file's output
+        return found
 
     # Compiled, because NMS runs a thousand small operations.
     return tf.function(find, autograph=False, reduce_retracing=True)

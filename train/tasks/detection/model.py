@@ -23,7 +23,9 @@ def build(config: TrainConfig, source: Source) -> keras.Model:
 
 def _build_with_weights(config: TrainConfig, classes: int) -> keras.Model:
     shape = (None, None, 3)
-    return SSDLite(config.model, classes, weights=config.weights, input_shape=shape)
+    return SSDLite(
+        config.model, classes=classes, weights=config.weights, input_shape=shape
+    )
 
 
 def _file_classes(outputs: dict) -> int | None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from keras import ops
 
-from keras_mobilevit.anchors import anchors_of_count
 from keras_mobilevit.detection import detect
 from keras_mobilevit.drawing import draw_boxes, draw_named_boxes
 from train.tasks.drawing import at_viewing_size, side_by_side
@@ -17,10 +16,9 @@ def draw_examples(
     class_names: Sequence[str], batch: dict, outputs: dict
 ) -> list[np.ndarray]:
     """Draws truth and prediction side by side: see `train.tasks.task.Task.pictures`."""
-    height, width = batch["image"].shape[1:3]
-    anchors = anchors_of_count(height, width, outputs["offsets"].shape[1])
-    found = detect(outputs, anchors, score_threshold=MIN_SCORE)
-    found = {name: ops.convert_to_numpy(value) for name, value in found.items()}
+    size = batch["image"].shape[1:3]
+    found = detect(outputs, size, score_threshold=MIN_SCORE)
+    found = {n: ops.convert_to_numpy(found[n]) for n in ("boxes", "scores", "classes")}
     return [
         _draw_example(
             {name: value[index] for name, value in batch.items()},

@@ -3,9 +3,6 @@
 Source: section 4.2 of MobileViT, https://arxiv.org/abs/2110.02178.
 """
 
-import tensorflow as tf
-
-from keras_mobilevit.anchors import anchors_of_count
 from keras_mobilevit.detection import detect
 from keras_mobilevit.weights.load import load_backbone
 from train.tasks.detection import examples, loss, metric, model
@@ -21,9 +18,7 @@ DETECTION = Task(
     eval_example=examples.eval_example,
     loss=loss.loss,
     validation_loss=loss.validation_loss,
-    predictions=lambda outputs, size: detect(
-        outputs, tf.constant(anchors_of_count(size, size, outputs["offsets"].shape[1]))
-    ),
+    predictions=lambda outputs, size: detect(outputs, (size, size)),
     statistics=metric.collect,
     summable=False,
     score=metric.score,

@@ -27,7 +27,7 @@ def build(config: TrainConfig, source: Source) -> keras.Model:
 def _build_with_weights(config: TrainConfig, classes: int) -> keras.Model:
     return DeepLabV3(
         config.model,
-        classes,
+        classes=classes,
         weights=config.weights,
         input_shape=(None, None, 3),
         output_stride=config.output_stride,
