@@ -68,6 +68,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["keras_mobilevit", "keras_mobilevit.*"]),
+    package_data={"keras_mobilevit": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=["huggingface_hub", KERAS, "numpy", "safetensors"],
     extras_require={

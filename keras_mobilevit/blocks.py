@@ -3,6 +3,8 @@
 A block is a function from a channels-last tensor to another. It names its layers.
 """
 
+from typing import Any
+
 import keras
 from keras import layers
 
@@ -33,7 +35,9 @@ def batch_norm(x: Tensor, name: str) -> Tensor:
     )(x)
 
 
-def dense(units: int, name: str, activation=None, dtype=None) -> layers.Dense:
+def dense(
+    units: int, name: str, activation: Any = None, dtype: str | None = None
+) -> layers.Dense:
     """Returns a linear layer with bias and the initialization of the published code."""
     return layers.Dense(
         units,
@@ -64,7 +68,7 @@ def conv(
     name: str,
     dilation: int = 1,
     use_bias: bool = False,
-    initializer=None,
+    initializer: keras.Initializer | None = None,
 ) -> Tensor:
     """Applies a convolution, padded equally on all sides.
 
@@ -105,7 +109,11 @@ def conv_bn_act(
 
 
 def depthwise_bn(
-    x: Tensor, name: str, strides: int = 1, dilation: int = 1, initializer=None
+    x: Tensor,
+    name: str,
+    strides: int = 1,
+    dilation: int = 1,
+    initializer: keras.Initializer | None = None,
 ) -> Tensor:
     """Applies a 3x3 depthwise convolution and batch normalization."""
     if strides > 1:
