@@ -49,9 +49,15 @@ PEERS = [
     "torch",
     "transformers",
 ]
+DOCS = [
+    "jax",  # Keras's NumPy backend, with which the build starts fast, imports it
+    "mkdocs-material",
+    "mkdocstrings[python]",
+]
 COREML = [*TFLITE, "coremltools>=9.0"]
 DEV = [
     *COREML,
+    *DOCS,
     "hypothesis",
     "keras-cv",  # an independent reference for boxes
     "mypy",
@@ -77,6 +83,7 @@ setup(
         "tflite": TFLITE,
         "coreml": COREML,
         "peers": PEERS,
+        "docs": DOCS,
         "dev": DEV,
     },
 )
