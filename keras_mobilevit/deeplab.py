@@ -4,6 +4,9 @@ Source: section 4.2 of MobileViT, https://arxiv.org/abs/2110.02178, Table 2; Dee
 https://arxiv.org/abs/1706.05587.
 """
 
+import os
+from typing import Any
+
 import keras
 from keras import layers, ops
 
@@ -42,7 +45,7 @@ class ResizeLike(layers.Layer):
     `[batch, height, width, any]`, whose height and width may be `None`.
     """
 
-    def __init__(self, align_corners: bool = False, **kwargs):
+    def __init__(self, align_corners: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         self.align_corners = bool(align_corners)
 
@@ -147,8 +150,14 @@ def without_auxiliary(model: keras.Model) -> keras.Model:
 
 
 def _check_arguments(
-    config: ModelConfig, weights, classes, output_stride, channels, rates, auxiliary
-):
+    config: ModelConfig,
+    weights: str | os.PathLike | None,
+    classes: int,
+    output_stride: int,
+    channels: int,
+    rates: tuple[int, int, int],
+    auxiliary: bool,
+) -> str | os.PathLike | None:
     """Checks the arguments and returns the weights; resolves `"default"`."""
     check_weights(weights, ("default", "imagenet", "voc"))
     check_positive(classes=classes, aspp_channels=channels)
@@ -178,7 +187,7 @@ def _check_arguments(
 def DeepLabV3(
     backbone: str = "mobilevit_s",
     classes: int = VOC_CLASSES,
-    weights: str | None = "default",
+    weights: str | os.PathLike | None = "default",
     input_shape: tuple = (SEGMENTER_SIZE, SEGMENTER_SIZE, 3),
     include_preprocessing: bool = True,
     name: str | None = None,

@@ -57,7 +57,7 @@ def non_max_suppression(
     boxes = ops.reshape(boxes, (-1, classes, top_k, 4))
     batch = ops.shape(scores)[0]
 
-    def is_left(step, scores, found):
+    def is_left(step: Tensor, scores: Tensor, found: Tensor) -> Tensor:
         return ops.any(scores > 0)
 
     body = functools.partial(_take_best, boxes, iou_threshold)

@@ -4,6 +4,8 @@ Source: section 4.2 of MobileViT, https://arxiv.org/abs/2110.02178, Table 1; SSD
 https://arxiv.org/abs/1512.02325; SSDLite, https://arxiv.org/abs/1801.04381.
 """
 
+import os
+
 import keras
 from keras import layers, ops
 
@@ -110,7 +112,7 @@ def is_detector(model: keras.Model) -> bool:
 def SSDLite(
     backbone: str = "mobilevit_s",
     classes: int = COCO_CLASSES,
-    weights: str | None = "default",
+    weights: str | os.PathLike | None = "default",
     input_shape: tuple = (DETECTOR_SIZE, DETECTOR_SIZE, 3),
     include_preprocessing: bool = True,
     name: str | None = None,
