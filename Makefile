@@ -84,8 +84,8 @@ lint: $(VENV)/.dev  ## Check style and types, as CI does.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# With `--quiet`, `--strict` would not count the warnings.
 docs: $(VENV)/.dev  ## Build the documentation site: site/index.html.
-	# `--quiet` would hide the warnings, and `--strict` would not count them.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.dev  ## Mend style.
