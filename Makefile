@@ -18,7 +18,7 @@ WEB_SAMPLE := examples/web/node_modules/.package-lock.json
 # MediaPipe needs other versions of packages than TensorFlow's tools.
 MEDIAPIPE := $(VENV)/mediapipe
 
-.PHONY: help demo demo-run web mediapipe test test-all test-arm lint format clean
+.PHONY: help demo demo-run web mediapipe test test-all test-arm lint docs format clean
 
 help:  ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -84,10 +84,14 @@ lint: $(VENV)/.dev  ## Check style and types, as CI does.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# With `--quiet`, `--strict` would not count the warnings.
+docs: $(VENV)/.dev  ## Build the documentation site: site/index.html.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: $(VENV)/.dev  ## Mend style.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## Remove runs and caches, but not the environment.
-	rm -rf runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf runs build site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

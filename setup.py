@@ -49,9 +49,15 @@ PEERS = [
     "torch",
     "transformers",
 ]
+DOCS = [
+    "jax",  # Keras's NumPy backend, with which the build starts fast, imports it
+    "mkdocs-material",
+    "mkdocstrings[python]",
+]
 COREML = [*TFLITE, "coremltools>=9.0"]
 DEV = [
     *COREML,
+    *DOCS,
     "hypothesis",
     "keras-cv",  # an independent reference for boxes
     "mypy",
@@ -68,6 +74,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["keras_mobilevit", "keras_mobilevit.*"]),
+    package_data={"keras_mobilevit": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=["huggingface_hub", KERAS, "numpy", "safetensors"],
     extras_require={
@@ -76,6 +83,7 @@ setup(
         "tflite": TFLITE,
         "coreml": COREML,
         "peers": PEERS,
+        "docs": DOCS,
         "dev": DEV,
     },
 )

@@ -1,13 +1,15 @@
 """Checks of arguments that all models share."""
 
 import os
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 
 from keras_mobilevit.configs import MIN_SIZE
 
 
-def check_weights(weights, names: tuple[str, ...]) -> None:
+def check_weights(weights: Any, names: tuple[str, ...]) -> None:
     """Checks that weights are `None`, one of the published `names`, or a file."""
     is_path = isinstance(weights, (str, os.PathLike)) and os.path.exists(weights)
     if weights not in (None, *names) and not is_path:
@@ -19,12 +21,12 @@ def check_weights(weights, names: tuple[str, ...]) -> None:
         )
 
 
-def is_positive(value) -> bool:
+def is_positive(value: Any) -> bool:
     """Tells whether a value is a positive integer."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def check_positive(**values) -> None:
+def check_positive(**values: Any) -> None:
     """Checks that arguments are positive integers."""
     for name, value in values.items():
         if not is_positive(value):
@@ -33,7 +35,7 @@ def check_positive(**values) -> None:
             )
 
 
-def check_input_shape(input_shape, weights) -> tuple:
+def check_input_shape(input_shape: Iterable[int | None], weights: Any) -> tuple:
     """Returns the checked (height, width, channels) of the images as a tuple.
 
     Published weights require three channels.

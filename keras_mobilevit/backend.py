@@ -5,6 +5,7 @@ returns the same numbers on every backend.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ from keras import ops
 Tensor = Any  # a tensor of the backend, a `keras.KerasTensor` or a NumPy array
 
 
-def _tensorflow():
+def _tensorflow() -> Any:
     """Returns the TensorFlow module, or `None` with another backend."""
     if keras.backend.backend() != "tensorflow":
         return None
@@ -109,7 +110,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     learns_over_steps = False
 
-    def _normalize_over_steps(self, inputs):
+    def _normalize_over_steps(self, inputs: Tensor) -> Tensor:
         """Updates the moving statistics, then normalizes by them.
 
         A single value has no variance, but it has a distance from the moving mean. The
@@ -141,7 +142,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
         return ops.cast(outputs, self.compute_dtype)
 
-    def call(self, inputs: Tensor, training=None, mask=None) -> Tensor:
+    def call(
+        self, inputs: Tensor, training: bool | None = None, mask: Tensor = None
+    ) -> Tensor:
         """Normalizes a feature map `[batch, height, width, channels]`."""
         if training and self.trainable and self.learns_over_steps:
             return self._normalize_over_steps(inputs)
@@ -184,7 +187,7 @@ class Activation(keras.layers.Activation):
     them to one kernel. Only training uses these kernels.
     """
 
-    def call(self, inputs: Tensor, training=None) -> Tensor:
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         """Applies the activation to a tensor of any shape."""
         tf = _tensorflow()
         if tf and training and self.activation is keras.activations.silu:
@@ -193,18 +196,18 @@ class Activation(keras.layers.Activation):
 
 
 @functools.cache
-def _fused_silu(tf):
+def _fused_silu(tf: Any) -> Callable[[Tensor], Tensor]:
     @tf.function(jit_compile=True)
-    def silu(x):
+    def silu(x: Tensor) -> Tensor:
         return x * tf.sigmoid(x)
 
     @tf.function(jit_compile=True)
-    def gradient(x, upstream):
+    def gradient(x: Tensor, upstream: Tensor) -> Tensor:
         sigmoid = tf.sigmoid(x)
         return upstream * sigmoid * (1 + x * (1 - sigmoid))
 
     @tf.custom_gradient
-    def fused(x):
+    def fused(x: Tensor) -> tuple[Tensor, Callable]:
         return silu(x), lambda upstream: gradient(x, upstream)
 
     return fused
@@ -237,7 +240,9 @@ class DilatedConv2D(keras.layers.Conv2D):
 
 
 @functools.cache
-def _dilated_conv(tf, dilation: tuple[int, int]):
+def _dilated_conv(
+    tf: Any, dilation: tuple[int, int]
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Returns a dilated convolution whose gradient runs on any device.
 
     Some CPUs lack TensorFlow's kernels for the gradients of a dilated convolution. Here
@@ -245,10 +250,10 @@ def _dilated_conv(tf, dilation: tuple[int, int]):
     and the kernel's gradient is one matrix product over its taps.
     """
 
-    def convolve(x, kernel):
+    def convolve(x: Tensor, kernel: Tensor) -> Tensor:
         return tf.nn.conv2d(x, kernel, 1, "SAME", dilations=dilation)
 
-    def kernel_gradient(x, kernel_shape, upstream):
+    def kernel_gradient(x: Tensor, kernel_shape: tuple, upstream: Tensor) -> Tensor:
         *sides, channels, filters = kernel_shape
         pads = [side // 2 * step for side, step in zip(sides, dilation)]
         padded = tf.pad(x, [[0, 0], *([pad, pad] for pad in pads), [0, 0]])
@@ -265,8 +270,8 @@ def _dilated_conv(tf, dilation: tuple[int, int]):
         return tf.reshape(product, kernel_shape)
 
     @tf.custom_gradient
-    def convolution(x, kernel):
-        def gradient(upstream):
+    def convolution(x: Tensor, kernel: Tensor) -> tuple[Tensor, Callable]:
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
             rotated = tf.transpose(kernel[::-1, ::-1], (0, 1, 3, 2))
             return (
                 convolve(upstream, rotated),
@@ -295,7 +300,9 @@ def attention(
 
 
 @functools.cache
-def _attention_for_training(tf):
+def _attention_for_training(
+    tf: Any,
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Returns `attention` with a gradient that reads the weights fewer times.
 
     For weights P with gradient dP, the gradient of the scores is `P * (dP - D)`, where
@@ -305,11 +312,11 @@ def _attention_for_training(tf):
     """
 
     @tf.custom_gradient
-    def attend(query, key, value):
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Callable]:
         weights = tf.nn.softmax(tf.matmul(query, key, transpose_b=True))
         output = tf.matmul(weights, value)
 
-        def gradient(upstream):
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             row_sums = tf.reduce_sum(output * upstream, axis=-1, keepdims=True)
             shifted = tf.matmul(  # [batch, heads, tokens, tokens]
                 tf.concat([upstream, -row_sums], axis=-1),

@@ -3,6 +3,8 @@
 A block is a function from a channels-last tensor to another. It names its layers.
 """
 
+from typing import Any
+
 import keras
 from keras import layers
 
@@ -44,7 +46,9 @@ def linear_initializer() -> keras.initializers.Initializer:
     return keras.initializers.RandomNormal(stddev=0.02)
 
 
-def dense(units: int, name: str, activation=None, dtype=None) -> layers.Dense:
+def dense(
+    units: int, name: str, activation: Any = None, dtype: str | None = None
+) -> layers.Dense:
     """Returns a linear layer with bias and the initialization of the published code."""
     return layers.Dense(
         units,
@@ -72,7 +76,7 @@ def conv(
     name: str,
     dilation: int = 1,
     use_bias: bool = False,
-    initializer=None,
+    initializer: keras.Initializer | None = None,
 ) -> Tensor:
     """Applies a convolution, padded equally on all sides.
 
@@ -113,7 +117,11 @@ def conv_bn_act(
 
 
 def depthwise_bn(
-    x: Tensor, name: str, strides: int = 1, dilation: int = 1, initializer=None
+    x: Tensor,
+    name: str,
+    strides: int = 1,
+    dilation: int = 1,
+    initializer: keras.Initializer | None = None,
 ) -> Tensor:
     """Applies a 3x3 depthwise convolution and batch normalization."""
     if strides > 1:

@@ -118,7 +118,9 @@ def detection_targets(
     return _pad(rows, max_objects)
 
 
-def _image_sizes(image_sizes, images: int, source: str) -> list[tuple]:
+def _image_sizes(
+    image_sizes: tuple[int, int] | Sequence | None, images: int, source: str
+) -> list[tuple]:
     """Returns the (height, width) of each image; (None, None) if it is not needed."""
     if image_sizes is None:
         if not source.startswith("rel_"):

@@ -5,8 +5,11 @@ import functools
 import inspect
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import keras
+
+from keras_mobilevit.backend import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +70,7 @@ def list_calls(model: keras.Model, outputs: list | None = None) -> Calls:
     return Calls(tuple(inputs), tuple(recorder.calls), tuple(found))
 
 
-def is_functional(layer) -> bool:
+def is_functional(layer: Any) -> bool:
     """Tells whether a layer is a functional or sequential model."""
     if not isinstance(layer, keras.Model) or not getattr(layer, "inputs", None):
         return False
@@ -84,7 +87,7 @@ class _StandIn(keras.Operation):
         super().__init__()
         self.specs = outputs
 
-    def compute_output_spec(self, *args, **kwargs) -> list:
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> list:
         """Returns the given outputs."""
         return self.specs
 
@@ -92,7 +95,7 @@ class _StandIn(keras.Operation):
 class _Recorder:
     """Records the calls of a model."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.calls: list[Call] = []
         self._values: dict[int, Value] = {}  # by the id of their Keras tensor
         self._tensors: list = []  # keeps the tensors alive, so that ids stay unique
@@ -101,11 +104,17 @@ class _Recorder:
     def new_value(self) -> Value:
         return Value(next(self._numbers))
 
-    def _remember(self, tensor, value: Value) -> None:
+    def _remember(self, tensor: Tensor, value: Value) -> None:
         self._values[id(tensor)] = value
         self._tensors.append(tensor)
 
-    def follow(self, model, inputs, outputs, trained_by=None) -> list[Value]:
+    def follow(
+        self,
+        model: keras.Model,
+        inputs: Sequence[Value],
+        outputs: list,
+        trained_by: str | None = None,
+    ) -> list[Value]:
         """Records the calls from a model's inputs to `outputs`, tensors within it.
 
         Returns the values of these tensors.
@@ -123,7 +132,14 @@ class _Recorder:
         )
         return [self._values[id(tensor)] for tensor in clone.outputs]
 
-    def _call(self, trained_by, operation, /, *args, **kwargs):
+    def _call(
+        self,
+        trained_by: str | None,
+        operation: keras.Operation,
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[Tensor]:
         """Records a call, and returns tensors in place of its outputs."""
         trained_by = _trained_by(operation, args, kwargs, trained_by)
         found_args, found_kwargs = keras.tree.map_structure(
@@ -146,7 +162,9 @@ class _Recorder:
         return made
 
 
-def _trained_by(operation, args, kwargs, around: str | None) -> str | None:
+def _trained_by(
+    operation: keras.Operation, args: tuple, kwargs: dict, around: str | None
+) -> str | None:
     """Returns the name of the layer or model that asks for training in a call."""
     if not isinstance(operation, keras.Layer):
         return around

@@ -1,6 +1,8 @@
 """Image classifiers with the interface of `keras.applications`."""
 
+import os
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import keras
 from keras import layers
@@ -11,7 +13,7 @@ from keras_mobilevit.argument_checks import (
     check_weights,
 )
 from keras_mobilevit.backbone import feature_maps
-from keras_mobilevit.backend import output_dtype
+from keras_mobilevit.backend import Tensor, output_dtype
 from keras_mobilevit.blocks import conv_bn_act, dense
 from keras_mobilevit.configs import CLASSIFIER_SIZE, ModelConfig, get_variant
 from keras_mobilevit.weights.hub import (
@@ -20,6 +22,9 @@ from keras_mobilevit.weights.hub import (
     weights_file,
 )
 from keras_mobilevit.weights.load import load_weights
+
+Weights = str | os.PathLike | None
+Activation = str | Callable[..., Any] | None
 
 _DOCSTRING = """{title}: {parameters:.1f} M parameters, {top1} % top-1 on ImageNet-1k.
 
@@ -68,7 +73,12 @@ Example:
 _ROUNDING = ", with both sides rounded up to even numbers"
 
 
-def _resolve_input_shape(input_shape, input_tensor, include_top: bool, weights):
+def _resolve_input_shape(
+    input_shape: tuple | None,
+    input_tensor: Tensor | None,
+    include_top: bool,
+    weights: Weights,
+) -> tuple:
     """Returns the input shape, by default that of `input_tensor` or the paper's."""
     if input_tensor is not None:
         tensor_shape = tuple(input_tensor.shape[1:])
@@ -84,7 +94,13 @@ def _resolve_input_shape(input_shape, input_tensor, include_top: bool, weights):
     return check_input_shape(input_shape, weights)
 
 
-def _check_arguments(weights, include_top, pooling, classes, classifier_activation):
+def _check_arguments(
+    weights: Weights,
+    include_top: bool,
+    pooling: str | None,
+    classes: int,
+    classifier_activation: Activation,
+) -> None:
     check_weights(weights, CLASSIFIER_WEIGHTS)
     if pooling not in (None, "avg", "max"):
         raise ValueError(
@@ -124,7 +140,7 @@ _MEAN = ("Average", "Add", "Subtract", "Multiply", "Divide", "TrueDivide")
 _SKIPPED = {*_NO_EFFECT, *_SHAPE, *_MEAN}
 
 
-def _activation_of_layer(operation) -> str | None:
+def _activation_of_layer(operation: keras.Operation) -> str | None:
     """Returns the activation of a layer; `None` if the layer is skipped."""
     kind = type(operation).__name__
     if kind in _SKIPPED:
@@ -139,7 +155,7 @@ def _activation_of_layer(operation) -> str | None:
     return _ACTIVATIONS.get(name.lower().replace("_", ""), "logits")
 
 
-def _activation_of_tensor(tensor) -> str | None:
+def _activation_of_tensor(tensor: keras.KerasTensor) -> str | None:
     """Finds the activation that a tensor came through; `None` for an input."""
     operation, node_index, tensor_index = tensor._keras_history
     if isinstance(operation, layers.InputLayer):
@@ -180,12 +196,12 @@ def build_classifier(
     config: ModelConfig,
     *,
     include_top: bool = True,
-    weights: str | None = None,
-    input_tensor=None,
+    weights: Weights = None,
+    input_tensor: Tensor | None = None,
     input_shape: tuple | None = None,
     pooling: str | None = None,
     classes: int = 1000,
-    classifier_activation: str | None = "softmax",
+    classifier_activation: Activation = "softmax",
     include_preprocessing: bool = True,
     name: str | None = None,
 ) -> keras.Model:
@@ -224,18 +240,39 @@ def build_classifier(
     return model
 
 
-def classifier_function(variant: str) -> Callable[..., keras.Model]:
+class ClassifierFunction(Protocol):
+    """The type of `MobileViT_S` and the other variants, for editors and mypy."""
+
+    __name__: str
+    __qualname__: str
+
+    def __call__(
+        self,
+        include_top: bool = True,
+        weights: Weights = "imagenet",
+        input_tensor: Tensor | None = None,
+        input_shape: tuple | None = None,
+        pooling: str | None = None,
+        classes: int = 1000,
+        classifier_activation: Activation = "softmax",
+        include_preprocessing: bool = True,
+        name: str = ...,
+    ) -> keras.Model:
+        """Builds the classifier; see `MobileViT_S`."""
+
+
+def classifier_function(variant: str) -> ClassifierFunction:
     """Creates the public function of a variant, such as `MobileViT_S`."""
     config = get_variant(variant)
 
     def model(
         include_top: bool = True,
-        weights: str | None = "imagenet",
-        input_tensor=None,
+        weights: Weights = "imagenet",
+        input_tensor: Tensor | None = None,
         input_shape: tuple | None = None,
         pooling: str | None = None,
         classes: int = 1000,
-        classifier_activation: str | None = "softmax",
+        classifier_activation: Activation = "softmax",
         include_preprocessing: bool = True,
         name: str = config.name,
     ) -> keras.Model:

@@ -157,6 +157,7 @@ _CONFIGS = (
     *(_mobilevitv2(*row) for row in _MOBILEVITV2),
 )
 VARIANTS = {config.name: config for config in _CONFIGS}
+"""A dict of all variants: a name such as `"mobilevit_s"`, and its configuration."""
 FAMILIES = tuple(dict.fromkeys(config.family for config in _CONFIGS))
 
 

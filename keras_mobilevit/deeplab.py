@@ -5,6 +5,7 @@ https://arxiv.org/abs/1706.05587.
 """
 
 import os
+from typing import Any
 
 import keras
 from keras import layers, ops
@@ -48,7 +49,7 @@ class ResizeLike(layers.Layer):
     `[batch, height, width, any]`, whose height and width may be `None`.
     """
 
-    def __init__(self, align_corners: bool = False, **kwargs):
+    def __init__(self, align_corners: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         self.align_corners = bool(align_corners)
 
@@ -153,8 +154,14 @@ def without_auxiliary(model: keras.Model) -> keras.Model:
 
 
 def _check_arguments(
-    config: ModelConfig, weights, classes, output_stride, channels, rates, auxiliary
-):
+    config: ModelConfig,
+    weights: str | os.PathLike | None,
+    classes: int,
+    output_stride: int,
+    channels: int,
+    rates: tuple[int, int, int],
+    auxiliary: bool,
+) -> str | os.PathLike | None:
     """Checks the arguments and returns the weights; resolves `"default"`."""
     check_weights(weights, ("default", *CLASSIFIER_WEIGHTS, "voc"))
     check_positive(classes=classes, aspp_channels=channels)

@@ -60,7 +60,7 @@ def non_max_suppression(
     boxes = ops.reshape(boxes, (-1, classes, top_k, 4))
     batch = ops.shape(scores)[0]
 
-    def is_left(step, scores, found):
+    def is_left(step: Tensor, scores: Tensor, found: Tensor) -> Tensor:
         return ops.any(scores > 0)
 
     body = functools.partial(_take_best, boxes, iou_threshold)
@@ -147,13 +147,16 @@ def detect(
     return {**found, "number": ops.sum(ops.cast(found["classes"] >= 0, "int32"), 1)}
 
 
-def _anchors(outputs: dict[str, Tensor], image_size) -> Tensor:
+def _anchors(
+    outputs: dict[str, Tensor], image_size: tuple[int, int] | Tensor
+) -> Tensor:
     """Returns the anchors of images of a size, or those that are given, checked."""
     count = outputs["offsets"].shape[1]
-    if len(getattr(image_size, "shape", ())) != 2:
+    shape = getattr(image_size, "shape", ())
+    if len(shape) != 2:
         height, width = image_size
         return anchors_of_count(int(height), int(width), count)
-    given = image_size.shape[0]
+    given = shape[0]
     if count not in (None, given):
         raise ValueError(
             f"The outputs have {count} boxes, but there are {given} anchors. Use "
@@ -193,7 +196,7 @@ class DetectObjects(keras.layers.Layer):
         iou_threshold: float = IOU_THRESHOLD,
         candidates: int = PRE_NMS_TOP_K,
         max_detections: int = MAX_DETECTIONS,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.image_size = tuple(map(int, image_size))

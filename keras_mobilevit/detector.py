@@ -72,7 +72,12 @@ class Detector(keras.Model):
     >>> model.fit(images, {"boxes": boxes, "labels": labels}, epochs=10)
     """
 
-    def compile(self, optimizer="rmsprop", loss=None, **kwargs) -> None:
+    def compile(
+        self,
+        optimizer: str | keras.Optimizer = "rmsprop",
+        loss: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Configures the training; the same as `keras.Model.compile`.
 
         Args:

@@ -22,7 +22,7 @@ def class_color(label: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _pillow(image) -> tuple:
+def _pillow(image: ArrayLike) -> tuple:
     """Returns Pillow's `Image` and `ImageDraw`, and a font for the image's size."""
     try:
         from PIL import Image, ImageDraw, ImageFont

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def read_lines(path) -> list[str]:
+def read_lines(path: str | os.PathLike) -> list[str]:
     """Reads the lines of a text file, such as class names; see `read_text`.
 
     Only line breaks of files end a line: `str.splitlines` would also split at others,

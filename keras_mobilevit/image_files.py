@@ -44,7 +44,7 @@ class Header(NamedTuple):
         return (height, width) if self.orientation in _SIDEWAYS else (width, height)
 
 
-def _open(file) -> Image.Image:
+def _open(file: str | os.PathLike | bytes) -> Image.Image:
     """Opens a path or bytes; raises `DecompressionBombError` if it is too large."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -69,7 +69,7 @@ def _orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _is_heif(file) -> bool:
+def _is_heif(file: str | os.PathLike | bytes) -> bool:
     """Recognizes the default format of iPhones, whatever the file's suffix."""
     if isinstance(file, bytes):
         return file[4:8] == b"ftyp"
@@ -77,7 +77,9 @@ def _is_heif(file) -> bool:
         return opened.read(8)[4:] == b"ftyp"
 
 
-def _unreadable(file, name: str, error: Exception) -> ValueError:
+def _unreadable(
+    file: str | os.PathLike | bytes, name: str, error: Exception
+) -> ValueError:
     """Explains why Pillow cannot read a path or bytes."""
     if isinstance(error, Image.DecompressionBombError):
         reason = (

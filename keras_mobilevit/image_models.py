@@ -3,13 +3,14 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_mobilevit.anchors import anchors_of_count
-from keras_mobilevit.backend import resize_bilinear
+from keras_mobilevit.backend import Tensor, resize_bilinear
 from keras_mobilevit.classifier import output_activation
 from keras_mobilevit.deeplab import is_segmenter, without_auxiliary
 from keras_mobilevit.detection import (
@@ -57,7 +58,7 @@ def _first(outputs: dict) -> dict[str, np.ndarray]:
     return {name: ops.convert_to_numpy(x)[0] for name, x in outputs.items()}
 
 
-def _suppress(boxes, scores, min_score: float) -> dict[str, np.ndarray]:
+def _suppress(boxes: Tensor, scores: Tensor, min_score: float) -> dict[str, np.ndarray]:
     """Returns the objects on the only image of a batch."""
     found = _first(non_max_suppression(boxes, scores, score_threshold=min_score))
     return {name: x[found["classes"] >= 0] for name, x in found.items()}
@@ -90,7 +91,7 @@ def image_model_from_keras(
     channels = model.input_shape[-1]
     scale = np.float32(input_max(model) / 255)
 
-    def outputs_of(image: np.ndarray):
+    def outputs_of(image: np.ndarray) -> Any:
         return model.predict(to_channels(image, channels)[None] * scale, verbose=0)
 
     if is_detector(model):

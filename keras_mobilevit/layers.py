@@ -6,6 +6,7 @@ Tensors are channels-last.
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 from keras import layers, ops
@@ -15,7 +16,7 @@ from keras_mobilevit.backend import Tensor, attention, resize_bilinear
 PATCH_SIZE = 2  # pixels on the side of a patch, the same in every network
 
 
-def _round_up(size, multiple: int):
+def _round_up(size: Any, multiple: int) -> Any:
     return (size + multiple - 1) // multiple * multiple
 
 
@@ -30,7 +31,7 @@ def _one_token() -> Iterator[None]:
 class _PatchLayer(layers.Layer):
     """A layer with square patches of `patch_size` pixels on a side."""
 
-    def __init__(self, patch_size: int = PATCH_SIZE, **kwargs):
+    def __init__(self, patch_size: int = PATCH_SIZE, **kwargs: Any):
         super().__init__(**kwargs)
         self.patch_size = int(patch_size)
         if self.patch_size < 1:
@@ -88,7 +89,9 @@ class Unfold(_PatchLayer):
     `per_image` it is `[batch, P, N, channels]`.
     """
 
-    def __init__(self, patch_size: int = PATCH_SIZE, per_image: bool = False, **kwargs):
+    def __init__(
+        self, patch_size: int = PATCH_SIZE, per_image: bool = False, **kwargs: Any
+    ):
         super().__init__(patch_size, **kwargs)
         self.per_image = bool(per_image)
 
@@ -161,7 +164,7 @@ class DotProductAttention(layers.Layer):
     the layer converts to plain TFLite operations.
     """
 
-    def __init__(self, num_heads: int, **kwargs):
+    def __init__(self, num_heads: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_heads = int(num_heads)
 

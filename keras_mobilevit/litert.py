@@ -4,6 +4,7 @@ import json
 import os
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ CARD_INSIDE = "keras_mobilevit.json"  # the part of the card that is in the file
 LABELS_INSIDE = "labels.txt"
 
 
-def read_card(path) -> dict:
+def read_card(path: str | os.PathLike) -> dict:
     """Reads the card of a `.tflite`: what it takes and returns, and what made it.
 
     A conversion writes it beside the file, and the part that a program needs to run the
@@ -22,13 +23,13 @@ def read_card(path) -> dict:
     return _card_beside(path) | read_inside(path)
 
 
-def _names_of_archive(path) -> bool:
+def _names_of_archive(path: str | os.PathLike) -> bool:
     """Tells whether the end of a file once was the archive that a conversion adds."""
     content = Path(path).read_bytes() if Path(path).is_file() else b""
     return CARD_INSIDE.encode() in content
 
 
-def _card_beside(path) -> dict:
+def _card_beside(path: str | os.PathLike) -> dict:
     file = Path(path).with_suffix(".json")
     if not file.is_file():
         return {}
@@ -50,7 +51,7 @@ def _lines(text: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def read_inside(path) -> dict:
+def read_inside(path: str | os.PathLike) -> dict:
     """Reads the part of the card that is in a `.tflite`, with the class names.
 
     They are in a ZIP archive that follows the model. Raises a ValueError if they cannot
@@ -88,7 +89,7 @@ class LiteRTModel:
     signature. Raises a ValueError if the file is missing or is not a TFLite model.
     """
 
-    def __init__(self, path, num_threads: int = 1):
+    def __init__(self, path: str | os.PathLike, num_threads: int = 1):
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
@@ -123,7 +124,7 @@ class LiteRTModel:
         """Shape of the input, batch first: `(1, height, width, channels)`."""
         return tuple(int(side) for side in self.input["shape"])
 
-    def quantize(self, image) -> np.ndarray:
+    def quantize(self, image: np.ndarray) -> np.ndarray:
         """Converts real values to the input's type: rounded, and clipped to its range.
 
         A cast alone would wrap around: 128 becomes -128 in int8.
@@ -136,14 +137,14 @@ class LiteRTModel:
         steps = np.round(np.asarray(image) / scale) + zero_point
         return np.clip(steps, limits.min, limits.max).astype(dtype)
 
-    def dequantize(self, name: str, values) -> np.ndarray:
+    def dequantize(self, name: str, values: np.ndarray) -> np.ndarray:
         """Converts an output to real values; class indices stay as they are."""
         scale, zero_point = self.outputs[name]["quantization"]
         if not scale:
             return values
         return (values.astype(np.float32) - zero_point) * np.float32(scale)
 
-    def invoke(self, image) -> dict[str, np.ndarray]:
+    def invoke(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Runs one input, which must have the file's shape and type."""
         self.interpreter.set_tensor(self.input["index"], image)
         self.interpreter.invoke()
@@ -152,7 +153,7 @@ class LiteRTModel:
             for name, details in self.outputs.items()
         }
 
-    def predict(self, images) -> dict[str, np.ndarray]:
+    def predict(self, images: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
         """Runs float32 images `[images, height, width, channels]` one by one.
 
         Returns the outputs by name, `[images, ...]`, converted to real values.

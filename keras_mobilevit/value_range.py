@@ -64,7 +64,7 @@ def per_channel(values: Any) -> np.ndarray | None:
 _Affine = tuple[np.ndarray | None, np.ndarray | None]  # scale and offset, if known
 
 
-def _of_normalization(layer) -> _Affine:
+def _of_normalization(layer: layers.Normalization) -> _Affine:
     mean, variance = per_channel(layer.mean), per_channel(layer.variance)
     if mean is None or variance is None:
         return None, None
@@ -158,7 +158,9 @@ class _Scaling(NamedTuple):
     offset: float
     operation: Any = None
 
-    def then(self, scale: float, offset: float, operation) -> "_Scaling":
+    def then(
+        self, scale: float, offset: float, operation: keras.Operation
+    ) -> "_Scaling":
         """Returns the result of another scaling of this tensor."""
         return _Scaling(self.scale * scale, self.offset * scale + offset, operation)
 
@@ -239,7 +241,7 @@ def _complete(images: list[_Scaling]) -> list[_Scaling]:
     return [image for image in images if image.operation is not None]
 
 
-def _moves_pixels(operation) -> bool:
+def _moves_pixels(operation: keras.Operation) -> bool:
     if type(operation) in _types("Pipeline"):
         return all(map(_moves_pixels, operation.layers))
     if isinstance(operation, layers.Layer):

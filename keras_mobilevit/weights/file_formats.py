@@ -53,7 +53,7 @@ def read_pt(path: str) -> dict[str, np.ndarray]:
     return {name: tensor.detach().float().numpy() for name, tensor in state.items()}
 
 
-def load_model_file(path) -> keras.Model:
+def load_model_file(path: str | os.PathLike) -> keras.Model:
     """Loads the model of a .keras file, without its optimizer.
 
     Code in the file (a `Lambda` layer) is refused.
@@ -73,7 +73,7 @@ def read_h5_shapes(path: str) -> dict[str, tuple[int, ...]]:
     """Reads the shapes of the arrays in a .weights.h5 file by name."""
     shapes = {}
 
-    def add(name: str, item) -> None:
+    def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Dataset):
             shapes[name] = item.shape
 

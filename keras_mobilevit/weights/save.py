@@ -1,5 +1,6 @@
 """Writes a classifier's weights to a file that timm reads."""
 
+import os
 import warnings
 
 import keras
@@ -8,6 +9,7 @@ from keras import layers
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from keras_mobilevit.backend import Tensor
 from keras_mobilevit.files import atomic_write
 from keras_mobilevit.weights.compare import ADAPTER_PREFIXES, shorten
 from keras_mobilevit.weights.names import (
@@ -22,7 +24,7 @@ from keras_mobilevit.weights.pytorch_layout import (
 )
 
 
-def _float_kernel(layer):
+def _float_kernel(layer: layers.Layer) -> Tensor:
     """Returns a layer's kernel in floats.
 
     LoRA's adapters are added to it. An int8 kernel is multiplied by its scale.
@@ -39,7 +41,7 @@ def _float_kernel(layer):
     return keras.ops.cast(layer.kernel, "float32") / layer.kernel_scale
 
 
-def _float_variables(layer) -> dict[str, np.ndarray]:
+def _float_variables(layer: layers.Layer) -> dict[str, np.ndarray]:
     """Returns the variables that timm's layer has, in float32, by Keras's names."""
     expected = set(variable_names(layer))
     values = {"kernel": _float_kernel(layer)} if "kernel" in expected else {}
@@ -101,7 +103,7 @@ def _timm_tensors(
     return tensors
 
 
-def save_safetensors(model: keras.Model, path) -> None:
+def save_safetensors(model: keras.Model, path: str | os.PathLike) -> None:
     """Writes a classifier's weights under timm's names, in float32.
 
     `timm.create_model("mobilevit_s", num_classes=...)` loads the file with
