@@ -152,7 +152,7 @@ def _anchors(
 ) -> Tensor:
     """Returns the anchors of images of a size, or those that are given, checked."""
     count = outputs["offsets"].shape[1]
-    shape = getattr(image_size, "shape", ())
+    shape: Any = getattr(image_size, "shape", ())
     if len(shape) != 2:
         height, width = image_size
         return anchors_of_count(int(height), int(width), count)
