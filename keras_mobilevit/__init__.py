@@ -20,7 +20,11 @@ with quiet_start():  # has an effect only under `python -m keras_mobilevit`
         ) from error
 
 from keras_mobilevit.anchors import anchor_boxes
-from keras_mobilevit.backbone import MobileViTBackbone, freeze_backbone
+from keras_mobilevit.backbone import (
+    MobileViTBackbone,
+    freeze_backbone,
+    unfreeze_backbone,
+)
 from keras_mobilevit.box_metric import BoxAveragePrecision
 from keras_mobilevit.box_targets import detection_targets
 from keras_mobilevit.classifier import classifier_function
@@ -75,5 +79,6 @@ __all__ = [
     "load_weights",
     "preprocess_input",
     "save_safetensors",
+    "unfreeze_backbone",
     "without_auxiliary",
 ]

@@ -139,8 +139,7 @@ def MobileViTBackbone(
 def freeze_backbone(model: keras.Model) -> None:
     """Makes only the head of a model trainable: phase one of fine-tuning.
 
-    Frozen batch normalization keeps its statistics. Compile the model afterwards. For
-    phase two, set `model.trainable = True` and compile it again.
+    Frozen batch normalization keeps its statistics. Compile the model afterwards.
 
     Args:
         model: a classifier, detector or segmenter of this package, or a functional
@@ -154,11 +153,34 @@ def freeze_backbone(model: keras.Model) -> None:
     >>> keras_mobilevit.freeze_backbone(model)
     >>> model.compile("adam")
     """
-    frozen = [layer for layer in model.layers if is_backbone(layer.name)]
-    if not frozen:
+    _set_trainable(model, False)
+
+
+def unfreeze_backbone(model: keras.Model) -> None:
+    """Makes the backbone trainable again: phase two of fine-tuning.
+
+    Compile the model afterwards. `model.trainable = True` is not enough: Keras ignores
+    it if the model itself was not frozen.
+
+    Args:
+        model: a model whose backbone `freeze_backbone` froze.
+
+    Raises:
+        ValueError: if the model has no backbone among its layers.
+
+    Example:
+    >>> keras_mobilevit.unfreeze_backbone(model)
+    >>> model.compile(keras.optimizers.Adam(1e-5))
+    """
+    _set_trainable(model, True)
+
+
+def _set_trainable(model: keras.Model, is_trainable: bool) -> None:
+    found = [layer for layer in model.layers if is_backbone(layer.name)]
+    if not found:
         raise ValueError(
             f"The model {model.name!r} has no layers of a MobileViT's backbone. If the "
-            "backbone is one layer of it, set `trainable = False` of that layer."
+            "backbone is one layer of it, set `trainable` of that layer."
         )
-    for layer in frozen:
-        layer.trainable = False
+    for layer in found:
+        layer.trainable = is_trainable

@@ -21,10 +21,10 @@ def _image_size(images: Any) -> tuple[int, int]:
     height, width = images.shape[1:3]
     if height is None or width is None:
         raise ValueError(
-            "A detector is trained on batches whose height and width are known before "
+            "`fit` trains a detector on images of one size, which it must know before "
             f"the first step. Received images of shape {tuple(images.shape)}. Resize "
             "all images to one size, and call `set_shape` in a tf.data pipeline that "
-            "loses it."
+            "loses it. For several sizes, use train/main.py."
         )
     return height, width
 
@@ -63,7 +63,7 @@ class Detector(keras.Model):
     `boxes`, float `[batch, objects, 4]`, corners `(x1, y1, x2, y2)` as fractions of the
     image (`"rel_xyxy"`), and `labels`, int `[batch, objects]`, from 0, with -1 for
     padding. `keras_mobilevit.detection_targets` makes them from lists and from other
-    formats. All images of a batch have one size, which may change between batches.
+    formats. All images of a training have one size.
 
     Example:
     >>> model = keras_mobilevit.SSDLite("mobilevit_xxs", classes=3)

@@ -1,6 +1,7 @@
 """The other Keras backends give the numbers of the golden files."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 
 import keras_mobilevit
+from tests.helpers.few_steps import fit_losses, write_models
 
 ROOT = Path(__file__).parents[2]
 
 # A process cannot change its backend, so each backend runs in its own process.
 SCRIPT = """
+import json
 import sys
 from pathlib import Path
 
@@ -25,6 +28,7 @@ import numpy as np
 import keras_mobilevit
 from tests.golden import reference
 from tests.helpers.boxes import check_non_max_suppression
+from tests.helpers.few_steps import fit_losses
 from tests.helpers.references import (
     SEGMENTER,
     build_backbone,
@@ -59,19 +63,26 @@ model = build_segmenter(write_weights(name, folder), 16, V2, upsample=True)
 check_segmenter(model, 16, ((240, 200),), name, reference.resized_key)
 name = f"detection/cvnets_{V2}"
 model = keras_mobilevit.SSDLite(
-    V2, 80, str(write_weights(name, folder)), (None, None, 3), False
+    V2,
+    weights=write_weights(name, folder),
+    input_shape=(None, None, 3),
+    include_preprocessing=False,
 )
 check_detector(model, f"{name}_240x200", (240, 200))
 
 detector = keras.models.load_model(f"{folder}/detector.keras")
 wanted = np.load(f"{folder}/detector.npz")
 outputs = detector(wanted["images"])
-found = keras_mobilevit.detect(outputs, wanted["anchors"], max_detections=20)
+found = keras_mobilevit.detect(outputs, (75, 96), max_detections=20)
 outputs["scores"] = found["scores"]  # boxes of equal scores may change their order
 for name, value in outputs.items():
     difference = np.abs(keras.ops.convert_to_numpy(value) - wanted[name]).max()
     print(name, difference)
     assert difference <= 1e-4, name
+wanted = json.loads((folder / "losses.json").read_text())
+for kind, losses in fit_losses(folder).items():
+    print(kind, losses, wanted[kind])
+    assert np.abs(np.subtract(losses, wanted[kind])).max() <= 1e-3, kind
 if backend == "jax":
     import tensorflow
     # Without gradients: JAX cannot differentiate strided convolutions of unknown size.
@@ -98,14 +109,13 @@ def write_detector(folder: Path) -> None:
     for layer in model.layers:  # as if trained: with large logits
         if layer.name.endswith("_predictions"):
             layer.kernel.assign(100 * layer.kernel)
-    anchors = keras_mobilevit.anchor_boxes(75, 96)
     outputs = model(images)
-    found = keras_mobilevit.detect(outputs, anchors, max_detections=20)
+    found = keras_mobilevit.detect(outputs, (75, 96), max_detections=20)
     values = {n: keras.ops.convert_to_numpy(x) for n, x in (outputs | found).items()}
     assert np.abs(values["logits"]).max() > 1
     assert values["scores"].min() > 0.1
     model.save(folder / "detector.keras")
-    np.savez(folder / "detector.npz", images=images, anchors=anchors, **values)
+    np.savez(folder / "detector.npz", images=images, **values)
 
 
 @pytest.mark.slow
@@ -114,6 +124,9 @@ def test_outputs_equal_the_reference(backend: str, tmp_path):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     write_detector(tmp_path)
+    write_models(tmp_path)
+    losses = fit_losses(tmp_path)
+    (tmp_path / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, backend, str(tmp_path)],
         cwd=ROOT,
