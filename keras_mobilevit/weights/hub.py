@@ -17,6 +17,7 @@ from keras_mobilevit.files import atomic_write
 from keras_mobilevit.weights.hub_cache import (
     fetch_file,
     not_downloaded,
+    require_network,
 )
 
 FILENAME = "model.safetensors"
@@ -203,6 +204,7 @@ def _fetch_coco(variant: str) -> Path:
     url = f"{COCO_URL}/{COCO_FILES[variant]}"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        require_network(url)
         with atomic_write(path) as temporary:
             keras.utils.get_file(
                 temporary.name, url, cache_dir=path.parent, cache_subdir=""

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import NamedTuple
 
 from keras_mobilevit.files import atomic_write
 
+# Without a network both together are the longest wait.
+CONNECT_SECONDS = 4
+ANSWER_SECONDS = 5
 MAX_SIZE = 2**30  # bytes; the largest published file has 74 MB
 _COMMIT = re.compile("[0-9a-f]{40}")
 _HASH = re.compile("[0-9a-f]{64}|[0-9a-f]{40}")
@@ -73,12 +77,31 @@ def not_downloaded(name: str, url: str, error: Exception) -> OSError:
 
 
 def require_network(url: str) -> None:
-    """Raises an OSError at once if there is no network; the Hub's client would retry.
+    """Raises an OSError if a server does not accept a connection within seconds.
 
-    Behind a proxy nothing is checked, because the proxy resolves the address.
+    The Hub's client would wait for each address of the server in turn, and for their
+    look-up without a limit. Behind a proxy nothing is checked, because the proxy looks
+    them up.
     """
-    if not urllib.request.getproxies():
-        socket.getaddrinfo(urllib.parse.urlsplit(url).hostname, None)
+    address = urllib.parse.urlsplit(url)
+    if address.scheme not in ("http", "https") or urllib.request.getproxies():
+        return
+    host, port = address.hostname, address.port or address.scheme
+    outcome: list[Exception | None] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), CONNECT_SECONDS).close()
+            outcome.append(None)
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
+    error = outcome[0] if outcome else TimeoutError(f"{host} does not answer.")
+    if error is not None:
+        raise error
 
 
 def check_online() -> None:
@@ -187,7 +210,7 @@ def _ask(repository: str, revision: str, filename: str) -> _Stated:
     try:
         check_online()
         require_network(url)
-        found = huggingface_hub.get_hf_file_metadata(url)
+        found = huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_SECONDS)
     except Exception as error:  # network and Hub raise many types
         raise not_downloaded(f"{filename} of {repository}", url, error) from error
     commit = check_commit(found.commit_hash, repository, revision)

@@ -1,10 +1,12 @@
 """What a hostile server and a damaged cache of the Hub may not do."""
 
 import os
+import socket
+import time
 
 import pytest
 
-from keras_mobilevit.weights import hub
+from keras_mobilevit.weights import hub, hub_cache
 from tests.fakes import hub_server
 
 VARIANT = "mobilevit_xxs"
@@ -129,3 +131,37 @@ def test_no_file_outside_of_the_cache_is_removed(is_store, server, tmp_path):
             fetch()
     assert fetch().read_bytes() == CONTENT
     assert outside.exists()
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_a_network_without_answers_is_given_up(accepts, tmp_path, monkeypatch):
+    """The client of the Hub waits for 45 s and more."""
+    assert hub_cache.CONNECT_SECONDS + hub_cache.ANSWER_SECONDS < 10
+    monkeypatch.setattr(hub_cache, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(hub_cache, "ANSWER_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent:
+        address = silent.getsockname()
+        endpoint = "http://{}:{}".format(*address)
+        hub_server.replace_hub(monkeypatch, endpoint, tmp_path)
+        waiting = []
+        if not accepts:  # further connections wait for a place
+            for _ in range(3):
+                waiting.append(socket.socket())
+                waiting[-1].setblocking(False)
+                waiting[-1].connect_ex(address)
+        start = time.monotonic()
+        with pytest.raises(OSError, match="Without a network, fetch .*as `weights`"):
+            fetch()
+        assert time.monotonic() - start < 5
+        for connection in waiting:
+            connection.close()
+
+
+def test_a_lookup_without_an_answer_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_cache, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(socket, "create_connection", lambda *args: time.sleep(3))
+    hub_server.replace_hub(monkeypatch, "http://hub.invalid", tmp_path)
+    start = time.monotonic()
+    with pytest.raises(OSError, match="hub.invalid does not answer"):
+        fetch()
+    assert time.monotonic() - start < 2
