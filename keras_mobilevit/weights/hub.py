@@ -19,6 +19,7 @@ from keras_mobilevit.weights.hub_cache import (
     not_downloaded,
     require_network,
 )
+from keras_mobilevit.weights.hub_repository import fetch_model, is_address
 
 FILENAME = "model.safetensors"
 
@@ -233,13 +234,16 @@ def weights_file(weights: str | os.PathLike, variant: str) -> Path:
     """Returns the path of the weights that a model's argument `weights` names.
 
     A name of `HUB_FILES` is a safetensors file, with timm's names or, for `"voc"`, with
-    those of transformers. `"coco"` is Apple's `.pt` file. A path is returned as it is.
-    Raises an OSError or a ValueError if there are no such weights; see `fetch`.
+    those of transformers. `"coco"` is Apple's `.pt` file. Of an address `hf://...` it
+    is the cached copy. A path is returned as it is. Raises an OSError or a ValueError
+    if there are no such weights; see `fetch` and `fetch_model`.
     """
     if weights == "coco":
         _check_published(weights, variant, COCO_FILES)
         _check_has_torch()  # before the download: only PyTorch reads the file
         return _fetch_coco(variant)
+    if is_address(weights):
+        return fetch_model(str(weights))
     if weights not in HUB_FILES:
         return Path(weights)
     files = HUB_FILES[str(weights)]

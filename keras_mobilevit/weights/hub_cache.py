@@ -15,7 +15,7 @@ import threading
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from keras_mobilevit.files import atomic_write
 
@@ -255,7 +255,7 @@ def _download(repository: str, revision: str, filename: str) -> Path:
             _download_blob(url, repository, filename, stated, blob)
         _point_to_blob(path, blob)
         if revision != stated.commit:
-            _remember_commit(folder, revision, stated.commit)
+            remember_commit(repository, revision, stated.commit)
     except ValueError:  # the content is not the stated one
         raise
     except Exception as error:  # network, Hub and disk raise many types
@@ -274,7 +274,12 @@ def _download_blob(
     with atomic_write(blob) as temporary:
         with open(temporary, "wb") as file:
             limited = _Limited(file, stated.size)
-            http_get(url, limited, headers=headers, displayed_filename=filename)
+            http_get(
+                url,
+                cast(BinaryIO, limited),
+                headers=headers,
+                displayed_filename=filename,
+            )
         hashes = _hashes(temporary)
         if stated.content_hash not in hashes:
             raise _damaged(repository, filename, hashes, stated.content_hash)
@@ -293,11 +298,11 @@ def _point_to_blob(path: Path, blob: Path) -> None:
                 shutil.copyfile(blob, temporary)
 
 
-def _remember_commit(folder: Path, revision: str, commit: str) -> None:
-    """Writes to which commit a branch or tag led."""
-    if not is_inside(revision):
-        return
-    file = folder / "refs" / revision
+def remember_commit(repository: str, revision: str, commit: str) -> None:
+    """Writes to which commit a branch or tag led, for a time without a network."""
+    file = repository_folder(repository) / "refs" / revision
+    if file.is_file() and file.read_text("utf-8") == commit:
+        return  # the cache may be read-only
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as temporary:
         temporary.write_text(commit, encoding="utf-8")
