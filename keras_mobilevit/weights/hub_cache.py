@@ -106,18 +106,18 @@ def require_network(url: str) -> None:
 
 def check_online() -> None:
     """Raises an OSError if the Hub's library is told to make no request."""
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set.")
 
 
 def repository_folder(repository: str) -> Path:
     """Returns the folder of a repository in the cache."""
-    import huggingface_hub
+    from huggingface_hub import constants
 
     folder = f"models--{repository.replace('/', '--')}"
-    return Path(huggingface_hub.constants.HF_HUB_CACHE) / folder
+    return Path(constants.HF_HUB_CACHE) / folder
 
 
 def cached_file(repository: str, revision: str, filename: str) -> Path | None:

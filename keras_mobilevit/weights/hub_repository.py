@@ -131,9 +131,9 @@ def fetch_model(text: str) -> Path:
 
 def address_of(path: str | os.PathLike) -> str:
     """Returns the address, with its commit, of a file in the cache; else the path."""
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    cache = Path(constants.HF_HUB_CACHE)
     try:
         parts = Path(path).relative_to(cache).parts
     except ValueError:
@@ -147,10 +147,11 @@ def address_of(path: str | os.PathLike) -> str:
 def _list_files(address: Address) -> tuple[str, list[str]]:
     """Asks the Hub for the commit of a revision, and the names of its files."""
     import huggingface_hub
+    from huggingface_hub import constants
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     repository, _, revision = address
-    page = f"{huggingface_hub.constants.ENDPOINT}/{repository}/tree/{revision}"
+    page = f"{constants.ENDPOINT}/{repository}/tree/{revision}"
     try:
         check_online()
         require_network(page)
@@ -161,7 +162,7 @@ def _list_files(address: Address) -> tuple[str, list[str]]:
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise OSError(
             f"There is no repository {repository} with the revision {revision!r} at "
-            f"{huggingface_hub.constants.ENDPOINT}, or you may not read it. Check the "
+            f"{constants.ENDPOINT}, or you may not read it. Check the "
             "address. If the repository is private, run `hf auth login`."
         ) from error
     except Exception as error:  # network and Hub raise many types

@@ -1,8 +1,11 @@
 """Models from anybody's repository on the Hub, from a fake of it."""
 
 import json
+import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from keras_mobilevit.weights.hub_repository import Address, fetch_model, parse_a
 from tests.fakes import hub_server
 from train.config import make_config
 
+ROOT = Path(__file__).parents[2]
 REPOSITORY = "somebody/mobilevit"
 ADDRESS = f"hf://{REPOSITORY}"
 COMMIT = hub_server.COMMIT
@@ -249,6 +253,24 @@ def test_predict_reads_the_labels_beside_the_model(
     main()
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("ant", "bee", "cat"))
+
+
+def test_a_process_of_its_own(server, tmp_path):
+    """Nothing but the library has imported parts of the Hub's."""
+    publish(server, a__keras=b"a")
+    code = (
+        "from keras_mobilevit.weights.hub_repository import address_of, fetch_model;"
+        f"print(address_of(fetch_model({ADDRESS!r})))"
+    )
+    variables = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "home")}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip() == f"{ADDRESS}/a.keras@{COMMIT}", result.stderr
 
 
 def test_training_and_conversion(server, small, tmp_path):
