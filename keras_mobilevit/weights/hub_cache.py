@@ -15,7 +15,7 @@ import threading
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from keras_mobilevit.files import atomic_write
 
