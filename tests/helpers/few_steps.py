@@ -48,7 +48,7 @@ def fit_losses(folder: Path) -> dict[str, list[float]]:
         ("segmenter", masks, entropy),
     ):
         model = keras.saving.load_model(f"{folder}/untrained_{kind}.keras")
-        model.compile(keras.optimizers.SGD(0.01), loss, jit_compile=False)
+        model.compile(keras.optimizers.SGD(1e-4), loss, jit_compile=False)
         history = model.fit(images, targets, 4, epochs=STEPS, shuffle=False, verbose=0)
         losses[kind] = history.history["loss"]
     return losses
