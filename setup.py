@@ -14,7 +14,8 @@ VERSION = re.search(
 # an HDF5 file inside it refers to.
 KERAS = "keras>=3.12.4, !=3.13.*, !=3.14.0, !=3.15.0"
 
-PREDICT = ["pillow", "tensorflow>=2.18"]  # `python -m keras_mobilevit predict`
+# `python -m keras_mobilevit predict`, of `.tflite` files too.
+PREDICT = ["ai-edge-litert", "pillow", "tensorflow>=2.18"]
 TRAIN = [
     *PREDICT,
     "absl-py",
@@ -30,7 +31,6 @@ TRAIN = [
 TFLITE = [
     *TRAIN,
     "adbutils",
-    "ai-edge-litert",
     "ai-edge-quantizer",
     "flatbuffers",
     "jax",  # Keras's NumPy backend, with which measuring starts fast, imports it

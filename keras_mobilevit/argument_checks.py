@@ -7,16 +7,24 @@ from typing import Any
 import keras
 
 from keras_mobilevit.configs import MIN_SIZE
+from keras_mobilevit.weights.hub_repository import is_address, parse_address
 
 
 def check_weights(weights: Any, names: tuple[str, ...]) -> None:
-    """Checks that weights are `None`, one of the published `names`, or a file."""
+    """Checks that weights are `None`, one of the published `names`, or a file.
+
+    A file is a path or the address of one on the Hub.
+    """
+    if is_address(weights):
+        parse_address(weights)
+        return
     is_path = isinstance(weights, (str, os.PathLike)) and os.path.exists(weights)
     if weights not in (None, *names) and not is_path:
         published = " or ".join(f'"{name}"' for name in names)
         raise ValueError(
             f"`weights` must be `None` (random initialization), {published} (published "
-            "weights), or the path of an existing weights file. "
+            "weights), the path of an existing weights file, or an address on the "
+            'Hugging Face Hub, "hf://owner/name". '
             f"Received: weights={weights!r}."
         )
 
@@ -62,7 +70,8 @@ def check_input_shape(input_shape: Iterable[int | None], weights: Any) -> tuple:
             "Images must have 1, 3 or 4 channels, in the last axis. "
             f"Received: input_shape={input_shape}."
         )
-    if isinstance(weights, str) and not os.path.exists(weights) and channels != 3:
+    is_file = is_address(weights) or os.path.exists(weights or "")
+    if isinstance(weights, str) and not is_file and channels != 3:
         raise ValueError(
             f'`weights="{weights}"` requires images with 3 channels. '
             f"Received: input_shape={input_shape}."

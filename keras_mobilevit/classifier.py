@@ -34,9 +34,9 @@ Args:
     include_top: whether to add global average pooling, dropout (if the published
         network has it) and the fully connected layer.
     weights: `"imagenet"` (the published weights, downloaded once){others}, `None`
-        (random initialization), or the path of a weights file: `.keras`,
-        `.weights.h5`, `.safetensors` with the names of timm, transformers or
-        ml-cvnets, or Apple's `.pt`; see also `channel_order` of
+        (random initialization), or a weights file, by its path or its address on the
+        Hugging Face Hub, `hf://owner/name`: `.keras`, `.weights.h5`, `.safetensors`
+        with the names of timm, transformers or ml-cvnets, or Apple's `.pt`; see also
         `keras_mobilevit.load_weights`.
     input_tensor: a Keras tensor to use as the image input of the model.
     input_shape: `(height, width, channels)`. Height and width are at least 32 or
@@ -62,7 +62,7 @@ Returns:
 Raises:
     ValueError: if an argument or a combination of arguments is not valid, or if the
         weights do not fit; the message says what was expected.
-    OSError: if the published weights are not cached and cannot be downloaded.
+    OSError: if weights of the Hub are not cached and cannot be downloaded.
 
 Example:
 

@@ -5,6 +5,7 @@ Also a quick test of the installation.
 Examples:
   python -m keras_mobilevit predict photo.jpg --model=mobilevit_s
   python -m keras_mobilevit predict photo.jpg --weights=runs/photos/best.keras
+  python -m keras_mobilevit predict photo.jpg --weights=hf://owner/name
   python -m keras_mobilevit predict photo.jpg --model=ssdlite_mobilevit_s
   python -m keras_mobilevit predict photo.jpg --model=deeplabv3_mobilevit_s
 
@@ -62,7 +63,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--weights",
         help="published weights: imagenet (classifiers), coco (detectors) or voc "
         "(segmenters); or a file: .keras (a whole model), .tflite (of "
-        "tflite/convert.py), .safetensors, .pt or .weights.h5 (weights of --model)",
+        "tflite/convert.py), .safetensors, .pt or .weights.h5 (weights of --model); or "
+        "such a file on the Hugging Face Hub: hf://owner/name, or "
+        "hf://owner/name/file@revision",
     )
     predict.add_argument(
         "--size",

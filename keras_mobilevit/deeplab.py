@@ -211,9 +211,10 @@ def DeepLabV3(
         weights: `"voc"` (Apple's published segmenter of PASCAL VOC's 20 classes and
             the background, downloaded once), `"imagenet"` (the published backbone,
             downloaded once, with a random head), `None` (random initialization), or
-            the path of a file of a whole segmenter: `.keras`, `.weights.h5`,
-            `.safetensors` with the names of transformers or ml-cvnets, or Apple's
-            `.pt`; see also `channel_order` of `keras_mobilevit.load_weights`.
+            a file of a whole segmenter, by its path or its address on the Hugging Face
+            Hub, `hf://owner/name`: `.keras`, `.weights.h5`, `.safetensors` with the
+            names of transformers or ml-cvnets, or Apple's `.pt`; see also
+            `keras_mobilevit.load_weights`.
             `"default"` is `"voc"` if it exists for the backbone and fits (21 classes,
             the default pyramid, no auxiliary head), otherwise `"imagenet"`.
         input_shape: `(height, width, channels)`; height and width may be `None`.

@@ -94,7 +94,7 @@ class LiteRTModel:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
             raise ValueError(
-                "Running a .tflite file takes LiteRT: pip install '.[tflite]'."
+                "Running a .tflite file takes LiteRT. Run `pip install ai-edge-litert`."
             ) from error
         if not Path(path).is_file():
             raise ValueError(f"There is no file {path}.")

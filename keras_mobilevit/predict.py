@@ -48,6 +48,7 @@ from keras_mobilevit.segmentation import class_map
 from keras_mobilevit.ssdlite import SSDLite
 from keras_mobilevit.weights.file_formats import load_model_file
 from keras_mobilevit.weights.hub import HUB_FILES
+from keras_mobilevit.weights.hub_repository import fetch_model, is_address
 
 # The keys of a training's config.json that say how it evaluated, with a check of each.
 _EVALUATION_KEYS: dict[str, Callable] = {
@@ -65,6 +66,8 @@ def predict(args: argparse.Namespace) -> None:
         found = (published[x] for x in published if args.model.startswith(x))
         args.weights = next(found, "imagenet")
     _check(args)
+    if is_address(args.weights):
+        args.weights = str(fetch_model(args.weights))
     labels = _read_labels(args)
     min_score = MIN_SCORE if args.score is None else args.score
     if args.weights.endswith(".tflite"):

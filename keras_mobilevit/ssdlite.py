@@ -127,10 +127,11 @@ def SSDLite(
         classes: number of classes, without the background.
         weights: `"coco"` (Apple's published detector of 80 classes, downloaded once;
             reading it needs PyTorch), `"imagenet"` (the published backbone, downloaded
-            once, with a random head), `None` (random initialization), or the path of a
-            file of a whole detector: `.keras`, `.weights.h5`, `.safetensors` with
-            ml-cvnets' names, or Apple's `.pt`; see also `channel_order` of
-            `keras_mobilevit.load_weights`. `"default"` is `"coco"` for 80 classes and
+            once, with a random head), `None` (random initialization), or a file of a
+            whole detector, by its path or its address on the Hugging Face Hub,
+            `hf://owner/name`: `.keras`, `.weights.h5`, `.safetensors` with ml-cvnets'
+            names, or Apple's `.pt`; see also `keras_mobilevit.load_weights`.
+            `"default"` is `"coco"` for 80 classes and
             `"imagenet"` for another number.
         input_shape: `(height, width, channels)`; height and width may be `None`.
         include_preprocessing: if true, the model expects values in [0, 255] and scales

@@ -32,7 +32,8 @@ def _define_model_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
-        f"A .keras file; a name: {', '.join(variant_names())}; a name with a head, "
+        "A .keras file, or its address on the Hugging Face Hub, hf://owner/name; a "
+        f"name: {', '.join(variant_names())}; a name with a head, "
         f"such as {' or '.join(examples)}; or with --size=224 one of "
         f"{', '.join(BASELINE_NAMES)}.",
     )
@@ -42,7 +43,8 @@ def _define_model_flags() -> None:
         "weights",
         None,
         f"Weights of a named model: the published {', '.join(published)}; the path of "
-        "a file; or none for random weights. Default: the published weights.",
+        "a file, or its address on the Hugging Face Hub, hf://owner/name; or none for "
+        "random weights. Default: the published weights.",
     )
     flags.mark_flag_as_required("model")
     for name in dict.fromkeys(flag.name for flag in output_flags()):

@@ -9,6 +9,7 @@ from absl import logging
 from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.preprocessing import CROP_FRACTION
 from keras_mobilevit.weights.hub import PUBLISHED
+from keras_mobilevit.weights.hub_repository import fetch_model, is_address
 from tflite.formats.coreml.options import PackageOptions, package_options
 from tflite.formats.table import COREML, FORMATS, TFLITE, FileType
 from tflite.images import photo_folder
@@ -73,6 +74,8 @@ def options_from_flags(args) -> Options:
     allowed = [RENAMED_CHECKS.get(name, name) for name in args.allow]
     _check_names("checks in --allow", allowed, CHECKS)
     file_types = {FORMATS[name].file_type for name in args.formats}
+    if is_address(args.model):
+        args.model = _fetch_whole_model(args.model)
     model = args.model
     if model.endswith(".keras"):
         model = str(Path(model).expanduser())
@@ -148,6 +151,16 @@ def _make_folder(folder: Path) -> Path:
     return folder
 
 
+def _fetch_whole_model(address: str) -> str:
+    path = str(fetch_model(address))
+    if not path.endswith(".keras"):
+        raise ValueError(
+            f"--model takes a .keras file. Received: {address}, which is {path}. Name "
+            f"the network with --model, and give --weights={address}."
+        )
+    return path
+
+
 def weights_from_flags(args) -> str:
     """Returns the weights of a conversion, `"none"` for a `.keras` file."""
     if args.model.endswith(".keras"):
@@ -174,6 +187,8 @@ def weights_from_flags(args) -> str:
             backbone,
             args.model,
         )
+    if is_address(weights):
+        return str(fetch_model(weights))
     is_path = weights not in ("none", *PUBLISHED)
     return str(Path(weights).expanduser()) if is_path else weights
 

@@ -9,6 +9,7 @@ from absl import logging
 
 from keras_mobilevit.files import read_lines
 from keras_mobilevit.weights.hub import CLASSIFIER_WEIGHTS, PUBLISHED
+from keras_mobilevit.weights.hub_repository import address_of
 from tflite.checked_file import check_earlier, write_checked
 from tflite.compare_with_keras import Reference, make_reference
 from tflite.formats.conversion import Conversion, prepare
@@ -121,8 +122,8 @@ def _provenance(options: Options, task: Task, model: keras.Model, crop: float) -
     class_names = class_names or labels
     is_file = options.model.endswith(".keras")
     return {
-        "model": options.model,
-        **({} if is_file else {"weights": options.weights}),
+        "model": address_of(options.model),
+        **({} if is_file else {"weights": address_of(options.weights)}),
         **describe_origin(
             task.title, options.model, options.weights, options.author, options.license
         ),

@@ -167,9 +167,9 @@ class TrainConfig:
         "",
         DATA,
         "Initial weights of the backbone: `imagenet` (as published), `imagenet22k` "
-        "(as published, for one variant), or a .keras, "
-        ".safetensors or .pt file with any classes. Empty: random weights. With "
-        "--mode=eval: the weights to evaluate.",
+        "(as published, for one variant), a .keras, .safetensors or .pt file with any "
+        "classes, or such a file on the Hugging Face Hub, `hf://owner/name`. Empty: "
+        "random weights. With --mode=eval: the weights to evaluate.",
     )
     freeze: str = _field(
         "none",
@@ -324,7 +324,7 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
     kind, _, path = overrides.get("data", "").partition(":")
     if is_path_kind(kind) and path:
         overrides["data"] = f"{kind}:{_absolute(path)}"
-    if overrides.get("weights") and not _is_published(overrides["weights"]):
+    if overrides.get("weights") and _is_path(overrides["weights"]):
         overrides["weights"] = _absolute(overrides["weights"])
     if isinstance(overrides.get("model"), str):
         overrides["model"] = overrides["model"].lower()  # as `get_variant` takes it
@@ -333,10 +333,11 @@ def make_config(recipe: str = "", **overrides) -> TrainConfig:
     return TrainConfig(**{**values, **by_model, **overrides})
 
 
-def _is_published(weights: str) -> bool:
+def _is_path(weights: str) -> bool:
     from keras_mobilevit.weights.hub import PUBLISHED  # loads Keras
+    from keras_mobilevit.weights.hub_repository import is_address
 
-    return weights in PUBLISHED
+    return weights not in PUBLISHED and not is_address(weights)
 
 
 def _absolute(path: str) -> str:

@@ -189,7 +189,9 @@ def _given_fields(args: flags.FlagValues) -> dict:
             raise ValueError(
                 f"--sizes takes integers, such as 128,160,192: {error}."
             ) from error
-    if args.mode == "eval" and given.get("model", "").endswith(_OWN_FILES):
+    model = given.get("model", "")
+    is_file = model.endswith(_OWN_FILES) or model.startswith("hf://")
+    if args.mode == "eval" and is_file:
         if "weights" in given:
             raise ValueError(f"{given['model']} has its own weights. Remove --weights.")
         given["weights"] = given.pop("model")
@@ -206,6 +208,8 @@ def config_from_flags(args: flags.FlagValues = flags.FLAGS) -> TrainConfig:
     overrides = _given_fields(args)
     given = set(overrides)
     if args.mode == "eval":
+        if overrides.get("weights"):
+            overrides["weights"] = _local_file(overrides["weights"])
         weights = os.path.expanduser(overrides.get("weights", ""))
         _check_file(weights or overrides.get("model", ""))
         if not args.recipe and weights.endswith(_OWN_FILES):
@@ -220,6 +224,16 @@ def config_from_flags(args: flags.FlagValues = flags.FLAGS) -> TrainConfig:
     _refuse_other_tasks(config.task, given)
     _check_recipe(args.recipe, config.task)
     return config
+
+
+def _local_file(weights: str) -> str:
+    """Returns a path; of an address on the Hub, that of its cached copy."""
+    from keras_mobilevit.weights.hub_repository import (  # loads Keras
+        fetch_model,
+        is_address,
+    )
+
+    return str(fetch_model(weights)) if is_address(weights) else weights
 
 
 def _check_file(path: str) -> None:

@@ -9,15 +9,17 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
-import re
-import socket
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
 import keras
 
 from keras_mobilevit.files import atomic_write
+from keras_mobilevit.weights.hub_cache import (
+    fetch_file,
+    not_downloaded,
+    require_network,
+)
+from keras_mobilevit.weights.hub_repository import fetch_model, is_address
 
 FILENAME = "model.safetensors"
 
@@ -147,21 +149,14 @@ APPLE_SHA256 = (
 )
 
 
-def _verify(file: HubFile, path: Path) -> None:
-    """Raises a ValueError if a cached file does not have the expected content.
+def fetch(file: HubFile) -> Path:
+    """Returns the cached copy of a file; the first call downloads it.
 
-    The cache names a blob by the Hub's ETag, which is the SHA-256 of a large file.
+    A cached copy is used without a request. Raises an OSError if there is none and the
+    download fails, and a ValueError if the content is not the expected one.
     """
+    path = fetch_file(file.repository, file.revision, FILENAME)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    blob = path.resolve()
-    expected_sha = blob.name if re.fullmatch("[0-9a-f]{64}", blob.name) else None
-    if expected_sha not in (None, found):
-        blob.unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise ValueError(
-            f"{FILENAME} of {file.repository} has the sha256 {found}. Expected: "
-            f"{expected_sha}. The damaged file was removed. Try again."
-        )
     if file.sha256 not in (None, found):
         # The file is complete and may belong to another program that shares the cache.
         raise ValueError(
@@ -169,44 +164,7 @@ def _verify(file: HubFile, path: Path) -> None:
             f"{file.sha256}. The repository's content has changed since this version. "
             f"If you trust it, pass its path as `weights`: {path}"
         )
-
-
-def _not_downloaded(name: str, url: str, error: Exception) -> OSError:
-    return OSError(
-        f"{name} is not cached and cannot be downloaded. Without a network, fetch "
-        f"{url} on another machine and pass the file's path as `weights`. "
-        f"Cause: {error}"
-    )
-
-
-def _require_network(url: str) -> None:
-    """Raises an OSError at once if there is no network; the Hub's client would retry.
-
-    Behind a proxy nothing is checked, because the proxy resolves the address.
-    """
-    if not urllib.request.getproxies():
-        socket.getaddrinfo(urllib.parse.urlsplit(url).hostname, None)
-
-
-def fetch(file: HubFile) -> Path:
-    """Returns the cached copy of a file; the first call downloads it.
-
-    A cached copy is used without a request. Raises an OSError if there is none and the
-    download fails, and a ValueError if the content is not the expected one.
-    """
-    import huggingface_hub
-
-    repo, revision = file.repository, file.revision
-    path = huggingface_hub.try_to_load_from_cache(repo, FILENAME, revision=revision)
-    if not isinstance(path, str):
-        url = huggingface_hub.hf_hub_url(repo, FILENAME, revision=revision)
-        try:
-            _require_network(url)
-            path = huggingface_hub.hf_hub_download(repo, FILENAME, revision=revision)
-        except Exception as error:  # network, Hub and disk raise many types
-            raise _not_downloaded(f"{FILENAME} of {repo}", url, error) from error
-    _verify(file, Path(path))
-    return Path(path)
+    return path
 
 
 def _coco_path(variant: str) -> Path:
@@ -247,12 +205,13 @@ def _fetch_coco(variant: str) -> Path:
     url = f"{COCO_URL}/{COCO_FILES[variant]}"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        require_network(url)
         with atomic_write(path) as temporary:
             keras.utils.get_file(
                 temporary.name, url, cache_dir=path.parent, cache_subdir=""
             )
     except Exception as error:  # Keras raises a bare Exception
-        raise _not_downloaded(path.name, url, error) from error
+        raise not_downloaded(path.name, url, error) from error
     return path
 
 
@@ -275,13 +234,16 @@ def weights_file(weights: str | os.PathLike, variant: str) -> Path:
     """Returns the path of the weights that a model's argument `weights` names.
 
     A name of `HUB_FILES` is a safetensors file, with timm's names or, for `"voc"`, with
-    those of transformers. `"coco"` is Apple's `.pt` file. A path is returned as it is.
-    Raises an OSError or a ValueError if there are no such weights; see `fetch`.
+    those of transformers. `"coco"` is Apple's `.pt` file. Of an address `hf://...` it
+    is the cached copy. A path is returned as it is. Raises an OSError or a ValueError
+    if there are no such weights; see `fetch` and `fetch_model`.
     """
     if weights == "coco":
         _check_published(weights, variant, COCO_FILES)
         _check_has_torch()  # before the download: only PyTorch reads the file
         return _fetch_coco(variant)
+    if is_address(weights):
+        return fetch_model(str(weights))
     if weights not in HUB_FILES:
         return Path(weights)
     files = HUB_FILES[str(weights)]

@@ -20,6 +20,7 @@ from keras_mobilevit.weights.file_formats import (
     read_safetensors,
 )
 from keras_mobilevit.weights.hub import is_published
+from keras_mobilevit.weights.hub_repository import fetch_model, is_address
 from keras_mobilevit.weights.names import (
     CHECKPOINT_FORMATS,
     CheckpointFormat,
@@ -173,6 +174,11 @@ def _load_h5(model: keras.Model, path: str) -> None:
     model.load_weights(path)
 
 
+def _local_file(weights: str | os.PathLike) -> str | os.PathLike:
+    """Returns a path; of an address on the Hub, that of its cached copy."""
+    return fetch_model(str(weights)) if is_address(weights) else weights
+
+
 def _load(
     model: keras.Model,
     weights: str | os.PathLike,
@@ -182,7 +188,10 @@ def _load(
     """Sets the selected layers from a file and ignores the file's other layers."""
     path = os.fspath(weights)
     if not os.path.isfile(path):
-        raise ValueError(f"`weights` must be an existing file. Received: {path!r}.")
+        raise ValueError(
+            "`weights` must be an existing file, or an address on the Hugging Face "
+            f'Hub, "hf://owner/name". Received: {path!r}.'
+        )
     if channel_order not in (None, *CHANNEL_ORDERS):
         raise ValueError(
             '`channel_order` must be None, "rgb" or "bgr". '
@@ -219,7 +228,8 @@ def load_weights(
             `DeepLabV3`.
         weights: path of a `.keras` or `.weights.h5` file of such a model, of a
             `.safetensors` file with the names of timm, transformers or ml-cvnets, or of
-            Apple's `.pt` file (requires PyTorch).
+            Apple's `.pt` file (requires PyTorch). Or the address of such a file on the
+            Hugging Face Hub, `hf://owner/name`, with `/file` or `@revision` if needed.
         include_top: if false, the model's classifier keeps its values, and the file's
             classifier is ignored. Its number of classes need not match.
         channel_order: the order of the colors, `"rgb"` or `"bgr"`, in the images that
@@ -234,11 +244,13 @@ def load_weights(
         ValueError: if the file has another format, is damaged, contains code, or does
             not fit. The message lists the names that are missing, unused or of another
             shape. The model is not changed.
+        OSError: if a file of the Hub is not cached and cannot be downloaded.
 
     Example:
     >>> model = keras_mobilevit.MobileViT_S(weights=None, classes=10)
     >>> load_weights(model, "mobilevit_s.safetensors", include_top=False)
     """
+    weights = _local_file(weights)
     is_h5 = os.fspath(weights).endswith(".weights.h5")  # always a whole model
     has_top = any(layer.name in HEAD_LAYERS for layer in model.layers)
     is_whole = include_top and (is_h5 or has_top)
@@ -252,8 +264,8 @@ def load_backbone(
 
     Args:
         model: any MobileViT: a classifier, a detector or a segmenter.
-        weights: path of a file that `load_weights` can read. It may hold any MobileViT
-            of the same variant; only the backbone is used.
+        weights: path or address of a file that `load_weights` can read. It may hold
+            any MobileViT of the same variant; only the backbone is used.
         channel_order: see `load_weights`.
 
     Raises:
@@ -263,4 +275,4 @@ def load_backbone(
     >>> detector = keras_mobilevit.SSDLite("mobilevit_s", classes=3, weights=None)
     >>> load_backbone(detector, "runs/photos/best.keras")  # a classifier
     """
-    _load(model, weights, is_backbone, channel_order)
+    _load(model, _local_file(weights), is_backbone, channel_order)

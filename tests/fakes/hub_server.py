@@ -2,8 +2,11 @@
 
 import contextlib
 import hashlib
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -11,20 +14,28 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class HubServer(ThreadingHTTPServer):
     """Serves `/<repository>/resolve/<revision>/<file>` by a redirect, like a CDN.
 
+    It lists a repository's files at `/api/models/<repository>/revision/<revision>`.
+
     Attributes:
         files: content by `"<repository>/<file>"`.
         etags: ETags that replace a file's SHA-256, by the same names.
+        sizes: sizes that are stated in place of the true ones, by the same names.
+        commit: the commit that is stated; by default the true one.
         cut_after: number of bytes after which the next GET breaks off; or `None`.
         requests: (method, path, Range header) of each request.
     """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files, self.etags, self.cut_after, self.requests = {}, {}, None, []
+        self.files, self.etags, self.sizes, self.requests = {}, {}, {}, []
+        self.commit, self.cut_after = None, None
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def commit_of(self, revision: str) -> str:
+        return self.commit or (revision if len(revision) == 40 else COMMIT)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -33,6 +44,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self):
         server = self.server
         server.requests.append((self.command, self.path, self.headers.get("Range")))
+        if self.path.startswith("/api/models/"):
+            self._list_files()
+            return
         is_content = self.path.startswith("/cdn/")
         if is_content:
             name, revision = self.path.removeprefix("/cdn/"), COMMIT
@@ -41,10 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
             revision, _, file = rest.partition("/")
             name = f"{repository}/{file}"
         if name not in server.files:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._answer_missing("EntryNotFound", revision)
             return
         content = server.files[name]
         if is_content:
@@ -58,10 +69,39 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self.send_header("ETag", '"git-object"')
         self.send_header("X-Linked-ETag", f'"{etag}"')
-        self.send_header("X-Linked-Size", str(len(content)))
-        self.send_header("X-Repo-Commit", revision if len(revision) == 40 else COMMIT)
+        self.send_header("X-Linked-Size", str(server.sizes.get(name, len(content))))
+        self.send_header("X-Repo-Commit", server.commit_of(revision))
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+    def _answer_missing(self, code: str, revision: str):
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Repo-Commit", self.server.commit_of(revision))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _list_files(self):
+        path = self.path.removeprefix("/api/models/")
+        repository, _, revision = path.partition("/revision/")
+        prefix = f"{repository}/"
+        names = [
+            x.removeprefix(prefix) for x in self.server.files if x.startswith(prefix)
+        ]
+        if not names:
+            self._answer_missing("RepoNotFound", revision)
+            return
+        answer = {
+            "id": repository,
+            "sha": self.server.commit_of(revision),
+            "siblings": [{"rfilename": name} for name in names],
+        }
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
     def _send_content(self, content: bytes):
         start = 0
@@ -85,6 +125,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+
+def replace_hub(monkeypatch, endpoint: str, cache) -> None:
+    """Points the Hub's library to a server and to an empty cache."""
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
 @contextlib.contextmanager

@@ -40,13 +40,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     with hub_server.serve() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            server.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        hub_server.replace_hub(monkeypatch, server.endpoint, tmp_path / "cache")
         yield server
 
 
