@@ -2,7 +2,7 @@
 
 Sources: https://arxiv.org/abs/2110.02178 and https://arxiv.org/abs/2206.02680.
 
-Import this package before `keras.models.load_model` loads a saved model. The import
+Import this package before `keras.saving.load_model` loads a saved model. The import
 registers the layers with Keras.
 """
 

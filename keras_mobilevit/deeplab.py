@@ -238,7 +238,7 @@ def DeepLabV3(
         stride 16, or 8 if the output stride is 8. Outputs are float32 even if the
         layers compute in 16 bits.
 
-    To load a saved model with `keras.models.load_model`, import `keras_mobilevit`
+    To load a saved model with `keras.saving.load_model`, import `keras_mobilevit`
     first. Otherwise Keras does not find the layers.
 
     Raises:

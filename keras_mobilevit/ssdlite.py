@@ -148,7 +148,7 @@ def SSDLite(
         converts them to boxes and scores. They are float32 even if the layers compute
         in 16 bits.
 
-    To load a saved model with `keras.models.load_model`, import `keras_mobilevit`
+    To load a saved model with `keras.saving.load_model`, import `keras_mobilevit`
     first. Otherwise Keras does not find the layers.
 
     Raises:
