@@ -176,7 +176,12 @@ def unfreeze_backbone(model: keras.Model) -> None:
 
 
 def _set_trainable(model: keras.Model, is_trainable: bool) -> None:
-    found = [layer for layer in model.layers if is_backbone(layer.name)]
+    # MobileViT's 1x1 convolution before the classifier is published with the backbone.
+    found = [
+        layer
+        for layer in model.layers
+        if is_backbone(layer.name) or layer.name.startswith("head_")
+    ]
     if not found:
         raise ValueError(
             f"The model {model.name!r} has no layers of a MobileViT's backbone. If the "

@@ -66,8 +66,8 @@ def detection_targets(
         labels: for each image, the classes of its boxes `[objects]`, from 0. PyTorch's
             data sets often count the background as 0: subtract 1 then.
         bounding_box_format: one of the formats of
-            `keras.utils.bounding_boxes.convert_format`: `"xyxy"` (torchvision, KerasHub
-            and VOC), `"xywh"` (COCO), `"rel_yxyx"` (TensorFlow Datasets),
+            `keras.utils.bounding_boxes.convert_format`: `"xyxy"` (torchvision, VOC),
+            `"yxyx"` (KerasHub), `"xywh"` (COCO), `"rel_yxyx"` (TensorFlow Datasets),
             `"rel_center_xywh"` (YOLO), and others.
         image_sizes: `(height, width)` of all images, or one for each. Needed unless the
             format begins with `"rel_"`.

@@ -55,8 +55,8 @@ Args:
 
 Returns:
     A functional `keras.Model` from images `[batch, height, width, channels]` to
-    `[batch, classes]`, in float32 even if the layers compute in 16 bits. To load a
-    saved model with `keras.saving.load_model`, import `keras_mobilevit` first.
+    `[batch, classes]`, which are float32 even if the layers compute in 16 bits; the
+    features without the top are not. To load a saved model with `keras.saving.load_model`, import `keras_mobilevit` first.
     Otherwise Keras does not find the layers.
 
 Raises:

@@ -82,3 +82,10 @@ def test_a_frozen_backbone_keeps_its_statistics():
 def test_invalid_arguments(arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         MobileViTBackbone(**({"weights": None} | arguments))
+
+
+def test_the_classifier_alone_is_trained():
+    model = keras_mobilevit.MobileViT_XXS(weights=None, classes=2)
+    keras_mobilevit.freeze_backbone(model)
+    found = [weight.path for weight in model.trainable_weights]
+    assert found == ["predictions/kernel", "predictions/bias"]
