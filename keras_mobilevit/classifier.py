@@ -56,8 +56,9 @@ Args:
 Returns:
     A functional `keras.Model` from images `[batch, height, width, channels]` to
     `[batch, classes]`, which are float32 even if the layers compute in 16 bits; the
-    features without the top are not. To load a saved model with `keras.saving.load_model`, import `keras_mobilevit` first.
-    Otherwise Keras does not find the layers.
+    features without the top are not. To load a saved model with
+    `keras.saving.load_model`, import `keras_mobilevit` first. Otherwise Keras does not
+    find the layers.
 
 Raises:
     ValueError: if an argument or a combination of arguments is not valid, or if the
