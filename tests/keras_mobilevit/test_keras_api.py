@@ -1,5 +1,6 @@
 """Keras's functions for models work: clone, save, fit, export, quantize."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -34,6 +35,17 @@ def build(kind: str, shape=SHAPE):
         )
     variant = MobileViTV2_050 if kind == "second_classifier" else MobileViT_XXS
     return variant(weights=None, classes=3, input_shape=shape)
+
+
+@contextlib.contextmanager
+def policy_of(name: str):
+    """Builds layers with another dtype policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +185,8 @@ def test_free_sizes_give_the_same_as_a_fixed_one(kind: str, models):
     ],
 )
 def test_sixteen_bits_give_float32_outputs(kind: str, policy: str, models):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
+    with policy_of(policy):
         model = build(kind)
-    finally:
-        keras.config.set_dtype_policy(before)
     assert model.get_layer("stem_conv").compute_dtype == policy.removeprefix("mixed_")
     model.set_weights(models[kind].get_weights())
     found = run(model)
@@ -208,6 +216,35 @@ def test_fit_in_plain_keras(kind: str):
     model.compile(keras.optimizers.Adam(1e-3), loss, jit_compile=False)  # quick
     losses = model.fit(IMAGES, labels, epochs=6, verbose=0).history["loss"]
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["classifier", "detector", "segmenter"])
+@pytest.mark.parametrize("variant", keras_mobilevit.VARIANTS)
+def test_every_variant_with_every_head(variant: str, head: str, tmp_path):
+    """Cloned, saved and loaded, and in 16 bits."""
+    options = {"classes": 2, "weights": None, "input_shape": SHAPE}
+
+    def build_model():
+        if head == "detector":
+            return SSDLite(variant, **options)
+        if head == "segmenter":
+            return DeepLabV3(variant, **options)
+        config = keras_mobilevit.VARIANTS[variant]
+        return getattr(keras_mobilevit, config.title)(**options)
+
+    model = build_model()
+    model(IMAGES, training=True)
+    wanted = run(model)
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    assert_close(run(clone), wanted, 0)
+    model.save(tmp_path / "model.keras")
+    assert_close(run(keras.saving.load_model(tmp_path / "model.keras")), wanted, 0)
+    with policy_of("mixed_bfloat16"):
+        mixed = build_model()
+    mixed.set_weights(model.get_weights())
+    assert_close(run(mixed), wanted, 0.1)
 
 
 # Keras says so of every layer that stays in floats.
