@@ -59,8 +59,11 @@ DEV = [
     *COREML,
     *DOCS,
     "hypothesis",
+    "ipykernel",  # runs the notebooks
     "keras-cv",  # an independent reference for boxes
     "mypy",
+    "nbclient",
+    "nbformat",
     "pytest",
     "pytest-xdist",
     "ruff",

@@ -1,5 +1,6 @@
 """The documentation's site: what fails its build. `make docs` builds the whole site."""
 
+import json
 import os
 import re
 import shutil
@@ -64,11 +65,28 @@ class Network:
 PAGE = """# Page
 
 [start](../README.md#section), [code](../examples/code.py), [text](other.md#part)
+[notebook](../examples/notebook.ipynb)
 
 ```python
 layers[0](x)
 ```
 """
+NOTEBOOK = {
+    "cells": [
+        {
+            "cell_type": "markdown",
+            "source": ["# Notebook\n", "[a page](../docs/page.md)"],
+        },
+        {
+            "cell_type": "code",
+            "source": "draw(1)",
+            "outputs": [
+                {"output_type": "stream", "name": "stdout", "text": ["drawn\n"]},
+                {"output_type": "display_data", "data": {"image/png": "iVBORw0K\n"}},
+            ],
+        },
+    ]
+}
 BROKEN = """# Other
 
 ## Part
@@ -85,6 +103,7 @@ def build(folder: Path, **files: str) -> tuple[int, str]:
         "  - Page: page.md\n  - Other: other.md\n  - API: [Overview: api/index.md]\n",
         "README.md": "# Start\n\n## Section\n\n[page](docs/page.md#page)\n",
         "examples/code.py": "print(1)\n",
+        "examples/notebook.ipynb": json.dumps(NOTEBOOK),
         "docs/page.md": PAGE,
         "docs/site.css": "",
         "keras_mobilevit/__init__.py": LIBRARY,
@@ -142,6 +161,9 @@ def test_a_good_site_is_built(tmp_path: Path):
     assert 'href="examples/code.py.html"' in page
     assert 'href="page.html#page"' in (tmp_path / "site/index.html").read_text("utf-8")
     assert "layers" in page and "x.md" not in page  # code is not a link
+    notebook = (tmp_path / "site/examples/notebook.ipynb.html").read_text("utf-8")
+    assert 'src="data:image/png;base64,iVBORw0K"' in notebook
+    assert 'href="../page.html"' in notebook and "drawn" in notebook
     overview = (tmp_path / "site/api/index.html").read_text("utf-8")
     assert 'href="good.html"' in overview
     reference = (tmp_path / "site/api/good.html").read_text("utf-8")

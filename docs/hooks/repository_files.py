@@ -2,7 +2,7 @@
 
 The links are written as GitHub resolves them: relative to the file in the repository.
 On the site, `docs/` is at the top, `README.md` is the start page, and a source file is
-a page that shows its code.
+a page that shows its code, and a notebook one with its text and pictures.
 """
 
 import posixpath
@@ -12,6 +12,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+from notebooks import notebook_markdown
 
 START = "README.md"
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|[#/])([^)\s#]+)")
@@ -53,12 +54,13 @@ def _linked_files(root: Path, pages: list[str]) -> list[str]:
 def _page(config: MkDocsConfig, root: Path, path: str) -> File:
     if path.endswith(".md"):
         return File.generated(config, _site_path(path), abs_src_path=str(root / path))
-    code, language = (root / path).read_text("utf-8"), Path(path).suffix[1:]
+    text, language = (root / path).read_text("utf-8"), Path(path).suffix[1:]
+    if language == "ipynb":
+        content = notebook_markdown(text)
+    else:
+        content = f"# {path}\n\n~~~~{language}\n{text}~~~~\n"
     return File.generated(
-        config,
-        _site_path(path),
-        content=f"# {path}\n\n~~~~{language}\n{code}~~~~\n",
-        inclusion=InclusionLevel.NOT_IN_NAV,
+        config, _site_path(path), content=content, inclusion=InclusionLevel.NOT_IN_NAV
     )
 
 
