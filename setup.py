@@ -79,7 +79,7 @@ setup(
     packages=find_packages(include=["keras_mobilevit", "keras_mobilevit.*"]),
     package_data={"keras_mobilevit": ["py.typed"]},
     python_requires=">=3.10",
-    install_requires=["huggingface_hub", KERAS, "numpy", "safetensors"],
+    install_requires=["huggingface_hub>=1.0", KERAS, "numpy", "safetensors"],
     extras_require={
         "predict": PREDICT,
         "train": TRAIN,

@@ -5,8 +5,9 @@ Examples:
   python benchmarks/keras_fit.py --task=segmentation --epochs=2
 
 The smallest MobileViT starts from random weights and learns the scenes of digits of
-`train/data/digits.py`. Nothing of `train/` is used but the scenes: no crops, no moving
-average, one size. The script prints a line for each epoch, and the minutes at the end.
+`train/data/digits.py`. Nothing else of the training in `train/` is used: no crops, no
+moving average, one size. The script prints a line for each epoch, and the minutes at
+the end.
 """
 
 import os

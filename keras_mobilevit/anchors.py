@@ -85,6 +85,9 @@ def anchor_boxes(height: int, width: int, backbone: str = "mobilevit_s") -> np.n
     >>> anchor_boxes(320, 320).shape
     (3232, 4)
     """
+    for name, side in (("height", height), ("width", width)):
+        if side < 1:
+            raise ValueError(f"`{name}` must be at least 1. Received: {name}={side}.")
     multiple = get_variant(backbone).family.map_multiple
     return _anchors(feature_map_shapes(height, width, multiple))
 

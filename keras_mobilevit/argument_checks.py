@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_mobilevit.configs import MIN_SIZE
 from keras_mobilevit.weights.hub_repository import is_address, parse_address
@@ -30,8 +31,9 @@ def check_weights(weights: Any, names: tuple[str, ...]) -> None:
 
 
 def is_positive(value: Any) -> bool:
-    """Tells whether a value is a positive integer."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    """Tells whether a value is a positive integer, Python's or NumPy's."""
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return is_integer and value > 0
 
 
 def check_positive(**values: Any) -> None:
@@ -53,8 +55,8 @@ def check_input_shape(input_shape: Iterable[int | None], weights: Any) -> tuple:
             "MobileViT is channels-last only. Set "
             '`keras.config.set_image_data_format("channels_last")`.'
         )
-    input_shape = tuple(input_shape)
-    if len(input_shape) != 3:
+    is_tuple = isinstance(input_shape, (tuple, list)) and len(input_shape) == 3
+    if not is_tuple or not all(x is None or is_positive(x) for x in input_shape):
         raise ValueError(
             "`input_shape` must be (height, width, channels). "
             f"Received: input_shape={input_shape}."
@@ -76,4 +78,4 @@ def check_input_shape(input_shape: Iterable[int | None], weights: Any) -> tuple:
             f'`weights="{weights}"` requires images with 3 channels. '
             f"Received: input_shape={input_shape}."
         )
-    return input_shape
+    return tuple(input_shape)

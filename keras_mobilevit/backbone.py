@@ -2,6 +2,7 @@
 
 import os
 import pkgutil
+import re
 
 import keras
 from keras import layers
@@ -18,9 +19,12 @@ from keras_mobilevit.configs import (
 )
 from keras_mobilevit.weights.hub import CLASSIFIER_WEIGHTS, weights_file
 from keras_mobilevit.weights.load import load_backbone
-from keras_mobilevit.weights.names import is_backbone
 
 BACKBONE_STRIDES = (8, 16, 32)
+# Names of the layers with weights, but not those that a user gives, such as
+# `stage_logits`. The 1x1 convolution before MobileViT's classifier is published with
+# the backbone.
+_OWN_LAYERS = re.compile(r"(stem|stage[1-5]_(mv\d|vit))_|head_(conv|bn|act)$")
 
 # The import registers the layers of the blocks with Keras.
 for _family in FAMILIES:
@@ -86,8 +90,8 @@ def MobileViTBackbone(
             `"mobilevitv2_100"`.
         weights: `"imagenet"` (the published weights, downloaded once),
             `"imagenet22k"` (`"mobilevitv2_175"` only), `None` (random initialization),
-            or the path of a file of any model with this backbone, see
-            `keras_mobilevit.load_backbone`.
+            or a file of any model with this backbone, by its path or its address on the
+            Hugging Face Hub, `hf://owner/name`; see `keras_mobilevit.load_backbone`.
         output_stride: stride of the last map. At 32, the maps have the strides 2, 4, 8,
             16 and 32. At 16 or 8, later stages keep the size of their input, and
             convolutions are dilated instead, as in `DeepLabV3`.
@@ -176,16 +180,13 @@ def unfreeze_backbone(model: keras.Model) -> None:
 
 
 def _set_trainable(model: keras.Model, is_trainable: bool) -> None:
-    # MobileViT's 1x1 convolution before the classifier is published with the backbone.
-    found = [
-        layer
-        for layer in model.layers
-        if is_backbone(layer.name) or layer.name.startswith("head_")
-    ]
+    found = [layer for layer in model.layers if _OWN_LAYERS.match(layer.name)]
     if not found:
         raise ValueError(
             f"The model {model.name!r} has no layers of a MobileViT's backbone. If the "
             "backbone is one layer of it, set `trainable` of that layer."
         )
+    if is_trainable and not model.trainable:
+        model.trainable = True  # else the flags of its layers have no effect
     for layer in found:
         layer.trainable = is_trainable

@@ -4,9 +4,13 @@ import keras
 from keras import ops
 
 from keras_mobilevit import boxes as box_math
+from keras_mobilevit.argument_checks import check_positive
 from keras_mobilevit.backend import Tensor
 
-SCORE_BINS = 1000
+# Scores are counted by their logit. Those of a good detector are close to 1, where
+# equal steps of the score would not tell them apart.
+SCORE_BINS = 2000
+LARGEST_LOGIT = 16.0  # of the largest float32 below 1
 
 
 @keras.saving.register_keras_serializable(package="keras_mobilevit")
@@ -14,15 +18,15 @@ class BoxAveragePrecision(keras.metrics.Metric):
     """Average precision of detections at one overlap, averaged over the classes.
 
     An object is found by the detection of its class with the highest score that
-    overlaps it enough. Scores are counted in 1,000 bins, so that the state has a fixed
+    overlaps it enough. Scores are counted in 2,000 bins, so that the state has a fixed
     size: detections with scores in the same bin have no order. The result differs from
-    COCO's AP50 by a few thousandths.
+    COCO's AP50 by less than a hundredth.
 
     Args:
         classes: number of classes, without the background.
         iou_threshold: the lowest overlap (intersection over union), in (0, 1].
         name: name of the metric; the default is `"AP50"` at an overlap of 0.5.
-        dtype: type of the metric's result.
+        dtype: type of the result.
 
     Call arguments: `y_true` `[batch, objects, 5]`, boxes and labels, -1 for padding;
     `y_pred` `[batch, detections, 6]`, boxes, scores in descending order and classes, -1
@@ -50,6 +54,7 @@ class BoxAveragePrecision(keras.metrics.Metric):
                 "`iou_threshold` must be above 0 and at most 1. "
                 f"Received: iou_threshold={iou_threshold}."
             )
+        check_positive(classes=classes)
         super().__init__(name=name or f"AP{round(100 * iou_threshold)}", dtype=dtype)
         self.classes = classes
         self.iou_threshold = iou_threshold
@@ -66,8 +71,7 @@ class BoxAveragePrecision(keras.metrics.Metric):
         y_true, y_pred = (ops.cast(x, "float32") for x in (y_true, y_pred))
         labels, classes = y_true[..., 4], y_pred[..., 5]
         is_right = ops.cast(self._find_objects(y_true, y_pred), "int32")
-        bins = ops.cast(y_pred[..., 4] * SCORE_BINS, "int32")
-        bins = ops.clip(bins, 0, SCORE_BINS - 1)
+        bins = _score_bins(y_pred[..., 4])
         classes = ops.cast(classes, "int32")
         cells = (classes * SCORE_BINS + bins) * 2 + is_right
         # One cell more takes the unused entries.
@@ -94,7 +98,7 @@ class BoxAveragePrecision(keras.metrics.Metric):
             own = ops.where(is_free, own, -1.0)
             best = ops.argmax(own, axis=1)[:, None]
             fits = ops.max(own, axis=1, keepdims=True) >= self.iou_threshold
-            objects = ops.arange(own.shape[1], dtype="int32")
+            objects = ops.arange(ops.shape(own)[1], dtype="int32")
             is_taken = (objects == ops.cast(best, "int32")) & fits
             is_step = ops.arange(detections, dtype="int32") == step
             return step + 1, is_free & ~is_taken, is_right | (is_step & fits)
@@ -114,7 +118,8 @@ class BoxAveragePrecision(keras.metrics.Metric):
         precision = ops.flip(_running_maximum(ops.flip(precision, axis=1)), axis=1)
         areas = ops.sum(precision * counts[..., 1], axis=1) / ops.maximum(objects, 1.0)
         known = ops.cast(objects > 0, "float32")
-        return ops.sum(areas * known) / ops.maximum(ops.sum(known), 1.0)
+        mean = ops.sum(areas * known) / ops.maximum(ops.sum(known), 1.0)
+        return ops.cast(mean, self.dtype)
 
     def get_config(self) -> dict:
         """Returns the arguments of the constructor."""
@@ -123,6 +128,14 @@ class BoxAveragePrecision(keras.metrics.Metric):
             "classes": self.classes,
             "iou_threshold": self.iou_threshold,
         }
+
+
+def _score_bins(scores: Tensor) -> Tensor:
+    """Returns the bin of each score, int32, in the order of the scores."""
+    tiny = 1e-7  # float32 has no number closer to 1
+    scores = ops.clip(scores, tiny, 1.0 - tiny)
+    position = ops.log(scores / (1.0 - scores)) / (2 * LARGEST_LOGIT) + 0.5
+    return ops.clip(ops.cast(position * SCORE_BINS, "int32"), 0, SCORE_BINS - 1)
 
 
 def _count(values: Tensor, length: int) -> Tensor:

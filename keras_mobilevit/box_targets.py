@@ -5,6 +5,11 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from keras_mobilevit.argument_checks import check_positive
+
+# A box that crosses the image's edge by more than the image's side is in pixels, or in
+# another format.
+MOST_OUTSIDE = 1.0
 FORMATS = (
     "xyxy",
     "yxyx",
@@ -18,7 +23,9 @@ FORMATS = (
 )
 
 
-def _check_boxes(boxes: np.ndarray, labels: np.ndarray, image: int) -> None:
+def _check_boxes(
+    boxes: np.ndarray, labels: np.ndarray, image: int, classes: int | None
+) -> None:
     if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
         raise ValueError(
             "Each image has boxes [objects, 4] and labels [objects]. Received for "
@@ -28,6 +35,20 @@ def _check_boxes(boxes: np.ndarray, labels: np.ndarray, image: int) -> None:
         raise ValueError(f"Image {image} has a box that is not finite.")
     if len(labels) and labels.min() < 0:
         raise ValueError(f"Image {image} has a label below 0: {labels.min()}.")
+    if len(labels) and classes is not None and labels.max() >= classes:
+        raise ValueError(
+            f"Image {image} has the label {labels.max()}. Labels of {classes} classes "
+            f"are 0 to {classes - 1}, without the background."
+        )
+
+
+def _as_integers(labels: Sequence, image: int) -> np.ndarray:
+    found = np.asarray(labels)
+    if len(found) and found.dtype.kind not in "iu":
+        raise ValueError(
+            f"Labels are integers from 0. Received for image {image}: {labels!r}."
+        )
+    return found.astype(np.int32)
 
 
 def _as_fractions(boxes: np.ndarray, source: str, size: tuple) -> np.ndarray:
@@ -39,16 +60,23 @@ def _as_fractions(boxes: np.ndarray, source: str, size: tuple) -> np.ndarray:
     return keras.ops.convert_to_numpy(converted)[0]
 
 
-def _check_corners(corners: np.ndarray, source: str, image: int) -> None:
-    """Refuses boxes that are not in the format that the caller names."""
-    sides = corners[:, 2:] - corners[:, :2]
-    wrong = np.flatnonzero((sides <= 0).any(1) | (np.abs(corners - 0.5) > 1).any(1))
+def _clip_corners(corners: np.ndarray, source: str, image: int) -> np.ndarray:
+    """Clips boxes to the image; refuses those that then have no area.
+
+    Such a box is outside, or not in the format that the caller names.
+    """
+    clipped = np.clip(corners, 0, 1)
+    has_area = (clipped[:, 2:] > clipped[:, :2]).all(1)
+    is_near = (np.abs(corners - 0.5) <= MOST_OUTSIDE + 0.5).all(1)
+    wrong = np.flatnonzero(~(has_area & is_near))
     if len(wrong):
         raise ValueError(
             f"Box {wrong[0]} of image {image} is {corners[wrong[0]].round(3).tolist()} "
-            "as fractions of the image, which has no area or lies far outside. Is "
-            f"{source!r} the format of the boxes, and `image_sizes` (height, width)?"
+            "as fractions of the image, which has no area inside of it or lies far "
+            f"outside. Is {source!r} the format of the boxes, and are `image_sizes` "
+            "(height, width)?"
         )
+    return clipped
 
 
 def detection_targets(
@@ -58,6 +86,7 @@ def detection_targets(
     bounding_box_format: str,
     image_sizes: tuple[int, int] | Sequence | None = None,
     max_objects: int | None = None,
+    classes: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Makes the targets of a `keras_mobilevit.Detector` from lists of boxes.
 
@@ -74,6 +103,7 @@ def detection_targets(
         max_objects: number of objects to which all images are padded; by default, that
             of the image with the most. With a fixed number, all batches have one
             shape.
+        classes: number of classes of the detector; labels are then checked to be below.
 
     Returns:
         A dict: `boxes`, float32 `[images, objects, 4]`, corners `(x1, y1, x2, y2)` as
@@ -105,23 +135,25 @@ def detection_targets(
         raise ValueError(
             f"Boxes of {len(boxes)} images, but labels of {len(labels)} were given."
         )
+    if max_objects is not None:
+        check_positive(max_objects=max_objects)
     sizes = _image_sizes(image_sizes, len(boxes), source)
     rows = []
     for image, (own, own_labels, size) in enumerate(zip(boxes, labels, sizes)):
         corners = np.asarray(own, np.float32) if len(own) else np.zeros((0, 4))
-        own_labels = np.asarray(own_labels, np.int32)
-        _check_boxes(corners, own_labels, image)
+        own_labels = _as_integers(own_labels, image)
+        _check_boxes(corners, own_labels, image, classes)
         if len(own):
             corners = _as_fractions(corners, source, size)
-            _check_corners(corners, source, image)
-        rows.append((np.clip(corners, 0, 1), own_labels))
+            corners = _clip_corners(corners, source, image)
+        rows.append((corners, own_labels))
     return _pad(rows, max_objects)
 
 
 def _image_sizes(
     image_sizes: tuple[int, int] | Sequence | None, images: int, source: str
 ) -> list[tuple]:
-    """Returns the (height, width) of each image; (None, None) if it is not needed."""
+    """Returns the (height, width) of each image; any if it is not needed."""
     if image_sizes is None:
         if not source.startswith("rel_"):
             raise ValueError(
@@ -130,10 +162,11 @@ def _image_sizes(
             )
         return [(1, 1)] * images
     sizes = np.asarray(image_sizes)
-    if sizes.shape not in ((2,), (images, 2)):
+    is_size = sizes.shape in ((2,), (images, 2)) and sizes.dtype.kind in "iuf"
+    if not is_size or not (sizes > 0).all():
         raise ValueError(
             "`image_sizes` must be (height, width) of all images, or one for each of "
-            f"{images}. Received an array of shape {sizes.shape}."
+            f"{images}, in pixels. Received: image_sizes={image_sizes!r}."
         )
     return [tuple(row) for row in np.broadcast_to(sizes, (images, 2)).tolist()]
 

@@ -143,11 +143,19 @@ def without_auxiliary(model: keras.Model) -> keras.Model:
     Returns:
         A model with the same layers and weights. Its only output is the logits.
 
+    Raises:
+        ValueError: if the model is not a segmenter.
+
     Example:
     >>> model = keras_mobilevit.DeepLabV3(weights="imagenet", auxiliary=True)
     >>> without_auxiliary(model).output.shape
     (None, 512, 512, 21)
     """
+    if not is_segmenter(model):
+        raise ValueError(
+            f"The model {model.name!r} is not a segmenter. Expected a model made by "
+            "`DeepLabV3`."
+        )
     if not isinstance(model.output, dict):
         return model
     return keras.Model(model.input, model.output["logits"], name=model.name)

@@ -1,6 +1,7 @@
 """Converts a detector's outputs to the objects on an image."""
 
 import functools
+import numbers
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ from keras import ops
 
 from keras_mobilevit import boxes as box_math
 from keras_mobilevit.anchors import anchors_of_count
+from keras_mobilevit.argument_checks import check_positive, is_positive
 from keras_mobilevit.backend import Tensor
 
 SCORE_THRESHOLD = 0.01  # for COCO's average precision; use a higher one for viewing
@@ -105,8 +107,9 @@ def _take_best(
 
 def detect(
     outputs: dict[str, Tensor],
-    image_size: tuple[int, int] | Tensor,
+    image_size: tuple[int, int] | None = None,
     *,
+    anchors: Tensor | None = None,
     score_threshold: float = SCORE_THRESHOLD,
     iou_threshold: float = IOU_THRESHOLD,
     candidates: int = PRE_NMS_TOP_K,
@@ -116,8 +119,9 @@ def detect(
 
     Args:
         outputs: outputs of a model made by `SSDLite`.
-        image_size: `(height, width)` of the images in pixels, or their anchors
-            `[anchors, 4]`.
+        image_size: `(height, width)` of the images in pixels.
+        anchors: `[anchors, 4]`, instead of the size: `anchor_boxes` of the images and
+            the detector's backbone. In a graph, only anchors may be of any number.
         score_threshold: boxes with this score or a lower one are dropped.
         iou_threshold: a box is dropped if its overlap with a better box of its class
             is larger.
@@ -139,7 +143,12 @@ def detect(
     >>> found = detect(outputs, (320, 320), score_threshold=0.3)
     >>> found["number"][0], found["classes"][0, :2], found["boxes"][0, 0]
     """
-    anchors = _anchors(outputs, image_size)
+    _check_outputs(outputs)
+    _check_limits(score_threshold, iou_threshold, candidates, max_detections)
+    outputs = {name: ops.cast(x, "float32") for name, x in outputs.items()}
+    count = outputs["offsets"].shape[1]
+    anchors = _anchors_of_size(image_size, count) if anchors is None else anchors
+    _check_anchors(anchors, count)
     boxes, scores = decode_outputs(outputs, anchors)
     found = non_max_suppression(
         boxes, scores, score_threshold, iou_threshold, candidates, max_detections
@@ -147,23 +156,59 @@ def detect(
     return {**found, "number": ops.sum(ops.cast(found["classes"] >= 0, "int32"), 1)}
 
 
-def _anchors(
-    outputs: dict[str, Tensor], image_size: tuple[int, int] | Tensor
-) -> Tensor:
-    """Returns the anchors of images of a size, or those that are given, checked."""
-    count = outputs["offsets"].shape[1]
-    shape: Any = getattr(image_size, "shape", ())
-    if len(shape) != 2:
-        height, width = image_size
-        return anchors_of_count(int(height), int(width), count)
-    given = shape[0]
+def _check_outputs(outputs: Any) -> None:
+    if not isinstance(outputs, dict) or set(outputs) != {"offsets", "logits"}:
+        found = f"a dict of {sorted(outputs)}" if isinstance(outputs, dict) else outputs
+        raise ValueError(
+            "Expected the outputs of a model made by `SSDLite`, a dict of `offsets` "
+            f"and `logits`. Received: {found}."
+        )
+
+
+def _check_limits(
+    score_threshold: float, iou_threshold: float, candidates: int, max_detections: int
+) -> None:
+    check_positive(candidates=candidates, max_detections=max_detections)
+    limits = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
+    for name, value in limits.items():
+        if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+            raise ValueError(
+                f"`{name}` must be a number in [0, 1]. Received: {name}={value!r}."
+            )
+
+
+def _checked_size(image_size: Any) -> tuple[int, int]:
+    sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else ()
+    if len(sides) != 2 or not all(map(is_positive, sides)):
+        raise ValueError(
+            "`image_size` must be (height, width) of the images in pixels, unless "
+            f"`anchors` are given. Received: image_size={image_size!r}."
+        )
+    return int(sides[0]), int(sides[1])
+
+
+def _anchors_of_size(
+    image_size: tuple[int, int] | None, count: int | None
+) -> np.ndarray:
+    """Returns the anchors of a network that predicts `count` boxes."""
+    height, width = _checked_size(image_size)
+    if count is None:
+        raise ValueError(
+            "The number of boxes is not known here. Build the detector with the height "
+            "and width of its images, as in `SSDLite(input_shape=(320, 320, 3))`, or "
+            f"give `anchors`. Received: image_size={image_size!r}."
+        )
+    return anchors_of_count(height, width, count)
+
+
+def _check_anchors(anchors: Tensor, count: int | None) -> None:
+    given = anchors.shape[0]
     if count not in (None, given):
         raise ValueError(
             f"The outputs have {count} boxes, but there are {given} anchors. Use "
             "`anchor_boxes(height, width, backbone)` with the size of the images and "
             "the name of the detector's backbone."
         )
-    return image_size
 
 
 @keras.saving.register_keras_serializable(package="keras_mobilevit")
@@ -198,8 +243,11 @@ class DetectObjects(keras.layers.Layer):
         max_detections: int = MAX_DETECTIONS,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        self.image_size = tuple(map(int, image_size))
+        _check_limits(score_threshold, iou_threshold, candidates, max_detections)
+        # Boxes and scores are float32, also if layers compute in 16 bits.
+        super().__init__(autocast=False, **kwargs)
+        height, width = _checked_size(image_size)
+        self.image_size = (height, width)
         self.limits: dict[str, Any] = {
             "score_threshold": score_threshold,
             "iou_threshold": iou_threshold,
@@ -215,7 +263,10 @@ class DetectObjects(keras.layers.Layer):
         self, outputs: dict[str, keras.KerasTensor]
     ) -> dict[str, keras.KerasTensor]:
         """Returns the shapes and types of the dict."""
-        batch, count = outputs["offsets"].shape[0], self.limits["max_detections"]
+        _check_outputs(outputs)
+        batch, boxes = outputs["offsets"].shape[:2]
+        _anchors_of_size(self.image_size, boxes)  # checks that they belong together
+        count = self.limits["max_detections"]
         return {
             "boxes": keras.KerasTensor((batch, count, 4)),
             "scores": keras.KerasTensor((batch, count)),

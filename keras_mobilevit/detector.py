@@ -16,8 +16,16 @@ METRIC_DETECTIONS = 100
 TARGETS = ("boxes", "labels")
 
 
-def _image_size(images: Any) -> tuple[int, int]:
+def _image_size(inputs: Any) -> tuple[int, int]:
     """Returns the height and width of a batch of images, which anchors depend on."""
+    found = [x for x in keras.tree.flatten(inputs) if len(x.shape) == 4]
+    if len(found) != 1:
+        shapes = [tuple(x.shape) for x in keras.tree.flatten(inputs)]
+        raise ValueError(
+            "A detector is trained on one batch of images [batch, height, width, "
+            f"channels]. Received inputs of the shapes {shapes}."
+        )
+    (images,) = found
     height, width = images.shape[1:3]
     if height is None or width is None:
         raise ValueError(
@@ -35,24 +43,58 @@ def _check_targets(y: Any) -> dict[str, Tensor]:
     A wrong dict would otherwise fail deep inside of the loss.
     """
     keys = sorted(y) if isinstance(y, dict) else None
-    if keys != sorted(TARGETS):
+    if keys is None or not set(TARGETS) <= set(keys):
         found = f"a dict with {keys}" if keys is not None else type(y).__name__
         raise ValueError(
             "The targets of a detector are a dict of `boxes` [batch, objects, 4] and "
             f"`labels` [batch, objects]. Received: {found}. See "
             "`keras_mobilevit.detection_targets`."
         )
+    if any(hasattr(y[name], "row_lengths") for name in TARGETS):
+        raise ValueError(
+            "The targets of a detector are dense, but ragged tensors were given. Pad "
+            "them in the tf.data pipeline: `padded_batch(..., padding_values=(0.0, "
+            '{"boxes": 0.0, "labels": -1}))`.'
+        )
     targets = {
         "boxes": ops.cast(y["boxes"], "float32"),
         "labels": ops.cast(y["labels"], "int32"),
     }
     boxes, labels = (tuple(targets[name].shape) for name in TARGETS)
-    if len(boxes) != 3 or boxes[-1] != 4 or len(labels) != 2:
+    numbers = {boxes[1:2], labels[1:2]} - {(None,)}
+    if len(boxes) != 3 or boxes[-1] != 4 or len(labels) != 2 or len(numbers) > 1:
         raise ValueError(
             "The targets of a detector are `boxes` [batch, objects, 4] and `labels` "
             f"[batch, objects]. Received: boxes {boxes} and labels {labels}."
         )
-    return targets
+    # One more object, which is padding: a batch may have none.
+    return {
+        "boxes": ops.pad(targets["boxes"], [[0, 0], [0, 1], [0, 0]]),
+        "labels": ops.pad(targets["labels"], [[0, 0], [0, 1]], constant_values=-1),
+    }
+
+
+def _image_weights(sample_weight: Any) -> Tensor | None:
+    """Returns the weights of the images, which `fit` repeats for each target."""
+    return next(iter(keras.tree.flatten(sample_weight)), None)
+
+
+def _check_compiled(loss: Any, metrics: Any, classes: int) -> None:
+    """Refuses what `compile` takes for other models."""
+    for value in (loss, *(metrics or ())):
+        if isinstance(value, str):
+            raise ValueError(
+                "A detector takes the loss `keras_mobilevit.SSDLoss` and metrics of "
+                "boxes, such as `keras_mobilevit.BoxAveragePrecision`. "
+                f"Received: {value!r}."
+            )
+    for metric in metrics or ():
+        own = getattr(metric, "classes", classes)
+        if own != classes:
+            raise ValueError(
+                f"The metric {metric.name} is for {own} classes, but the detector has "
+                f"{classes}."
+            )
 
 
 @keras.saving.register_keras_serializable(package="keras_mobilevit")
@@ -76,6 +118,8 @@ class Detector(keras.Model):
         self,
         optimizer: str | keras.Optimizer = "rmsprop",
         loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
         **kwargs: Any,
     ) -> None:
         """Configures the training; the same as `keras.Model.compile`.
@@ -83,11 +127,19 @@ class Detector(keras.Model):
         Args:
             optimizer: an optimizer of Keras or its name.
             loss: a loss whose arguments are those of `SSDLoss`, which is the default.
-            **kwargs: the other arguments of `keras.Model.compile`. `metrics` are
-                metrics of boxes, such as `keras_mobilevit.BoxAveragePrecision`. They
-                take non-maximum suppression at each step, also of training.
+            loss_weights: see `keras.Model.compile`.
+            metrics: metrics of boxes, such as `keras_mobilevit.BoxAveragePrecision`.
+                They take non-maximum suppression at each step, also of training.
+            **kwargs: the other arguments of `keras.Model.compile`.
+
+        Raises:
+            ValueError: if the loss or a metric is not for this detector.
         """
-        super().compile(optimizer=optimizer, loss=loss or SSDLoss(), **kwargs)
+        _check_compiled(loss, metrics, self.output["logits"].shape[-1] - 1)
+        self._has_metrics = bool(metrics or kwargs.get("weighted_metrics"))
+        super().compile(
+            optimizer, loss or SSDLoss(), loss_weights, metrics=metrics, **kwargs
+        )
 
     def compile_from_config(self, config: dict) -> None:
         """Compiles a model that was saved compiled."""
@@ -109,11 +161,15 @@ class Detector(keras.Model):
         anchors = anchors_of_count(*_image_size(x), y_pred["offsets"].shape[1])
         matched = anchor_targets(targets["boxes"], targets["labels"], anchors)
         labels = ops.cast(matched["labels"], "float32")[..., None]
+        weights = ops.ones_like(labels)  # of the images, for each anchor
+        image_weights = _image_weights(sample_weight)
+        if image_weights is not None:
+            weights *= ops.reshape(ops.cast(image_weights, "float32"), (-1, 1, 1))
         return super().compute_loss(
             x,
-            ops.concatenate([matched["offsets"], labels], axis=-1),
+            ops.concatenate([matched["offsets"], labels, weights], axis=-1),
             ops.concatenate([y_pred["offsets"], y_pred["logits"]], axis=-1),
-            sample_weight,
+            image_weights,
             training,
         )
 
@@ -121,7 +177,7 @@ class Detector(keras.Model):
         self, x: Tensor, y: Any, y_pred: Any, sample_weight: Tensor = None
     ) -> dict[str, Any]:
         """Updates the metrics of `compile` with the objects that are found."""
-        if self._compile_metrics is None:
+        if not self._has_metrics:
             return self.get_metrics_result()
         targets = _check_targets(y)
         anchors = anchors_of_count(*_image_size(x), y_pred["offsets"].shape[1])
@@ -136,5 +192,5 @@ class Detector(keras.Model):
             x,
             ops.concatenate([targets["boxes"], labels], axis=-1),
             ops.concatenate([found["boxes"], found["scores"][..., None], classes], -1),
-            sample_weight,
+            _image_weights(sample_weight),
         )

@@ -64,7 +64,8 @@ def anchor_targets(
     Args:
         boxes: `[batch, objects, 4]`, corners `(x1, y1, x2, y2)` as fractions of the
             image.
-        labels: `[batch, objects]`, the class of each object; -1 for padding.
+        labels: `[batch, objects]`, the class of each object; -1 for padding. Boxes
+            without area count as padding.
         anchors: `[anchors, 4]`, as `keras_mobilevit.anchor_boxes` returns them.
 
     Returns:
@@ -74,7 +75,9 @@ def anchor_targets(
     """
     anchors = ops.convert_to_tensor(anchors)
     labels = ops.cast(labels, "int32")
-    matched_index, is_positive = match(boxes, labels >= 0, anchors)
+    # A box without area is learned by no anchor: its logarithm would be infinite.
+    is_object = (labels >= 0) & (box_math.area(boxes) > 0)
+    matched_index, is_positive = match(boxes, is_object, anchors)
     boxes = ops.take_along_axis(boxes, matched_index[..., None], axis=1)
     labels = ops.take_along_axis(labels, matched_index, axis=1)
     # [batch, anchors, 4]. An anchor without an object may have matched padding of size

@@ -4,17 +4,8 @@ import keras
 from keras import ops
 
 from keras_mobilevit.backend import Tensor
+from keras_mobilevit.cross_entropy import smoothed_cross_entropy
 from keras_mobilevit.matching import hard_negatives
-
-
-def smoothed_cross_entropy(
-    labels: Tensor, logits: Tensor, label_smoothing: float = 0.0
-) -> Tensor:
-    """Computes the cross-entropy of logits `[..., classes]` and labels `[...]`."""
-    classes = logits.shape[-1]
-    targets = ops.one_hot(labels, classes, dtype=logits.dtype)
-    targets = targets * (1.0 - label_smoothing) + label_smoothing / classes
-    return ops.categorical_crossentropy(targets, logits, from_logits=True)
 
 
 def smooth_l1(differences: Tensor) -> Tensor:
@@ -43,6 +34,9 @@ def multibox(
     """
     is_positive = labels > 0
     entropy = smoothed_cross_entropy(labels, logits, label_smoothing)
+    # A label beyond the classes has no probability. Its loss is not a number, rather
+    # than one that looks right.
+    entropy = ops.where(labels < logits.shape[-1], entropy, float("nan"))
     background = -ops.log_softmax(logits)[..., 0]
     negatives = hard_negatives(ops.stop_gradient(background), is_positive)
     class_loss = ops.where(is_positive | negatives, entropy, 0.0)
@@ -59,7 +53,9 @@ class SSDLoss(keras.losses.Loss):
 
     The cross-entropy of positive anchors and of three background anchors for each,
     those with the highest loss, plus the smooth L1 distance of the positive anchors'
-    boxes. The sum over a batch is divided by its number of positive anchors.
+    boxes. With the default reduction, the sum over a batch is divided by its number of
+    positive anchors, so that an image with more objects weighs more. Images with a
+    `sample_weight` of 0 count for nothing.
 
     Args:
         label_smoothing: fraction of the target that is spread over all classes and the
@@ -68,9 +64,10 @@ class SSDLoss(keras.losses.Loss):
         reduction: how Keras reduces the losses of the images, see `keras.losses.Loss`.
         dtype: type in which the loss is computed.
 
-    Call arguments: `y_true` `[batch, anchors, 5]`, each anchor's box deltas and its
-    label, 0 for the background; `y_pred` `[batch, anchors, 4 + classes + 1]`, box
-    deltas and logits. `Detector` makes both of its targets and its outputs.
+    Call arguments: `y_true` `[batch, anchors, 6]`, each anchor's box deltas, its label,
+    0 for the background, and the weight of its image; `y_pred`
+    `[batch, anchors, 4 + classes + 1]`, box deltas and logits. `Detector` makes both of
+    its targets and its outputs.
 
     Raises:
         ValueError: if `label_smoothing` is outside of its range.
@@ -104,7 +101,7 @@ class SSDLoss(keras.losses.Loss):
             y_pred[..., 4:],
             y_true[..., :4],
             ops.cast(y_true[..., 4], "int32"),
-            ops.ones_like(y_pred[:, 0, 0]),
+            y_true[:, 0, 5],
             self.label_smoothing,
         )
 

@@ -87,8 +87,8 @@ def fetch_model(text: str) -> Path:
     """Returns the cached copy of the model file of an address.
 
     The revision is resolved to a commit first, and every file is of this commit. Files
-    of `COMPANIONS` that are beside the model's are fetched too. If the revision is a
-    commit and the file is cached, no request is made; of a branch or a tag, the cached
+    of `COMPANIONS` that are beside the model's are fetched too. No request is made
+    for a cached file if the address has its name and a commit. Otherwise the cached
     copy is used if the Hub does not answer.
 
     Args:
@@ -101,7 +101,8 @@ def fetch_model(text: str) -> Path:
             several, or if the content does not have the hash that the Hub states.
     """
     address = parse_address(text)
-    if is_commit(address.revision):
+    # Without the file's name, the Hub lists the files: the cache may hold another one.
+    if is_commit(address.revision) and address.filename:
         path = _cached_model(address)
         if path is not None:
             return path

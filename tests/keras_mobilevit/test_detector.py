@@ -9,9 +9,9 @@ from keras_mobilevit import BoxAveragePrecision, SSDLite, SSDLoss, detection_tar
 from keras_mobilevit.anchors import anchor_boxes
 from keras_mobilevit.box_targets import FORMATS
 from keras_mobilevit.matching import anchor_targets
-from keras_mobilevit.ssd_loss import multibox
 from tests.helpers.boxes import random_boxes
 from tests.helpers.few_steps import batch
+from tests.helpers.policies import policy_of
 
 SIZE = 64
 
@@ -36,24 +36,75 @@ def evaluate(model, images, targets) -> dict:
 # The loss --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_is_that_of_the_matched_anchors(smoothing: float, model):
-    images, objects, _ = batch()
+def loss_by_hand(model, images, objects, weights, smoothing: float) -> float:
+    """Computes the mean loss of the images with a weight, in plain NumPy."""
     outputs = model.predict(images, verbose=0)
     targets = anchor_targets(
         objects["boxes"], objects["labels"], anchor_boxes(SIZE, SIZE)
     )
-    wanted = multibox(
-        outputs["offsets"],
-        outputs["logits"],
-        targets["offsets"],
-        targets["labels"],
-        np.ones(len(images), np.float32),
-        smoothing,
-    )
+    offsets, labels = (keras.ops.convert_to_numpy(x) for x in targets.values())
+    logits = np.float64(outputs["logits"])
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    total = positives = 0
+    for image in np.flatnonzero(weights):
+        is_positive = labels[image] > 0
+        own = np.take_along_axis(logs[image], labels[image][:, None], 1)[:, 0]
+        entropy = -(1 - smoothing) * own - smoothing * logs[image].mean(-1)
+        order = np.argsort(logs[image, :, 0] + 1e9 * is_positive)
+        kept = np.concatenate(
+            [np.flatnonzero(is_positive), order[: 3 * is_positive.sum()]]
+        )
+        distance = np.abs(outputs["offsets"][image] - offsets[image])[is_positive]
+        total += np.where(distance < 1, distance**2 / 2, distance - 0.5).sum()
+        total += entropy[kept].sum()
+        positives += is_positive.sum()
+    return total / positives * np.count_nonzero(weights) / len(images)
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "weights"),
+    [(0.0, (1, 1, 1, 1)), (0.1, (1, 1, 1, 1)), (0.0, (1, 1, 0, 1))],
+)
+def test_the_loss_is_the_published_one(smoothing: float, weights: tuple, model):
+    """Images without a weight do not count, as in `train/`."""
+    images, objects, _ = batch()
     compile_(model, SSDLoss(label_smoothing=smoothing))
-    found = evaluate(model, images, objects)["loss"]
-    assert found == pytest.approx(np.mean(wanted), rel=1e-5)
+    found = model.test_on_batch(images, objects, np.float32(weights), return_dict=True)[
+        "loss"
+    ]
+    # `evaluate` would report the mean over its own batches.
+    wanted = loss_by_hand(model, images, objects, weights, smoothing)
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_images_without_objects_have_no_loss(model):
+    images, *_ = batch()
+    compile_(model)
+    nothing = {"boxes": np.zeros((4, 0, 4)), "labels": np.zeros((4, 0))}
+    found = model.test_on_batch(images, nothing, return_dict=True)
+    assert found == {"AP50": 0, "loss": 0}
+
+
+def test_boxes_without_area_are_padding(model):
+    images, objects, _ = batch()
+    compile_(model)
+    empty = np.zeros((4, 1, 4), np.float32)
+    more = {
+        "boxes": np.concatenate([objects["boxes"], empty], 1),
+        "labels": np.concatenate([objects["labels"], np.ones((4, 1), int)], 1),
+    }
+    one, other = (
+        model.test_on_batch(images, y, return_dict=True)["loss"]
+        for y in (objects, more)
+    )
+    assert one == other and np.isfinite(one)
+
+
+def test_a_label_beyond_the_classes_is_seen(model):
+    images, objects, _ = batch()
+    compile_(model)
+    wrong = objects | {"labels": objects["labels"] + 1}
+    assert np.isnan(model.test_on_batch(images, wrong, return_dict=True)["loss"])
 
 
 def test_label_smoothing_is_checked():
@@ -85,13 +136,16 @@ def test_images_of_unknown_size_are_refused(model):
 # The metric ------------------------------------------------------------------------
 
 
-def random_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def random_scene(
+    rng: np.random.Generator, logit: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns true objects `[6, 5]` and detections `[20, 6]` around some of them."""
     boxes, labels = random_boxes(rng, 6), rng.integers(0, 3, (6, 1))
     labels[4:] = -1
     near = boxes[rng.integers(0, 4, 14)] + rng.normal(0, 0.01, (14, 4))
     found = np.concatenate([near, random_boxes(rng, 6)])
-    scores = np.sort(rng.uniform(0, 1, (20, 1)), axis=0)[::-1]
+    scores = 1 / (1 + np.exp(-rng.normal(logit, 1, (20, 1))))
+    scores = np.sort(scores, axis=0)[::-1]
     classes = rng.integers(0, 3, (20, 1))
     classes[17:] = -1
     return (
@@ -100,13 +154,14 @@ def random_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-@pytest.mark.parametrize("iou", [0.5, 0.75])
-def test_the_metric_is_cocos(iou: float):
+@pytest.mark.parametrize(("iou", "logit"), [(0.5, 0), (0.75, 0), (0.5, 8), (0.5, -4)])
+def test_the_metric_is_cocos(iou: float, logit: float):
+    """Also of scores that are all close to 1, or to 0."""
     pytest.importorskip("pycocotools")
     from train.tasks.detection.average_precision import average_precision
 
     rng = np.random.default_rng(0)
-    scenes = [random_scene(rng) for _ in range(60)]
+    scenes = [random_scene(rng, logit) for _ in range(60)]
     metric = BoxAveragePrecision(classes=3, iou_threshold=iou)
     for start in range(0, 60, 20):
         rows = zip(*scenes[start : start + 20])
@@ -143,9 +198,25 @@ def test_perfect_detections_have_the_precision_one():
     assert float(metric.result()) == 1
 
 
-def test_the_overlap_of_the_metric_is_checked():
+def test_arguments_of_the_metric_are_checked(model):
     with pytest.raises(ValueError, match="at most 1. Received: iou_threshold=0"):
         BoxAveragePrecision(classes=3, iou_threshold=0)
+    with pytest.raises(ValueError, match="positive integer. Received: classes=0"):
+        BoxAveragePrecision(classes=0)
+    with pytest.raises(ValueError, match="AP50 is for 2 classes.*detector has 3"):
+        model.compile("adam", metrics=[BoxAveragePrecision(classes=2)])
+
+
+def test_batches_of_any_number_of_objects(model):
+    """As `padded_batch` makes them."""
+    tf = pytest.importorskip("tensorflow")
+    images, objects, _ = batch()
+    compile_(model)
+    wanted = evaluate(model, images, objects)
+    dataset = tf.data.Dataset.from_tensor_slices((images, objects))
+    shapes = ((SIZE, SIZE, 3), {"boxes": (None, 4), "labels": (None,)})
+    found = model.evaluate(dataset.padded_batch(4, shapes), return_dict=True, verbose=0)
+    assert found == pytest.approx(wanted, rel=1e-5)
 
 
 # Targets ---------------------------------------------------------------------------
@@ -204,6 +275,8 @@ def test_targets_are_padded():
         ({"labels": [[-1]]}, "Image 0 has a label below 0: -1"),
         ({"boxes": [[[30, 40, 20, 10]]]}, "Box 0 of image 0.*no area"),
         ({"boxes": [[[0, 0, 900, 10]]]}, "far outside"),
+        ({"boxes": [[[-20, 10, -5, 30]]]}, "no area inside"),
+        ({"labels": [[3]], "classes": 3}, "label 3. Labels of 3 classes are 0 to 2"),
         ({"boxes": [[[0, 0, np.nan, 10]]]}, "not finite"),
         ({"max_objects": 0}, "1 objects, more than `max_objects=0`"),
         ({"image_sizes": (1, 2, 3)}, r"Received an array of shape \(3,\)"),
@@ -241,6 +314,29 @@ def test_the_layer_finds_what_detect_finds(model, tmp_path):
         assert outputs["number"].max() > 0
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float16"])
+def test_objects_are_found_in_float32(policy: str, model):
+    images, *_ = batch()
+    outputs = model.predict(images, verbose=0)
+    wanted = keras_mobilevit.detect(outputs, (SIZE, SIZE))
+    with policy_of(policy):
+        layer = keras_mobilevit.DetectObjects((SIZE, SIZE))
+    found = layer({n: keras.ops.convert_to_tensor(x) for n, x in outputs.items()})
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_sizes_that_cannot_be_are_refused(model):
+    outputs = model.predict(np.zeros((1, SIZE, SIZE, 3)), verbose=0)
+    for size, message in (
+        (None, "must be .height, width."),
+        ((64,), "must be"),
+        ((96, 96), "boxes|anchors"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            keras_mobilevit.detect(outputs, size)
+
+
 def test_a_compiled_detector_is_saved_and_trained_further(model, tmp_path):
     images, objects, _ = batch()
     compile_(model, SSDLoss(label_smoothing=0.1))
@@ -266,6 +362,18 @@ def test_the_head_alone_is_trained():
     assert changed and all(path.startswith("ssd") for path in changed)
     keras_mobilevit.unfreeze_backbone(model)
     assert len(model.trainable_weights) == whole
+
+
+def test_layers_of_the_user_are_not_frozen():
+    features = keras_mobilevit.MobileViT_XXS(
+        include_top=False, weights=None, pooling="avg"
+    )
+    outputs = keras.layers.Dense(2, name="head_dense")(features.output)
+    outputs = keras.layers.Dense(2, name="stage_logits")(outputs)
+    model = keras.Model(features.input, outputs)
+    keras_mobilevit.freeze_backbone(model)
+    names = {weight.path.split("/")[0] for weight in model.trainable_weights}
+    assert names == {"head_dense", "stage_logits"}
 
 
 def test_a_model_without_a_backbone_cannot_be_frozen():

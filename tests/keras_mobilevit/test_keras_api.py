@@ -1,6 +1,5 @@
 """Keras's functions for models work: clone, save, fit, export, quantize."""
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 import keras_mobilevit
 from keras_mobilevit import DeepLabV3, MobileViT_XXS, MobileViTV2_050, SSDLite
+from tests.helpers.policies import policy_of
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (48, 80, 3)  # not square, and not of whole patches
@@ -35,17 +35,6 @@ def build(kind: str, shape=SHAPE):
         )
     variant = MobileViTV2_050 if kind == "second_classifier" else MobileViT_XXS
     return variant(weights=None, classes=3, input_shape=shape)
-
-
-@contextlib.contextmanager
-def policy_of(name: str):
-    """Builds layers with another dtype policy."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 @pytest.fixture(scope="module")
@@ -282,11 +271,15 @@ def test_objects_are_found_inside_a_graph_of_any_size(models):
 
     @tf.function(input_signature=specs)
     def find(images, anchors):
-        return keras_mobilevit.detect(model(images), anchors, score_threshold=0.2)
+        return keras_mobilevit.detect(
+            model(images), anchors=anchors, score_threshold=0.2
+        )
 
     for images in (IMAGES, IMAGES[:1, :37]):
         anchors = keras_mobilevit.anchor_boxes(*images.shape[1:3])
-        wanted = keras_mobilevit.detect(model(images), anchors, score_threshold=0.2)
+        wanted = keras_mobilevit.detect(
+            model(images), anchors=anchors, score_threshold=0.2
+        )
         wanted = {name: keras.ops.convert_to_numpy(x) for name, x in wanted.items()}
         assert (wanted["scores"] > 0.2).any()
         found = find(images, anchors)

@@ -45,7 +45,7 @@ def test_any_size_has_an_output_for_each_anchor(size: tuple, of_any_size):
     outputs, anchors = of_any_size(images), keras_mobilevit.anchor_boxes(*size)
     assert outputs["offsets"].shape == (2, len(anchors), 4)
     assert outputs["logits"].shape == (2, len(anchors), 4)
-    found = keras_mobilevit.detect(outputs, anchors, max_detections=7)
+    found = keras_mobilevit.detect(outputs, anchors=anchors, max_detections=7)
     assert found["boxes"].shape == (2, 7, 4)
 
 
@@ -95,7 +95,7 @@ def test_outputs_of_the_second_family_equal_the_golden(tmp_path):
         outputs = model(reference.images(*size))
         anchors = keras_mobilevit.anchor_boxes(*size, V2)
         assert outputs["offsets"].shape == (2, len(anchors), 4)
-        found = keras_mobilevit.detect(outputs, anchors, max_detections=7)
+        found = keras_mobilevit.detect(outputs, anchors=anchors, max_detections=7)
         assert found["boxes"].shape == (2, 7, 4)
         assert np.isfinite(found["boxes"]).all()
 
@@ -203,4 +203,4 @@ def test_anchors_of_another_backbone_are_refused():
     outputs = model(np.zeros((1, 300, 300, 3), np.float32))
     anchors = keras_mobilevit.anchor_boxes(300, 300)  # of MobileViT
     with pytest.raises(ValueError, match=r"boxes, but there are \d+ anchors.*backbone"):
-        keras_mobilevit.detect(outputs, anchors)
+        keras_mobilevit.detect(outputs, anchors=anchors)

@@ -237,7 +237,7 @@ def network() -> keras.Model:
     keras.utils.set_random_seed(0)
     shape = (NETWORK_SIZE, NETWORK_SIZE, 3)
     model = DeepLabV3(
-        "mobilevit_xxs", 5, weights=None, input_shape=shape, output_stride=8
+        "mobilevit_xxs", classes=5, weights=None, input_shape=shape, output_stride=8
     )
     model = randomized(model, 1)
     logits = model.predict(random_picture()[None], verbose=0)

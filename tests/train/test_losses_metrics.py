@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from keras_mobilevit.cross_entropy import smoothed_cross_entropy
 from train.tasks.classification.metric import (
     best_classes,
     confusion_matrix,
     count_correct,
     score,
 )
-from train.tasks.losses import smoothed_cross_entropy
 
 LOGITS = np.random.default_rng(0).normal(0, 5, (12, 7)).astype(np.float32)
 LABELS = np.arange(12) % 7

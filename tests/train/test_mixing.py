@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_mobilevit.cross_entropy import smoothed_cross_entropy
 from tests.helpers.runs import CLASSIFIER, TWO_EPOCHS_OF_DIGITS
 from train import loop
 from train.config import make_config
@@ -16,7 +17,6 @@ from train.data.mixing import mix, next_real
 from train.data.sampler import BatchShape
 from train.data.source import evenly_spaced
 from train.tasks.classification.task import CLASSIFICATION
-from train.tasks.losses import smoothed_cross_entropy
 
 MIXUP = types.SimpleNamespace(mixup=0.2, cutmix=0.0)
 CUTMIX = types.SimpleNamespace(mixup=0.0, cutmix=1.0)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from keras_mobilevit.cross_entropy import smoothed_cross_entropy
 from keras_mobilevit.drawing import class_color
 from keras_mobilevit.weights.file_formats import load_model_file
 from tests.helpers.evaluations import assert_same_evaluation
@@ -30,7 +31,6 @@ from train.models import build_state
 from train.run import pictures
 from train.step import make_train_step
 from train.tasks.drawing import CAPTION_HEIGHT, INNER_GAP, SIDE
-from train.tasks.losses import smoothed_cross_entropy
 from train.tasks.segmentation import metric
 from train.tasks.segmentation.loss import pixel_cross_entropy
 from train.tasks.segmentation.pictures import draw_examples

@@ -4,12 +4,12 @@ import functools
 
 import tensorflow as tf
 
+from keras_mobilevit.cross_entropy import smoothed_cross_entropy
 from keras_mobilevit.weights.load import load_weights
 from train.config import TrainConfig
 from train.data import images
 from train.data.mixing import mix
 from train.tasks.classification import metric, model
-from train.tasks.losses import smoothed_cross_entropy
 from train.tasks.task import Task
 
 
