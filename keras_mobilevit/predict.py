@@ -28,7 +28,7 @@ from keras_mobilevit.configs import (
 from keras_mobilevit.deeplab import DeepLabV3
 from keras_mobilevit.drawing import BACKGROUND, add_legend, draw_boxes, draw_classes
 from keras_mobilevit.files import atomic_write, read_json, read_lines
-from keras_mobilevit.image_files import decode
+from keras_mobilevit.image_files import read_image
 from keras_mobilevit.image_models import (
     CLASSIFIER,
     DETECTOR,
@@ -150,9 +150,9 @@ def _load_model(args: argparse.Namespace, labels: list[str] | None) -> keras.Mod
 
 def load_image(path: str) -> np.ndarray:
     """Reads an image file: float32 `[height, width, 3]`, RGB, values in [0, 255]."""
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise ValueError(f"There is no file {path}.")
-    return decode(Path(path).read_bytes(), str(path)).astype(np.float32)
+    return read_image(path).astype(np.float32)
 
 
 def top_classes(
