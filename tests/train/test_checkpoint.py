@@ -95,7 +95,7 @@ def test_another_shape_is_named_and_sets_nothing(path):
 @pytest.mark.parametrize("missing", ["model", "optimizer"])
 def test_missing_names_are_told(groups, path, missing):
     del groups[missing]
-    with pytest.raises(ValueError, match=rf"another model.*shapes: {missing}/"):
+    with pytest.raises(ValueError, match=rf"another model.*types: {missing}/"):
         checkpoint.load_checkpoint(path, groups)
 
 
