@@ -278,7 +278,7 @@ def _find_latency(path: Path, latency_file: Path) -> dict[str, Any]:
 
 def _is_complete(record: dict[str, Any]) -> bool:
     """Tells whether a measurement has all numbers that the page shows."""
-    numbers = [record.get(f"{name}_ms") for name in TIMES]
+    numbers: list[Any] = [record.get(f"{name}_ms") for name in TIMES]
     is_measured = all(
         type(number) in (int, float) and 0 <= number < MAX_MS for number in numbers
     )
