@@ -48,8 +48,9 @@ TEXTS = st.one_of(
         ["", "..", "../a.png", "/dev/zero", "a\0b", "\ud800", "\u2028", "$"]
     ),
 )
+JSON_PIECES = (b"[" * 9000, b'{"a":' * 9000, b"9" * 5000, b"NaN", b"\\ud800", b"\xff")
 VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS),
+    st.one_of(st.none(), st.booleans(), BIG, NUMBERS, TEXTS),
     lambda inner: st.one_of(
         st.lists(inner, max_size=5), st.dictionaries(TEXTS, inner, max_size=3)
     ),
@@ -177,6 +178,9 @@ def changed_json(draw: Callable, value: object) -> bytes:
         else:
             container[key] = draw(VALUES)
     text = json.dumps(value).encode()
+    if draw(st.integers(0, 9)) == 0:
+        start = draw(st.integers(0, len(text)))
+        text = text[:start] + draw(st.sampled_from(JSON_PIECES)) + text[start:]
     return changed_bytes(draw, text) if draw(st.integers(0, 3)) == 0 else text
 
 
@@ -241,7 +245,8 @@ def test_json_of_coco(tmp_path_factory, data):
     with one_line(folder, str(folder)):
         source = load_source("detection", f"coco:{folder}")
         for example in source.examples("train", None):
-            assert example["path"].numpy().startswith(os.fsencode(folder))
+            path = example["path"].numpy()
+            assert path.startswith(os.fsencode(folder)) and b".." not in path
 
 
 # --- PASCAL VOC -------------------------------------------------------------------
