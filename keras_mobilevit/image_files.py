@@ -7,14 +7,21 @@ Cameras store the pixels as the sensor sees them, and the rotation in the EXIF d
 import io
 import os
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from keras_mobilevit.files import check_file
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 # TensorFlow's decoders refuse images of more than 2**29 bytes.
 MAX_PIXELS = 2**29 // 3
+# As many as these pixels take when they are decoded. Photos take a tenth of it.
+MAX_BYTES = 2**29
+# Pillow knows many more, and would start other programs for some, such as EPS.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 _TRANSPOSITIONS = {  # by EXIF orientation
@@ -44,12 +51,17 @@ class Header(NamedTuple):
         return (height, width) if self.orientation in _SIDEWAYS else (width, height)
 
 
-def _open(file: str | os.PathLike | bytes) -> Image.Image:
-    """Opens a path or bytes; raises `DecompressionBombError` if it is too large."""
+def open_image(file: str | os.PathLike | bytes) -> Image.Image:
+    """Opens a path or bytes with Pillow, which raises many types of errors.
+
+    With more than `MAX_PIXELS` it is Pillow's `DecompressionBombError`.
+    """
+    opened = io.BytesIO(file) if isinstance(file, bytes) else file
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        warnings.simplefilter("ignore")  # of many pixels, or of damaged metadata
+        image = Image.open(opened, formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
+        image.close()
         raise Image.DecompressionBombError
     return image
 
@@ -95,19 +107,37 @@ def _unreadable(
     return ValueError(f"{name} cannot be read as a picture: {reason}.")
 
 
+def _check_file(path: str | os.PathLike) -> None:
+    """Raises a ValueError if a path exists, but cannot be the file of an image."""
+    try:
+        check_file(path, MAX_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # such as a circle of links
+        raise _unreadable(path, str(path), error) from error
+
+
 def read_header(file: str | os.PathLike | bytes) -> Header:
     """Reads the size and the orientation of an image file, a path or its content.
 
     Raises a ValueError if the file is not an image or has too many pixels.
     """
+    if not isinstance(file, bytes):
+        _check_file(file)
     try:
-        with _open(file) as image:
+        with open_image(file) as image:
             return Header(image.size, _orientation(image))
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged files raise many types
         name = "The picture" if isinstance(file, bytes) else str(file)
         raise _unreadable(file, name, error) from error
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Reads an image file; see `decode`."""
+    _check_file(path)
+    return decode(Path(path).read_bytes(), str(path))
 
 
 def decode(content: bytes, name: str = "The picture") -> np.ndarray:
@@ -118,7 +148,7 @@ def decode(content: bytes, name: str = "The picture") -> np.ndarray:
     file's `name` if it is not an image, is damaged, or has too many pixels.
     """
     try:
-        with _open(content) as image:
+        with open_image(content) as image:
             orientation = _orientation(image)
             if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

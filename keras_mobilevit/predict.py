@@ -1,7 +1,6 @@
 """Runs a model on image files, then prints and draws the results."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -28,8 +27,8 @@ from keras_mobilevit.configs import (
 )
 from keras_mobilevit.deeplab import DeepLabV3
 from keras_mobilevit.drawing import BACKGROUND, add_legend, draw_boxes, draw_classes
-from keras_mobilevit.files import atomic_write, read_lines, read_text
-from keras_mobilevit.image_files import decode
+from keras_mobilevit.files import atomic_write, read_json, read_lines
+from keras_mobilevit.image_files import read_image
 from keras_mobilevit.image_models import (
     CLASSIFIER,
     DETECTOR,
@@ -151,9 +150,9 @@ def _load_model(args: argparse.Namespace, labels: list[str] | None) -> keras.Mod
 
 def load_image(path: str) -> np.ndarray:
     """Reads an image file: float32 `[height, width, 3]`, RGB, values in [0, 255]."""
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise ValueError(f"There is no file {path}.")
-    return decode(Path(path).read_bytes(), str(path)).astype(np.float32)
+    return read_image(path).astype(np.float32)
 
 
 def top_classes(
@@ -311,7 +310,7 @@ def _evaluation_value(weights: str, key: str) -> float | None:
     if not weights.endswith(".keras") or not file.is_file():
         return None
     try:
-        value = json.loads(read_text(file))[key]
+        value = read_json(file)[key]
     except (ValueError, KeyError, TypeError):
         return None  # another program wrote this file
     return value if _EVALUATION_KEYS[key](value) else None

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 MAX_NAMED_CLASSES = 40  # more names do not fit beside a confusion matrix
 MAX_COUNTED_CLASSES = 30  # more numbers do not fit into it
+TIMES = ("init", "first", "p5", "median", "p95")  # of a measurement, in milliseconds
+MAX_MS = 1e9  # twelve days
+SPEEDS = ("epoch_seconds", "images_per_second")  # of a record, beside the curves
 SAMPLES = 24  # pictures of predictions, mistakes first
 
 
@@ -122,6 +125,11 @@ def _difference(reference: "np.ndarray", outputs: "np.ndarray", data: str) -> fl
     return difference
 
 
+def _plain(name: str) -> str:
+    """Returns a text that Matplotlib draws as `name`, not as a formula between $."""
+    return name.replace("$", r"\$")
+
+
 def plot_confusion(matrix: "np.ndarray", class_names: Sequence[str]) -> "Figure":
     """Draws a confusion matrix: counts, and colors by the share of each label."""
     import numpy as np
@@ -132,7 +140,8 @@ def plot_confusion(matrix: "np.ndarray", class_names: Sequence[str]) -> "Figure"
     side = 2.5 + 0.38 * min(len(class_names), MAX_NAMED_CLASSES)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    display = ConfusionMatrixDisplay(percent, display_labels=class_names).plot(
+    labels = [_plain(name) for name in class_names]
+    display = ConfusionMatrixDisplay(percent, display_labels=labels).plot(
         ax=axes,
         cmap="Blues",
         include_values=len(class_names) <= MAX_COUNTED_CLASSES,
@@ -160,9 +169,9 @@ def plot_samples(predictions: Predictions, class_names: Sequence[str]) -> "Figur
         cell.axis("off")
     for cell, image, index in zip(axes, predictions.images, predictions.sample_indices):
         label, guess = predictions.labels[index], predictions.tflite[index]
-        title = class_names[guess]
+        title = _plain(class_names[guess])
         if guess != label:
-            title += f"\n(is {class_names[label]})"
+            title += f"\n(is {_plain(class_names[label])})"
         cell.imshow(image)
         cell.set_title(title, fontsize=9, color="black" if guess == label else "red")
     return figure
@@ -174,10 +183,9 @@ def plot_latency(measurement: dict[str, Any]) -> "Figure":
 
     figure = Figure(figsize=(7, 2.2), layout="constrained")
     axes = figure.subplots()
-    names = ["init", "first", "p5", "median", "p95"]
-    values = [measurement[f"{name}_ms"] for name in names]
+    values = [measurement[f"{name}_ms"] for name in TIMES]
     colors = ["tab:gray", "tab:gray", "tab:blue", "tab:blue", "tab:blue"]
-    bars = axes.barh(names[::-1], values[::-1], color=colors[::-1])
+    bars = axes.barh(TIMES[::-1], values[::-1], color=colors[::-1])
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set(xlabel=f"milliseconds, {measurement['num_threads']} thread(s)")
     axes.margins(x=0.12)
@@ -243,8 +251,8 @@ def render(
         samples=_picture(plot_samples(predictions, class_names), "Predictions"),
         latency=_picture(plot_latency(latency), "Latency"),
         size=report["tflite_size"],
-        partitions=latency["partitions"],
-        device=html.escape(latency["device"]),
+        partitions=html.escape(str(latency["partitions"])),
+        device=html.escape(str(latency["device"])),
     )
     return html_page(f"{report['model']} on {report['data']}", body)
 
@@ -259,13 +267,23 @@ def _find_latency(path: Path, latency_file: Path) -> dict[str, Any]:
         "status": MEASURED,
     }
     for record in reversed(read_records(latency_file)):
-        if wanted.items() <= record.items():
+        if wanted.items() <= record.items() and _is_complete(record):
             return record
     raise ValueError(
         f"{latency_file} has no measurement of the current {path} with --target=host. "
         "Run:\n"
         f"  python tflite/benchmark.py {path} --output={latency_file}"
     )
+
+
+def _is_complete(record: dict[str, Any]) -> bool:
+    """Tells whether a measurement has all numbers that the page shows."""
+    numbers: list[Any] = [record.get(f"{name}_ms") for name in TIMES]
+    is_measured = all(
+        type(number) in (int, float) and 0 <= number < MAX_MS for number in numbers
+    )
+    others = ("device", "partitions", "num_threads")
+    return is_measured and all(name in record for name in others)
 
 
 def _check_files(workdir: Path) -> None:
@@ -300,10 +318,10 @@ def write_report(workdir: Path, tflite_path: Path) -> dict[str, Any]:
         from keras_mobilevit.litert import LiteRTModel
         from train.config import load_config
         from train.data.registry import load_source
-        from train.run.records import read_records
+        from train.run.records import read_epochs
     config = load_config(workdir / "config.json")
     source = load_source("classification", config.data)
-    records = read_records(workdir / "metrics.jsonl")
+    records = read_epochs(workdir / "metrics.jsonl", "top1", *SPEEDS)
     if not records:
         raise ValueError(f"{workdir} has no finished epoch. Run train/main.py first.")
     litert = LiteRTModel(tflite_path)

@@ -1,6 +1,7 @@
 """Checks before a training starts, and the shapes of its batches."""
 
 import dataclasses
+import math
 
 import tensorflow as tf
 from absl import logging
@@ -9,6 +10,10 @@ from train.config import TrainConfig
 from train.data import sampler
 from train.data.sampler import BatchShape
 from train.data.source import Source
+
+# A training that learns has several times the steps of its warm-up; the recipes for
+# photos have five times as many.
+WARMUPS = 5
 
 
 def batch_multiple(config: TrainConfig, strategy: tf.distribute.Strategy) -> int:
@@ -62,14 +67,25 @@ def _smaller_batch(
 
 
 def warn_of_warmup(config: TrainConfig, steps: int) -> None:
-    """Warns if the warm-up takes most of the training."""
-    if config.warmup_steps > steps // 2:
-        logging.warning(
-            "The learning rate rises for %d steps, but the whole training has about "
-            "%d, and may learn little. Lower --warmup_steps or raise --epochs.",
-            config.warmup_steps,
-            steps,
-        )
+    """Warns if the warm-up takes most of the training, and says what helps."""
+    if config.warmup_steps <= steps // 2:
+        return
+    pretrained = (
+        "Start from pretrained weights: few images teach little to random ones. "
+        + "Use --recipe=fine_tune" * (config.task == "classification")
+        + "Add --weights=imagenet" * (config.task != "classification")
+        + ", in another --workdir. "
+    )
+    epochs = math.ceil(WARMUPS * config.warmup_steps * config.epochs / max(steps, 1))
+    logging.warning(
+        "The learning rate rises for %d steps, but the whole training has about "
+        "%d, and may learn little. %sLower --warmup_steps or raise --epochs, such as "
+        "--epochs=%d.",
+        config.warmup_steps,
+        steps,
+        "" if config.weights else pretrained,
+        epochs,
+    )
 
 
 def refuse_frozen_noise(config: TrainConfig) -> None:

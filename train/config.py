@@ -389,12 +389,9 @@ def retired_value(path: Path | str, name: str) -> Any:
 
 
 def _read_values(path: Path | str) -> dict:
-    from keras_mobilevit.files import read_text
+    from keras_mobilevit.files import read_json
 
-    try:
-        values = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    values = read_json(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object.")
     return values

@@ -86,7 +86,7 @@ def train_epoch(
         "skipped_train": run.source.num_examples["train"] - progress.seen,
         "train_loss": progress.loss / progress.seen,
         "learning_rate": schedules.learning_rate(run.config, last_step, progress.epoch),
-        "images_per_second": progress.seen / progress.seconds,
+        "images_per_second": progress.seen / max(progress.seconds, 1e-9),
         "epoch_seconds": progress.seconds,
     }
 
@@ -132,6 +132,11 @@ def _queue_calls(
     """
     config, epoch = run.config, progress.epoch
     schedule = _epoch_schedule(run, epoch)
+    if progress.epoch_step > len(schedule):
+        raise ValueError(
+            f"{run.checkpoint} is damaged: it has {progress.epoch_step} steps of an "
+            f"epoch of {len(schedule)}. Start again with another --workdir."
+        )
     iterator = iter(_train_batches(run, schedule, progress))
     shapes = schedule[progress.epoch_step :]
     counts = data.steps_of_calls(shapes, config.steps_per_execution)

@@ -32,6 +32,7 @@ saves the run and ends it with the exit code 75. --workdir then holds:
 
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -49,6 +50,10 @@ from train.run.progress import PREEMPTED, Preempted, end_on_sigterm
 from train.tasks.registry import load_task
 
 INTERRUPTED = 130  # exit code of a shell after Ctrl-C
+# How libraries say so that TensorFlow calls: CUDA, cuDNN, XLA and C++ itself.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|\boom\b|bad_alloc|failed to allocate|alloc_failed", re.IGNORECASE
+)
 
 
 def check_flags(args: flags.FlagValues, devices: Devices) -> None:
@@ -144,26 +149,31 @@ def _run(args: flags.FlagValues) -> None:
             train(args, config, devices)
     except tf.errors.OpError as error:
         logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
-        sys.exit(f"error: {_explain(error)}")
+        sys.exit(f"error: {_explain(error, devices)}")
 
 
-def _explain(error) -> str:
+def _explain(error, devices: Devices) -> str:
     """Says in one line why TensorFlow ended a training."""
     import tensorflow as tf
+
+    from train.distribution.cluster import find_cluster
 
     lines = (line.strip() for line in error.message.splitlines())
     noise = ("File ", "Detected at", "Graph execution error", "[[", "<stack")
     relevant = [line for line in lines if line and not line.startswith(noise)]
     reason = " ".join(relevant[-2:]) if relevant else type(error).__name__
-    if isinstance(error, tf.errors.ResourceExhaustedError):
+    is_memory = isinstance(error, tf.errors.ResourceExhaustedError)
+    if is_memory or _OUT_OF_MEMORY.search(error.message):
         return (
             "The device has too little memory. Use a smaller --batch_size or more "
             f"--accumulation_steps. TensorFlow said: {reason}"
         )
+    has_workers = devices.cluster == "auto" and find_cluster(os.environ)
     return (
-        f"TensorFlow ended the training: {reason} If several workers train, one of "
-        "them may have stopped or restarted; its own output says why. Run the same "
-        "command again to continue."
+        f"TensorFlow ended the training: {reason} "
+        + "One of the workers may have stopped or restarted; its own output says why. "
+        * bool(has_workers)
+        + "Run the same command again to continue."
     )
 
 

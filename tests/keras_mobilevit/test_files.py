@@ -3,11 +3,19 @@
 import builtins
 import errno
 import os
+import socket
+import stat
 from pathlib import Path
 
 import pytest
 
-from keras_mobilevit.files import atomic_write, atomic_write_folder
+from keras_mobilevit.files import (
+    atomic_write,
+    atomic_write_folder,
+    read_json,
+    read_lines,
+    read_text,
+)
 
 
 def test_a_folder_replaces_a_folder(tmp_path):
@@ -139,3 +147,84 @@ def test_weights_are_saved_on_windows(windows, tmp_path):
         with atomic_write(tmp_path / "model.keras") as temporary:
             model.save(temporary)
     keras.models.load_model(tmp_path / "model.keras")
+
+
+def make_unusual(path: Path, kind: str) -> None:
+    """Makes something at a path that is no file."""
+    if kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with socket.socket(socket.AF_UNIX) as opened:
+            opened.bind(str(path))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+@pytest.mark.parametrize("kind", ["named pipe", "device", "folder", "socket"])
+def test_what_is_no_file_is_not_opened(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the path of a socket has at most 100 characters
+    path = Path("labels.txt")
+    make_unusual(path, kind)
+    for read in (read_text, read_lines, read_json):
+        with pytest.raises(ValueError, match=f"labels.txt is a {kind}. Expected a fil"):
+            read(path)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "labels.txt"
+    with open(path, "wb") as file:
+        file.truncate(30 * 2**30)  # a sparse file, which takes no space
+    with pytest.raises(ValueError, match="labels.txt has 32,212,254,720 bytes. Expec"):
+        read_lines(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 200_000, '{"a":' * 100_000, "9" * 5000])
+def test_json_that_python_cannot_parse_is_named(text, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match="config.json is not valid JSON: .+[.]$"):
+        read_json(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_files_have_the_permissions_of_new_files(mask, mode, tmp_path):
+    """safetensors.save_file makes a file that only its owner may read."""
+    before = os.umask(mask)
+    try:
+        with atomic_write(tmp_path / "a.safetensors") as temporary:
+            temporary.write_text("", "utf-8")
+            temporary.chmod(0o600)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == mode
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (FULL, r"\[Errno \d+\] No space left on device: '.*/best.keras'"),
+        (OSError("Unable to write"), "Cannot write .*/best.keras: Unable to write"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "other"), ": 'other'"),
+    ],
+)
+def test_an_error_names_the_file_that_was_written(error, message, tmp_path):
+    (tmp_path / "best.keras").write_bytes(b"old")
+    with pytest.raises(type(error), match=message):
+        with atomic_write(tmp_path / "best.keras") as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+    assert [path.name for path in tmp_path.iterdir()] == ["best.keras"]
+    assert (tmp_path / "best.keras").read_bytes() == b"old"
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="a/best.keras"):
+        with atomic_write(tmp_path / "a" / "best.keras"):
+            pass

@@ -302,8 +302,14 @@ def test_a_report_needs_the_measurement_of_this_very_file(tflite_file, tmp_path)
         "runtime": "litert",
         "status": "measured",
         "sha256": sha256(tflite_file),
-    }
+        "device": "a CPU",
+        "partitions": 1,
+        "num_threads": 1,
+    } | {f"{name}_ms": 1.5 for name in run_report.TIMES}
     others = [
+        {name: value for name, value in ours.items() if name != "median_ms"},
+        ours | {"p95_ms": "fast"},
+        ours | {"init_ms": 10**400},
         ours | {"sha256": "0"},
         ours | {"target": "browser", "runtime": "litert.js"},
         ours | {"target": "android", "runtime": "benchmark_model"},
@@ -337,6 +343,26 @@ def test_a_report_hides_no_number_that_is_not_finite():
 def test_a_report_needs_a_finished_run(tflite_file, tmp_path):
     with pytest.raises(ValueError, match="config.json is missing. Run train/main.py"):
         run_report.write_report(tmp_path, tflite_file)
+
+
+def test_a_dollar_in_a_class_name_is_no_formula():
+    """Matplotlib would draw $x^$ as a formula, and refuse this one."""
+    names = ["$x^$", "a_$", r"$\$"]
+    predictions = run_report.Predictions(
+        images=np.zeros((3, 8, 8, 3), np.uint8),
+        sample_indices=[0, 1, 2],
+        labels=np.array([0, 1, 2]),
+        keras=np.array([0, 1, 2]),
+        tflite=np.array([1, 1, 0]),
+        max_abs=0.0,
+    )
+    matrix = np.eye(3, dtype=int)
+    confusion = run_report.plot_confusion(matrix, names)
+    for figure in (confusion, run_report.plot_samples(predictions, names)):
+        assert run_report._picture(figure, "names").startswith("<img")
+    (axes,) = confusion.axes
+    shown = [text.get_text() for text in axes.get_yticklabels()]
+    assert [text.replace(r"\$", "$") for text in shown] == names
 
 
 def test_a_confusion_matrix_of_many_classes_stays_a_picture():

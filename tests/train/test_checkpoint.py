@@ -1,11 +1,18 @@
 """Checkpoints: whole, or refused with nothing changed."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 import safetensors
 
 from train.run import checkpoint
+
+ROOT = Path(__file__).parents[2]
 
 
 def make_groups(seed: int, units: int = 4) -> dict:
@@ -88,7 +95,7 @@ def test_another_shape_is_named_and_sets_nothing(path):
 @pytest.mark.parametrize("missing", ["model", "optimizer"])
 def test_missing_names_are_told(groups, path, missing):
     del groups[missing]
-    with pytest.raises(ValueError, match=rf"another model.*shapes: {missing}/"):
+    with pytest.raises(ValueError, match=rf"another model.*types: {missing}/"):
         checkpoint.load_checkpoint(path, groups)
 
 
@@ -133,3 +140,30 @@ def test_a_model_that_fails_to_save_leaves_the_earlier_file(
     with pytest.raises(OSError, match="No space"):
         checkpoint.save_model(groups["model"], path)
     assert path.read_bytes() == before
+
+
+# A limit on the size of files gives the same error as a full disk, EFBIG for ENOSPC.
+FULL_DISK = """
+import resource, signal, sys
+import keras
+from train.run.checkpoint import save_model
+model = keras.Sequential([keras.Input((300,)), keras.layers.Dense(300)])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    save_model(model, sys.argv[1])
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of files")
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_full_disk_names_the_model(size, tmp_path):
+    path = tmp_path / "best.keras"
+    command = [sys.executable, "-c", FULL_DISK, str(path), str(size)]
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == f"[Errno 27] File too large: '{path}'\n"
+    assert not list(tmp_path.iterdir())

@@ -277,3 +277,81 @@ def test_numbers_and_names_beyond_all_bounds_are_left_out(tmp_path):
     images = [entry(1, "v.png"), entry(2, "b" * 300 + ".png")]
     source = load(tmp_path, content(images, huge), files=["v.png"])
     assert counts(source) == {"v.png": 1}
+
+
+@pytest.mark.parametrize("place", ["../secret.png", "{folder}/secret.png", "x/../../s"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(place, tmp_path):
+    for name in ("secret.png", "s"):
+        (tmp_path / name).write_bytes(pil_file("RGB", (70, 0, 0), "PNG", SIZE))
+    (tmp_path / "train" / "x").mkdir(parents=True)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "v.png").write_bytes(pil_file("RGB", (9, 0, 0), "PNG", SIZE))
+    name = place.format(folder=tmp_path)
+    for part, rows in (("train", content([entry(1, name)], [thing(1)])), ("val", GOOD)):
+        file = tmp_path / "annotations" / f"instances_{part}.json"
+        file.write_text(json.dumps(rows), "utf-8")
+    with pytest.raises(ValueError, match=r"(secret.png|/s)'.* outside of .*/train"):
+        load_source("detection", f"coco:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 10**300}, "no valid 'width'.*from 1 to 2147483647"),
+        ({"height": 10**4000}, "no valid 'height'"),
+        ({"width": True}, "no valid 'width'"),
+        ({"id": True}, "no valid 'id'.*a whole number"),
+        ({"id": 1.0}, "no valid 'id'"),
+        ({"file_name": ["a.png"]}, "no valid 'file_name'"),
+    ],
+)
+def test_values_of_another_type_are_named(change, message, tmp_path):
+    image = entry(1, "a.png") | change
+    train = content([image], [thing(1)])
+    with pytest.raises(ValueError, match=f"instances_train.json: one of .*{message}"):
+        load(tmp_path, train, files=["a.png"])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"images":' * 50_000, "9" * 5000])
+def test_json_that_python_cannot_parse_is_named(text, tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for part in ("train", "val"):
+        file = tmp_path / "annotations" / f"instances_{part}.json"
+        file.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match="instances_train.json is not valid JSON: "):
+        load_source("detection", f"coco:{tmp_path}")
+
+
+def write_export(path: Path, part: str) -> None:
+    """Writes a part of an export of Roboflow."""
+    (path / part).mkdir()
+    picture = pil_file("RGB", (9 + len(part), 0, 0), "PNG", SIZE)
+    (path / part / "a.png").write_bytes(picture)
+    rows = content([entry(1, "a.png")], [thing(1), thing(1, 2)])
+    (path / part / "_annotations.coco.json").write_text(json.dumps(rows), "utf-8")
+
+
+@pytest.mark.parametrize("part", ["valid", "val", "validation"])
+def test_an_export_of_roboflow_is_read_as_it_is(part, tmp_path):
+    for name in ("train", part):
+        write_export(tmp_path, name)
+    source = load_source("detection", f"coco:{tmp_path}")
+    assert source.class_names == ("cup", "dog")
+    for split, name in (("train", "train"), ("validation", part)):
+        assert counts(source, split) == {"a.png": 2}
+        (example,) = examples_of(source, split)
+        assert example["path"] == str(tmp_path / name / "a.png").encode()
+
+
+def test_an_export_of_roboflow_without_a_part_is_told(tmp_path):
+    write_export(tmp_path, "train")
+    message = "has only .*/train/_annotations.coco.json. .*valid/_annotations.coco.json"
+    with pytest.raises(ValueError, match=message):
+        load_source("detection", f"coco:{tmp_path}")
+
+
+def test_without_annotations_both_layouts_are_told(tmp_path):
+    message = "Expected one file .*instances_train.* Roboflow's train/_annotations"
+    with pytest.raises(ValueError, match=message):
+        load_source("detection", f"coco:{tmp_path}")

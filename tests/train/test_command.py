@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 
 from keras_mobilevit import VARIANTS
-from train.cli.command import help_text
+from train.cli.command import help_text, run_command
 from train.cli.networks import variant_names
 
 ROOT = Path(__file__).parents[2]
@@ -60,3 +60,15 @@ def test_many_choices_do_not_widen_the_help(choices, expected, monkeypatch):
     text = help_text("", {"Flags": ["toy"]})
     assert expected in text
     assert max(map(len, text.splitlines())) <= 88
+
+
+def test_memory_that_runs_out_is_one_line(monkeypatch):
+    def main(argv):
+        del argv
+        raise MemoryError("Unable to allocate 90.0 GiB")
+
+    monkeypatch.setattr("absl.app.run", lambda main, flags_parser: main([]))
+    with pytest.raises(SystemExit) as ended:
+        run_command(main, "", {})
+    text = "error: This machine has too little memory. Unable to allocate 90.0 GiB End"
+    assert str(ended.value).startswith(text)

@@ -224,3 +224,20 @@ def test_photos_in_train_and_validation_themselves_are_explained(tmp_path):
         (tmp_path / part / "a.jpg").write_bytes(b"any")
     with pytest.raises(ValueError, match="have photos directly inside. Move"):
         load_source("classification", f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["validation", "val", "valid"])
+def test_the_part_that_validates_has_several_names(name, tmp_path):
+    for part in ("train", name):
+        for class_name in ("cat", "dog"):
+            folder = tmp_path / part / class_name
+            folder.mkdir(parents=True)
+            for index in range(1 + (part == "train")):
+                content = f"{part}{class_name}{index}".encode()
+                (folder / f"{index}.jpg").write_bytes(content)
+    source = load_source("classification", f"folder:{tmp_path}")
+    assert source.num_examples == {"train": 4, "validation": 2}
+    (tmp_path / "validation").mkdir(exist_ok=True)
+    if name != "validation":
+        with pytest.raises(ValueError, match=f"the folders validation and {name}, and"):
+            load_source("classification", f"folder:{tmp_path}")

@@ -312,3 +312,24 @@ def test_a_warmup_of_most_of_the_training_is_logged(caplog):
         assert not caplog.text
         checks.warn_of_warmup(config, 100)
     assert "rises for 60 steps, but the whole training has about 100" in caplog.text
+    assert "such as --epochs=90." in caplog.text  # 300 steps for 30 epochs of 100
+
+
+@pytest.mark.parametrize(
+    ("flags", "advice"),
+    [
+        ({"data": "folder:x"}, "Use --recipe=fine_tune, in another --workdir. "),
+        ({"recipe": "voc_detection_small"}, "Add --weights=imagenet, in another"),
+        ({"recipe": "fine_tune"}, None),
+    ],
+)
+def test_a_short_training_is_advised_to_start_from_pretrained(flags, advice, caplog):
+    config = make_config(**flags)
+    with caplog.at_level(logging.WARNING, "absl"):
+        checks.warn_of_warmup(config, config.epochs)
+    assert "may learn little. " in caplog.text and "raise --epochs" in caplog.text
+    if advice:
+        assert "Start from pretrained weights: " in caplog.text
+        assert advice in caplog.text
+    else:
+        assert "pretrained" not in caplog.text

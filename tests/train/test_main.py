@@ -1,5 +1,6 @@
 """The command line: its help and its errors."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from absl import flags
 
 from train import main
+from train.distribution.devices import Devices
 from train.flags import flag_groups
 from train.run.lock import LOCK
 from train.run.progress import PREEMPTED
@@ -209,3 +212,28 @@ def test_names_in_any_script_are_told_in_any_locale(encoding, name, tmp_path):
         if line.startswith("error: ")
     ]
     assert name in error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating"), "memory"),
+        (tf.errors.InternalError(None, None, "CUDA_ERROR: out of memory"), "memory"),
+        (tf.errors.InternalError(None, None, "std::bad_alloc"), "memory"),
+        (tf.errors.UnavailableError(None, None, "Connection reset"), "workers"),
+        (tf.errors.InvalidArgumentError(None, None, "Not a room"), "workers"),
+    ],
+)
+def test_a_worker_is_blamed_only_where_there_are_several(error, expected, monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    alone = main._explain(error, Devices())
+    assert ("too little memory" in alone) == (expected == "memory")
+    assert "workers" not in alone and error.message in alone
+    cluster = {
+        "cluster": {"worker": ["a:1", "b:2"]},
+        "task": {"type": "worker", "index": 0},
+    }
+    monkeypatch.setenv("TF_CONFIG", json.dumps(cluster))
+    among_others = main._explain(error, Devices())
+    assert ("workers" in among_others) == (expected == "workers")
+    assert "workers" not in main._explain(error, Devices(cluster="none"))

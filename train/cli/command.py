@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from train.cli.console import print_any_name, set_up_logging
 
@@ -41,7 +41,20 @@ def run_command(
     set_up_logging()
     names = {heading: _define(define) for heading, define in groups.items()}
     parse = functools.partial(_parse, description, names, takes_files)
-    app.run(main, flags_parser=parse)
+    app.run(functools.partial(_call, main), flags_parser=parse)
+
+
+def _call(main: Callable[[list[str]], object], argv: list[str]) -> object:
+    """Calls `main`, which ends with one line where memory runs out."""
+    try:
+        return main(argv)
+    except MemoryError as error:
+        logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
+        text = f" {error}" if str(error) else ""
+        sys.exit(
+            f"error: This machine has too little memory.{text} End other programs, or "
+            "use fewer or smaller images."
+        )
 
 
 def _define(define: Callable[[], None]) -> list[str]:

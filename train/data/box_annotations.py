@@ -16,6 +16,7 @@ from absl import logging
 from keras_mobilevit.image_files import Header, read_header
 from train.data.annotation_report import AnnotationReport
 from train.data.geometry import Canvas
+from train.data.plan import MAX_OBJECTS
 from train.data.source import (
     SPLITS,
     Source,
@@ -205,6 +206,14 @@ def drop_repeats(objects: Objects, name: str, report: AnnotationReport) -> Objec
     report.add("objects listed twice, taken once", name, repeats)
     kept = np.array(list(first.values()), int)
     return Objects(objects.path, *(values[kept] for values in objects[1:]))
+
+
+def has_few_objects(objects: Objects, report: AnnotationReport) -> bool:
+    """Tells whether an image has at most `MAX_OBJECTS`, and counts it if not."""
+    kind = f"images with more than {MAX_OBJECTS:,} objects, skipped: divide them"
+    has_too_many = len(objects.boxes) > MAX_OBJECTS
+    report.add(kind, objects.path, int(has_too_many))
+    return not has_too_many
 
 
 def object_columns(images: Sequence[Objects]) -> dict[str, tf.RaggedTensor]:

@@ -1,14 +1,17 @@
 """Folders of photos with a folder for each class.
 
-Either `PATH/train/<class>/*` and `PATH/validation/<class>/*`, or `PATH/<class>/*`.
+Either `PATH/train/<class>/*` and `PATH/validation/<class>/*`, or `PATH/<class>/*`. The
+part that validates may also be called `val` or `valid`.
 """
 
+import stat
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
+from keras_mobilevit.image_files import MAX_BYTES
 from train.data.folder_split import FRACTION, RULE, split_class
 from train.data.source import (
     IMAGE_SUFFIXES,
@@ -22,6 +25,9 @@ from train.data.source import (
     refuse_other_classes,
     warn_of_similar_names,
 )
+
+# Of the parts of a folder, by split. The second is ImageNet's, the third Roboflow's.
+PART_NAMES = dict(zip(SPLITS, (("train",), ("validation", "val", "valid"))))
 
 
 def folder_source(argument: str, cache: bool = False) -> Source:
@@ -60,7 +66,7 @@ def has_parts(path: Path) -> bool:
     A single folder of such a name with photos directly inside is a class, such as
     pictures of trains. Raises a ValueError if it also has class folders.
     """
-    parts = [path / split for split in SPLITS if (path / split).is_dir()]
+    parts = [part for split in SPLITS if (part := find_part(path, split))]
     if len(parts) == 2 and all(has_photos(x) and not class_folders(x) for x in parts):
         raise ValueError(
             f"{parts[0]} and {parts[1]} have photos directly inside. Move the photos "
@@ -77,6 +83,17 @@ def has_parts(path: Path) -> bool:
             "folders away."
         )
     return False
+
+
+def find_part(path: Path, split: str) -> Path | None:
+    """Returns the folder of a split by one of its names; two of them are refused."""
+    found = [path / name for name in PART_NAMES[split] if (path / name).is_dir()]
+    if len(found) > 1:
+        raise ValueError(
+            f"{path} has the folders {found[0].name} and {found[1].name}, and either "
+            f"may be the {split} part. Move one of them away."
+        )
+    return found[0] if found else None
 
 
 def has_photos(folder: Path) -> bool:
@@ -96,8 +113,23 @@ def class_folders(path: Path) -> list[Path]:
 
 
 def _is_photo(entry: Path) -> bool:
-    has_suffix = entry.suffix.lower() in IMAGE_SUFFIXES
-    return has_suffix and not is_ignored_file(entry.name) and entry.is_file()
+    if entry.suffix.lower() not in IMAGE_SUFFIXES or is_ignored_file(entry.name):
+        return False
+    try:
+        status = entry.stat()
+    except OSError:  # such as a link to nothing
+        return False
+    # TensorFlow would wait for a named pipe forever, and read any file to its end.
+    return stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES
+
+
+def _kind(entry: Path) -> str:
+    """Describes what is in the folder of a class and is not a photo."""
+    if entry.is_dir():
+        return "folder"
+    if entry.suffix.lower() in IMAGE_SUFFIXES:
+        return f"{entry.suffix} that is no file, or larger than {MAX_BYTES:,} bytes"
+    return entry.suffix or entry.name
 
 
 def _split_classes(path: Path) -> dict[str, dict[str, list[str]]]:
@@ -136,16 +168,18 @@ def _refuse_single_photos(path: Path, classes: dict[str, dict[str, list[str]]]) 
 def _layouts(path: Path) -> str:
     """Describes where photos may lie, for messages."""
     return (
-        f"{path}/train/<class>/* and {path}/validation/<class>/*; or, without these "
-        f"two folders, {path}/<class>/*, of which {FRACTION:.0%} validate"
+        f"{path}/train/<class>/* and {path}/validation/<class>/* (or val, or valid); "
+        f"or, without these two folders, {path}/<class>/*, of which {FRACTION:.0%} "
+        "validate"
     ).replace("%", " %")
 
 
 def _list_part(path: Path, split: str) -> dict[str, list[str]]:
     """Lists `{class: image files}` of the part of a split."""
-    if not (path / split).is_dir():
+    part = find_part(path, split)
+    if part is None:
         raise ValueError(f"{path / split} is not a folder. Expected {_layouts(path)}.")
-    return _list_classes(path / split)
+    return _list_classes(part)
 
 
 def _check_encoding(folder: Path) -> None:
@@ -185,7 +219,7 @@ def _list_images(folder: Path, others: Counter[str], ignored: list[str]) -> list
         elif _is_photo(entry):
             files.append(str(entry))
         else:
-            others["folder" if entry.is_dir() else entry.suffix or entry.name] += 1
+            others[_kind(entry)] += 1
     return files
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from keras_mobilevit.image_files import open_image, read_header
+
 IGNORE_INDEX = 255  # of pixels that are neither learned nor counted
 _INDEXED = ("P", "L", "1")  # Pillow's modes of images with one small integer a pixel
 _LOSSY = ("JPEG", "MPO")
@@ -36,8 +38,10 @@ def read_mask(file: Path) -> np.ndarray | None:
         ValueError: if the file has colors, or its format does not keep exact values.
     """
     try:
-        with Image.open(file) as image:
-            mode, kind, values = image.mode, image.format, np.asarray(image)
+        read_header(file)  # refuses what is no file, and what is far too large
+        with open_image(file) as image:
+            mode, kind = image.mode, image.format
+            values = np.asarray(image if mode in _INDEXED else 0)
     except _UNREADABLE:
         return None
     if kind == "GIF":

@@ -13,7 +13,10 @@ from train.data.sampler import BatchShape
 
 # Possible numbers of slots for the objects of an image. They are few, since each is
 # compiled, and far apart, so that most batches of photos have 16 or 64.
-OBJECT_SLOTS = 16 * 4 ** np.arange(8)
+OBJECT_SLOTS = 16 * 4 ** np.arange(5)
+# All images of a batch get as many slots as the one with the most objects, and each
+# slot is compared with each of some 3,000 anchors: 400 MB for 8 images of so many.
+MAX_OBJECTS = int(OBJECT_SLOTS[-1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ SOURCE_KINDS: dict[tuple[str, str], SourceKind] = {
         "train.data.folder:folder_source",
         "PATH",
         "PATH/<class>/*, of which 20 % validate; or PATH/train/<class>/* and "
-        "PATH/validation/<class>/*",
+        "PATH/validation/<class>/*, also called val or valid",
         "folder_small",
     ),
     ("classification", "tfds"): SourceKind(
@@ -58,7 +58,8 @@ SOURCE_KINDS: dict[tuple[str, str], SourceKind] = {
         "train.data.coco.boxes:coco_source",
         "PATH",
         "PATH/annotations/instances_train*.json and instances_val*.json, and the "
-        "images in PATH/train*, PATH/val*",
+        "images in PATH/train*, PATH/val*; or, as Roboflow writes it, "
+        "_annotations.coco.json beside the images in PATH/train and PATH/valid",
         "coco",
     ),
     ("detection", "tfds"): SourceKind(

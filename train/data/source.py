@@ -63,8 +63,7 @@ class Source:
             return self.stream_name(split, index)
         if self.columns is None:
             raise ValueError(f"The source {self.name} has no names of examples.")
-        name = self.columns[split]["id"][index]
-        return str(name.numpy(), "utf-8", "replace")
+        return os.fsdecode(self.columns[split]["id"][index].numpy())
 
 
 def indexed_source(
@@ -73,13 +72,23 @@ def indexed_source(
     """Makes a source, read in any order, of `{split: {key: values}}`."""
     tensors = {
         split: {
-            key: x if isinstance(x, tf.RaggedTensor) else tf.constant(x)
+            key: x if isinstance(x, tf.RaggedTensor) else _to_tensor(x)
             for key, x in column.items()
         }
         for split, column in columns.items()
     }
     num_examples = {split: len(column["id"]) for split, column in columns.items()}
     return Source(name, tuple(class_names), num_examples, columns=tensors)
+
+
+def _to_tensor(values: Any) -> tf.Tensor:
+    """Makes a tensor; texts become the bytes that the system has for file names.
+
+    These need not be UTF-8: on Linux a name may have any bytes.
+    """
+    if isinstance(values, list) and isinstance(next(iter(values), None), str):
+        values = [os.fsencode(value) for value in values]
+    return tf.constant(values)
 
 
 def example_order(count: int, seed: int | None) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from train.data import images
+from train.data.plan import MAX_OBJECTS
 from train.data.source import SPLITS, Source, refuse_one_class
 
 SHUFFLE_BUFFER = 16_384  # encoded images held to shuffle a stream
@@ -163,9 +164,11 @@ def _boxed_example(example: dict) -> dict:
         "areas": areas,
     }
     has_area = (x2 > x1) & (y2 > y1)
+    kept = {name: tf.boolean_mask(x, has_area) for name, x in columns.items()}
+    # No published data set has as many objects on an image.
     return {
         "encoded": example["image"],
-        **{name: tf.boolean_mask(x, has_area) for name, x in columns.items()},
+        **{name: values[:MAX_OBJECTS] for name, values in kept.items()},
     }
 
 

@@ -7,9 +7,12 @@ once more here.
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import tensorflow as tf
 
+from keras_mobilevit import image_files
+from keras_mobilevit.files import check_file
 from train.data import images
 from train.data.source import Source
 
@@ -23,10 +26,11 @@ def reason(name: str) -> str:
     if not os.path.isabs(name) and not os.path.exists(name):
         return "its data set has no image there that can be decoded"
     try:
-        content = tf.io.read_file(name)
-        if not len(content.numpy()):
+        check_file(name, image_files.MAX_BYTES)
+        content = Path(name).read_bytes()
+        if not content:
             return "the file is empty"
-        images.decode(content)
+        images.decode(tf.constant(content))
     except (tf.errors.OpError, OSError, ValueError) as error:
         text = error.message if isinstance(error, tf.errors.OpError) else str(error)
         return " ".join(_SURROUNDINGS.sub("", text).split())

@@ -7,9 +7,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from keras_mobilevit.files import atomic_write
+from keras_mobilevit.files import atomic_write, check_file
 
 _PROGRESS = "progress"
+# That of MobileViTV2_200, with two moments and a moving average, has 300 MB.
+_MAX_BYTES = 2**34
 
 
 def _named(groups: dict) -> dict:
@@ -49,23 +51,32 @@ def load_checkpoint(path, groups: dict) -> dict:
     Optimizers must be built. If the file does not fit, no variable is set.
     """
     variables = _named(groups)
+    check_file(path, _MAX_BYTES)
     try:
         with safe_open(path, framework="numpy") as file:
             progress = json.loads(file.metadata()[_PROGRESS])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except Exception as error:  # safetensors raises many types
         raise ValueError(f"{path} is not a complete checkpoint: {error}") from error
-    wanted = {name: tuple(variable.shape) for name, variable in variables.items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if not isinstance(progress, dict):
+        raise ValueError(
+            f"{path} is not a complete checkpoint: its progress is not an object."
+        )
+    wanted = {name: (tuple(x.shape), _dtype(x)) for name, x in variables.items()}
+    found = {name: (x.shape, x.dtype.name) for name, x in tensors.items()}
     if wanted != found:
         differing = sorted({name for name, _ in wanted.items() ^ found.items()})
         raise ValueError(
-            f"{path} belongs to another model or optimizer. Different names or shapes: "
-            f"{', '.join(differing[:10])} ({len(differing)} in all)."
+            f"{path} belongs to another model or optimizer. Different names, shapes or "
+            f"types: {', '.join(differing[:10])} ({len(differing)} in all)."
         )
     for name, variable in variables.items():
         variable.assign(tensors[name])
     return progress
+
+
+def _dtype(variable: keras.Variable) -> str:
+    return keras.backend.standardize_dtype(variable.dtype)
 
 
 def save_model(model: keras.Model, path) -> None:

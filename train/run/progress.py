@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -16,6 +18,7 @@ from absl import logging
 STOP, SAVE = 1.0, 2.0**-20
 # Exit code of a preempted run: EX_TEMPFAIL of sysexits.h, "try again".
 PREEMPTED = 75
+_MAX_PROGRESS = 2**62  # TensorFlow counts with 64 bits
 
 
 class Preempted(Exception):
@@ -37,6 +40,24 @@ class Progress:
     num_examples: int = 0  # training images
     repeats: int = 0  # successive batches of one size; 0 in old checkpoints
     images: int = 0  # `train.run.workdir.fingerprint`; 0 in old checkpoints
+
+    @classmethod
+    def of_checkpoint(cls, saved: dict, file: Path) -> "Progress":
+        """Returns the progress that a checkpoint holds; one of others is refused."""
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(saved) - set(fields)):
+            raise ValueError(
+                f"{file} was written by another version of train/, which saved "
+                f"{', '.join(unknown)}. Continue with that version, or choose another "
+                "--workdir."
+            )
+        for name, value in saved.items():
+            if not _is_progress(name, fields[name], value):
+                raise ValueError(
+                    f"{file} is damaged: its {name} is {str(value)[:100]}. Start again "
+                    "with another --workdir."
+                )
+        return cls(**saved)
 
     def add(self, steps: int, sums: dict[str, float], seconds: float) -> None:
         """Adds steps and their sums, from `train.step`."""
@@ -80,6 +101,13 @@ class Progress:
             loss=0.0,
             seconds=0.0,
         )
+
+
+def _is_progress(name: str, kind: object, value: Any) -> bool:
+    """Tells whether a field of `Progress` may have a value."""
+    if type(value) is not int and (kind is int or type(value) is not float):
+        return False
+    return (value >= 0 or name == "best") and abs(value) <= _MAX_PROGRESS
 
 
 def end_on_sigterm() -> None:

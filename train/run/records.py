@@ -6,31 +6,71 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from matplotlib.figure import Figure
 from PIL import Image
 
-from keras_mobilevit.files import atomic_write
+from keras_mobilevit.files import atomic_write, parse_json, read_text
 from train.tasks.drawing import contact_sheet
 
 JPEG_QUALITY = 90
+_CURVES = ("train_loss", "loss", "learning_rate")  # beside the best metric
+_MAX_INTEGER = 2**53  # the largest integers that are exact as floats
 
 
 def read_records(path) -> list[dict]:
-    """Reads a `metrics.jsonl` that may be missing, or have an incomplete last line."""
+    """Reads the objects in the lines of a file, such as `metrics.jsonl`.
+
+    The file may be missing. A damaged line is skipped with a warning; the last one may
+    be incomplete, since a killed process leaves it so.
+    """
     path = Path(path)
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = parse_json(line, "it") if line.strip() else None
+        except ValueError as error:
+            logging.warning("skipped line %d of %s: %s", number, path, error)
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+        elif line.strip():
+            logging.warning("skipped line %d of %s: it is no object", number, path)
     return records
 
 
+def read_epochs(path, best_metric: str, *others: str) -> list[dict]:
+    """Reads a `metrics.jsonl`: records with the numbers that `plot_curves` needs.
+
+    They also have numbers for the names in `others`. Other records are skipped with a
+    warning; see `read_records`.
+    """
+    needed = ("epoch", *_CURVES, best_metric, *others)
+    records = []
+    for record in read_records(path):
+        wrong = [name for name in needed if not _is_number(record.get(name))]
+        if wrong:
+            logging.warning(
+                "skipped a line of %s: it has no number for %s. Is it a file of "
+                "train/main.py?",
+                path,
+                ", ".join(wrong),
+            )
+        else:
+            records.append(record)
+    return records
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not isinstance(value, int) or abs(value) <= _MAX_INTEGER
+
+
 def plot_curves(records: list[dict], best_metric: str) -> Figure:
-    """Draws loss, best metric and learning rate over the epochs of `read_records`."""
+    """Draws loss, best metric and learning rate over the epochs of `read_epochs`."""
     epochs = [record["epoch"] for record in records]
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     loss, metric, rate = figure.subplots(1, 3)
@@ -66,7 +106,7 @@ class RecordWriter:
         self.workdir = Path(workdir)
         self.best_metric = best_metric
         self.draw = draw
-        records = read_records(self.workdir / "metrics.jsonl")
+        records = read_epochs(self.workdir / "metrics.jsonl", best_metric)
         self.records = [r for r in records if r["epoch"] <= epochs_done]
         self.summaries = tf.summary.create_file_writer(
             str(self.workdir / "tensorboard")

@@ -61,15 +61,9 @@ def start_or_continue(run: Run, changes: dict) -> tuple[TrainState, Progress]:
 def _continue(file: Path, state: TrainState) -> Progress:
     """Sets the state from a checkpoint, and returns the saved progress."""
     saved = load_checkpoint(file, state.groups())
-    unknown = set(saved) - {field.name for field in dataclasses.fields(Progress)}
-    if unknown:
-        raise ValueError(
-            f"{file} was written by another version of train/, which saved "
-            f"{', '.join(sorted(unknown))}. Continue with that version, or choose "
-            "another --workdir."
-        )
-    logging.info("continuing after step %d", saved["step"])
-    return Progress(**saved)
+    progress = Progress.of_checkpoint(saved, file)
+    logging.info("continuing after step %d", progress.step)
+    return progress
 
 
 def _restart_smaller_epoch(run: Run, progress: Progress) -> None:

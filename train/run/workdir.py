@@ -146,4 +146,4 @@ def fingerprint(source: Source) -> int:
     examples = source.examples("train", None).take(_NAMES)
     indices = [int(row["index"].numpy()) for row in examples]
     names = [Path(source.name_of("train", index)).name for index in indices]
-    return zlib.crc32("\n".join(names).encode())
+    return zlib.crc32("\n".join(names).encode("utf-8", "surrogateescape"))

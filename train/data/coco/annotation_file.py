@@ -4,14 +4,16 @@ Ids of images and categories connect the parts of a file, so an id with two imag
 two names is refused. Ids of annotations are not used and may repeat.
 """
 
-import json
 from pathlib import Path, PureWindowsPath
 
 from absl import logging
 
-from keras_mobilevit.files import read_text
+from keras_mobilevit.files import read_json
 from train.data.annotation_report import AnnotationReport
 
+# COCO's own files have half a gigabyte. To parse one takes several times its size.
+MAX_JSON_BYTES = 2**32
+_MAX_SIDE = 2**31 - 1  # no format of images has longer ones
 _KEYS = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
     "annotations": {"image_id": int, "category_id": int, "bbox": list},
@@ -31,10 +33,7 @@ _RENUMBER = (
 
 def read_coco(file: Path) -> dict:
     """Reads and checks COCO's annotations; strips the names of the categories."""
-    try:
-        content = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}.") from error
+    content = read_json(file, MAX_JSON_BYTES)
     keys = content if isinstance(content, dict) else {}
     missing = [part for part in _KEYS if not isinstance(keys.get(part), list)]
     if missing:
@@ -55,10 +54,10 @@ def read_coco(file: Path) -> dict:
 def _check_row(row, keys: dict[str, type], where: str) -> None:
     """Raises a ValueError if a required key of an entry is missing or invalid."""
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is not an object, but {row!r}.")
+        raise ValueError(f"{where} is not an object, but {str(row)[:200]}.")
     for key, kind in keys.items():
-        if not isinstance(row.get(key), kind) or (key in _SIDES and row[key] < 1):
-            least = " of at least 1" if key in _SIDES else ""
+        if not _is_of(row.get(key), kind, key in _SIDES):
+            least = f" from 1 to {_MAX_SIDE}" if key in _SIDES else ""
             raise ValueError(
                 f"{where} has no valid {key!r}: {str(row)[:200]}. Expected "
                 f"{_KINDS[kind]}{least}."
@@ -66,9 +65,16 @@ def _check_row(row, keys: dict[str, type], where: str) -> None:
     box = row.get("bbox", [0] * 4)
     if len(box) != 4 or not all(isinstance(x, int | float) for x in box):
         raise ValueError(
-            f"{where} has a box that is not four numbers: {box}. Expected left, top, "
-            "width and height in pixels."
+            f"{where} has a box that is not four numbers: {str(box)[:200]}. Expected "
+            "left, top, width and height in pixels."
         )
+
+
+def _is_of(value: object, kind: type, is_side: bool) -> bool:
+    """Tells whether a value is of a kind; `True` and `False` are no numbers."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    return not is_side or (isinstance(value, int) and 1 <= value <= _MAX_SIDE)
 
 
 def drop_root_categories(contents: dict[Path, dict]) -> None:

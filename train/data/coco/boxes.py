@@ -1,8 +1,9 @@
 """Images with boxes in COCO's layout: a JSON file and a folder for each split."""
 
 import math
+import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from absl import logging
@@ -13,6 +14,7 @@ from train.data.box_annotations import (
     Objects,
     box_areas,
     drop_repeats,
+    has_few_objects,
     image_header,
     is_set,
     object_file_source,
@@ -26,20 +28,24 @@ from train.data.coco.annotation_file import (
     normalize_name,
     read_coco,
 )
+from train.data.folder import find_part
 from train.data.geometry import find_canvas
 from train.data.source import SPLITS, Source, refuse_other_classes
 
 _PARTS = dict(zip(SPLITS, ("train", "val")))
+ROBOFLOW = "_annotations.coco.json"  # the name of annotations in exports of Roboflow
 
 
 def coco_source(argument: str, cache: bool = False) -> Source:
     """Opens a data set in COCO's layout.
 
     `PATH/annotations/instances_train*.json` and `instances_val*.json`. The images are
-    in folders with the rest of these names, such as `PATH/train2017/*`.
+    in folders with the rest of these names, such as `PATH/train2017/*`. Or, in exports
+    of Roboflow, `_annotations.coco.json` beside the images in `PATH/train` and
+    `PATH/valid`.
     """
     path, report = Path(argument).expanduser(), AnnotationReport()
-    files = {split: _annotation_file(path, part) for split, part in _PARTS.items()}
+    files = _annotation_files(path)
     contents = {file: read_coco(file) for file in files.values()}
     drop_root_categories(contents)
     categories = {
@@ -50,7 +56,9 @@ def coco_source(argument: str, cache: bool = False) -> Source:
     labels = {name: label for label, name in enumerate(class_names)}
     splits = {}
     for split, file in files.items():
-        folder = path / file.stem.removeprefix("instances_")
+        folder = file.parent
+        if file.name != ROBOFLOW:
+            folder = path / file.stem.removeprefix("instances_")
         if not folder.is_dir():
             raise ValueError(f"There is no folder {folder} with the images of {file}.")
         by_id = {key: labels[name] for key, name in categories[split].items()}
@@ -61,13 +69,33 @@ def coco_source(argument: str, cache: bool = False) -> Source:
     return object_file_source(f"coco:{path}", class_names, splits, cache)
 
 
+def _annotation_files(path: Path) -> dict[str, Path]:
+    """Finds the annotations of both splits, in COCO's layout or in Roboflow's."""
+    parts = {split: find_part(path, split) for split in SPLITS}
+    found = {
+        split: part / ROBOFLOW
+        for split, part in parts.items()
+        if part is not None and (part / ROBOFLOW).exists()
+    }
+    if not found or (path / "annotations").is_dir():
+        return {split: _annotation_file(path, part) for split, part in _PARTS.items()}
+    if len(found) < len(SPLITS):
+        raise ValueError(
+            f"{path} has only {next(iter(found.values()))}. Expected Roboflow's "
+            f"{path}/train/{ROBOFLOW} and {path}/valid/{ROBOFLOW}. Export the data "
+            "with both parts."
+        )
+    return found
+
+
 def _annotation_file(path: Path, part: str) -> Path:
-    """Finds the annotations of a part, `train` or `val`."""
+    """Finds the annotations of a part, `train` or `val`, in COCO's layout."""
     found = sorted((path / "annotations").glob(f"instances_{part}*.json"))
     if len(found) != 1:
         raise ValueError(
             f"Expected one file {path}/annotations/instances_{part}*.json. Found: "
-            f"{', '.join(file.name for file in found) or 'none'}."
+            f"{', '.join(file.name for file in found) or 'none'}. Roboflow's "
+            f"train/{ROBOFLOW} and valid/{ROBOFLOW} are read, too."
         )
     return found[0]
 
@@ -92,6 +120,11 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def _leaves(name: str) -> bool:
+    """Tells whether a name leads out of the folder that it starts from."""
+    return os.path.isabs(name) or ".." in PurePath(name).parts
+
+
 class _Folder:
     """Finds the files of images by their names in annotations."""
 
@@ -103,13 +136,18 @@ class _Folder:
     def find(self, file_name: str) -> Path | None:
         """Returns the path of an image, if need be by the last part of its name.
 
-        A name that leads to the file of another name is refused.
+        A name that leads to the file of another name, or out of the folder, is
+        refused.
         """
         plain = normalize_name(file_name)
+        outside = None
         # One listing finds names without folders; others need a look at the disk.
         for name in (file_name, plain, plain.rpartition("/")[2]):
             path = self.folder / name
             if name in self._present or _is_file(path):
+                if _leaves(name):
+                    outside = path
+                    continue
                 other = self._names.setdefault(path, plain)
                 if other != plain:
                     raise ValueError(
@@ -118,6 +156,11 @@ class _Folder:
                         "annotations name."
                     )
                 return path
+        if outside is not None:
+            raise ValueError(
+                f"The annotations name the image {file_name!r}, which is outside of "
+                f"{self.folder}. Move it into this folder, and name it from there."
+            )
         return None
 
 
@@ -151,7 +194,9 @@ def coco_objects(
         kind = "images listed under several ids, with the objects of all of them"
         report.add(kind, str(path), len(parts) > 1)
         columns = map(np.concatenate, zip(*(part[1:] for part in parts)))
-        yield drop_repeats(Objects(str(path), *columns), str(path), report)
+        objects = drop_repeats(Objects(str(path), *columns), str(path), report)
+        if has_few_objects(objects, report):
+            yield objects
 
 
 def _annotations_by_image(

@@ -10,12 +10,14 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from tqdm import tqdm
 
+from keras_mobilevit.files import check_file
 from train.data.annotation_report import AnnotationReport
 from train.data.box_annotations import (
     Objects,
     box_areas,
     check_objects,
     drop_repeats,
+    has_few_objects,
     image_header,
     is_set,
     object_file_source,
@@ -26,6 +28,8 @@ from train.data.geometry import Canvas, find_canvas
 from train.data.source import IMAGE_SUFFIXES, SPLITS, Source, join_names
 from train.data.voc.files import Files, read_names, without_ending
 
+# An annotation of 4,096 objects has one. To parse this many bytes takes up to 1 GB.
+MAX_XML_BYTES = 2**24
 _ENCODING = re.compile(rb"""<\?xml[^>]*encoding=["']([\w.-]+)["']""")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FOUND_BY_FILENAME = "images found by the <filename> of their annotation"
@@ -99,8 +103,14 @@ def _decoded(content: bytes) -> bytes | str:
 def _parse(file: Path, report: AnnotationReport) -> Element | None:
     """Parses an annotation, or returns `None`; an XML file with entities is invalid."""
     try:
-        root = defusedxml.ElementTree.fromstring(_decoded(file.read_bytes()))
-    except (ParseError, DefusedXmlException, OSError, LookupError, ValueError):
+        check_file(file, MAX_XML_BYTES)
+        content = file.read_bytes()
+    except (OSError, ValueError) as error:
+        report.add("annotations that cannot be read, images skipped", str(error))
+        return None
+    try:
+        root = defusedxml.ElementTree.fromstring(_decoded(content))
+    except (ParseError, DefusedXmlException, LookupError, ValueError):
         # LookupError: an unknown encoding. ValueError: not the declared encoding.
         report.add("annotations that are not valid XML, images skipped", str(file))
         return None
@@ -194,7 +204,9 @@ def voc_objects(path: Path, split: str, report: AnnotationReport) -> Iterator[Ob
             continue
         stated = _stated_size(root)
         canvas = find_canvas(header, stated, f"{file} states", image, report)
-        yield _objects(root, image, file, canvas, report)
+        objects = _objects(root, image, file, canvas, report)
+        if has_few_objects(objects, report):
+            yield objects
 
 
 def _objects(

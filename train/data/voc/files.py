@@ -60,7 +60,13 @@ class Files:
         self.folder = folder
         self._exact: dict[str, list[Path]] = defaultdict(list)
         self._in_any_case: dict[str, list[Path]] = defaultdict(list)
+        seen = set[tuple[int, int]]()  # folders, since links may lead in circles
         for parent, folders, names in os.walk(folder, followlinks=True):
+            status = os.stat(parent)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
             folders[:] = sorted(name for name in folders if not is_ignored_file(name))
             for name in sorted(names):
                 if name.lower().endswith(tuple(suffixes)) and not is_ignored_file(name):
