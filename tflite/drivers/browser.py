@@ -46,6 +46,10 @@ def _print_address(address: str, browsers: int | None) -> None:
             "Browsers give WebGPU and threads to HTTPS (--certificate) or localhost "
             "only; see docs/latency.md."
         )
+        lines.append(
+            "HTTP is not encrypted: on a shared Wi-Fi, others can read this address, "
+            "open the page and post results."
+        )
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 
