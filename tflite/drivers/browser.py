@@ -2,9 +2,11 @@
 
 import collections
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 
+from keras_mobilevit.terminal import write_unguarded
 from tflite.drivers.browser_results import BrowserMeasurement
 from tflite.drivers.browser_server import BrowserOptions, PageServer, runtime_version
 from tflite.drivers.measurement import print_progress
@@ -36,7 +38,9 @@ def _print_address(address: str, browsers: int | None) -> None:
     with contextlib.suppress(ImportError):
         import segno
 
-        segno.make(address).terminal(out=sys.stderr, compact=True)
+        code = io.StringIO()
+        segno.make(address).terminal(out=code, compact=True)
+        write_unguarded(sys.stderr, code.getvalue())
     end = f"{browsers} browser(s) have measured" if browsers else "Ctrl-C"
     lines = [f"Open {address}", f"until {end}."]
     if address.startswith("https:"):

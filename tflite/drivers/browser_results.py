@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -223,7 +224,7 @@ def parse_result(
             f"{', '.join(accelerators)}."
         )
     file, device = files[index], result["device"]
-    common = {
+    common: dict[str, Any] = {
         "file": file.path,
         "sha256": file.sha256,
         "accelerator": accelerator,

@@ -6,16 +6,20 @@ so that `--help` answers at once.
 
 import functools
 import re
+import runpy
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from absl import app, flags
 
-from train.cli.console import print_any_name, set_up_logging
+from train.cli.console import set_up_logging
 
 USAGE_ERROR = 2  # exit code of a command line that cannot be understood
 WIDTH = 88
+# Run as a file: importing its package would load Keras.
+TERMINAL = str(Path(__file__).parents[2] / "keras_mobilevit" / "terminal.py")
 _HELP = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort")
 _FULL_HELP = ("--helpfull", "-helpfull")
 _VALUES = {
@@ -37,7 +41,7 @@ def run_command(
     cannot be understood prints one line and exits with 2; arguments without dashes are
     only allowed if it `takes_files`.
     """
-    print_any_name()
+    runpy.run_path(TERMINAL)["guard_terminal"]()
     set_up_logging()
     names = {heading: _define(define) for heading, define in groups.items()}
     parse = functools.partial(_parse, description, names, takes_files)
