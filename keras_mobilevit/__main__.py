@@ -19,6 +19,9 @@ def main() -> None:
         predict(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # as a shell after Ctrl-C
 
 
 if __name__ == "__main__":

@@ -63,10 +63,8 @@ from tflite.drivers.measurement import MEASURED, Measurement
 from tflite.drivers.options import flag_groups
 from tflite.suites import suites
 from train.cli import tables
-from train.cli.command import run_command
+from train.cli.command import INTERRUPTED, run_command
 from train.cli.console import readable
-
-INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 
 
 def format_table(

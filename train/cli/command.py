@@ -16,6 +16,7 @@ from absl import app, flags
 
 from train.cli.console import set_up_logging
 
+INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 USAGE_ERROR = 2  # exit code of a command line that cannot be understood
 WIDTH = 88
 # Run as a file: importing its package would load Keras.
@@ -45,7 +46,16 @@ def run_command(
     set_up_logging()
     names = {heading: _define(define) for heading, define in groups.items()}
     parse = functools.partial(_parse, description, names, takes_files)
-    app.run(main, flags_parser=parse)
+    app.run(functools.partial(_run, main), flags_parser=parse)
+
+
+def _run(main: Callable[[list[str]], object], argv: list[str]) -> object:
+    """Runs a command; Ctrl-C ends it without a traceback."""
+    try:
+        return main(argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _define(define: Callable[[], None]) -> list[str]:
