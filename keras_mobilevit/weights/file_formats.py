@@ -54,6 +54,14 @@ def check_finite(values: Mapping[str, Any], path: str) -> None:
         )
 
 
+def _is_archive(path: str) -> bool:
+    """Tells whether a file is a ZIP archive; one of many parts cannot be read."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
+
+
 def read_safetensors(path: str) -> dict[str, np.ndarray]:
     """Reads the tensors of a .safetensors file by name."""
     check_size(path)
@@ -90,7 +98,7 @@ def read_pt(path: str) -> dict[str, np.ndarray]:
     size = check_size(path)
     # A mapped file takes no memory of its own. Files of PyTorch before 1.6, which are
     # no ZIP archives, cannot be mapped.
-    is_mapped = zipfile.is_zipfile(path)
+    is_mapped = _is_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tensors that are refused below
@@ -159,7 +167,7 @@ def load_model_file(path: str | os.PathLike) -> keras.Model:
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise ValueError(f"There is no file {path}.")
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         raise ValueError(f"{path} is not a complete .keras file.")
     size = check_size(path)
     try:

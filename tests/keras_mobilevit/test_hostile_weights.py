@@ -169,6 +169,17 @@ def test_other_archives_are_refused(files, tmp_path):
         assert str(error.value).startswith(str(path))
 
 
+def test_an_archive_of_many_parts_is_refused(files, tmp_path):
+    """Python raises an error even when it is only asked whether this is an archive."""
+    path = tmp_path / "parts.keras"
+    content = bytearray((files / "model.keras").read_bytes())
+    end = content.rindex(b"PK\x05\x06")
+    content[end:end] = b"PK\x06\x07" + bytes(12) + (9).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="parts.keras is not a complete .keras file"):
+        load_model_file(path)
+
+
 def test_good_files_still_load_and_nothing_stays_changed(model, files):
     initialize = keras.Variable.__init__
     loaded = load_model_file(files / "model.keras")

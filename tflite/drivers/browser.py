@@ -6,7 +6,6 @@ import io
 import sys
 from collections.abc import Iterator
 
-from keras_mobilevit.terminal import write_unguarded
 from tflite.drivers.browser_results import BrowserMeasurement
 from tflite.drivers.browser_server import BrowserOptions, PageServer, runtime_version
 from tflite.drivers.measurement import print_progress
@@ -37,6 +36,8 @@ def _print_address(address: str, browsers: int | None) -> None:
     """Prints the page's address, also as a QR code for a phone."""
     with contextlib.suppress(ImportError):
         import segno
+
+        from keras_mobilevit.terminal import write_unguarded  # loads Keras
 
         code = io.StringIO()
         segno.make(address).terminal(out=code, compact=True)
