@@ -4,6 +4,7 @@ import importlib.util
 import sys
 
 from keras_mobilevit.command_line import make_parser
+from keras_mobilevit.terminal import guard_terminal
 
 
 def main() -> None:
@@ -13,13 +14,14 @@ def main() -> None:
     from keras_mobilevit.predict import predict  # needs Pillow
 
     args = make_parser().parse_args()
-    if hasattr(sys.stdout, "reconfigure"):  # false if a program replaced it
-        # A terminal may lack letters of a class name.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    guard_terminal()
     try:
         predict(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # as a shell after Ctrl-C
 
 
 if __name__ == "__main__":

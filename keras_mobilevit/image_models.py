@@ -154,6 +154,11 @@ def image_model_from_file(path: str, min_score: float = SCORE_THRESHOLD) -> Imag
             segmenter of this project.
     """
     model, card = LiteRTModel(path, os.cpu_count() or 1), read_card(path)
+    if len(model.input_shape) != 4 or model.input_shape[-1] not in (1, 3):
+        raise ValueError(
+            f"{path} takes {model.input_shape}. Expected one image: (1, height, width, "
+            "3), or 1 channel for a gray one."
+        )
     _, height, width, channels = model.input_shape
     scale = np.float32(card.get("input", {}).get("largest_value", 255) / 255)
 

@@ -2,15 +2,22 @@
 
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from keras_mobilevit.card_checks import checked_card
+from keras_mobilevit.tflite_structure import check_structure
+
 CARD_INSIDE = "keras_mobilevit.json"  # the part of the card that is in the file
 LABELS_INSIDE = "labels.txt"
+MAX_INSIDE_BYTES = 2**24  # 100,000 class names take a fifth of it
+ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError)
 
 
 def read_card(path: str | os.PathLike) -> dict:
@@ -18,9 +25,10 @@ def read_card(path: str | os.PathLike) -> dict:
 
     A conversion writes it beside the file, and the part that a program needs to run the
     file into the file. What is inside counts: the file beside it may be of an earlier
-    conversion. Files of other programs have labels at most.
+    conversion. Files of other programs have labels at most. Raises a ValueError if the
+    card cannot be read, or has other values than a conversion writes.
     """
-    return _card_beside(path) | read_inside(path)
+    return checked_card(_card_beside(path) | read_inside(path), path)
 
 
 def _names_of_archive(path: str | os.PathLike) -> bool:
@@ -36,7 +44,7 @@ def _card_beside(path: str | os.PathLike) -> dict:
     try:
         # `keras_mobilevit.files` would load Keras where times are measured.
         card = json.loads(file.read_text("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{file} is not JSON in UTF-8, as a card is: {error}"
         ) from error
@@ -51,6 +59,16 @@ def _lines(text: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
+def _check_inside(archive: zipfile.ZipFile, path: str | os.PathLike) -> None:
+    """Refuses class names and a card that would take too much memory."""
+    size = sum(member.file_size for member in archive.infolist())
+    if size > MAX_INSIDE_BYTES:
+        raise ValueError(
+            f"{path} has class names and metadata of {size / 1e6:,.0f} MB inside. "
+            f"Expected at most {MAX_INSIDE_BYTES / 1e6:,.0f} MB."
+        )
+
+
 def read_inside(path: str | os.PathLike) -> dict:
     """Reads the part of the card that is in a `.tflite`, with the class names.
 
@@ -59,10 +77,12 @@ def read_inside(path: str | os.PathLike) -> dict:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_inside(archive, path)
             texts = {name: archive.read(name) for name in archive.namelist()}
     except FileNotFoundError:
         return {}
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+    # zlib and the names of members have errors of other types.
+    except (OSError, RuntimeError, EOFError, *ARCHIVE_ERRORS) as error:
         if _names_of_archive(path):
             raise ValueError(
                 f"{path} is damaged at its end, where its class names are: {error}. "
@@ -75,7 +95,7 @@ def read_inside(path: str | os.PathLike) -> dict:
         name = LABELS_INSIDE if LABELS_INSIDE in texts else "".join(lists[:1])
         if name and (name == LABELS_INSIDE or len(lists) == 1):
             card.setdefault("labels", _lines(texts[name].decode("utf-8-sig")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} has class names or metadata inside that cannot be read: {error}"
         ) from error
@@ -87,9 +107,13 @@ class LiteRTModel:
 
     `input` and `outputs` are LiteRT's details, outputs by the names in the file's
     signature. Raises a ValueError if the file is missing or is not a TFLite model.
+    Where the time of loading is measured, the file has been checked before, and
+    `is_checked` says so.
     """
 
-    def __init__(self, path: str | os.PathLike, num_threads: int = 1):
+    def __init__(
+        self, path: str | os.PathLike, num_threads: int = 1, is_checked: bool = False
+    ):
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
@@ -98,17 +122,24 @@ class LiteRTModel:
             ) from error
         if not Path(path).is_file():
             raise ValueError(f"There is no file {path}.")
+        self.path = path
+        if not is_checked:
+            check_structure(path)
         try:
             # In the system's encoding: LiteRT would encode text as UTF-8.
             name = os.fsencode(path)
             self.interpreter = Interpreter(name, num_threads=num_threads)
             self.interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
+            inputs, self.outputs = (
+                self.interpreter.get_input_details(),
+                self._named_outputs(),
+            )
+        # TypeError and KeyError: of a signature that does not fit the graph.
+        except (ValueError, RuntimeError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is not a TFLite model: {error}") from error
-        inputs = self.interpreter.get_input_details()
         if len(inputs) != 1:
             raise ValueError(f"{path} has {len(inputs)} inputs. Expected one.")
-        (self.input,), self.outputs = inputs, self._named_outputs()
+        (self.input,) = inputs
 
     def _named_outputs(self) -> dict[str, dict]:
         signatures = self.interpreter.get_signature_list()
@@ -146,12 +177,18 @@ class LiteRTModel:
 
     def invoke(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Runs one input, which must have the file's shape and type."""
-        self.interpreter.set_tensor(self.input["index"], image)
-        self.interpreter.invoke()
-        return {
-            name: self.interpreter.get_tensor(details["index"])
-            for name, details in self.outputs.items()
-        }
+        try:
+            self.interpreter.set_tensor(self.input["index"], image)
+            self.interpreter.invoke()
+            return {
+                name: self.interpreter.get_tensor(details["index"])
+                for name, details in self.outputs.items()
+            }
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{self.path} cannot be run on an image of the shape "
+                f"{tuple(image.shape)}: {error}"
+            ) from error
 
     def predict(self, images: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
         """Runs float32 images `[images, height, width, channels]` one by one.

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_mobilevit.backend import Tensor
 from keras_mobilevit.class_names import COCO_NAMES, VOC_NAMES
 from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.command_line import (
@@ -186,7 +187,7 @@ def _print_classes(
     crop_fraction = _evaluation_value(args.weights, "eval_crop") or default
     for path in args.images:
         image = resize_and_center_crop(load_image(path), size, crop_fraction)
-        scores = image_model.run(ops.convert_to_numpy(image))["probabilities"]
+        scores = _run(image_model, args, path, image)["probabilities"]
         # A first call downloads the names and prints a progress bar: before the path.
         best = top_classes(scores, labels)
         print(path)
@@ -290,7 +291,20 @@ def _outputs(
     for path in args.images:
         image = load_image(path)
         resized = ops.image.resize(image[None], size, antialias=True)
-        yield path, image, image_model.run(ops.convert_to_numpy(resized)[0])
+        yield path, image, _run(image_model, args, path, resized[0])
+
+
+def _run(
+    image_model: ImageModel, args: argparse.Namespace, path: str, image: Tensor
+) -> dict[str, np.ndarray]:
+    """Returns the outputs for a resized image; refuses numbers that are not finite."""
+    outputs = image_model.run(ops.convert_to_numpy(image))
+    if not all(np.all(np.isfinite(values)) for values in outputs.values()):
+        raise ValueError(
+            f"{args.weights} returns NaN or infinite values for {path}. Expected the "
+            "weights of a training that has not diverged."
+        )
+    return outputs
 
 
 def _save_picture(picture: np.ndarray, file: Path) -> None:

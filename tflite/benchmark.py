@@ -56,17 +56,15 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 from tflite.drivers import targets
 from tflite.drivers.measurement import MEASURED, Measurement
 from tflite.drivers.options import flag_groups
 from tflite.suites import suites
 from train.cli import tables
-from train.cli.command import run_command
+from train.cli.command import INTERRUPTED, run_command
 from train.cli.console import readable
-
-INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 
 
 def format_table(
@@ -109,11 +107,21 @@ def _median(group: Iterable[Measurement], field: str) -> float | None:
     return None if None in values else statistics.median(values)
 
 
-def make_record(measurement: Measurement, target: str) -> dict[str, Any]:
-    """Returns a measurement for JSON, with fields of the card beside the file."""
+def _read_card(path: str) -> dict[str, Any]:
+    """Reads the card of a file; what is no card must not lose a measurement."""
     from keras_mobilevit.litert import read_card  # loads Keras
 
-    card = read_card(measurement.file)
+    try:
+        return read_card(path)
+    except (ValueError, OSError) as error:
+        logging.warning("The records do not describe the model. %s", error)
+        return {}
+
+
+def make_record(
+    measurement: Measurement, target: str, card: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns a measurement for JSON, with fields of the file's card."""
     return {
         "target": target,
         **dataclasses.asdict(measurement),
@@ -146,10 +154,13 @@ def measure(
     """Measures files, appends them to a list, and writes each record at once."""
     if output:
         end_last_line(output)
+    cards = {
+        Path(path): _read_card(path) for path in paths
+    }  # before anything is measured
     with open(output or os.devnull, "a", encoding="utf-8") as file:
         for measurement in targets.TARGETS[target].measure(paths, target_options):
             measurements.append(measurement)
-            record = make_record(measurement, target)
+            record = make_record(measurement, target, cards[Path(measurement.file)])
             line = json.dumps(record, allow_nan=False, ensure_ascii=False)
             file.write(readable(f"{line}\n"))
             file.flush()

@@ -35,6 +35,8 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import errno
+import tempfile
 import textwrap
 
 from absl import flags, logging
@@ -122,6 +124,16 @@ def convert(args: flags.FlagValues) -> list[str]:
     return refused
 
 
+def _where_disk_is_full(error: Exception, output_dir: str) -> str:
+    """Returns a hint on the folders; Python does not name them while it writes."""
+    if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
+        return ""
+    return (
+        f". Make room in {output_dir} (--output_dir) and in the folder of temporary "
+        f"files, {tempfile.gettempdir()} (TMPDIR)."
+    )
+
+
 def main(argv: list[str]) -> None:
     """Runs the command."""
     args = flags.FLAGS
@@ -129,7 +141,7 @@ def main(argv: list[str]) -> None:
         refused = convert(args)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         logging.debug("Traceback:", exc_info=True)  # with --verbosity=1
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error}{_where_disk_is_full(error, args.output_dir)}")
     if refused:
         count = len(set(args.formats))
         sys.exit(f"{len(refused)} of {count} formats refused: {', '.join(refused)}.")

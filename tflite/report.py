@@ -26,19 +26,19 @@ if __name__ == "__main__":
 import html
 import io
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from tflite.records import Record, read_measurements
 from tflite.report_rows import (
-    Record,
     Row,
     facts_of,
     make_rows,
     name_devices,
     not_measured,
-    read_measurements,
 )
 from train.cli.command import run_command
 from train.cli.console import readable
@@ -53,6 +53,7 @@ PICTURE_STYLE: dict[Any, Any] = {  # settings of matplotlib
     "svg.hashsalt": "report",  # the same rows give the same file
 }
 
+MAX_LABEL = 60  # characters, of a name in a picture that is 9 inches wide
 MISSING_COLUMNS = ("device", "what", "why")
 
 
@@ -80,6 +81,11 @@ def _cells(row: Row) -> dict[str, str]:
     }
 
 
+def _short(text: str) -> str:
+    """Returns a text that leaves a picture room for its bars."""
+    return text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…"
+
+
 def plot_latency(rows: Sequence[Row]) -> "Figure":
     """Draws medians as bars, with error bars from the 5th to the 95th percentile."""
     from matplotlib.figure import Figure
@@ -97,7 +103,7 @@ def plot_latency(rows: Sequence[Row]) -> "Figure":
     colors = [f"C{settings.index(row.setting) % 10}" for row in rows]
     bars = axes.barh(range(len(rows)), medians, color=colors, xerr=errors)
     axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=8)
-    names = [f"{row.label}, {row.setting}" for row in rows]
+    names = [_short(f"{row.label}, {row.setting}") for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="milliseconds for one image, median and 5 to 95 %")
@@ -131,14 +137,14 @@ def plot_accuracy(rows: Iterable[Row]) -> "Figure | None":
         axes.scatter(
             [row.median_ms for row, _ in points],
             [top1 for _, top1 in points],
-            label=" / ".join(filter(None, key)),
+            label=_short(" / ".join(filter(None, key))),
             color=f"C{position % 10}",
             marker=MARKERS.get(key[-1], "o"),
         )
     labeled = next(iter(groups.values()))
     for row, top1 in labeled:
         axes.annotate(
-            row.model,
+            _short(row.model),
             (row.median_ms, top1),
             xytext=(5, -10 if _has_neighbor(row, top1, labeled) else 4),
             textcoords="offset points",
@@ -176,14 +182,20 @@ def _html_table(columns: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     return f"<table><tr>{head}</tr>\n{body}</table>"
 
 
+# What starts markup of Markdown in foreign text. Within a word, `_` is only a letter.
+_MARKUP = re.compile(r"[\\`*\[\]~$|]|(?<![^\W_])_|_(?![^\W_])|:(?=/)|(?<=www)\.", re.I)
+
+
 def _markdown(text: str) -> str:
-    """Returns foreign text in one line, without markup."""
-    return html.escape(" ".join(text.split()), quote=False)
+    """Returns foreign text in one line, without markup, links and pictures."""
+    escaped = _MARKUP.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
+    # An address of mail becomes a link in spite of a backslash, not of a comment.
+    return escaped.replace("@", "<!-- -->@")
 
 
 def _markdown_table(columns: Sequence[str], lines: Iterable[Iterable[str]]) -> str:
     def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(_markdown(c).replace("|", "\\|") for c in cells) + " |"
+        return "| " + " | ".join(map(_markdown, cells)) + " |"
 
     return "\n".join([line(columns), "|" + "---|" * len(columns), *map(line, lines)])
 

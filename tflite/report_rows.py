@@ -1,30 +1,15 @@
 """Makes the rows of a report from the JSON lines of measurements."""
 
 import dataclasses
-import json
-import math
 import statistics
-import sys
 from pathlib import Path
-from typing import Any
 
 from tflite.drivers.measurement import MEASURED, NOT_MEASURED
+from tflite.records import Record
 from tflite.suites.suites import PAPER, SUITES, Entry
 
 ENTRIES = {entry.model: entry for suite in SUITES.values() for entry in suite.entries}
 BASE, BASE_FORMAT = PAPER.entries[0], PAPER.formats[0]  # ratios are to this row
-TEXTS = ("file", "status", "setting")
-NUMBERS = (
-    "median_ms",
-    "mean_ms",
-    "p5_ms",
-    "p95_ms",
-    "init_ms",
-    "peak_memory_mb",
-    "partitions",
-)
-
-Record = dict[str, Any]  # one measurement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,38 +38,6 @@ class Row:
         """Model, format and size. A suite has one size per model."""
         size = "" if self.entry else self.size
         return " ".join(filter(None, [self.model, self.format, size]))
-
-
-def read_measurements(path: str | Path) -> list[Record]:
-    """Reads JSON lines. Skips and reports a line that an interrupted run left open."""
-    from keras_mobilevit.files import read_text  # loads Keras
-
-    records = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            print(f"skipped: {path}, line {number}: {error}", file=sys.stderr)
-            continue
-        if not _is_measurement(record):
-            raise ValueError(
-                f"{path}, line {number} is not a measurement of tflite/benchmark.py."
-            )
-        records.append(record)
-    return records
-
-
-def _is_measurement(record: object) -> bool:
-    if not isinstance(record, dict):
-        return False
-    texts = [record.get(name) for name in TEXTS]
-    numbers = [record.get(name) for name in NUMBERS]
-    return all(isinstance(text, str) for text in texts) and all(
-        number is None or (type(number) in (int, float) and math.isfinite(number))
-        for number in numbers
-    )
 
 
 def name_devices(records: list[Record]) -> list[Record]:

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 from absl import flags, logging
 
 from tflite.drivers.measurement import MEASURED
-from tflite.report import html_page
+from tflite.records import read_measurements
+from tflite.report import PICTURE_STYLE, html_page
 from tflite.validation.checksum import sha256
 from train.cli.command import run_command
 from train.cli.console import quiet_libraries
@@ -258,15 +259,13 @@ def render(
 
 
 def _find_latency(path: Path, latency_file: Path) -> dict[str, Any]:
-    from train.run.records import read_records
-
     wanted = {
         "sha256": sha256(path),
         "target": "host",  # not a phone or a browser
         "runtime": "litert",
         "status": MEASURED,
     }
-    for record in reversed(read_records(latency_file)):
+    for record in reversed(read_measurements(latency_file)):
         if wanted.items() <= record.items() and _is_complete(record):
             return record
     raise ValueError(
@@ -293,12 +292,10 @@ def _check_files(workdir: Path) -> None:
 
 
 def _load_classifier(path: Path) -> "keras.Model":
-    import keras
-
-    import keras_mobilevit  # noqa: F401  registers the layers that best.keras names
     from keras_mobilevit.classifier import output_activation
+    from keras_mobilevit.weights.file_formats import load_model_file
 
-    model = keras.models.load_model(path, compile=False)
+    model = load_model_file(path)
     if output_activation(model) == "sigmoid":
         raise ValueError(
             f"{path} ends in a sigmoid, so an image may have several classes. The "
@@ -314,6 +311,8 @@ def write_report(workdir: Path, tflite_path: Path) -> dict[str, Any]:
     """
     _check_files(workdir)
     with quiet_libraries():
+        import matplotlib
+
         from keras_mobilevit.files import atomic_write
         from keras_mobilevit.litert import LiteRTModel
         from train.config import load_config
@@ -345,7 +344,8 @@ def write_report(workdir: Path, tflite_path: Path) -> dict[str, Any]:
         "sizes": list(config.sizes),
         "tflite_size": litert.input_shape[1],
     }
-    page = render(report, records, predictions, source.class_names, latency)
+    with matplotlib.rc_context(PICTURE_STYLE):  # the name of a class may have a $
+        page = render(report, records, predictions, source.class_names, latency)
     texts = {"report.json": json.dumps(report, indent=2) + "\n", "report.html": page}
     for name, text in texts.items():
         with atomic_write(workdir / name) as temporary:

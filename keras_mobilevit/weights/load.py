@@ -4,10 +4,11 @@ A file of timm, transformers or ml-cvnets is read through a map from this librar
 layer names to the file's.
 """
 
+import contextlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from keras_mobilevit.weights.compare import check_match
 from keras_mobilevit.weights.file_formats import (
     load_model_file,
+    read_h5,
     read_h5_shapes,
     read_pt,
     read_safetensors,
@@ -170,8 +172,27 @@ def _load_h5(model: keras.Model, path: str) -> None:
         own = os.path.join(folder, "own.weights.h5")
         model.save_weights(own)
         expected = read_h5_shapes(own)
-    check_match(expected, read_h5_shapes(path), path)
-    model.load_weights(path)
+    found = {name: array.shape for name, array in read_h5(path).items()}
+    check_match(expected, found, path)
+    with _unchanged_by_errors(model):
+        try:
+            model.load_weights(path)
+        except Exception as error:  # h5py and Keras raise many types
+            raise ValueError(
+                f"{path} cannot be loaded, and nothing was changed: {error}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _unchanged_by_errors(model: keras.Model) -> Iterator[None]:
+    """Gives a model its values back if the context ends with an error."""
+    before = [np.array(keras.ops.convert_to_numpy(x)) for x in model.variables]
+    try:
+        yield
+    except BaseException:  # Ctrl-C too
+        for variable, value in zip(model.variables, before):
+            variable.assign(value)
+        raise
 
 
 def _local_file(weights: str | os.PathLike) -> str | os.PathLike:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import setuptools
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from PIL import Image
 
@@ -135,3 +137,13 @@ def test_predict_after_an_installation_with_the_extra(arguments, tmp_path):
         )
         assert result.returncode == 0, result.stderr
         assert "%" in result.stdout
+
+
+def test_versions_of_keras_that_run_code_of_a_file_are_not_installed():
+    (text,) = re.findall(
+        r'^KERAS = "keras(.+)"$', (ROOT / "setup.py").read_text(), re.M
+    )
+    allowed = SpecifierSet(text)
+    safe = {"3.12.4", "3.14.1", "3.15.1", "3.16.0"}
+    unsafe = {"3.11.3", "3.12.0", "3.12.3", "3.13.0", "3.13.2", "3.14.0", "3.15.0"}
+    assert {version for version in safe | unsafe if version in allowed} == safe

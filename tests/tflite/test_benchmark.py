@@ -302,6 +302,8 @@ def test_a_report_needs_the_measurement_of_this_very_file(tflite_file, tmp_path)
         "runtime": "litert",
         "status": "measured",
         "sha256": sha256(tflite_file),
+        "file": str(tflite_file),
+        "setting": "litert cpu x1",
         "device": "a CPU",
         "partitions": 1,
         "num_threads": 1,

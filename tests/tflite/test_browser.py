@@ -1,11 +1,14 @@
 """Measuring in a browser: the server alone, and with headless Chromium."""
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import re
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +35,7 @@ from tests.helpers.page import (
 )
 from tflite.drivers import browser, browser_server
 from tflite.drivers.browser_files import page_constants
-from tflite.drivers.browser_results import parse_result
+from tflite.drivers.browser_results import ResultLimits, parse_result
 from tflite.drivers.browser_server import BrowserOptions, PageServer
 
 ROOT = Path(__file__).parents[2]
@@ -134,7 +137,7 @@ def test_nothing_else_is_served(path, server):
 )
 def test_foreign_names_of_this_address_are_refused(host, status, server):
     assert request(server, "GET", f"/{server.token}/", Host=host).status == status
-    body = json.dumps(good_result(server)).encode()
+    body = json.dumps(good_result(server) | {"visit": f"from {host}"}).encode()
     posted = request(server, "POST", f"/{server.token}/results", body, Host=host)
     assert posted.status == {200: 204, 403: 403}[status]
     if status == 200:
@@ -215,6 +218,82 @@ def test_any_other_value_is_refused_or_harmless(server, data):
         assert measurement.device.isprintable()
 
 
+def test_only_what_was_asked_for_is_taken_and_once(tflite_file):
+    options = BrowserOptions(accelerators=("wasm",))
+    with PageServer([str(tflite_file)], options) as server:
+        path, result = f"/{server.token}/results", good_result(server)
+        answers = [
+            request(server, "POST", path, json.dumps(posted).encode())
+            for posted in (result, result | {"accelerator": "webgpu"}, result)
+        ]
+        assert [answer.status for answer in answers] == [204, 400, 400]
+        assert b"no accelerator 'webgpu'. Expected one of: wasm" in answers[1].text
+        assert b"has posted this result before" in answers[2].text
+        assert server.results.qsize() == 1
+
+
+def test_results_come_at_most_as_fast_as_a_page_posts_them(server):
+    parsed = parse_result(json.dumps(good_result(server)).encode(), server.files)
+    limits, taken = ResultLimits(2), 0
+
+    def add(seconds: float, address: str = "192.0.2.1") -> None:
+        nonlocal taken
+        taken += 1
+        limits.add(dataclasses.replace(parsed, visit=str(taken)), address, seconds)
+
+    for index in range(60):
+        add(0.01 * index)
+    with pytest.raises(ValueError, match="More than 60 results in 10 seconds"):
+        add(9.9)
+    add(9.9, "192.0.2.2")  # another phone
+    add(10.05)
+    limits = ResultLimits(10_000)
+    for _ in range(10_000):
+        add(0)
+    with pytest.raises(ValueError, match="10000 results, the maximum"):
+        add(100)
+
+
+@pytest.mark.parametrize("start", [b"", b"G", b"GET / HTTP/1.1\r\nHost: "])
+def test_slow_strangers_give_way_to_a_phone_with_the_token(start, server):
+    strangers = [socket.create_connection(server.server_address) for _ in range(64)]
+    try:
+        for stranger in strangers:
+            stranger.sendall(start)
+        wait_for(lambda: server.connections._value == 0)
+        started = time.monotonic()
+        answer = request(server, "GET", f"/{server.token}/config.json")
+        seconds = time.monotonic() - started
+    finally:
+        for stranger in strangers:
+            stranger.close()
+    assert answer.status == 200 and seconds < 2
+    wait_for(lambda: server.connections._value == browser_server.MAX_CONNECTIONS)
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_whoever_has_shown_the_token_keeps_the_place(server):
+    connection = http.client.HTTPConnection(*server.server_address, timeout=10)
+    strangers = []
+    with contextlib.closing(connection):
+        for _ in range(2):
+            connection.request("GET", f"/{server.token}/config.json")
+            assert connection.getresponse().read()
+            strangers += [
+                socket.create_connection(server.server_address) for _ in range(70)
+            ]
+            wait_for(lambda: server.connections._value == 0)
+    for stranger in strangers:
+        stranger.close()
+    wait_for(lambda: server.connections._value == browser_server.MAX_CONNECTIONS)
+
+
 def test_a_result_becomes_a_measurement(server):
     result = good_result(server)
     result["device"]["gpu"] = "Mali\x1b[31m"  # control characters are removed
@@ -234,7 +313,7 @@ def test_a_browser_counts_when_it_has_measured_everything(server):
     # The page is loaded again after the first result.
     posted = [result, result | {"visit": "1"}, refused | {"visit": "1"}]
     for each in posted:
-        server.take(json.dumps(each).encode())
+        server.take(json.dumps(each).encode(), "192.0.2.1")
     received = list(browser.measurements(server))
     assert [m.status for m in received] == ["measured", "measured", "not measured"]
 

@@ -1,5 +1,6 @@
 """A model goes through the converter; what must be refused leaves nothing."""
 
+import errno
 import functools
 import json
 import os
@@ -860,3 +861,42 @@ def test_the_demo(tmp_path):
     assert abs(report["top1_keras"] - report["top1_tflite"]) <= 0.001
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4
+
+
+def test_ctrl_c_ends_a_conversion_without_a_traceback(tmp_path, monkeypatch):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "convert_all", interrupt)
+    flags = "--model=mobilevit_xxs", "--weights=none", f"--output_dir={tmp_path}"
+    result = run_here("tflite/convert.py", *flags)
+    assert result.returncode == 130 and "Traceback" not in result.stderr
+    assert result.stderr.endswith("interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "Make room in .*TMPDIR"),
+        (ValueError("no"), "^error: no$"),
+    ],
+)
+def test_a_full_disk_names_the_folders(error, message, tmp_path, monkeypatch):
+    def fail(options):
+        raise error
+
+    monkeypatch.setattr(pipeline, "convert_all", fail)
+    flags = "--model=mobilevit_xxs", "--weights=none", f"--output_dir={tmp_path}"
+    result = run_here("tflite/convert.py", *flags)
+    assert result.returncode == 1
+    assert re.search(message, result.stderr.splitlines()[-1])
+
+
+def test_a_full_folder_of_temporary_files_is_named(monkeypatch):
+    def fail(*arguments):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", fail)
+    serve = tf.function(lambda x: {"y": x}, input_signature=[tf.TensorSpec((1, 2))])
+    with pytest.raises(OSError, match="temporary files, .*No space left.*set TMPDIR"):
+        tflite_content(serve)

@@ -12,7 +12,7 @@ import pytest
 from keras_mobilevit.litert import read_card
 from tflite import models
 from tflite import options as convert_options
-from tflite.report_rows import read_measurements
+from tflite.records import read_measurements
 
 ROOT = Path(__file__).parents[2]
 # No UTF-8 anywhere, as on an old server or in a bare container.

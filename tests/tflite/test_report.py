@@ -2,19 +2,18 @@
 
 import html
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from keras_mobilevit import VARIANTS
 from tests.helpers.commands import run_here
 from tflite import report
-from tflite.report_rows import (
-    make_rows,
-    name_devices,
-    read_measurements,
-)
+from tflite.records import MAX_TEXT, read_measurements
+from tflite.report_rows import make_rows, name_devices
 from tflite.suites.suites import PAPER, SUITES, files_of
 
 
@@ -177,8 +176,75 @@ def test_a_device_cannot_break_the_page(tmp_path):
     path = write(tmp_path, [record(device=strange, file="$\\b$.tflite", model="m")])
     report.write_report([path], tmp_path / "latency.html")
     text = (tmp_path / "latency.md").read_text()
-    assert "\n## $\\foo$ &lt;script&gt; ## x\n" in text
+    assert "\n## \\$\\\\foo\\$ &lt;script&gt; ## x\n" in text
     assert "<script>" not in (tmp_path / "latency.html").read_text()
+
+
+ALIVE = (
+    "![](https://evil.example/a.png)",
+    "[free](https://evil.example)",
+    "<https://evil.example>",
+    "https://evil.example www.evil.example me@evil.example",
+    "`code` *bold* _it_ ~~old~~ | cell",
+    "\\[free](https://evil.example)",
+)
+
+
+@pytest.mark.parametrize("name", ALIVE)
+def test_nothing_that_a_phone_calls_itself_is_markup(name, tmp_path):
+    fields = dict.fromkeys(("device", "reason", "user_agent", "gpu", "format"), name)
+    records = [
+        record(**fields, file=f"{name}.tflite", model="m", notes=[name], setting=name),
+        record(median=None, **fields, status="not measured", setting=name),
+    ]
+    report.write_report([write(tmp_path, records)], tmp_path / "latency.html")
+    text = (tmp_path / "latency.md").read_text()
+    assert "evil" in text or "bold" in text
+    assert not re.search(r"(?<!\\):/|(?<!\\)www\.|\w@", text)  # links of GitHub
+    tokens = MarkdownIt("commonmark").enable("strikethrough").parse(text)
+    kinds = {part.type for token in tokens for part in token.children or []}
+    assert kinds <= {"text", "softbreak", "html_inline"}, kinds
+    # Each row has as many cells as the headings.
+    tables = re.findall(r"^\|.*\|$", text, re.MULTILINE)
+    assert len({len(re.findall(r"(?<!\\)\|", x)) for x in tables[:3]}) == 1
+
+
+def test_what_controls_a_terminal_is_removed(tmp_path):
+    name = "a\x1b[31mb\u202ec\ud800\nd" + "e" * 1000
+    path = write(tmp_path, [record(device=name, notes=[name])])
+    (read,) = read_measurements(path)
+    assert read["device"] == read["notes"][0]
+    assert read["device"].startswith("a[31mbc deee") and read["device"].isprintable()
+    assert len(read["device"]) == MAX_TEXT
+    report.write_report([path], tmp_path / "latency.html")
+
+
+WRONG = ([], {}, [1], "x", -1, 1.5, True, 10**400, 1e300, [["x"]], {"a": []})
+
+
+def test_a_tampered_record_makes_a_page_or_one_line(tmp_path):
+    """Each entry with each wrong value."""
+    whole = record(**PHONE, **HOT, user_agent="a", gpu="b", time="c", first_ms=1.0)
+    refused = 0
+    for key in [*whole, "num_threads", "device_id", "weights"]:
+        for value in (*WRONG, None):
+            path = write(tmp_path, [record(), whole | {key: value}])
+            try:
+                records = name_devices(read_measurements(path))
+                report.render_markdown(records, make_rows(records))
+            except ValueError as error:
+                assert f"{path}, line 2 is not a measurement" in str(error)
+                assert len(str(error)) < 400
+                refused += 1
+    assert refused > 150
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, '{"a": ' * 100_000])
+def test_a_line_of_something_else_is_named(text, tmp_path):
+    path = tmp_path / "latency.jsonl"
+    path.write_text(text + "\n")
+    with pytest.raises(ValueError, match="latency.jsonl, line 1 (cannot be|is not)"):
+        read_measurements(path)
 
 
 def test_the_same_records_make_the_same_page(tmp_path):

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 
@@ -36,7 +37,11 @@ def _print_address(address: str, browsers: int | None) -> None:
     with contextlib.suppress(ImportError):
         import segno
 
-        segno.make(address).terminal(out=sys.stderr, compact=True)
+        from keras_mobilevit.terminal import write_unguarded  # loads Keras
+
+        code = io.StringIO()
+        segno.make(address).terminal(out=code, compact=True)
+        write_unguarded(sys.stderr, code.getvalue())
     end = f"{browsers} browser(s) have measured" if browsers else "Ctrl-C"
     lines = [f"Open {address}", f"until {end}."]
     if address.startswith("https:"):
@@ -45,6 +50,10 @@ def _print_address(address: str, browsers: int | None) -> None:
         lines.append(
             "Browsers give WebGPU and threads to HTTPS (--certificate) or localhost "
             "only; see docs/latency.md."
+        )
+        lines.append(
+            "HTTP is not encrypted: on a shared Wi-Fi, others can read this address, "
+            "open the page and post results."
         )
     print("\n".join(lines), file=sys.stderr, flush=True)
 

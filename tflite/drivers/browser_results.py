@@ -1,8 +1,12 @@
 """Checks what a page posts: anyone on the network may send anything."""
 
+import collections
 import dataclasses
 import json
 import re
+import threading
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +19,11 @@ MAX_OUTPUTS = 4096  # values of the outputs that are compared
 MAX_OUTPUT = 1e30
 MAX_TEXT = 500  # characters
 MAX_MS = 1e7
+# A record has about a kilobyte, so these are 10 MB; a suite of 22 files on 100 devices
+# has less than half.
+MAX_RESULTS = 10_000
+# A page can post this fast only that an accelerator is missing, once for each file.
+PACE_S, MIN_PACE = 10, 60
 # Relative to the largest output; or the fraction of a class map's pixels. A larger
 # difference means that the network is wrong, even in the 16 bits of a GPU.
 TOLERANCE = 0.02
@@ -152,8 +161,54 @@ def _comparison(file: PageFile, outputs: np.ndarray) -> dict:
     }
 
 
-def parse_result(content: bytes, files: list[PageFile]) -> BrowserMeasurement:
-    """Reads a posted result; raises a ValueError if the page would not post this."""
+class ResultLimits:
+    """Counts results, and refuses those that no page would post.
+
+    A page posts one result for each file and accelerator. It measures them one after
+    the other, and gives itself another name when it starts again.
+    """
+
+    def __init__(self, everything: int):
+        self._pace = max(MIN_PACE, 2 * everything)  # results of an address in `PACE_S`
+        self._seen: set[tuple[str, str, str]] = set()
+        self._times: dict[str, collections.deque[float]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, measurement: BrowserMeasurement, address: str, now: float) -> None:
+        """Counts a result that came from an address; `now` is in seconds.
+
+        Raises a ValueError if there are too many.
+        """
+        key = (measurement.visit, measurement.file, measurement.accelerator)
+        with self._lock:
+            if len(self._seen) >= MAX_RESULTS:
+                raise ValueError(
+                    f"There are {MAX_RESULTS} results, the maximum. Start the command "
+                    "again."
+                )
+            if key in self._seen:
+                raise ValueError("This page has posted this result before.")
+            times = self._times.setdefault(address, collections.deque())
+            while times and times[0] <= now - PACE_S:
+                times.popleft()
+            if len(times) >= self._pace:
+                raise ValueError(
+                    f"More than {self._pace} results in {PACE_S} seconds. Expected "
+                    "those of one browser."
+                )
+            times.append(now)
+            self._seen.add(key)
+
+
+def parse_result(
+    content: bytes,
+    files: list[PageFile],
+    accelerators: Sequence[str] = ACCELERATORS,
+) -> BrowserMeasurement:
+    """Reads a posted result; raises a ValueError if the page would not post this.
+
+    `accelerators` are those that the page was asked to measure with.
+    """
     try:
         result = json.loads(content, parse_constant=_refuse_constant)
     except (UnicodeDecodeError, RecursionError) as error:
@@ -163,10 +218,13 @@ def parse_result(content: bytes, files: list[PageFile]) -> BrowserMeasurement:
     index, accelerator = result.get("file"), result.get("accelerator")
     if type(index) is not int or not 0 <= index < len(files):
         raise ValueError(f"There is no file {index!r}.")
-    if accelerator not in ACCELERATORS:
-        raise ValueError(f"There is no accelerator {accelerator!r}.")
+    if accelerator not in accelerators:
+        raise ValueError(
+            f"There is no accelerator {accelerator!r}. Expected one of: "
+            f"{', '.join(accelerators)}."
+        )
     file, device = files[index], result["device"]
-    common = {
+    common: dict[str, Any] = {
         "file": file.path,
         "sha256": file.sha256,
         "accelerator": accelerator,

@@ -5,6 +5,7 @@ files. A request must know a random token and name this server's address; with a
 certificate it may use any name.
 """
 
+import contextlib
 import dataclasses
 import hmac
 import http.server
@@ -17,6 +18,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from tflite.drivers.browser_results import (
     MAX_RUNS,
     BrowserMeasurement,
     PageFile,
+    ResultLimits,
     parse_result,
 )
 from tflite.drivers.options import RunOptions, check_choices, option
@@ -36,6 +39,7 @@ RUNTIME = WEB / "node_modules/@litertjs"
 MAX_BODY = 512 * 1024  # bytes of a posted result
 MAX_CONNECTIONS = 64  # at the same time; a browser opens six
 TIMEOUT_S = 30  # for a connection that sends nothing
+CLOSING_S = 1  # for the thread of a connection that is closed
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104
 
 CONTENT_TYPES = {
@@ -172,6 +176,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not hmac.compare_digest(token.encode(), self.server.token.encode()):
             self._refuse(HTTPStatus.NOT_FOUND, "The address is not complete.")
             return None
+        self.server.strangers.remove(self.connection)
         return rest
 
     def do_GET(self) -> None:
@@ -211,7 +216,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 f"A result has at most {MAX_BODY} bytes.",
             )
         try:
-            self.server.take(self.rfile.read(int(length)))
+            self.server.take(self.rfile.read(int(length)), self.client_address[0])
         except ValueError as error:
             return self._refuse(HTTPStatus.BAD_REQUEST, str(error))
         self._answer(HTTPStatus.NO_CONTENT, b"", "text/plain")
@@ -229,6 +234,33 @@ def _read_certificate(certificate: str, key: str | None) -> ssl.SSLContext:
     return context
 
 
+class _Strangers:
+    """The connections that have not shown the token yet, the oldest first."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, socket.socket] = {}  # by identity: sockets are not equal
+        self._lock = threading.Lock()
+
+    def add(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._found[id(connection)] = connection
+
+    def remove(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._found.pop(id(connection), None)
+
+    def close_oldest(self) -> bool:
+        """Ends the oldest connection and so its thread; false if none is left."""
+        with self._lock:
+            if not self._found:
+                return False
+            connection = self._found.pop(next(iter(self._found)))
+            with contextlib.suppress(OSError):  # it has ended
+                # Not SSLSocket's own, which would change what its thread still uses.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        return True
+
+
 class PageServer(http.server.ThreadingHTTPServer):
     """Serves the page and collects its results, while the context lasts.
 
@@ -237,6 +269,7 @@ class PageServer(http.server.ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 2 * MAX_CONNECTIONS  # that wait to be accepted
 
     def __init__(self, paths: list[str], options: BrowserOptions):
         version = runtime_version()
@@ -254,7 +287,10 @@ class PageServer(http.server.ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(16)
         self.routes = _routes(self.files, config)
         self.results: queue.Queue[BrowserMeasurement] = queue.Queue()
+        everything = len(self.files) * len(options.accelerators)
+        self.limits = ResultLimits(everything)
         self.connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.strangers = _Strangers()
         context = None
         if options.certificate:
             context = _read_certificate(options.certificate, options.key)
@@ -299,10 +335,18 @@ class PageServer(http.server.ThreadingHTTPServer):
         return f"{self.scheme}://{host}:{port}/{self.token}/"
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Accepts a connection unless there are too many."""
-        if not self.connections.acquire(blocking=False):
+        """Accepts a connection.
+
+        If there are too many, it takes the place of the oldest that has not shown the
+        token: anyone on the network can open connections and send a byte now and then.
+        """
+        is_free = self.connections.acquire(blocking=False)
+        if not is_free and self.strangers.close_oldest():
+            is_free = self.connections.acquire(timeout=CLOSING_S)
+        if not is_free:
             self.shutdown_request(request)
             return
+        self.strangers.add(request)
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -310,6 +354,7 @@ class PageServer(http.server.ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.strangers.remove(request)
             self.connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -317,9 +362,11 @@ class PageServer(http.server.ThreadingHTTPServer):
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
-    def take(self, content: bytes) -> None:
-        """Adds a posted result, or raises a ValueError."""
-        self.results.put(parse_result(content, self.files))
+    def take(self, content: bytes, address: str) -> None:
+        """Adds a result that was posted from an address, or raises a ValueError."""
+        result = parse_result(content, self.files, self.options.accelerators)
+        self.limits.add(result, address, time.monotonic())
+        self.results.put(result)
 
     def __enter__(self) -> "PageServer":
         threading.Thread(target=self.serve_forever, daemon=True).start()

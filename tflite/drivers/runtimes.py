@@ -24,7 +24,7 @@ def _missing(package: str, error: ImportError) -> ValueError:
 def _litert(path: str, num_threads: int) -> Session:
     from keras_mobilevit.litert import LiteRTModel
 
-    model = LiteRTModel(path, num_threads)
+    model = LiteRTModel(path, num_threads, is_checked=True)
     dtype = np.dtype(model.input["dtype"])
     partitions = model.xnnpack_partitions()
     return Session(model.input_shape, dtype, model.invoke, partitions)

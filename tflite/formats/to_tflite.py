@@ -55,15 +55,21 @@ def trace_model(
 def tflite_content(serve: Serve) -> bytes:
     """Converts a traceable function to the content of a file with a signature.
 
-    Raises a ValueError if TFLite's own operations cannot express it, and a RuntimeError
-    if the converter fails for another reason.
+    Raises a ValueError if TFLite's own operations cannot express it, a RuntimeError if
+    the converter fails for another reason, and an OSError if the disk is full.
     """
     module = tf.Module()
     module.serve = serve
     signatures = {SIGNATURE: serve.get_concrete_function()}
     with tempfile.TemporaryDirectory() as folder:
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        tf.saved_model.save(module, folder, signatures, options)
+        try:
+            tf.saved_model.save(module, folder, signatures, options)
+        except tf.errors.OpError as error:  # no OSError, even if the disk is full
+            raise OSError(
+                f"Cannot write to the folder of temporary files, {folder}: "
+                f"{error.message}. Make room there, or set TMPDIR to another folder."
+            ) from error
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         try:

@@ -6,16 +6,21 @@ so that `--help` answers at once.
 
 import functools
 import re
+import runpy
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from absl import app, flags, logging
 
-from train.cli.console import print_any_name, set_up_logging
+from train.cli.console import set_up_logging
 
+INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 USAGE_ERROR = 2  # exit code of a command line that cannot be understood
 WIDTH = 88
+# Run as a file: importing its package would load Keras.
+TERMINAL = str(Path(__file__).parents[2] / "keras_mobilevit" / "terminal.py")
 _HELP = ("--help", "-help", "-h", "-?", "--helpshort", "-helpshort")
 _FULL_HELP = ("--helpfull", "-helpfull")
 _VALUES = {
@@ -37,17 +42,20 @@ def run_command(
     cannot be understood prints one line and exits with 2; arguments without dashes are
     only allowed if it `takes_files`.
     """
-    print_any_name()
+    runpy.run_path(TERMINAL)["guard_terminal"]()
     set_up_logging()
     names = {heading: _define(define) for heading, define in groups.items()}
     parse = functools.partial(_parse, description, names, takes_files)
-    app.run(functools.partial(_call, main), flags_parser=parse)
+    app.run(functools.partial(_run, main), flags_parser=parse)
 
 
-def _call(main: Callable[[list[str]], object], argv: list[str]) -> object:
-    """Calls `main`, which ends with one line where memory runs out."""
+def _run(main: Callable[[list[str]], object], argv: list[str]) -> object:
+    """Calls `main`; Ctrl-C and a lack of memory end it with one line."""
     try:
         return main(argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except MemoryError as error:
         logging.debug("where it happened:", exc_info=True)  # with --verbosity=1
         text = f" {error}" if str(error) else ""

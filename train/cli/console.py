@@ -28,13 +28,6 @@ START_UP_LINE = re.compile(
 )
 
 
-def print_any_name() -> None:
-    """Lets programs print letters that the terminal's encoding lacks."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not where it was replaced
-            stream.reconfigure(errors="backslashreplace")
-
-
 def readable(text: str) -> str:
     """Returns a text with file names as UTF-8 has them.
 
