@@ -278,8 +278,14 @@ def test_targets_are_padded():
         ({"boxes": [[[-20, 10, -5, 30]]]}, "no area inside"),
         ({"labels": [[3]], "classes": 3}, "label 3. Labels of 3 classes are 0 to 2"),
         ({"boxes": [[[0, 0, np.nan, 10]]]}, "not finite"),
-        ({"max_objects": 0}, "1 objects, more than `max_objects=0`"),
-        ({"image_sizes": (1, 2, 3)}, r"Received an array of shape \(3,\)"),
+        ({"max_objects": 0}, "positive integer. Received: max_objects=0"),
+        ({"image_sizes": (1, 2, 3)}, r"Received: image_sizes=\(1, 2, 3\)"),
+        ({"image_sizes": (0, 90)}, "in pixels. Received"),
+        ({"labels": [["cat"]]}, "Labels are integers.*image 0.*cat"),
+        (
+            {"boxes": [[[10, 10, 20, 30]] * 2], "labels": [[0, 1]], "max_objects": 1},
+            "2 objects, more than `max_objects=1`",
+        ),
     ],
 )
 def test_wrong_boxes_say_what_is_expected(arguments: dict, message: str):

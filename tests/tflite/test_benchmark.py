@@ -310,8 +310,6 @@ def test_a_report_needs_the_measurement_of_this_very_file(tflite_file, tmp_path)
     } | {f"{name}_ms": 1.5 for name in run_report.TIMES}
     others = [
         {name: value for name, value in ours.items() if name != "median_ms"},
-        ours | {"p95_ms": "fast"},
-        ours | {"init_ms": 10**400},
         ours | {"sha256": "0"},
         ours | {"target": "browser", "runtime": "litert.js"},
         ours | {"target": "android", "runtime": "benchmark_model"},
