@@ -8,12 +8,15 @@ is written, and the content before it gets its name. The cache has the library's
 
 import hashlib
 import os
+import queue
 import re
 import shutil
 import socket
 import threading
+import time
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -80,28 +83,43 @@ def require_network(url: str) -> None:
     """Raises an OSError if a server does not accept a connection within seconds.
 
     The Hub's client would wait for each address of the server in turn, and for their
-    look-up without a limit. Behind a proxy nothing is checked, because the proxy looks
-    them up.
+    look-up without a limit. Here all addresses are tried at once, since one of them may
+    be out of reach. Behind a proxy nothing is checked, because the proxy looks them up.
     """
     address = urllib.parse.urlsplit(url)
     if address.scheme not in ("http", "https") or urllib.request.getproxies():
         return
     host, port = address.hostname, address.port or address.scheme
-    outcome: list[Exception | None] = []
+    end = time.monotonic() + CONNECT_SECONDS
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def connect() -> None:
+    def ask(function: Callable, *arguments: Any) -> None:
+        def run() -> None:
+            try:
+                answers.put(function(*arguments))
+            except Exception as error:
+                answers.put(error)
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def wait() -> Any:
         try:
-            socket.create_connection((host, port), CONNECT_SECONDS).close()
-            outcome.append(None)
-        except Exception as error:
-            outcome.append(error)
+            return answers.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            raise TimeoutError(f"{host} does not answer.") from None
 
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    error = outcome[0] if outcome else TimeoutError(f"{host} does not answer.")
-    if error is not None:
-        raise error
+    ask(socket.getaddrinfo, host, port, socket.AF_UNSPEC, socket.SOCK_STREAM)
+    answer = wait()
+    if isinstance(answer, Exception):
+        raise answer
+    addresses = {row[4][:2] for row in answer}
+    for one in addresses:
+        ask(lambda to: socket.create_connection(to, CONNECT_SECONDS).close(), one)
+    for _ in addresses:
+        answer = wait()
+        if not isinstance(answer, Exception):
+            return
+    raise answer
 
 
 def check_online() -> None:

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+import urllib.request
 
 import pytest
 
@@ -159,9 +160,29 @@ def test_a_network_without_answers_is_given_up(accepts, tmp_path, monkeypatch):
 
 def test_a_lookup_without_an_answer_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(hub_cache, "CONNECT_SECONDS", 0.3)
-    monkeypatch.setattr(socket, "create_connection", lambda *args: time.sleep(3))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: time.sleep(3))
     hub_server.replace_hub(monkeypatch, "http://hub.invalid", tmp_path)
     start = time.monotonic()
     with pytest.raises(OSError, match="hub.invalid does not answer"):
         fetch()
+    assert time.monotonic() - start < 2
+
+
+def test_one_address_without_an_answer_is_not_waited_for(monkeypatch):
+    """As a machine has it whose network does not carry IPv6."""
+    silent, alive = ("192.0.2.1", 80), ("192.0.2.2", 80)
+    connection = socket.socket()
+
+    def connect(address, timeout):
+        if address == silent:
+            time.sleep(3)
+            raise TimeoutError("timed out")
+        return connection
+
+    rows = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", x) for x in (silent, alive)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: rows)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    start = time.monotonic()
+    hub_cache.require_network("https://hub.test/file")
     assert time.monotonic() - start < 2
