@@ -221,10 +221,17 @@ def test_a_branch_is_pinned_and_followed(server):
     assert fetch_model(ADDRESS).read_bytes() == b"second"
     assert first.read_bytes() == b"first"
     server.commit = None
-    requests = len(server.requests)
+    # Without a name, the files of the commit are asked for: the cache may lack some.
     assert fetch_model(f"{ADDRESS}@{COMMIT}").read_bytes() == b"first"
+    requests = len(server.requests)
     assert fetch_model(f"{ADDRESS}/a.keras@{COMMIT}").read_bytes() == b"first"
-    assert len(server.requests) == requests  # a cached commit needs none
+    assert len(server.requests) == requests  # a cached file of a commit needs none
+
+
+def test_the_cache_does_not_decide_which_file_is_meant(server):
+    publish(server, model__keras=b"model", old__safetensors=b"old")
+    assert fetch_model(f"{ADDRESS}/old.safetensors@{COMMIT}").read_bytes() == b"old"
+    assert fetch_model(f"{ADDRESS}@{COMMIT}").read_bytes() == b"model"
 
 
 def test_without_a_network(server, monkeypatch):

@@ -28,6 +28,9 @@ def test_the_package_that_pip_installs_is_typed(tmp_path: Path):
 @pytest.mark.parametrize("name", CALLABLES)
 def test_public_signatures_are_annotated(name: str):
     signature = inspect.signature(getattr(keras_mobilevit, name))
+    own = getattr(keras_mobilevit, name)
+    if inspect.isclass(own) and "__init__" not in vars(own):
+        return  # Keras's own arguments, which have no annotations
     bare = [x for x in signature.parameters.values() if x.annotation is x.empty]
     assert not bare
     # A class has no annotation of what it returns.

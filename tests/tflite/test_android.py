@@ -268,7 +268,7 @@ def test_a_full_device_is_reported_and_keeps_no_partial_file(
 ):
     phone = start_phone()
     phone.free_bytes = tflite_file.stat().st_size // 2
-    with pytest.raises(adb.AdbError, match="tiny.tflite .*No space left on device"):
+    with pytest.raises(adb.AdbError, match="(?s)tiny.tflite .*No space left on device"):
         with make_session(phone, tmp_path) as session:
             list(android.measure_all(session, [tflite_file]))
     left = phone.folder / android_device.FOLDER[1:]

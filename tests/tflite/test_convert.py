@@ -785,10 +785,10 @@ def test_a_fixed_size_of_a_model_is_the_default(tmp_path):
     networks = {
         "classifier": MobileViT_XXS(weights=None, input_shape=(64, 64, 3)),
         "detector": SSDLite(
-            "mobilevit_xxs", 3, weights=None, input_shape=(192, 192, 3)
+            "mobilevit_xxs", classes=3, weights=None, input_shape=(192, 192, 3)
         ),
         "segmenter": DeepLabV3(
-            "mobilevit_xxs", 3, weights=None, input_shape=(128, 128, 3)
+            "mobilevit_xxs", classes=3, weights=None, input_shape=(128, 128, 3)
         ),
     }
     path = str(tmp_path / "best.keras")

@@ -162,6 +162,7 @@ def test_heads_of_all_kinds(activation, signs, ending, dark_and_light, tmp_path)
 
 
 def test_a_sigmoid_of_several_classes_is_logged(dark_and_light, tmp_path, caplog):
+    caplog.set_level("INFO", logger="absl")
     for activation, is_logged in (("sigmoid", True), ("softmax", False)):
         caplog.clear()
         brightness_model(activation, (-1, 1)).save(tmp_path / "model.keras")
