@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import zipfile
 from pathlib import Path
 
@@ -186,6 +187,33 @@ def test_good_files_still_load_and_nothing_stays_changed(model, files):
     assert keras.Variable.__init__ is initialize
     for old, new in zip(model.get_weights(), loaded.get_weights()):
         np.testing.assert_array_equal(old, new)
+
+
+def test_loads_in_two_threads_leave_keras_as_it_was():
+    initialize = keras.Variable.__init__
+    inside, left, tried = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with limits.few_variables("first", 0):
+            inside.set()
+            left.wait(60)
+
+    def second() -> None:
+        with limits.few_variables("second", 0):
+            tried.set()
+            threads[0].join(60)
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    threads[0].start()
+    assert inside.wait(60)
+    # Not of the file: larger than what `first` may build.
+    keras.Variable("zeros", (limits.SLACK_BYTES // 4 + 1,))
+    threads[1].start()
+    assert not tried.wait(0.3)  # until `first` ends
+    left.set()
+    for thread in threads:
+        thread.join(60)
+    assert tried.is_set() and keras.Variable.__init__ is initialize
 
 
 def test_half_precision_in_h5_still_loads(tmp_path):
