@@ -270,8 +270,8 @@ def _pt_states(torch) -> dict:
             "its tensors would take 400 MB",
         ),
         "nan": ({"a": torch.tensor([np.nan])}, "not finite, NaN or infinite: a"),
-        "memory": ({"a": Reduced(bytearray, 64 * 10**9)}, "is not a file of weights"),
-        "code": ({"a": Reduced(print, "hello")}, "names (builtins.)?print, which"),
+        "memory": ({"a": Reduced(bytearray, 300_000_000)}, "names .*bytearray, which"),
+        "code": ({"a": Reduced(print, "hello")}, "names .*print, which"),
     }
 
 
