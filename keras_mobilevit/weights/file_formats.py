@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 MIN_TORCH = (2, 6)  # earlier versions can run code although `weights_only` is set
 H5_IN_KERAS = "model.weights.h5"  # the member of a .keras file with the weights
-# What the pickles of weights name. PyTorch also accepts types such as `bytearray`, which
-# fill the memory with zeros when they are called with a large number.
+# What the pickles of weights name. PyTorch also accepts types such as `bytearray`, and a
+# call of it with a large number fills the memory with zeros.
 _PT_GLOBALS = re.compile(
     r"collections\.OrderedDict"
     r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)"

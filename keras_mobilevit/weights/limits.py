@@ -23,8 +23,8 @@ MAX_BYTES = 2**31
 # when a file is compressed.
 MAX_EXPANSION = 4
 SLACK_BYTES = 2**24  # for small files: a network of zeros may be compressed
-# `few_variables` changes Keras for the whole process. Two changes at once would be taken
-# back in the wrong order.
+# `few_variables` changes Keras for the whole process. Two changes at once would be
+# taken back in the wrong order.
 _ONE_AT_A_TIME = threading.RLock()
 
 

@@ -216,19 +216,35 @@ def test_loads_in_two_threads_leave_keras_as_it_was():
     assert tried.is_set() and keras.Variable.__init__ is initialize
 
 
-def test_half_precision_in_h5_still_loads(tmp_path):
+@pytest.fixture
+def half_model() -> keras.Model:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("bfloat16")
     try:
-        model = build_tiny()
+        return build_tiny()
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def test_half_precision_in_h5_still_loads(half_model, tmp_path):
+    model = half_model
     model.save(tmp_path / "half.keras")
     loaded = load_model_file(tmp_path / "half.keras")
     for old, new in zip(model.weights, loaded.weights):
         assert keras.ops.all(old == new)
     model.save_weights(tmp_path / "half.weights.h5")
     keras_mobilevit.load_weights(model, tmp_path / "half.weights.h5")
+
+
+def test_nan_in_half_precision_changes_nothing(half_model, tmp_path):
+    before = half_model.get_weights()
+    half_model.weights[0].assign(half_model.weights[0] * np.nan)
+    half_model.save_weights(tmp_path / "nan.weights.h5")
+    half_model.set_weights(before)
+    with pytest.raises(ValueError, match="nan.weights.h5 has .* not finite, NaN"):
+        keras_mobilevit.load_weights(half_model, tmp_path / "nan.weights.h5")
+    for old, new in zip(before, half_model.get_weights()):
+        np.testing.assert_array_equal(old, new)
 
 
 def test_a_larger_file_than_any_of_weights_is_not_read(tmp_path):
