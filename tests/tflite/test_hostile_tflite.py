@@ -14,6 +14,7 @@ from keras_mobilevit.tflite_structure import check_structure
 from tests.helpers.hostile_files import build_tiny
 from tests.helpers.image_files import pil_file
 from tflite import benchmark
+from tflite.drivers import host
 from tflite.formats import conversion
 
 
@@ -75,7 +76,20 @@ def test_a_damaged_model_is_refused_before_litert_reads_it(
     assert str(error.value).startswith(str(file))
 
 
-@pytest.mark.parametrize("read", [check_structure, LiteRTModel])
+def test_a_damaged_model_is_not_measured(content, file):
+    file.write_bytes(change_model(content, point_outside))
+    (found,) = host.measure_all([host.Candidate(str(file))])
+    assert found.reason.startswith(f"{file} is not a TFLite model, or is damaged")
+
+
+def test_a_card_that_fills_the_memory_is_not_read(file):
+    with open(file.with_suffix(".json"), "wb") as opened:
+        opened.truncate(30 * 10**9)  # sparse
+    with pytest.raises(ValueError, match="a.json has 30,000,000,000 bytes. Expected"):
+        read_card(file)
+
+
+@pytest.mark.parametrize("read", [check_structure, LiteRTModel, read_card])
 def test_a_file_that_fills_the_memory_is_not_read(read, file):
     with open(file, "r+b") as opened:
         opened.truncate(30 * 10**9)  # sparse
