@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MIN_TORCH = (2, 6)  # earlier versions can run code although `weights_only` is set
 H5_IN_KERAS = "model.weights.h5"  # the member of a .keras file with the weights
-# What the pickles of weights name. PyTorch also accepts types such as `bytearray`, and a
+# What the pickles of weights name. PyTorch also accepts types such as `bytearray`: a
 # call of it with a large number fills the memory with zeros.
 _PT_GLOBALS = re.compile(
     r"collections\.OrderedDict"
