@@ -1,6 +1,5 @@
 """Runs a `.tflite` file with LiteRT, on NumPy arrays."""
 
-import json
 import os
 import struct
 import zipfile
@@ -12,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from keras_mobilevit.card_checks import checked_card
-from keras_mobilevit.tflite_structure import check_structure
+from keras_mobilevit.files import check_file, parse_json, read_json
+from keras_mobilevit.tflite_structure import MAX_FILE_BYTES, check_structure
 
 CARD_INSIDE = "keras_mobilevit.json"  # the part of the card that is in the file
 LABELS_INSIDE = "labels.txt"
-MAX_INSIDE_BYTES = 2**24  # 100,000 class names take a fifth of it
+MAX_INSIDE_BYTES = 2**24  # of a card; 100,000 class names take a fifth of it
 ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError)
 
 
@@ -33,28 +33,21 @@ def read_card(path: str | os.PathLike) -> dict:
 
 def _names_of_archive(path: str | os.PathLike) -> bool:
     """Tells whether the end of a file once was the archive that a conversion adds."""
-    content = Path(path).read_bytes() if Path(path).is_file() else b""
-    return CARD_INSIDE.encode() in content
+    return CARD_INSIDE.encode() in Path(path).read_bytes()
 
 
 def _card_beside(path: str | os.PathLike) -> dict:
     file = Path(path).with_suffix(".json")
     if not file.is_file():
         return {}
-    try:
-        # `keras_mobilevit.files` would load Keras where times are measured.
-        card = json.loads(file.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{file} is not JSON in UTF-8, as a card is: {error}"
-        ) from error
+    card = read_json(file, MAX_INSIDE_BYTES)
     if not isinstance(card, dict):
         raise ValueError(f"{file} is not the card of a conversion. Move it away.")
     return card
 
 
 def _lines(text: str) -> list[str]:
-    # As `keras_mobilevit.files.read_lines`, which would load Keras.
+    # As `keras_mobilevit.files.read_lines`, of a text that is in an archive.
     lines = text.replace("\r\n", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
@@ -75,12 +68,13 @@ def read_inside(path: str | os.PathLike) -> dict:
     They are in a ZIP archive that follows the model. Raises a ValueError if they cannot
     be read.
     """
+    if not Path(path).is_file():
+        return {}
+    check_file(path, MAX_FILE_BYTES)
     try:
         with zipfile.ZipFile(path) as archive:
             _check_inside(archive, path)
             texts = {name: archive.read(name) for name in archive.namelist()}
-    except FileNotFoundError:
-        return {}
     # zlib and the names of members have errors of other types.
     except (OSError, RuntimeError, EOFError, *ARCHIVE_ERRORS) as error:
         if _names_of_archive(path):
@@ -90,12 +84,13 @@ def read_inside(path: str | os.PathLike) -> dict:
             ) from error
         return {}  # nothing follows the model
     try:
-        card = dict(json.loads(texts.get(CARD_INSIDE, "{}")))
+        text = texts.get(CARD_INSIDE, b"{}").decode("utf-8")
+        card = dict(parse_json(text, CARD_INSIDE))
         lists = [x for x in texts if "label" in x.lower() and x.endswith(".txt")]
         name = LABELS_INSIDE if LABELS_INSIDE in texts else "".join(lists[:1])
         if name and (name == LABELS_INSIDE or len(lists) == 1):
             card.setdefault("labels", _lines(texts[name].decode("utf-8-sig")))
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path} has class names or metadata inside that cannot be read: {error}"
         ) from error

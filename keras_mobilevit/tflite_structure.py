@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from keras_mobilevit.files import check_file
+
 IDENTIFIER = b"TFL3"  # at the bytes 4 to 7
+MAX_FILE_BYTES = 2**31  # the offsets in a FlatBuffer reach no further
 # Four bytes for each value. The largest of this project's networks, a segmenter of
 # MobileViTv2 in its widest form at 512x512 pixels, stay below a quarter of both.
 MAX_TENSOR_BYTES = 2**29
@@ -20,6 +23,7 @@ MAX_TOTAL_BYTES = 2**32
 
 def check_structure(path: str | os.PathLike) -> None:
     """Raises a ValueError if a file is not a whole TFLite model."""
+    check_file(path, MAX_FILE_BYTES)
     content = Path(path).read_bytes()
     if content[4:8] != IDENTIFIER:
         raise ValueError(
@@ -69,6 +73,8 @@ def _walk(content: bytes) -> list[list[int]]:
             tensor.name.decode("utf-8")
             shapes.append([] if tensor.shape is None else list(map(int, tensor.shape)))
         _check_indices(graph)
+    if not shapes:
+        raise ValueError("graphs without tensors")
     return shapes
 
 

@@ -6,11 +6,12 @@ are not finite, or would take far more memory than it has bytes.
 
 import io
 import os
+import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import h5py
 import keras
@@ -31,6 +32,18 @@ if TYPE_CHECKING:
 
 MIN_TORCH = (2, 6)  # earlier versions can run code although `weights_only` is set
 H5_IN_KERAS = "model.weights.h5"  # the member of a .keras file with the weights
+# What the pickles of weights name. PyTorch also accepts types such as `bytearray`: a
+# call of it with a large number fills the memory with zeros.
+_PT_GLOBALS = re.compile(
+    r"collections\.OrderedDict"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)"
+    r"|torch\.\w+Storage|torch\.Size|torch\.device"
+    r"|torch\.(bool|u?int\d+|b?float\d+\w*|complex\d+)"
+    # Tensors that are refused by name later.
+    r"|torch\._utils\._rebuild_(sparse_tensor|meta_tensor_no_storage)"
+    r"|torch\.serialization\._get_layout"
+)
+_OLD_PT_PICKLES = 5  # in files of PyTorch before 1.6, with the values after them
 # Errors of libraries which say that a file has code, and how to run it all the same.
 _CODE = re.compile(r"weights_only|Weights only|safe_mode|unsafe.deserialization")
 
@@ -100,6 +113,7 @@ def read_pt(path: str) -> dict[str, np.ndarray]:
     # no ZIP archives, cannot be mapped.
     is_mapped = _is_archive(path)
     try:
+        _check_pickles(path, is_mapped)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tensors that are refused below
             state = torch.load(
@@ -126,8 +140,32 @@ def read_pt(path: str) -> dict[str, np.ndarray]:
     return tensors
 
 
+def _check_pickles(path: str, is_archive: bool) -> None:
+    """Refuses pickles that name other things than weights need. Runs nothing."""
+    if not is_archive:
+        with open(path, "rb") as file:
+            for _ in range(_OLD_PT_PICKLES):
+                _check_pickle(file)
+        return
+    from torch import _C
+
+    with zipfile.ZipFile(path) as archive:
+        check_archive(path, archive)
+    # As `torch.load` finds it: of two members with one name, Python takes another.
+    _check_pickle(io.BytesIO(_C.PyTorchFileReader(path).get_record("data.pkl")))
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    for operation, argument, _ in pickletools.genops(file):
+        name = str(argument).replace(" ", ".")
+        if operation.name == "GLOBAL" and not _PT_GLOBALS.fullmatch(name):
+            raise ValueError(f"GLOBAL {name} is not needed for weights")
+
+
 def _not_only_weights(path: str, error: Exception) -> str:
     """Explains why PyTorch does not load a file, without its advice to trust it."""
+    if str(error).startswith(path):
+        return str(error)
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     if found:
         reason = f"it names {found[1]}, which may be code. Nothing was run"

@@ -8,6 +8,7 @@ what a file says about itself, before anything of it is read. They raise a Value
 import contextlib
 import math
 import os
+import threading
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,9 @@ MAX_BYTES = 2**31
 # when a file is compressed.
 MAX_EXPANSION = 4
 SLACK_BYTES = 2**24  # for small files: a network of zeros may be compressed
+# `few_variables` changes Keras for the whole process. Two changes at once would be
+# taken back in the wrong order.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def _format(count: int) -> str:
@@ -98,10 +102,11 @@ def few_variables(path: str, size: int) -> Iterator[None]:
     """Refuses a model whose variables would take too much memory for `size` bytes.
 
     The configuration in a .keras file may ask for any number of units. Keras sets the
-    variables to random values before it looks at the weights in the file.
+    variables to random values before it looks at the weights in the file. Models that
+    other threads build meanwhile are not counted.
     """
     created = 0
-    initialize = keras.Variable.__init__
+    owner = threading.get_ident()
 
     def count(
         self: keras.Variable,
@@ -111,9 +116,12 @@ def few_variables(path: str, size: int) -> Iterator[None]:
         **more: Any,
     ) -> None:
         nonlocal created
-        created += 4 * math.prod(shape if isinstance(shape, list | tuple) else ())
-        check_expansion(path, "its layers", created, size)
+        if threading.get_ident() == owner:
+            created += 4 * math.prod(shape if isinstance(shape, list | tuple) else ())
+            check_expansion(path, "its layers", created, size)
         initialize(self, initializer, shape, *args, **more)
 
-    with mock.patch.object(keras.Variable, "__init__", count):
-        yield
+    with _ONE_AT_A_TIME:
+        initialize = keras.Variable.__init__
+        with mock.patch.object(keras.Variable, "__init__", count):
+            yield

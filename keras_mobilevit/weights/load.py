@@ -15,6 +15,7 @@ import numpy as np
 
 from keras_mobilevit.weights.compare import check_match
 from keras_mobilevit.weights.file_formats import (
+    check_finite,
     load_model_file,
     read_h5,
     read_h5_shapes,
@@ -181,6 +182,8 @@ def _load_h5(model: keras.Model, path: str) -> None:
             raise ValueError(
                 f"{path} cannot be loaded, and nothing was changed: {error}"
             ) from error
+        # `read_h5` cannot check bfloat16, which HDF5 keeps as bytes.
+        check_finite({weight.path: weight for weight in model.weights}, path)
 
 
 @contextlib.contextmanager

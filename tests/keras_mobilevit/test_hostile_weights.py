@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import zipfile
 from pathlib import Path
 
@@ -188,19 +189,62 @@ def test_good_files_still_load_and_nothing_stays_changed(model, files):
         np.testing.assert_array_equal(old, new)
 
 
-def test_half_precision_in_h5_still_loads(tmp_path):
+def test_loads_in_two_threads_leave_keras_as_it_was():
+    initialize = keras.Variable.__init__
+    inside, left, tried = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with limits.few_variables("first", 0):
+            inside.set()
+            left.wait(60)
+
+    def second() -> None:
+        with limits.few_variables("second", 0):
+            tried.set()
+            threads[0].join(60)
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    threads[0].start()
+    assert inside.wait(60)
+    # Not of the file: larger than what `first` may build.
+    keras.Variable("zeros", (limits.SLACK_BYTES // 4 + 1,))
+    threads[1].start()
+    assert not tried.wait(0.3)  # until `first` ends
+    left.set()
+    for thread in threads:
+        thread.join(60)
+    assert tried.is_set() and keras.Variable.__init__ is initialize
+
+
+@pytest.fixture
+def half_model() -> keras.Model:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("bfloat16")
     try:
-        model = build_tiny()
+        return build_tiny()
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def test_half_precision_in_h5_still_loads(half_model, tmp_path):
+    model = half_model
     model.save(tmp_path / "half.keras")
     loaded = load_model_file(tmp_path / "half.keras")
     for old, new in zip(model.weights, loaded.weights):
         assert keras.ops.all(old == new)
     model.save_weights(tmp_path / "half.weights.h5")
     keras_mobilevit.load_weights(model, tmp_path / "half.weights.h5")
+
+
+def test_nan_in_half_precision_changes_nothing(half_model, tmp_path):
+    before = half_model.get_weights()
+    half_model.weights[0].assign(half_model.weights[0] * np.nan)
+    half_model.save_weights(tmp_path / "nan.weights.h5")
+    half_model.set_weights(before)
+    with pytest.raises(ValueError, match="nan.weights.h5 has .* not finite, NaN"):
+        keras_mobilevit.load_weights(half_model, tmp_path / "nan.weights.h5")
+    for old, new in zip(before, half_model.get_weights()):
+        np.testing.assert_array_equal(old, new)
 
 
 def test_a_larger_file_than_any_of_weights_is_not_read(tmp_path):
@@ -242,8 +286,8 @@ def _pt_states(torch) -> dict:
             "its tensors would take 400 MB",
         ),
         "nan": ({"a": torch.tensor([np.nan])}, "not finite, NaN or infinite: a"),
-        "memory": ({"a": Reduced(bytearray, 64 * 10**9)}, "is not a file of weights"),
-        "code": ({"a": Reduced(print, "hello")}, "names (builtins.)?print, which"),
+        "memory": ({"a": Reduced(bytearray, 300_000_000)}, "names .*bytearray, which"),
+        "code": ({"a": Reduced(print, "hello")}, "names .*print, which"),
     }
 
 

@@ -14,6 +14,7 @@ from keras_mobilevit.tflite_structure import check_structure
 from tests.helpers.hostile_files import build_tiny
 from tests.helpers.image_files import pil_file
 from tflite import benchmark
+from tflite.drivers import host
 from tflite.formats import conversion
 
 
@@ -51,12 +52,18 @@ def remove_graphs(model) -> None:
     model.subgraphs = []
 
 
+def remove_tensors(model) -> None:
+    graph = model.subgraphs[0]
+    graph.tensors, graph.inputs, graph.outputs, graph.operators = [], [], [], []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (enlarge, "a tensor would take 8,590 MB. Expected at most 537 MB"),
         (point_outside, "is not a TFLite model, or is damaged. Copy or convert"),
         (remove_graphs, "is not a TFLite model, or is damaged. Copy or convert"),
+        (remove_tensors, "is not a TFLite model, or is damaged. Copy or convert"),
     ],
 )
 def test_a_damaged_model_is_refused_before_litert_reads_it(
@@ -67,6 +74,27 @@ def test_a_damaged_model_is_refused_before_litert_reads_it(
     with pytest.raises(ValueError, match=message) as error:
         LiteRTModel(file)
     assert str(error.value).startswith(str(file))
+
+
+def test_a_damaged_model_is_not_measured(content, file):
+    file.write_bytes(change_model(content, point_outside))
+    (found,) = host.measure_all([host.Candidate(str(file))])
+    assert found.reason.startswith(f"{file} is not a TFLite model, or is damaged")
+
+
+def test_a_card_that_fills_the_memory_is_not_read(file):
+    with open(file.with_suffix(".json"), "wb") as opened:
+        opened.truncate(30 * 10**9)  # sparse
+    with pytest.raises(ValueError, match="a.json has 30,000,000,000 bytes. Expected"):
+        read_card(file)
+
+
+@pytest.mark.parametrize("read", [check_structure, LiteRTModel, read_card])
+def test_a_file_that_fills_the_memory_is_not_read(read, file):
+    with open(file, "r+b") as opened:
+        opened.truncate(30 * 10**9)  # sparse
+    with pytest.raises(ValueError, match="a.tflite has 30,000,000,000 bytes. Expect"):
+        read(file)
 
 
 @pytest.mark.parametrize("kept", [0, 6, 100, -100])

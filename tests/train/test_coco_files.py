@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers.image_files import pil_file
 from tests.helpers.voc_files import examples_of
+from train.data.coco import boxes
 from train.data.registry import load_source
 
 SIZE = (90, 60)
@@ -228,6 +229,16 @@ def test_classes_without_an_object_to_learn_are_told(tmp_path, caplog):
 def test_names_of_files_with_another_path(name, tmp_path):
     train = content([entry(1, name)], [thing(1), thing(1, 2)])
     assert counts(load(tmp_path, train, files=["a.png", "v.png"])) == {"a.png": 2}
+
+
+@pytest.mark.parametrize("name", ["/x/b.png", "../b.png", r"C:\b.png", r"\\x\y\b.png"])
+def test_the_disk_is_not_asked_for_files_outside(name, tmp_path, monkeypatch):
+    (tmp_path / "a.png").touch()
+    asked = []
+    monkeypatch.setattr(boxes, "_is_file", lambda path: asked.append(path))
+    with pytest.raises(ValueError, match="b.png', which is outside of"):
+        boxes._Folder(tmp_path).find(name)
+    assert set(asked) == {tmp_path / "b.png"}
 
 
 def test_encodings(tmp_path):

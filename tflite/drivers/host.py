@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import importlib
+import importlib.util
 import multiprocessing
 import os
 import platform
@@ -120,6 +120,23 @@ def _answer_requests(
     connection.send(None if memory is None or peak is None else peak - memory)
 
 
+def _defect(candidate: Candidate) -> str:
+    """Returns why LiteRT must not read a file, or nothing.
+
+    The file is checked here, because in the worker the check would count as memory.
+    """
+    if candidate.runtime == "litert":
+        from keras_mobilevit.tflite_structure import check_structure  # loads Keras
+
+        # Without LiteRT, `load` says what to install.
+        if importlib.util.find_spec("ai_edge_litert") is not None:
+            try:
+                check_structure(candidate.path)
+            except (ValueError, OSError) as error:
+                return str(error)
+    return ""
+
+
 class _Worker:
     """The process of one candidate. It waits between its rounds."""
 
@@ -127,13 +144,14 @@ class _Worker:
         self.candidate, self.options = candidate, options
         self.times: list[float] = []
         self.start: dict[str, Any] = {}
-        self.reason = ""  # why it measures no more
+        self.reason = _defect(candidate)  # why it measures no more
         context = multiprocessing.get_context("spawn")
         self.connection, remote = context.Pipe()
         self.process = context.Process(
             target=_serve, args=(remote, candidate, options), daemon=True
         )
-        self.process.start()
+        if not self.reason:
+            self.process.start()
         remote.close()
 
     def _receive(self) -> Any:
@@ -151,7 +169,8 @@ class _Worker:
         return answer
 
     def load(self) -> None:
-        self.start = self._receive() or {}
+        if not self.reason:
+            self.start = self._receive() or {}
 
     def run_round(self, runs: int) -> None:
         if not self.reason:
@@ -213,7 +232,8 @@ def measure_all(
             yield worker.finish()
     finally:
         for worker in workers:
-            worker.process.terminate()
+            if worker.process.is_alive():
+                worker.process.terminate()
 
 
 def measure(paths: list[str], options: HostOptions) -> Iterator[Measurement]:

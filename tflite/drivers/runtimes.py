@@ -24,6 +24,7 @@ def _missing(package: str, error: ImportError) -> ValueError:
 def _litert(path: str, num_threads: int) -> Session:
     from keras_mobilevit.litert import LiteRTModel
 
+    # `host` has checked the file before the time counts.
     model = LiteRTModel(path, num_threads, is_checked=True)
     dtype = np.dtype(model.input["dtype"])
     partitions = model.xnnpack_partitions()

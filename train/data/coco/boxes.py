@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 
 import numpy as np
 from absl import logging
@@ -122,7 +122,8 @@ def _is_file(path: Path) -> bool:
 
 def _leaves(name: str) -> bool:
     """Tells whether a name leads out of the folder that it starts from."""
-    return os.path.isabs(name) or ".." in PurePath(name).parts
+    has_drive = bool(PureWindowsPath(name).drive)  # in a file that Windows wrote
+    return has_drive or os.path.isabs(name) or ".." in PurePath(name).parts
 
 
 class _Folder:
@@ -144,10 +145,10 @@ class _Folder:
         # One listing finds names without folders; others need a look at the disk.
         for name in (file_name, plain, plain.rpartition("/")[2]):
             path = self.folder / name
-            if name in self._present or _is_file(path):
-                if _leaves(name):
-                    outside = path
-                    continue
+            is_present = name in self._present
+            if not is_present and _leaves(name):  # the disk is not asked for it
+                outside = path
+            elif is_present or _is_file(path):
                 other = self._names.setdefault(path, plain)
                 if other != plain:
                     raise ValueError(
