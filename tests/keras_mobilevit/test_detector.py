@@ -63,7 +63,7 @@ def loss_by_hand(model, images, objects, weights, smoothing: float) -> float:
 
 @pytest.mark.parametrize(
     ("smoothing", "weights"),
-    [(0.0, (1, 1, 1, 1)), (0.1, (1, 1, 1, 1)), (0.0, (1, 1, 0, 1))],
+    [(0.1, (1, 1, 1, 1)), (0.0, (1, 1, 0, 1))],
 )
 def test_the_loss_is_the_published_one(smoothing: float, weights: tuple, model):
     """Images without a weight do not count, as in `train/`."""
@@ -320,7 +320,9 @@ def test_the_layer_finds_what_detect_finds(model, tmp_path):
         assert outputs["number"].max() > 0
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
+)
 def test_objects_are_found_in_float32(policy: str, model):
     images, *_ = batch()
     outputs = model.predict(images, verbose=0)
@@ -343,6 +345,7 @@ def test_sizes_that_cannot_be_are_refused(model):
             keras_mobilevit.detect(outputs, size)
 
 
+@pytest.mark.slow
 def test_a_compiled_detector_is_saved_and_trained_further(model, tmp_path):
     images, objects, _ = batch()
     compile_(model, SSDLoss(label_smoothing=0.1))
@@ -355,6 +358,7 @@ def test_a_compiled_detector_is_saved_and_trained_further(model, tmp_path):
     assert np.isfinite(loaded.train_on_batch(images, objects)[0])
 
 
+@pytest.mark.slow
 def test_the_head_alone_is_trained():
     keras.utils.set_random_seed(0)
     model = SSDLite("mobilevit_xxs", classes=3, weights=None, input_shape=(64, 64, 3))

@@ -167,6 +167,7 @@ def test_saving_and_loading_in_another_process():
     np.testing.assert_allclose(np.load("found.npy"), model.predict(photos), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cross_validation():
     scores = []
     for train, test in KFold(2).split(photos):
