@@ -110,7 +110,8 @@ class BoxAveragePrecision(keras.metrics.Metric):
 
     def result(self) -> Tensor:
         """Returns the mean average precision, in [0, 1]; 0 without any object."""
-        counts = ops.cast(self.counts[:, ::-1], "float32")  # the highest scores first
+        # The highest scores first.
+        counts = ops.cast(ops.flip(self.counts, axis=1), "float32")
         objects = ops.cast(self.objects, "float32")
         found = ops.cumsum(counts, axis=1)  # [classes, bins, 2]
         precision = found[..., 1] / ops.maximum(ops.sum(found, axis=-1), 1.0)

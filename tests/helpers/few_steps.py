@@ -43,12 +43,14 @@ def fit_losses(folder: Path) -> dict[str, list[float]]:
     entropy = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, ignore_class=255
     )
-    for kind, targets, loss in (
-        ("detector", objects, keras_mobilevit.SSDLoss()),
-        ("segmenter", masks, entropy),
+    precision = keras_mobilevit.BoxAveragePrecision(CLASSES)
+    for kind, targets, loss, metrics in (
+        ("detector", objects, keras_mobilevit.SSDLoss(), [precision]),
+        ("segmenter", masks, entropy, []),
     ):
         model = keras.saving.load_model(f"{folder}/untrained_{kind}.keras")
-        model.compile(keras.optimizers.SGD(1e-4), loss, jit_compile=False)
+        optimizer = keras.optimizers.SGD(1e-4)
+        model.compile(optimizer, loss, metrics=metrics, jit_compile=False)
         history = model.fit(images, targets, 4, epochs=STEPS, shuffle=False, verbose=0)
         losses[kind] = history.history["loss"]
     return losses

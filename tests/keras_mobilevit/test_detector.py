@@ -77,6 +77,18 @@ def test_the_loss_is_the_published_one(smoothing: float, weights: tuple, model):
     assert found == pytest.approx(wanted, rel=1e-4)
 
 
+def test_weights_of_images_may_be_an_array(model):
+    """`evaluate` and `fit` repeat them for each target."""
+    images, objects, _ = batch()
+    compile_(model)
+    weights = np.float32([1, 1, 0, 1])
+    wanted = model.test_on_batch(images, objects, weights, return_dict=True)["loss"]
+    found = model.evaluate(
+        images, objects, 4, sample_weight=weights, return_dict=True, verbose=0
+    )
+    assert found["loss"] == pytest.approx(wanted, rel=1e-5)
+
+
 def test_images_without_objects_have_no_loss(model):
     images, *_ = batch()
     compile_(model)
