@@ -118,6 +118,7 @@ def test_a_decoder_on_the_pyramid():
     assert unet.predict(photos).shape == (4, 64, 64, 3)
 
 
+@pytest.mark.slow
 def test_several_inputs():
     backbone = keras_mobilevit.MobileViT_XXS(include_top=False, pooling="avg")
     photo = keras.Input((64, 64, 3), name="photo")
@@ -159,6 +160,7 @@ def python(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
+@pytest.mark.slow
 def test_saving_and_loading_in_another_process():
     model = build_model()
     model.save("model.keras")

@@ -139,7 +139,15 @@ def test_class_names_that_unpack_to_much_are_not_unpacked(content, file):
         read_card(file)
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", '{"parity": []}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("[1]", marks=pytest.mark.slow),
+        pytest.param("{", marks=pytest.mark.slow),
+        pytest.param('{"parity": []}', marks=pytest.mark.slow),
+        "[" * 100_000,
+    ],
+)
 def test_json_of_something_else_loses_no_measurement(text, file, tmp_path, caplog):
     file.with_suffix(".json").write_text(text)
     output, found = tmp_path / "latency.jsonl", []
