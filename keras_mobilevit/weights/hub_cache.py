@@ -123,7 +123,7 @@ def require_network(url: str) -> None:
 
 
 def check_online() -> None:
-    """Raises an OSError if the Hub's library is told to make no request."""
+    """Raises an OSError if the user has set `HF_HUB_OFFLINE`."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -11,7 +11,7 @@ from keras_mobilevit.box_targets import FORMATS
 from keras_mobilevit.matching import anchor_targets
 from tests.helpers.boxes import random_boxes
 from tests.helpers.few_steps import batch
-from tests.helpers.policies import policy_of
+from train.models import dtype_policy
 
 SIZE = 64
 
@@ -339,7 +339,7 @@ def test_objects_are_found_in_float32(policy: str, model):
     images, *_ = batch()
     outputs = model.predict(images, verbose=0)
     wanted = keras_mobilevit.detect(outputs, (SIZE, SIZE))
-    with policy_of(policy):
+    with dtype_policy(policy):
         layer = keras_mobilevit.DetectObjects((SIZE, SIZE))
     found = layer({n: keras.ops.convert_to_tensor(x) for n, x in outputs.items()})
     for name, value in wanted.items():

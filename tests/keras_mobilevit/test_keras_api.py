@@ -11,7 +11,7 @@ import pytest
 
 import keras_mobilevit
 from keras_mobilevit import DeepLabV3, MobileViT_XXS, MobileViTV2_050, SSDLite
-from tests.helpers.policies import policy_of
+from train.models import dtype_policy
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (48, 80, 3)  # not square, and not of whole patches
@@ -174,7 +174,7 @@ def test_free_sizes_give_the_same_as_a_fixed_one(kind: str, models):
     ],
 )
 def test_sixteen_bits_give_float32_outputs(kind: str, policy: str, models):
-    with policy_of(policy):
+    with dtype_policy(policy):
         model = build(kind)
     assert model.get_layer("stem_conv").compute_dtype == policy.removeprefix("mixed_")
     model.set_weights(models[kind].get_weights())
@@ -230,7 +230,7 @@ def test_every_variant_with_every_head(variant: str, head: str, tmp_path):
     assert_close(run(clone), wanted, 0)
     model.save(tmp_path / "model.keras")
     assert_close(run(keras.saving.load_model(tmp_path / "model.keras")), wanted, 0)
-    with policy_of("mixed_bfloat16"):
+    with dtype_policy("mixed_bfloat16"):
         mixed = build_model()
     mixed.set_weights(model.get_weights())
     assert_close(run(mixed), wanted, 0.1)

@@ -9,9 +9,7 @@ import dataclasses
 import io
 import json
 import os
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -25,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 from keras_mobilevit.image_files import read_header, read_image
 from tests.helpers.image_files import pil_file
+from tests.helpers.one_line import one_line
 from tests.helpers.voc_files import PLAIN_MASK, make_voc_boxes, make_voc_masks, voc_xml
 from train.config import load_config, make_config, save_config
 from train.data import images
@@ -38,8 +37,6 @@ pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="It limits time and memory by Linux"),
     pytest.mark.filterwarnings("ignore"),  # of damaged images, by Pillow
 ]
-SECONDS = 10  # for each mutation
-MEMORY = 2 * 2**30  # bytes that all mutations of a test may add
 BIG = st.sampled_from([0, -1, 2**31, 2**53, 2**63, 2**64, 10**30, 10**400, -(10**309)])
 NUMBERS = st.one_of(BIG, st.integers(-5, 200), st.floats())
 TEXTS = st.one_of(
@@ -68,81 +65,6 @@ def mutations(count: int):
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-
-
-def _memory() -> int:
-    """Returns the bytes that this process has in memory."""
-    return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * os.sysconf(
-        "SC_PAGE_SIZE"
-    )
-
-
-def _peak() -> int:
-    """Returns the most bytes that this process had since `_forget_peak`."""
-    (line,) = (
-        line
-        for line in Path("/proc/self/status").read_text("utf-8").splitlines()
-        if line.startswith("VmHWM:")
-    )
-    return int(line.split()[1]) * 1024
-
-
-def _forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5", "utf-8")
-
-
-@contextlib.contextmanager
-def one_line(folder: Path, *names: str) -> Iterator[None]:
-    """Allows a ValueError or OSError with one of the names, and nothing else.
-
-    Whatever is beside `folder` must be the same afterwards.
-    """
-
-    def end(*_):
-        raise AssertionError(f"It took more than {SECONDS} s.")
-
-    before = sorted(folder.parent.iterdir())
-    used = _memory()
-    _forget_peak()
-    signal.signal(signal.SIGALRM, end)
-    signal.alarm(SECONDS)
-    _GUARD.folder = folder
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        text = str(error)
-        assert any(name in text for name in names), f"{type(error)}: {text[:500]}"
-    finally:
-        signal.alarm(0)
-        _GUARD.folder = None
-    assert _peak() - used < MEMORY
-    assert sorted(folder.parent.iterdir()) == before
-
-
-class _Guard:
-    """Refuses what Python writes, renames or removes outside of a folder."""
-
-    folder: Path | None = None  # None: everything is allowed
-
-    def __call__(self, event: str, arguments: tuple) -> None:
-        if self.folder is None or event not in (*_CHANGES, "open"):
-            return
-        path, mode = arguments[0], arguments[1] if event == "open" else "w"
-        if isinstance(path, int) or not set("wax+") & set(mode or ""):
-            return
-        place = os.path.abspath(os.fsdecode(path))
-        if not place.startswith((f"{self.folder}/", "/proc/self/", "/dev/null")):
-            raise AssertionError(f"{event} outside of {self.folder}: {place}")
-
-
-_CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink")
-_GUARD = _Guard()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def guard():
-    """Adds the guard to Python, which has no way to remove it."""
-    sys.addaudithook(_GUARD)
 
 
 def parts_of(value: object) -> list[tuple]:
