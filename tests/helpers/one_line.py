@@ -46,9 +46,10 @@ class _Guard:
         if isinstance(path, int) or not set("wax+") & set(mode or ""):
             return
         place = os.path.abspath(os.fsdecode(path))
+        # `tempfile` opens its folder to make a file in it.
         temporary = os.path.join(tempfile.gettempdir(), tempfile.gettempprefix())
         allowed = (f"{self.folder}/", "/proc/self/", "/dev/null", temporary)
-        if not place.startswith(allowed):
+        if place != tempfile.gettempdir() and not place.startswith(allowed):
             raise Forbidden(f"{event} outside of {self.folder}: {place}")
 
 
