@@ -31,7 +31,7 @@ def run_here(script: str, *arguments, folder: Path = ROOT) -> CompletedProcess:
     command = [str(ROOT / script), *map(str, arguments)]
     output, errors = io.StringIO(), io.StringIO()
     code = None
-    with _everything_restored():
+    with everything_restored():
         sys.argv = command
         os.chdir(folder)
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
@@ -46,7 +46,7 @@ def run_here(script: str, *arguments, folder: Path = ROOT) -> CompletedProcess:
 
 
 @contextlib.contextmanager
-def _everything_restored() -> Iterator[None]:
+def everything_restored() -> Iterator[None]:
     """Takes back what a command changes in its process, such as absl's flags."""
     app.define_help_flags()  # once in a process, and not by the command
     known, was_parsed = set(flags.FLAGS), flags.FLAGS.is_parsed()

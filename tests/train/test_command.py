@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from keras_mobilevit import VARIANTS
+from tests.helpers.commands import everything_restored
 from train.cli.command import help_text, run_command
 from train.cli.networks import variant_names
 
@@ -68,7 +69,7 @@ def test_memory_that_runs_out_is_one_line(monkeypatch):
         raise MemoryError("Unable to allocate 90.0 GiB")
 
     monkeypatch.setattr("absl.app.run", lambda main, flags_parser: main([]))
-    with pytest.raises(SystemExit) as ended:
+    with everything_restored(), pytest.raises(SystemExit) as ended:
         run_command(main, "", {})
     text = "error: This machine has too little memory. Unable to allocate 90.0 GiB End"
     assert str(ended.value).startswith(text)

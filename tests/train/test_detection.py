@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_mobilevit import anchor_boxes, boxes
+from keras_mobilevit.detection import non_max_suppression
 from keras_mobilevit.weights.file_formats import load_model_file
 from tests.helpers.boxes import iou_of, random_boxes
 from tests.helpers.evaluations import assert_same_evaluation
@@ -22,6 +23,7 @@ from train.data import pipeline as data
 from train.data.registry import load_source
 from train.evaluation.report import evaluation_report
 from train.tasks.detection import augment, metric
+from train.tasks.detection.postprocess import suppress_file_outputs
 from train.tasks.detection.task import DETECTION
 
 SEEDS = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
@@ -153,6 +155,20 @@ def test_perfect_outputs_score_1(scenes):
     perfect = float(tf.reduce_mean(DETECTION.validation_loss(batch, outputs)))
     worse = outputs | {"offsets": outputs["offsets"] + 1.0}
     assert perfect < float(tf.reduce_mean(DETECTION.validation_loss(batch, worse)))
+
+
+def test_files_of_other_classes_follow_each_other():
+    """One process evaluates them, and suppresses their boxes with one function."""
+    rng = np.random.default_rng(0)
+    for anchors, classes in ((50, 3), (60, 3), (50, 2)):
+        outputs = {
+            "boxes": random_boxes(rng, anchors)[None],
+            "scores": rng.uniform(0, 1, (1, anchors, classes)).astype(np.float32),
+        }
+        found = suppress_file_outputs(outputs)
+        wanted = non_max_suppression(outputs["boxes"], outputs["scores"])
+        for name, values in wanted.items():
+            assert (found[name] == np.asarray(values)).all()
 
 
 def with_damage(source):

@@ -6,8 +6,9 @@ import tensorflow as tf
 
 from keras_mobilevit.detection import non_max_suppression
 
-# NMS runs a thousand small operations for each image, which are slow one by one.
-_compiled_nms = tf.function(non_max_suppression, autograph=False, reduce_retracing=True)
+# NMS runs a thousand small operations for each image, which are slow one by one. It is
+# traced once for each file: it takes static shapes, which `reduce_retracing` removes.
+_compiled_nms = tf.function(non_max_suppression, autograph=False)
 
 
 def suppress_file_outputs(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
