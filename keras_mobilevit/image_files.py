@@ -5,6 +5,7 @@ Cameras store the pixels as the sensor sees them, and the rotation in the EXIF d
 """
 
 import io
+import math
 import os
 import warnings
 from pathlib import Path
@@ -117,6 +118,18 @@ def _check_file(path: str | os.PathLike) -> None:
         raise _unreadable(path, str(path), error) from error
 
 
+def _shrink(image: Image.Image, max_pixels: int) -> Image.Image:
+    factor = math.ceil(math.sqrt(image.width * image.height / max_pixels))
+    if factor <= 1:
+        return image
+    if image.mode == "RGBA":  # Pillow would weigh colors by their opacity
+        channels = [image.getchannel(name).reduce(factor) for name in "RGB"]
+        return Image.merge("RGB", channels)
+    if image.mode not in ("L", "RGB", "CMYK", "YCbCr"):
+        image = image.convert("RGB")
+    return image.reduce(factor)
+
+
 def read_header(file: str | os.PathLike | bytes) -> Header:
     """Reads the size and the orientation of an image file, a path or its content.
 
@@ -134,25 +147,28 @@ def read_header(file: str | os.PathLike | bytes) -> Header:
         raise _unreadable(file, name, error) from error
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Reads an image file; see `decode`."""
     _check_file(path)
-    return decode(Path(path).read_bytes(), str(path))
+    return decode(Path(path).read_bytes(), str(path), max_pixels)
 
 
-def decode(content: bytes, name: str = "The picture") -> np.ndarray:
+def decode(
+    content: bytes, name: str = "The picture", max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Decodes an image, or the first frame of an animation, and turns it upright.
 
-    Returns uint8 `[height, width, 3]`, RGB. An alpha channel is dropped, as by
-    TensorFlow. Values of 16 bits keep their upper 8. Raises a ValueError with the
-    file's `name` if it is not an image, is damaged, or has too many pixels.
+    An image of more than `max_pixels` is shrunk: each pixel becomes the mean of 2x2,
+    3x3 or more. Returns uint8 `[height, width, 3]`, RGB. An alpha channel is dropped,
+    as by TensorFlow. Values of 16 bits keep their upper 8. Raises a ValueError with the
+    file's `name` if it is not an image, is damaged, or has more than `MAX_PIXELS`.
     """
     try:
         with open_image(content) as image:
             orientation = _orientation(image)
             if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("RGB")
+            image = _shrink(image, max_pixels).convert("RGB")
             if orientation in _TRANSPOSITIONS:
                 image = image.transpose(_TRANSPOSITIONS[orientation])
             return np.asarray(image)

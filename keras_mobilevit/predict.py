@@ -29,7 +29,7 @@ from keras_mobilevit.configs import (
 from keras_mobilevit.deeplab import DeepLabV3
 from keras_mobilevit.drawing import BACKGROUND, add_legend, draw_boxes, draw_classes
 from keras_mobilevit.files import atomic_write, read_json, read_lines
-from keras_mobilevit.image_files import read_image
+from keras_mobilevit.image_files import read_header, read_image
 from keras_mobilevit.image_models import (
     CLASSIFIER,
     DETECTOR,
@@ -56,6 +56,9 @@ _EVALUATION_KEYS: dict[str, Callable] = {
     "eval_crop": lambda x: isinstance(x, int | float) and 0 < x <= 1,
 }
 MOST_CLASSES = 1000  # that get numbers, if their number is unknown
+# Of an image in memory, and of a drawing. Larger ones are shrunk: with all that is made
+# of it, an image of the maximum of a file would take 7 GB.
+MOST_PIXELS = 2**25
 _PUBLISHED = (*HUB_FILES, "coco")  # names of weights, not of files
 
 
@@ -150,10 +153,10 @@ def _load_model(args: argparse.Namespace, labels: list[str] | None) -> keras.Mod
 
 
 def load_image(path: str) -> np.ndarray:
-    """Reads an image file: float32 `[height, width, 3]`, RGB, values in [0, 255]."""
+    """Reads an image file: uint8 `[height, width, 3]`, RGB, at most `MOST_PIXELS`."""
     if not os.path.exists(path):
         raise ValueError(f"There is no file {path}.")
-    return read_image(path).astype(np.float32)
+    return read_image(path, MOST_PIXELS)
 
 
 def top_classes(
@@ -208,7 +211,7 @@ def _draw_objects(
         _save_picture(draw_boxes(image, **found, labels=names), file)
         count = len(found["boxes"])
         print(f"{path}: {count} objects at {_format_size(size)}, drawn in {file}")
-        height, width = image.shape[:2]
+        width, height = read_header(path).size
         for box, score, label in zip(found["boxes"], found["scores"], found["classes"]):
             corners = np.round(box * [width, height, width, height]).astype(int)
             print(f"  {100 * score:5.1f} %  {names[label]}  {corners.tolist()}")
@@ -290,7 +293,12 @@ def _outputs(
     """Yields each path, its image, and the outputs for the whole image at `size`."""
     for path in args.images:
         image = load_image(path)
-        resized = ops.image.resize(image[None], size, antialias=True)
+        (width, height), drawn = read_header(path).size, image.shape[:2]
+        if drawn != (height, width):
+            print(f"{path}: {width}x{height} pixels, drawn as {_format_size(drawn)}")
+        resized = ops.image.resize(
+            ops.cast(image[None], "float32"), size, antialias=True
+        )
         yield path, image, _run(image_model, args, path, resized[0])
 
 

@@ -186,6 +186,10 @@ def test_a_detector_draws_its_boxes(tmp_path, monkeypatch, capsys):
     assert (drawn[100, 16] != 90).any() and (drawn[100, 150] == 90).all()
     nothing = run(monkeypatch, capsys, *arguments, "--score=0.99")
     assert nothing == [f"{photo}: 0 objects at 64x64, drawn in {file}"]
+    monkeypatch.setattr("keras_mobilevit.predict.MOST_PIXELS", 150 * 100)
+    shrunk = run(monkeypatch, capsys, *arguments)
+    assert shrunk == [f"{photo}: 300x200 pixels, drawn as 150x100", *lines]
+    assert keras.utils.load_img(file).size == (150, 100)
     monkeypatch.setattr(sys, "argv", ["keras_mobilevit", *map(str, arguments)])
     (tmp_path / "labels.txt").write_text("cat\n")
     with pytest.raises(SystemExit, match="1 class names for 2 classes"):

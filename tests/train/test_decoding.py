@@ -152,6 +152,15 @@ def test_both_decoders_give_the_same_pixels(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_too_many_pixels_become_means(kind):
+    content = KINDS[kind]()
+    seen = image_files.decode(content, max_pixels=WIDTH * HEIGHT // 4)
+    parts = decode(content)[0].numpy()[: HEIGHT // 2 * 2, : WIDTH // 2 * 2]
+    means = parts.reshape(HEIGHT // 2, 2, WIDTH // 2, 2, 3).mean(axis=(1, 3))
+    assert np.abs(seen[: HEIGHT // 2, : WIDTH // 2] - means).max() <= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_window_is_a_part_of_the_whole(kind):
     content = KINDS[kind]()
     whole = decode(content)[0].numpy().astype(int)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from train.data.registry import load_source
 
@@ -77,6 +78,13 @@ def test_no_object_is_cut_off(load):
     assert examples[0]["boxes"][0] == pytest.approx([0.2, 0.25, 0.6, 0.75])
     assert (examples[0]["classes"] == 1).all() and not examples[0]["is_crowd"].any()
     assert examples[0]["areas"] == pytest.approx(0.2)
+
+
+def test_an_image_of_too_many_objects_is_refused(load, monkeypatch):
+    monkeypatch.setattr("train.data.tfds.MAX_OBJECTS", 129)
+    source = load("TooManyBoxes", "too_many_boxes")
+    with pytest.raises(tf.errors.OpError, match="more than 129 objects. Divide it"):
+        list(source.examples("train", None))
 
 
 def test_the_area_is_that_of_the_mask(load):

@@ -165,11 +165,13 @@ def _boxed_example(example: dict) -> dict:
     }
     has_area = (x2 > x1) & (y2 > y1)
     kept = {name: tf.boolean_mask(x, has_area) for name, x in columns.items()}
-    # No published data set has as many objects on an image.
-    return {
-        "encoded": example["image"],
-        **{name: values[:MAX_OBJECTS] for name, values in kept.items()},
-    }
+    # No published data set has more: only one that a user has made ends here.
+    tf.debugging.assert_less_equal(
+        tf.shape(kept["boxes"])[0],
+        MAX_OBJECTS,
+        f"An image has more than {MAX_OBJECTS:,} objects. Divide it into parts.",
+    )
+    return {"encoded": example["image"], **kept}
 
 
 def _image_size(encoded: tf.Tensor) -> tf.Tensor:
