@@ -49,7 +49,7 @@ from benchmarks.workers import (
     measure_in_turns,
     started,
 )
-from train.cli.command import run_command
+from train.cli.command import INTERRUPTED, run_command
 from train.cli.console import quiet_libraries
 from train.cli.networks import variant_names
 from train.config import MIN_SIZE, PRECISIONS
@@ -57,7 +57,6 @@ from train.data.sampler import batch_shapes
 
 WHAT = ("step", "inference", "input")
 STEPS, INPUT_STEPS = 5, 40  # per turn, by default
-INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 # Defines a flag whose value is an integer of at least 1.
 _define_count = functools.partial(flags.DEFINE_integer, lower_bound=1)
 

@@ -9,12 +9,12 @@ from keras_mobilevit.terminal import guard_terminal
 
 def main() -> None:
     """Runs the command and exits with a message if it fails."""
+    guard_terminal()
     if importlib.util.find_spec("PIL") is None:
         sys.exit("error: `predict` reads images with Pillow. Run `pip install pillow`.")
     from keras_mobilevit.predict import predict  # needs Pillow
 
     args = make_parser().parse_args()
-    guard_terminal()
     try:
         predict(args)
     except (ValueError, OSError, ImportError) as error:

@@ -40,7 +40,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 from absl import flags, logging
 
-from train.cli.command import run_command
+from train.cli.command import INTERRUPTED, run_command
 from train.cli.console import quiet_libraries
 from train.config import TrainConfig
 from train.data.registry import load_source
@@ -49,7 +49,6 @@ from train.flags import config_from_flags, flag_groups
 from train.run.progress import PREEMPTED, Preempted, end_on_sigterm
 from train.tasks.registry import load_task
 
-INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 # How libraries say so that TensorFlow calls: CUDA, cuDNN, XLA and C++ itself.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|\boom\b|bad_alloc|failed to allocate|alloc_failed", re.IGNORECASE

@@ -155,7 +155,7 @@ def fetch(file: HubFile) -> Path:
     A cached copy is used without a request. Raises an OSError if there is none and the
     download fails, and a ValueError if the content is not the expected one.
     """
-    path = fetch_file(file.repository, file.revision, FILENAME)
+    path = fetch_file(file.repository, file.revision, FILENAME, file.sha256)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if file.sha256 not in (None, found):
         # The file is complete and may belong to another program that shares the cache.

@@ -148,12 +148,14 @@ def cached_file(repository: str, revision: str, filename: str) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
-def fetch_file(repository: str, revision: str, filename: str) -> Path:
+def fetch_file(
+    repository: str, revision: str, filename: str, sha256: str | None = None
+) -> Path:
     """Returns the cached copy of a file; the first call downloads it.
 
-    A cached copy is used without a request, unless the cache does not know its hash.
-    Raises an OSError if the download fails, and a ValueError if the content does not
-    have the hash that the Hub states.
+    A cached copy is used without a request if it has the `sha256`, or if the cache
+    knows its hash. Raises an OSError if the download fails, and a ValueError if the
+    content does not have the hash that the Hub states.
     """
     path = cached_file(repository, revision, filename)
     if path is None:
@@ -161,6 +163,8 @@ def fetch_file(repository: str, revision: str, filename: str) -> Path:
     blobs = repository_folder(repository) / "blobs"
     expected = _name_of_blob(path, blobs)
     hashes = _hashes(path)
+    if sha256 in hashes:
+        return path
     if expected is None and not any((blobs / name).is_file() for name in hashes):
         expected = _ask_about_cached(repository, revision, filename, path)
         if expected in hashes:

@@ -5,14 +5,12 @@ weights need a network.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import socket
 import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import keras
@@ -302,6 +300,8 @@ def test_two_processes_at_once_and_the_environments_variables(server, tmp_path):
 
 
 def test_a_terminal_gets_a_progress_bar(server, tmp_path):
+    fcntl = pytest.importorskip("fcntl", reason="Windows has other terminals")
+    termios = pytest.importorskip("termios", reason="Windows has other terminals")
     publish(server, "mobilevit_xxs", CONTENT)
     terminal, stderr = os.openpty()
     fcntl.ioctl(stderr, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))

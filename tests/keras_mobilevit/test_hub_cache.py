@@ -1,5 +1,7 @@
 """What a hostile server and a damaged cache of the Hub may not do."""
 
+import dataclasses
+import hashlib
 import os
 import socket
 import time
@@ -102,6 +104,17 @@ def test_a_plain_file_is_compared_with_the_hub_once(server, monkeypatch):
     requests = len(server.requests)
     assert fetch().read_bytes() == CONTENT
     assert len(server.requests) == requests
+
+
+def test_a_plain_file_of_a_known_hash_needs_no_network(server, monkeypatch):
+    path = fetch()
+    replace_by_file(path, CONTENT)
+    monkeypatch.setattr(hub_server.constants, "HF_HUB_OFFLINE", True)
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    file = dataclasses.replace(hub.IMAGENET_FILES[VARIANT], sha256=sha256)
+    assert hub.fetch(file) == path
+    with pytest.raises(OSError, match="does not know the hash"):
+        hub.fetch(dataclasses.replace(file, sha256=sha256[::-1]))
 
 
 @pytest.mark.parametrize("missing", [("symlink",), ("symlink", "link")])

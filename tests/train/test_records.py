@@ -65,16 +65,22 @@ def test_a_record_of_something_else_is_left_out(changes, file, caplog):
     with caplog.at_level(logging.WARNING, "absl"):
         records = read_epochs(file, "top1")
     assert [x["epoch"] for x in records] == [1, 3]
-    assert f"skipped a line of {file}: it has no number for " in caplog.text
+    assert f"skipped line 2 of {file}: it has no number for " in caplog.text
     assert f"for {next(iter(changes))}. Is it" in caplog.text
     plot_curves(records, "top1")
 
 
 def test_a_run_goes_on_with_the_records_that_are_left(file):
     write(file, record(1), "{bad", record(2), record(3))
+    damaged = file.read_text("utf-8")
     writer = RecordWriter(file.parent, 2, "top1")
     writer.write(record(3, top1=0.75))
     assert [x["top1"] for x in read_records(file)] == [0.5, 0.5, 0.75]
+    copy = file.with_name("metrics.damaged.jsonl")
+    assert copy.read_text("utf-8") == damaged
+    copy.unlink()
+    RecordWriter(file.parent, 2, "top1")  # nothing is damaged now
+    assert not copy.exists()
 
 
 def make_model() -> keras.Model:

@@ -1,7 +1,8 @@
 """Records of a run: one JSON line per epoch, TensorBoard, curves and pictures."""
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,13 @@ def read_records(path) -> list[dict]:
     The file may be missing. A damaged line is skipped with a warning; the last one may
     be incomplete, since a killed process leaves it so.
     """
-    path = Path(path)
+    return [record for _, record in _numbered_records(Path(path))]
+
+
+def _numbered_records(path: Path) -> Iterator[tuple[int, dict]]:
+    """Yields the number of each line that holds an object, and the object."""
     if not path.exists():
-        return []
-    records = []
+        return
     for number, line in enumerate(read_text(path).split("\n"), 1):
         try:
             record = parse_json(line, "it") if line.strip() else None
@@ -35,10 +39,9 @@ def read_records(path) -> list[dict]:
             logging.warning("skipped line %d of %s: %s", number, path, error)
             continue
         if isinstance(record, dict):
-            records.append(record)
+            yield number, record
         elif line.strip():
             logging.warning("skipped line %d of %s: it is no object", number, path)
-    return records
 
 
 def read_epochs(path, best_metric: str, *others: str) -> list[dict]:
@@ -49,12 +52,13 @@ def read_epochs(path, best_metric: str, *others: str) -> list[dict]:
     """
     needed = ("epoch", *_CURVES, best_metric, *others)
     records = []
-    for record in read_records(path):
+    for number, record in _numbered_records(Path(path)):
         wrong = [name for name in needed if not _is_number(record.get(name))]
         if wrong:
             logging.warning(
-                "skipped a line of %s: it has no number for %s. Is it a file of "
+                "skipped line %d of %s: it has no number for %s. Is it a file of "
                 "train/main.py?",
+                number,
                 path,
                 ", ".join(wrong),
             )
@@ -90,10 +94,22 @@ def plot_curves(records: list[dict], best_metric: str) -> Figure:
     return figure
 
 
+def _count_lines(file: Path) -> int:
+    return sum(bool(line.strip()) for line in read_text(file).split("\n"))
+
+
+def _copy_damaged(file: Path) -> None:
+    copy = file.with_name("metrics.damaged.jsonl")
+    with atomic_write(copy) as temporary:
+        shutil.copyfile(file, temporary)
+    logging.warning("copied %s with its damaged lines to %s", file, copy)
+
+
 class RecordWriter:
     """Writes the records of a run, and the pictures that `draw` makes of each epoch.
 
-    Drops records after `epochs_done`: a killed process may have left them.
+    Drops records after `epochs_done`: a killed process may have left them. If a line
+    cannot be read, the whole file is copied to `metrics.damaged.jsonl` first.
     """
 
     def __init__(
@@ -106,7 +122,10 @@ class RecordWriter:
         self.workdir = Path(workdir)
         self.best_metric = best_metric
         self.draw = draw
-        records = read_epochs(self.workdir / "metrics.jsonl", best_metric)
+        file = self.workdir / "metrics.jsonl"
+        records = read_epochs(file, best_metric)
+        if file.exists() and len(records) < _count_lines(file):
+            _copy_damaged(file)
         self.records = [r for r in records if r["epoch"] <= epochs_done]
         self.summaries = tf.summary.create_file_writer(
             str(self.workdir / "tensorboard")
