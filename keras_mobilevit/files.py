@@ -39,7 +39,8 @@ def check_file(path: str | os.PathLike, max_bytes: int) -> None:
     if status.st_size > max_bytes:
         raise ValueError(
             f"{os.fspath(path)} has {status.st_size:,} bytes. Expected at most "
-            f"{max_bytes:,}. Is it another file, or damaged?"
+            f"{max_bytes:,}. Perhaps it is another file, or damaged. Replace or remove "
+            "it."
         )
 
 

@@ -49,8 +49,15 @@ _CODE = re.compile(r"weights_only|Weights only|safe_mode|unsafe.deserialization"
 
 
 def _reason(error: Exception) -> str:
-    """Returns the first line of a library's error, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Returns the first line of a library's error, or its name; no full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _incomplete(path: str, kind: str, error: Exception) -> str:
+    return (
+        f"{path} is not a complete {kind} file: {_reason(error)}. Copy, download or "
+        "save it again."
+    )
 
 
 def check_finite(values: Mapping[str, Any], path: str) -> None:
@@ -81,9 +88,7 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
     try:
         tensors = load_file(path)
     except Exception as error:  # safetensors has a type of its own for each defect
-        raise ValueError(
-            f"{path} is not a complete safetensors file: {error}"
-        ) from error
+        raise ValueError(_incomplete(path, "safetensors", error)) from error
     complex_ones = [name for name, x in tensors.items() if np.iscomplexobj(x)]
     if complex_ones:
         raise ValueError(f"{path} has complex numbers: {shorten(complex_ones)}.")
@@ -172,7 +177,7 @@ def _not_only_weights(path: str, error: Exception) -> str:
     elif _CODE.search(str(error)):
         reason = "it has more than tensors in it. Nothing was run"
     else:
-        reason = _reason(error).rstrip(".")
+        reason = _reason(error)
     return (
         f"{path} is not a file of weights only: {reason}. Expected a dict of tensors "
         "by name, as `torch.save(model.state_dict(), path)` writes it."
@@ -206,7 +211,9 @@ def load_model_file(path: str | os.PathLike) -> keras.Model:
     if not os.path.isfile(path):
         raise ValueError(f"There is no file {path}.")
     if not _is_archive(path):
-        raise ValueError(f"{path} is not a complete .keras file.")
+        raise ValueError(
+            f"{path} is not a complete .keras file. Copy, download or save it again."
+        )
     size = check_size(path)
     try:
         _check_keras_archive(path)
@@ -263,12 +270,8 @@ def read_h5(path: str) -> dict[str, np.ndarray]:
     except ValueError as error:
         if str(error).startswith(path):
             raise
-        raise ValueError(_damaged_h5(path, error)) from error
+        raise ValueError(_incomplete(path, ".weights.h5", error)) from error
     except Exception as error:  # h5py raises many types for damaged files
-        raise ValueError(_damaged_h5(path, error)) from error
+        raise ValueError(_incomplete(path, ".weights.h5", error)) from error
     check_finite({n: x for n, x in arrays.items() if x.dtype.kind != "V"}, path)
     return arrays
-
-
-def _damaged_h5(path: str, error: Exception) -> str:
-    return f"{path} is not a complete .weights.h5 file: {_reason(error)}"

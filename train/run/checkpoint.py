@@ -57,11 +57,9 @@ def load_checkpoint(path, groups: dict) -> dict:
             progress = json.loads(file.metadata()[_PROGRESS])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except Exception as error:  # safetensors raises many types
-        raise ValueError(f"{path} is not a complete checkpoint: {error}") from error
+        raise ValueError(_incomplete(path, str(error).rstrip("."))) from error
     if not isinstance(progress, dict):
-        raise ValueError(
-            f"{path} is not a complete checkpoint: its progress is not an object."
-        )
+        raise ValueError(_incomplete(path, "its progress is not an object"))
     wanted = {name: (tuple(x.shape), _dtype(x)) for name, x in variables.items()}
     found = {name: (x.shape, x.dtype.name) for name, x in tensors.items()}
     if wanted != found:
@@ -73,6 +71,13 @@ def load_checkpoint(path, groups: dict) -> dict:
     for name, variable in variables.items():
         variable.assign(tensors[name])
     return progress
+
+
+def _incomplete(path, reason: str) -> str:
+    return (
+        f"{path} is not a complete checkpoint: {reason}. Restore a copy of it, or "
+        "remove it to train from the first epoch."
+    )
 
 
 def _dtype(variable: keras.Variable) -> str:
