@@ -148,6 +148,14 @@ class Detector(keras.Model):
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def make_train_function(self, force: bool = False) -> Any:
+        """Makes the function of one training step; Keras calls this method."""
+        # If the first step creates the optimizer's variables, TensorFlow traces it
+        # twice, which takes as long again.
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def compute_loss(
         self,
         x: Tensor = None,

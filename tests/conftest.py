@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,19 @@ def pytest_runtest_setup() -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="module")
+def shallow() -> Iterator[None]:
+    """Builds networks of one transformer in each block, for tests of other things.
+
+    All their layers are there, and TensorFlow traces them in half the time.
+    """
+    from keras_mobilevit import backbone
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "TRANSFORMER_DEPTHS", (1, 1, 1))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -169,7 +169,7 @@ def test_sizes_known_only_at_run_time_give_the_same(voc_xxs):
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is missing")
-@pytest.mark.parametrize("output_stride", [16, 8])
+@pytest.mark.parametrize("output_stride", [pytest.param(16, marks=pytest.mark.slow), 8])
 def test_logits_equal_the_shared_reference(output_stride: int):
     stem = SHARED / f"hfseg{output_stride}_xxs"
     golden = np.load(f"{stem}.npz")
@@ -368,7 +368,10 @@ def test_the_backbone_of_a_segmenter(voc_xxs):
 # queries does not change MobileViTv2's.
 @pytest.mark.parametrize(
     ("backbone", "without_effect"),
-    [("mobilevit_xxs", "attention_key/bias"), (V2, "attention_query_conv/bias")],
+    [
+        ("mobilevit_xxs", "attention_key/bias"),
+        pytest.param(V2, "attention_query_conv/bias", marks=pytest.mark.slow),
+    ],
 )
 def test_every_weight_has_a_gradient(backbone: str, without_effect: str):
     tf = pytest.importorskip("tensorflow")

@@ -13,6 +13,8 @@ from tests.helpers.boxes import random_boxes
 from tests.helpers.few_steps import batch
 from train.models import dtype_policy
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 SIZE = 64
 
 
@@ -24,9 +26,12 @@ def model() -> keras_mobilevit.Detector:
     return model
 
 
-def compile_(model, loss=None) -> None:
+def compile_(model, loss=None, run_eagerly: bool = True) -> None:
+    """Compiles a model for a step or two, in which a graph would not pay off."""
     metric = BoxAveragePrecision(classes=3)
-    model.compile("adam", loss, metrics=[metric], jit_compile=False)
+    model.compile(
+        "adam", loss, metrics=[metric], jit_compile=False, run_eagerly=run_eagerly
+    )
 
 
 def evaluate(model, images, targets) -> dict:
@@ -227,8 +232,17 @@ def test_batches_of_any_number_of_objects(model):
     wanted = evaluate(model, images, objects)
     dataset = tf.data.Dataset.from_tensor_slices((images, objects))
     shapes = ((SIZE, SIZE, 3), {"boxes": (None, 4), "labels": (None,)})
+    compile_(model, run_eagerly=False)
     found = model.evaluate(dataset.padded_batch(4, shapes), return_dict=True, verbose=0)
     assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_first_step_is_traced_once(model):
+    """TensorFlow traces it again if it makes variables."""
+    compile_(model)
+    assert not model.optimizer.built
+    model.make_train_function()
+    assert model.optimizer.built
 
 
 # Targets ---------------------------------------------------------------------------

@@ -24,8 +24,11 @@ from keras_mobilevit import classifier as classifier_module
 from keras_mobilevit.litert import LiteRTModel
 from tests.helpers.commands import run_here
 
-# Of TensorFlow, about the pipeline of `fit`, which is a graph all the same.
-pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config")
+pytestmark = [
+    pytest.mark.usefixtures("shallow"),
+    # Of TensorFlow, about the pipeline of `fit`, which is a graph all the same.
+    pytest.mark.filterwarnings("ignore:Even though the `tf.config"),
+]
 
 ROOT = Path(__file__).parents[2]
 WHOLE = ["coming-from"]  # pages on which all code is here; of others, what trains

@@ -299,6 +299,7 @@ def test_two_processes_at_once_and_the_environments_variables(server, tmp_path):
     assert "as `weights`" in offline.communicate()[1]
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_progress_bar(server, tmp_path):
     fcntl = pytest.importorskip("fcntl", reason="Windows has other terminals")
     termios = pytest.importorskip("termios", reason="Windows has other terminals")

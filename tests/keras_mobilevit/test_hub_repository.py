@@ -66,7 +66,13 @@ def saved(model, name: str, tmp_path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["a.keras", "a.safetensors", "a.weights.h5", "a.pt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a.keras", "a.safetensors", "a.pt"),
+        pytest.param("a.weights.h5", marks=pytest.mark.slow),
+    ],
+)
 def test_every_format_that_is_read(name: str, server, small, tmp_path):
     server.files[f"{REPOSITORY}/{name}"] = saved(small, name, tmp_path)
     model = MobileViT_XXS(weights=ADDRESS, classes=3, input_shape=(32, 32, 3))

@@ -13,6 +13,8 @@ import keras_mobilevit
 from keras_mobilevit import DeepLabV3, MobileViT_XXS, MobileViTV2_050, SSDLite
 from train.models import dtype_policy
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 ROOT = Path(__file__).parents[2]
 SHAPE = (48, 80, 3)  # not square, and not of whole patches
 IMAGES = np.random.default_rng(0).uniform(0, 255, (4, *SHAPE)).astype("float32")

@@ -120,7 +120,9 @@ def test_a_saved_detector_is_the_same(tmp_path):
     assert set(loaded(images)) == {"offsets", "logits"}
 
 
-@pytest.mark.parametrize("suffix", ["keras", "safetensors"])
+@pytest.mark.parametrize(
+    "suffix", [pytest.param("keras", marks=pytest.mark.slow), "safetensors"]
+)
 def test_the_backbone_of_a_classifier(suffix: str, tmp_path):
     check_backbone_is_loaded(small(), suffix, tmp_path)
 

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from huggingface_hub import constants
 
 from keras_mobilevit import DeepLabV3, MobileViT_XXS, SSDLite
 from keras_mobilevit.litert import LiteRTModel
@@ -503,21 +504,11 @@ def test_weights_that_cannot_be_are_refused(model, weights, message):
         options.weights_from_flags(Args(model=model, weights=weights))
 
 
-def run_convert(*flags, environment=()) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "tflite/convert.py", *map(str, flags)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=os.environ | dict(environment),
-    )
-
-
-def test_published_weights_that_are_missing_are_told_in_a_line(tmp_path):
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+def test_published_weights_that_are_missing_are_told_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     flags = "--model=mobilevit_xxs", f"--output_dir={tmp_path / 'out'}"
-    result = run_convert(*flags, environment=offline)
+    result = run_here("tflite/convert.py", *flags)
     assert result.returncode == 1
     (line,) = [x for x in result.stderr.splitlines() if x.startswith("error:")]
     assert "--weights=PATH" in line and "https://" in line and "--weights=none" in line

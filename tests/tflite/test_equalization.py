@@ -85,15 +85,15 @@ MODELS = {
 }
 
 
-# mobilevit_xs has the blocks of mobilevit_s with fewer channels, and deeplabv3 those of
-# mobilevit_xxs and layers like them.
-SLOW = ("mobilevit_xs", "deeplabv3")
+# The other widths have the same blocks, and deeplabv3 those of mobilevit_xxs and layers
+# like them.
+QUICK = ("mobilevit_xxs", "mobilevitv2_050", "ssdlite")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
         for name in MODELS
     ],
 )

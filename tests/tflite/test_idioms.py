@@ -55,13 +55,21 @@ def converted(path: Path, size: int | None = None) -> tuple[dict, dict]:
 
 # The networks of keras.applications take half a minute. Those of this library are read
 # as parts of other models in test_rewrites.py, and converted whole in test_convert.py.
-SLOW = {name for name in IDIOMS if "MobileNet" in name}
-SLOW |= {"this library's backbone", "this library's maps"}
+# One of each kind; the others differ in a layer or a number.
+QUICK = (
+    *("rescaling, base(x)", "x / 127.5 - 1", "preprocess_input of caffe"),
+    *("normalization adapted to [0, 255]", "resizing", "augmentation in front"),
+    *("gray image", "images of integers", "sequential in sequential"),
+    *("models three deep, and layers after", "a base called twice", "flatten"),
+    *("prelu", "batch normalization in the head", "two heads in a dict"),
+    *("multi-head attention", "segmentation", "one unit of sigmoid"),
+    *("time distributed", "mixed_float16"),
+)
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in IDIOMS],
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in IDIOMS],
 )
 def test_an_idiom_converts_with_keras_own_outputs(name: str, tmp_path):
     keras.utils.set_random_seed(0)

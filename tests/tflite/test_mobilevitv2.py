@@ -119,7 +119,10 @@ FLOAT_IN_INT8 = {"ADD", "QUANTIZE", "RSQRT", "SOFTMAX"}  # which XNNPACK leaves 
         pytest.param("segmenter", "logits", marks=SLOW),
     ],
 )
-@pytest.mark.parametrize("file_format", list(LEAST_PSNR))
+@pytest.mark.parametrize(
+    "file_format",
+    ["fp16", "dynamic", *(pytest.param(n, marks=SLOW) for n in ("int8-mixed", "int8"))],
+)
 def test_every_format(kind, output, file_format, make_files):
     card = make_files(kind, ODD, output).card(file_format)
     assert card["max_rank"] <= 4
@@ -152,6 +155,7 @@ def test_logits_are_resized_as_the_model_does_it(make_files):
     assert np.mean(classes == expected) > 0.9999
 
 
+@pytest.mark.slow
 def test_whoever_runs_logits_at_the_output_stride_is_told(make_files):
     """The card, and its part in the file, say how to resize them."""
     made = make_files("segmenter", ODD, "raw")
@@ -170,6 +174,7 @@ def test_whoever_runs_logits_at_the_output_stride_is_told(make_files):
     assert np.mean(found == expected) > 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not gpu.find_driver(), reason="apt install chromium libvulkan1")
 @pytest.mark.parametrize(
     ("kind", "output"),

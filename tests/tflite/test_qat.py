@@ -115,6 +115,7 @@ def test_a_scaled_swish_is_in_the_qat_model(graph, images):
     qat.build_qat_model(after, images)  # which compares both before it rounds
 
 
+@pytest.mark.slow
 def test_mobilevitv2_is_trained_too(images):
     """With its norms of a whole image and its contexts."""
     keras.utils.set_random_seed(0)

@@ -181,6 +181,7 @@ def build_pooled(config, source) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(x)))
 
 
+@pytest.mark.slow
 def test_a_training_with_batches_of_one_image_knows_the_spread(tmp_path):
     """The variance was 0.9 to the power of 48, with the training loss as usual."""
     pixels = np.random.default_rng(0).integers(0, 256, (48, 8, 8, 1), np.uint8)

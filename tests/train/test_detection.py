@@ -160,7 +160,7 @@ def test_perfect_outputs_score_1(scenes):
 def test_files_of_other_classes_follow_each_other():
     """One process evaluates them, and suppresses their boxes with one function."""
     rng = np.random.default_rng(0)
-    for anchors, classes in ((50, 3), (60, 3), (50, 2)):
+    for anchors, classes in ((5, 3), (6, 3), (5, 2)):
         outputs = {
             "boxes": random_boxes(rng, anchors)[None],
             "scores": rng.uniform(0, 1, (1, anchors, classes)).astype(np.float32),
@@ -228,7 +228,7 @@ def places_of(batches) -> list[int]:
     return [batch["boxes"].shape[1] for batch in batches]
 
 
-@pytest.mark.parametrize("steps_per_call", [1, 2])
+@pytest.mark.parametrize("steps_per_call", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_crowd_takes_places_in_its_own_batch_alone(crowded, steps_per_call):
     """And in those of the same call, which is compiled for all their shapes."""
     config = dataclasses.replace(

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -12,6 +10,7 @@ import pytest
 
 import keras_mobilevit
 from keras_mobilevit.litert import LiteRTModel
+from tests.helpers.commands import run_here
 from tests.helpers.image_files import make_folder, pil_file
 from tflite.formats import conversion
 from tflite.images import load_images
@@ -196,14 +195,10 @@ def test_other_classes_are_refused(tmp_path, small_files):
 
 
 def run_command(*flags, cwd):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train/main.py"), "--mode=eval", *flags],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-    )
+    return run_here("train/main.py", "--mode=eval", *flags, folder=cwd)
 
 
+@pytest.mark.filterwarnings("ignore:Model .* does not show whether")
 def test_the_command(small_files, tmp_path):
     weights = f"--weights={small_files['keras']}"
     result = run_command("--data=digits", weights, cwd=tmp_path)

@@ -89,6 +89,7 @@ def test_a_shard_is_made_once(monkeypatch):
     np.testing.assert_array_equal(found[0]["label"], BATCH["label"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "config", "source"),
     [

@@ -122,6 +122,7 @@ def test_a_finished_run_is_not_trained_again(finished):
     assert (workdir / "checkpoint.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_as_if_undisturbed(
     finished, tmp_path, monkeypatch
 ):

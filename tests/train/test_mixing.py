@@ -182,6 +182,7 @@ def test_filling_is_not_mixed(whole):
     np.testing.assert_array_equal(others[:real], np.roll(labels[:real], -1))
 
 
+@pytest.mark.slow
 def test_the_batches_of_replicas_do_not_depend_on_the_pipelines():
     together = batches(10, data.Shard(replicas=2, first=0, count=2))
     alone = batches(10, data.Shard(replicas=2, first=1, count=1))

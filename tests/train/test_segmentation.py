@@ -267,7 +267,10 @@ def pictured(source) -> dict:
     return pictures.first_examples(SEGMENTATION, source, CONFIG, count=6)
 
 
-@pytest.mark.parametrize("prepare", [eval_batch, comparison_images, pictured])
+@pytest.mark.parametrize(
+    "prepare",
+    [eval_batch, pytest.param(comparison_images, marks=pytest.mark.slow), pictured],
+)
 def test_a_large_photo_adds_nothing_to_the_small_ones(prepare, tmp_path):
     """Half a megapixel in a frame for six would take three megabytes."""
     sizes = {}

@@ -131,7 +131,7 @@ def weights_after(optimizer, batches, scaled=False, **changes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
-@pytest.mark.parametrize("clip", [0.05, 100.0])
+@pytest.mark.parametrize("clip", [0.05, pytest.param(100.0, marks=pytest.mark.slow)])
 def test_gradients_are_clipped_as_by_keras(clip, precision):
     """Those of the whole batch, not of its parts, and without the scale of float16."""
     batches = [random_batch(BatchShape(32, 32, 8), seed) for seed in range(2)]
