@@ -95,6 +95,11 @@ def _check(args: argparse.Namespace) -> None:
             "--model expects the name of a network, such as mobilevit_s. To load a "
             f"file, use --weights={args.model}."
         )
+    if args.weights.lower() == "none":
+        raise ValueError(
+            "--weights=none means random weights, which predict nothing. Name "
+            "published weights or a file; see --help."
+        )
     if args.size is not None and args.size < MIN_SIZE:
         raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
     if args.score is not None and not 0 <= args.score <= 1:

@@ -14,7 +14,7 @@ def shorten(names: list[str]) -> str:
     return ", ".join(names[:MAX_LISTED]) + more
 
 
-def _likely_cause(differing: list[str], has_mismatches: bool) -> str:
+def _likely_cause(differing: list[str], has_mismatches: bool, holds: str) -> str:
     if any(word in name for name in differing for word in ADAPTER_PREFIXES):
         return (
             "Either the model or the file is quantized or has LoRA adapters: load the "
@@ -26,15 +26,19 @@ def _likely_cause(differing: list[str], has_mismatches: bool) -> str:
             "`auxiliary=True`, load the weights, and then remove the head with "
             "`without_auxiliary`."
         )
-    return "Is the file for another variant or another number of classes?"
+    return holds or "Is the file for another variant or another number of classes?"
 
 
 def check_match(
-    expected: Mapping[str, tuple], found: Mapping[str, tuple], path: str
+    expected: Mapping[str, tuple],
+    found: Mapping[str, tuple],
+    path: str,
+    holds: str = "",
 ) -> None:
     """Raises a ValueError with all differences between a model and the file `path`.
 
-    Both are given as shapes by name, and must have the same names and shapes.
+    Both are given as shapes by name, and must have the same names and shapes. `holds`
+    is a sentence on the file's model, if it is known.
     """
     missing = sorted(set(expected) - set(found))
     unused = sorted(set(found) - set(expected))
@@ -55,6 +59,6 @@ def check_match(
     if problems:
         raise ValueError(
             f"{path} does not fit the model, and nothing was loaded. "
-            f"{_likely_cause(missing + unused, bool(mismatched))}\n  "
+            f"{_likely_cause(missing + unused, bool(mismatched), holds)}\n  "
             + "\n  ".join(problems)
         )

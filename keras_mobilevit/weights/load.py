@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import keras
 import numpy as np
 
+from keras_mobilevit.configs import VARIANTS
 from keras_mobilevit.weights.compare import check_match
 from keras_mobilevit.weights.file_formats import (
     check_finite,
@@ -70,6 +71,19 @@ def _identify(tensors: dict[str, np.ndarray], path: str) -> CheckpointFormat:
     return min(found, key=lambda source: len(modules ^ source.module_names))
 
 
+def _describe(tensors: dict[str, np.ndarray], source: CheckpointFormat) -> str:
+    """Says which classifier a file holds; an empty text if it holds another model."""
+    kernel = tensors.get(f"{source.modules['predictions']}.weight")
+    if kernel is None:
+        return ""
+    classes, features = kernel.shape[:2]
+    for config in VARIANTS.values():
+        width = config.head_channels or config.stage_channels[-1]
+        if config.family == source.family and width == features:
+            return f"The file holds a {config.name} of {classes} classes."
+    return ""
+
+
 def _check_family(model: keras.Model, source: CheckpointFormat, path: str) -> None:
     """Refuses a file of another family than the model's."""
     family = family_of(model)
@@ -119,6 +133,7 @@ def _load_pytorch(
     tensors = _PYTORCH_READERS[os.path.splitext(path)[1]](path)
     source = _identify(tensors, path)
     _check_family(model, source, path)
+    holds = _describe(tensors, source)
     ignored_modules = {
         module.partition("#")[0]
         for layer_name, module in source.modules.items()
@@ -136,6 +151,7 @@ def _load_pytorch(
         {location.name: location.shape for *_, location in locations},
         {name: tensor.shape for name, tensor in tensors.items()},
         path,
+        holds,
     )
     if _expects_bgr(source, path, channel_order):
         tensors[source.stem] = _swap_red_and_blue(tensors[source.stem])

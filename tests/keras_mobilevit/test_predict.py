@@ -87,11 +87,16 @@ def test_the_best_classes_by_name(ending, folder, monkeypatch, capsys):
         (["red.jpg", "--model=best.keras"], "To load a file, use --weights=best.keras"),
         (["red.jpg", "--weights=x.mlpackage"], "x.mlpackage is a Core ML package"),
         (["red.jpg", "--weights=x.tflite"], "There is no file x.tflite"),
+        (["red.jpg", "--weights=none"], "random weights, which predict nothing"),
+        (
+            ["red.jpg", "--weights=best.safetensors"],
+            "The file holds a mobilevit_xxs of 3 classes.*built with 3 classes",
+        ),
     ],
 )
 def test_errors(arguments, message, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+    with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
         run(monkeypatch, capsys, "predict", *arguments)
 
 
