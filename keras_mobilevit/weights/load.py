@@ -73,7 +73,7 @@ def _identify(tensors: dict[str, np.ndarray], path: str) -> CheckpointFormat:
 
 def _describe(tensors: dict[str, np.ndarray], source: CheckpointFormat) -> str:
     """Says which classifier a file holds; an empty text if it holds another model."""
-    kernel = tensors.get(f"{source.modules['predictions']}.weight")
+    kernel = tensors.get(f"{source.modules.get('predictions')}.weight")
     if kernel is None:
         return ""
     classes, features = kernel.shape[:2]
