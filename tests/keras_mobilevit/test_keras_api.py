@@ -241,7 +241,7 @@ def test_every_variant_with_every_head(variant: str, head: str, tmp_path):
 # Keras says so of every layer that stays in floats.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-@pytest.mark.parametrize("kind", ["classifier", "second_classifier"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_quantized_models_are_close_and_are_saved(kind: str, models, tmp_path):
     model = keras.models.clone_model(models[kind])
     model.set_weights(models[kind].get_weights())
@@ -253,7 +253,7 @@ def test_quantized_models_are_close_and_are_saved(kind: str, models, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", TRACED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_export_takes_other_sizes_and_batches(kind: str, models, tmp_path):
     tf = pytest.importorskip("tensorflow")
     model = build(kind, (None, None, 3))
