@@ -20,7 +20,7 @@ from train.data.digits import digits_source
 from train.data.source import indexed_source
 from train.run import lock, start
 from train.run.lock import LOCK, only_training
-from train.run.progress import Progress
+from train.run.progress import PREEMPTED, Progress
 from train.run.workdir import (
     CHANGEABLE,
     CHECKPOINT,
@@ -88,6 +88,21 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(ValueError, match="Cannot write into --workdir"):
         with only_training(tmp_path / "file" / "run"):
             pass
+
+
+def test_an_exit_while_it_is_locked_leaves_nothing(tmp_path, monkeypatch):
+    """SIGTERM exits at any line."""
+    fcntl = pytest.importorskip("fcntl")
+    locked = fcntl.flock
+
+    def flock(*arguments):
+        locked(*arguments)
+        raise SystemExit(PREEMPTED)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(SystemExit), only_training(tmp_path / "run"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_storage_without_locks_is_told(tmp_path, monkeypatch, caplog):

@@ -21,15 +21,17 @@ def only_training(workdir: Path) -> Iterator[None]:
     training holds the lock.
     """
     made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    handle = None
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        handle = _acquire(workdir / LOCK)
-    except OSError as error:
-        raise ValueError(f"Cannot write into --workdir: {error}.") from error
-    try:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            handle = _acquire(workdir / LOCK)
+        except OSError as error:
+            raise ValueError(f"Cannot write into --workdir: {error}.") from error
         yield
     finally:
-        _release(handle, workdir / LOCK)
+        if handle is not None:
+            _release(handle, workdir / LOCK)
         with contextlib.suppress(OSError):  # not empty: it holds a run
             for folder in made:
                 folder.rmdir()
@@ -51,16 +53,18 @@ def _acquire(file: Path) -> int:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _lock(handle, file)
-        except ValueError:
+            if file.exists() and os.path.samestat(os.fstat(handle), os.stat(file)):
+                owner = {"process": os.getpid(), "machine": socket.gethostname()}
+                os.truncate(handle, 0)
+                os.write(handle, json.dumps(owner).encode())
+                return handle
+        except ValueError:  # the file is another training's
             os.close(handle)
             raise
-        if file.exists() and os.path.samestat(os.fstat(handle), os.stat(file)):
-            break
+        except BaseException:  # such as the exit on SIGTERM
+            _release(handle, file)
+            raise
         os.close(handle)  # its owner has just removed it
-    owner = {"process": os.getpid(), "machine": socket.gethostname()}
-    os.truncate(handle, 0)
-    os.write(handle, json.dumps(owner).encode())
-    return handle
 
 
 def _lock(handle: int, file: Path) -> None:
