@@ -80,6 +80,7 @@ def test_a_missing_package_is_an_error(package, model, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_reported(tmp_path):
     code = f"""
 import sys

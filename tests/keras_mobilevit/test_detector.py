@@ -346,9 +346,8 @@ def test_the_layer_finds_what_detect_finds(model, tmp_path):
         assert outputs["number"].max() > 0
 
 
-@pytest.mark.parametrize(
-    "policy", ["mixed_bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float16"])
 def test_objects_are_found_in_float32(policy: str, model):
     images, *_ = batch()
     outputs = model.predict(images, verbose=0)

@@ -209,6 +209,7 @@ def test_conversion():
     np.testing.assert_allclose(found, model.predict(photos), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_detector_fits_in_two_phases():
     targets = keras_mobilevit.detection_targets(
         boxes, classes, bounding_box_format="xyxy", image_sizes=(64, 64)

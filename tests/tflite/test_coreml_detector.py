@@ -166,11 +166,12 @@ def mobilevitv2() -> keras.Model:
     return with_spread(randomized(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "box_limit", "score_limit"),
     [
         ("float32", 1e-5, 1e-5),
-        pytest.param("float16", 2e-3, 5e-3, marks=pytest.mark.slow),
+        ("float16", 2e-3, 5e-3),
     ],
 )
 def test_mobilevitv2_has_the_anchors_of_its_enlarged_maps(

@@ -87,7 +87,7 @@ HEADS = [
     pytest.param("detector", ODD, "builtin", marks=SLOW),
     pytest.param("detector", 96, "none", marks=SLOW),
     pytest.param("detector", 240, "builtin", marks=SLOW),
-    ("segmenter", ODD, "logits"),
+    pytest.param("segmenter", ODD, "logits", marks=SLOW),
     pytest.param("segmenter", ODD, "classmap", marks=SLOW),
     pytest.param("segmenter", ODD, "raw", marks=SLOW),
     pytest.param("segmenter", 96, "logits", marks=SLOW),

@@ -142,8 +142,8 @@ SIZES = [(256, 256), (224, 224), (192, 288)]
     ("name", "size"),
     [
         *(("mobilevit_xxs", size) for size in SIZES),
-        ("mobilevit_xs", (192, 288)),
-        ("mobilevit_s", (192, 288)),
+        pytest.param("mobilevit_xs", (192, 288), marks=pytest.mark.slow),
+        pytest.param("mobilevit_s", (192, 288), marks=pytest.mark.slow),
         ("mobilevitv2_050", (128, 128)),
         ("mobilevitv2_050", (112, 240)),  # 7 and 15 become 8 and 16
         pytest.param("mobilevitv2_100", (224, 224), marks=pytest.mark.slow),

@@ -69,6 +69,7 @@ def test_passes_are_equal_and_epochs_differ(digits, first_pass):
     assert not np.array_equal(other, weighed(first_pass, "label"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [2**31])
 def test_large_seeds(digits, seed):
     config = dataclasses.replace(CONFIG, seed=seed)

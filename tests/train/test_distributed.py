@@ -147,6 +147,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_devices_draw_masks_of_their_own_and_continue_with_them(tmp_path):
     command = [sys.executable, "-m", "tests.helpers.train_masks", str(tmp_path)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}

@@ -168,6 +168,7 @@ def assert_same_batches(found: list[dict], expected: list[dict]) -> None:
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_rest_of_an_epoch_is_the_same(whole):
     assert_same_batches(batches(first_step=10), whole[10:])
     shares = {batch["other_share"][0] for batch in whole}

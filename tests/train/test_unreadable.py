@@ -173,6 +173,7 @@ def test_what_is_no_file_has_a_reason():
     assert "data set" in unreadable.reason("digits/7")
 
 
+@pytest.mark.slow
 def test_the_last_batch_is_filled_from_the_epochs_start(tmp_path):
     """Also where the run is resumed, and where there are fewer images than places."""
     for index in range(5):
