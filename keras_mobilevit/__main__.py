@@ -7,6 +7,11 @@ from keras_mobilevit.command_line import make_parser
 from keras_mobilevit.terminal import guard_terminal
 
 
+def _is_memory(error: Exception) -> bool:
+    """Recognizes a lack of memory; TensorFlow and JAX have errors of their own."""
+    return isinstance(error, MemoryError) or "ResourceExhausted" in type(error).__name__
+
+
 def main() -> None:
     """Runs the command and exits with a message if it fails."""
     guard_terminal()
@@ -19,6 +24,13 @@ def main() -> None:
         predict(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        if not _is_memory(error):
+            raise
+        sys.exit(
+            "error: This machine has too little memory. End other programs, or use a "
+            "smaller --size."
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as a shell after Ctrl-C

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_NUMBER = 1e30  # nothing that a card states comes near
+MAX_COUNT = 2**17  # of classes or pixels; ImageNet-21k has 21,841 classes
 
 
 def _is_number(value: Any) -> bool:
@@ -13,7 +14,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    return is_integer and 1 <= value <= MAX_COUNT
 
 
 def _is_names(value: Any) -> bool:
@@ -43,7 +45,7 @@ CHECKS: dict[str, tuple[str, _Check]] = {
     "activation": _TEXT,
     "align_corners": ("true or false", lambda x: isinstance(x, bool)),
     "class_names": ("a list of names", _is_names),
-    "classes": ("a number from 1", _is_count),
+    "classes": (f"a whole number from 1 to {MAX_COUNT}", _is_count),
     "crop": ("a number above 0, at most 1", lambda x: _is_number(x) and 0 < x <= 1),
     "format": _TEXT,
     "input": ('an object with "largest_value" 1 or 255', _is_input),
@@ -51,7 +53,7 @@ CHECKS: dict[str, tuple[str, _Check]] = {
     "model": _TEXT,
     "nms": ("an object of numbers and words", _is_nms),
     "parity": ("an object", lambda x: _is_table(x, "size", _is_count)),
-    "size": ("a number from 1", _is_count),
+    "size": (f"a whole number from 1 to {MAX_COUNT}", _is_count),
     "weights": _TEXT,
 }
 

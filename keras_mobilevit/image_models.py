@@ -203,7 +203,8 @@ def _segmenter_of_file(
 ) -> ImageModel:
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
         found = outputs_of(image)
-        if card.get("align_corners"):  # as the network would resize them
+        # As the network would resize them.
+        if "logits" in found and card.get("align_corners"):
             height, width = sides
             found["logits"] = resize_bilinear(found["logits"], height, width, True)
         return _first(found)

@@ -160,7 +160,8 @@ class LiteRTModel:
             return np.asarray(image, dtype)
         scale, zero_point = self.input["quantization"]
         limits = np.iinfo(dtype)
-        steps = np.round(np.asarray(image) / scale) + zero_point
+        # Without a scale, the file takes integers as they are.
+        steps = np.round(np.asarray(image) / (scale or 1)) + zero_point
         return np.clip(steps, limits.min, limits.max).astype(dtype)
 
     def dequantize(self, name: str, values: np.ndarray) -> np.ndarray:

@@ -50,9 +50,11 @@ from keras_mobilevit.weights.file_formats import load_model_file
 from keras_mobilevit.weights.hub import HUB_FILES
 from keras_mobilevit.weights.hub_repository import fetch_model, is_address
 
+# Attention of a MobileViT on larger images takes tens of gigabytes.
+MAX_SIZE = 2048
 # The keys of a training's config.json that say how it evaluated, with a check of each.
 _EVALUATION_KEYS: dict[str, Callable] = {
-    "eval_size": lambda x: isinstance(x, int) and x >= MIN_SIZE,
+    "eval_size": lambda x: isinstance(x, int) and MIN_SIZE <= x <= MAX_SIZE,
     "eval_crop": lambda x: isinstance(x, int | float) and 0 < x <= 1,
 }
 MOST_CLASSES = 1000  # that get numbers, if their number is unknown
@@ -100,8 +102,11 @@ def _check(args: argparse.Namespace) -> None:
             "--weights=none means random weights, which predict nothing. Name "
             "published weights or a file; see --help."
         )
-    if args.size is not None and args.size < MIN_SIZE:
-        raise ValueError(f"--size must be at least {MIN_SIZE}. Received: {args.size}.")
+    if args.size is not None and not MIN_SIZE <= args.size <= MAX_SIZE:
+        raise ValueError(
+            f"--size must be at least {MIN_SIZE} and at most {MAX_SIZE}. "
+            f"Received: {args.size}."
+        )
     if args.score is not None and not 0 <= args.score <= 1:
         raise ValueError(f"--score must be in [0, 1]. Received: {args.score}.")
     if args.output:
@@ -212,7 +217,9 @@ def _draw_objects(
     files = _picture_files(args, "boxes")
     size = _input_size(image_model, args, DETECTOR_SIZE)
     names = _class_names(labels, image_model.classes, COCO_NAMES)
-    for file, (path, image, found) in zip(files, _outputs(image_model, args, size)):
+    for file, (path, image, found) in zip(
+        files, _outputs(image_model, args, size, len(names))
+    ):
         _save_picture(draw_boxes(image, **found, labels=names), file)
         count = len(found["boxes"])
         print(f"{path}: {count} objects at {_format_size(size)}, drawn in {file}")
@@ -229,7 +236,9 @@ def _color_classes(
     files = _picture_files(args, "classes")
     size = _input_size(image_model, args, SEGMENTER_SIZE)
     names = _class_names(labels, image_model.classes, VOC_NAMES)
-    for file, (path, image, found) in zip(files, _outputs(image_model, args, size)):
+    for file, (path, image, found) in zip(
+        files, _outputs(image_model, args, size, len(names))
+    ):
         classes = _full_class_map(found, *image.shape[:2])
         shares = np.bincount(classes.ravel(), minlength=len(names)) / classes.size
         present = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
@@ -273,7 +282,10 @@ def _class_names(
         return list(published)
     names = labels or [f"class {i}" for i in range(classes)]
     if len(names) != classes:
-        raise ValueError(f"There are {len(names)} class names for {classes} classes.")
+        raise ValueError(
+            f"There are {len(names)} class names for {classes} classes. Expected a "
+            "name for each class, one in a line, in --labels or in the file's card."
+        )
     return names
 
 
@@ -283,6 +295,13 @@ def _picture_files(args: argparse.Namespace, suffix: str) -> list[Path]:
         Path(args.output or Path(path).parent) / f"{Path(path).stem}_{suffix}.png"
         for path in args.images
     ]
+    images = {Path(path).resolve() for path in args.images}
+    replaced = [str(file) for file in files if file.resolve() in images]
+    if replaced:
+        raise ValueError(
+            f"The pictures would replace the images {', '.join(replaced)}. Name "
+            "another folder with --output."
+        )
     repeated = sorted({str(file) for file in files if files.count(file) > 1})
     if repeated:
         raise ValueError(
@@ -293,9 +312,15 @@ def _picture_files(args: argparse.Namespace, suffix: str) -> list[Path]:
 
 
 def _outputs(
-    image_model: ImageModel, args: argparse.Namespace, size: tuple[int, int]
+    image_model: ImageModel,
+    args: argparse.Namespace,
+    size: tuple[int, int],
+    classes: int,
 ) -> Iterator[tuple]:
-    """Yields each path, its image, and the outputs for the whole image at `size`."""
+    """Yields each path, its image, and the outputs for the whole image at `size`.
+
+    `classes` is the number of class names.
+    """
     for path in args.images:
         image = load_image(path)
         (width, height), drawn = read_header(path).size, image.shape[:2]
@@ -304,18 +329,31 @@ def _outputs(
         resized = ops.image.resize(
             ops.cast(image[None], "float32"), size, antialias=True
         )
-        yield path, image, _run(image_model, args, path, resized[0])
+        yield path, image, _run(image_model, args, path, resized[0], classes)
 
 
 def _run(
-    image_model: ImageModel, args: argparse.Namespace, path: str, image: Tensor
+    image_model: ImageModel,
+    args: argparse.Namespace,
+    path: str,
+    image: Tensor,
+    classes: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Returns the outputs for a resized image; refuses numbers that are not finite."""
+    """Returns the outputs for a resized image.
+
+    Refuses numbers that are not finite, and those of classes that have no name.
+    """
     outputs = image_model.run(ops.convert_to_numpy(image))
     if not all(np.all(np.isfinite(values)) for values in outputs.values()):
         raise ValueError(
             f"{args.weights} returns NaN or infinite values for {path}. Expected the "
             "weights of a training that has not diverged."
+        )
+    largest = int(np.max(outputs.get("classes", -1), initial=-1))
+    if largest >= classes:
+        raise ValueError(
+            f"{args.weights} returns the class {largest}, but there are names of "
+            f"{classes} classes. Expected the class names of its training in --labels."
         )
     return outputs
 

@@ -71,16 +71,24 @@ def _identify(tensors: dict[str, np.ndarray], path: str) -> CheckpointFormat:
     return min(found, key=lambda source: len(modules ^ source.module_names))
 
 
-def _describe(tensors: dict[str, np.ndarray], source: CheckpointFormat) -> str:
-    """Says which classifier a file holds; an empty text if it holds another model."""
+def _describe(
+    tensors: dict[str, np.ndarray], source: CheckpointFormat, model: keras.Model
+) -> str:
+    """Says which classifier a file holds, if it holds another one than the model."""
     kernel = tensors.get(f"{source.modules.get('predictions')}.weight")
-    if kernel is None:
+    if kernel is None or kernel.ndim < 2:
         return ""
     classes, features = kernel.shape[:2]
+    heads = [layer for layer in model.layers if layer.name == "predictions"]
+    if heads and tuple(heads[0].kernel.shape) == (features, classes):
+        return ""
     for config in VARIANTS.values():
         width = config.head_channels or config.stage_channels[-1]
-        if config.family == source.family and width == features:
-            return f"The file holds a {config.name} of {classes} classes."
+        if (config.family, width) == (source.family, features):
+            return (
+                f"The file holds a {config.name} of {classes} classes. Build a model "
+                "of this variant and as many classes, or leave out the classifier."
+            )
     return ""
 
 
@@ -133,7 +141,7 @@ def _load_pytorch(
     tensors = _PYTORCH_READERS[os.path.splitext(path)[1]](path)
     source = _identify(tensors, path)
     _check_family(model, source, path)
-    holds = _describe(tensors, source)
+    holds = _describe(tensors, source, model)
     ignored_modules = {
         module.partition("#")[0]
         for layer_name, module in source.modules.items()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import keras
@@ -12,7 +13,8 @@ import pytest
 import keras_mobilevit
 from keras_mobilevit.__main__ import main
 from keras_mobilevit.drawing import class_color
-from keras_mobilevit.predict import top_classes
+from keras_mobilevit.image_models import ImageModel
+from keras_mobilevit.predict import _run, top_classes
 from keras_mobilevit.ssdlite import detection_head
 from tests.helpers.image_files import pil_file
 
@@ -80,7 +82,8 @@ def test_the_best_classes_by_name(ending, folder, monkeypatch, capsys):
         ),
         (["cut.jpg", "--weights=best.keras"], "cut.jpg cannot be read as a picture"),
         (["nowhere.jpg", "--weights=best.keras"], "There is no file nowhere.jpg"),
-        (["red.jpg", "--size=0"], "--size must be at least 32. Received: 0"),
+        (["red.jpg", "--size=0"], "at least 32 and at most 2048. Received: 0"),
+        (["red.jpg", "--size=400000"], "at most 2048. Received: 400000"),
         (["red.jpg", "--score=30"], r"--score must be in \[0, 1\]. Received: 30"),
         (["red.jpg", "--score=nan"], "--score must be in .*Received: nan"),
         (["red.jpg", "--labels=none.txt"], "--labels: there is no file none.txt"),
@@ -98,6 +101,38 @@ def test_errors(arguments, message, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
         run(monkeypatch, capsys, "predict", *arguments)
+
+
+def test_a_class_without_a_name_is_refused(tmp_path):
+    """Class numbers come from a file, and names may from another."""
+    found = {"classes": np.int32([[0, 5]])}
+    model = ImageModel("segmenter", (32, 32), None, lambda image: found)
+    args = types.SimpleNamespace(weights="seg.tflite")
+    assert _run(model, args, "a.png", np.zeros((32, 32, 3)), 6) is found
+    with pytest.raises(ValueError, match="class 5, but there are names of 3 classes"):
+        _run(model, args, "a.png", np.zeros((32, 32, 3)), 3)
+
+
+def test_a_lack_of_memory_is_one_line(folder, monkeypatch, capsys):
+    def run_out(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("keras_mobilevit.__main__.predict", run_out, raising=False)
+    monkeypatch.setattr("keras_mobilevit.predict.predict", run_out)
+    with pytest.raises(SystemExit, match="too little memory. End other programs"):
+        run(monkeypatch, capsys, "predict", folder / "red.jpg")
+
+
+def test_a_picture_does_not_replace_an_image(tmp_path, monkeypatch, capsys):
+    build_detector(classes=1).save(tmp_path / "best.keras")
+    for name in ("a.jpg", "a_boxes.png"):
+        (tmp_path / name).write_bytes(pil_file("RGB", (90, 90, 90), "PNG"))
+    before = (tmp_path / "a_boxes.png").read_bytes()
+    files = sorted(tmp_path.glob("a*"))
+    weights = f"--weights={tmp_path / 'best.keras'}"
+    with pytest.raises(SystemExit, match="would replace the images .*a_boxes.png"):
+        run(monkeypatch, capsys, "predict", *files, weights)
+    assert (tmp_path / "a_boxes.png").read_bytes() == before
 
 
 def test_other_labels_are_refused():

@@ -409,9 +409,18 @@ def test_a_pt_file_without_pytorch(tmp_path, monkeypatch):
 
 
 def test_the_error_for_another_variant_is_short(timm_xxs):
-    with pytest.raises(ValueError, match="for another variant") as error:
+    message = "The file holds a mobilevit_xxs of 1000 classes. Build a model of this"
+    with pytest.raises(ValueError, match=message) as error:
         build_classifier(timm_xxs, "mobilevit_s")
     assert len(str(error.value)) < 2500
+
+
+def test_what_a_file_holds_is_not_told_if_it_is_the_same(timm_xxs, tmp_path):
+    tensors = load_file(timm_xxs)
+    for more in ({"x": np.zeros(1)}, {"head.fc.weight": np.zeros(3)}):
+        save_file(tensors | more, tmp_path / "other.safetensors")
+        with pytest.raises(ValueError, match="Is the file for another variant"):
+            build_classifier(tmp_path / "other.safetensors", "mobilevit_xxs")
 
 
 def test_apples_files_load(cvnets_xxs, tmp_path):

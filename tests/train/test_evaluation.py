@@ -222,6 +222,12 @@ def test_a_file_and_other_weights_for_it_are_refused(small_files, tmp_path):
     assert "has its own weights. Remove --weights." in result.stderr
 
 
+def test_integers_without_a_scale_stay_as_they_are():
+    model = LiteRTModel.__new__(LiteRTModel)
+    model.input = {"dtype": np.uint8, "quantization": (0.0, 0)}
+    assert model.quantize([-3.0, 0.2, 77.6, 300.0]).tolist() == [0, 0, 78, 255]
+
+
 def test_integers_are_rounded_and_clipped():
     model = LiteRTModel.__new__(LiteRTModel)
     model.input = {"dtype": np.int8, "quantization": (0.5, -10)}

@@ -90,6 +90,17 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path):
             pass
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows follows links")
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / "other.txt").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "other.txt")
+    with pytest.raises(ValueError, match="Cannot write into --workdir: .*lock"):
+        with only_training(tmp_path / "run"):
+            pass
+    assert (tmp_path / "other.txt").read_text() == "kept"
+
+
 def test_an_exit_while_it_is_locked_leaves_nothing(tmp_path, monkeypatch):
     """SIGTERM exits at any line."""
     fcntl = pytest.importorskip("fcntl")

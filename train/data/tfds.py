@@ -39,12 +39,13 @@ def box_source(argument: str, cache: bool = False) -> Source:
     features = dict(builder.info.features or {})
     # The feature of a sequence has keys; the sequence itself has not.
     objects = getattr(features.get("objects"), "feature", {})
-    if "image" not in features or not {"bbox", "label"} <= set(objects):
+    names = getattr(objects["label"], "names", None) if "label" in objects else None
+    if "image" not in features or "bbox" not in objects or names is None:
         raise ValueError(
             f"tfds:{argument} has no features `image` and `objects` with `bbox` and "
-            f"`label`. It has: {', '.join(features)}."
+            f"named classes in `label`. It has: {', '.join(features)}."
         )
-    return _stream(argument, builder, objects["label"].names, _boxed_example)
+    return _stream(argument, builder, names, _boxed_example)
 
 
 def _builder(name: str) -> Any:
@@ -165,13 +166,12 @@ def _boxed_example(example: dict) -> dict:
     }
     has_area = (x2 > x1) & (y2 > y1)
     kept = {name: tf.boolean_mask(x, has_area) for name, x in columns.items()}
-    # No published data set has more: only one that a user has made ends here.
-    tf.debugging.assert_less_equal(
-        tf.shape(kept["boxes"])[0],
-        MAX_OBJECTS,
-        f"An image has more than {MAX_OBJECTS:,} objects. Divide it into parts.",
-    )
-    return {"encoded": example["image"], **kept}
+    # An image without content is skipped, counted and named, as one that is damaged.
+    has_too_many = tf.shape(kept["boxes"])[0] > MAX_OBJECTS
+    return {
+        "encoded": tf.where(has_too_many, "", example["image"]),
+        **{name: values[:MAX_OBJECTS] for name, values in kept.items()},
+    }
 
 
 def _image_size(encoded: tf.Tensor) -> tf.Tensor:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras_mobilevit import image_files
 from keras_mobilevit.files import check_file
 from train.data import images
+from train.data.plan import MAX_OBJECTS
 from train.data.source import Source
 
 NAMED = 3  # images that a message names
@@ -24,7 +25,10 @@ _SURROUNDINGS = re.compile(r"\{\{.*?\}\}\s*|\s*\[Op:.*", re.DOTALL)
 def reason(name: str) -> str:
     """Explains why an image, given by its path or id, could not be read."""
     if not os.path.isabs(name) and not os.path.exists(name):
-        return "its data set has no image there that can be decoded"
+        return (
+            "its data set has no image there that can be decoded, or one with more "
+            f"than {MAX_OBJECTS:,} objects"
+        )
     try:
         check_file(name, image_files.MAX_BYTES)
         content = Path(name).read_bytes()

@@ -10,6 +10,9 @@ from pathlib import Path
 from absl import logging
 
 LOCK = ".training.lock"
+# A link would lead to a file elsewhere, which would be overwritten. Windows has no such
+# flag.
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextlib.contextmanager
@@ -50,7 +53,7 @@ def _release(handle: int, file: Path) -> None:
 def _acquire(file: Path) -> int:
     """Opens and locks the file, and writes the owner into it."""
     while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o644)
         try:
             _lock(handle, file)
             if file.exists() and os.path.samestat(os.fstat(handle), os.stat(file)):
