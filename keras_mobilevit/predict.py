@@ -47,7 +47,7 @@ from keras_mobilevit.preprocessing import (
 from keras_mobilevit.segmentation import class_map
 from keras_mobilevit.ssdlite import SSDLite
 from keras_mobilevit.weights.file_formats import load_model_file
-from keras_mobilevit.weights.hub import HUB_FILES
+from keras_mobilevit.weights.hub import PUBLISHED
 from keras_mobilevit.weights.hub_repository import fetch_model, is_address
 
 # Attention of a MobileViT on larger images takes tens of gigabytes.
@@ -61,7 +61,6 @@ MOST_CLASSES = 1000  # that get numbers, if their number is unknown
 # Of an image in memory, and of a drawing. Larger ones are shrunk: with all that is made
 # of it, an image of the maximum of a file would take 7 GB.
 MOST_PIXELS = 2**25
-_PUBLISHED = (*HUB_FILES, "coco")  # names of weights, not of files
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -122,7 +121,7 @@ def _read_labels(args: argparse.Namespace) -> list[str] | None:
     if args.weights.endswith(".tflite"):
         return read_card(args.weights).get("labels")
     path = Path(args.weights).parent / "labels.txt"
-    if args.weights not in _PUBLISHED and path.exists():
+    if args.weights not in PUBLISHED and path.exists():
         return read_lines(path)
     return None
 

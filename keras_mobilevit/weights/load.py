@@ -80,15 +80,16 @@ def _describe(
         return ""
     classes, features = kernel.shape[:2]
     heads = [layer for layer in model.layers if layer.name == "predictions"]
-    if heads and tuple(heads[0].kernel.shape) == (features, classes):
+    own = tuple(heads[0].kernel.shape) if heads else (None, None)
+    if own == (features, classes):
         return ""
+    advice = "Build a model of this variant and as many classes."
+    if own[0] == features:
+        advice = "Build a model of as many classes, or leave out the classifier."
     for config in VARIANTS.values():
         width = config.head_channels or config.stage_channels[-1]
         if (config.family, width) == (source.family, features):
-            return (
-                f"The file holds a {config.name} of {classes} classes. Build a model "
-                "of this variant and as many classes, or leave out the classifier."
-            )
+            return f"The file holds a {config.name} of {classes} classes. {advice}"
     return ""
 
 
@@ -199,15 +200,14 @@ def _load_h5(model: keras.Model, path: str) -> None:
         expected = read_h5_shapes(own)
     found = {name: array.shape for name, array in read_h5(path).items()}
     check_match(expected, found, path)
-    with _unchanged_by_errors(model):
-        try:
-            model.load_weights(path)
-        except Exception as error:  # h5py and Keras raise many types
-            raise ValueError(
-                f"{path} cannot be loaded, and nothing was changed: {error}"
-            ) from error
-        # `read_h5` cannot check bfloat16, which HDF5 keeps as bytes.
-        check_finite({weight.path: weight for weight in model.weights}, path)
+    try:
+        model.load_weights(path)
+    except Exception as error:  # h5py and Keras raise many types
+        raise ValueError(
+            f"{path} cannot be loaded, and nothing was changed: {error}"
+        ) from error
+    # `read_h5` cannot check bfloat16, which HDF5 keeps as bytes.
+    check_finite({weight.path: weight for weight in model.weights}, path)
 
 
 @contextlib.contextmanager
@@ -245,22 +245,24 @@ def _load(
             '`channel_order` must be None, "rgb" or "bgr". '
             f"Received: channel_order={channel_order!r}."
         )
-    if os.path.splitext(path)[1] in _PYTORCH_READERS:
-        _load_pytorch(model, path, is_selected, channel_order)
-    elif channel_order == "bgr":
+    is_pytorch = os.path.splitext(path)[1] in _PYTORCH_READERS
+    if channel_order == "bgr" and not is_pytorch:
         raise ValueError(
             'Keras files always expect RGB. `channel_order="bgr"` is only for '
             f".safetensors and .pt files. Received: {path}."
         )
-    elif path.endswith(".keras"):
-        _load_keras(model, path, is_selected)
-    elif path.endswith(".weights.h5") and is_selected is _is_any:
-        _load_h5(model, path)
-    else:
-        raise ValueError(
-            "Expected a `.keras`, `.safetensors` or `.pt` file, or, for a whole model, "
-            f"a `.weights.h5` file. Received: {path}."
-        )
+    with _unchanged_by_errors(model):
+        if is_pytorch:
+            _load_pytorch(model, path, is_selected, channel_order)
+        elif path.endswith(".keras"):
+            _load_keras(model, path, is_selected)
+        elif path.endswith(".weights.h5") and is_selected is _is_any:
+            _load_h5(model, path)
+        else:
+            raise ValueError(
+                "Expected a `.keras`, `.safetensors` or `.pt` file, or, for a whole "
+                f"model, a `.weights.h5` file. Received: {path}."
+            )
 
 
 def load_weights(

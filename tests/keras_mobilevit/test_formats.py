@@ -196,7 +196,7 @@ def test_a_family_is_recognized_without_any_one_tensor(
 
 def test_another_width_is_refused(v2, tmp_path):
     path = write_weights("timm_mobilevitv2_075", tmp_path)
-    with pytest.raises(ValueError, match="for another variant") as error:
+    with pytest.raises(ValueError, match="a mobilevitv2_075 of 1000 cl") as error:
         load_weights(v2, path)
     assert r"different shape: head.fc.weight (model (1000, 256), file (1000, 384))" in (
         str(error.value)

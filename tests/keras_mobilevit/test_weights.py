@@ -415,6 +415,12 @@ def test_the_error_for_another_variant_is_short(timm_xxs):
     assert len(str(error.value)) < 2500
 
 
+def test_other_classes_are_told(timm_xxs):
+    message = "xxs of 1000 classes. Build a model of as many classes, or leave out"
+    with pytest.raises(ValueError, match=message):
+        build_classifier(timm_xxs, "mobilevit_xxs", classes=7)
+
+
 def test_what_a_file_holds_is_not_told_if_it_is_the_same(timm_xxs, tmp_path):
     tensors = load_file(timm_xxs)
     for more in ({"x": np.zeros(1)}, {"head.fc.weight": np.zeros(3)}):
