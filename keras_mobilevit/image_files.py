@@ -19,10 +19,13 @@ from keras_mobilevit.files import check_file
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 # TensorFlow's decoders refuse images of more than 2**29 bytes.
 MAX_PIXELS = 2**29 // 3
+# Pillow decodes a WebP as soon as it is opened, and takes 16 bytes for each pixel.
+MAX_WEBP_PIXELS = 2**25
 # As many as these pixels take when they are decoded. Photos take a tenth of it.
 MAX_BYTES = 2**29
 # Pillow knows many more, and would start other programs for some, such as EPS.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_WEBP_HEADER = 30  # bytes that hold the size, whatever the kind of the WebP
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 _TRANSPOSITIONS = {  # by EXIF orientation
@@ -52,11 +55,40 @@ class Header(NamedTuple):
         return (height, width) if self.orientation in _SIDEWAYS else (width, height)
 
 
+def _first_bytes(file: str | os.PathLike | bytes) -> bytes:
+    if isinstance(file, bytes):
+        return file[:_WEBP_HEADER]
+    with open(file, "rb") as opened:
+        return opened.read(_WEBP_HEADER)
+
+
+def _webp_pixels(head: bytes) -> int:
+    """Reads the number of pixels from the first bytes of a WebP; 0 of another file.
+
+    Source: https://developers.google.com/speed/webp/docs/riff_container, and RFC 6386
+    for "VP8 ".
+    """
+    if head[:4] + head[8:12] != b"RIFFWEBP" or len(head) < _WEBP_HEADER:
+        return 0
+    kind = head[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(head[i : i + 3], "little") for i in (24, 27))
+        return (width + 1) * (height + 1)
+    if kind == b"VP8L":
+        sides = int.from_bytes(head[21:25], "little")
+        return (sides % 2**14 + 1) * (sides // 2**14 % 2**14 + 1)
+    width, height = (int.from_bytes(head[i : i + 2], "little") for i in (26, 28))
+    return (width % 2**14) * (height % 2**14)
+
+
 def open_image(file: str | os.PathLike | bytes) -> Image.Image:
     """Opens a path or bytes with Pillow, which raises many types of errors.
 
-    With more than `MAX_PIXELS` it is Pillow's `DecompressionBombError`.
+    With more than `MAX_PIXELS`, or `MAX_WEBP_PIXELS`, it is Pillow's
+    `DecompressionBombError`.
     """
+    if _webp_pixels(_first_bytes(file)) > MAX_WEBP_PIXELS:
+        raise Image.DecompressionBombError
     opened = io.BytesIO(file) if isinstance(file, bytes) else file
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of many pixels, or of damaged metadata
@@ -95,9 +127,10 @@ def _unreadable(
 ) -> ValueError:
     """Explains why Pillow cannot read a path or bytes."""
     if isinstance(error, Image.DecompressionBombError):
+        maximum = MAX_WEBP_PIXELS if _webp_pixels(_first_bytes(file)) else MAX_PIXELS
         reason = (
-            f"it has more than {MAX_PIXELS:,} pixels, the maximum. Shrink it or split "
-            "it into parts"
+            f"it has more than {maximum:,} pixels, the maximum. Shrink it or split it "
+            "into parts"
         )
     elif not isinstance(error, UnidentifiedImageError):
         reason = str(error).rstrip(".") or type(error).__name__

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_mobilevit.backend import Tensor
+from keras_mobilevit.card_checks import MAX_COUNT
 from keras_mobilevit.class_names import COCO_NAMES, VOC_NAMES
 from keras_mobilevit.classifier import build_classifier
 from keras_mobilevit.command_line import (
@@ -113,6 +114,17 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _read_labels(args: argparse.Namespace) -> list[str] | None:
+    """Reads the class names, and refuses more than any network has."""
+    labels = _find_labels(args)
+    if labels is not None and len(labels) > MAX_COUNT:
+        raise ValueError(
+            f"The file of class names has {len(labels):,} lines. Expected one for each "
+            f"class, at most {MAX_COUNT:,}."
+        )
+    return labels
+
+
+def _find_labels(args: argparse.Namespace) -> list[str] | None:
     """Reads the class names from --labels, from --weights, or from beside it."""
     if args.labels:
         if not os.path.isfile(args.labels):
@@ -374,10 +386,19 @@ def _evaluation_value(weights: str, key: str) -> float | None:
     if not weights.endswith(".keras") or not file.is_file():
         return None
     try:
-        value = read_json(file)[key]
-    except (ValueError, KeyError, TypeError):
-        return None  # another program wrote this file
-    return value if _EVALUATION_KEYS[key](value) else None
+        values = read_json(file)
+    except ValueError as error:
+        values, reason = {}, str(error)
+    else:
+        values = values if isinstance(values, dict) else {}
+        reason = f"{key} is {values.get(key)!r}"
+        if key not in values:
+            return None  # another program wrote this file
+    value = values.get(key)
+    if _EVALUATION_KEYS[key](value):
+        return value
+    print(f"warning: {file} is not used: {reason}", file=sys.stderr)
+    return None
 
 
 def _input_size(
@@ -391,4 +412,10 @@ def _input_size(
             f"Remove --size={args.size}."
         )
     side = int(args.size or _evaluation_value(args.weights, "eval_size") or default)
-    return height or side, width or side
+    height, width = height or side, width or side
+    if max(height, width) > MAX_SIZE:
+        raise ValueError(
+            f"{args.weights} takes images of {width}x{height} pixels. Expected at most "
+            f"{MAX_SIZE} in each direction."
+        )
+    return height, width

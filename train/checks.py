@@ -1,5 +1,6 @@
 """Checks before a training starts, and the shapes of its batches."""
 
+import bisect
 import dataclasses
 import math
 
@@ -58,12 +59,19 @@ def _smaller_batch(
     config: TrainConfig, strategy: tf.distribute.Strategy, images: int
 ) -> str:
     """Names the largest batch that the images fill at every size."""
-    multiple = batch_multiple(config, strategy)
-    for batch in range(config.batch_size // multiple * multiple, 0, -multiple):
+
+    def largest(batch: int) -> int:
         shapes = shared_shapes(dataclasses.replace(config, batch_size=batch), strategy)
-        if max(shape.batch for shape in shapes) <= images:
-            return f"Add images, or give --batch_size={batch}."
-    return "Add images."
+        return max(shape.batch for shape in shapes)
+
+    multiple = batch_multiple(config, strategy)
+    batches = range(multiple, config.batch_size + 1, multiple)
+    count = bisect.bisect_right(batches, images, key=largest)
+    return (
+        f"Add images, or give --batch_size={batches[count - 1]}."
+        if count
+        else ("Add images.")
+    )
 
 
 def warn_of_warmup(config: TrainConfig, steps: int) -> None:

@@ -298,6 +298,12 @@ def _train_and_evaluate(run: Run, save_seconds: float) -> list[dict]:
 
     if progress.epoch >= config.epochs:
         logging.info("all %d epochs are done", config.epochs)
+        if not (run.workdir / BEST_MODEL).exists():
+            logging.warning(
+                "%s is missing, and this command does not make it again. Restore a "
+                "copy, or train in another --workdir.",
+                run.workdir / BEST_MODEL,
+            )
     train_step = make_train_step(run.task, config, state, strategy)
     eval_step = make_eval_step(run.task, state.ema_model, strategy)
     with stop_on_sigterm() as stop:

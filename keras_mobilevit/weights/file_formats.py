@@ -60,12 +60,19 @@ def _incomplete(path: str, kind: str, error: Exception) -> str:
     )
 
 
+def _in_float32(value: Any) -> np.ndarray:
+    """Returns an array as a model will hold it: 1e300 becomes infinite."""
+    array = np.asarray(keras.ops.convert_to_numpy(value))
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
 def check_finite(values: Mapping[str, Any], path: str) -> None:
     """Refuses weights that are not finite, given as arrays by name."""
     bad = [
         name
         for name, value in values.items()
-        if not np.all(np.isfinite(keras.ops.convert_to_numpy(value)))
+        if not np.all(np.isfinite(_in_float32(value)))
     ]
     if bad:
         raise ValueError(

@@ -14,7 +14,7 @@ import keras_mobilevit
 from keras_mobilevit.__main__ import main
 from keras_mobilevit.drawing import class_color
 from keras_mobilevit.image_models import ImageModel
-from keras_mobilevit.predict import _run, top_classes
+from keras_mobilevit.predict import _evaluation_value, _run, top_classes
 from keras_mobilevit.ssdlite import detection_head
 from tests.helpers.image_files import pil_file
 
@@ -111,6 +111,22 @@ def test_a_class_without_a_name_is_refused(tmp_path):
     assert _run(model, args, "a.png", np.zeros((32, 32, 3)), 6) is found
     with pytest.raises(ValueError, match="class 5, but there are names of 3 classes"):
         _run(model, args, "a.png", np.zeros((32, 32, 3)), 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"eval_size": "48"}', "eval_size is '48'"),
+        ('{"eval_si', "not valid JSON"),
+        ('{"model_type": "other"}', ""),  # of another program
+        ("[]", ""),
+    ],
+)
+def test_a_configuration_that_is_not_used_is_told(text, reason, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(text)
+    assert _evaluation_value(str(tmp_path / "best.keras"), "eval_size") is None
+    warning = capsys.readouterr().err
+    assert reason in warning and bool(reason) == ("config.json is not" in warning)
 
 
 def test_a_lack_of_memory_is_one_line(folder, monkeypatch, capsys):

@@ -415,6 +415,14 @@ def test_the_error_for_another_variant_is_short(timm_xxs):
     assert len(str(error.value)) < 2500
 
 
+def test_numbers_that_float32_cannot_hold_are_refused(timm_xxs, tmp_path):
+    tensors = load_file(timm_xxs)
+    tensors["head.fc.bias"] = np.full(1000, 1e300)
+    save_file(tensors, tmp_path / "large.safetensors")
+    with pytest.raises(ValueError, match="large.*not finite.*head.fc.bias"):
+        build_classifier(tmp_path / "large.safetensors", "mobilevit_xxs")
+
+
 def test_other_classes_are_told(timm_xxs):
     message = "xxs of 1000 classes. Build a model of as many classes, or leave out"
     with pytest.raises(ValueError, match=message):

@@ -214,6 +214,8 @@ def test_a_training_with_batches_of_one_image_knows_the_spread(tmp_path):
     ("images", "flags", "message"),
     [
         (3, {"batch_size": 8}, "has 3 training images, but the smallest batch takes 4"),
+        # It is found by halving: counting down took minutes.
+        (900, {"batch_size": 10**6}, "Add images, or give --batch_size="),
         (0, {"batch_size": 8}, "has no train images"),
     ],
 )

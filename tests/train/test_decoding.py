@@ -160,6 +160,25 @@ def test_too_many_pixels_become_means(kind):
     assert np.abs(seen[: HEIGHT // 2, : WIDTH // 2] - means).max() <= 1
 
 
+def webp(width: int, height: int, **options) -> bytes:
+    return saved(
+        Image.new(options.pop("mode", "RGB"), (width, height)), "WEBP", **options
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lossless": True}, {"mode": "RGBA"}, {"exif": b"Exif\0\0"}]
+)
+def test_the_limit_of_webp_is_checked_before_it_is_opened(options, monkeypatch):
+    content = webp(70, 50, **options)
+    monkeypatch.setattr(image_files, "MAX_WEBP_PIXELS", 70 * 50)
+    assert image_files.decode(content).shape == (50, 70, 3)
+    monkeypatch.setattr(image_files, "MAX_WEBP_PIXELS", 70 * 50 - 1)
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(ValueError, match="more than 3,499 pixels, the maximum"):
+        image_files.decode(content)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_window_is_a_part_of_the_whole(kind):
     content = KINDS[kind]()
