@@ -6,6 +6,7 @@ import os
 import socket
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -76,6 +77,12 @@ def test_no_more_is_written_than_what_was_stated(size, message, server, tmp_path
     with pytest.raises(ValueError, match=message):
         fetch()
     assert written(tmp_path) == []
+
+
+def test_threads_fetch_the_same_file_at_once(server):
+    with ThreadPoolExecutor(4) as threads:
+        paths = list(threads.map(lambda _: fetch(), range(4)))
+    assert [path.read_bytes() for path in paths] == 4 * [CONTENT]
 
 
 def replace_by_file(path, content: bytes) -> None:
