@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import socket
+import stat
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +137,26 @@ def test_disks_without_links(missing, server, monkeypatch):
     assert fetch() == path and not path.is_symlink()
     assert path.read_bytes() == CONTENT
     assert len(server.requests) == requests
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+@pytest.mark.parametrize("missing", [(), ("symlink",)])
+def test_another_users_blob_is_linked_and_not_changed(missing, server, monkeypatch):
+    """Only its owner may change the permissions or write."""
+
+    def refuse(*args):
+        raise PermissionError("Operation not permitted")
+
+    path = fetch()
+    blob = path.resolve()
+    path.unlink()
+    blob.chmod(0o440)
+    for name in (*missing, "chmod", "fsync"):
+        monkeypatch.setattr(os, name, refuse)
+    assert fetch().read_bytes() == CONTENT
+    assert path.samefile(blob) and stat.S_IMODE(blob.stat().st_mode) == 0o440
+    hub_cache._point_to_blob(path, blob)  # of the same commit by another name
+    assert [x.name for x in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("is_store", [False, True])
