@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,15 @@ def _flush_to_disk(file: Path) -> None:
         os.fsync(opened.fileno())
 
 
+def temporary_path(path: Path) -> Path:
+    """Returns a name beside a file, for what this thread will rename to it.
+
+    Threads may write the same file at once, such as weights that each of them fetches.
+    """
+    owner = f"{os.getpid()}-{threading.get_ident()}"
+    return path.with_name(f".{path.stem}.{owner}.tmp{path.suffix}")
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary file in the same folder, then renames it to `path`.
@@ -99,7 +109,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     file, and an OSError names it, whatever library writes it.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = temporary_path(path)
     try:
         permissions = _new_permissions(temporary)
         yield temporary

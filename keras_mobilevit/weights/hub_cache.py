@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from keras_mobilevit.files import atomic_write
+from keras_mobilevit.files import atomic_write, temporary_path
 
 # Without a network both together are the longest wait.
 CONNECT_SECONDS = 4
@@ -311,15 +311,26 @@ def _download_blob(
 
 def _point_to_blob(path: Path, blob: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.unlink(missing_ok=True)  # of a process that was killed
-        try:
-            os.symlink(os.path.relpath(blob, path.parent), temporary)
-        except OSError:  # Windows asks for a right, some disks have none
-            try:
-                os.link(blob, temporary)
-            except OSError:
-                shutil.copyfile(blob, temporary)
+    # Not by `atomic_write`: it would change the permissions of the blob, which may be
+    # another user's.
+    temporary = temporary_path(path)
+    temporary.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        _link(blob, temporary)
+        os.replace(temporary, path)
+    except OSError:  # the disk has no links
+        with atomic_write(path) as copy:
+            shutil.copyfile(blob, copy)
+    finally:
+        # Nothing is renamed if both are already links to the same file.
+        temporary.unlink(missing_ok=True)
+
+
+def _link(blob: Path, path: Path) -> None:
+    try:
+        os.symlink(os.path.relpath(blob, path.parent), path)
+    except OSError:  # Windows asks for a right, some disks have none
+        os.link(blob, path)
 
 
 def remember_commit(repository: str, revision: str, commit: str) -> None:

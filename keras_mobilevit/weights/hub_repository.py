@@ -119,14 +119,15 @@ def fetch_model(text: str) -> Path:
             f"There is no file {filename} in {address.repository} at "
             f"{address.revision}. {_describe(names)}"
         )
-    path = fetch_file(address.repository, commit, filename)
-    if address.revision != commit:
-        remember_commit(address.repository, address.revision, commit)
+    beside = filename.rpartition("/")[0]
     for companion in COMPANIONS:
-        beside = filename.rpartition("/")[0]
         name = f"{beside}/{companion}" if beside else companion
         if name in names:
             fetch_file(address.repository, commit, name)
+    # The last, because a later call takes a cached model to have its companions.
+    path = fetch_file(address.repository, commit, filename)
+    if address.revision != commit:
+        remember_commit(address.repository, address.revision, commit)
     return path
 
 

@@ -5,6 +5,8 @@ import errno
 import os
 import socket
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,21 @@ from keras_mobilevit.files import (
     read_lines,
     read_text,
 )
+
+
+def test_threads_may_write_the_same_file(tmp_path):
+    path, both_write = tmp_path / "a.txt", threading.Barrier(2, timeout=10)
+
+    def write(text: str) -> None:
+        with atomic_write(path) as temporary:
+            both_write.wait()
+            temporary.write_text(text)
+            both_write.wait()
+            assert temporary.read_text() == text
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(write, "ab"))
+    assert [x.name for x in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_folder_replaces_a_folder(tmp_path):

@@ -4,8 +4,10 @@ import dataclasses
 import hashlib
 import os
 import socket
+import stat
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -78,6 +80,12 @@ def test_no_more_is_written_than_what_was_stated(size, message, server, tmp_path
     assert written(tmp_path) == []
 
 
+def test_threads_fetch_the_same_file_at_once(server):
+    with ThreadPoolExecutor(4) as threads:
+        paths = list(threads.map(lambda _: fetch(), range(4)))
+    assert [path.read_bytes() for path in paths] == 4 * [CONTENT]
+
+
 def replace_by_file(path, content: bytes) -> None:
     """Makes a plain file of a link, as a copy of the cache has it."""
     blob = path.resolve()
@@ -129,6 +137,26 @@ def test_disks_without_links(missing, server, monkeypatch):
     assert fetch() == path and not path.is_symlink()
     assert path.read_bytes() == CONTENT
     assert len(server.requests) == requests
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+@pytest.mark.parametrize("missing", [(), ("symlink",)])
+def test_another_users_blob_is_linked_and_not_changed(missing, server, monkeypatch):
+    """Only its owner may change the permissions or write."""
+
+    def refuse(*args):
+        raise PermissionError("Operation not permitted")
+
+    path = fetch()
+    blob = path.resolve()
+    path.unlink()
+    blob.chmod(0o440)
+    for name in (*missing, "chmod", "fsync"):
+        monkeypatch.setattr(os, name, refuse)
+    assert fetch().read_bytes() == CONTENT
+    assert path.samefile(blob) and stat.S_IMODE(blob.stat().st_mode) == 0o440
+    hub_cache._point_to_blob(path, blob)  # of the same commit by another name
+    assert [x.name for x in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("is_store", [False, True])

@@ -195,6 +195,16 @@ def test_a_hostile_commit_is_refused(commit: str, server, tmp_path):
     assert cached(tmp_path) == []
 
 
+def test_a_model_is_not_cached_without_its_labels(server):
+    publish(server, a__keras=b"a", labels__txt=b"cat")
+    server.etags[f"{REPOSITORY}/labels.txt"] = "0" * 64
+    with pytest.raises(ValueError, match="labels.txt of .* Expected: 0000"):
+        fetch_model(f"{ADDRESS}/a.keras@{COMMIT}")
+    server.etags.clear()
+    path = fetch_model(f"{ADDRESS}/a.keras@{COMMIT}")
+    assert path.with_name("labels.txt").read_bytes() == b"cat"
+
+
 def test_another_content_than_the_stated_is_refused(server, tmp_path):
     publish(server, a__keras=b"forged")
     server.etags[f"{REPOSITORY}/a.keras"] = "0" * 64

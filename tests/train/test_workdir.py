@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+from keras_mobilevit.files import temporary_path
 from tests.helpers.runs import CLASSIFIER as NETWORK
 from tests.helpers.runs import SMALL
 from tests.helpers.runs import TWO_EPOCHS_OF_DIGITS as CONFIG
@@ -125,22 +126,24 @@ def test_storage_without_locks_is_told(tmp_path, monkeypatch, caplog):
         assert "cannot be locked (No locks available)" in caplog.text
 
 
-def test_only_what_a_dead_run_has_left_is_removed(tmp_path):
+def test_only_what_a_dead_run_has_left_is_removed(tmp_path, monkeypatch):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
+
+    def temporary(name: str, process: int = dead.pid) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: process)
+            return temporary_path(tmp_path / name).name
+
     kept = [
         ".notes.tmp.txt",
         ".best.tmp.keras",
-        f".mine.{dead.pid}.tmp.keras",
-        f".config.{dead.pid}.tmp.json.bak",
-        f".best.{dead.pid}.mine.tmp.keras",
-        f".best.{os.getppid()}.tmp.keras",  # of a process that still runs
+        temporary("mine.keras"),
+        temporary("config.json") + ".bak",
+        f".best.{dead.pid}-1.mine.tmp.keras",
+        temporary("best.keras", os.getppid()),  # of a process that still runs
     ]
-    left = [
-        f".best.{dead.pid}.tmp.keras",
-        f".checkpoint.{dead.pid}.tmp.safetensors",
-        f".metrics.{dead.pid}.tmp.jsonl",
-    ]
+    left = [temporary(name) for name in ("best.keras", CHECKPOINT, "metrics.jsonl")]
     for name in (*kept, *left):
         (tmp_path / name).write_text("x")
     prepare_workdir(tmp_path, CONFIG, digits_source())
