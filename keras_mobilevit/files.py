@@ -129,7 +129,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 def _new_permissions(file: Path) -> int:
     """Returns the permissions that a new file gets in the folder of `file`."""
-    with open(file, "wb") as opened:
+    # What a killed process left, or a link that somebody else has put there.
+    file.unlink(missing_ok=True)
+    with open(file, "xb") as opened:
         permissions = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
     file.unlink()
     return permissions

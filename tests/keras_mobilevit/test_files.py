@@ -17,6 +17,7 @@ from keras_mobilevit.files import (
     read_json,
     read_lines,
     read_text,
+    temporary_path,
 )
 
 
@@ -33,6 +34,16 @@ def test_threads_may_write_the_same_file(tmp_path):
     with ThreadPoolExecutor() as threads:
         list(threads.map(write, "ab"))
     assert [x.name for x in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows asks for a right to make links")
+def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path):
+    (tmp_path / "other.txt").write_text("kept")
+    temporary_path(tmp_path / "a.txt").symlink_to(tmp_path / "other.txt")
+    with atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "other.txt").read_text() == "kept"
+    assert (tmp_path / "a.txt").read_text() == "new"
 
 
 def test_a_folder_replaces_a_folder(tmp_path):
