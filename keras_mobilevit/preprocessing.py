@@ -1,10 +1,16 @@
 """Prepares images for evaluation, and names ImageNet's classes."""
 
+import functools
+import os
+import tempfile
+from pathlib import Path
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_mobilevit.backend import Tensor
+from keras_mobilevit.weights.download import download, md5_of
 
 # The paper resizes the short side to 288 and crops 256 (section 4.1).
 CROP_FRACTION = 256 / 288
@@ -13,6 +19,9 @@ IMAGENET_NAMES = (
     "https://storage.googleapis.com/download.tensorflow.org/data/"
     "imagenet_class_index.json"
 )
+# Keras downloads the file again, without a limit of time, if it has another one.
+_NAMES_MD5 = "c2c37ea517e94d9795004a39431a14cb"
+_NAMES_MAX_BYTES = 2**20  # it has 35 KB
 
 
 def preprocess_input(x: Tensor, data_format: str | None = None) -> Tensor:
@@ -56,6 +65,8 @@ def decode_predictions(preds: np.ndarray, top: int = 5) -> list:
     """
     imagenet_utils = keras.applications.imagenet_utils
     try:
+        if tuple(preds.shape[1:]) == (1000,):  # else Keras refuses it
+            _cache_imagenet_names()
         return imagenet_utils.decode_predictions(preds, top=top)
     except ValueError:
         raise
@@ -65,6 +76,21 @@ def decode_predictions(preds: np.ndarray, top: int = 5) -> list:
             f"Without a network, fetch {IMAGENET_NAMES} on another machine and put it "
             f"into ~/.keras/models ($KERAS_HOME/models if set). Cause: {error}"
         ) from error
+
+
+@functools.cache
+def _cache_imagenet_names() -> None:
+    """Downloads the names to where Keras looks for them, unless they are there."""
+    path = _keras_home() / "models" / Path(IMAGENET_NAMES).name
+    if not path.is_file() or md5_of(path.read_bytes()) != _NAMES_MD5:
+        download(IMAGENET_NAMES, path, _NAMES_MAX_BYTES, _NAMES_MD5)
+
+
+def _keras_home() -> Path:
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    if os.access(home, os.W_OK):
+        return home
+    return Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()) / ".keras"
 
 
 def center_window(

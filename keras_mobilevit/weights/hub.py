@@ -11,14 +11,8 @@ import importlib.util
 import os
 from pathlib import Path
 
-import keras
-
-from keras_mobilevit.files import atomic_write
-from keras_mobilevit.weights.hub_cache import (
-    fetch_file,
-    not_downloaded,
-    require_network,
-)
+from keras_mobilevit.weights.download import download
+from keras_mobilevit.weights.hub_cache import MAX_SIZE, fetch_file, not_downloaded
 from keras_mobilevit.weights.hub_repository import fetch_model, is_address
 
 FILENAME = "model.safetensors"
@@ -203,14 +197,9 @@ def _fetch_coco(variant: str) -> Path:
     if path.exists():
         return path
     url = f"{COCO_URL}/{COCO_FILES[variant]}"
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        require_network(url)
-        with atomic_write(path) as temporary:
-            keras.utils.get_file(
-                temporary.name, url, cache_dir=path.parent, cache_subdir=""
-            )
-    except Exception as error:  # Keras raises a bare Exception
+        download(url, path, MAX_SIZE)
+    except OSError as error:
         raise not_downloaded(path.name, url, error) from error
     return path
 
