@@ -59,7 +59,7 @@ def _remove_half_written(workdir: Path) -> None:
     """Removes temporary files of killed processes, and no others."""
     for name in _WRITTEN:
         stem, suffix = re.escape(Path(name).stem), re.escape(Path(name).suffix)
-        pattern = re.compile(rf"\.{stem}\.([0-9]+)-[0-9]+\.tmp{suffix}")
+        pattern = re.compile(rf"\.{stem}\.([0-9]+)(?:-[0-9]+)?\.tmp{suffix}")
         for file in workdir.iterdir():
             match = pattern.fullmatch(file.name)
             if match and not _is_running(int(match[1])):
