@@ -122,6 +122,30 @@ def require_network(url: str) -> None:
     raise answer
 
 
+def within(seconds: float, function: Callable, *arguments: Any, **options: Any) -> Any:
+    """Returns what a function returns; raises a TimeoutError if that takes too long.
+
+    The Hub's client limits the time of each read. A server that sends a byte now and
+    then would hold it forever.
+    """
+    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put((function(*arguments, **options), None))
+        except Exception as error:
+            results.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result, error = results.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError("The server does not end its answer.") from None
+    if error is not None:
+        raise error
+    return result
+
+
 def check_online() -> None:
     """Raises an OSError if the user has set `HF_HUB_OFFLINE`."""
     from huggingface_hub import constants
@@ -234,7 +258,8 @@ def _ask(repository: str, revision: str, filename: str) -> _Stated:
     try:
         check_online()
         require_network(url)
-        found = huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_SECONDS)
+        ask = huggingface_hub.get_hf_file_metadata
+        found = within(2 * ANSWER_SECONDS, ask, url, timeout=ANSWER_SECONDS)
     except Exception as error:  # network and Hub raise many types
         raise not_downloaded(f"{filename} of {repository}", url, error) from error
     commit = check_commit(found.commit_hash, repository, revision)

@@ -21,6 +21,7 @@ from keras_mobilevit.weights.hub_cache import (
     remember_commit,
     repository_folder,
     require_network,
+    within,
 )
 
 PREFIX = "hf://"
@@ -157,8 +158,12 @@ def _list_files(address: Address) -> tuple[str, list[str]]:
     try:
         check_online()
         require_network(page)
-        info = huggingface_hub.HfApi().model_info(
-            repository, revision=revision, timeout=ANSWER_SECONDS
+        info = within(
+            2 * ANSWER_SECONDS,
+            huggingface_hub.HfApi().model_info,
+            repository,
+            revision=revision,
+            timeout=ANSWER_SECONDS,
         )
         commit, names = info.sha, [x.rfilename for x in info.siblings or ()]
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:

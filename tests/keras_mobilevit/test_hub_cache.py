@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from keras_mobilevit.weights import hub, hub_cache
+from keras_mobilevit.weights import hub, hub_cache, hub_repository
 from tests.fakes import hub_server
 
 VARIANT = "mobilevit_xxs"
@@ -84,6 +84,19 @@ def test_threads_fetch_the_same_file_at_once(server):
     with ThreadPoolExecutor(4) as threads:
         paths = list(threads.map(lambda _: fetch(), range(4)))
     assert [path.read_bytes() for path in paths] == 4 * [CONTENT]
+
+
+@pytest.mark.parametrize("address", ["imagenet", "hf://somebody/model"])
+def test_a_server_that_does_not_end_its_answer_is_given_up(
+    address, server, monkeypatch
+):
+    """It sends a byte now and then, so that no read takes long."""
+    for name in ("get_hf_file_metadata", "HfApi.model_info"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", lambda *_, **__: time.sleep(1))
+    for module in (hub_cache, hub_repository):
+        monkeypatch.setattr(module, "ANSWER_SECONDS", 0.05)
+    with pytest.raises(OSError, match="Cause: The server does not end its answer"):
+        hub.weights_file(address, VARIANT)
 
 
 def replace_by_file(path, content: bytes) -> None:
