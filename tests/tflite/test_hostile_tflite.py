@@ -188,6 +188,24 @@ def test_class_names_that_unpack_to_much_are_not_unpacked(content, file):
 
 
 @pytest.mark.parametrize(
+    "kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_damaged_class_names_are_named(kind, content, file):
+    file.write_bytes(content)
+    with zipfile.ZipFile(file, "a", kind) as archive:
+        archive.writestr("keras_mobilevit.json", json.dumps({"crop": 0.875}) * 9)
+        (member,) = archive.infolist()
+    changed = bytearray(file.read_bytes())
+    start = member.header_offset + 30 + len(member.filename)
+    changed[start + 6 : start + member.compress_size] = b"\xff" * (
+        member.compress_size - 6
+    )
+    file.write_bytes(changed)
+    with pytest.raises(ValueError, match=f"{file} is damaged at its end, where its"):
+        read_card(file)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         pytest.param("[1]", marks=pytest.mark.slow),
