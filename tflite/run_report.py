@@ -126,11 +126,6 @@ def _difference(reference: "np.ndarray", outputs: "np.ndarray", data: str) -> fl
     return difference
 
 
-def _plain(name: str) -> str:
-    """Returns a text that Matplotlib draws as `name`, not as a formula between $."""
-    return name.replace("$", r"\$")
-
-
 def plot_confusion(matrix: "np.ndarray", class_names: Sequence[str]) -> "Figure":
     """Draws a confusion matrix: counts, and colors by the share of each label."""
     import numpy as np
@@ -141,8 +136,7 @@ def plot_confusion(matrix: "np.ndarray", class_names: Sequence[str]) -> "Figure"
     side = 2.5 + 0.38 * min(len(class_names), MAX_NAMED_CLASSES)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    labels = [_plain(name) for name in class_names]
-    display = ConfusionMatrixDisplay(percent, display_labels=labels).plot(
+    display = ConfusionMatrixDisplay(percent, display_labels=class_names).plot(
         ax=axes,
         cmap="Blues",
         include_values=len(class_names) <= MAX_COUNTED_CLASSES,
@@ -170,9 +164,9 @@ def plot_samples(predictions: Predictions, class_names: Sequence[str]) -> "Figur
         cell.axis("off")
     for cell, image, index in zip(axes, predictions.images, predictions.sample_indices):
         label, guess = predictions.labels[index], predictions.tflite[index]
-        title = _plain(class_names[guess])
+        title = class_names[guess]
         if guess != label:
-            title += f"\n(is {_plain(class_names[label])})"
+            title += f"\n(is {class_names[label]})"
         cell.imshow(image)
         cell.set_title(title, fontsize=9, color="black" if guess == label else "red")
     return figure

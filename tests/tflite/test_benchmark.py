@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import keras
+import matplotlib
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -23,6 +24,7 @@ from tflite.drivers.measurement import Measurement
 from tflite.drivers.runtimes import RUNTIMES
 from tflite.formats.coreml import package as package_module
 from tflite.formats.to_tflite import tflite_content
+from tflite.report import PICTURE_STYLE
 from tflite.suites import conversion as suite_conversion
 from tflite.suites import suites
 from tflite.validation.checksum import sha256
@@ -357,12 +359,15 @@ def test_a_dollar_in_a_class_name_is_no_formula():
         max_abs=0.0,
     )
     matrix = np.eye(3, dtype=int)
-    confusion = run_report.plot_confusion(matrix, names)
-    for figure in (confusion, run_report.plot_samples(predictions, names)):
-        assert run_report._picture(figure, "names").startswith("<img")
+    with matplotlib.rc_context(PICTURE_STYLE):
+        confusion = run_report.plot_confusion(matrix, names)
+        samples = run_report.plot_samples(predictions, names)
+        for figure in (confusion, samples):
+            assert run_report._picture(figure, "names").startswith("<img")
     (axes,) = confusion.axes
-    shown = [text.get_text() for text in axes.get_yticklabels()]
-    assert [text.replace(r"\$", "$") for text in shown] == names
+    assert [text.get_text() for text in axes.get_yticklabels()] == names
+    titles = [axes.get_title() for axes in samples.axes[:3]]
+    assert titles == [f"{names[1]}\n(is {names[0]})", names[1], "$x^$\n(is $\\$)"]
 
 
 def test_a_confusion_matrix_of_many_classes_stays_a_picture():
