@@ -298,6 +298,30 @@ def _load_classifier(path: Path) -> "keras.Model":
     return model
 
 
+def _check_classes(
+    keras_file: Path, model: "keras.Model", litert: "LiteRTModel", source: "Source"
+) -> None:
+    """Refuses models that do not return one number for each class of the data."""
+    outputs = litert.outputs.values()
+    if len(outputs) != 1:
+        raise ValueError(
+            f"{litert.path} has {len(outputs)} outputs. Expected the classifier "
+            f"converted from {keras_file}, which has one."
+        )
+    (output,) = outputs
+    wanted = len(source.class_names)
+    found = math.prod(output["shape"][1:])
+    for path, classes, advice in (
+        (keras_file, model.output_shape[-1], "Give the --workdir of a run on it"),
+        (litert.path, found, f"Convert {keras_file}, and measure that file"),
+    ):
+        if classes != wanted:
+            raise ValueError(
+                f"{path} has {classes} classes, but {source.name} has {wanted}. "
+                f"{advice}."
+            )
+
+
 def write_report(workdir: Path, tflite_path: Path) -> dict[str, Any]:
     """Evaluates the models, and writes report.html and report.json.
 
@@ -320,6 +344,7 @@ def write_report(workdir: Path, tflite_path: Path) -> dict[str, Any]:
     litert = LiteRTModel(tflite_path)
     latency = _find_latency(tflite_path, workdir / "latency.jsonl")
     model = _load_classifier(workdir / "best.keras")
+    _check_classes(workdir / "best.keras", model, litert, source)
     predictions = predict(model, litert, source, config)
     report = {
         "model": config.model,

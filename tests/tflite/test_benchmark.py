@@ -342,6 +342,25 @@ def test_a_report_hides_no_number_that_is_not_finite():
         run_report.predict(model, litert, source, make_config("digits", data="digits"))
 
 
+@pytest.mark.parametrize(
+    ("classes", "shapes", "message"),
+    [
+        (10, [(1, 3)], "other.tflite has 3 classes, but .* 10. Convert .*best.keras"),
+        (3, [(1, 10)], "best.keras has 3 classes, but .* 10. Give the --workdir"),
+        (10, [(1, 9, 4), (1, 9)], "other.tflite has 2 outputs. Expected the classif"),
+    ],
+)
+def test_a_report_needs_models_of_the_same_classes(classes, shapes, message):
+    litert = SimpleNamespace(
+        path=Path("other.tflite"),
+        outputs={str(n): {"shape": np.array(x)} for n, x in enumerate(shapes)},
+    )
+    model = SimpleNamespace(output_shape=(None, classes))
+    source = load_source("classification", "digits")
+    with pytest.raises(ValueError, match=message):
+        run_report._check_classes(Path("best.keras"), model, litert, source)
+
+
 def test_a_report_needs_a_finished_run(tflite_file, tmp_path):
     with pytest.raises(ValueError, match="config.json is missing. Run train/main.py"):
         run_report.write_report(tmp_path, tflite_file)
