@@ -1,5 +1,6 @@
 """Runs a `.tflite` file with LiteRT, on NumPy arrays."""
 
+import lzma
 import os
 import struct
 import zipfile
@@ -17,7 +18,13 @@ from keras_mobilevit.tflite_structure import MAX_FILE_BYTES, check_structure
 CARD_INSIDE = "keras_mobilevit.json"  # the part of the card that is in the file
 LABELS_INSIDE = "labels.txt"
 MAX_INSIDE_BYTES = 2**24  # of a card; 100,000 class names take a fifth of it
-ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError)
+ARCHIVE_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    UnicodeDecodeError,
+)
 
 
 def read_card(path: str | os.PathLike) -> dict:

@@ -85,18 +85,22 @@ def read_measurements(path: str | Path) -> list[Record]:
             continue
         try:
             record = json.loads(line)
+            cleaned = _cleaned(record)
         except json.JSONDecodeError as error:
             print(f"skipped: {path}, line {number}: {error}", file=sys.stderr)
             continue
         except (ValueError, RecursionError) as error:  # huge numbers, deep lists
-            raise ValueError(f"{path}, line {number} cannot be read: {error}") from None
+            raise ValueError(
+                f"{path}, line {number} cannot be read: {error}. Remove this line, or "
+                "measure again."
+            ) from None
         wrong = _wrong_entry(record)
         if wrong is not None:
             raise ValueError(
                 f"{path}, line {number} is not a measurement of tflite/benchmark.py"
                 f"{wrong}. Remove this line, or measure again."
             )
-        records.append(_cleaned(record))
+        records.append(cleaned)
     return records
 
 

@@ -126,11 +126,6 @@ def _difference(reference: "np.ndarray", outputs: "np.ndarray", data: str) -> fl
     return difference
 
 
-def _plain(name: str) -> str:
-    """Returns a text that Matplotlib draws as `name`, not as a formula between $."""
-    return name.replace("$", r"\$")
-
-
 def plot_confusion(matrix: "np.ndarray", class_names: Sequence[str]) -> "Figure":
     """Draws a confusion matrix: counts, and colors by the share of each label."""
     import numpy as np
@@ -141,8 +136,7 @@ def plot_confusion(matrix: "np.ndarray", class_names: Sequence[str]) -> "Figure"
     side = 2.5 + 0.38 * min(len(class_names), MAX_NAMED_CLASSES)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    labels = [_plain(name) for name in class_names]
-    display = ConfusionMatrixDisplay(percent, display_labels=labels).plot(
+    display = ConfusionMatrixDisplay(percent, display_labels=class_names).plot(
         ax=axes,
         cmap="Blues",
         include_values=len(class_names) <= MAX_COUNTED_CLASSES,
@@ -170,9 +164,9 @@ def plot_samples(predictions: Predictions, class_names: Sequence[str]) -> "Figur
         cell.axis("off")
     for cell, image, index in zip(axes, predictions.images, predictions.sample_indices):
         label, guess = predictions.labels[index], predictions.tflite[index]
-        title = _plain(class_names[guess])
+        title = class_names[guess]
         if guess != label:
-            title += f"\n(is {_plain(class_names[label])})"
+            title += f"\n(is {class_names[label]})"
         cell.imshow(image)
         cell.set_title(title, fontsize=9, color="black" if guess == label else "red")
     return figure
@@ -304,6 +298,30 @@ def _load_classifier(path: Path) -> "keras.Model":
     return model
 
 
+def _check_classes(
+    keras_file: Path, model: "keras.Model", litert: "LiteRTModel", source: "Source"
+) -> None:
+    """Refuses models that do not return one number for each class of the data."""
+    outputs = litert.outputs.values()
+    if len(outputs) != 1:
+        raise ValueError(
+            f"{litert.path} has {len(outputs)} outputs. Expected the classifier "
+            f"converted from {keras_file}, which has one."
+        )
+    (output,) = outputs
+    wanted = len(source.class_names)
+    found = math.prod(output["shape"][1:])
+    for path, classes, advice in (
+        (keras_file, model.output_shape[-1], "Give the --workdir of a run on it"),
+        (litert.path, found, f"Convert {keras_file}, and measure that file"),
+    ):
+        if classes != wanted:
+            raise ValueError(
+                f"{path} has {classes} classes, but {source.name} has {wanted}. "
+                f"{advice}."
+            )
+
+
 def write_report(workdir: Path, tflite_path: Path) -> dict[str, Any]:
     """Evaluates the models, and writes report.html and report.json.
 
@@ -326,6 +344,7 @@ def write_report(workdir: Path, tflite_path: Path) -> dict[str, Any]:
     litert = LiteRTModel(tflite_path)
     latency = _find_latency(tflite_path, workdir / "latency.jsonl")
     model = _load_classifier(workdir / "best.keras")
+    _check_classes(workdir / "best.keras", model, litert, source)
     predictions = predict(model, litert, source, config)
     report = {
         "model": config.model,

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 from safetensors.numpy import load_file
 
+from keras_mobilevit.files import parse_json
 from keras_mobilevit.weights.compare import shorten
 from keras_mobilevit.weights.limits import (
     check_archive,
@@ -44,6 +45,10 @@ _PT_GLOBALS = re.compile(
     r"|torch\.serialization\._get_layout"
 )
 _OLD_PT_PICKLES = 5  # in files of PyTorch before 1.6, with the values after them
+# Calls of layers while Keras builds a model. The largest network of this project, a
+# segmenter of MobileViTv2, takes 244, and a Sequential of 100 layers 10,000: Keras
+# builds it again for each layer. This many take about ten seconds.
+MAX_CALLS = 25_000
 # Errors of libraries which say that a file has code, and how to run it all the same.
 _CODE = re.compile(r"weights_only|Weights only|safe_mode|unsafe.deserialization")
 
@@ -235,14 +240,38 @@ def load_model_file(path: str | os.PathLike) -> keras.Model:
 
 
 def _check_keras_archive(path: str) -> None:
-    """Refuses an archive that would take too much memory, or has no weights."""
+    """Refuses an archive that would take too much memory or time to load."""
     with zipfile.ZipFile(path) as archive:
         check_archive(path, archive)
+        config = parse_json(archive.read("config.json").decode(), "its config.json")
         if H5_IN_KERAS not in archive.namelist():
             raise ValueError(f"there is no {H5_IN_KERAS} in it")
         content = archive.read(H5_IN_KERAS)
     with h5py.File(io.BytesIO(content)) as file:
         check_h5(path, file, os.path.getsize(path))
+    calls = _calls(config)
+    if calls > MAX_CALLS:
+        raise ValueError(
+            f"building its layers takes {calls:,} calls of layers. Expected at most "
+            f"{MAX_CALLS:,}. Keras builds a Sequential again for each of its layers: "
+            "build a functional model instead, and save it again"
+        )
+
+
+def _calls(config: Any) -> int:
+    """Returns about how many calls of layers Keras needs to build a configuration."""
+    if isinstance(config, list):
+        return sum(map(_calls, config))
+    if not isinstance(config, dict):
+        return 0
+    calls = sum(map(_calls, config.values()))
+    if isinstance(layers := config.get("layers"), list):
+        calls += len(layers)
+    if config.get("class_name") == "Sequential":
+        calls *= len(config["config"]["layers"])
+    if isinstance(nodes := config.get("inbound_nodes"), list):
+        calls *= max(1, len(nodes))  # a model that is a layer may be called often
+    return calls
 
 
 def _not_loaded(path: str, error: Exception) -> str:

@@ -144,6 +144,51 @@ def test_a_layer_of_many_units_takes_no_memory(files, tmp_path):
         load_model_file(path)
 
 
+def many_layers() -> keras.Model:
+    """Has layers in a Sequential that is in another one."""
+    layers = [keras.layers.Activation("relu") for _ in range(50)]
+    inner = keras.Sequential([keras.Input((4,)), *layers])
+    return keras.Sequential([keras.Input((4,)), *[inner] * 12, *layers[:2]])
+
+
+def many_calls() -> keras.Model:
+    """Calls a model twice, which calls a model twice, and so on."""
+    x = inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Activation("relu")(x))
+    for _ in range(7):
+        inputs = keras.Input((4,))
+        model = keras.Model(inputs, model(model(inputs)))
+    return model
+
+
+@pytest.mark.parametrize("build", [many_layers, many_calls])
+def test_a_model_that_takes_hours_to_build_is_not_built(build, tmp_path, monkeypatch):
+    path = tmp_path / "slow.keras"
+    build().save(path)
+    load_model_file(path)
+    monkeypatch.setattr(file_formats, "MAX_CALLS", 250)
+    with pytest.raises(ValueError, match="slow.keras .* calls of layers") as error:
+        load_model_file(path)
+    assert "build a functional model" in str(error.value)
+
+
+def test_a_sequential_of_many_layers_is_not_built(files, tmp_path):
+    small = keras.Sequential([keras.Input((4,)), keras.layers.ReLU()])
+    config = json.loads(small.to_json())
+    layers = config["config"]["layers"]
+    for index in range(398):
+        layer = layers[1]["config"] | {"name": f"r{index}"}
+        layers.append(layers[1] | {"config": layer})
+
+    def repeat(content: bytes) -> str:
+        return json.dumps(config)
+
+    path = tmp_path / "many.keras"
+    rewrite_archive(files / "model.keras", path, {"config.json": repeat})
+    with pytest.raises(ValueError, match="takes 160,000 calls of layers. Expected at"):
+        load_model_file(path)
+
+
 def test_an_archive_that_unpacks_to_gigabytes_is_not_unpacked(files, tmp_path):
     path = tmp_path / "bomb.keras"
     rewrite_archive(
@@ -161,7 +206,7 @@ def test_other_archives_are_refused(files, tmp_path):
     for member, content, message in (
         ("model.weights.h5", None, "there is no model.weights.h5 in it"),
         ("config.json", json.dumps(layer), "holds a Dense, not a model"),
-        ("config.json", "[" * 200_000, "recursion"),
+        ("config.json", "[" * 200_000, "its config.json .* is nested too deeply"),
     ):
         path = tmp_path / "other.keras"
         rewrite_archive(files / "model.keras", path, {member: lambda _, c=content: c})

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import keras
+import matplotlib
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -23,6 +24,7 @@ from tflite.drivers.measurement import Measurement
 from tflite.drivers.runtimes import RUNTIMES
 from tflite.formats.coreml import package as package_module
 from tflite.formats.to_tflite import tflite_content
+from tflite.report import PICTURE_STYLE
 from tflite.suites import conversion as suite_conversion
 from tflite.suites import suites
 from tflite.validation.checksum import sha256
@@ -340,6 +342,25 @@ def test_a_report_hides_no_number_that_is_not_finite():
         run_report.predict(model, litert, source, make_config("digits", data="digits"))
 
 
+@pytest.mark.parametrize(
+    ("classes", "shapes", "message"),
+    [
+        (10, [(1, 3)], "other.tflite has 3 classes, but .* 10. Convert .*best.keras"),
+        (3, [(1, 10)], "best.keras has 3 classes, but .* 10. Give the --workdir"),
+        (10, [(1, 9, 4), (1, 9)], "other.tflite has 2 outputs. Expected the classif"),
+    ],
+)
+def test_a_report_needs_models_of_the_same_classes(classes, shapes, message):
+    litert = SimpleNamespace(
+        path=Path("other.tflite"),
+        outputs={str(n): {"shape": np.array(x)} for n, x in enumerate(shapes)},
+    )
+    model = SimpleNamespace(output_shape=(None, classes))
+    source = load_source("classification", "digits")
+    with pytest.raises(ValueError, match=message):
+        run_report._check_classes(Path("best.keras"), model, litert, source)
+
+
 def test_a_report_needs_a_finished_run(tflite_file, tmp_path):
     with pytest.raises(ValueError, match="config.json is missing. Run train/main.py"):
         run_report.write_report(tmp_path, tflite_file)
@@ -357,12 +378,15 @@ def test_a_dollar_in_a_class_name_is_no_formula():
         max_abs=0.0,
     )
     matrix = np.eye(3, dtype=int)
-    confusion = run_report.plot_confusion(matrix, names)
-    for figure in (confusion, run_report.plot_samples(predictions, names)):
-        assert run_report._picture(figure, "names").startswith("<img")
+    with matplotlib.rc_context(PICTURE_STYLE):
+        confusion = run_report.plot_confusion(matrix, names)
+        samples = run_report.plot_samples(predictions, names)
+        for figure in (confusion, samples):
+            assert run_report._picture(figure, "names").startswith("<img")
     (axes,) = confusion.axes
-    shown = [text.get_text() for text in axes.get_yticklabels()]
-    assert [text.replace(r"\$", "$") for text in shown] == names
+    assert [text.get_text() for text in axes.get_yticklabels()] == names
+    titles = [axes.get_title() for axes in samples.axes[:3]]
+    assert titles == [f"{names[1]}\n(is {names[0]})", names[1], "$x^$\n(is $\\$)"]
 
 
 def test_a_confusion_matrix_of_many_classes_stays_a_picture():

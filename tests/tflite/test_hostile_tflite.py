@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
+from keras_mobilevit import tflite_structure
 from keras_mobilevit.__main__ import main
 from keras_mobilevit.litert import LiteRTModel, read_card
 from keras_mobilevit.tflite_structure import check_structure
@@ -16,6 +17,34 @@ from tests.helpers.image_files import pil_file
 from tflite import benchmark
 from tflite.drivers import host
 from tflite.formats import conversion
+
+
+def write_shared(entries: int, name: int) -> bytes:
+    """Writes a list of one graph, which is a list of one tensor, many times."""
+    import flatbuffers
+
+    builder = flatbuffers.Builder()
+
+    def repeated(table: int, times: int) -> int:
+        builder.StartVector(4, times, 4)
+        for _ in range(times):
+            builder.PrependUOffsetTRelative(table)
+        return builder.EndVector()
+
+    text = builder.CreateString("x" * name)
+    schema.TensorStart(builder)
+    schema.TensorAddName(builder, text)
+    tensors = repeated(schema.TensorEnd(builder), entries)
+    schema.SubGraphStart(builder)
+    schema.SubGraphAddTensors(builder, tensors)
+    graphs = repeated(schema.SubGraphEnd(builder), entries)
+    schema.BufferStart(builder)
+    buffers = repeated(schema.BufferEnd(builder), 1)
+    schema.ModelStart(builder)
+    schema.ModelAddSubgraphs(builder, graphs)
+    schema.ModelAddBuffers(builder, buffers)
+    builder.Finish(schema.ModelEnd(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +103,25 @@ def test_a_damaged_model_is_refused_before_litert_reads_it(
     with pytest.raises(ValueError, match=message) as error:
         LiteRTModel(file)
     assert str(error.value).startswith(str(file))
+
+
+@pytest.mark.parametrize(("entries", "name"), [(500, 1), (100, 10**6)])
+def test_one_part_that_is_listed_many_times_ends_soon(entries, name, file, monkeypatch):
+    monkeypatch.setattr(tflite_structure, "MAX_LISTED_BYTES", 10**7)
+    file.write_bytes(write_shared(3, 1))
+    check_structure(file)
+    file.write_bytes(write_shared(entries, name))
+    with pytest.raises(ValueError, match=f"{file} lists more than 10 MB of tensors"):
+        check_structure(file)
+
+
+def test_a_tensor_of_many_sides_is_refused(content, file):
+    def add_sides(model) -> None:
+        model.subgraphs[0].tensors[0].shape = [2**31 - 1] * 10**5
+
+    file.write_bytes(change_model(content, add_sides))
+    with pytest.raises(ValueError, match="is not a TFLite model, or is damaged"):
+        check_structure(file)
 
 
 def test_a_damaged_model_is_not_measured(content, file):
@@ -136,6 +184,24 @@ def test_class_names_that_unpack_to_much_are_not_unpacked(content, file):
     with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("labels.txt", bytes(20_000_000))
     with pytest.raises(ValueError, match="metadata of 20 MB inside. Expected at most"):
+        read_card(file)
+
+
+@pytest.mark.parametrize(
+    "kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_damaged_class_names_are_named(kind, content, file):
+    file.write_bytes(content)
+    with zipfile.ZipFile(file, "a", kind) as archive:
+        archive.writestr("keras_mobilevit.json", json.dumps({"crop": 0.875}) * 9)
+        (member,) = archive.infolist()
+    changed = bytearray(file.read_bytes())
+    start = member.header_offset + 30 + len(member.filename)
+    changed[start + 6 : start + member.compress_size] = b"\xff" * (
+        member.compress_size - 6
+    )
+    file.write_bytes(changed)
+    with pytest.raises(ValueError, match=f"{file} is damaged at its end, where its"):
         read_card(file)
 
 

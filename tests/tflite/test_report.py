@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -244,6 +245,15 @@ def test_a_line_of_something_else_is_named(text, tmp_path):
     path = tmp_path / "latency.jsonl"
     path.write_text(text + "\n")
     with pytest.raises(ValueError, match="latency.jsonl, line 1 (cannot be|is not)"):
+        read_measurements(path)
+
+
+def test_a_record_with_deep_lists_is_named(tmp_path):
+    """Python's parser of JSON goes deeper than its functions may."""
+    depth = sys.getrecursionlimit() * 6 // 10
+    deep = json.loads("[" * depth + "]" * depth)
+    path = write(tmp_path, [record(), record(unknown=deep)])
+    with pytest.raises(ValueError, match="latency.jsonl, line 2 cannot be read: max"):
         read_measurements(path)
 
 

@@ -1,14 +1,17 @@
 """Checkpoints: whole, or refused with nothing changed."""
 
+import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import safetensors
+from safetensors.numpy import load_file, save_file
 
 from train.run import checkpoint
 
@@ -97,6 +100,42 @@ def test_missing_names_are_told(groups, path, missing):
     del groups[missing]
     with pytest.raises(ValueError, match=rf"another model.*types: {missing}/"):
         checkpoint.load_checkpoint(path, groups)
+
+
+def test_a_large_file_of_another_model_is_not_read(path):
+    size = 2**29
+    tensor = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    header = json.dumps({"__metadata__": {"progress": "{}"}, "a": tensor}).encode()
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)  # sparse
+    groups = make_groups(1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="another model.*with another --workdir"):
+            checkpoint.load_checkpoint(path, groups)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < size / 10
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_weights_are_no_checkpoint(metadata, groups, path):
+    save_file(load_file(path), path, metadata=metadata)
+    with pytest.raises(ValueError, match="complete.*it has no progress of a training"):
+        checkpoint.load_checkpoint(path, groups)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16", "bfloat16"])
+def test_all_types_come_back(dtype, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    model = keras.Sequential([keras.Input((2,))])
+    weight = model.add_weight(shape=(2,), initializer="ones", dtype=dtype, name="a")
+    checkpoint.save_checkpoint(path, {"model": model}, {})
+    weight.assign(keras.ops.zeros_like(weight))
+    checkpoint.load_checkpoint(path, {"model": model})
+    assert np.all(keras.ops.convert_to_numpy(weight).astype("float32") == 1)
 
 
 def test_a_full_disk_is_an_os_error_and_leaves_the_earlier_file(path, monkeypatch):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import sys
 
 import keras
 import numpy as np
@@ -41,10 +42,26 @@ def test_a_damaged_line_does_not_drop_the_later_ones(line, file, caplog):
     assert f"skipped line 2 of {file}" in caplog.text
 
 
-def test_what_is_not_text_is_named(file):
+def test_a_line_that_is_not_text_only_loses_itself(file, caplog):
+    lines = [json.dumps(record(epoch)).encode() for epoch in (1, 2, 3)]
+    lines[1] = lines[1].replace(b"top1", b"top\xff")
+    file.write_bytes(b"\n".join(lines) + b"\n")
+    with caplog.at_level(logging.WARNING, "absl"):
+        writer = RecordWriter(file.parent, 3, "top1")
+    assert [x["epoch"] for x in writer.records] == [1, 3]
+    assert f"skipped line 2 of {file}: it is not in UTF-8" in caplog.text
     file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="metrics.jsonl is not text in UTF-8"):
-        read_records(file)
+    assert read_records(file) == []
+
+
+def test_a_record_with_deep_lists_is_left_out(file, caplog):
+    """Python's parser of JSON goes deeper than its writer may."""
+    depth = sys.getrecursionlimit() * 6 // 10
+    deep = "[" * depth + "]" * depth
+    write(file, record(1), f'{json.dumps(record(2))[:-1]}, "x": {deep}}}')
+    with caplog.at_level(logging.WARNING, "absl"):
+        assert [x["epoch"] for x in read_epochs(file, "top1")] == [1]
+    assert f"skipped line 2 of {file}: it has no number for 'x'." in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -78,9 +95,14 @@ def test_a_run_goes_on_with_the_records_that_are_left(file):
     assert [x["top1"] for x in read_records(file)] == [0.5, 0.5, 0.75]
     copy = file.with_name("metrics.damaged.jsonl")
     assert copy.read_text("utf-8") == damaged
-    copy.unlink()
     RecordWriter(file.parent, 2, "top1")  # nothing is damaged now
-    assert not copy.exists()
+    write(file, record(1), "{worse")
+    for _ in range(2):  # it does not write a record, so it finds the same again
+        RecordWriter(file.parent, 2, "top1")
+    assert copy.read_text("utf-8") == damaged
+    second = file.with_name("metrics.damaged_2.jsonl")
+    assert second.read_text("utf-8") == file.read_text("utf-8")
+    assert sorted(file.parent.glob("metrics.*")) == sorted([copy, second, file])
 
 
 def make_model() -> keras.Model:

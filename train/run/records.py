@@ -1,5 +1,8 @@
 """Records of a run: one JSON line per epoch, TensorBoard, curves and pictures."""
 
+import codecs
+import filecmp
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +14,7 @@ from absl import logging
 from matplotlib.figure import Figure
 from PIL import Image
 
-from keras_mobilevit.files import atomic_write, parse_json, read_text
+from keras_mobilevit.files import MAX_TEXT_BYTES, atomic_write, check_file, parse_json
 from train.tasks.drawing import contact_sheet
 
 JPEG_QUALITY = 90
@@ -32,9 +35,12 @@ def _numbered_records(path: Path) -> Iterator[tuple[int, dict]]:
     """Yields the number of each line that holds an object, and the object."""
     if not path.exists():
         return
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(_lines(path), 1):
         try:
-            record = parse_json(line, "it") if line.strip() else None
+            record = parse_json(line.decode(), "it") if line.strip() else None
+        except UnicodeDecodeError:
+            logging.warning("skipped line %d of %s: it is not in UTF-8", number, path)
+            continue
         except ValueError as error:
             logging.warning("skipped line %d of %s: %s", number, path, error)
             continue
@@ -42,6 +48,12 @@ def _numbered_records(path: Path) -> Iterator[tuple[int, dict]]:
             yield number, record
         elif line.strip():
             logging.warning("skipped line %d of %s: it is no object", number, path)
+
+
+def _lines(path: Path) -> list[bytes]:
+    # Each is decoded by itself: one damaged byte must not take the others with it.
+    check_file(path, MAX_TEXT_BYTES)
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
 
 
 def read_epochs(path, best_metric: str, *others: str) -> list[dict]:
@@ -54,6 +66,9 @@ def read_epochs(path, best_metric: str, *others: str) -> list[dict]:
     records = []
     for number, record in _numbered_records(Path(path)):
         wrong = [name for name in needed if not _is_number(record.get(name))]
+        unknown = (name for name in record if name not in needed)
+        # Deep lists cannot be written again.
+        wrong += [ascii(x)[:80] for x in unknown if isinstance(record[x], list | dict)]
         if wrong:
             logging.warning(
                 "skipped line %d of %s: it has no number for %s. Is it a file of "
@@ -95,11 +110,14 @@ def plot_curves(records: list[dict], best_metric: str) -> Figure:
 
 
 def _count_lines(file: Path) -> int:
-    return sum(bool(line.strip()) for line in read_text(file).split("\n"))
+    return sum(bool(line.strip()) for line in _lines(file))
 
 
 def _copy_damaged(file: Path) -> None:
-    copy = file.with_name("metrics.damaged.jsonl")
+    numbers = itertools.chain([""], map("_{}".format, itertools.count(2)))
+    copies = (file.with_name(f"metrics.damaged{number}.jsonl") for number in numbers)
+    # A run that ends before its next record finds the same lines again.
+    copy = next(x for x in copies if not x.exists() or filecmp.cmp(file, x, False))
     with atomic_write(copy) as temporary:
         shutil.copyfile(file, temporary)
     logging.warning("copied %s with its damaged lines to %s", file, copy)
@@ -109,7 +127,8 @@ class RecordWriter:
     """Writes the records of a run, and the pictures that `draw` makes of each epoch.
 
     Drops records after `epochs_done`: a killed process may have left them. If a line
-    cannot be read, the whole file is copied to `metrics.damaged.jsonl` first.
+    cannot be read, the whole file is copied to `metrics.damaged.jsonl` first, or to
+    `metrics.damaged_2.jsonl` if there is another one.
     """
 
     def __init__(
