@@ -164,7 +164,7 @@ def test_an_image_of_another_shape_names_the_file(file):
         ({"input": {"largest_value": "x"}}, "largest_value"),
         ({"labels": "cat"}, "a list of names"),
         ({"labels": [1]}, "a list of names"),
-        ({"classes": "3"}, "a number from 1"),
+        ({"classes": "3"}, "a whole number from 1 to 131072"),
         ({"crop": 0}, "above 0, at most 1"),
         ({"crop": 10**400}, "above 0, at most 1"),
         ({"parity": []}, "an object"),
