@@ -84,8 +84,12 @@ lint: $(VENV)/.dev  ## Check style and types, as CI does.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+$(VENV)/.docs: setup.py constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[docs]'
+	@touch $@
+
 # With `--quiet`, `--strict` would not count the warnings.
-docs: $(VENV)/.dev  ## Build the documentation site: site/index.html.
+docs: $(VENV)/.docs  ## Build the documentation site: site/index.html.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.dev  ## Mend style.

@@ -210,7 +210,7 @@ def labels_beside(path: str, classes: int) -> list[str]:
     file = Path(path).with_name("labels.txt")
     labels = read_lines(file) if file.exists() else []
     if labels:
-        hint = " Remove labels.txt, or put it beside its own model."
+        hint = " Remove labels.txt, put it beside its own model, or give --labels=FILE."
         check_labels(labels, classes, str(file), hint)
     return labels
 

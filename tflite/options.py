@@ -234,9 +234,9 @@ def _check_photos(formats: list[str], data: Data, may_be_digits: bool) -> None:
     names = ", ".join(formats)
     if data.calibration is None:
         raise ValueError(
-            f"{names}: the loss of 8 bits shows only on photos like those of the "
-            "application. Received neither --data=folder:PATH nor "
-            "--calibration=FOLDER; 200 photos are enough."
+            f"{names}: 8 bits need photos like those of your app, to set their ranges "
+            "and to measure what they lose. Give --data=folder:PATH (class folders) or "
+            "--calibration=FOLDER. 200 photos are enough."
         )
     if "digits" in (data.calibration, data.validation) and not may_be_digits:
         raise ValueError(
@@ -261,8 +261,9 @@ def _warn_of_int8(args, data: Data) -> None:
         )
     if data.calibration == data.validation and photo_folder(data.validation):
         logging.warning(
-            "The photos of %s both calibrate and validate the files. Name others with "
-            "--%s.",
+            "The photos of %s both calibrate and check the files, so the check is too "
+            "favorable. Name others with --%s. Of class folders, --data=folder:PATH "
+            "uses one part for each.",
             data.calibration,
             "data" if args.calibration else "calibration",
         )

@@ -153,10 +153,17 @@ def _given_labels(options: Options, classes: int | None) -> list[str]:
 
 def _class_names(options: Options, classes: int) -> list[str]:
     """Returns the names that the training gave the classes, [] if unknown."""
-    if options.model.endswith(".keras"):
-        return labels_beside(options.model, classes)
-    if Path(options.weights).is_file():
-        return labels_beside(options.weights, classes)
+    is_keras = options.model.endswith(".keras")
+    if is_keras or Path(options.weights).is_file():
+        try:
+            return labels_beside(
+                options.model if is_keras else options.weights, classes
+            )
+        except ValueError as error:
+            if not options.labels:
+                raise
+            logging.warning("Took the class names of --labels. %s", error)
+            return []
     row, _ = registry.split_name(options.model)
     published = row.load().published_labels
     if options.weights == row.published_weights and len(published) == classes:
@@ -238,10 +245,16 @@ def _warn_of_no_accuracy(reference: Reference) -> None:
             "right, but each image of %s has one class.",
             data,
         )
+    elif data == "digits" and task.metric and not reference.has_labels:
+        logging.warning(
+            "No photos were given: the files are compared with Keras on pictures of "
+            "digits, and the accuracy is not measured. Give --data to measure it."
+        )
     elif names and task.metric and not reference.has_labels:
         logging.warning(
             "Accuracy is not measured: the model's classes are not known to be those "
-            "of %s (%s, ...). Name them in labels.txt beside the model, one per line.",
+            "of %s (%s, ...). Name them in labels.txt beside the model, one per line, "
+            "or in the file of --labels.",
             data,
             ", ".join(names[:3]),
         )

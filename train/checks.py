@@ -15,6 +15,7 @@ from train.data.source import Source
 # A training that learns has several times the steps of its warm-up; the recipes for
 # photos have five times as many.
 WARMUPS = 5
+FEWEST_STEPS = 3  # of an epoch, in a batch size that is proposed
 
 
 def batch_multiple(config: TrainConfig, strategy: tf.distribute.Strategy) -> int:
@@ -58,25 +59,43 @@ def _refuse_too_few_images(
 def _smaller_batch(
     config: TrainConfig, strategy: tf.distribute.Strategy, images: int
 ) -> str:
-    """Names the largest batch that the images fill at every size."""
+    """Names a batch with which an epoch has some steps, and the epochs it needs."""
+
+    def shapes(batch: int) -> list[sampler.BatchShape]:
+        return shared_shapes(dataclasses.replace(config, batch_size=batch), strategy)
 
     def largest(batch: int) -> int:
-        shapes = shared_shapes(dataclasses.replace(config, batch_size=batch), strategy)
-        return max(shape.batch for shape in shapes)
+        return max(shape.batch for shape in shapes(batch))
 
     multiple = batch_multiple(config, strategy)
     batches = range(multiple, config.batch_size + 1, multiple)
-    count = bisect.bisect_right(batches, images, key=largest)
-    return (
-        f"Add images, or give --batch_size={batches[count - 1]}."
-        if count
-        else ("Add images.")
+    for most in (images // FEWEST_STEPS, images):
+        if count := bisect.bisect_right(batches, most, key=largest):
+            break
+    else:
+        return "Add images."
+    batch = batches[count - 1]
+    steps = config.epochs * len(
+        sampler.epoch_schedule(shapes(batch), images, 0, config.seed)
     )
+    epochs = f" --epochs={_needed_epochs(config, steps)}"
+    return f"Add images, or give --batch_size={batch}" + (
+        f"{epochs}." if _is_short(config, steps) else "."
+    )
+
+
+def _is_short(config: TrainConfig, steps: int) -> bool:
+    """Tells whether the warm-up takes most of a training."""
+    return config.warmup_steps > steps // 2
+
+
+def _needed_epochs(config: TrainConfig, steps: int) -> int:
+    return math.ceil(WARMUPS * config.warmup_steps * config.epochs / max(steps, 1))
 
 
 def warn_of_warmup(config: TrainConfig, steps: int) -> None:
     """Warns if the warm-up takes most of the training, and says what helps."""
-    if config.warmup_steps <= steps // 2:
+    if not _is_short(config, steps):
         return
     pretrained = (
         "Start from pretrained weights: few images teach little to random ones. "
@@ -84,7 +103,6 @@ def warn_of_warmup(config: TrainConfig, steps: int) -> None:
         + "Add --weights=imagenet" * (config.task != "classification")
         + ", in another --workdir. "
     )
-    epochs = math.ceil(WARMUPS * config.warmup_steps * config.epochs / max(steps, 1))
     logging.warning(
         "The learning rate rises for %d steps, but the whole training has about "
         "%d, and may learn little. %sLower --warmup_steps or raise --epochs, such as "
@@ -92,7 +110,7 @@ def warn_of_warmup(config: TrainConfig, steps: int) -> None:
         config.warmup_steps,
         steps,
         "" if config.weights else pretrained,
-        epochs,
+        _needed_epochs(config, steps),
     )
 
 

@@ -74,7 +74,7 @@ def not_downloaded(name: str, url: str, error: Exception) -> OSError:
     """Returns an error that says what to do without a network."""
     return OSError(
         f"{name} is not cached and cannot be downloaded. Without a network, fetch "
-        f"{url} on another machine and pass the file's path as `weights`. "
+        f"{url} on another machine and pass the file's path as `weights` or --weights. "
         f"Cause: {error}"
     )
 

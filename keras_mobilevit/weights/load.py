@@ -72,7 +72,10 @@ def _identify(tensors: dict[str, np.ndarray], path: str) -> CheckpointFormat:
 
 
 def _describe(
-    tensors: dict[str, np.ndarray], source: CheckpointFormat, model: keras.Model
+    tensors: dict[str, np.ndarray],
+    source: CheckpointFormat,
+    model: keras.Model,
+    is_selected: Callable[[str], bool],
 ) -> str:
     """Says which classifier a file holds, if it holds another one than the model."""
     kernel = tensors.get(f"{source.modules.get('predictions')}.weight")
@@ -84,7 +87,14 @@ def _describe(
     if own == (features, classes):
         return ""
     advice = "Build a model of this variant and as many classes."
-    if own[0] == features:
+    if is_selected is is_backbone:
+        advice = "Build a model of this variant."
+    elif not heads:
+        advice = (
+            "To start a detector or a segmenter from it, build it with `weights=None` "
+            "and call `keras_mobilevit.load_backbone(model, path)`."
+        )
+    elif own[0] == features:
         advice = "Build a model of as many classes, or leave out the classifier."
     for config in VARIANTS.values():
         width = config.head_channels or config.stage_channels[-1]
@@ -142,7 +152,7 @@ def _load_pytorch(
     tensors = _PYTORCH_READERS[os.path.splitext(path)[1]](path)
     source = _identify(tensors, path)
     _check_family(model, source, path)
-    holds = _describe(tensors, source, model)
+    holds = _describe(tensors, source, model, is_selected)
     ignored_modules = {
         module.partition("#")[0]
         for layer_name, module in source.modules.items()

@@ -451,7 +451,7 @@ def test_a_named_model_is_not_calibrated_on_the_digits():
     fp32 = options.data_from_flags(Args())
     assert (fp32.validation, fp32.calibration) == ("digits", None)
     for name in ("dynamic", "int8-mixed", "int8", "int8-qat", "coreml-int8"):
-        with pytest.raises(ValueError, match=f"{name}: .*neither --data=folder:PATH"):
+        with pytest.raises(ValueError, match=f"{name}: .*Give --data=folder:PATH"):
             options.data_from_flags(Args(formats=["fp32", name]))
     found = options.data_from_flags(Args(formats=["int8"], calibration="photos"))
     assert (found.validation, found.calibration) == ("photos", "photos")
@@ -561,7 +561,7 @@ def test_photos_prove_a_file_that_its_own_training_images_calibrate(tmp_path, ca
     )
     assert not caplog.text
     options.data_from_flags(Args(formats=["int8"], calibration=folder))
-    assert "both calibrate and validate" in caplog.text
+    assert "both calibrate and check" in caplog.text
     with pytest.raises(ValueError, match="int8-qat trains on images with labels"):
         options.data_from_flags(Args(formats=["int8-qat"], calibration=folder))
 
@@ -669,7 +669,7 @@ GOOD_CARD = {
         ({"parity": {"max_abs": 0.0, "psnr_db": np.nan}}, "PSNR .* in dB is nan"),
         (
             {"parity": {"max_abs": 0.0, "psnr_db": 140.0, "agreement": 0.9}},
-            "fraction of the objects or pixels: 0.9; at least",
+            "objects or pixels that Keras finds: 0.9; at least",
         ),
         ({"accuracy": accuracy_of(69.0)}, "beyond the tolerance: 0.9; at most 0"),
         ({"accuracy": accuracy_of(69.9)}, None),

@@ -98,7 +98,7 @@ CHECKS: dict[str, Check] = {
     "parity": _check_parity,  # largest difference of an output
     "max_relative_error": _check_max_relative_error,  # that over the largest output
     "agreement": _at_least(  # fraction of equal objects or pixels
-        "agrees with Keras on only this fraction of the objects or pixels:",
+        "finds only this fraction of the objects or pixels that Keras finds:",
         lambda card: card["parity"].get("agreement", 1.0),
     ),
     "psnr": _at_least(
