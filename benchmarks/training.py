@@ -51,6 +51,7 @@ from benchmarks.workers import (
 )
 from train.cli.command import INTERRUPTED, run_command
 from train.cli.console import quiet_libraries
+from train.cli.json_lines import append_text, check_output
 from train.cli.networks import variant_names
 from train.config import MIN_SIZE, PRECISIONS
 from train.data.sampler import batch_shapes
@@ -259,7 +260,9 @@ def define_common_flags() -> None:
         f"Measured steps per turn. Default: {STEPS}; with --what=input {INPUT_STEPS} "
         "batches.",
     )
-    flags.DEFINE_string("output", None, "File to which each median adds a JSON line.")
+    flags.DEFINE_string(
+        "output", None, "The .jsonl file to which each median adds a line."
+    )
 
 
 FLAG_GROUPS = {
@@ -271,14 +274,14 @@ FLAG_GROUPS = {
 
 def measure(args: flags.FlagValues, records: list[dict]) -> None:
     """Measures, and adds each record to the output and to `records` at once."""
-    if args.output and not Path(args.output).absolute().parent.is_dir():
-        raise ValueError(f"There is no folder for --output={args.output}.")
+    if args.output:
+        check_output(args.output)
+        append_text(args.output, "")  # before anything is measured
     measured = measure_input(args) if args.what == "input" else measure_steps(args)
-    with open(args.output or os.devnull, "a", encoding="utf-8") as output:
-        for record in measured:
-            records.append(record)
-            output.write(json.dumps(record, allow_nan=False) + "\n")
-            output.flush()
+    for record in measured:
+        records.append(record)
+        if args.output:
+            append_text(args.output, json.dumps(record, allow_nan=False) + "\n")
 
 
 def main(argv: list[str]) -> None:

@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 
-from keras_mobilevit.command_line import make_parser
+from keras_mobilevit.command_line import INTERRUPTED, make_parser, raise_interrupts
 from keras_mobilevit.terminal import guard_terminal
 
 
@@ -21,6 +21,7 @@ def main() -> None:
 
     args = make_parser().parse_args()
     try:
+        raise_interrupts()
         predict(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
@@ -33,7 +34,7 @@ def main() -> None:
         )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)  # as a shell after Ctrl-C
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

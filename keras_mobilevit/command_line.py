@@ -33,6 +33,7 @@ from keras_mobilevit.configs import (
     VARIANTS,
 )
 
+INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 TOP_CLASSES = 5
 MIN_SCORE = 0.3  # boxes of a lower score are not drawn
 # Model names are one of these prefixes, or none, and the name of a backbone.
@@ -92,9 +93,33 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Start:
+    """The state of `quiet_start`, for a signal handler."""
+
+    terminal = 2  # the file descriptor
+    child: int | None = None  # the process that shows the lines of a failed start
+
+
+def _end_at_once(*signal_and_frame: object) -> NoReturn:
+    """Ends the process; a library might catch a KeyboardInterrupt while it loads."""
+    if _Start.child is not None:
+        os.kill(_Start.child, signal.SIGKILL)
+    os.write(_Start.terminal, b"interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+def raise_interrupts() -> None:
+    """Lets Ctrl-C raise a KeyboardInterrupt again, after `quiet_start`."""
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextlib.contextmanager
 def quiet_start() -> Iterator[None]:
     """Keeps TensorFlow's start-up lines out of the output of this command.
+
+    Ctrl-C ends the command with one line, also after this context, until it calls
+    `raise_interrupts`.
 
     `python -m` imports the package, which loads Keras in this context, before it runs
     the command. The arguments are parsed first, so that `--help` and mistakes are
@@ -106,6 +131,8 @@ def quiet_start() -> Iterator[None]:
     if sys.argv[:1] != ["-m"] or "keras_mobilevit" not in sys.orig_argv:
         yield
         return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+        signal.signal(signal.SIGINT, _end_at_once)
     make_parser().parse_args()
     if "TF_CPP_MIN_LOG_LEVEL" in os.environ or not hasattr(os, "fork"):
         yield
@@ -118,6 +145,7 @@ def quiet_start() -> Iterator[None]:
     if child == 0:
         os.close(target)
         _copy_at_end(source, original)
+    _Start.terminal, _Start.child = original, child
     os.dup2(target, 2)
     os.close(source)
     os.close(target)
@@ -129,6 +157,7 @@ def quiet_start() -> Iterator[None]:
     finally:
         sys.stderr.flush()
         os.dup2(original, 2)  # closes the pipe
+        _Start.terminal, _Start.child = 2, None
         os.close(original)
         os.waitpid(child, 0)
 

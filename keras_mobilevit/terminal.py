@@ -2,22 +2,27 @@ r"""Keeps what foreign text may do to a terminal to letters.
 
 Names of files, classes, tensors and phones may hold sequences that move the cursor,
 change the title or hide lines. They are shown as they would be written in Python, such
-as `\x1b`. Imports nothing of the package: `train.cli` runs this file without it.
+as `\x1b`. Only progress bars may control a terminal. They are known by the code that
+writes, because a name can hold all that a bar writes. Imports nothing of the package:
+`train.cli` runs this file without it.
 """
 
 import re
 import sys
+from types import FrameType
 from typing import TextIO
 
-# Controls, but not tab and line feed; marks that reverse the direction of writing; and
-# halves of characters, which Python makes of a file name that is not UTF-8.
+# Controls, but not tab and ends of lines; marks that reverse the direction of writing;
+# and halves of characters, which Python makes of a file name that is not UTF-8.
 _CONTROLS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-    "\ud800-\udfff]"
+    "\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
+    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-# What progress bars write: back to the start of a line, and Keras's three colors.
-_OF_BARS = re.compile("(^\x08*\r|\r(?=\n|\\Z)|\x1b\\[(?:0|1|32|37)m)")
-_LINE_UP = re.compile("\n*(?:\x1b\\[A|\r)*")  # what tqdm writes between several bars
+# What progress bars write: back to the start of a line, tqdm between several bars only
+# lines up, and Keras its colors. A bar may also hold names.
+_OF_TQDM = re.compile("(^\r|^(?:\x1b\\[A)+\\Z)")
+_OF_KERAS = re.compile("(^\x08*\r|\x1b\\[(?:0|1|32|37)m)")
+_KERAS = "keras.src.utils."
 
 
 def _escape(found: re.Match) -> str:
@@ -25,16 +30,36 @@ def _escape(found: re.Match) -> str:
 
 
 def readable_text(text: str) -> str:
-    """Returns a text without what controls a terminal, except for progress bars."""
-    if not _CONTROLS.search(text) or _LINE_UP.fullmatch(text):
+    """Returns a text with the controls of a terminal as they are written in Python."""
+    return _CONTROLS.sub(_escape, text)
+
+
+def _of_bar(writer: FrameType) -> re.Pattern | None:
+    """Returns what a caller of `write` may write, if it is a progress bar."""
+
+    def module(frame: FrameType | None) -> str:
+        return frame.f_globals.get("__name__", "") if frame else ""
+
+    if module(writer) == "tqdm.utils" and writer.f_back:  # tqdm's wrapper of a stream
+        writer = writer.f_back
+    if module(writer) == "tqdm.std" and writer.f_code.co_name != "write":
+        return _OF_TQDM  # `tqdm.write` writes texts of others
+    callers = module(writer), module(writer.f_back)
+    is_keras = callers == (f"{_KERAS}io_utils", f"{_KERAS}progbar")
+    return _OF_KERAS if is_keras else None
+
+
+def _readable(text: str, writer: FrameType) -> str:
+    if not _CONTROLS.search(text):
         return text
-    parts = _OF_BARS.split(text)  # every second part is of a bar
-    parts[::2] = [_CONTROLS.sub(_escape, part) for part in parts[::2]]
+    allowed = _of_bar(writer)
+    parts = allowed.split(text) if allowed else [text]  # every second part is allowed
+    parts[::2] = map(readable_text, parts[::2])
     return "".join(parts)
 
 
 def guard_terminal() -> None:
-    """Makes standard output and standard error write only `readable_text`.
+    """Makes standard output and standard error write `readable_text`, and bars.
 
     A terminal may also lack letters of a name; they are shown in the same way.
     """
@@ -49,7 +74,7 @@ def _guard(stream: TextIO) -> None:
     write = stream.write
 
     def write_readable(text: str) -> int:
-        write(readable_text(text))
+        write(_readable(text, sys._getframe(1)))
         return len(text)
 
     setattr(stream, "write", write_readable)  # noqa: B010  mypy: a method

@@ -65,6 +65,7 @@ from tflite.suites import suites
 from train.cli import tables
 from train.cli.command import INTERRUPTED, run_command
 from train.cli.console import readable
+from train.cli.json_lines import append_text, check_output
 
 
 def format_table(
@@ -138,10 +139,13 @@ def make_record(
 
 
 def end_last_line(path: str) -> None:
-    """Ends the last line of a file, which an interrupted run may have left open."""
-    if Path(path).is_file() and Path(path).read_bytes()[-1:] not in (b"", b"\n"):
-        with open(path, "a", encoding="utf-8") as file:
-            file.write("\n")
+    """Ends the last line of a file, which an interrupted run may have left open.
+
+    A file that does not exist is created, which tells whether it can be.
+    """
+    is_file = Path(path).is_file()
+    is_open = is_file and Path(path).read_bytes()[-1:] not in (b"", b"\n")
+    append_text(path, "\n" if is_open else "")
 
 
 def measure(
@@ -157,13 +161,12 @@ def measure(
     cards = {
         Path(path): _read_card(path) for path in paths
     }  # before anything is measured
-    with open(output or os.devnull, "a", encoding="utf-8") as file:
-        for measurement in targets.TARGETS[target].measure(paths, target_options):
-            measurements.append(measurement)
-            record = make_record(measurement, target, cards[Path(measurement.file)])
-            line = json.dumps(record, allow_nan=False, ensure_ascii=False)
-            file.write(readable(f"{line}\n"))
-            file.flush()
+    for measurement in targets.TARGETS[target].measure(paths, target_options):
+        measurements.append(measurement)
+        record = make_record(measurement, target, cards[Path(measurement.file)])
+        line = json.dumps(record, allow_nan=False, ensure_ascii=False)
+        if output:
+            append_text(output, readable(f"{line}\n"))
 
 
 def print_results(measurements: list[Measurement], target: str) -> None:
@@ -205,7 +208,7 @@ def define_flags() -> None:
         "suite_dir", "runs/suite", "Folder of the suite's converted files."
     )
     flags.DEFINE_string(
-        "output", None, "File to which one JSON line per measurement is appended."
+        "output", None, "The .jsonl file that gets one more line per measurement."
     )
 
 
@@ -230,8 +233,8 @@ def main(argv: list[str]) -> None:
     missing = None
     output = args.output and os.path.expanduser(args.output)
     try:
-        if output and not Path(output).absolute().parent.is_dir():
-            raise ValueError(f"There is no folder for --output={output}.")
+        if output:  # a suite takes long to convert
+            check_output(output, argv[1:])
         target_options = targets.read_options(args)
         target.check(target_options)
         paths = _paths(argv[1:], args)

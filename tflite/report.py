@@ -7,7 +7,8 @@ Examples:
 Reads the JSON lines of tflite/benchmark.py. Writes a page with embedded pictures, and
 the same tables as Markdown beside it (latency.md). Several measurements of one file in
 one setting become one row of medians. Measurements with a warning, such as heat, count
-only if all of the row have one.
+only if all of the row have one. Replaces earlier pages of this command, and no other
+file.
 """
 
 import importlib.util
@@ -281,12 +282,31 @@ def render_markdown(records: list[Record], rows: list[Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _refuse_others(output: Path) -> None:
+    """Raises a ValueError if a page would replace a file of somebody else."""
+    starts = {
+        output: html_page(TITLE, "").partition("<style>")[0],
+        output.with_suffix(".md"): f"# {TITLE}\n\n{ABOUT.partition('.')[0]}",
+    }
+    for path, start in starts.items():
+        if not os.path.lexists(path):
+            continue
+        with open(path, "rb") as file:
+            is_ours = file.read(len(start)) in (start.encode(), b"")
+        if not is_ours:
+            raise ValueError(
+                f"{path} was not written by this command, and would be replaced. Name "
+                "another --output, or remove the file."
+            )
+
+
 def write_report(paths: Sequence[str | Path], output: Path) -> list[Row]:
     """Writes the page (`.html`), and the Markdown beside it. Returns their rows."""
     if output.suffix != ".html":
         raise ValueError(f"--output must end in .html. Received: {output}.")
     if not output.parent.is_dir():
         raise ValueError(f"There is no folder {output.parent}.")
+    _refuse_others(output)
     records = name_devices([r for path in paths for r in read_measurements(path)])
     if not records:
         names = ", ".join(map(str, paths))

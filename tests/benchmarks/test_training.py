@@ -209,6 +209,7 @@ def test_help_and_errors(tmp_path):
         ("--what=input", "--data=folder:PATH. Received: none."),
         ("--model=nonsense", "mobilevit_xxs, mobilevit_xs, mobilevit_s"),
         ("--output=/nowhere/x", "There is no folder for --output=/nowhere/x."),
+        ("--output=README.md", "--output must end in .jsonl. Received: README.md."),
     ):
         result = run(flag, cwd=tmp_path)
         assert result.returncode != 0

@@ -393,3 +393,36 @@ def test_names_with_a_byte_order_mark(tmp_path, monkeypatch, capsys):
     (tmp_path / "labels.txt").write_bytes("K\u00e4fer".encode("latin1"))
     with pytest.raises(SystemExit, match=r"labels.txt is not text in UTF-8. Save it"):
         run(monkeypatch, capsys, *arguments)
+
+
+INTERRUPT_AT = """
+import os, signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run without it
+
+class Interrupter:
+    def find_spec(name, path, target=None):
+        if name == os.environ["INTERRUPT_AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupter)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize(
+    ("module", "level"),
+    [
+        ("keras", {}),
+        ("keras", {"TF_CPP_MIN_LOG_LEVEL": "2"}),  # without a second process
+        pytest.param("tensorflow.python.data", {}, marks=pytest.mark.slow),
+        pytest.param("keras_mobilevit.predict", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_ends_the_start_in_one_line(module, level, tmp_path, monkeypatch):
+    """Each import is a moment of the start, which takes seconds."""
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT_AT)
+    variables = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "INTERRUPT_AT": module}
+    result = run_in_a_process("predict", "a.jpg", **variables, **level)
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")

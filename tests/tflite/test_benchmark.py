@@ -109,15 +109,28 @@ except SystemExit as ended:
         (("cut.tflite",), "cut.tflite is not a TFLite model"),
         (("cut.tflite", "--num_threads=0"), "num_threads"),
         (("cut.tflite", "--output=/nowhere/x"), "no folder for --output=/nowhere/x"),
+        (("cut.tflite", "--output=cut.tflite"), "--output must end in .jsonl"),
+        (("cut.tflite", "--output=cut.jsonl"), "the same file as the input cut.tflite"),
     ],
 )
 def test_errors_of_the_benchmark(arguments, message, tflite_file, tmp_path):
     for name in ("cut.tflite", "cut.pb"):
         (tmp_path / name).write_bytes(tflite_file.read_bytes()[:5000])
+    os.link(tmp_path / "cut.tflite", tmp_path / "cut.jsonl")
     result = run_here("tflite/benchmark.py", *arguments, folder=tmp_path)
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+    assert (tmp_path / "cut.tflite").stat().st_size == 5000
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has it")
+def test_a_full_disk_is_named(tflite_file, tmp_path):
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    flags = "--runs=1", "--output=full.jsonl"
+    result = run_here("tflite/benchmark.py", tflite_file, *flags, folder=tmp_path)
+    assert "error: [Errno 28] No space left on device: 'full.jsonl'" in result.stderr
+    assert "tiny.tflite litert" in result.stdout  # what was measured
 
 
 def test_files_of_one_name_have_rows_of_their_own():
@@ -141,8 +154,8 @@ def test_a_cut_line_is_ended_before_the_next(tmp_path):
         path.write_text(before)
         benchmark.end_last_line(str(path))
         assert path.read_text() == after
-    benchmark.end_last_line(str(tmp_path / "none"))
-    assert not (tmp_path / "none").exists()
+    benchmark.end_last_line(str(tmp_path / "new.jsonl"))
+    assert (tmp_path / "new.jsonl").read_text() == ""
 
 
 @pytest.mark.slow

@@ -305,6 +305,19 @@ def test_errors_of_the_report(arguments, message, tmp_path):
     assert not list(tmp_path.glob("*.html"))
 
 
+@pytest.mark.parametrize("suffix", [".md", ".html"])
+def test_only_pages_of_this_command_are_replaced(suffix, tmp_path):
+    source, page = write(tmp_path), tmp_path / "page.html"
+    for _ in range(2):
+        report.write_report([source], page)
+    page.with_suffix(suffix).write_text("# Latency\n\nWhat I know of it.")
+    page.with_suffix({".md": ".html", ".html": ".md"}[suffix]).unlink()
+    with pytest.raises(ValueError, match=f"page{suffix} was not written by this"):
+        report.write_report([source], page)
+    assert page.with_suffix(suffix).read_text().endswith("What I know of it.")
+    assert len(list(tmp_path.iterdir())) == 2  # the measurements, and this file
+
+
 def test_a_suite_names_its_files():
     assert list(SUITES) == ["paper"]
     files = files_of("paper", Path("runs"))

@@ -239,7 +239,7 @@ def test_annotations_that_cannot_be_read(tmp_path, caplog):
     one = voc_xml(("cat", 1, 1, 9, 9))
     train = {
         "good": one,
-        "unknown": '<?xml version="1.0" encoding="foo"?>' + one,
+        "unclosed": one[:-1],
         "nameless": voc_xml(("", 1, 1, 9, 9), ("cat", 2, 2, 9, 9)),
     }
     path = make_voc_boxes(tmp_path, train, {"v": one})

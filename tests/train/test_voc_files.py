@@ -1,6 +1,7 @@
 """Lists and files of VOC's layout, in the forms that people have them."""
 
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -215,12 +216,29 @@ def test_two_annotations_of_one_image_are_refused(voc):
 def test_xml_of_other_systems(encoding, voc):
     add(voc, "a")
     declared = {"utf-8-sig": "utf-8"}.get(encoding, encoding)
-    xml = f"<?xml version='1.0' encoding='{declared}'?>\r\n{XML}"
+    xml = f"<?xml version='1.0' encoding = '{declared}'?>\r\n{XML}"
     xml = xml.replace("cup", " größe\r\n")
     for name in "av":
         (voc / "Annotations" / f"{name}.xml").write_bytes(xml.encode(encoding))
     write_list(voc, "train", "a\n")
     assert load_source("detection", f"voc:{voc}").class_names == ("größe",)
+
+
+@pytest.mark.parametrize("encoding", ["punycode", "utf-7", "hz", "foo"])
+def test_xml_in_an_encoding_of_no_tool_is_left_out(encoding, voc, caplog):
+    """To decode punycode takes quadratic time: these 400 KB would take 7 seconds."""
+    for name in "ap":
+        add(voc, name)
+    write_list(voc, "train", "a\np\n")
+    declaration = f'<?xml version="1.0" encoding="{encoding}"?>'
+    text = declaration + "<annotation>-" + "zaaa9" * 80_000
+    (voc / "Annotations" / "a.xml").write_text(text, "utf-8")
+    start = time.monotonic()
+    with caplog.at_level(logging.WARNING, "absl"):
+        source = load_source("detection", f"voc:{voc}")
+    assert time.monotonic() - start < 3 and source.num_examples["train"] == 1
+    assert "encoding that is not read, images skipped: save them" in caplog.text
+    assert "a.xml" in caplog.text
 
 
 @pytest.mark.parametrize(

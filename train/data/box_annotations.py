@@ -208,12 +208,11 @@ def drop_repeats(objects: Objects, name: str, report: AnnotationReport) -> Objec
     return Objects(objects.path, *(values[kept] for values in objects[1:]))
 
 
-def has_few_objects(objects: Objects, report: AnnotationReport) -> bool:
+def has_few_objects(count: int, path: str, report: AnnotationReport) -> bool:
     """Tells whether an image has at most `MAX_OBJECTS`, and counts it if not."""
     kind = f"images with more than {MAX_OBJECTS:,} objects, skipped: divide them"
-    has_too_many = len(objects.boxes) > MAX_OBJECTS
-    report.add(kind, objects.path, int(has_too_many))
-    return not has_too_many
+    report.add(kind, path, int(count > MAX_OBJECTS))
+    return count <= MAX_OBJECTS
 
 
 def object_columns(images: Sequence[Objects]) -> dict[str, tf.RaggedTensor]:

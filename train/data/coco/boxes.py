@@ -196,7 +196,7 @@ def coco_objects(
         report.add(kind, str(path), len(parts) > 1)
         columns = map(np.concatenate, zip(*(part[1:] for part in parts)))
         objects = drop_repeats(Objects(str(path), *columns), str(path), report)
-        if has_few_objects(objects, report):
+        if has_few_objects(len(objects.boxes), str(path), report):
             yield objects
 
 

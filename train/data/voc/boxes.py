@@ -1,5 +1,6 @@
 """Images with boxes in PASCAL VOC's layout: one XML file for each image."""
 
+import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,16 @@ from train.data.voc.files import Files, read_names, without_ending
 
 # An annotation of 4,096 objects has one. To parse this many bytes takes up to 1 GB.
 MAX_XML_BYTES = 2**24
-_ENCODING = re.compile(rb"""<\?xml[^>]*encoding=["']([\w.-]+)["']""")
+_ENCODING = re.compile(rb"""<\?xml[^>]*encoding\s*=\s*["']([\w.-]{1,40})["']""")
+# Python's names of the encodings that annotation tools write. It has others, such as
+# punycode, that take minutes for a megabyte.
+_KNOWN_ENCODINGS = re.compile(
+    r"utf-(8|16)(-[bl]e)?|ascii|iso8859-\d+|cp125\d|gb18030|gbk|gb2312|big5|shift_jis"
+    r"|euc_jp|euc_kr|koi8-r"
+)
+_OTHER_ENCODING = (
+    "annotations in an encoding that is not read, images skipped: save them as UTF-8"
+)
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _FOUND_BY_FILENAME = "images found by the <filename> of their annotation"
 _FILENAME_OF_ANOTHER = (
@@ -93,11 +103,14 @@ def _number(node: Element, tag: str) -> float:
         return float("nan")
 
 
-def _decoded(content: bytes) -> bytes | str:
-    """Decodes an XML file whose declared encoding the parser may not know."""
+def _encoding(content: bytes) -> str | None:
+    """Returns the declared encoding of an XML file, or `None` if it is not allowed."""
     declared = _ENCODING.match(content)
-    name = declared[1].decode() if declared else "utf-8"
-    return content if name.lower().startswith("utf") else content.decode(name)
+    try:
+        name = codecs.lookup(declared[1].decode()).name if declared else "utf-8"
+    except LookupError:
+        return None
+    return name if _KNOWN_ENCODINGS.fullmatch(name) else None
 
 
 def _parse(file: Path, report: AnnotationReport) -> Element | None:
@@ -108,10 +121,16 @@ def _parse(file: Path, report: AnnotationReport) -> Element | None:
     except (OSError, ValueError) as error:
         report.add("annotations that cannot be read, images skipped", str(error))
         return None
+    encoding = _encoding(content)
+    if encoding is None:
+        report.add(_OTHER_ENCODING, str(file))
+        return None
     try:
-        root = defusedxml.ElementTree.fromstring(_decoded(content))
+        # The parser knows UTF, but not every other encoding.
+        text = content if encoding.startswith("utf") else content.decode(encoding)
+        root = defusedxml.ElementTree.fromstring(text)
     except (ParseError, DefusedXmlException, LookupError, ValueError):
-        # LookupError: an unknown encoding. ValueError: not the declared encoding.
+        # LookupError: the parser's, of an encoding. ValueError: not the declared one.
         report.add("annotations that are not valid XML, images skipped", str(file))
         return None
     for node in root.iter():  # tools differ in namespace and case
@@ -202,17 +221,21 @@ def voc_objects(path: Path, split: str, report: AnnotationReport) -> Iterator[Ob
         header = None if image is None else image_header(image, report)
         if root is None or image is None or header is None:
             continue
+        nodes = list(root.iter("object"))
+        if not has_few_objects(len(nodes), str(image), report):
+            continue  # before they are read, which takes much longer
         stated = _stated_size(root)
         canvas = find_canvas(header, stated, f"{file} states", image, report)
-        objects = _objects(root, image, file, canvas, report)
-        if has_few_objects(objects, report):
-            yield objects
+        yield _objects(nodes, image, file, canvas, report)
 
 
 def _objects(
-    root: Element, image: Path, file: Path, canvas: Canvas, report: AnnotationReport
+    nodes: list[Element],
+    image: Path,
+    file: Path,
+    canvas: Canvas,
+    report: AnnotationReport,
 ) -> Objects:
-    nodes = list(root.iter("object"))
     corners = [[_number(node, f"bndbox/{tag}") for tag in _CORNERS] for node in nodes]
     boxes, kept = place_boxes(corners, canvas, str(file), report)
     names = np.array([node.findtext("name", "").strip() for node in nodes], object)
