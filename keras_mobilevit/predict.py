@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras import ops
+from PIL import Image, PngImagePlugin
 
 from keras_mobilevit.backend import Tensor
 from keras_mobilevit.card_checks import MAX_COUNT
@@ -58,6 +59,7 @@ _EVALUATION_KEYS: dict[str, Callable] = {
     "eval_size": lambda x: isinstance(x, int) and MIN_SIZE <= x <= MAX_SIZE,
     "eval_crop": lambda x: isinstance(x, int | float) and 0 < x <= 1,
 }
+_MARK = "Software", "keras_mobilevit predict"  # a text inside of each drawing
 MOST_CLASSES = 1000  # that get numbers, if their number is unknown
 # Of an image in memory, and of a drawing. Larger ones are shrunk: with all that is made
 # of it, an image of the maximum of a file would take 7 GB.
@@ -307,11 +309,15 @@ def _picture_files(args: argparse.Namespace, suffix: str) -> list[Path]:
         for path in args.images
     ]
     images = {Path(path).resolve() for path in args.images}
-    replaced = [str(file) for file in files if file.resolve() in images]
-    if replaced:
+    others = [
+        str(file)
+        for file in files
+        if file.resolve() in images or os.path.lexists(file) and not _is_drawing(file)
+    ]
+    if others:
         raise ValueError(
-            f"The pictures would replace the images {', '.join(replaced)}. Name "
-            "another folder with --output."
+            f"The pictures would replace {', '.join(others)}, which is an image of "
+            "yours. Name another folder with --output."
         )
     repeated = sorted({str(file) for file in files if files.count(file) > 1})
     if repeated:
@@ -370,8 +376,20 @@ def _run(
 
 
 def _save_picture(picture: np.ndarray, file: Path) -> None:
+    information = PngImagePlugin.PngInfo()
+    information.add_text(*_MARK)
     with atomic_write(file) as temporary:
-        keras.utils.save_img(temporary, picture, scale=False)
+        Image.fromarray(picture).save(temporary, pnginfo=information)
+
+
+def _is_drawing(file: Path) -> bool:
+    """Tells whether this command has drawn a file, which it may then replace."""
+    name, value = _MARK
+    try:
+        with Image.open(file, formats=("PNG",)) as image:
+            return image.info.get(name) == value
+    except Exception:  # damaged files raise many types
+        return False
 
 
 def _evaluation_value(weights: str, key: str) -> float | None:

@@ -146,9 +146,15 @@ def test_a_picture_does_not_replace_an_image(tmp_path, monkeypatch, capsys):
     before = (tmp_path / "a_boxes.png").read_bytes()
     files = sorted(tmp_path.glob("a*"))
     weights = f"--weights={tmp_path / 'best.keras'}"
-    with pytest.raises(SystemExit, match="would replace the images .*a_boxes.png"):
+    for images in (files, files[:1]):
+        with pytest.raises(SystemExit, match="would replace .*a_boxes.png, which is"):
+            run(monkeypatch, capsys, "predict", *images, weights)
+        assert (tmp_path / "a_boxes.png").read_bytes() == before
+    files[1].unlink()
+    for _ in range(2):  # it replaces its own
+        run(monkeypatch, capsys, "predict", files[0], weights, "--size=64")
+    with pytest.raises(SystemExit, match="would replace .*a_boxes.png, which is"):
         run(monkeypatch, capsys, "predict", *files, weights)
-    assert (tmp_path / "a_boxes.png").read_bytes() == before
 
 
 def test_other_labels_are_refused():

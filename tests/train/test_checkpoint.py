@@ -87,6 +87,17 @@ def test_a_truncated_file_sets_nothing(path, part):
     assert_equal(other, before)
 
 
+def test_values_that_are_not_finite_are_named_and_set_nothing(groups, path):
+    weight = groups["model"].weights[0]
+    weight.assign(np.full(weight.shape, np.nan))
+    checkpoint.save_checkpoint(path, groups, {"epoch": 3})
+    other = make_groups(1)
+    before = values(other)
+    with pytest.raises(ValueError, match="not finite: model/tiny/hidden/kernel. Rest"):
+        checkpoint.load_checkpoint(path, other)
+    assert_equal(other, before)
+
+
 def test_another_shape_is_named_and_sets_nothing(path):
     other = make_groups(1, units=5)
     before = values(other)

@@ -75,6 +75,12 @@ def load_checkpoint(path, groups: dict) -> dict:
     # Only now: a file of another model may be large.
     with _opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in variables}
+    bad = [name for name, x in tensors.items() if not np.all(np.isfinite(x))]
+    if bad:
+        raise ValueError(
+            f"{path} has values that are not finite: {', '.join(bad[:10])}. Restore a "
+            "copy of it, or remove it to train from the first epoch."
+        )
     for name, variable in variables.items():
         variable.assign(tensors[name])
     return progress
