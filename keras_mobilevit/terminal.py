@@ -49,10 +49,10 @@ def _of_bar(writer: FrameType) -> re.Pattern | None:
     return _OF_KERAS if is_keras else None
 
 
-def _readable(text: str, writer: FrameType) -> str:
+def _readable(text: str, writer: FrameType | None) -> str:
     if not _CONTROLS.search(text):
         return text
-    allowed = _of_bar(writer)
+    allowed = _of_bar(writer) if writer else None
     parts = allowed.split(text) if allowed else [text]  # every second part is allowed
     parts[::2] = map(readable_text, parts[::2])
     return "".join(parts)
@@ -74,7 +74,9 @@ def _guard(stream: TextIO) -> None:
     write = stream.write
 
     def write_readable(text: str) -> int:
-        write(_readable(text, sys._getframe(1)))
+        # No function calls it when Python itself writes the message of `sys.exit`.
+        frame: FrameType | None = sys._getframe()
+        write(_readable(text, frame.f_back if frame else None))
         return len(text)
 
     setattr(stream, "write", write_readable)  # noqa: B010  mypy: a method

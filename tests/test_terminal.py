@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import subprocess
 import sys
 
 import keras
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from keras_mobilevit.__main__ import main
 from keras_mobilevit.terminal import guard_terminal, readable_text
 from tests.helpers.commands import run_here
+from train.cli.command import TERMINAL
 from train.cli.console import _BarSafeStream
 
 BAD = "a\x1b]0;owned\x07\x1b[2J\x9b31m\u202eb\rc\x08"
@@ -106,6 +108,20 @@ def test_a_name_in_a_bar_of_tqdm():
     text = shown(draw_tqdm, f"{KERAS[-1]}\x1b[A\rspoof")
     assert "\x1b[37m" not in text and "\rspoof" not in text
     assert "\\x1b[37m\\x1b[A\\rspoof" in text and "\x1b[A\r" in text
+
+
+def test_the_message_of_an_exit_is_written():
+    """Python writes it when no function runs any more."""
+    code = (
+        "import runpy, sys\n"
+        f"runpy.run_path({TERMINAL!r})['guard_terminal']()\n"
+        "sys.exit('error: \\x1b[31m')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert result.stderr == "error: \\x1b[31m\n"
+    assert result.returncode == 1
 
 
 COMMANDS = {
