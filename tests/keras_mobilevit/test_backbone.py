@@ -44,6 +44,7 @@ def test_the_same_layers_in_every_model():
         assert model.get_layer("P3").output.shape == (None, 8, 8, 48)
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_classifier(tmp_path):
     classifier = keras_mobilevit.MobileViT_XXS(
         include_top=False, weights=None, input_shape=(64, 64, 3)

@@ -115,6 +115,7 @@ def test_logits_of_the_second_family_equal_the_reference(
     check_segmenter(model, output_stride, sizes, name)
 
 
+@pytest.mark.slow
 def test_resized_logits_of_the_second_family_equal_the_reference(v2, tmp_path):
     """The centers of the corner pixels stay in place."""
     name = f"segmentation/cvnets_{V2}"
@@ -218,6 +219,7 @@ def test_logits_are_upsampled_between_the_centers_of_pixels():
     np.testing.assert_allclose(y[0, 1, :, 0], [1, 1.25, 1.75, 2])
 
 
+@pytest.mark.slow
 def test_static_sizes_give_the_same(voc_xxs):
     images = reference.images(120, 100)
     static, dynamic = (

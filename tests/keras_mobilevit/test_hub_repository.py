@@ -83,6 +83,7 @@ def test_every_format_that_is_read(name: str, server, small, tmp_path):
             np.testing.assert_array_equal(wanted, found)
 
 
+@pytest.mark.slow
 def test_heads_and_the_backbone_alone(server, small, tmp_path):
     publish(server, a__safetensors=saved(small, "a.safetensors", tmp_path))
     detector = keras_mobilevit.SSDLite("mobilevit_xxs", classes=2, weights=None)
@@ -278,6 +279,7 @@ def test_predict_reads_the_labels_beside_the_model(
     assert all(name in printed for name in ("ant", "bee", "cat"))
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(server, tmp_path):
     """Nothing but the library has imported parts of the Hub's."""
     publish(server, a__keras=b"a")

@@ -45,6 +45,7 @@ def test_without_a_backend_the_import_says_what_to_run(backend: str):
     assert backend in last and "Run `pip install tensorflow`, or" in last
 
 
+@pytest.mark.slow
 def test_without_litert_a_file_says_what_to_run(tflite_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(ValueError, match="Run `pip install ai-edge-litert`"):

@@ -216,6 +216,7 @@ def test_int8_is_saved_as_rounded_floats(tmp_path):
     assert not np.array_equal(rounded["head.fc.weight"], plain["head.fc.weight"])
 
 
+@pytest.mark.slow
 def test_other_quantization_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     model = build_classifier(None, classes=7)

@@ -275,6 +275,7 @@ def classes_drawn(page, picture) -> np.ndarray:
     return np.abs(drawn[:, :, None] - expected).sum(axis=-1).argmin(axis=-1)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_chromium_draws_the_classes_that_keras_finds(network, network_files, tmp_path):
     picture = random_picture()

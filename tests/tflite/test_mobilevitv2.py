@@ -83,7 +83,7 @@ SLOW = pytest.mark.slow
 HEADS = [
     ("classifier", ODD, "logits"),
     pytest.param("classifier", EVEN, "logits", marks=SLOW),
-    ("detector", ODD, "none"),
+    pytest.param("detector", ODD, "none", marks=SLOW),
     pytest.param("detector", ODD, "builtin", marks=SLOW),
     pytest.param("detector", 96, "none", marks=SLOW),
     pytest.param("detector", 240, "builtin", marks=SLOW),

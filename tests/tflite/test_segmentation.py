@@ -231,6 +231,7 @@ def negative_model() -> tuple[keras.Model, np.ndarray]:
     return model, images
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not gpu.find_driver(), reason="apt install chromium libvulkan1")
 @pytest.mark.parametrize("output", segmentation.OUTPUT_VARIANTS)
 def test_the_gpu_takes_all_of_it(output, negative_model, tmp_path):

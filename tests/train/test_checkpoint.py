@@ -207,8 +207,9 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of files")
-@pytest.mark.parametrize("size", [pytest.param(0, marks=pytest.mark.slow), 100_000])
+@pytest.mark.parametrize("size", [0, 100_000])
 def test_a_full_disk_names_the_model(size, tmp_path):
     path = tmp_path / "best.keras"
     command = [sys.executable, "-c", FULL_DISK, str(path), str(size)]

@@ -232,6 +232,7 @@ def test_training_skips_and_names_what_it_cannot_decode(mixed_folder, batch_size
     assert_decoded(source, "train", batches, colors)
 
 
+@pytest.mark.slow
 def test_files_in_memory_give_the_same_batches(mixed_folder):
     source, _ = mixed_folder
     cached = load_source("classification", source.name, cache=True)

@@ -190,6 +190,7 @@ def test_the_batches_of_replicas_do_not_depend_on_the_pipelines():
     assert_same_batches(alone, together[1::2])
 
 
+@pytest.mark.slow
 def test_a_run_with_all_of_it(tmp_path):
     config = dataclasses.replace(CONFIG, epochs=1, decay_norms=False, batch_size=256)
     (record,) = loop.train_and_evaluate(CLASSIFIER, config, digits_source(), tmp_path)

@@ -158,6 +158,7 @@ def test_names_longer_than_their_picture_are_not_cut():
     assert (long[:CAPTION_HEIGHT] != long[0, 0]).any()
 
 
+@pytest.mark.slow
 def test_examples_are_the_first_that_can_be_read(tmp_path):
     xmls = {name: voc_xml(("cat", 9, 6, 45, 30)) for name in "abcdef"}
     path = make_voc_boxes(tmp_path, {"t": xmls["a"]}, xmls)

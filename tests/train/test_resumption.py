@@ -39,6 +39,7 @@ def checkpoint(workdir) -> dict:
     return load_file(Path(workdir) / CHECKPOINT)
 
 
+@pytest.mark.slow
 def test_the_rest_of_an_epoch_is_the_same():
     source = digits_source()
     shapes = sampler.batch_shapes(CONFIG.sizes, CONFIG.base_size, CONFIG.batch_size)

@@ -269,7 +269,11 @@ def pictured(source) -> dict:
 
 @pytest.mark.parametrize(
     "prepare",
-    [eval_batch, pytest.param(comparison_images, marks=pytest.mark.slow), pictured],
+    [
+        eval_batch,
+        pytest.param(comparison_images, marks=pytest.mark.slow),
+        pytest.param(pictured, marks=pytest.mark.slow),
+    ],
 )
 def test_a_large_photo_adds_nothing_to_the_small_ones(prepare, tmp_path):
     """Half a megapixel in a frame for six would take three megabytes."""
