@@ -366,7 +366,9 @@ def _run(
             f"{args.weights} returns NaN or infinite values for {path}. Expected the "
             "weights of a training that has not diverged."
         )
-    largest = int(np.max(outputs.get("classes", -1), initial=-1))
+    # Class maps have bytes, which cannot hold -1.
+    found = np.asarray(outputs.get("classes", ()), np.int64)
+    largest = int(found.max(initial=-1))
     if largest >= classes:
         raise ValueError(
             f"{args.weights} returns the class {largest}, but there are names of "

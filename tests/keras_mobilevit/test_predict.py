@@ -103,9 +103,10 @@ def test_errors(arguments, message, folder, monkeypatch, capsys):
         run(monkeypatch, capsys, "predict", *arguments)
 
 
-def test_a_class_without_a_name_is_refused(tmp_path):
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
+def test_a_class_without_a_name_is_refused(dtype):
     """Class numbers come from a file, and names may from another."""
-    found = {"classes": np.int32([[0, 5]])}
+    found = {"classes": np.array([[0, 5]], dtype)}
     model = ImageModel("segmenter", (32, 32), None, lambda image: found)
     args = types.SimpleNamespace(weights="seg.tflite")
     assert _run(model, args, "a.png", np.zeros((32, 32, 3)), 6) is found
