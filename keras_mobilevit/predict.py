@@ -9,7 +9,6 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras import ops
-from PIL import Image, PngImagePlugin
 
 from keras_mobilevit.backend import Tensor
 from keras_mobilevit.card_checks import MAX_COUNT
@@ -30,7 +29,7 @@ from keras_mobilevit.configs import (
 )
 from keras_mobilevit.deeplab import DeepLabV3
 from keras_mobilevit.drawing import BACKGROUND, add_legend, draw_boxes, draw_classes
-from keras_mobilevit.files import atomic_write, read_json, read_lines
+from keras_mobilevit.files import read_json, read_lines
 from keras_mobilevit.image_files import read_header, read_image
 from keras_mobilevit.image_models import (
     CLASSIFIER,
@@ -41,6 +40,7 @@ from keras_mobilevit.image_models import (
     image_model_from_keras,
 )
 from keras_mobilevit.litert import read_card
+from keras_mobilevit.picture_files import picture_files, save_picture
 from keras_mobilevit.preprocessing import (
     CROP_FRACTION,
     decode_predictions,
@@ -59,7 +59,6 @@ _EVALUATION_KEYS: dict[str, Callable] = {
     "eval_size": lambda x: isinstance(x, int) and MIN_SIZE <= x <= MAX_SIZE,
     "eval_crop": lambda x: isinstance(x, int | float) and 0 < x <= 1,
 }
-_MARK = "Software", "keras_mobilevit predict"  # a text inside of each drawing
 MOST_CLASSES = 1000  # that get numbers, if their number is unknown
 # Of an image in memory, and of a drawing. Larger ones are shrunk: with all that is made
 # of it, an image of the maximum of a file would take 7 GB.
@@ -227,13 +226,13 @@ def _draw_objects(
     image_model: ImageModel, args: argparse.Namespace, labels: list[str] | None
 ) -> None:
     """Prints the objects on each image and draws them in a PNG file."""
-    files = _picture_files(args, "boxes")
+    files = picture_files(args.images, args.output, "boxes")
     size = _input_size(image_model, args, DETECTOR_SIZE)
     names = _class_names(labels, image_model.classes, COCO_NAMES)
     for file, (path, image, found) in zip(
         files, _outputs(image_model, args, size, len(names))
     ):
-        _save_picture(draw_boxes(image, **found, labels=names), file)
+        save_picture(draw_boxes(image, **found, labels=names), file)
         count = len(found["boxes"])
         print(f"{path}: {count} objects at {_format_size(size)}, drawn in {file}")
         width, height = read_header(path).size
@@ -246,7 +245,7 @@ def _color_classes(
     image_model: ImageModel, args: argparse.Namespace, labels: list[str] | None
 ) -> None:
     """Prints the classes on each image and colors them in a PNG file."""
-    files = _picture_files(args, "classes")
+    files = picture_files(args.images, args.output, "classes")
     size = _input_size(image_model, args, SEGMENTER_SIZE)
     names = _class_names(labels, image_model.classes, VOC_NAMES)
     for file, (path, image, found) in zip(
@@ -256,7 +255,7 @@ def _color_classes(
         shares = np.bincount(classes.ravel(), minlength=len(names)) / classes.size
         present = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
         legend = {i: names[i] for i in present if names[i] != BACKGROUND}
-        _save_picture(add_legend(draw_classes(image, classes, names), legend), file)
+        save_picture(add_legend(draw_classes(image, classes, names), legend), file)
         count = len(present)
         print(f"{path}: {count} classes at {_format_size(size)}, drawn in {file}")
         for label in present:
@@ -300,32 +299,6 @@ def _class_names(
             "name for each class, one in a line, in --labels or in the file's card."
         )
     return names
-
-
-def _picture_files(args: argparse.Namespace, suffix: str) -> list[Path]:
-    """Returns the file of each image's picture, and checks that they differ."""
-    files = [
-        Path(args.output or Path(path).parent) / f"{Path(path).stem}_{suffix}.png"
-        for path in args.images
-    ]
-    images = {Path(path).resolve() for path in args.images}
-    others = [
-        str(file)
-        for file in files
-        if file.resolve() in images or os.path.lexists(file) and not _is_drawing(file)
-    ]
-    if others:
-        raise ValueError(
-            f"The pictures would replace {', '.join(others)}, which is an image of "
-            "yours. Name another folder with --output."
-        )
-    repeated = sorted({str(file) for file in files if files.count(file) > 1})
-    if repeated:
-        raise ValueError(
-            f"The pictures of several images would have the name {', '.join(repeated)}."
-            " Run the command once for each of these images, with another --output."
-        )
-    return files
 
 
 def _outputs(
@@ -375,23 +348,6 @@ def _run(
             f"{classes} classes. Expected the class names of its training in --labels."
         )
     return outputs
-
-
-def _save_picture(picture: np.ndarray, file: Path) -> None:
-    information = PngImagePlugin.PngInfo()
-    information.add_text(*_MARK)
-    with atomic_write(file) as temporary:
-        Image.fromarray(picture).save(temporary, pnginfo=information)
-
-
-def _is_drawing(file: Path) -> bool:
-    """Tells whether this command has drawn a file, which it may then replace."""
-    name, value = _MARK
-    try:
-        with Image.open(file, formats=("PNG",)) as image:
-            return image.info.get(name) == value
-    except Exception:  # damaged files raise many types
-        return False
 
 
 def _evaluation_value(weights: str, key: str) -> float | None:
